@@ -1,0 +1,50 @@
+# Needs Python >= 3.10, git and make; everything else goes into .venv.
+#   make test ARGS="tests/unit -k lease"     make demo SECONDS=30 JSON=1     make PYTHON=python3.12 test
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := dev
+ARGS ?=
+
+# The floor of coverage is checked where everything runs: in CI, and not for a part of the tests.
+COVERAGE := $(if $(filter true 1,$(CI)),$(if $(ARGS),,--cov))
+
+export SECONDS JSON
+
+.PHONY: help install test lint format typing demo clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make test | lint | format | typing | demo | clean"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@python=""; for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3 python; do \
+	    if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then python=$$p; break; fi; done; \
+	if [ -z "$$python" ]; then echo "no Python >= 3.10 with venv found (on Debian: apt-get install python3 python3-venv); name one with PYTHON=..." >&2; exit 1; fi; \
+	echo "$(VENV): $$($$python --version)"; test -x $(BIN)/python || $$python -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typing: $(STAMP)
+	$(BIN)/mypy
+
+demo: $(STAMP)
+	$(BIN)/python -m example_project.demo
+
+clean:
+	rm -rf $(VENV) .cache .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""celery-neli: an elected leader in every Celery beat and worker, on the Kafka that is already there.
+
+Any number of `celery beat -S celery_neli.Scheduler` may run; one of them sends. The election is NELI, "leader induction" over a Kafka
+consumer group, hardened by a lease that is bought and proven in the log of a leader topic (docs/protocol.md).
+
+One pass reads the package: records -> lease -> events -> member -> journal, group -> curator -> leadership -> signals -> bootsteps ->
+scheduler. Importing it starts no thread, opens no socket and does not load confluent_kafka.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celery_neli.bootsteps import install
+    from celery_neli.config import Config
+    from celery_neli.curator import Neli, State
+    from celery_neli.exceptions import ClosedError, ConfigurationError, NeliError, TopicError
+    from celery_neli.member import LeaderAcquired, LeaderFenced, LeaderRevoked
+    from celery_neli.scheduler import Scheduler
+
+__version__ = "0.1.0"
+__all__ = [
+    "ClosedError",
+    "Config",
+    "ConfigurationError",
+    "LeaderAcquired",
+    "LeaderFenced",
+    "LeaderRevoked",
+    "Neli",
+    "NeliError",
+    "Scheduler",
+    "State",
+    "TopicError",
+    "install",
+]
+
+_HOMES = {
+    "Config": "config",
+    "ConfigurationError": "exceptions",
+    "ClosedError": "exceptions",
+    "NeliError": "exceptions",
+    "TopicError": "exceptions",
+    "LeaderAcquired": "member",
+    "LeaderFenced": "member",
+    "LeaderRevoked": "member",
+    "Neli": "curator",
+    "State": "curator",
+    "Scheduler": "scheduler",
+    "install": "bootsteps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for (PEP 562): every `celery` command imports this package."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

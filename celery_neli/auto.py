@@ -1,0 +1,9 @@
+"""Imported for its effect: `imports = ["celery_neli.auto"]` in an app's configuration installs celery-neli in it."""
+
+from __future__ import annotations
+
+from celery import current_app
+
+from celery_neli.bootsteps import install
+
+install(current_app._get_current_object())  # noqa: SLF001 - Celery's own name for the app behind the proxy

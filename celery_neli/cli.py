@@ -1,0 +1,147 @@
+"""`celery neli …`: status, resign, kafka.
+
+Every `celery` command imports this module, so it loads confluent_kafka only when one of its own commands runs.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery.bin.base import CeleryCommand, handle_preload_options
+
+if TYPE_CHECKING:
+    from celery_neli.status import ElectionStatus
+
+ELECTIONS = ("beat", "worker")
+
+
+@click.group(name="neli")
+@click.pass_context
+@handle_preload_options
+def neli(ctx: click.Context) -> None:
+    """Leader election: who leads, hand over, a Kafka for development."""
+
+
+@neli.command(cls=CeleryCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--election", type=click.Choice(ELECTIONS), help="Only this one; by default every one whose topic exists.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
+    """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader."""
+    from celery_neli.exceptions import NeliError
+
+    try:
+        found = _look(ctx.obj.app, election)
+    except NeliError as exc:
+        if as_json:
+            print(json.dumps({"led": False, "error": str(exc), "elections": []}))
+            ctx.exit(1)
+        raise click.ClickException(str(exc)) from None
+    shown = [each for each in found if each.exists or election] or found[:1]
+    led = all(each.led for each in shown)
+    if as_json:
+        print(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))
+    else:
+        for each in shown:
+            _print(each)
+    ctx.exit(0 if led else 1)
+
+
+@neli.command(cls=CeleryCommand)
+@click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
+@click.option("--role", help="The role; may be left out if there is one.")
+@click.option("--to", help="Name of the member that is to lead next; by default whoever the group prefers.")
+@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait for the next leader.")
+@click.pass_context
+def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
+    """Ask the leader to hand over, and wait for the next one. Exit status 1 if none came in time."""
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
+    from celery_neli.request import hand_over
+
+    try:
+        config = from_app(ctx.obj.app, election)
+        before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
+    except NeliError as exc:
+        raise click.ClickException(str(exc)) from None
+    print(f"{election}: {before.leader} (term {before.term}) handed over to {after.leader} (term {after.term}) in {seconds:.1f} s")
+
+
+@neli.command(cls=CeleryCommand)
+@click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
+@click.pass_context
+def kafka(ctx: click.Context, port: int) -> None:
+    """Run the embedded Kafka until interrupted: for development, never for production. It forgets everything when it ends."""
+    from celery_neli.embedded import EmbeddedKafka
+    from celery_neli.exceptions import NeliError
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        with EmbeddedKafka(port=port) as running:
+            print(f"embedded Kafka on {running.bootstrap_servers}: for development, never for production; Ctrl-C ends it", flush=True)
+            ended.wait()
+    except NeliError as exc:
+        raise click.ClickException(str(exc)) from None
+
+
+def _log() -> Any:
+    import logging
+
+    return logging.getLogger("celery_neli.cli")
+
+
+def _look(app: Any, election: str | None) -> list[ElectionStatus]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from celery_neli.config import from_app
+    from celery_neli.status import look
+
+    names = [election] if election else list(ELECTIONS)
+    configs = {name: from_app(app, name) for name in names}
+    with ThreadPoolExecutor(len(names)) as pool:
+        return list(pool.map(lambda name: look(configs[name], name, log=_log()), names))
+
+
+def _print(status: ElectionStatus) -> None:
+    print(f"{status.election}  topic={status.topic} group={status.group}")
+    if not status.exists:
+        print("  the leader topic does not exist: no member has started yet")
+        return
+    for role in status.roles:
+        if role.leader is None:
+            print(f"  role {role.role}: NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
+        else:
+            since = "?" if role.since is None else _when(role.since)
+            age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
+            print(f"  role {role.role}: {role.leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
+    if status.members is None:
+        print("  members: unknown (the group could not be described)")
+        return
+    print(f"  members: {len(status.members)} (group {status.group_state})")
+    for member in status.members:
+        print(f"    {member.name}  {member.host}" + (f"  induced for {', '.join(member.induced)}" if member.induced else ""))
+
+
+def _when(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({_span(time.time() - seconds)})"
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)

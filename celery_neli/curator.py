@@ -1,0 +1,334 @@
+"""Neli: the curator of one member, as goNELI knows it, usable without Celery.
+
+It turns the member on a thread of its own, which renews the lease and waits for nothing but Kafka, and delivers what changed to the
+barrier on the thread of whoever pulses.
+
+    with Neli(Config(group="billing", kafka="localhost:9092"), barrier=print) as neli:
+        while True:
+            if neli.pulse(timeout=1.0):
+                do_a_little_work()
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+from celery_neli.clock import boottime
+from celery_neli.config import Config
+from celery_neli.events import Group, Journal
+from celery_neli.exceptions import ClosedError
+from celery_neli.logs import BackgroundLog
+from celery_neli.member import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Member
+from celery_neli.pulser import Pulser
+from celery_neli.threads import Bell, Thread, spawn
+
+SLICE = 0.025
+"""Seconds that the member's thread waits for Kafka before it looks at what other threads asked of it; librdkafka offers no wake-up."""
+DRAIN_SLICE = 0.005
+RETRY_LEAST, RETRY_MOST = 1.0, 30.0
+CANCEL_EVERY = 0.05
+CLOSE_SLACK = 10.0
+_NOBODY = Grant()
+
+logger = logging.getLogger(__name__)
+Barrier = Callable[[LeaderEvent], None]
+Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
+
+
+class State(enum.Enum):
+    """Of a curator: LIVE from its making, CLOSING from `close`, CLOSED when nothing is held and the clients are gone."""
+
+    LIVE = "live"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+def connect_kafka(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
+    """The journal and the group on Kafka. Loads confluent_kafka; does not wait for a broker."""
+    from celery_neli.group import KafkaGroup
+    from celery_neli.journal import KafkaJournal
+
+    return KafkaJournal(config, log=log), KafkaGroup(config, log=log)
+
+
+class _Stack:
+    """Where a thread is, looked up when it is printed (on the thread that logs, not on the one that renews)."""
+
+    def __init__(self, thread_id: int) -> None:
+        self._thread_id = thread_id
+
+    def __str__(self) -> str:
+        frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - the documented way to another thread's stack
+        return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame))
+
+
+class Neli:
+    """A member of an election, curated.
+
+    Nothing is started before the first `pulse`, `background` or `start`. All methods may be called from any thread, none from a
+    signal handler. In a forked child the curator is void: it leads nothing there and touches no client.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        barrier: Barrier | None = None,
+        *,
+        connect: Connect = connect_kafka,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced`, in order, by a thread that pulses or closes.
+
+        On `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on. What it raises is
+        logged and otherwise ignored. `connect` and `clock` are for tests.
+        """
+        self.config = config
+        self.clock = clock
+        self._barrier, self._connect = barrier, connect
+        self._state = State.LIVE
+        self._bell = Bell()
+        self._events: deque[LeaderEvent] = deque()
+        self._asked: deque[Callable[[Member], None]] = deque()  # for the member's thread
+        self._delivering = threading.Lock()
+        self._deliverer: int | None = None
+        self._starting = threading.Lock()
+        self._member: Member | None = None
+        self._thread: Thread | None = None
+        self._pid = os.getpid()
+        self._log = BackgroundLog(__name__)
+        self._progressed = (clock(), threading.get_ident())
+        self._stalled = False
+
+    # What holds
+
+    @property
+    def state(self) -> State:
+        """LIVE, CLOSING or CLOSED."""
+        return self._state
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this member leads (a role of several) now: new work may start. Asks the lease; costs about a microsecond."""
+        return any(self.grant(role).leading(self.clock()) for role in self.config.roles)
+
+    @property
+    def deadline(self) -> float | None:
+        """Until when (`clock` time, seconds) the lease in force runs, if nothing renews it; None without one. Of several, the first to end."""
+        now = self.clock()
+        ends = [grant.until for grant in map(self.grant, self.config.roles) if grant.held(now)]
+        return min(ends, default=None)
+
+    def grant(self, role: str) -> Grant:
+        """What the lease of `role` allows; ask it with `clock()`. Takes no lock; raises ValueError for a role that is not configured."""
+        member = self._member
+        if member is None or os.getpid() != self._pid:
+            return _NOBODY
+        return member.grant(role)
+
+    def led_until(self, role: str) -> float | None:
+        """When (`clock` time) the last heartbeat before the present term of `role` was read, whoever held it; None if none was."""
+        member = self._member
+        return None if member is None else member.led_until(role)
+
+    # What to do
+
+    def start(self) -> None:
+        """Join the election; returns at once, may be repeated. Kafka need not be there. Raises `ClosedError` after `close`."""
+        with self._starting:
+            if self._thread is not None:
+                return
+            if self._state is not State.LIVE:
+                raise ClosedError(f"{self.config.name} was closed; make a new Neli")
+            self._pid = os.getpid()
+            self.progress()
+            self._log.start()
+            self._thread = spawn(self._run, name=f"neli-{self.config.group}")
+
+    def pulse(self, timeout: float = 0.0, *, cancel: threading.Event | None = None) -> bool:
+        """Wait up to `timeout` seconds to lead; whether this member leads. Returns at once if it does already.
+
+        Runs the barrier for what changed, so it may take as long as the barrier does. Must be called again within `stall_timeout`: a
+        leader that is not pulsed resigns. Setting `cancel` ends the wait within 0.05 s. Raises `ClosedError` after `close`.
+        """
+        if self._state is not State.LIVE:
+            raise ClosedError(f"{self.config.name} was closed: it can be pulsed no more; make a new Neli")
+        self.start()
+        deadline = time.monotonic() + timeout
+        while True:
+            self.progress()
+            seen = self._bell.rings
+            self._deliver()
+            left = deadline - time.monotonic()
+            if self.is_leader or left <= 0 or self.state is not State.LIVE or (cancel is not None and cancel.is_set()):
+                return self.is_leader
+            self._bell.wait(seen, min(left, CANCEL_EVERY if cancel is not None else self.config.stall_timeout / 3))
+
+    def progress(self) -> None:
+        """The owner's work goes on. A pulse says so by itself; without a word for `stall_timeout` a leader resigns. Takes no lock."""
+        self._progressed = (self.clock(), threading.get_ident())
+
+    def deliver(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds for changes and run the barrier on them, without saying that the owner's work goes on."""
+        seen = self._bell.rings
+        if not self._deliver() and self.state is not State.CLOSED:
+            self._bell.wait(seen, timeout)
+            self._deliver()
+
+    def resign(self, role: str | None = None) -> None:
+        """Hand over `role`, or all: barrier, release, then stand back for one `heartbeat_timeout` (R4). Returns at once."""
+        self._asked.append(lambda member: member.resign(role))
+
+    def background(self, task: Callable[[], None]) -> Pulser:
+        """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
+        return Pulser(self, task)
+
+    def request_close(self) -> None:
+        """Begin to close; returns at once, may be repeated. Whoever pulses or delivers runs the barrier for what is still held."""
+        with self._starting:
+            if self._state is State.LIVE:
+                self._state = State.CLOSING if self._thread is not None else State.CLOSED
+        self._bell.ring()
+
+    def close(self) -> None:
+        """Hand over and end: barrier, release, clients. Takes at most `drain_timeout` plus a few seconds; may be repeated.
+
+        Called by the barrier itself, it only begins to close.
+        """
+        self.request_close()
+        if self._deliverer == threading.get_ident():
+            return
+        end = time.monotonic() + self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
+        while self.state is not State.CLOSED and os.getpid() == self._pid:
+            if time.monotonic() > end:
+                logger.error("close is late name=%s: leaving it to its thread; the lease runs out by itself", self.config.name)
+                return
+            self.deliver(1.0)
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until somebody has closed it, for up to `timeout` seconds; whether it is closed."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        seen = self._bell.rings
+        while self.state is not State.CLOSED and (left := deadline - time.monotonic()) > 0:
+            self._bell.wait(seen, min(left, 60.0))
+            seen = self._bell.rings
+        return self.state is State.CLOSED
+
+    def __enter__(self) -> Neli:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # Delivery, on the caller's thread
+
+    def _deliver(self) -> bool:
+        """Run the barrier on what changed; False if there was nothing, or another thread is at it."""
+        if not self._events or not self._delivering.acquire(blocking=False):
+            return False
+        try:
+            self._deliverer = threading.get_ident()
+            while self._events:
+                self._announce(self._events.popleft())
+        finally:
+            self._deliverer = None
+            self._delivering.release()
+            self._bell.ring()
+        return True
+
+    def _announce(self, event: LeaderEvent) -> None:
+        try:
+            if self._barrier is not None:
+                self._barrier(event)
+        except Exception:
+            logger.exception("barrier failed event=%r", event)
+        finally:
+            if isinstance(event, LeaderRevoked):
+                role = event.role
+                self._asked.append(lambda member: member.drained(role))
+
+    # The member's thread
+
+    def _run(self) -> None:
+        pause = RETRY_LEAST
+        try:
+            while True:
+                began = self.clock()
+                try:
+                    self._serve()
+                    break
+                except Exception:
+                    # A bug, or a client that cannot be made: the lease runs out by itself; stand by and try again.
+                    self._log.logger.exception("election failed name=%s: standing by, trying again", self.config.name)
+                if self._state is not State.LIVE:
+                    break
+                pause = RETRY_LEAST if self.clock() - began > RETRY_MOST else min(2 * pause, RETRY_MOST)
+                self._rest(pause)
+        finally:
+            self._state = State.CLOSED
+            self._bell.ring()
+            self._log.stop()
+
+    def _rest(self, pause: float) -> None:
+        seen, end = self._bell.rings, time.monotonic() + pause
+        while self._state is State.LIVE and (left := end - time.monotonic()) > 0:
+            self._bell.wait(seen, left)
+            seen = self._bell.rings
+
+    def _serve(self) -> None:
+        log = self._log.logger
+        journal, group = self._connect(self.config, log)
+        member = self._member = Member(self.config, journal, group, clock=self.clock, log=log)
+        said: str | None = None
+        try:
+            while not member.closed:
+                while self._asked:
+                    self._asked.popleft()(member)
+                if self._state is not State.LIVE:
+                    member.close()
+                self._watch(member)
+                self._tell(member.step(DRAIN_SLICE if member.draining else SLICE))
+                if member.trouble is not None:
+                    if str(member.trouble) != said:
+                        said = str(member.trouble)
+                        log.error("%s", said)
+                    self._rest(RETRY_LEAST)
+        finally:
+            self._tell(member.abandon())
+            group.close()
+            journal.close()
+
+    def _tell(self, changes: list[LeaderEvent]) -> None:
+        for event in changes:
+            kind = {LeaderAcquired: "acquired", LeaderRevoked: "revoked", LeaderFenced: "fenced"}[type(event)]
+            self._log.logger.info("leadership %s role=%s term=%d name=%s", kind, event.role, event.term, self.config.name)
+            if isinstance(event, LeaderRevoked) and self._barrier is None:
+                role = event.role
+                self._asked.append(lambda member, role=role: member.drained(role))  # type: ignore[misc]
+        if changes:
+            self._events.extend(changes)
+            self._bell.ring()
+
+    def _watch(self, member: Member) -> None:
+        """A member whose owner makes no progress neither leads nor claims."""
+        since, thread_id = self._progressed
+        stalled = self.clock() - since > self.config.stall_timeout
+        if stalled != self._stalled:
+            self._stalled = stalled
+            member.candidate = not stalled
+            if stalled:
+                self._log.logger.warning(
+                    "no progress for %.0f s (neli_stall_timeout) name=%s: standing back; it is here:\n%s",
+                    self.config.stall_timeout, self.config.name, _Stack(thread_id),
+                )  # fmt: skip
+            else:
+                self._log.logger.info("progress again name=%s: a candidate again", self.config.name)

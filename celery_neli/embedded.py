@@ -1,0 +1,231 @@
+"""A Kafka for development and tests, inside this process: nothing to install, nothing to start, nothing kept.
+
+confluent-kafka carries librdkafka, and librdkafka carries the mock cluster of its own tests (``rdkafka_mock.h``): a TCP
+server on the loopback interface that speaks Kafka's protocol to any client of any process on this machine. It knows
+produce, fetch, metadata, consumer groups and transactions; brokers go down and come back, answer slowly, move leaders
+and coordinators, and fail chosen requests. That makes it the fault rig of the tests as well. It is reached with ctypes
+in the very librdkafka that the clients of this process use.
+
+Never for production. It forgets everything when it ends, keeps 5 MB or 100 000 records a partition, has no replication
+behind its replication factor, no authentication and no CreateTopics request. A topic that a client makes by asking for
+it has 4 partitions; :meth:`EmbeddedKafka.create_topic` chooses. A consumer group without members lets its first one in
+at once, but every later rebalance takes the group's ``session.timeout.ms`` less a second, as long as which a killed
+member is waited for as well; all members must name the same assignor first, or librdkafka ends the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import logging
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import confluent_kafka.cimpl
+from confluent_kafka import KafkaError
+
+from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
+from celery_neli.mock_cluster import MockCluster, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+__all__ = ["EmbeddedKafka"]
+
+logger = logging.getLogger(__name__)
+
+ALL_BROKERS = -1  # rdkafka_mock.h: "Use -1 for all brokers"
+
+#: The requests that the mock brokers answer, by their names in the Kafka protocol: only these can be made to fail.
+API_KEYS = {
+    "Produce": 0,
+    "Fetch": 1,
+    "ListOffsets": 2,
+    "Metadata": 3,
+    "OffsetCommit": 8,
+    "OffsetFetch": 9,
+    "FindCoordinator": 10,
+    "JoinGroup": 11,
+    "Heartbeat": 12,
+    "LeaveGroup": 13,
+    "SyncGroup": 14,
+    "ApiVersions": 18,
+    "InitProducerId": 22,
+    "OffsetForLeaderEpoch": 23,
+    "AddPartitionsToTxn": 24,
+    "AddOffsetsToTxn": 25,
+    "EndTxn": 26,
+    "TxnOffsetCommit": 28,
+}
+
+
+class EmbeddedKafka:
+    """librdkafka's mock Kafka cluster as a context manager, with its faults as methods.
+
+    ``port``: the port on 127.0.0.1 at which clients find it (default: any free one). The mock brokers themselves always
+    listen on free ports; a small relay on the chosen port forwards a client's first connection to one of them, and the
+    metadata read there names the brokers' own ports. ``brokers``: how many, with the ids 1, 2, ... ``library``: the
+    path of another librdkafka (default: the one in use by confluent-kafka).
+
+    The constructor does nothing but check its arguments. All methods may be called from any thread; they wait for the
+    mock cluster's own thread (milliseconds) with the GIL released. After a fork the child has no Kafka: it loses the
+    inherited sockets at once, and all methods but :meth:`start` (a new one) and :meth:`close` raise.
+
+    :raises ConfigurationError: an argument is out of range.
+    """
+
+    def __init__(
+        self, *, port: int | None = None, brokers: int = 1, library: str | os.PathLike[str] | None = None
+    ) -> None:
+        if port is not None and not 0 < port < 65536:
+            raise ConfigurationError(f"port={port!r}: choose one from 1 to 65535, or None for any free port")
+        if brokers < 1:
+            raise ConfigurationError(f"brokers={brokers!r}: an embedded Kafka needs at least one broker")
+        self.port = port
+        self.brokers = brokers
+        self._path = os.fspath(library) if library is not None else _librdkafka()
+        self._running: MockCluster | None = None
+
+    def __enter__(self) -> EmbeddedKafka:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> EmbeddedKafka:
+        """Start the brokers and return self; a second start is ignored, a start after a close begins with no topics.
+
+        :raises EmbeddedKafkaUnavailable: librdkafka lacks the mock cluster.
+        :raises ConfigurationError: the chosen port cannot be had.
+        """
+        if self._running is None or self._running.pid != os.getpid():
+            self._running = running = MockCluster(load(self._path), port=self.port, brokers=self.brokers)
+            self._finalizer = weakref.finalize(self, running.stop)  # not closed: when collected, or at exit
+            logger.warning(
+                "embedded kafka started bootstrap_servers=%s brokers=%d: for development only, never production;"
+                " it forgets everything when it ends",
+                running.bootstrap_servers,
+                self.brokers,
+            )
+        return self
+
+    def close(self) -> None:
+        """End the brokers and forget their topics. Idempotent; waits for librdkafka's threads; a no-op in a fork."""
+        if self._running is not None:
+            self._running = None
+            self._finalizer()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """``"127.0.0.1:<port>"``, or a comma-separated list of all brokers when no port was chosen."""
+        return self._started().bootstrap_servers
+
+    def create_topic(self, name: str, *, partitions: int = 1, replication_factor: int = 1) -> None:
+        """Create a topic. :raises NeliError: it exists, or librdkafka refuses its shape."""
+        if partitions < 1 or not 1 <= replication_factor <= self.brokers:
+            raise ConfigurationError(
+                f"topic {name!r}: partitions={partitions} must be at least 1 and replication_factor="
+                f"{replication_factor} from 1 to the number of brokers, {self.brokers}"
+            )
+        self._do(f"create topic {name!r}", "topic_create", name.encode(), partitions, replication_factor)
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and its records; clients that ask for it by name may make it anew."""
+        self._do(f"delete topic {name!r}", "topic_delete", name.encode())
+
+    def broker_down(self, broker: int | None = None) -> None:
+        """Close a broker's connections (default: every broker's) and refuse new ones. Leaders stay where they are."""
+        self._do("take a broker down", "broker_set_down", self._id(broker, ALL_BROKERS))
+
+    def broker_up(self, broker: int | None = None) -> None:
+        """Let a broker (default: all) accept connections again, at the same port and with its records."""
+        self._do("bring a broker up", "broker_set_up", self._id(broker, ALL_BROKERS))
+
+    def slow(self, seconds: float, broker: int | None = None) -> None:
+        """Answer every request no sooner than so many seconds after it came; 0 ends it (default: all brokers)."""
+        if not 0 <= seconds < 86400:
+            raise ConfigurationError(f"slow({seconds!r}): give a round-trip time in seconds, from 0 to a day")
+        self._do("slow a broker", "broker_set_rtt", self._id(broker, ALL_BROKERS), round(seconds * 1000))
+
+    def move_leader(self, topic: str, partition: int, broker: int | None) -> None:
+        """Make a broker the leader of a partition; None leaves it without a leader."""
+        target = self._id(broker, -1)
+        self._do(f"move {topic} [{partition}]", "partition_set_leader", topic.encode(), partition, target)
+
+    def move_coordinator(self, group: str, broker: int) -> None:
+        """Make a broker the coordinator of a consumer group; the group's members find out and go there."""
+        self._do(f"move group {group!r}", "coordinator_set", b"group", group.encode(), self._id(broker, ALL_BROKERS))
+
+    def push_errors(self, api: str, *errors: str | int, count: int = 1) -> None:
+        """Fail the next requests of one kind, on any broker, with the given errors in turn, ``count`` times over.
+
+        ``api``: a request of :data:`API_KEYS`, e.g. ``"Produce"``. ``errors``: names or numbers of
+        :class:`confluent_kafka.KafkaError`, e.g. ``"NOT_COORDINATOR"``; ``"_TRANSPORT"`` breaks the connection.
+        """
+        codes = [_error_code(error) for error in errors] * count
+        if not codes:
+            raise ConfigurationError(f"push_errors({api!r}): name at least one error, and a count of at least 1")
+        array = (ctypes.c_int * len(codes))(*codes)
+        self._started().call("push_request_errors_array", _api_key(api), len(codes), array)
+
+    def clear_errors(self, api: str) -> None:
+        """Forget the errors pushed for one kind of request that no request has met yet."""
+        self._started().call("clear_request_errors", _api_key(api))
+
+    def _id(self, broker: int | None, default: int) -> int:
+        if broker is None:
+            return default
+        if broker not in range(1, self.brokers + 1):
+            raise ConfigurationError(f"broker {broker!r} does not exist: the ids are {[*range(1, self.brokers + 1)]}")
+        return broker
+
+    def _started(self) -> MockCluster:
+        if self._running is None:
+            raise NeliError("this embedded Kafka is not running: call start(), or use it as a context manager")
+        if self._running.pid != os.getpid():
+            raise NeliError(f"this embedded Kafka runs in process {self._running.pid}, not in its fork {os.getpid()}")
+        return self._running
+
+    def _do(self, what: str, function: str, *args: object) -> None:
+        started = self._started()
+        if not started.has(function):
+            raise EmbeddedKafkaUnavailable(f"cannot {what}: this librdkafka is too old for it; upgrade confluent-kafka")
+        code = started.call(function, *args)
+        if code:
+            raise NeliError(f"cannot {what}: {KafkaError(code).str()} ({KafkaError(code).name()})")
+
+
+def _librdkafka() -> str:
+    """A path whose symbols are those of the librdkafka in use."""
+    extension = Path(confluent_kafka.cimpl.__file__)
+    if os.name == "nt":  # a symbol must be looked up in its own DLL, which the wheel keeps beside the package
+        dlls = sorted(extension.parent.parent.glob("confluent_kafka.libs/librdkafka-*.dll"))
+        return str(dlls[0] if dlls else extension)
+    # Elsewhere a look-up also searches what the library is linked to: a wheel's own directory, a system's, conda's.
+    return str(extension)
+
+
+def _api_key(api: str) -> int:
+    if api not in API_KEYS:
+        raise ConfigurationError(f"no embedded Kafka answers {api!r} requests{_nearest(api, API_KEYS)}")
+    return API_KEYS[api]
+
+
+def _error_code(error: str | int) -> int:
+    if isinstance(error, int):
+        return error
+    codes = {name: code for name, code in vars(KafkaError).items() if name.isupper() and isinstance(code, int)}
+    if error not in codes:
+        raise ConfigurationError(f"confluent_kafka.KafkaError has no error {error!r}{_nearest(error, codes)}")
+    return codes[error]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    by_folded = {each.casefold(): each for each in known}
+    found = difflib.get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=0.5)
+    return f"; did you mean {by_folded[found[0]]!r}?" if found else f"; known are {', '.join(known)}"

@@ -1,0 +1,152 @@
+"""Leadership: the one curator of this process in one election, and its transitions as Celery signals."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery_neli import signals
+from celery_neli.config import Config, from_app
+from celery_neli.curator import Neli, State
+from celery_neli.member import LeaderAcquired, LeaderEvent, LeaderRevoked
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+DELIVER_EVERY = 1.0
+JOIN_SLACK = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The lease at one moment: `until` is the curator's clock (seconds); R3 for `leading` and `held`."""
+
+    term: int | None
+    until: float
+    leading: bool
+    held: bool
+
+
+class Leadership:
+    """One election, seen from this process. Made without work; `start` joins.
+
+    `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does. All methods may be
+    called from any thread, none but `leading`, `held`, `snapshot` and `progress` from a signal handler.
+    """
+
+    def __init__(self, app: Celery, election: str, config: Config, *, owned: bool, **options: Any) -> None:
+        self.app, self.election, self.config = app, election, config
+        self._owned = owned
+        self._neli = Neli(config, self._announce, **options)
+        self._role = config.roles[0]
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Join the election; returns at once, may be repeated. Raises `ClosedError` after `stop`."""
+        with self._lock:
+            if self._thread is None:
+                self._neli.start()
+                self._thread = threading.Thread(target=self._run, name=f"neli-{self.election}", daemon=True)
+                self._thread.start()
+
+    def leading(self) -> bool:
+        """New work may start now (R3). About a microsecond, no lock."""
+        return self._neli.grant(self._role).leading(self._neli.clock())
+
+    def held(self) -> bool:
+        """Work in flight may finish now: also while a hand-over drains (R3). About a microsecond, no lock."""
+        return self._neli.grant(self._role).held(self._neli.clock())
+
+    @property
+    def term(self) -> int | None:
+        """Of the lease in force, or of the last one; None before the first."""
+        return self._neli.grant(self._role).term
+
+    def snapshot(self) -> Standing:
+        """Term, `leading` and `held` of one and the same moment."""
+        grant, now = self._neli.grant(self._role), self._neli.clock()
+        return Standing(term=grant.term, until=grant.until, leading=grant.leading(now), held=grant.held(now))
+
+    def led_until(self) -> datetime | None:
+        """When (UTC) this process read the last heartbeat before the present term; None if it read none."""
+        heard = self._neli.led_until(self._role)
+        if heard is None:
+            return None
+        return datetime.now(timezone.utc) - timedelta(seconds=self._neli.clock() - heard)
+
+    def progress(self) -> None:
+        """The owner's loop made a turn. Without one for `neli_stall_timeout` a leader logs its stack and resigns. No lock."""
+        self._neli.progress()
+
+    def resign(self) -> None:
+        """Ask for a hand-over; returns at once."""
+        self._neli.resign()
+
+    def close(self) -> None:
+        """Begin to stop: claim no more, drain what is held. Returns at once."""
+        self._neli.request_close()
+
+    def stop(self) -> None:
+        """Hand over if leading (signals, then the release), leave the group, end the threads. At most `neli_drain_timeout` and some
+        seconds; may be repeated. A receiver of a signal that calls it only begins it.
+        """
+        self._neli.request_close()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            thread.join(self.config.drain_timeout + self.config.heartbeat_timeout + JOIN_SLACK)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped: it cannot start again."""
+        return self._neli.state is State.CLOSED
+
+    def _run(self) -> None:
+        while self._neli.state is not State.CLOSED:
+            if not self._owned:
+                self._neli.progress()
+            self._neli.deliver(DELIVER_EVERY)
+        self._neli.deliver(0)
+
+    def _announce(self, event: LeaderEvent) -> None:
+        if isinstance(event, LeaderAcquired):
+            signal = signals.leadership_acquired
+        elif isinstance(event, LeaderRevoked):
+            signal = signals.leadership_revoked
+        else:
+            signal = signals.leadership_fenced
+        signal.send(sender=self, election=self.election, role=event.role, term=event.term)
+
+
+_made: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Leadership]] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+_inherited: list[Any] = []
+
+
+def leadership_for(app: Celery, election: str) -> Leadership:
+    """This process's leadership in `election` ("beat" or "worker") of `app`, made at the first call; a forked child gets its own.
+
+    One that was stopped is replaced. Raises `ConfigurationError`. Starts nothing.
+    """
+    with _making:
+        of_app = _made.setdefault(app, {})
+        key = (election, os.getpid())
+        found = of_app.get(key)
+        if found is None or found.stopped:
+            found = of_app[key] = Leadership(app, election, from_app(app, election), owned=election == "beat")
+        return found
+
+
+def _after_fork() -> None:
+    """In a child: another lock, and the parent's clients kept for ever, for their finalisers must not run here."""
+    global _making
+    _making = threading.Lock()
+    _inherited.extend(list(of_app.values()) for of_app in _made.values())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

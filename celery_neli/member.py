@@ -1,0 +1,314 @@
+"""One member of an election: a lease for each role, fed from the journal and the group, and what changed.
+
+The member is the whole of the protocol without threads and without Kafka: `step` makes one turn. The curator turns it on a thread
+of its own; the simulation turns thirty of them on fake clocks. Everything here is called from one thread, but for `standing`.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from celery_neli.config import Config
+from celery_neli.events import End, Entry, Group, Journal, Lost, Started
+from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
+from celery_neli.lease import FOREVER, NEVER, Lease, Timing
+from celery_neli.records import Record, decode, encode
+
+WARN_EVERY = 60.0
+ASK_END_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderAcquired:
+    """This member leads `role`; `term` is the number of its term, higher than every earlier one of the role."""
+
+    role: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderRevoked:
+    """This member leads no more, but holds the role until the barrier returns or `drain_timeout` is over (R4)."""
+
+    role: str
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderFenced:
+    """This member holds the role no more and could not choose: another may lead already (R5). Stop at once."""
+
+    role: str
+    term: int
+
+
+LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the lease of one role allows, until when: made by the member's thread, read by any.
+
+    `until` is seconds on the member's clock; `leading` and `held` ask it (R3). `term` is of the grant, or of the last one.
+    """
+
+    term: int | None = None
+    until: float = NEVER
+    resigning: bool = False
+
+    def held(self, now: float) -> bool:
+        """Work in flight may finish."""
+        return now < self.until
+
+    def leading(self, now: float) -> bool:
+        """New work may start."""
+        return not self.resigning and now < self.until
+
+
+class Log(Protocol):
+    """The part of `logging.Logger` that is used here; its calls must not block (see logs.py)."""
+
+    def info(self, msg: str, *args: Any) -> None: ...
+    def warning(self, msg: str, *args: Any) -> None: ...
+    def error(self, msg: str, *args: Any) -> None: ...
+
+
+class _Post:
+    """One role's lease, and what was told of it."""
+
+    def __init__(self, index: int, role: str, lease: Lease) -> None:
+        self.index, self.role, self.lease = index, role, lease
+        self.grant = Grant()
+        self.told: int | None = None  # the term that was told as acquired
+        self.draining = False  # ... and then as revoked
+        self.drained = False
+        self.asked_end = NEVER
+        self.looking_back = False
+        self.heard: float | None = None  # when the last effective record was read
+        self.led_until: float | None = None  # ... the last before the present term
+
+
+class Member:
+    """One process in one election."""
+
+    def __init__(
+        self,
+        config: Config,
+        journal: Journal,
+        group: Group,
+        *,
+        clock: Callable[[], float],
+        log: Log,
+        rng: random.Random | None = None,
+        nonce: Callable[[], str] = lambda: secrets.token_hex(6),
+    ) -> None:
+        """`clock` gives seconds that count a suspended machine (R8); `rng` and `nonce` are for repeatable runs."""
+        self.config = config
+        self.closing = False
+        self.candidate = True
+        self.aside = False  # a newer version of the protocol was read: neither lead nor claim (R9)
+        self.trouble: TopicError | None = None  # why the journal cannot be read
+        self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
+        draw = rng or random.SystemRandom()
+        self._timing = Timing(
+            heartbeat_interval=config.heartbeat_interval,
+            heartbeat_timeout=config.heartbeat_timeout,
+            takeover_delay=config.takeover_delay,
+            drain_timeout=config.drain_timeout,
+        )
+        self._posts = [
+            _Post(index, role, Lease(self._identity(), self._timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)))
+            for index, role in enumerate(config.roles)
+        ]
+        self._warned: dict[str, float] = {}
+        group.join()
+
+    def _identity(self) -> str:
+        return f"{self.config.name}/{self._nonce()}"
+
+    # From any thread
+
+    def grant(self, role: str) -> Grant:
+        """What this member may do as `role`; to be asked with a fresh time of the member's clock. Takes no lock."""
+        return self._post(role).grant
+
+    def led_until(self, role: str) -> float | None:
+        """When (member's clock) the last effective record before the present term of `role` was read; None: none was."""
+        return self._post(role).led_until
+
+    def _post(self, role: str) -> _Post:
+        return self._posts[self.config.roles.index(role)]
+
+    # From the member's thread
+
+    def step(self, timeout: float) -> list[LeaderEvent]:
+        """One turn: wait up to `timeout` seconds for something to read, fold it, and send what is due. What changed is returned in order."""
+        try:
+            events = self._journal.read(max(0.0, min(timeout, self.wake() - self._clock())))
+            self.trouble = None
+        except TopicError as exc:
+            events, self.trouble = [], exc
+        now = self._clock()  # after the poll returned (R1)
+        for event in events:
+            self._take(event, now)
+        self._group.poll()
+        induced = self._group.induced
+        changes: list[LeaderEvent] = []
+        for post in self._posts:
+            post.lease.induced = post.index in induced
+            post.lease.candidate = self.candidate and not self.closing and not self.aside
+            self._yield(post, now)
+            record = post.lease.tick(self._clock())
+            self._publish(post)
+            if record is not None:
+                self._journal.append(post.index, post.role, encode(record))
+            changes += self._changes(post, self._clock())
+        return changes
+
+    def wake(self) -> float:
+        """When the next step is due if nothing arrives, on the member's clock."""
+        now = self._clock()
+        return min((post.lease.wake(now) for post in self._posts), default=FOREVER)
+
+    def resign(self, role: str | None = None) -> None:
+        """Stop leading `role`, or all: the barrier, then the release; stand back for one `heartbeat_timeout` (R4)."""
+        now = self._clock()
+        for post in self._posts:
+            if role in (None, post.role):
+                self._resign(post, now)
+
+    def drained(self, role: str) -> None:
+        """The barrier of the revoked `role` returned."""
+        post = self._post(role)
+        if post.draining:
+            post.drained = True
+            post.lease.drained()
+
+    def close(self) -> None:
+        """Begin to close: resign what is held, leave the group, claim no more. Go on with `step` until `closed`."""
+        if not self.closing:
+            self.closing = True
+            self._group.leave()
+
+    def abandon(self) -> list[LeaderEvent]:
+        """This member makes no further step: void its grants. Without a release, the others wait until the lease has run out."""
+        fenced: list[LeaderEvent] = []
+        for post in self._posts:
+            post.grant = Grant(post.grant.term)
+            if post.told is not None:
+                fenced.append(LeaderFenced(post.role, post.told))
+                post.told = None
+        return fenced
+
+    @property
+    def draining(self) -> bool:
+        """A barrier is under way: whoever turns this member should turn it often."""
+        return any(post.told is not None and post.draining for post in self._posts)
+
+    @property
+    def closed(self) -> bool:
+        """Nothing is held, nothing is claimed: the member may go without harm to the next leader's start."""
+        now = self._clock()
+        return self.closing and not any(post.lease.held(now) or post.lease.claiming(now) for post in self._posts)
+
+    # Turning
+
+    def _take(self, event: Started | Entry | End | Lost, now: float) -> None:
+        post = self._posts[event.role]
+        lease = post.lease
+        if isinstance(event, Entry):
+            before, term = lease.last, lease.term
+            lease.read(event.offset, self._decode(post, event), now)
+            if lease.term != term:
+                post.led_until = post.heard
+            if lease.last != before:
+                post.heard = now
+            if lease.lost is not None:
+                self._diverged(post, now)
+        elif isinstance(event, End):
+            lease.end()
+            if not (lease.known or lease.oldest or lease.claiming(now) or post.looking_back):
+                post.looking_back = True
+                self._journal.look_back(post.index)
+        elif isinstance(event, Started):
+            post.looking_back = False
+            if not self.aside:
+                lease.begin(event.offset, now, oldest=event.oldest)
+        else:
+            self._log.warning("journal lost role=%s reason=%s: reading it anew", post.role, event.reason)
+            post.looking_back = False
+            lease.lose(self._identity())
+
+    def _decode(self, post: _Post, entry: Entry) -> Record | None:
+        try:
+            return decode(entry.value)
+        except UnknownVersion as exc:
+            post.lease.lose(self._identity())  # for good: no `begin` follows
+            if not self.aside:
+                self.aside = True
+                self._log.error(
+                    "protocol unknown role=%s offset=%d: %s. This process neither leads nor claims any more; upgrade it and start it again",
+                    post.role, entry.offset, exc,
+                )  # fmt: skip
+        except RecordError as exc:
+            self._warn(f"{post.role}: {exc}", "record skipped role=%s offset=%d: %s", post.role, entry.offset, exc)
+        return None
+
+    def _warn(self, kind: str, msg: str, *args: Any) -> None:
+        """Each kind of warning once a minute at most."""
+        now = self._clock()
+        if now - self._warned.get(kind, NEVER) >= WARN_EVERY:
+            self._warned[kind] = now
+            self._log.warning(msg, *args)
+
+    def _diverged(self, post: _Post, now: float) -> None:
+        lease = post.lease
+        if lease.known or lease.oldest:
+            self._warn(f"{post.role}: lost", "journal differs role=%s: %s; beginning anew behind it", post.role, lease.lost)
+            lease.begin_anew(self._identity(), now)
+        elif not post.looking_back:
+            lease.reread()
+            post.looking_back = True
+            self._journal.look_back(post.index)
+
+    def _yield(self, post: _Post, now: float) -> None:
+        """Resign where this member should not lead, or was asked not to; keep asking for the end of the log where it is due."""
+        lease = post.lease
+        if lease.leading(now) and (not lease.candidate or lease.requested is not None and lease.requested != lease.name):
+            self._resign(post, now)
+        waiting = lease.start is not None and not lease.caught_up and not post.looking_back
+        if waiting and not lease.claiming(now) and now - post.asked_end >= ASK_END_EVERY:
+            post.asked_end = now
+            self._journal.ask_end(post.index)
+
+    def _resign(self, post: _Post, now: float) -> None:
+        post.lease.resign(now)
+        if post.told is None:
+            post.lease.drained()  # nobody was told of this term, so nobody has work in flight
+
+    def _publish(self, post: _Post) -> None:
+        """Let other threads see what the lease allows; before a release leaves, never after."""
+        lease = post.lease
+        if lease.held(NEVER):
+            post.grant = Grant(lease.term, lease.until, lease.resigning)
+        elif post.grant.until != NEVER:
+            post.grant = Grant(post.grant.term)
+
+    def _changes(self, post: _Post, now: float) -> Iterable[LeaderEvent]:
+        grant = post.grant
+        if post.told is not None:
+            held = grant.held(now) and grant.term == post.told
+            if not held:
+                told, post.told = post.told, None
+                if not post.drained:
+                    yield LeaderFenced(post.role, told)
+            elif grant.resigning and not post.draining:
+                post.draining = True
+                yield LeaderRevoked(post.role, post.told)
+        if post.told is None and grant.leading(now) and grant.term is not None:
+            post.told, post.draining, post.drained = grant.term, False, False
+            yield LeaderAcquired(post.role, grant.term)

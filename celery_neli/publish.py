@@ -1,0 +1,107 @@
+"""The last step before the wire: a kombu Producer that asks the lease for each message, and names term and slot in it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery.schedules import crontab, schedule
+from celery.utils.time import maybe_make_aware, remaining
+
+if TYPE_CHECKING:
+    from celery_neli.tenure import Tenure
+
+__all__ = ["beat_headers", "due_slot", "leased_producer"]
+
+
+class _LeasedProducer:
+    """Mixed into the app's Producer class by :func:`leased_producer`."""
+
+    neli_tenure: Tenure
+
+    def _publish(
+        self,
+        body: Any,
+        priority: Any,
+        content_type: Any,
+        content_encoding: Any,
+        headers: dict[str, Any],
+        properties: Any,
+        routing_key: Any,
+        mandatory: Any,
+        immediate: Any,
+        exchange: Any,
+        declare: Any,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        retry: bool = False,
+        retry_policy: dict[str, Any] | None = None,
+    ) -> Any:
+        """Send one message, if the lease still allows it (kombu.messaging.Producer._publish).
+
+        ``publish`` retries below itself by calling this again, so every attempt asks. Connecting and declaring come
+        first, for both may wait for the task broker: between the question and the wire nothing waits.
+
+        :raises LeaseEnded: the term is over; nothing was sent.
+        """
+        producer: Any = self
+        tenure = self.neli_tenure
+        producer.channel  # noqa: B018 - a lazy property: connects
+        for entity in declare or ():
+            producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
+        if tenure.headers is not None:
+            headers.update(tenure.headers)
+        tenure.ask_finish()
+        result = super()._publish(  # type: ignore[misc]
+            body, priority, content_type, content_encoding, headers, properties, routing_key, mandatory, immediate,
+            exchange, None, timeout, confirm_timeout, retry, retry_policy,
+        )  # fmt: skip
+        tenure.message_left()
+        return result
+
+    def batch(self, max_size: int = 1) -> Any:
+        """Batches (kombu 5.7) of one: a message that waits in a buffer would leave after the lease was asked."""
+        return super().batch(max_size=1)  # type: ignore[misc]
+
+
+def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:
+    """A subclass of the producer class ``base`` that sends only while ``tenure`` lasts."""
+    return type(base.__name__, (_LeasedProducer, base), {"neli_tenure": tenure})
+
+
+def due_slot(entry: Any) -> datetime:
+    """The slot (UTC) for which ``entry`` is sent: its first due time after its last run.
+
+    Exact for intervals and crontabs; for other schedules now plus ``remaining_estimate`` (to the millisecond); now for
+    an entry that never ran or whose schedule cannot tell. Never blocks.
+    """
+    now = datetime.now(timezone.utc)
+    last, when = entry.last_run_at, entry.schedule
+    if last is None:
+        return now
+    try:
+        if isinstance(when, crontab):
+            start, ahead, _ = when.remaining_delta(maybe_make_aware(last, when.tz).astimezone(when.tz))
+            due = start + remaining(start, ahead, start)
+        elif type(when) is schedule:
+            start = maybe_make_aware(last, when.tz)
+            due = start + remaining(start, when.run_every, start, when.relative)
+        else:
+            due = now + when.remaining_estimate(last)
+            due = due.replace(microsecond=due.microsecond // 1000 * 1000)
+    except (TypeError, ValueError, AttributeError, OverflowError):  # a schedule of the user's own
+        return now
+    # A start date in the far past (django-celery-beat's start_time) is no slot of anybody's.
+    return now if due < now - timedelta(days=3650) else due.astimezone(timezone.utc)
+
+
+def beat_headers(entry: Any, *, term: int) -> dict[str, Any]:
+    """The message headers of ``entry``: neli_beat_term (int), neli_beat_slot (ISO 8601, UTC), neli_beat_entry (name).
+
+    The term is a fencing token: it rises from leader to leader (offset of the claim).
+    """
+    return {
+        "neli_beat_term": term,
+        "neli_beat_slot": due_slot(entry).isoformat(),
+        "neli_beat_entry": str(entry.name),
+    }

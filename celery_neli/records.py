@@ -1,0 +1,161 @@
+"""The records of the leader topic: claim, beat, release and request, as values and as bytes.
+
+A record is a UTF-8 JSON object; its key is the role's name and says nothing that the rules use. Every reader must judge the same
+bytes alike (R9), so reading is strict: whatever is not exactly as written here raises, and everybody skips it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, get_args
+
+from celery_neli.exceptions import RecordError, UnknownVersion
+
+VERSION = 1
+MAX_LEASE = 300.0
+"""Seconds. Nobody can be made to wait for longer than this by one record."""
+MAX_BYTES = 1 << 16
+MAX_NAME = 512
+_MAX_OFFSET = 1 << 62
+
+Kind = Literal["claim", "beat", "release", "request"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One record of a role's journal (docs/protocol.md, "Records").
+
+    `member` is its author, `seq` the author's own number for it, `lease` the seconds that it buys. `seen` is the offset of the last
+    effective record that the author knew: -1 before the first, None in a blind claim, which names `end` in its place. `term` stands
+    in beats and releases, `to` (a member's name, or None for anybody) in requests, `data` in all but requests.
+    """
+
+    kind: Kind
+    member: str
+    seq: int
+    lease: float
+    seen: int | None = None
+    term: int | None = None
+    end: int | None = None
+    data: Mapping[str, Any] | None = None
+    to: str | None = None
+
+    @property
+    def blind(self) -> bool:
+        """A claim by a member that found no certificate (R7)."""
+        return self.kind == "claim" and self.seen is None
+
+    @property
+    def refers(self) -> int:
+        """The highest offset that its author must have known of; a sound log holds it before this record (R9)."""
+        return max(
+            -1 if self.term is None else self.term,
+            -1 if self.seen is None else self.seen,
+            -1 if self.end is None else self.end - 1,
+        )
+
+
+def encode(record: Record) -> bytes:
+    """The bytes of `record`; fields that it does not have are left out."""
+    fields: dict[str, Any] = {"v": VERSION, "kind": record.kind, "member": record.member, "seq": record.seq}
+    if record.kind == "request":
+        if record.to is not None:
+            fields["to"] = record.to
+    else:
+        fields.update(lease=record.lease, seen=record.seen)
+        if record.kind != "claim":
+            fields["term"] = record.term
+        if record.blind:
+            fields["end"] = record.end
+        if record.data is not None:
+            fields["data"] = record.data
+    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+
+
+def decode(value: bytes) -> Record:
+    """The record in `value`.
+
+    Raises `UnknownVersion` if a newer version of the protocol wrote it, else `RecordError` if it is not a record.
+    """
+    if len(value) > MAX_BYTES:
+        raise RecordError(f"longer than {MAX_BYTES} bytes")
+    try:
+        fields = json.loads(value.decode(), parse_constant=_refuse, object_pairs_hook=_once)
+    except RecordError:
+        raise
+    except (ValueError, RecursionError) as exc:
+        raise RecordError("not JSON") from exc
+    if not isinstance(fields, dict):
+        raise RecordError("not a JSON object")
+    version = fields.get("v")
+    if not _is_int(version):
+        raise RecordError("no version")
+    if version != VERSION:
+        raise UnknownVersion(f"version {version}, known is {VERSION}")
+    kind = fields.get("kind")
+    if kind not in KINDS:
+        raise RecordError("unknown kind")
+    if kind == "request":
+        to = fields.get("to")
+        if to is not None and not _is_name(to):
+            raise RecordError("bad 'to'")
+        return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to)
+    seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
+    data = fields.get("data")
+    if data is not None and not isinstance(data, dict):
+        raise RecordError("bad 'data'")
+    return Record(
+        kind=kind,
+        member=_name(fields),
+        seq=_offset(fields, "seq"),
+        lease=_lease(fields),
+        seen=seen,
+        term=None if kind == "claim" else _offset(fields, "term"),
+        end=_offset(fields, "end") if seen is None else None,
+        data=data,
+    )
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise RecordError(f"{constant} is not JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a key that stands twice is refused, for readers would differ on which one counts."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise RecordError("a key stands twice")
+    return fields
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME
+
+
+def _name(fields: Mapping[str, Any]) -> str:
+    value = fields.get("member")
+    if not isinstance(value, str) or not _is_name(value):
+        raise RecordError("bad 'member'")
+    return value
+
+
+def _offset(fields: Mapping[str, Any], field: str, least: int = 0) -> int:
+    value = fields.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _MAX_OFFSET:
+        raise RecordError(f"bad {field!r}")
+    return value
+
+
+def _lease(fields: Mapping[str, Any]) -> float:
+    value = fields.get("lease")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_LEASE or not math.isfinite(value):
+        raise RecordError("bad 'lease'")
+    return float(value)

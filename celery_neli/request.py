@@ -1,0 +1,76 @@
+"""Ask a leader to hand over, through the leader topic (`celery neli resign`)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from celery_neli.clients import producer_properties
+from celery_neli.exceptions import NeliError
+from celery_neli.kafkalog import KafkaLog
+from celery_neli.records import Record, encode
+from celery_neli.status import RoleStatus, look
+
+if TYPE_CHECKING:
+    import logging
+
+    from celery_neli.config import Config
+
+PAUSE = 0.1
+
+
+def hand_over(
+    config: Config, election: str, *, role: str | None, to: str | None, timeout: float, log: logging.Logger
+) -> tuple[RoleStatus, RoleStatus, float]:
+    """Ask the leader of `role` to resign, in favour of the member named `to` if given; wait for the next leader.
+
+    Blocks for up to `timeout` seconds. Returns the role before and after, and the seconds from request to new leader. Raises
+    `NeliError`: an unknown role or member, nobody leads, or nobody took over in time.
+    """
+    if role is None:
+        if len(config.roles) > 1:
+            raise NeliError(f"the {election} election has several roles, name one with --role: {', '.join(config.roles)}")
+        role = config.roles[0]
+    if role not in config.roles:
+        raise NeliError(f"the {election} election has no role {role!r}; it has {', '.join(config.roles)}")
+    status = look(config, election, log=log)
+    before = next((each for each in status.roles if each.role == role), None)
+    if before is None or before.leader is None:
+        reason = "its leader topic does not exist" if before is None else before.reason
+        raise NeliError(f"nobody leads {election} role {role}: {reason}")
+    if to is not None and status.members is not None and to not in [each.name for each in status.members]:
+        names = ", ".join(each.name for each in status.members) or "none"
+        raise NeliError(f"the {election} election has no member {to!r}; its members: {names}")
+    if to == before.leader:
+        raise NeliError(f"{to} leads {election} role {role} already")
+    began = time.monotonic()
+    _send(config, config.roles.index(role), role, to, log)
+    while time.monotonic() - began < timeout:
+        for each in look(config, election, log=log).roles:
+            if each.role == role and each.leader is not None and each.term != before.term:
+                return before, each, time.monotonic() - began
+        time.sleep(PAUSE)
+    raise NeliError(f"{before.leader} was asked to hand over, but {election} role {role} had no other leader within {timeout:g} s")
+
+
+def _send(config: Config, partition: int, role: str, to: str | None, log: logging.Logger) -> None:
+    klog = KafkaLog(log, config.properties)
+    producer = Producer({**producer_properties(config), "logger": klog, "error_cb": klog.remark})
+    failed: list[KafkaError] = []
+    record = Record(kind="request", member=f"request/{secrets.token_hex(6)}", seq=0, lease=0.0, to=to)
+
+    def delivered(error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            failed.append(error)
+
+    try:
+        producer.produce(config.topic, encode(record), role, partition=partition, on_delivery=delivered)
+        waiting = producer.flush(config.heartbeat_timeout)
+    except KafkaException as exc:
+        raise NeliError(f"the request could not be sent: {klog.masked(exc.args[0].str())}") from None
+    if failed or waiting:
+        reason = klog.masked(failed[0].str()) if failed else "no answer from Kafka"
+        raise NeliError(f"the request could not be sent: {reason}")

@@ -1,0 +1,105 @@
+"""What a scheduler writes about an entry that it is about to send, and how that is taken back if nothing was sent.
+
+Celery advances an entry (``last_run_at``, ``total_run_count``) before its message leaves. If the term ends in between,
+the successor would take the task for run: it would be lost. So each store of entries has a reservation of its own:
+
+- in memory (Celery's Scheduler, PersistentScheduler): the old entry is put back;
+- django-celery-beat: the row's object is restored and is no longer due to be written;
+- RedBeat, whose entries write to Redis as they advance: the write waits until the message has left. Taking it back
+  afterwards would race with the successor. A crash in between sends the task twice; it is never lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery.beat import ScheduleEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+__all__ = ["DeferredReservation", "Ledger", "Reservation", "RowReservation", "derives_from", "reservation_class"]
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What this process remembers of its runs from one inner scheduler to the next."""
+
+    #: When each entry was last sent from here.
+    sent: dict[str, datetime] = field(default_factory=dict)
+    #: A run that happened in term ``owed_term`` and could not be written yet.
+    owed: Reservation | None = None
+    owed_term: int | None = None
+
+
+class Reservation:
+    """An entry of a scheduler that keeps its entries in the mapping ``schedule``.
+
+    Made before the entry advances, so that it can be taken back whenever a signal handler cuts in.
+    """
+
+    #: The entry after this run; None until :meth:`take`.
+    advanced: Any = None
+
+    def __init__(self, *, scheduler: Any, entry: Any) -> None:
+        self.scheduler = scheduler
+        self.entry = entry
+
+    def take(self, advance: Callable[[Any], Any]) -> Any:
+        """Advance the entry by ``advance`` (the scheduler's own ``reserve``); the advanced one."""
+        self.advanced = advance(self.entry)
+        return self.advanced
+
+    def confirm(self) -> None:
+        """The message has left (or Celery gave it up for good): make the run known. May write, block and raise."""
+
+    def cancel(self) -> None:
+        """Nothing was sent: the entry is as it was."""
+        self.scheduler.schedule[self.entry.name] = self.entry
+
+
+class RowReservation(Reservation):
+    """An entry of DatabaseScheduler: ``next(entry)`` changes the row's object, ``sync`` writes the names in ``_dirty``."""
+
+    FIELDS = ("last_run_at", "total_run_count", "no_changes")  # those that ModelEntry.__next__ sets
+
+    def __init__(self, *, scheduler: Any, entry: Any) -> None:
+        super().__init__(scheduler=scheduler, entry=entry)
+        self._was = {field: getattr(self.entry.model, field) for field in self.FIELDS}
+        self._was_dirty = self.entry.name in self.scheduler._dirty
+
+    def cancel(self) -> None:
+        for field, value in self._was.items():
+            setattr(self.entry.model, field, value)
+        if not self._was_dirty:
+            self.scheduler._dirty.discard(self.entry.name)
+
+
+class DeferredReservation(Reservation):
+    """An entry of RedBeat: advanced in memory now, by RedBeat's own code (which writes) once the message has left."""
+
+    def take(self, advance: Callable[[Any], Any]) -> Any:
+        self.advanced = ScheduleEntry._next_instance(self.entry)  # RedBeat's override is this, and the write
+        return self.advanced
+
+    def confirm(self) -> None:
+        self.entry._next_instance(last_run_at=self.advanced.last_run_at)
+
+    def cancel(self) -> None:
+        """Nothing was written."""
+
+
+def reservation_class(cls: type[Any]) -> type[Reservation]:
+    """The reservation for entries of the scheduler class ``cls``."""
+    if derives_from(cls, "django_celery_beat.schedulers", "DatabaseScheduler"):
+        return RowReservation
+    if derives_from(cls, "redbeat.schedulers", "RedBeatScheduler"):
+        return DeferredReservation
+    return Reservation
+
+
+def derives_from(cls: type[Any], module: str, name: str) -> bool:
+    """Whether ``module.name`` is among the bases of ``cls``; imports nothing."""
+    return any(base.__module__ == module and base.__name__ == name for base in cls.__mro__)

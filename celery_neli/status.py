@@ -1,0 +1,203 @@
+"""Who leads, read from Kafka alone: the end of every role's journal and the consumer group.
+
+An observer folds the journal as a member does (lease.py), but writes nothing and joins nothing. What it says of a lease rests on the
+times that records carry (the broker's, where the topic was made by celery-neli), so it is for people: members never trust them.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from celery_neli.clients import admin_properties, reader_properties
+from celery_neli.exceptions import NeliError, RecordError
+from celery_neli.kafkalog import KafkaLog
+from celery_neli.lease import Lease, Timing
+from celery_neli.records import Record, decode
+
+if TYPE_CHECKING:
+    import logging
+
+    from confluent_kafka import Message
+
+    from celery_neli.config import Config
+
+TAIL = 400
+TIMEOUT = 1.5
+WATCH = 1.2  # longer than the default interval between heartbeats
+FRESH = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleStatus:
+    """One role: `leader` is None without one; times are Unix seconds, `heartbeat_age` and `lease` seconds."""
+
+    role: str
+    leader: str | None
+    term: int | None
+    since: float | None
+    heartbeat_age: float | None
+    lease: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberStatus:
+    """One member of the consumer group; `induced`: the roles that the group has assigned to it."""
+
+    name: str
+    host: str
+    induced: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElectionStatus:
+    """One election; `members` is None if the group could not be described."""
+
+    election: str
+    topic: str
+    group: str
+    exists: bool
+    roles: list[RoleStatus] = field(default_factory=list)
+    members: list[MemberStatus] | None = None
+    group_state: str | None = None
+
+    @property
+    def led(self) -> bool:
+        """Whether every role has a leader."""
+        return bool(self.roles) and all(role.leader is not None for role in self.roles)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {**asdict(self), "led": self.led}
+
+
+def look(config: Config, election: str, *, log: logging.Logger) -> ElectionStatus:
+    """Look at one election; takes about half a second, two at most.
+
+    Raises `NeliError` if no broker answers.
+    """
+    klog = KafkaLog(log, config.properties)
+    extra: dict[str, Any] = {"logger": klog, "error_cb": klog.remark}
+    admin = AdminClient({**admin_properties(config), **extra})
+    group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
+    reader = Consumer({**reader_properties(config), **extra})
+    try:
+        found = reader.list_topics(config.topic, timeout=TIMEOUT).topics[config.topic]
+        if found.error is not None or not found.partitions:
+            return ElectionStatus(election=election, topic=config.topic, group=config.group, exists=False)
+        roles = _roles(reader, config, min(len(found.partitions), len(config.roles)))
+    except KafkaException as exc:
+        servers = config.properties["bootstrap.servers"]
+        raise NeliError(f"Kafka at {servers} does not answer: {klog.masked(exc.args[0].str())}") from None
+    finally:
+        reader.close()
+    members, state = _members(group, config)
+    return ElectionStatus(
+        election=election, topic=config.topic, group=config.group, exists=True, roles=roles, members=members, group_state=state
+    )
+
+
+class _Observer:
+    """The journal of one role up to its end, folded."""
+
+    def __init__(self, start: int, *, oldest: bool) -> None:
+        self.lease = Lease("/", Timing(heartbeat_interval=1, heartbeat_timeout=3, takeover_delay=1, drain_timeout=1))
+        self.lease.begin(start, 0.0, oldest=oldest)
+        self.last: tuple[Record, float] | None = None  # last effective record, when (Unix seconds)
+        self.times: dict[int, float] = {}
+        self.ended = False
+
+    def read(self, message: Message) -> None:
+        offset, seconds = message.offset() or 0, message.timestamp()[1] / 1000
+        try:
+            record: Record | None = decode(message.value() or b"")
+        except RecordError:
+            record = None
+        before = self.lease.last
+        self.lease.read(offset, record, 0.0)
+        if self.lease.lost is not None:
+            self.lease.begin_anew("/", 0.0)
+        if record is not None and record.kind == "claim":
+            self.times[offset] = seconds
+        if self.lease.last != before and record is not None:
+            self.last = (record, seconds)
+
+    @property
+    def age(self) -> float:
+        return float("inf") if self.last is None else time.time() - self.last[1]
+
+    @property
+    def sure(self) -> bool:
+        """Nothing needs to be watched to say who leads."""
+        return self.lease.known and (self.lease.holder is None or -0.5 <= self.age <= FRESH)
+
+
+def _roles(reader: Consumer, config: Config, partitions: int) -> list[RoleStatus]:
+    observers: dict[int, _Observer] = {}
+    for index in range(partitions):
+        low, high = reader.get_watermark_offsets(TopicPartition(config.topic, index), timeout=TIMEOUT)
+        observers[index] = _Observer(max(low, high - TAIL), oldest=high - TAIL <= low)
+    reader.assign([TopicPartition(config.topic, index, each.lease.newest + 1) for index, each in observers.items()])
+    end = time.monotonic() + TIMEOUT
+    watched = time.monotonic() + WATCH
+    while time.monotonic() < end:
+        message = reader.poll(0.05)
+        if message is not None:
+            observer = observers[message.partition() or 0]
+            error = message.error()
+            if error is None:
+                observer.read(message)
+            elif error.name() == "_PARTITION_EOF":
+                observer.ended = True
+            else:
+                raise KafkaException(error)
+        ended = all(each.ended for each in observers.values())
+        if ended and (time.monotonic() > watched or all(each.sure for each in observers.values())):
+            break
+    return [_role(reader, config, index, each) for index, each in observers.items()]
+
+
+def _role(reader: Consumer, config: Config, index: int, observer: _Observer) -> RoleStatus:
+    role, lease = config.roles[index], observer.lease
+    nothing = RoleStatus(role=role, leader=None, term=None, since=None, heartbeat_age=None, lease=None)
+    if not lease.known:
+        return RoleStatus(**{**asdict(nothing), "reason": "no leader in the last records of the topic"})
+    if lease.term < 0:
+        return RoleStatus(**{**asdict(nothing), "reason": "nobody has led yet"})
+    if lease.holder is None or observer.last is None:
+        return RoleStatus(**{**asdict(nothing), "term": lease.term, "reason": "the last leader handed over"})
+    record, _ = observer.last
+    name = lease.holder.rpartition("/")[0] or lease.holder
+    common: dict[str, Any] = {"role": role, "term": lease.term, "heartbeat_age": max(0.0, observer.age), "lease": record.lease}
+    if observer.age > record.lease:
+        return RoleStatus(leader=None, since=None, reason=f"the lease of {name} has run out", **common)
+    since = observer.times.get(lease.term) or _time_of(reader, config, index, lease.term)
+    return RoleStatus(leader=name, since=since, **common)
+
+
+def _time_of(reader: Consumer, config: Config, index: int, offset: int) -> float | None:
+    """When the record at `offset` was written; None if it has expired."""
+    reader.assign([TopicPartition(config.topic, index, offset)])
+    message = reader.poll(0.5)
+    if message is None or message.error() is not None:
+        return None
+    return float(message.timestamp()[1]) / 1000
+
+
+def _members(group: Future[Any], config: Config) -> tuple[list[MemberStatus] | None, str | None]:
+    try:
+        described = group.result(TIMEOUT)
+    except (KafkaException, TimeoutError):
+        return None, None
+    members = []
+    for member in described.members:
+        owned = member.assignment.topic_partitions if member.assignment is not None else []
+        induced = [config.roles[each.partition] for each in owned if each.partition < len(config.roles)]
+        members.append(MemberStatus(name=member.client_id, host=member.host, induced=induced))
+    return sorted(members, key=lambda each: each.name), described.state.name.lower()

@@ -1,0 +1,88 @@
+"""One term of leadership, as the code that sends tasks sees it: may it start, may it finish, or is it over.
+
+A :class:`Tenure` is bound to the term that was in force when it was made. A later term of the same process is another
+tenure: what was begun in one is never finished in the next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+__all__ = ["Leader", "LeaseEnded", "Standing", "Tenure"]
+
+
+class LeaseEnded(BaseException):
+    """The term ended while a tick was running: nothing more may be sent.
+
+    Not an :exc:`Exception`, for Celery's ``apply_async`` and ``apply_entry`` and RedBeat's ``maybe_due`` swallow every
+    one of those, after the entry was advanced: the task would count as run. It never leaves ``Scheduler.tick``.
+    """
+
+
+class Standing(Protocol):
+    """The lease at one moment: the term, and what it allows (``Leadership.snapshot()``)."""
+
+    @property
+    def term(self) -> int | None: ...
+    @property
+    def leading(self) -> bool: ...
+    @property
+    def held(self) -> bool: ...
+
+
+class Leader(Protocol):
+    """What a scheduler needs of :class:`celery_neli.leadership.Leadership`."""
+
+    @property
+    def election(self) -> str: ...
+    def start(self) -> None: ...
+    def snapshot(self) -> Standing: ...
+    def led_until(self) -> datetime | None: ...
+    def progress(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class Tenure:
+    """Term ``term`` of ``leader``; ``stopping`` tells that the owner is closing and starts nothing more.
+
+    Reading it takes no lock and never blocks; any thread may. It also knows the entry that is being sent
+    (:attr:`headers`) and whether its message has left (:attr:`left`): both belong to the thread that ticks.
+    """
+
+    def __init__(self, *, leader: Leader, term: int, stopping: Callable[[], bool]) -> None:
+        self.term = term
+        self._leader = leader
+        self._stopping = stopping
+        #: neli_beat_* headers of the entry in flight; None between entries.
+        self.headers: dict[str, Any] | None = None
+        #: Messages of the entry in flight that left; reset with each entry.
+        self.left = 0
+
+    def may_start(self) -> bool:
+        """Whether new work may start in this term (R3, *leading*)."""
+        standing = self._leader.snapshot()
+        return standing.leading and standing.term == self.term and not self._stopping()
+
+    def may_finish(self) -> bool:
+        """Whether work in flight may finish in this term (R3, *held*: also while a hand-over drains)."""
+        standing = self._leader.snapshot()
+        return standing.held and standing.term == self.term
+
+    def ask_start(self) -> None:
+        """:raises LeaseEnded: unless :meth:`may_start`."""
+        if not self.may_start():
+            raise LeaseEnded(f"term {self.term} of {self._leader.election} may start nothing more")
+
+    def ask_finish(self) -> None:
+        """:raises LeaseEnded: unless :meth:`may_finish`."""
+        if not self.may_finish():
+            raise LeaseEnded(f"term {self.term} of {self._leader.election} is over")
+
+    def message_left(self) -> None:
+        """Note that a message of the entry in flight went to the task broker: the owner makes progress."""
+        self.left += 1
+        self._leader.progress()

@@ -1,0 +1,92 @@
+"""Threads of the operating system, and a bell between them and whoever waits, under gevent too.
+
+Under gevent's monkey patching `threading.Thread` makes a greenlet, and a greenlet that waits for Kafka would stop the whole
+process. `spawn` starts a real thread in any case.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+GREEN_WAIT = 0.02
+"""Seconds between two looks of a greenlet that waits for a real thread; gevent has no cheaper wait across threads."""
+
+
+def patched() -> bool:
+    """Whether gevent has replaced this process's threads by greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def original(module: str, name: str) -> Any:
+    """`module.name` as it is without gevent."""
+    if patched():
+        return sys.modules["gevent.monkey"].get_original(module, name)
+    return getattr(importlib.import_module(module), name)
+
+
+class Thread:
+    """A running daemon thread of the operating system."""
+
+    def __init__(self, target: Callable[[], None], name: str) -> None:
+        self.name = name
+        self.ended = False
+        self._target = target
+        self._thread: threading.Thread | None = None
+        if patched():
+            original("_thread", "start_new_thread")(self._run, ())
+        else:
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._target()
+        finally:
+            self.ended = True
+
+    def join(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for its end; whether it came. Other greenlets go on meanwhile."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        while not self.ended and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(GREEN_WAIT, left))
+        return self.ended
+
+
+def spawn(target: Callable[[], None], *, name: str) -> Thread:
+    """Start `target` on a daemon thread of the operating system."""
+    return Thread(target, name)
+
+
+class Bell:
+    """Rung by one thread, heard by all that wait. Counts its rings, so that none is missed between a look and a wait."""
+
+    def __init__(self) -> None:
+        self.rings = 0
+        self._condition = None if patched() else threading.Condition()
+
+    def ring(self) -> None:
+        """Wake all that wait; from any thread, not from a signal handler."""
+        if self._condition is None:
+            self.rings += 1
+            return
+        with self._condition:
+            self.rings += 1
+            self._condition.notify_all()
+
+    def wait(self, seen: int, timeout: float) -> None:
+        """Return when the bell was rung more than `seen` times, or after `timeout` seconds."""
+        if self._condition is not None:
+            with self._condition:
+                self._condition.wait_for(lambda: self.rings != seen, timeout)
+            return
+        deadline = time.monotonic() + timeout
+        while self.rings == seen and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(GREEN_WAIT, left))

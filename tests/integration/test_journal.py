@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.cimpl import NewPartitions
+
+from celery_neli.config import Config
+from celery_neli.events import End, Entry, Event, Lost, Started
+from celery_neli.exceptions import ConfigurationError, TopicError
+from celery_neli.journal import KafkaJournal
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.integration
+LOG = logging.getLogger("celery_neli.kafka")
+
+
+class Reading:
+    """Reads a journal and keeps what it told."""
+
+    def __init__(self, config: Config) -> None:
+        self.journal = KafkaJournal(config, log=LOG)
+        self.events: list[Event] = []
+
+    def until(self, condition: Callable[[list[Event]], object], *, timeout: float = 15.0) -> list[Event]:
+        """Read until the condition holds for what is told from now on."""
+        new: list[Event] = []
+        deadline = time.monotonic() + timeout
+        while not condition(new):
+            assert time.monotonic() < deadline, f"only {new[-5:]} within {timeout} s"
+            told = self.journal.read(0.05)
+            new += told
+            self.events += told
+        return new
+
+    def until_end(self, *roles: int, timeout: float = 15.0) -> list[Event]:
+        return self.until(lambda new: {End(role) for role in roles or (0,)} <= set(new), timeout=timeout)
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+def entries(events: list[Event], role: int = 0) -> list[int]:
+    return [event.offset for event in events if isinstance(event, Entry) and event.role == role]
+
+
+def starts(events: list[Event], role: int = 0) -> list[Started]:
+    return [event for event in events if isinstance(event, Started) and event.role == role]
+
+
+@pytest.fixture
+def config(kafka, names) -> Config:
+    return Config(group=names("group"), kafka=kafka)
+
+
+@pytest.fixture
+def fill(kafka) -> Iterator[Callable[..., None]]:
+    """Append so many records as somebody else."""
+    producer = Producer({"bootstrap.servers": kafka, "linger.ms": 0})
+
+    def fill(topic: str, count: int, partition: int = 0) -> None:
+        for number in range(count):
+            producer.produce(topic, b"stranger %d" % number, partition=partition)
+        assert producer.flush(10) == 0
+
+    yield fill
+    producer.close()
+
+
+@pytest.fixture
+def read(config) -> Iterator[Reading]:
+    with closing(Reading(config)) as reading:
+        yield reading
+
+
+def test_a_missing_topic_is_created_as_the_lease_needs_it(read, config, kafka_node):
+    """Partitions as roles; nothing compacted, no unclean leaders, a day's retention, times from the broker."""
+    read.until_end()
+    made = kafka_node.admin().list_topics(config.topic, timeout=10).topics[config.topic]
+    assert len(made.partitions) == 1
+    from confluent_kafka.admin import ConfigResource
+
+    resource = ConfigResource(ConfigResource.Type.TOPIC, config.topic)
+    values = kafka_node.admin().describe_configs([resource])[resource].result(10)
+    assert values["cleanup.policy"].value == "delete"
+    assert values["unclean.leader.election.enable"].value == "false"
+    assert values["message.timestamp.type"].value == "LogAppendTime"
+    assert values["retention.ms"].value == "86400000"
+
+
+def test_members_may_create_the_topic_at_once(config):
+    """Who comes second finds it made."""
+    readings = [Reading(config) for _ in range(3)]
+    try:
+        deadline = time.monotonic() + 20
+        while not all(End(0) in reading.events for reading in readings):
+            assert time.monotonic() < deadline
+            for reading in readings:
+                reading.events += reading.journal.read(0.01)
+    finally:
+        for reading in readings:
+            reading.close()
+
+
+def test_an_empty_log_starts_at_its_oldest(read):
+    """`Started` is told although no record ever comes, and so is the end."""
+    assert read.until_end() == [Started(0, 0, oldest=True), End(0)]
+
+
+def test_a_short_log_is_read_from_its_beginning(read, config, kafka_node, fill):
+    """Fewer records than the tail: all of them."""
+    kafka_node.create_topic(config.topic)
+    fill(config.topic, 10)
+    told = read.until_end()
+    assert starts(told) == [Started(0, 0, oldest=True)]
+    assert entries(told) == list(range(10))
+
+
+def test_a_long_log_is_read_from_near_its_end_and_further_back_when_asked(read, config, kafka_node, fill):
+    """The last 200 records; then 1000 more; then all, which is told as the oldest."""
+    kafka_node.create_topic(config.topic)
+    fill(config.topic, 1500)
+    told = read.until_end()
+    assert starts(told) == [Started(0, 1300, oldest=False)]
+    assert entries(told) == list(range(1300, 1500))
+    read.journal.look_back(0)
+    told = read.until_end()
+    assert starts(told) == [Started(0, 300, oldest=False)]
+    assert entries(told) == list(range(300, 1500))
+    read.journal.look_back(0)
+    told = read.until_end()
+    assert starts(told) == [Started(0, 0, oldest=True)]
+    assert entries(told) == list(range(1500))
+
+
+def test_a_log_whose_beginning_is_gone_starts_at_what_is_left(read, config, kafka_node, fill):
+    """Neither the tail nor looking back may fall silent where records expired; what is left is the oldest."""
+    kafka_node.create_topic(config.topic)
+    fill(config.topic, 1000)
+    kafka_node.admin().delete_records([TopicPartition(config.topic, 0, 900)])[
+        TopicPartition(config.topic, 0, 900)
+    ].result(10)
+    told = read.until_end()
+    assert starts(told) == [Started(0, 900, oldest=True)]
+    assert entries(told) == list(range(900, 1000))
+    read.journal.look_back(0)
+    assert starts(read.until_end()) == [Started(0, 900, oldest=True)]
+
+
+def test_a_log_emptied_by_expiry_starts_at_its_end(read, config, kafka_node, fill):
+    """No record is left, but offsets go on: the start is not 0, and it is the oldest."""
+    kafka_node.create_topic(config.topic)
+    fill(config.topic, 500)
+    everything = TopicPartition(config.topic, 0, 500)
+    kafka_node.admin().delete_records([everything])[everything].result(10)
+    assert read.until_end() == [Started(0, 500, oldest=True), End(0)]
+
+
+def test_ones_own_record_is_read_back_and_then_the_end(read):
+    """What was appended comes back with its bytes, and the end is told after it."""
+    read.until_end()
+    read.journal.append(0, "leader", b"mine")
+    told = read.until(lambda new: End(0) in new and entries(new))
+    assert Entry(0, 0, b"mine") in told
+    assert told[-1] == End(0)
+
+
+def test_the_end_is_told_again_when_asked_and_no_record_is_missed_or_doubled(read, config, fill):
+    """Asking moves the reader to where it stands: under load every record is still told exactly once."""
+    read.until_end()
+    read.journal.ask_end(0)
+    assert read.until_end() == [End(0)]
+    for _ in range(20):
+        fill(config.topic, 7)
+        read.journal.ask_end(0)
+        fill(config.topic, 3)
+        read.until_end()
+    read.until(lambda _: len(entries(read.events)) >= 200)
+    assert entries(read.events) == list(range(200))
+
+
+def test_roles_do_not_disturb_each_other(kafka, names, fill):
+    """Looking back and asking for the end of one role tells nothing of the others."""
+    config = Config(group=names("group"), kafka=kafka, roles=("red", "green"))
+    with closing(Reading(config)) as read:
+        read.until_end(0, 1)
+        fill(config.topic, 20, partition=1)
+        read.until(lambda new: len(entries(new, 1)) == 20 and End(1) in new)
+        read.journal.look_back(0)
+        read.until_end(0)
+        read.journal.ask_end(0)
+        read.until_end(0)
+        assert entries(read.events, 1) == list(range(20))
+        assert len(starts(read.events, 1)) == 1
+
+
+def test_a_topic_deleted_is_told_and_made_anew(read, config, kafka_node, fill):
+    """Every role's position is lost; reading begins again in the new log, which nobody else had to make."""
+    read.until_end()
+    fill(config.topic, 5)
+    read.until(lambda new: len(entries(new)) == 5)
+    kafka_node.admin().delete_topics([config.topic])[config.topic].result(10)
+    told = read.until(lambda new: starts(new), timeout=30)
+    kinds = [type(event) for event in told if not isinstance(event, End)]
+    assert kinds == [Lost, Started]
+    read.until_end()
+    read.journal.append(0, "leader", b"new")
+    read.until(lambda new: Entry(0, 0, b"new") in new)
+
+
+def test_a_topic_made_anew_behind_ones_back_is_told(read, config, kafka_node, fill):
+    """A position beyond the new log's end is lost, not waited for."""
+    read.until_end()
+    fill(config.topic, 50)
+    read.until(lambda new: len(entries(new)) == 50)
+    kafka_node.admin().delete_topics([config.topic])[config.topic].result(10)
+    wait_until(
+        lambda: config.topic not in kafka_node.admin().list_topics(timeout=10).topics, timeout=10, what="the deletion"
+    )
+    kafka_node.create_topic(config.topic)
+    told = read.until(lambda new: starts(new), timeout=30)
+    assert [type(event) for event in told if not isinstance(event, End)] == [Lost, Started]
+
+
+def test_too_few_partitions_are_an_error_until_there_are_enough(kafka, kafka_node, names):
+    """The error has both numbers and how to mend it; the next reads find it mended."""
+    config = Config(group=names("group"), kafka=kafka, roles=("a", "b", "c"))
+    kafka_node.create_topic(config.topic, partitions=2)
+    with closing(Reading(config)) as read:
+        with pytest.raises(TopicError, match=r"2 partition.* 3 roles.*kafka-topics\.sh.*--partitions 3"):
+            read.until_end()
+        kafka_node.admin().create_partitions([NewPartitions(config.topic, 3)])[config.topic].result(10)
+
+        def mended() -> bool:
+            try:
+                read.until_end(0, 1, 2, timeout=5)
+            except TopicError:
+                return False
+            return True
+
+        wait_until(mended, timeout=20, what="three partitions")
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_a_compacted_topic_is_refused(read, config, kafka_node, policy):
+    """Compaction removes the records that prove who leads (R7)."""
+    kafka_node.create_topic(config.topic, config={"cleanup.policy": policy})
+    with pytest.raises(TopicError, match=r"cleanup\.policy.*kafka-configs\.sh"):
+        read.until_end()
+
+
+def test_an_unknown_property_is_refused_without_showing_secrets(kafka):
+    """librdkafka's complaint becomes ours, masked."""
+    given = {"bootstrap.servers": kafka, "sasl.password": "hunter22", "security.protocol": "hunter22"}
+    with pytest.raises(ConfigurationError, match=r"security\.protocol") as raised:
+        KafkaJournal(Config(group="g", kafka=given), log=LOG)
+    assert "hunter22" not in str(raised.value)
+
+
+def test_without_a_broker_reads_return_and_close_is_quick(caplog):
+    """An outage at the start is no error: one warning, and the member can still be ended."""
+    caplog.set_level(logging.INFO, "celery_neli.kafka")
+    journal = KafkaJournal(Config(group="g", kafka="127.0.0.1:9"), log=LOG)
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        began = time.monotonic()
+        assert journal.read(0.05) == []
+        assert time.monotonic() - began < 1.5
+    journal.append(0, "leader", b"x")
+    began = time.monotonic()
+    journal.close()
+    assert time.monotonic() - began < 2.5
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "kafka unreachable" in caplog.text
+
+
+def test_an_outage_later_is_one_warning_and_reading_goes_on(embedded_kafka, names, caplog):
+    """The broker goes and comes back: two lines, and the log is read on where it was left."""
+    caplog.set_level(logging.INFO, "celery_neli.kafka")
+    with closing(Reading(Config(group=names("group"), kafka=embedded_kafka.bootstrap_servers))) as read:
+        read.until_end()
+        read.journal.append(0, "leader", b"before")
+        read.until(lambda new: Entry(0, 0, b"before") in new)
+        caplog.clear()
+        embedded_kafka.broker_down()
+        deadline = time.monotonic() + 3
+        read.until(lambda _: time.monotonic() > deadline)
+        embedded_kafka.broker_up()
+        began = time.monotonic()
+        while not any(isinstance(event, Entry) and event.value == b"after" for event in read.events):
+            assert time.monotonic() - began < 10
+            read.journal.append(0, "leader", b"after")
+            read.events += read.journal.read(0.2)
+    lines = [record.getMessage() for record in caplog.records if "append lost" not in record.getMessage()]
+    assert len(lines) == 2, lines
+    assert lines[0].startswith("kafka unreachable")
+    assert lines[1].startswith("kafka reachable again")
+
+
+@pytest.mark.slow
+def test_a_clean_stop_of_the_partitions_leader_is_hardly_noticed(kafka_cluster, names):
+    """Records keep coming back through a broker's restart: far within any lease."""
+    config = Config(group=names("group"), kafka=kafka_cluster.bootstrap_servers)
+    with closing(Reading(config)) as read:
+        read.until_end()
+        leader = wait_until(lambda: kafka_cluster.leader_of(config.topic), timeout=10, what="a leader")
+        import threading
+
+        stop = threading.Thread(target=leader.terminate)
+        stop.start()
+        gap, last, sent, deadline = 0.0, time.monotonic(), 0, None
+        next_append = 0.0
+        while deadline is None or time.monotonic() < deadline:
+            if time.monotonic() >= next_append:
+                read.journal.append(0, "leader", b"beat %d" % sent)
+                sent, next_append = sent + 1, time.monotonic() + 0.1
+            if entries(read.journal.read(0.05)):
+                gap, last = max(gap, time.monotonic() - last), time.monotonic()
+            gap = max(gap, time.monotonic() - last)
+            if deadline is None and not stop.is_alive():
+                deadline = time.monotonic() + 3
+        stop.join()
+    print(f"longest time without a record through a clean stop: {gap:.2f} s")
+    assert gap < 2.0

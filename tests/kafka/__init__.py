@@ -1,0 +1,1 @@
+"""Apache Kafka for the tests: real brokers as local processes, without Docker."""

@@ -1,0 +1,145 @@
+"""The log, the journal and the group as a member meets them, without Kafka (celery_neli/events.py tells what they promise)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from celery_neli.events import End, Entry, Event, Lost, Started
+from celery_neli.exceptions import TopicError
+
+if TYPE_CHECKING:
+    from tests.simulation.actor import Actor
+    from tests.simulation.world import World
+
+
+class Log:
+    """One role's partition: values with their times of arrival; those before `low` have expired."""
+
+    def __init__(self, expired: int) -> None:
+        self.values: list[bytes] = [b""] * expired
+        self.when: list[float] = [-1e9] * expired
+        self.low = expired
+
+    def expire(self, before: float) -> None:
+        while self.low < len(self.values) and self.when[self.low] < before:
+            self.low += 1
+
+    def purge(self) -> None:
+        self.low = len(self.values)
+
+    def truncate(self, records: int) -> None:
+        del self.values[-records:], self.when[-records:]
+        self.low = min(self.low, len(self.values))
+
+    def visible(self, start: int, time: float) -> int:
+        """The end of the log as it was at `time`, not before `start`."""
+        end = start
+        while end < len(self.values) and self.when[end] <= time:
+            end += 1
+        return end
+
+
+@dataclass
+class Position:
+    """Where a reader stands in one log."""
+
+    start: int = 0
+    offset: int | None = None  # None: to be found at the next read
+    begin_at: int | None = None  # ... here; None: near the end
+    fresh: float = 0.0  # the end that is told must be of a moment not before this
+    at_end: bool = False
+    asked: bool = False
+    cut: bool = False  # the log was truncated under the reader, who is told so
+
+
+class FakeJournal:
+    """Delivers what the log holds, a few records at a time and somewhat late."""
+
+    def __init__(self, world: World, actor: Actor) -> None:
+        self.world, self.actor = world, actor
+        self.positions = [Position() for _ in world.logs]
+        self.more = False  # the last read left something
+
+    def read(self, timeout: float) -> list[Event]:
+        world, events = self.world, []
+        self.more = False
+        if self.actor.no_read > world.now:
+            return []
+        if self.actor.no_topic > world.now:
+            raise TopicError("the leader topic is missing")
+        for role, position in enumerate(self.positions):
+            self._read(role, position, events)
+        return events
+
+    def _read(self, role: int, at: Position, events: list[Event]) -> None:
+        world, log = self.world, self.world.logs[role]
+        rnd = world.rnd
+        if at.offset is not None and (at.cut or not log.low <= at.offset <= len(log.values)):
+            at.offset, at.begin_at, at.cut = None, None, False
+            events.append(Lost(role, "out of range"))
+            if rnd.random() < 0.3:
+                self.more = True
+                return
+        if at.offset is None:
+            begin = len(log.values) - rnd.randrange(*world.scenario.start_back) if at.begin_at is None else at.begin_at
+            at.offset = at.start = max(log.low, begin)
+            at.begin_at, at.cut, at.at_end, at.fresh = None, False, False, world.now
+            events.append(Started(role, at.start, at.start == log.low))
+        elif self.actor.reread_now and at.offset > at.start:
+            at.offset, at.at_end = max(at.start, log.low, at.offset - rnd.randrange(1, 12)), False
+        end = log.visible(at.offset, max(at.fresh, world.now - rnd.choice((0.0, 0.02, 0.2))))
+        stop = min(end, at.offset + rnd.randrange(1, 9))
+        if stop > at.offset:
+            events.extend(Entry(role, offset, log.values[offset]) for offset in range(at.offset, stop))
+            at.offset, at.at_end = stop, False
+        if at.offset < end:
+            self.more = True
+        elif not at.at_end or at.asked:
+            at.at_end, at.asked = True, False
+            events.append(End(role))
+
+    def append(self, role: int, key: str, value: bytes) -> None:
+        self.positions[role].fresh = self.world.now
+        self.actor.appended(role, value)
+
+    def look_back(self, role: int) -> None:
+        at = self.positions[role]
+        at.offset, at.begin_at = None, at.start - self.world.rnd.randrange(1, 9)
+        self.more = True
+
+    def ask_end(self, role: int) -> None:
+        at = self.positions[role]
+        at.asked, at.fresh = True, self.world.now
+        self.more = True
+
+    def close(self) -> None:
+        pass
+
+
+class FakeGroup:
+    """Induces whom the world likes, some time after it decided to."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.induced: frozenset[int] = frozenset()
+        self.assigned: frozenset[int] = frozenset()
+        self.known_at = 0.0  # when the callback is served
+        self.member = False
+
+    def assign(self, roles: frozenset[int], delay: float) -> None:
+        self.assigned, self.known_at = roles, self.world.now + delay
+
+    def poll(self) -> None:
+        if self.world.now >= self.known_at:
+            self.induced = self.assigned
+
+    def join(self) -> None:
+        self.member = True
+
+    def leave(self) -> None:
+        self.member = False
+        self.assign(frozenset(), self.world.rnd.uniform(0, self.world.scenario.group_delay))
+
+    def close(self) -> None:
+        self.leave()

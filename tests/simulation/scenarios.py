@@ -1,0 +1,90 @@
+"""What goes wrong in each scenario. Rates are events per second and member; durations are seconds of true time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One kind of weather. Faults come until `calm`; from then on the members must come to rest (see judge.py)."""
+
+    leases: tuple[float, ...] = (2.0, 3.0, 6.0)
+    takeover: tuple[float, ...] = (0.0, 0.25, 1.0)
+    drain_timeout: float = 2.0
+    members: int = 4
+    roles: int = 1
+    calm: float = 40.0
+    after: float = 12.0  # watched for so long after the bound of liveness
+    retention: float = 10.0
+    freeze: float = 0.015
+    stumble: float = 0.002  # probability that a step is interrupted by a freeze in its middle
+    no_write: float = 0.015
+    no_read: float = 0.015
+    restart: float = 0.05
+    down: float = 0.0  # mean time that a crashed member stays away
+    close: float = 0.01
+    induce: float = 0.03
+    group_delay: float = 0.5  # callbacks of the group come up to so late
+    resign: float = 0.02
+    request: float = 0.01
+    drop: float = 0.5  # loss while writes are cut
+    double: float = 0.0
+    late: float = 0.0  # probability that a record takes up to 20 s
+    fifo: bool = True  # each producer's records keep their order
+    reread: float = 0.0
+    missing: float = 0.0  # the journal raises TopicError for a while
+    purge: float = 0.0  # all records are deleted; per second, as the next three
+    truncate: float = 0.0
+    noticed: bool = True
+    recreate: float = 0.0
+    forge: float = 0.0
+    newer: float = 0.0  # a record of a newer protocol version appears, once, about so late
+    overrun: float = 0.1  # probability that a barrier outlasts drain_timeout
+    idle: int = 0  # so many records were in the log once, and expired
+    stagger: float = 0.0  # members start within this time
+    start_back: tuple[int, int] = (1, 8)
+    rates: tuple[float, float] = (0.996, 1.004)
+    forever: str = ""  # from `calm` on: "leader deaf", "leader mute", "one deaf", "one mute", "unknown deaf"
+    leads: bool = True  # somebody must lead in the end
+    one_leader: bool = True  # overlaps are judged: not where records are forged
+    terms_rise: bool = True  # not where the log is cut off
+    slots: bool = True  # slots are judged: not where records are lost
+
+
+BASE = Scenario()
+NOTHING = replace(BASE, freeze=0, stumble=0, no_write=0, no_read=0, restart=0, close=0, induce=0, resign=0, request=0, overrun=0)
+ROUGH = replace(BASE, double=0.1, fifo=False, late=0.05, resign=0.1)
+ORDERLY = replace(NOTHING, close=0.06, induce=0.1, resign=0.06, request=0.03, down=1.0)
+
+SCENARIOS: dict[str, Scenario] = {
+    "base": BASE,
+    "weekend": replace(
+        BASE, idle=10, stagger=1.5, calm=15, members=5, late=0.15, no_read=0.15, restart=0.15, down=3.0, resign=0, leases=(2.0, 6.0)
+    ),
+    "newcomer-deaf": replace(NOTHING, idle=10, calm=0.02, members=4, forever="unknown deaf"),
+    "blind-claims": replace(BASE, down=20.0, restart=0.1, late=0.05),
+    "rough": ROUGH,
+    "reread": replace(BASE, reread=0.2),
+    "purged": replace(BASE, purge=0.02, slots=False, leases=(3.0,)),
+    "leader-deaf": replace(BASE, forever="leader deaf"),
+    "leader-mute": replace(BASE, forever="leader mute"),
+    "one-deaf": replace(BASE, forever="one deaf"),
+    "one-mute": replace(BASE, forever="one mute"),
+    "two-leader-deaf": replace(BASE, members=2, forever="leader deaf"),
+    "alone": replace(BASE, members=1, restart=0, no_write=0.08, resign=0.3, close=0, calm=50),
+    "truncated-noticed": replace(BASE, truncate=0.02, terms_rise=False, slots=False),
+    "truncated": replace(BASE, truncate=0.02, noticed=False, terms_rise=False, slots=False),
+    "group": replace(BASE, induce=2.0, group_delay=5.0, roles=2),
+    "roles": replace(BASE, roles=3, members=5, late=0.02, double=0.02),
+    "orderly": ORDERLY,
+    "drains": replace(ROUGH, drain_timeout=1.0, overrun=0.6, resign=0.3, request=0.05),
+    "stumbles": replace(BASE, stumble=0.03, late=0.05),
+    "look-back": replace(BASE, start_back=(0, 3), restart=0.2, close=0.05, down=1.0, double=0.2, late=0.1, fifo=False),
+    "topic-missing": replace(BASE, missing=0.03),
+    "forged": replace(BASE, forge=0.5, one_leader=False, slots=False),
+    "forged-rough": replace(ROUGH, forge=0.5, reread=0.1, one_leader=False, slots=False, roles=2),
+    "newer-version": replace(BASE, newer=20.0, leads=False, roles=2),
+    "clocks": replace(BASE, rates=(0.995, 1.005), no_read=0.05, no_write=0.05, late=0.1),
+    "unlike": replace(BASE, leases=(1.5, 4.0, 10.0), takeover=(0.0, 1.4), late=0.05),
+}
