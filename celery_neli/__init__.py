@@ -1,10 +1,11 @@
 """celery-neli: an elected leader in every Celery beat and worker, on the Kafka that is already there.
 
-Any number of `celery beat -S celery_neli.Scheduler` may run; one of them sends. The election is NELI, "leader induction" over a Kafka
-consumer group, hardened by a lease that is bought and proven in the log of a leader topic (docs/protocol.md).
+Any number of `celery beat -S celery_neli.Scheduler` may run; one of them sends. The election is NELI, "leader
+induction" over a Kafka consumer group, hardened by a lease that is bought and proven in the log of a leader topic
+(docs/protocol.md).
 
-One pass reads the package: records -> lease -> events -> member -> journal, group -> curator -> leadership -> signals -> bootsteps ->
-scheduler. Importing it starts no thread, opens no socket and does not load confluent_kafka.
+One pass reads the package: records -> lease -> events -> member -> journal, group -> curator -> leadership -> signals
+-> bootsteps -> scheduler. Importing it starts no thread, opens no socket and does not load confluent_kafka.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The curator in a worker: steps of Celery's worker blueprint.
 
-The curator starts after the pool has forked its children, and it ends after the pool has drained: steps stop in the reverse order of
-their start, so one step cannot do both. `Election` starts it, late; the release waits for `worker_shutdown`, which Celery sends when
-every step has stopped.
+The curator starts after the pool has forked its children, and it ends after the pool has drained: steps stop in the
+reverse order of their start, so one step cannot do both. `Election` starts it, late; the release waits for
+`worker_shutdown`, which Celery sends when every step has stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ REFUSED_POOLS = ("eventlet",)
 class Election(bootsteps.StartStopStep):
     """Joins the worker election once the pool is there, hands over when the worker stops.
 
-    In the worker blueprint, never in the consumer's: that one restarts whenever the connection to the task broker is lost.
+    In the worker blueprint, never in the consumer's: that one restarts whenever the connection to the task broker is
+    lost.
     """
 
     name = "celery_neli.Election"
@@ -46,7 +47,8 @@ class Election(bootsteps.StartStopStep):
         if pool.rpartition(".")[2] in REFUSED_POOLS:
             raise ConfigurationError(
                 f"worker_pool = {pool.rpartition('.')[2]!r}: celery-neli runs with prefork, threads, solo and gevent; "
-                "a thread of the operating system does not survive eventlet. Choose another pool, or set neli_enabled = False"
+                "a thread of the operating system does not survive eventlet. "
+                "Choose another pool, or set neli_enabled = False"
             )
         self._leadership = leadership_for(worker.app, "worker")  # refuses bad settings before anything has started
         return True
@@ -84,8 +86,8 @@ class Election(bootsteps.StartStopStep):
 def install(app: Celery) -> Celery:
     """Let every worker of `app` join the worker election. Returns `app`; may be repeated.
 
-    `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler = "celery_neli.Scheduler"`.
-    Does not load the app's configuration, starts nothing.
+    `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler =
+    "celery_neli.Scheduler"`. Does not load the app's configuration, starts nothing.
     """
     app.steps["worker"].add(Election)
     return app

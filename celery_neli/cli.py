@@ -31,7 +31,9 @@ def neli(ctx: click.Context) -> None:
 
 @neli.command(cls=CeleryCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--election", type=click.Choice(ELECTIONS), help="Only this one; by default every one whose topic exists.")
+@click.option(
+    "--election", type=click.Choice(ELECTIONS), help="Only this one; by default every one whose topic exists."
+)
 @click.pass_context
 def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader."""
@@ -71,14 +73,19 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
         before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
     except NeliError as exc:
         raise click.ClickException(str(exc)) from None
-    print(f"{election}: {before.leader} (term {before.term}) handed over to {after.leader} (term {after.term}) in {seconds:.1f} s")
+    print(
+        f"{election}: {before.leader} (term {before.term}) handed over to {after.leader} (term {after.term})"
+        f" in {seconds:.1f} s"
+    )
 
 
 @neli.command(cls=CeleryCommand)
 @click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
-    """Run the embedded Kafka until interrupted: for development, never for production. It forgets everything when it ends."""
+    """Run the embedded Kafka until interrupted: for development, never for production. It forgets everything when it
+    ends.
+    """
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.exceptions import NeliError
 
@@ -87,7 +94,10 @@ def kafka(ctx: click.Context, port: int) -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         with EmbeddedKafka(port=port) as running:
-            print(f"embedded Kafka on {running.bootstrap_servers}: for development, never for production; Ctrl-C ends it", flush=True)
+            print(
+                f"embedded Kafka on {running.bootstrap_servers}: for development, never for production; Ctrl-C ends it",
+                flush=True,
+            )
             ended.wait()
     except NeliError as exc:
         raise click.ClickException(str(exc)) from None
@@ -122,13 +132,19 @@ def _print(status: ElectionStatus) -> None:
         else:
             since = "?" if role.since is None else _when(role.since)
             age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
-            print(f"  role {role.role}: {role.leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
+            print(
+                f"  role {role.role}: {role.leader} leads  term {role.term}  since {since}"
+                f"  last heartbeat {age:.1f} s ago"
+            )
     if status.members is None:
         print("  members: unknown (the group could not be described)")
         return
     print(f"  members: {len(status.members)} (group {status.group_state})")
     for member in status.members:
-        print(f"    {member.name}  {member.host}" + (f"  induced for {', '.join(member.induced)}" if member.induced else ""))
+        print(
+            f"    {member.name}  {member.host}"
+            + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
+        )
 
 
 def _when(seconds: float) -> str:

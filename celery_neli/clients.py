@@ -65,7 +65,7 @@ def connection_properties(config: Config) -> Properties:
         "retry.backoff.ms": 50,
         "retry.backoff.max.ms": 500,
         # A new partition leader, or a topic made meanwhile, is noticed within this even if no broker tells.
-        "topic.metadata.refresh.interval.ms": 5_000,
+        "topic.metadata.refresh.interval.ms": 1_000,
         "topic.metadata.refresh.fast.interval.ms": 50,
         # A topic deleted or not created yet is told at once; the journal decides what to do.
         "topic.metadata.propagation.max.ms": 2_000,

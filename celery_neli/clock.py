@@ -6,7 +6,9 @@ import time
 
 
 def boottime() -> float:
-    """Seconds on a clock that never goes back and counts a suspended machine and a stopped process; monotonic where there is none."""
+    """Seconds on a clock that never goes back and counts a suspended machine and a stopped process; monotonic where
+    there is none.
+    """
     return time.clock_gettime(_CLOCK)
 
 

@@ -1,4 +1,6 @@
-"""Every setting: its name, default, unit and check. The README's table is made from here (`python -m celery_neli.config`)."""
+"""Every setting: its name, default, unit and check. The README's table is made from here (`python -m
+celery_neli.config`).
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,19 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="neli_group",
         default="required",
-        meaning="names the deployment: the consumer groups are `<group>.beat` and `<group>.worker`. Two environments on one Kafka must differ",
+        meaning="names the deployment: the consumer groups are `<group>.beat` and `<group>.worker`. "
+        "Two environments on one Kafka must differ",
     ),
     Setting(
         name="neli_kafka",
         default="`localhost:9092`",
         meaning="bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
     ),
-    Setting(name="neli_topic", default="`<group>.<election>.neli`", meaning="leader topic; `{election}` in it stands for `beat` or `worker`"),
+    Setting(
+        name="neli_topic",
+        default="`<group>.<election>.neli`",
+        meaning="leader topic; `{election}` in it stands for `beat` or `worker`",
+    ),
     Setting(name="neli_name", default="`<host>_<pid>_<time>`", meaning="this process's name in logs and status"),
     Setting(name="neli_heartbeat_interval", default="0.5 s", meaning="between two heartbeats of a leader"),
     Setting(
@@ -53,15 +60,42 @@ SETTINGS: tuple[Setting, ...] = (
         default="4 s",
         meaning="the lease that a heartbeat buys; the hand-over after a crash takes this plus a few tenths of a second",
     ),
-    Setting(name="neli_session_timeout", default="6 s", meaning="session of the consumer group (the brokers' default minimum is 6 s)"),
-    Setting(name="neli_takeover_delay", default="0.1 s", meaning="head start of the member to which the group has assigned the role"),
+    Setting(
+        name="neli_session_timeout",
+        default="6 s",
+        meaning="session of the consumer group (the brokers' default minimum is 6 s)",
+    ),
+    Setting(
+        name="neli_takeover_delay",
+        default="0.1 s",
+        meaning="head start of the member to which the group has assigned the role",
+    ),
     Setting(name="neli_drain_timeout", default="10 s", meaning="how long a barrier may hold up a hand-over"),
-    Setting(name="neli_stall_timeout", default="60 s", meaning="a leader that makes no progress for so long logs its stack and resigns"),
-    Setting(name="neli_scheduler", default="`celery.beat.Scheduler`", meaning="the scheduler that the leading beat runs: a class, a path or an alias"),
-    Setting(name="neli_enabled", default="`True`", meaning="off: an ordinary beat and worker, without Kafka (tests, development)"),
+    Setting(
+        name="neli_stall_timeout",
+        default="60 s",
+        meaning="a leader that makes no progress for so long logs its stack and resigns",
+    ),
+    Setting(
+        name="neli_scheduler",
+        default="`celery.beat.Scheduler`",
+        meaning="the scheduler that the leading beat runs: a class, a path or an alias",
+    ),
+    Setting(
+        name="neli_enabled",
+        default="`True`",
+        meaning="off: an ordinary beat and worker, without Kafka (tests, development)",
+    ),
 )
 
-_NUMBERS = ("heartbeat_interval", "heartbeat_timeout", "session_timeout", "takeover_delay", "drain_timeout", "stall_timeout")
+_NUMBERS = (
+    "heartbeat_interval",
+    "heartbeat_timeout",
+    "session_timeout",
+    "takeover_delay",
+    "drain_timeout",
+    "stall_timeout",
+)
 
 
 def default_name() -> str:
@@ -73,8 +107,8 @@ def default_name() -> str:
 class Config:
     """One member of one election, checked when it is made. Times are seconds.
 
-    Raises `ConfigurationError`, which names the setting, its value and what to do. `kafka` may hold secrets: neither `repr` nor any
-    error of ours shows more of it than names and addresses.
+    Raises `ConfigurationError`, which names the setting, its value and what to do. `kafka` may hold secrets: neither
+    `repr` nor any error of ours shows more of it than names and addresses.
     """
 
     group: str
@@ -101,7 +135,8 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, str) or not _KAFKA_NAME.fullmatch(value) or value in (".", ".."):
                 raise ConfigurationError(
-                    f"neli_{name} = {value!r}: use 1 to 249 of the characters that Kafka allows in names: A-Z a-z 0-9 . _ -"
+                    f"neli_{name} = {value!r}: use 1 to 249 of the characters that Kafka allows in names: "
+                    "A-Z a-z 0-9 . _ -"
                 )
         if not self.roles or len(set(self.roles)) != len(self.roles) or not all(map(_is_name, self.roles)):
             raise ConfigurationError(f"roles = {self.roles!r}: give one or more names, each once")
@@ -110,19 +145,29 @@ class Config:
     def _compare(self) -> None:
         if 3 * self.heartbeat_interval > self.heartbeat_timeout:
             raise ConfigurationError(
-                f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is less than 3 × neli_heartbeat_interval = {self.heartbeat_interval:g} s: "
-                "one late heartbeat would cost the leadership; raise the timeout or lower the interval"
+                f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is less than 3 × neli_heartbeat_interval = "
+                f"{self.heartbeat_interval:g} s: one late heartbeat would cost the leadership; "
+                "raise the timeout or lower the interval"
             )
         if self.heartbeat_timeout > MAX_LEASE:
-            raise ConfigurationError(f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is above the protocol's limit of {MAX_LEASE:g} s; lower it")
+            raise ConfigurationError(
+                f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is above the protocol's limit of "
+                f"{MAX_LEASE:g} s; lower it"
+            )
         if self.takeover_delay >= self.heartbeat_timeout:
             raise ConfigurationError(
-                f"neli_takeover_delay = {self.takeover_delay:g} s is not below neli_heartbeat_timeout = {self.heartbeat_timeout:g} s; lower it"
+                f"neli_takeover_delay = {self.takeover_delay:g} s is not below neli_heartbeat_timeout = "
+                f"{self.heartbeat_timeout:g} s; lower it"
             )
         if self.session_timeout < 1:
-            raise ConfigurationError(f"neli_session_timeout = {self.session_timeout:g} s is below 1 s; brokers refuse less than 6 s by default")
+            raise ConfigurationError(
+                f"neli_session_timeout = {self.session_timeout:g} s is below 1 s; "
+                "brokers refuse less than 6 s by default"
+            )
         if self.stall_timeout < STALL_LEAST:
-            raise ConfigurationError(f"neli_stall_timeout = {self.stall_timeout:g} s is below {STALL_LEAST:g} s; raise it")
+            raise ConfigurationError(
+                f"neli_stall_timeout = {self.stall_timeout:g} s is below {STALL_LEAST:g} s; raise it"
+            )
 
     def __repr__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -154,12 +199,15 @@ def _kafka(value: Any) -> Mapping[str, Any]:
         value = {"bootstrap.servers": ",".join(value)}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ConfigurationError(
-            f"neli_kafka is a {type(value).__name__}: give the bootstrap servers as 'host:port,host:port', or a dict of librdkafka properties"
+            f"neli_kafka is a {type(value).__name__}: give the bootstrap servers as 'host:port,host:port', "
+            "or a dict of librdkafka properties"
         )
     servers = value.get("bootstrap.servers", value.get("metadata.broker.list"))
     if not isinstance(servers, str) or not servers.strip():
         raise ConfigurationError("neli_kafka lacks 'bootstrap.servers': give at least one host:port")
-    return MappingProxyType({**{k: v for k, v in value.items() if k != "metadata.broker.list"}, "bootstrap.servers": servers})
+    return MappingProxyType(
+        {**{k: v for k, v in value.items() if k != "metadata.broker.list"}, "bootstrap.servers": servers}
+    )
 
 
 def enabled(app: Celery) -> bool:
@@ -178,7 +226,10 @@ def from_app(app: Celery, election: str) -> Config:
     refuse_unknown(_neli_keys(app))
     group = app.conf.get("neli_group")
     if not group:
-        raise ConfigurationError("neli_group is not set: name this deployment, e.g. neli_group = 'shop-production'; two environments on one Kafka must differ")
+        raise ConfigurationError(
+            "neli_group is not set: name this deployment, e.g. neli_group = 'shop-production'; "
+            "two environments on one Kafka must differ"
+        )
     if not isinstance(group, str):
         raise ConfigurationError(f"neli_group = {group!r}: give a string")
     given: dict[str, Any] = {"group": f"{group}.{election}"}
@@ -189,7 +240,10 @@ def from_app(app: Celery, election: str) -> Config:
     topic = app.conf.get("neli_topic")
     if topic is not None:
         if not isinstance(topic, str) or "{election}" not in topic:
-            raise ConfigurationError(f"neli_topic = {topic!r}: beats and workers need a topic each; write {{election}} where their name shall stand")
+            raise ConfigurationError(
+                f"neli_topic = {topic!r}: beats and workers need a topic each; "
+                "write {election} where their name shall stand"
+            )
         given["topic"] = topic.replace("{election}", election)
     return Config(**given)
 
@@ -207,7 +261,9 @@ def _neli_keys(app: Celery) -> Iterable[str]:
 
 
 def refuse_unknown(names: Iterable[str]) -> None:
-    """Raise `ConfigurationError` for a name that is no setting, with the nearest one: Celery itself would pass it in silence."""
+    """Raise `ConfigurationError` for a name that is no setting, with the nearest one: Celery itself would pass it in
+    silence.
+    """
     known = [setting.name for setting in SETTINGS]
     for name in names:
         if name not in known:
@@ -220,7 +276,6 @@ def table() -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     rows += [f"| `{each.name}` | {each.default} | {each.meaning} |" for each in SETTINGS]
     return "\n".join(rows)
-
 
 
 if __name__ == "__main__":

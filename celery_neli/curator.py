@@ -1,7 +1,7 @@
 """Neli: the curator of one member, as goNELI knows it, usable without Celery.
 
-It turns the member on a thread of its own, which renews the lease and waits for nothing but Kafka, and delivers what changed to the
-barrier on the thread of whoever pulses.
+It turns the member on a thread of its own, which renews the lease and waits for nothing but Kafka, and delivers what
+changed to the barrier on the thread of whoever pulses.
 
     with Neli(Config(group="billing", kafka="localhost:9092"), barrier=print) as neli:
         while True:
@@ -31,8 +31,10 @@ from celery_neli.member import Grant, LeaderAcquired, LeaderEvent, LeaderFenced,
 from celery_neli.pulser import Pulser
 from celery_neli.threads import Bell, Thread, spawn
 
-SLICE = 0.025
-"""Seconds that the member's thread waits for Kafka before it looks at what other threads asked of it; librdkafka offers no wake-up."""
+SLICE = 0.1
+"""Seconds that the member's thread waits for Kafka before it looks at what other threads asked of it; librdkafka offers
+no wake-up.
+"""
 DRAIN_SLICE = 0.005
 RETRY_LEAST, RETRY_MOST = 1.0, 30.0
 CANCEL_EVERY = 0.05
@@ -45,7 +47,7 @@ Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
 
 
 class State(enum.Enum):
-    """Of a curator: LIVE from its making, CLOSING from `close`, CLOSED when nothing is held and the clients are gone."""
+    """Of a curator: LIVE from its making, CLOSING from `close`, CLOSED when nothing is held and the clients ended."""
 
     LIVE = "live"
     CLOSING = "closing"
@@ -74,8 +76,8 @@ class _Stack:
 class Neli:
     """A member of an election, curated.
 
-    Nothing is started before the first `pulse`, `background` or `start`. All methods may be called from any thread, none from a
-    signal handler. In a forked child the curator is void: it leads nothing there and touches no client.
+    Nothing is started before the first `pulse`, `background` or `start`. All methods may be called from any thread,
+    none from a signal handler. In a forked child the curator is void: it leads nothing there and touches no client.
     """
 
     def __init__(
@@ -86,10 +88,11 @@ class Neli:
         connect: Connect = connect_kafka,
         clock: Callable[[], float] = boottime,
     ) -> None:
-        """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced`, in order, by a thread that pulses or closes.
+        """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced`, in order, by a thread
+        that pulses or closes.
 
-        On `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on. What it raises is
-        logged and otherwise ignored. `connect` and `clock` are for tests.
+        On `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on.
+        What it raises is logged and otherwise ignored. `connect` and `clock` are for tests.
         """
         self.config = config
         self.clock = clock
@@ -117,32 +120,42 @@ class Neli:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this member leads (a role of several) now: new work may start. Asks the lease; costs about a microsecond."""
+        """Whether this member leads (a role of several) now: new work may start. Asks the lease; costs about a
+        microsecond.
+        """
         return any(self.grant(role).leading(self.clock()) for role in self.config.roles)
 
     @property
     def deadline(self) -> float | None:
-        """Until when (`clock` time, seconds) the lease in force runs, if nothing renews it; None without one. Of several, the first to end."""
+        """Until when (`clock` time, seconds) the lease in force runs, if nothing renews it; None without one. Of
+        several, the first to end.
+        """
         now = self.clock()
         ends = [grant.until for grant in map(self.grant, self.config.roles) if grant.held(now)]
         return min(ends, default=None)
 
     def grant(self, role: str) -> Grant:
-        """What the lease of `role` allows; ask it with `clock()`. Takes no lock; raises ValueError for a role that is not configured."""
+        """What the lease of `role` allows; ask it with `clock()`. Takes no lock; raises ValueError for a role that is
+        not configured.
+        """
         member = self._member
         if member is None or os.getpid() != self._pid:
             return _NOBODY
         return member.grant(role)
 
     def led_until(self, role: str) -> float | None:
-        """When (`clock` time) the last heartbeat before the present term of `role` was read, whoever held it; None if none was."""
+        """When (`clock` time) the last heartbeat before the present term of `role` was read, whoever held it; None if
+        none was.
+        """
         member = self._member
         return None if member is None else member.led_until(role)
 
     # What to do
 
     def start(self) -> None:
-        """Join the election; returns at once, may be repeated. Kafka need not be there. Raises `ClosedError` after `close`."""
+        """Join the election; returns at once, may be repeated. Kafka need not be there. Raises `ClosedError` after
+        `close`.
+        """
         with self._starting:
             if self._thread is not None:
                 return
@@ -156,8 +169,9 @@ class Neli:
     def pulse(self, timeout: float = 0.0, *, cancel: threading.Event | None = None) -> bool:
         """Wait up to `timeout` seconds to lead; whether this member leads. Returns at once if it does already.
 
-        Runs the barrier for what changed, so it may take as long as the barrier does. Must be called again within `stall_timeout`: a
-        leader that is not pulsed resigns. Setting `cancel` ends the wait within 0.05 s. Raises `ClosedError` after `close`.
+        Runs the barrier for what changed, so it may take as long as the barrier does. Must be called again within
+        `stall_timeout`: a leader that is not pulsed resigns. Setting `cancel` ends the wait within 0.05 s. Raises
+        `ClosedError` after `close`.
         """
         if self._state is not State.LIVE:
             raise ClosedError(f"{self.config.name} was closed: it can be pulsed no more; make a new Neli")
@@ -173,18 +187,24 @@ class Neli:
             self._bell.wait(seen, min(left, CANCEL_EVERY if cancel is not None else self.config.stall_timeout / 3))
 
     def progress(self) -> None:
-        """The owner's work goes on. A pulse says so by itself; without a word for `stall_timeout` a leader resigns. Takes no lock."""
+        """The owner's work goes on. A pulse says so by itself; without a word for `stall_timeout` a leader resigns.
+        Takes no lock.
+        """
         self._progressed = (self.clock(), threading.get_ident())
 
     def deliver(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for changes and run the barrier on them, without saying that the owner's work goes on."""
+        """Wait up to `timeout` seconds for changes and run the barrier on them, without saying that the owner's work
+        goes on.
+        """
         seen = self._bell.rings
         if not self._deliver() and self.state is not State.CLOSED:
             self._bell.wait(seen, timeout)
             self._deliver()
 
     def resign(self, role: str | None = None) -> None:
-        """Hand over `role`, or all: barrier, release, then stand back for one `heartbeat_timeout` (R4). Returns at once."""
+        """Hand over `role`, or all: barrier, release, then stand back for one `heartbeat_timeout` (R4). Returns at
+        once.
+        """
         self._asked.append(lambda member: member.resign(role))
 
     def background(self, task: Callable[[], None]) -> Pulser:
@@ -192,14 +212,17 @@ class Neli:
         return Pulser(self, task)
 
     def request_close(self) -> None:
-        """Begin to close; returns at once, may be repeated. Whoever pulses or delivers runs the barrier for what is still held."""
+        """Begin to close; returns at once, may be repeated. Whoever pulses or delivers runs the barrier for what is
+        still held.
+        """
         with self._starting:
             if self._state is State.LIVE:
                 self._state = State.CLOSING if self._thread is not None else State.CLOSED
         self._bell.ring()
 
     def close(self) -> None:
-        """Hand over and end: barrier, release, clients. Takes at most `drain_timeout` plus a few seconds; may be repeated.
+        """Hand over and end: barrier, release, clients. Takes at most `drain_timeout` plus a few seconds; may be
+        repeated.
 
         Called by the barrier itself, it only begins to close.
         """
@@ -209,7 +232,9 @@ class Neli:
         end = time.monotonic() + self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
         while self.state is not State.CLOSED and os.getpid() == self._pid:
             if time.monotonic() > end:
-                logger.error("close is late name=%s: leaving it to its thread; the lease runs out by itself", self.config.name)
+                logger.error(
+                    "close is late name=%s: leaving it to its thread; the lease runs out by itself", self.config.name
+                )
                 return
             self.deliver(1.0)
 
@@ -226,7 +251,9 @@ class Neli:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # Delivery, on the caller's thread
@@ -253,8 +280,10 @@ class Neli:
             logger.exception("barrier failed event=%r", event)
         finally:
             if isinstance(event, LeaderRevoked):
-                role = event.role
-                self._asked.append(lambda member: member.drained(role))
+                self._drained(event)
+
+    def _drained(self, event: LeaderRevoked) -> None:
+        self._asked.append(lambda member: member.drained(event.role, event.term))
 
     # The member's thread
 
@@ -310,10 +339,11 @@ class Neli:
     def _tell(self, changes: list[LeaderEvent]) -> None:
         for event in changes:
             kind = {LeaderAcquired: "acquired", LeaderRevoked: "revoked", LeaderFenced: "fenced"}[type(event)]
-            self._log.logger.info("leadership %s role=%s term=%d name=%s", kind, event.role, event.term, self.config.name)
+            self._log.logger.info(
+                "leadership %s role=%s term=%d name=%s", kind, event.role, event.term, self.config.name
+            )
             if isinstance(event, LeaderRevoked) and self._barrier is None:
-                role = event.role
-                self._asked.append(lambda member, role=role: member.drained(role))  # type: ignore[misc]
+                self._drained(event)
         if changes:
             self._events.extend(changes)
             self._bell.ring()

@@ -1,6 +1,7 @@
 """What a journal tells its reader, and what a member asks of its journal and its group.
 
-Plain values and two protocols, so that the member can run on Kafka (`journal.py`, `group.py`) and on fakes in a simulation alike.
+Plain values and two protocols, so that the member can run on Kafka (`journal.py`, `group.py`) and on fakes in a
+simulation alike.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Journal(Protocol):
         """
 
     def append(self, role: int, key: str, value: bytes) -> None:
-        """Hand a record to the producer. Never blocks, never raises: a record may be lost, which the lease rules bear."""
+        """Hand a record to the producer. Never blocks, never raises: a record may be lost, which the rules bear."""
 
     def look_back(self, role: int) -> None:
         """Start again from further back in the same log; a `Started` with a lower offset follows."""

@@ -14,11 +14,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from celery_neli.clients import group_properties
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafkalog import KafkaLog
+from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
 
 BATCH = 16  # events served by one poll
+CLOSE = 0.2  # seconds that `close` waits for the coordinator
 
 
 class KafkaGroup:
@@ -88,18 +90,23 @@ class KafkaGroup:
             self._on_error(exception.args[0])
 
     def close(self) -> None:
-        """Leave the group and end; takes milliseconds, also when the group's coordinator does not answer."""
+        """Leave the group and end; takes milliseconds, or 0.4 s at most if the coordinator does not answer."""
         if self._closed:
             return
+        self._closed = True
         self._joined = False
         self._induced = frozenset()
+        # librdkafka waits up to 4 s for the coordinator's answer when that is frozen, or in the midst of a rebalance.
+        closing = spawn(self._close, name="neli-group-close")
+        closing.join(CLOSE)
+
+    def _close(self) -> None:
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as exception:
-            self._klog.say(logging.WARNING, f"group close failed: {exception}")
-        self._closed = True
+            self._klog.say(logging.WARNING, self._klog.masked(f"group close failed: {exception}"))
 
-    # The callbacks run inside poll() and close(), on the thread that calls them; an exception would come out there.
+    # The callbacks run inside poll(), and at the end in close(); an exception would come out there.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # An explicit offset, so that the group is not asked for a committed one; paused, so that nothing is fetched.

@@ -1,158 +1,30 @@
-"""The inner scheduler: any Celery scheduler, built afresh for each term and held to the lease of that term.
+"""The inner scheduler's life: any Celery scheduler, built afresh for each term, and put down at its end.
 
-Celery's own code decides what is due; :class:`LeasedMixin` asks the lease at the moments that count. How each known
-scheduler is built, retired (its state written, then closed) and abandoned (nothing written: the term is over, and the
-store may be somebody else's) is written down here, once.
+What each known scheduler needs to be built, retired (its state written, then closed) and abandoned (nothing written:
+the term is over, and the store may be somebody else's) is written down here, once.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
 from celery.utils.imports import load_extension_class_names, symbol_by_name
-from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
-from kombu.exceptions import OperationalError
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.publish import beat_headers, leased_producer
-from celery_neli.reservation import Ledger, Reservation, derives_from, reservation_class
+from celery_neli.leased import LeasedMixin, release_connection
+from celery_neli.publish import leased_producer
+from celery_neli.reservation import derives_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from celery_neli.reservation import Ledger
     from celery_neli.tenure import Tenure
 
-__all__ = ["LeasedMixin", "abandon", "build", "count_births", "resolve", "retire"]
-
-logger = get_logger(__name__)
-
-#: Seconds between two log lines about a task broker that cannot be reached.
-BROKER_DOWN_LOG_INTERVAL = 30.0
-
-
-class LeasedMixin:
-    """In front of a scheduler class: asks the lease before an entry advances, before it is applied, and before a write.
-
-    Used by :func:`build` only, which gives the class its tenure. Everything runs on the thread that ticks.
-    """
-
-    neli_tenure: Tenure
-    neli_reservation: Reservation | None = None
-    neli_ledger: Ledger
-
-    def reserve(self, entry: Any) -> Any:
-        """Advance the entry, unless the term may start nothing more. :raises LeaseEnded:"""
-        advance = super().reserve  # type: ignore[misc]
-        tenure = self.neli_tenure
-        tenure.ask_start()
-        tenure.left = 0
-        tenure.headers = beat_headers(entry, term=tenure.term)
-        self.neli_reservation = reservation_class(type(self))(scheduler=self, entry=entry)
-        return self.neli_reservation.take(advance)
-
-    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """Send the entry's task. The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by
-        the producer.
-
-        :raises LeaseEnded: the term ended first; nothing was sent.
-        """
-        base: Any = super()
-        self.neli_tenure.ask_finish()
-        try:
-            result = base.apply_async(entry, producer=producer, advance=advance, **kwargs)
-        except Exception as exc:
-            # Celery counts a failed publish as run, and so it is, as long as that is still ours to say.
-            self.neli_tenure.ask_finish()
-            if self._neli_broker_lost(exc):
-                # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
-                # counted as progress.
-                release_connection(self)
-            self._neli_settle()
-            raise
-        self._neli_settle()
-        return result
-
-    def _neli_broker_lost(self, exc: Exception) -> bool:
-        connection = vars(self).get("connection")
-        errors = (OperationalError, *(connection.recoverable_connection_errors if connection else ()))
-        return isinstance(exc.__cause__ or exc.__context__, errors)
-
-    def _neli_settle(self) -> None:
-        """The entry in flight is done with. May raise (its store is down): tried again before the next tick."""
-        reservation, self.neli_reservation = self.neli_reservation, None
-        self.neli_tenure.headers = None
-        if reservation is not None:
-            self._neli_enter(reservation)
-        scheduler: Any = self
-        if scheduler.should_sync():
-            scheduler._do_sync()
-
-    def _neli_enter(self, reservation: Reservation) -> None:
-        ledger = self.neli_ledger
-        ledger.sent[reservation.entry.name] = reservation.advanced.last_run_at
-        ledger.owed, ledger.owed_term = reservation, self.neli_tenure.term
-        reservation.confirm()
-        ledger.owed = None
-
-    def neli_cut_off(self, *, write: bool) -> None:
-        """The tick may have been cut off anywhere: what was not sent is not recorded as sent. May raise, as its store."""
-        reservation, self.neli_reservation = self.neli_reservation, None
-        self.neli_tenure.headers = None
-        if reservation is not None and self.neli_tenure.left:
-            self.neli_ledger.sent[reservation.entry.name] = reservation.advanced.last_run_at
-            if write:
-                self._neli_enter(reservation)
-        elif reservation is not None and write:
-            reservation.cancel()
-
-    def tick(self, *args: Any, **kwargs: Any) -> Any:
-        """One turn of the scheduler's own tick. :raises LeaseEnded: the term may start nothing more."""
-        ledger = self.neli_ledger
-        if ledger.owed is not None:
-            self.neli_tenure.ask_start()
-            if ledger.owed_term == self.neli_tenure.term:  # else a successor may have written since
-                ledger.owed.confirm()
-            ledger.owed = None
-        return super().tick(*args, **kwargs)  # type: ignore[misc]
-
-    def sync(self) -> None:
-        """Write the schedule, if the term still holds and no entry is half done (its run would be written too)."""
-        if self._neli_may_write():
-            super().sync()  # type: ignore[misc]
-
-    def _do_sync(self) -> None:
-        if self._neli_may_write():
-            super()._do_sync()  # type: ignore[misc]
-
-    def _neli_may_write(self) -> bool:
-        half_done = self.neli_reservation is not None and not self.neli_tenure.left
-        return not half_done and self.neli_tenure.may_finish()
-
-    def _ensure_connected(self) -> Any:
-        """Wait for the task broker for as long as this term may start work: Celery's beat ends after 100 attempts.
-
-        Tries once a second (plus the transport's own connection timeout) and leaves within that time once the term ends.
-
-        :raises LeaseEnded: the term may start nothing more.
-        """
-        said = 0.0
-
-        def on_error(exc: Exception, interval: float) -> None:
-            nonlocal said
-            if not said or time.monotonic() - said > BROKER_DOWN_LOG_INTERVAL:
-                logger.error(
-                    "beat: cannot reach the task broker (%s); trying again for as long as this beat leads", exc
-                )
-                said = time.monotonic()
-
-        scheduler: Any = self
-        return scheduler.connection.ensure_connection(
-            on_error, None, interval_start=0.2, interval_step=0.4, interval_max=1.0, callback=self.neli_tenure.ask_start
-        )
+__all__ = ["abandon", "build", "count_births", "resolve", "retire"]
 
 
 def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
@@ -238,8 +110,6 @@ def abandon(inner: Any) -> None:
         # gdbm, opening the file that this process has open fails, whereupon Celery deletes it.
         store.cache.clear()
         store.close()
-    if is_database(type(inner)):
-        inner._dirty.clear()
     forget(inner)
 
 
@@ -249,17 +119,6 @@ def forget(inner: Any) -> None:
     if finalizer is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(inner)
-
-
-def release_connection(inner: Any) -> None:
-    """Drop the connection to the task broker (Celery 5.5 and 5.6 leave it open), without waiting for the broker."""
-    vars(inner).pop("producer", None)
-    connection = vars(inner).pop("connection", None)
-    if connection is not None:
-        try:
-            connection.collect(socket_timeout=1.0)
-        except Exception as exc:
-            logger.debug("beat: closing the task broker's connection: %r", exc)
 
 
 def is_database(cls: type[Any]) -> bool:

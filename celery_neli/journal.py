@@ -8,6 +8,7 @@ truncated log shows too (R9).
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ FLUSH = 1.0  # seconds that `close` waits for appends under way
 OFFSET_TAIL_BASE = -2_000  # librdkafka's logical offset RD_KAFKA_OFFSET_TAIL(n) is this minus n
 NO_EPOCH = -1
 
+_OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})
 _GONE = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
 
 
@@ -44,6 +46,7 @@ class _Position:
     next: int = 0  # the offset after the last record read
     epoch: int = NO_EPOCH  # leader epoch of the last record read
     awaited: bytes | None = None  # last own append, until it is read
+    asked: bool = False  # an end was asked for and not told yet
 
 
 class KafkaJournal:
@@ -58,17 +61,19 @@ class KafkaJournal:
         self._klog = KafkaLog(log, config.properties)
         self._closed = False
         self._problem: TopicError | None = None
+        self._missing: str | None = None  # why the topic seems to be gone
+        self._ask_missing_at = 0.0
         self._positions = {role: _Position(role) for role in range(len(config.roles))}
         reader, self._producer_properties = reader_properties(config), producer_properties(config)
         try:
-            self._reader = Consumer({**reader, "logger": self._klog, "error_cb": self._klog.error})
+            self._reader = Consumer({**reader, "logger": self._klog, "error_cb": self._on_error})
             self._producer = self._make_producer()
         except KafkaException as exception:
             raise ConfigurationError(f"neli_kafka: {self._klog.masked(exception.args[0].str())}") from None
         self._check: TopicCheck | None = self._make_check()
 
     def read(self, timeout: float) -> list[Event]:
-        """Wait up to `timeout` seconds for the first event, then take what is there, 500 events at most.
+        """Wait up to `timeout` seconds for the first event, then take what is there, some 500 events at most.
 
         Until the topic was found (at first, and after it was deleted) it may take half a second instead. Raises
         `TopicError` if the operator must do something to the topic; each later call looks again.
@@ -87,12 +92,13 @@ class KafkaJournal:
             for position in self._positions.values():
                 self._assign_tail(position)
         events: list[Event] = []
-        message = self._poll_reader(timeout)
-        while message is not None:
-            self._take(message, events)
-            if len(events) >= BATCH:
+        for number in range(BATCH):
+            message = self._poll_reader(0 if number else timeout)
+            if message is None:
                 break
-            message = self._poll_reader(0)
+            self._take(message, events)
+        if self._missing is not None:
+            self._look_for_topic(self._missing, events)
         return events
 
     def append(self, role: int, key: str, value: bytes) -> None:
@@ -130,13 +136,13 @@ class KafkaJournal:
             self._assign_beginning(position)
 
     def ask_end(self, role: int) -> None:
-        """Have the broker say anew where the end is; an `End` follows after whatever is before it."""
+        """Have the broker say anew where the end is; an `End` follows after whatever is before it.
+
+        Asking again before it was told changes nothing: it would only put the answer off.
+        """
         position = self._positions[role]
-        if position.reading:
-            # Positioned anew where it stands, librdkafka drops what it fetched or asked before, and tells the end
-            # that it then finds.
-            position.awaited = None
-            self._place(position, position.next, position.epoch)
+        if position.reading and not position.asked:
+            self._ask_end(position)
 
     def close(self) -> None:
         """Send what was appended, waiting for a second at most, and end."""
@@ -181,18 +187,22 @@ class KafkaJournal:
         role = message.partition()
         position = None if role is None else self._positions.get(role)
         error = message.error()
-        if position is None or not position.assigned:
-            if error is not None:
-                self._klog.error(error)
+        if error is not None and error.name() not in _OF_PARTITION:
+            self._on_error(error)
+        elif position is None or not position.assigned:
+            pass  # left over from before it was moved
         elif error is None:
             self._take_record(position, message, events)
         elif error.name() == "_PARTITION_EOF":
             self._take_end(position, message, events)
-        elif error.name() == "_AUTO_OFFSET_RESET":
+        else:
             self._out_of_range(position, error, events)
-        elif error.name() in _GONE:
-            self._gone(error, events)
-        elif error.name() == "TOPIC_AUTHORIZATION_FAILED":
+
+    def _on_error(self, error: KafkaError) -> None:
+        """What is wrong with more than one position. Called inside the reader's poll, or for what that returned."""
+        if error.name() in _GONE and self._check is None:
+            self._missing = error.str()
+        if error.name() == "TOPIC_AUTHORIZATION_FAILED":
             topic = self._config.topic
             self._problem = TopicError(
                 f"Kafka does not let this member read the leader topic {topic}: allow READ on it."
@@ -221,9 +231,17 @@ class KafkaJournal:
         position.next = max(position.next, offset)
         if position.awaited is not None:
             # Found before the own append, maybe: look anew.
-            self.ask_end(position.role)
+            self._ask_end(position)
         else:
+            position.asked = False
             events.append(End(position.role))
+
+    def _ask_end(self, position: _Position) -> None:
+        # Positioned anew where it stands, librdkafka drops what it fetched or asked before, and tells the end that it
+        # then finds.
+        position.asked = True
+        position.awaited = None
+        self._place(position, position.next, position.epoch)
 
     def _start(self, position: _Position, offset: int, events: list[Event]) -> None:
         if position.reading:
@@ -239,17 +257,31 @@ class KafkaJournal:
             self._assign_tail(position)
         else:
             # The log holds fewer records than were asked for, or loses them while it is being asked.
+            if position.whole:
+                self._klog.say(logging.WARNING, self._klog.masked(f"role={position.role} not read yet: {error.str()}"))
             self._assign_beginning(position)
 
-    def _gone(self, error: KafkaError, events: list[Event]) -> None:
-        """The topic was deleted: it is looked for, and made, anew."""
-        if self._check is not None:
+    def _look_for_topic(self, reason: str, events: list[Event]) -> None:
+        """The topic seems to be gone: if brokers say so when asked, every position is lost, and the topic is made anew.
+
+        One broker's stale view must not cost a leader its term, so this asks first; it may block for half a second.
+        """
+        if time.monotonic() < self._ask_missing_at:
+            return
+        self._ask_missing_at = time.monotonic() + 1.0
+        check = self._make_check()
+        present = check.present()
+        if present is None:
+            return
+        self._missing = None
+        if present:
             return
         for position in self._positions.values():
             if position.reading:
-                events.append(Lost(position.role, f"leader topic gone: {error.str()}"))
+                events.append(Lost(position.role, f"leader topic gone: {reason}"))
             self._unassign(position)
-        self._check = self._make_check()
+            position.reading = False
+        self._check = check
 
     def _assign_tail(self, position: _Position) -> None:
         self._assign(position, OFFSET_TAIL_BASE - TAIL)
@@ -260,7 +292,7 @@ class KafkaJournal:
 
     def _assign(self, position: _Position, offset: int) -> None:
         """Begin anew at `offset`; a `Started` follows."""
-        position.reading = position.whole = False
+        position.reading = position.whole = position.asked = False
         position.epoch = NO_EPOCH
         self._place(position, offset, NO_EPOCH)
 

@@ -34,8 +34,9 @@ class Standing:
 class Leadership:
     """One election, seen from this process. Made without work; `start` joins.
 
-    `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does. All methods may be
-    called from any thread, none but `leading`, `held`, `snapshot` and `progress` from a signal handler.
+    `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does.
+    All methods may be called from any thread, none but `leading`, `held`, `snapshot` and `progress` from a signal
+    handler.
     """
 
     def __init__(self, app: Celery, election: str, config: Config, *, owned: bool, **options: Any) -> None:
@@ -80,7 +81,9 @@ class Leadership:
         return datetime.now(timezone.utc) - timedelta(seconds=self._neli.clock() - heard)
 
     def progress(self) -> None:
-        """The owner's loop made a turn. Without one for `neli_stall_timeout` a leader logs its stack and resigns. No lock."""
+        """The owner's loop made a turn. Without one for `neli_stall_timeout` a leader logs its stack and resigns. No
+        lock.
+        """
         self._neli.progress()
 
     def resign(self) -> None:
@@ -92,8 +95,8 @@ class Leadership:
         self._neli.request_close()
 
     def stop(self) -> None:
-        """Hand over if leading (signals, then the release), leave the group, end the threads. At most `neli_drain_timeout` and some
-        seconds; may be repeated. A receiver of a signal that calls it only begins it.
+        """Hand over if leading (signals, then the release), leave the group, end the threads. At most
+        `neli_drain_timeout` and some seconds; may be repeated. A receiver of a signal that calls it only begins it.
         """
         self._neli.request_close()
         thread = self._thread
@@ -128,7 +131,8 @@ _inherited: list[Any] = []
 
 
 def leadership_for(app: Celery, election: str) -> Leadership:
-    """This process's leadership in `election` ("beat" or "worker") of `app`, made at the first call; a forked child gets its own.
+    """This process's leadership in `election` ("beat" or "worker") of `app`, made at the first call; a forked child
+    gets its own.
 
     One that was stopped is replaced. Raises `ConfigurationError`. Starts nothing.
     """

@@ -187,6 +187,11 @@ class Lease:
         if record.data is not None and record.seq > self._data_seq:
             self.data, self._data_seq = record.data, record.seq
 
+    @property
+    def data_own(self) -> bool:
+        """`data` is from a record of this member's own, present term."""
+        return self.holder == self.member and self._data_seq != NOTHING
+
     def end(self) -> None:
         """The log was read to its end."""
         self.caught_up = self.start is not None
@@ -267,6 +272,8 @@ class Lease:
         if self.lost is not None or self.start is None:
             return FOREVER
         if self.holder == self.member and now < self.until:
+            if self.resigning and self._drained and not self._released:
+                return now
             return min(self._next_beat, self.until, self._drain_end if self.resigning and not self._released else FOREVER)
         return self._claim_time() if self.caught_up else FOREVER
 

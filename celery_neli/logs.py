@@ -1,7 +1,7 @@
 """Log lines from a thread that must not wait.
 
-A logging handler may block: on its lock, on a full pipe, on a disk. The thread that renews the lease therefore only queues its
-lines; a thread of its own hands them to the ordinary loggers, in order.
+A logging handler may block: on its lock, on a full pipe, on a disk. The thread that renews the lease therefore only
+queues its lines; a thread of its own hands them to the ordinary loggers, in order.
 """
 
 from __future__ import annotations

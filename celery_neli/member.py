@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,7 +125,6 @@ class Member:
             for index, role in enumerate(config.roles)
         ]
         self._warned: dict[str, float] = {}
-        group.join()
 
     def _identity(self) -> str:
         return f"{self.config.name}/{self._nonce()}"
@@ -181,12 +180,27 @@ class Member:
             if role in (None, post.role):
                 self._resign(post, now)
 
-    def drained(self, role: str) -> None:
-        """The barrier of the revoked `role` returned."""
+    def drained(self, role: str, term: int | None = None) -> None:
+        """The barrier of the revoked `role` returned; `term`, if given, is the one that it was run for: a late barrier frees no later term."""
         post = self._post(role)
-        if post.draining:
+        if post.draining and post.told is not None and term in (None, post.told):
             post.drained = True
             post.lease.drained()
+
+    def offer(self, role: str, data: Mapping[str, Any]) -> None:
+        """Put `data` into every further record of this term, from the next beat on. Without effect on one who does not hold `role`."""
+        lease = self._post(role).lease
+        if lease.held(self._clock()):
+            lease.data_out = data
+
+    def data(self, role: str) -> tuple[Mapping[str, Any] | None, bool]:
+        """What the last effective record of `role` carried, and whether this member wrote it in the term that it holds."""
+        lease = self._post(role).lease
+        return lease.data, lease.data_own
+
+    def hurry(self, role: str) -> None:
+        """Send the next beat of `role` with the next step."""
+        self._post(role).lease.hurry()
 
     def close(self) -> None:
         """Begin to close: resign what is held, leave the group, claim no more. Go on with `step` until `closed`."""
@@ -231,11 +245,13 @@ class Member:
                 self._diverged(post, now)
         elif isinstance(event, End):
             lease.end()
-            if not (lease.known or lease.oldest or lease.claiming(now) or post.looking_back):
+            if lease.caught_up and not (lease.known or lease.oldest or lease.claiming(now) or post.looking_back):
                 post.looking_back = True
                 self._journal.look_back(post.index)
         elif isinstance(event, Started):
             post.looking_back = False
+            if not self.closing:
+                self._group.join()  # not before the topic is there: a group that knows no topic assigns nothing
             if not self.aside:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
@@ -289,6 +305,7 @@ class Member:
         post.lease.resign(now)
         if post.told is None:
             post.lease.drained()  # nobody was told of this term, so nobody has work in flight
+        self._publish(post)  # the next step may wait for something to read first
 
     def _publish(self, post: _Post) -> None:
         """Let other threads see what the lease allows; before a release leaves, never after."""
@@ -304,6 +321,7 @@ class Member:
             held = grant.held(now) and grant.term == post.told
             if not held:
                 told, post.told = post.told, None
+                post.lease.drained()  # should late beats bring the lease back: nobody has work in flight any more
                 if not post.drained:
                     yield LeaderFenced(post.role, told)
             elif grant.resigning and not post.draining:

@@ -1,4 +1,4 @@
-"""The last step before the wire: a kombu Producer that asks the lease for each message, and names term and slot in it."""
+"""The last step before the wire: a kombu Producer that asks the lease for each message, and names its term and slot."""
 
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ def due_slot(entry: Any) -> datetime:
         return now
     try:
         if isinstance(when, crontab):
-            start, ahead, _ = when.remaining_delta(maybe_make_aware(last, when.tz).astimezone(when.tz))
+            start = maybe_make_aware(last, when.tz).astimezone(when.tz)
+            # Celery 5.5 and 5.6 reckon from the present hour when the last run is long past: let it be that moment.
+            then = object.__new__(type(when))
+            then.__dict__.update(vars(when), nowfun=lambda: start)
+            start, ahead, _ = then.remaining_delta(start)
             due = start + remaining(start, ahead, start)
         elif type(when) is schedule:
             start = maybe_make_aware(last, when.tz)

@@ -36,14 +36,16 @@ class Pulser:
             self._neli.close()  # a leader that cannot work hands over
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait up to `timeout` seconds until the pulser has ended; whether it has. Raises what the task raised, which also closed the curator."""
+        """Wait up to `timeout` seconds until the pulser has ended; whether it has. Raises what the task raised, which
+        also closed the curator.
+        """
         self._thread.join(timeout)
         if self._failure is not None:
             raise self._failure
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """End the pulser; waits for a task that is running. The curator lives on, and resigns if nobody else pulses it."""
+        """End the pulser; waits for a task that is running. The curator lives on, and resigns if nobody pulses it."""
         self._cancel.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()

@@ -19,6 +19,10 @@ MAX_LEASE = 300.0
 """Seconds. Nobody can be made to wait for longer than this by one record."""
 MAX_BYTES = 1 << 16
 MAX_NAME = 512
+MAX_DATA = 1 << 14
+"""Characters of JSON. A claim repeats the data of others, and must not outgrow `MAX_BYTES` by it."""
+MAX_BRACKETS = 64  # how deep a parser follows is a matter of its stack; nothing that comes near may be judged by that
+MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62
 
 Kind = Literal["claim", "beat", "release", "request"]
@@ -83,8 +87,10 @@ def decode(value: bytes) -> Record:
     """
     if len(value) > MAX_BYTES:
         raise RecordError(f"longer than {MAX_BYTES} bytes")
+    if value.count(b"[") + value.count(b"{") > MAX_BRACKETS:
+        raise RecordError(f"more than {MAX_BRACKETS} brackets")
     try:
-        fields = json.loads(value.decode(), parse_constant=_refuse, object_pairs_hook=_once)
+        fields = json.loads(value.decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_short, object_pairs_hook=_once)
     except RecordError:
         raise
     except (ValueError, RecursionError) as exc:
@@ -106,7 +112,7 @@ def decode(value: bytes) -> Record:
         return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to)
     seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
     data = fields.get("data")
-    if data is not None and not isinstance(data, dict):
+    if data is not None and (not isinstance(data, dict) or len(json.dumps(data)) > MAX_DATA):
         raise RecordError("bad 'data'")
     return Record(
         kind=kind,
@@ -122,6 +128,19 @@ def decode(value: bytes) -> Record:
 
 def _refuse(constant: str) -> NoReturn:
     raise RecordError(f"{constant} is not JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise RecordError(f"{number} is too large")
+    return value
+
+
+def _short(number: str) -> int:
+    if len(number) > MAX_DIGITS:
+        raise RecordError("an integer is too long")
+    return int(number)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

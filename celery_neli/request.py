@@ -27,12 +27,14 @@ def hand_over(
 ) -> tuple[RoleStatus, RoleStatus, float]:
     """Ask the leader of `role` to resign, in favour of the member named `to` if given; wait for the next leader.
 
-    Blocks for up to `timeout` seconds. Returns the role before and after, and the seconds from request to new leader. Raises
-    `NeliError`: an unknown role or member, nobody leads, or nobody took over in time.
+    Blocks for up to `timeout` seconds. Returns the role before and after, and the seconds from request to new leader.
+    Raises `NeliError`: an unknown role or member, nobody leads, or nobody took over in time.
     """
     if role is None:
         if len(config.roles) > 1:
-            raise NeliError(f"the {election} election has several roles, name one with --role: {', '.join(config.roles)}")
+            raise NeliError(
+                f"the {election} election has several roles, name one with --role: {', '.join(config.roles)}"
+            )
         role = config.roles[0]
     if role not in config.roles:
         raise NeliError(f"the {election} election has no role {role!r}; it has {', '.join(config.roles)}")
@@ -53,7 +55,9 @@ def hand_over(
             if each.role == role and each.leader is not None and each.term != before.term:
                 return before, each, time.monotonic() - began
         time.sleep(PAUSE)
-    raise NeliError(f"{before.leader} was asked to hand over, but {election} role {role} had no other leader within {timeout:g} s")
+    raise NeliError(
+        f"{before.leader} was asked to hand over, but {election} role {role} had no other leader within {timeout:g} s"
+    )
 
 
 def _send(config: Config, partition: int, role: str, to: str | None, log: logging.Logger) -> None:

@@ -61,18 +61,19 @@ class Reservation:
 
 
 class RowReservation(Reservation):
-    """An entry of DatabaseScheduler: ``next(entry)`` changes the row's object, ``sync`` writes the names in ``_dirty``."""
+    """An entry of DatabaseScheduler: ``next(entry)`` changes the row's object, ``sync`` writes those in ``_dirty``."""
 
     FIELDS = ("last_run_at", "total_run_count", "no_changes")  # those that ModelEntry.__next__ sets
 
     def __init__(self, *, scheduler: Any, entry: Any) -> None:
         super().__init__(scheduler=scheduler, entry=entry)
-        self._was = {field: getattr(self.entry.model, field) for field in self.FIELDS}
+        self._was = {name: getattr(self.entry.model, name) for name in self.FIELDS}
         self._was_dirty = self.entry.name in self.scheduler._dirty
 
     def cancel(self) -> None:
-        for field, value in self._was.items():
-            setattr(self.entry.model, field, value)
+        """The row's object is as it was, and is not written for this run."""
+        for name, value in self._was.items():
+            setattr(self.entry.model, name, value)
         if not self._was_dirty:
             self.scheduler._dirty.discard(self.entry.name)
 
@@ -81,10 +82,12 @@ class DeferredReservation(Reservation):
     """An entry of RedBeat: advanced in memory now, by RedBeat's own code (which writes) once the message has left."""
 
     def take(self, advance: Callable[[Any], Any]) -> Any:
+        """Advance the entry in memory only."""
         self.advanced = ScheduleEntry._next_instance(self.entry)  # RedBeat's override is this, and the write
         return self.advanced
 
     def confirm(self) -> None:
+        """Write the run to Redis."""
         self.entry._next_instance(last_run_at=self.advanced.last_run_at)
 
     def cancel(self) -> None:

@@ -10,16 +10,16 @@ entry and each message asks the lease itself (:mod:`celery_neli.inner`, :mod:`ce
 
 from __future__ import annotations
 
-import queue
-import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import celery.beat
 from celery.utils.imports import qualname
 from celery.utils.log import get_logger
 
 from celery_neli import inner as inners
+from celery_neli.alarm import Alarm
+from celery_neli.config import enabled
+from celery_neli.facade import Facade
 from celery_neli.reservation import Ledger
 from celery_neli.tenure import Leader, LeaseEnded, Tenure
 
@@ -42,7 +42,7 @@ def _leadership(app: Any) -> Leader:
     return leadership_for(app, "beat")
 
 
-class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
+class Scheduler(Facade):
     """Celery's scheduler interface around an inner scheduler that exists only while this process leads.
 
     The constructor does no work: Celery builds instances that never tick, for the banner and in signal handlers. The
@@ -54,11 +54,10 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
 
     #: Makes the leadership at the first tick: ``factory(app)``.
     leadership_factory: ClassVar[Callable[[Any], Leader]] = staticmethod(_leadership)
-    #: RedBeat's receiver of ``beat_init`` takes RedBeat's lock unless the scheduler says that it has none.
-    lock_key = None
 
     def __new__(cls, app: Any, *args: Any, leadership: Leader | None = None, **kwargs: Any) -> Any:
-        if leadership is None and not app.conf.get("neli_enabled", True):
+        """A plain inner scheduler if celery-neli is switched off (its ``__init__`` has run then, ours does not)."""
+        if leadership is None and not enabled(app):
             return cls._inner_class(app)(app, *args, **kwargs)
         return super().__new__(cls)
 
@@ -67,7 +66,7 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
         app: Any,
         schedule: Any = None,
         max_interval: float | None = None,
-        Producer: Any = None,
+        Producer: Any = None,  # noqa: N803 - Celery's name
         lazy: bool = False,
         *,
         leadership: Leader | None = None,
@@ -78,18 +77,14 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
         self._options = dict(kwargs, schedule=schedule, max_interval=max_interval, Producer=Producer)
         self._leader = leadership
         self._joined = False
-        self._inner: Any = None
+        self._waited = False
         self._inner_cls: type[Any] | None = None
-        self._added: list[dict[str, Any]] = []
         self._ledger = Ledger()
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # put() is safe in a signal handler
+        self._alarm = Alarm()
         self._ticking = False
         self._close_asked = False
         self._closing = False
-        self._fenced: int | None = None  # the last term that was fenced
-        self._down = threading.Event()  # there is no inner scheduler
-        self._down.set()
-        self._forget_failures()
+        self._reason, self._pause = "", FIRST_PAUSE
         #: Term that began, and until when its entries are known to have been served.
         self._began: tuple[int, datetime] | None = None
 
@@ -97,7 +92,7 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
     def _inner_class(app: Any) -> type[Any]:
         return inners.resolve(app.conf.get("neli_scheduler") or "celery.beat.Scheduler", outer=Scheduler)
 
-    # -- the turn ------------------------------------------------------------------------------------------------------
+    # -- the turn --
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """One turn: run the inner scheduler if this process leads, then wait for the next due time or a change.
@@ -114,40 +109,39 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
             if self._closing:
                 return self._longest_wait()
             self._turn(self._join())
-        except LeaseEnded as ended:
-            # Whatever the lease says by now: the inner scheduler was cut off in the middle of an entry.
-            logger.info("beat stands by: %s", ended)
-            self._put_down()
+        except LeaseEnded:
+            self._stand_by()  # whatever the lease says by now: an entry was cut off in the middle
         finally:
             self._ticking = False
         return 0.0
 
     def _turn(self, leader: Leader) -> None:
-        self._put_down_if_over(leader)
+        self._put_down_if_over()
         try:
             interval = self._lead(leader)
-        except Exception as exc:
-            self._failed(leader, exc)
+        except Exception as exc:  # noqa: BLE001 - of any scheduler, store or driver; said in _failed
+            self._failed(exc)
             return
         self._recovered()
         leader.progress()
         if interval is None:
-            self._wait(self._longest_wait())
+            self._alarm.wait(self._longest_wait())
         elif interval > 0:
-            self._wait(min(interval, self._longest_wait()))
-            # Service.start does this only if tick returned something to sleep.
-            if self._inner is not None and self.should_sync():
-                self._do_sync()
+            self._alarm.wait(min(interval, self._longest_wait()))
+            self._waited = True
 
     def _lead(self, leader: Leader) -> float | None:
         """Tick the inner scheduler: seconds until it wants the next one; None if this process does not lead."""
         if self._inner is None:
-            self._down.clear()  # before the lease is asked: a revocation from now on waits for us
+            self._alarm.down.clear()  # before the lease is asked: a revocation from now on waits for us
             standing = leader.snapshot()
             if not standing.leading or standing.term is None:
-                self._down.set()
+                self._alarm.down.set()
                 return None
             self._inner = self._build(leader, standing.term)
+        elif self._waited and self._inner.should_sync():
+            self._inner._do_sync()  # Service.start does it after its own sleep only
+        self._waited = False
         return float(self._inner.tick() or 0)
 
     def _build(self, leader: Leader, term: int) -> Any:
@@ -159,7 +153,7 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
             self._forget_failures()
             logger.info("beat leads election=%s term=%s scheduler=%s", leader.election, term, qualname(cls))
         tenure = Tenure(leader=leader, term=term, stopping=lambda: self._close_asked)
-        self._fenced = None
+        self._alarm.fenced = None
         built = inners.build(cls, app=self.app, tenure=tenure, ledger=self._ledger, options=self._options)
         self._inner = built  # from here on, whatever happens puts it down
         inners.count_births(built, born_since=now, since=self._began[1])
@@ -167,14 +161,18 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
             built.add(**fields)
         return built
 
-    def _put_down_if_over(self, leader: Leader) -> None:
+    def _put_down_if_over(self) -> None:
         inner = self._inner
         if inner is not None and (self._is_fenced(inner) or not inner.neli_tenure.may_start()):
-            self._put_down()
-            logger.info("beat stands by election=%s term=%s", leader.election, inner.neli_tenure.term)
+            self._stand_by()
+
+    def _stand_by(self) -> None:
+        term = self._inner.neli_tenure.term if self._inner is not None else None
+        self._put_down()
+        logger.info("beat stands by election=beat term=%s", term)
 
     def _is_fenced(self, inner: Any) -> bool:
-        return bool(self._fenced == inner.neli_tenure.term)
+        return bool(self._alarm.fenced == inner.neli_tenure.term)
 
     def _put_down(self) -> None:
         """End the inner scheduler: write and close it if the lease holds, else close it unwritten. Never raises."""
@@ -188,11 +186,11 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
                     logger.exception("beat: closing %r failed", inner)
         finally:
             self._inner = None
-            self._down.set()
+            self._alarm.down.set()
 
-    # -- failures ------------------------------------------------------------------------------------------------------
+    # -- failures --
 
-    def _failed(self, leader: Leader, exc: Exception) -> None:
+    def _failed(self, exc: Exception) -> None:
         """The inner scheduler could not be built or raised. Celery's beat would end; we try again, a while later.
 
         No progress is reported, so a leader that goes on failing resigns after ``neli_stall_timeout``.
@@ -207,7 +205,7 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
                 "cannot be built" if building else "failed", reason, exc_info=None if self._reason else exc,
             )  # fmt: skip
             self._reason = reason
-        self._wait(self._pause)
+        self._alarm.wait(self._pause)
 
     def _recovered(self) -> None:
         if self._reason and self._inner is not None:
@@ -217,7 +215,7 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
     def _forget_failures(self) -> None:
         self._reason, self._pause = "", FIRST_PAUSE
 
-    # -- changes -------------------------------------------------------------------------------------------------------
+    # -- changes --
 
     def _join(self) -> Leader:
         if self._leader is None:
@@ -225,46 +223,16 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
             self._leader = type(self).leadership_factory(self.app)
         if not self._joined:
             self._inner_cls = self._inner_cls or self._inner_class(self.app)
-            for signal, receiver in self._receivers():
-                signal.connect(receiver, sender=self._leader, weak=False, dispatch_uid=(id(self), id(signal)))
+            drain_timeout = self.app.conf.get("neli_drain_timeout")
+            self._alarm.connect(self._leader, drain_timeout=10.0 if drain_timeout is None else drain_timeout)
             self._joined = True
             self._leader.start()
         return self._leader
 
-    def _receivers(self) -> tuple[tuple[Any, Callable[..., None]], ...]:
-        from celery_neli import signals
-
-        return (
-            (signals.leadership_acquired, self._on_acquired),
-            (signals.leadership_revoked, self._on_revoked),
-            (signals.leadership_fenced, self._on_fenced),
-        )
-
-    def _on_acquired(self, **kwargs: Any) -> None:
-        self._wake.put(None)
-
-    def _on_revoked(self, **kwargs: Any) -> None:
-        """Hold the hand-over until the message in flight has left and the schedule is written (leadership's thread)."""
-        self._wake.put(None)
-        self._down.wait(float(self.app.conf.get("neli_drain_timeout") or 10.0))
-
-    def _on_fenced(self, term: int, **kwargs: Any) -> None:
-        self._fenced = term  # even if late heartbeats bring the term back: its inner scheduler was to stop
-        self._wake.put(None)
-
-    def _wait(self, timeout: float) -> None:
-        """Wait until something changes or ``timeout`` seconds are over."""
-        try:
-            self._wake.get(timeout=timeout)
-            while True:
-                self._wake.get_nowait()
-        except queue.Empty:
-            return
-
     def _longest_wait(self) -> float:
         return min(float(self.max_interval), LONGEST_WAIT)
 
-    # -- Celery's interface --------------------------------------------------------------------------------------------
+    # -- the end --
 
     def close(self) -> None:
         """Write and close the inner scheduler, hand over, leave the election. Any number of times.
@@ -276,7 +244,7 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
         """
         self._close_asked = True
         if self._ticking:
-            self._wake.put(None)
+            self._alarm.ring()
         else:
             self._finish()
 
@@ -290,43 +258,4 @@ class Scheduler(celery.beat.Scheduler):  # type: ignore[misc]
             leader = self._leader
             if leader is not None and self._joined:
                 leader.stop()
-                for signal, _ in self._receivers():
-                    signal.disconnect(sender=leader, dispatch_uid=(id(self), id(signal)))
-
-    def add(self, **kwargs: Any) -> Any:
-        """Add an entry (Celery's fields); kept for the inner schedulers of later terms too."""
-        self._added.append(kwargs)
-        return super().add(**kwargs) if self._inner is None else self._inner.add(**kwargs)
-
-    def get_schedule(self) -> Any:
-        """The inner scheduler's schedule; what was added here while there is none."""
-        return self.data if self._inner is None else self._inner.schedule
-
-    def set_schedule(self, schedule: Any) -> None:
-        if self._inner is None:
-            self.data = schedule
-        else:
-            self._inner.schedule = schedule
-
-    schedule = property(get_schedule, set_schedule)
-
-    def should_sync(self) -> bool:
-        return self._inner is not None and bool(self._inner.should_sync())
-
-    def _do_sync(self) -> None:
-        if self._inner is not None:
-            self._inner._do_sync()
-
-    def sync(self) -> None:
-        """Write the schedule, if this process leads."""
-        if self._inner is not None:
-            self._inner.sync()
-
-    @property
-    def info(self) -> str:
-        """Lines of beat's banner."""
-        conf = self.app.conf
-        return (
-            f"    . leads -> {conf.get('neli_scheduler') or 'celery.beat.Scheduler'}\n"
-            f"    . group -> {conf.get('neli_group')}.beat"
-        )
+                self._alarm.disconnect()

@@ -1,7 +1,8 @@
 """Who leads, read from Kafka alone: the end of every role's journal and the consumer group.
 
-An observer folds the journal as a member does (lease.py), but writes nothing and joins nothing. What it says of a lease rests on the
-times that records carry (the broker's, where the topic was made by celery-neli), so it is for people: members never trust them.
+An observer folds the journal as a member does (lease.py), but writes nothing and joins nothing. What it says of a lease
+rests on the times that records carry (the broker's, where the topic was made by celery-neli), so it is for people:
+members never trust them.
 """
 
 from __future__ import annotations
@@ -99,7 +100,13 @@ def look(config: Config, election: str, *, log: logging.Logger) -> ElectionStatu
         reader.close()
     members, state = _members(group, config)
     return ElectionStatus(
-        election=election, topic=config.topic, group=config.group, exists=True, roles=roles, members=members, group_state=state
+        election=election,
+        topic=config.topic,
+        group=config.group,
+        exists=True,
+        roles=roles,
+        members=members,
+        group_state=state,
     )
 
 
@@ -174,7 +181,12 @@ def _role(reader: Consumer, config: Config, index: int, observer: _Observer) -> 
         return RoleStatus(**{**asdict(nothing), "term": lease.term, "reason": "the last leader handed over"})
     record, _ = observer.last
     name = lease.holder.rpartition("/")[0] or lease.holder
-    common: dict[str, Any] = {"role": role, "term": lease.term, "heartbeat_age": max(0.0, observer.age), "lease": record.lease}
+    common: dict[str, Any] = {
+        "role": role,
+        "term": lease.term,
+        "heartbeat_age": max(0.0, observer.age),
+        "lease": record.lease,
+    }
     if observer.age > record.lease:
         return RoleStatus(leader=None, since=None, reason=f"the lease of {name} has run out", **common)
     since = observer.times.get(lease.term) or _time_of(reader, config, index, lease.term)

@@ -27,23 +27,39 @@ class Standing(Protocol):
     """The lease at one moment: the term, and what it allows (``Leadership.snapshot()``)."""
 
     @property
-    def term(self) -> int | None: ...
+    def term(self) -> int | None:
+        """The term of the lease in force, or of the last one."""
+
     @property
-    def leading(self) -> bool: ...
+    def leading(self) -> bool:
+        """New work may start."""
+
     @property
-    def held(self) -> bool: ...
+    def held(self) -> bool:
+        """Work in flight may finish."""
 
 
 class Leader(Protocol):
     """What a scheduler needs of :class:`celery_neli.leadership.Leadership`."""
 
     @property
-    def election(self) -> str: ...
-    def start(self) -> None: ...
-    def snapshot(self) -> Standing: ...
-    def led_until(self) -> datetime | None: ...
-    def progress(self) -> None: ...
-    def stop(self) -> None: ...
+    def election(self) -> str:
+        """Its name, for logs."""
+
+    def start(self) -> None:
+        """Join; once."""
+
+    def snapshot(self) -> Standing:
+        """The lease now. Any thread; takes no lock."""
+
+    def led_until(self) -> datetime | None:
+        """When the preceding leader was last heard of (UTC), if ever."""
+
+    def progress(self) -> None:
+        """The owner is alive: it made a turn, or sent a message."""
+
+    def stop(self) -> None:
+        """Hand over and leave. Blocks for the drain timeout and a few seconds at most."""
 
 
 class Tenure:

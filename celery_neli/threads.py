@@ -1,7 +1,7 @@
 """Threads of the operating system, and a bell between them and whoever waits, under gevent too.
 
-Under gevent's monkey patching `threading.Thread` makes a greenlet, and a greenlet that waits for Kafka would stop the whole
-process. `spawn` starts a real thread in any case.
+Under gevent's monkey patching `threading.Thread` makes a greenlet, and a greenlet that waits for Kafka would stop the
+whole process. `spawn` starts a real thread in any case.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Thread:
 
     def join(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for its end; whether it came. Other greenlets go on meanwhile."""
+        deadline = time.monotonic() + timeout
         if self._thread is not None:
             self._thread.join(timeout)
-        deadline = time.monotonic() + timeout
         while not self.ended and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(GREEN_WAIT, left))
         return self.ended
@@ -66,7 +66,7 @@ def spawn(target: Callable[[], None], *, name: str) -> Thread:
 
 
 class Bell:
-    """Rung by one thread, heard by all that wait. Counts its rings, so that none is missed between a look and a wait."""
+    """Rung by one thread, heard by all that wait. Counts its rings, so none is missed between a look and a wait."""
 
     def __init__(self) -> None:
         self.rings = 0

@@ -87,7 +87,7 @@ class TopicCheck:
     """Looks for the leader topic step by step. For one thread.
 
     `poll` blocks for half a second at most (while brokers do not answer a metadata request): call it only while no
-    lease depends on the thread. `reader` is asked for metadata; `producer` too, where a topic can be created no other way.
+    lease depends on the thread. `reader` is asked for metadata; `producer` too, where a topic can be made no other way.
     """
 
     def __init__(
@@ -133,6 +133,14 @@ class TopicCheck:
                 self._future = step
             else:
                 self._resume_at = self._clock() + step
+
+    def present(self) -> bool | None:
+        """Whether brokers know the topic; None: no answer. Blocks for half a second at most."""
+        metadata = self._metadata(self._reader)
+        if metadata is None:
+            return None
+        error = metadata.topics[self._config.topic].error
+        return error is None or error.name() != "UNKNOWN_TOPIC_OR_PART"
 
     def close(self) -> None:
         """Let go of the admin client; does not wait for what it was asked."""
@@ -218,8 +226,8 @@ class TopicCheck:
         policy = values.get("cleanup.policy", "")
         if "compact" in policy:
             raise TopicError(
-                f"The leader topic {topic} has cleanup.policy={policy}, which removes records that prove who leads; set it "
-                f"to delete: kafka-configs.sh --bootstrap-server {_servers(self._config)} --alter "
+                f"The leader topic {topic} has cleanup.policy={policy}, which removes the proof of who leads; set "
+                f"it to delete: kafka-configs.sh --bootstrap-server {_servers(self._config)} --alter "
                 f"--entity-type topics --entity-name {topic} --add-config cleanup.policy=delete"
             )
         if values.get("unclean.leader.election.enable") == "true":

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import ConfigResource
 from confluent_kafka.cimpl import NewPartitions
 
 from celery_neli.config import Config
@@ -82,8 +84,6 @@ def test_a_missing_topic_is_created_as_the_lease_needs_it(read, config, kafka_no
     read.until_end()
     made = kafka_node.admin().list_topics(config.topic, timeout=10).topics[config.topic]
     assert len(made.partitions) == 1
-    from confluent_kafka.admin import ConfigResource
-
     resource = ConfigResource(ConfigResource.Type.TOPIC, config.topic)
     values = kafka_node.admin().describe_configs([resource])[resource].result(10)
     assert values["cleanup.policy"].value == "delete"
@@ -183,6 +183,17 @@ def test_the_end_is_told_again_when_asked_and_no_record_is_missed_or_doubled(rea
     assert entries(read.events) == list(range(200))
 
 
+def test_asking_at_every_turn_does_not_put_the_answer_off(read):
+    """Each asking starts the fetch anew: were it repeated faster than a broker answers, no answer would ever come."""
+    read.until_end()
+    deadline = time.monotonic() + 5
+    told: list[Event] = []
+    while End(0) not in told:
+        assert time.monotonic() < deadline
+        read.journal.ask_end(0)
+        told += read.journal.read(0.01)
+
+
 def test_roles_do_not_disturb_each_other(kafka, names, fill):
     """Looking back and asking for the end of one role tells nothing of the others."""
     config = Config(group=names("group"), kafka=kafka, roles=("red", "green"))
@@ -207,7 +218,6 @@ def test_a_topic_deleted_is_told_and_made_anew(read, config, kafka_node, fill):
     told = read.until(lambda new: starts(new), timeout=30)
     kinds = [type(event) for event in told if not isinstance(event, End)]
     assert kinds == [Lost, Started]
-    read.until_end()
     read.journal.append(0, "leader", b"new")
     read.until(lambda new: Entry(0, 0, b"new") in new)
 
@@ -254,7 +264,7 @@ def test_a_compacted_topic_is_refused(read, config, kafka_node, policy):
 
 
 def test_an_unknown_property_is_refused_without_showing_secrets(kafka):
-    """librdkafka's complaint becomes ours, masked."""
+    """Librdkafka's complaint becomes ours, masked."""
     given = {"bootstrap.servers": kafka, "sasl.password": "hunter22", "security.protocol": "hunter22"}
     with pytest.raises(ConfigurationError, match=r"security\.protocol") as raised:
         KafkaJournal(Config(group="g", kafka=given), log=LOG)
@@ -308,8 +318,6 @@ def test_a_clean_stop_of_the_partitions_leader_is_hardly_noticed(kafka_cluster, 
     with closing(Reading(config)) as read:
         read.until_end()
         leader = wait_until(lambda: kafka_cluster.leader_of(config.topic), timeout=10, what="a leader")
-        import threading
-
         stop = threading.Thread(target=leader.terminate)
         stop.start()
         gap, last, sent, deadline = 0.0, time.monotonic(), 0, None

@@ -32,7 +32,12 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> schedulers.Kind:
 def make_kind(request: pytest.FixtureRequest, tmp_path: Path, name: str) -> schedulers.Kind:
     if name == "database":
         request.getfixturevalue("django_tables")
-    classes = {"celery": schedulers.Kind, "persistent": schedulers.Persistent, "database": schedulers.Database, "redbeat": schedulers.RedBeat}
+    classes = {
+        "celery": schedulers.Kind,
+        "persistent": schedulers.Persistent,
+        "database": schedulers.Database,
+        "redbeat": schedulers.RedBeat,
+    }
     return classes[name](tmp_path, request.getfixturevalue("redis_url") if name == "redbeat" else None)
 
 

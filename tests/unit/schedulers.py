@@ -51,7 +51,7 @@ class Beat:
     def __init__(self, app: Celery, *, leadership: FakeLeadership | None = None, **options: Any) -> None:
         self.app = app
         self.leadership = leadership or FakeLeadership()
-        options.setdefault("max_interval", 0.05)
+        options.setdefault("max_interval", 0.02)
         self.scheduler = Scheduler(app=app, leadership=self.leadership, **options)
         self.raised: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
@@ -149,11 +149,11 @@ class Persistent(Kind):
 
     def prepare(self, app: Celery) -> None:
         entry = beat.ScheduleEntry("entry", "t", an_hour_ago(), 0, schedule(HALF_AN_HOUR, app=app), app=app)
-        with shelve.open(str(self.directory / "schedule")) as shelf:
+        with shelve.open(str(self.directory / "schedule")) as shelf:  # noqa: S301 - our own file
             shelf.update(entries={"entry": entry}, __version__="1", tz=None, utc_enabled=True)
 
     def runs(self) -> int:
-        with shelve.open(str(self.directory / "schedule"), flag="r") as shelf:
+        with shelve.open(str(self.directory / "schedule"), flag="r") as shelf:  # noqa: S301
             return int(shelf["entries"]["entry"].total_run_count)
 
 
@@ -187,9 +187,7 @@ class RedBeat(Kind):
     def prepare(self, app: Celery) -> None:
         from redbeat import RedBeatSchedulerEntry
 
-        RedBeatSchedulerEntry(
-            "entry", "t", schedule(HALF_AN_HOUR, app=app), last_run_at=an_hour_ago(), app=app
-        ).save()
+        RedBeatSchedulerEntry("entry", "t", schedule(HALF_AN_HOUR, app=app), last_run_at=an_hour_ago(), app=app).save()
 
     def runs(self) -> int:
         import redis

@@ -93,7 +93,7 @@ def test_a_contradiction_is_refused_and_named(properties, name, value, ours):
 
 @pytest.mark.parametrize(("name", "value"), [("acks", -1), ("acks", "-1"), ("acks", "ALL"), ("max.in.flight", "1")])
 def test_the_needed_value_in_other_words_is_accepted(name, value):
-    """librdkafka's synonyms and aliases are known."""
+    """Librdkafka's synonyms and aliases are known."""
     made = producer_properties(Config(group="shop.beat", kafka={"bootstrap.servers": "k:9092", name: value}))
     assert made["acks"] == "all"
     assert "max.in.flight" not in made
@@ -107,7 +107,7 @@ def test_what_cannot_work_is_refused(name):
 
 
 def test_the_session_outlasts_no_poll_interval():
-    """librdkafka refuses a session timeout above max.poll.interval.ms."""
+    """Librdkafka refuses a session timeout above max.poll.interval.ms."""
     made = group_properties(Config(group="shop.beat", session_timeout=1000.0))
     assert made["max.poll.interval.ms"] >= made["session.timeout.ms"] == 1_000_000
 
@@ -160,7 +160,7 @@ def test_trouble_with_rights_is_said_though_connections_are_quiet():
 
 
 def test_one_set_of_properties_for_consumers_and_producers_makes_no_noise():
-    """librdkafka remarks on every property that is not for the kind of client; nobody needs to read that."""
+    """Librdkafka remarks on every property that is not for the kind of client; nobody needs to read that."""
     log = Lines()
     line = "CONFWARN [p] Configuration property group.id is a consumer property and will be ignored by this producer"
     KafkaLog(log, {}).log(logging.WARNING, "%s", line)

@@ -172,17 +172,17 @@ def test_a_broker_that_is_down_refuses_and_comes_back_with_its_records(kafka: Em
 
 
 def test_a_slow_broker_answers_after_its_round_trip_time(kafka: EmbeddedKafka) -> None:
-    """slow(0.3) delays a write by 0.3 s, and slow(0) ends it."""
+    """slow(0.5) delays a write by 0.5 s, and slow(0) ends it."""
     producer = Producer(clients(kafka.bootstrap_servers) | {"linger.ms": 0})
     send(producer, "topic", b"warm-up")
-    kafka.slow(0.3)
+    kafka.slow(0.5)
     began = time.monotonic()
     assert send(producer, "topic", b"slow") == [None]
-    assert time.monotonic() - began >= 0.3
+    assert time.monotonic() - began >= 0.5
     kafka.slow(0)
     began = time.monotonic()
     assert send(producer, "topic", b"fast") == [None]
-    assert time.monotonic() - began < 0.3
+    assert time.monotonic() - began < 0.5
 
 
 def test_pushed_errors_meet_the_next_requests_of_their_kind_and_no_more(kafka: EmbeddedKafka) -> None:

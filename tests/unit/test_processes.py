@@ -15,9 +15,9 @@ from tests.processes import free_ports, start_process, stop_process, wait_until
 
 ROOT = Path(__file__).parents[2]
 STARTER = """
-import os, signal
+import os, signal, subprocess
 from tests.processes import start_process
-child = start_process(["sleep", "600"])
+child = start_process(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 os.kill(child.pid, signal.SIGSTOP)
 print(child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,108 @@
+"""Settings: checked where they are made, with an error that names the setting, the values and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_neli import Config, ConfigurationError
+from celery_neli.config import from_app
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"heartbeat_timeout": 1.0},
+            r"neli_heartbeat_timeout = 1 s is less than 3 × neli_heartbeat_interval = 0\.5 s.*raise the timeout",
+        ),
+        ({"heartbeat_timeout": 400}, r"neli_heartbeat_timeout = 400 s is above the protocol's limit of 300 s"),
+        ({"takeover_delay": 4}, r"neli_takeover_delay = 4 s is not below neli_heartbeat_timeout = 4 s"),
+        ({"heartbeat_interval": "often"}, r"neli_heartbeat_interval = 'often': give a number of seconds"),
+        ({"heartbeat_interval": True}, r"neli_heartbeat_interval = True"),
+        ({"heartbeat_interval": 0}, r"neli_heartbeat_interval = 0"),
+        ({"drain_timeout": float("nan")}, r"neli_drain_timeout = nan"),
+        ({"session_timeout": 0.5}, r"neli_session_timeout = 0\.5 s is below 1 s"),
+        ({"stall_timeout": 0.5}, r"neli_stall_timeout = 0\.5 s is below 1 s"),
+        ({"group": "a b"}, r"neli_group = 'a b': use 1 to 249"),
+        ({"group": ".."}, r"neli_group = '\.\.'"),
+        ({"topic": "x" * 250}, r"neli_topic = "),
+        ({"roles": ()}, r"roles = \(\)"),
+        ({"roles": ("a", "a")}, r"roles = \('a', 'a'\)"),
+        ({"kafka": 9092}, r"neli_kafka is a int: give the bootstrap servers"),
+        ({"kafka": {"sasl.password": "hush"}}, r"neli_kafka lacks 'bootstrap.servers'"),
+        ({"kafka": " "}, r"neli_kafka lacks 'bootstrap.servers'"),
+    ],
+)
+def test_a_bad_setting_is_refused_with_its_name_and_value(settings: dict[str, Any], message: str) -> None:
+    """One clear error, when the configuration is made."""
+    with pytest.raises(ConfigurationError, match=message) as error:
+        Config(**{"group": "shop", **settings})
+    assert "hush" not in str(error.value)
+
+
+def test_a_repr_shows_no_secret() -> None:
+    """Only addresses and mechanisms of `kafka` are shown."""
+    shown = repr(
+        Config(group="shop", kafka={"bootstrap.servers": "k:9092", "sasl.password": "hush", "sasl.username": "me"})
+    )
+    assert "hush" not in shown
+    assert "k:9092" in shown
+
+
+@pytest.mark.parametrize(
+    "kafka", ["a:1,b:2", ["a:1", "b:2"], {"bootstrap.servers": "a:1,b:2"}, {"metadata.broker.list": "a:1,b:2"}]
+)
+def test_kafka_is_servers_or_properties(kafka: Any) -> None:
+    """A string, a list or a dict of librdkafka properties."""
+    assert dict(Config(group="shop", kafka=kafka).properties) == {"bootstrap.servers": "a:1,b:2"}
+
+
+def test_an_app_names_groups_and_topics_by_election() -> None:
+    """Beats and workers of one deployment never meet."""
+    app = Celery()
+    app.conf.update(neli_group="shop", neli_heartbeat_timeout=6)
+    beat, worker = from_app(app, "beat"), from_app(app, "worker")
+    assert (beat.group, beat.topic) == ("shop.beat", "shop.beat.neli")
+    assert (worker.group, worker.topic) == ("shop.worker", "shop.worker.neli")
+    assert beat.heartbeat_timeout == 6.0
+
+
+def test_a_misspelt_setting_is_refused_with_the_nearest_name() -> None:
+    """Celery passes unknown settings in silence; a leader without its settings is a wrong promise."""
+    app = Celery()
+    app.conf.update(neli_group="shop", neli_hartbeat_timeout=6)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"neli_hartbeat_timeout is no setting of celery-neli; did you mean neli_heartbeat_timeout",
+    ):
+        from_app(app, "beat")
+
+
+def test_a_namespace_prefixes_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django's CELERY_NELI_*: read, and refused when misspelt."""
+    app = Celery(namespace="CELERY")
+    app.config_from_object({"CELERY_NELI_GROUP": "shop", "CELERY_NELI_KAFKA": "k:1"}, namespace="CELERY")
+    assert from_app(app, "beat").properties["bootstrap.servers"] == "k:1"
+    app = Celery()
+    app.config_from_object({"CELERY_NELI_GROUP": "shop", "CELERY_NELI_KAFKKA": "k:1"}, namespace="CELERY")
+    with pytest.raises(ConfigurationError, match=r"neli_kafkka is no setting.*neli_kafka"):
+        from_app(app, "beat")
+
+
+def test_a_group_is_required() -> None:
+    """Two environments on one Kafka must not elect one leader between them."""
+    with pytest.raises(ConfigurationError, match=r"neli_group is not set"):
+        from_app(Celery(), "beat")
+
+
+def test_one_topic_for_both_elections_is_refused() -> None:
+    """A beat and a worker never stand in one election."""
+    app = Celery()
+    app.conf.update(neli_group="shop", neli_topic="mine")
+    with pytest.raises(ConfigurationError, match=r"neli_topic = 'mine'.*{election}"):
+        from_app(app, "beat")
+    app.conf.neli_topic = "mine.{election}"
+    assert from_app(app, "worker").topic == "mine.worker"

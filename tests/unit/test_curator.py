@@ -1,0 +1,315 @@
+"""The curator: goNELI's contract, on real threads and a log in memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from celery_neli import ClosedError, Config, LeaderAcquired, LeaderFenced, LeaderRevoked, Neli, State
+from celery_neli.records import decode
+from tests.processes import wait_until as wait
+from tests.unit.memory_log import MemoryLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from celery_neli.member import LeaderEvent
+
+QUICK = {"heartbeat_interval": 0.05, "heartbeat_timeout": 0.4, "takeover_delay": 0.02, "drain_timeout": 2.0}
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    wait(holds, timeout=10, what="it")
+
+
+@pytest.fixture
+def log() -> MemoryLog:
+    return MemoryLog()
+
+
+@pytest.fixture
+def make(log: MemoryLog) -> Iterator[Callable[..., Neli]]:
+    made: list[Neli] = []
+
+    def make(barrier: Callable[[LeaderEvent], None] | None = None, **settings: object) -> Neli:
+        config = Config(group="test", name=f"m{len(made)}", **{**QUICK, **settings})  # type: ignore[arg-type]
+        neli = Neli(config, barrier, connect=log.connect)
+        made.append(neli)
+        return neli
+
+    yield make
+    for neli in made:
+        neli.close()
+
+
+def test_pulse_waits_for_leadership_and_returns_at_once_when_it_is_there(make: Callable[..., Neli]) -> None:
+    """A pulse gives some time to be elected; a leader's pulse does not wait."""
+    neli = make()
+    assert neli.pulse(timeout=5)
+    assert neli.is_leader
+    began = time.monotonic()
+    assert neli.pulse(timeout=5)
+    assert time.monotonic() - began < 1
+
+
+def test_one_of_two_leads(make: Callable[..., Neli]) -> None:
+    """The second's pulse ends at its timeout, without leadership."""
+    first, second = make(), make()
+    assert first.pulse(timeout=5)
+    assert not second.pulse(timeout=0.2)
+    assert first.is_leader
+    assert not second.is_leader
+    assert second.deadline is None
+
+
+def test_nothing_starts_before_the_first_pulse(make: Callable[..., Neli], log: MemoryLog) -> None:
+    """A curator that is only made starts no thread and opens no client."""
+    threads = threading.active_count()
+    neli = make()
+    assert neli.state is State.LIVE
+    assert threading.active_count() == threads
+    assert log.connected == 0
+
+
+def test_deadline_moves_with_every_heartbeat(make: Callable[..., Neli]) -> None:
+    """The lease ends one heartbeat_timeout after the newest heartbeat was sent, on the curator's clock."""
+    neli = make()
+    assert neli.pulse(timeout=5)
+    first = neli.deadline
+    assert first is not None
+    assert neli.clock() < first <= neli.clock() + QUICK["heartbeat_timeout"]
+    wait_until(lambda: (neli.deadline or 0) > first)
+
+
+def test_a_leader_that_cannot_write_or_read_is_fenced_when_its_lease_ends(
+    make: Callable[..., Neli], log: MemoryLog
+) -> None:
+    """Without its heartbeats read back the leader stops, in time, and says so to the barrier."""
+    events: list[LeaderEvent] = []
+    neli = make(events.append)
+    assert neli.pulse(timeout=5)
+    log.reachable = False
+    wait_until(lambda: not neli.is_leader)
+    wait_until(lambda: neli.pulse() or len(events) > 1)
+    assert [type(event) for event in events] == [LeaderAcquired, LeaderFenced]
+    log.reachable = True
+    assert neli.pulse(timeout=5)
+    assert events[-1].term > events[0].term
+
+
+def test_barrier_holds_up_the_hand_over_while_heartbeats_go_on(make: Callable[..., Neli], log: MemoryLog) -> None:
+    """The successor waits until the barrier returns; the leader's heartbeats go on meanwhile (R4)."""
+    let_go, seen = threading.Event(), threading.Event()
+
+    def barrier(event: LeaderEvent) -> None:
+        if isinstance(event, LeaderRevoked):
+            seen.set()
+            let_go.wait(10)
+
+    first = make(barrier)
+    assert first.pulse(timeout=5)
+    second = make()
+    second.start()
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    assert seen.wait(5)
+    beats = len(log.records)
+    wait_until(lambda: len(log.records) > beats + 12)  # longer than a lease
+    assert not first.is_leader
+    assert first.grant("leader").held(first.clock())
+    assert not second.pulse()
+    let_go.set()
+    assert second.pulse(timeout=5)
+    closing.join(5)
+    assert first.state is State.CLOSED
+    kinds = [decode(value).kind for value in log.records]
+    assert kinds.index("release") < len(kinds) - 1 - kinds[::-1].index("claim")
+
+
+def test_a_barrier_that_overruns_is_fenced(make: Callable[..., Neli]) -> None:
+    """After drain_timeout the role is released all the same, and the barrier is told to stop."""
+    events: list[LeaderEvent] = []
+    let_go = threading.Event()
+
+    def barrier(event: LeaderEvent) -> None:
+        events.append(event)
+        if isinstance(event, LeaderRevoked):
+            let_go.wait(10)
+
+    first = make(barrier, drain_timeout=0.2)
+    assert first.pulse(timeout=5)
+    second = make()
+    second.start()
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    assert second.pulse(timeout=5)
+    assert not first.grant("leader").held(first.clock())
+    let_go.set()
+    closing.join(5)
+    assert [type(event) for event in events] == [LeaderAcquired, LeaderRevoked, LeaderFenced]
+
+
+def test_what_a_barrier_raises_is_logged_and_holds_up_nothing(
+    make: Callable[..., Neli], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failing barrier costs neither leadership nor the hand-over."""
+
+    def barrier(event: LeaderEvent) -> None:
+        raise RuntimeError("not today")
+
+    neli = make(barrier)
+    assert neli.pulse(timeout=5)
+    neli.close()
+    assert neli.state is State.CLOSED
+    assert [record.message.split(" event=")[0] for record in caplog.records if record.levelno == logging.ERROR] == [
+        "barrier failed"
+    ] * 2
+
+
+def test_pulse_after_close_is_a_clear_error(make: Callable[..., Neli]) -> None:
+    """The error names the member and says what to do."""
+    neli = make()
+    neli.close()
+    assert neli.state is State.CLOSED
+    with pytest.raises(ClosedError, match=r"m0 was closed.*make a new Neli"):
+        neli.pulse()
+
+
+def test_cancel_ends_a_pulse(make: Callable[..., Neli]) -> None:
+    """A waiting pulse returns soon after its cancel is set."""
+    first, second = make(), make()
+    assert first.pulse(timeout=5)
+    cancel = threading.Event()
+    threading.Timer(0.2, cancel.set).start()
+    began = time.monotonic()
+    assert not second.pulse(timeout=30, cancel=cancel)
+    assert time.monotonic() - began < 10
+
+
+def test_close_wakes_a_pulse(make: Callable[..., Neli]) -> None:
+    """A pulse under way returns when another thread closes the curator."""
+    first, second = make(), make()
+    assert first.pulse(timeout=5)
+    threading.Timer(0.2, second.close).start()
+    began = time.monotonic()
+    assert not second.pulse(timeout=30)
+    assert time.monotonic() - began < 10
+
+
+def test_barrier_may_close(make: Callable[..., Neli]) -> None:
+    """Closing from within the barrier begins to close and does not wait for itself."""
+    closed = threading.Event()
+
+    def barrier(event: LeaderEvent) -> None:
+        if isinstance(event, LeaderAcquired):
+            neli.close()
+            closed.set()
+
+    neli = make(barrier)
+    neli.pulse(timeout=5)
+    assert closed.is_set()
+    neli.close()
+    assert neli.wait_closed(5)
+
+
+def test_resign_hands_over_and_stands_back(make: Callable[..., Neli]) -> None:
+    """After a resignation another member leads, and the one that resigned stays a member."""
+    first, second = make(), make()
+    assert first.pulse(timeout=5)
+    second.start()
+    first.resign()
+    assert second.pulse(timeout=5)
+    first.pulse()
+    assert not first.is_leader
+    second.close()
+    assert first.pulse(timeout=5)
+
+
+def test_a_leader_that_is_not_pulsed_resigns_and_is_a_candidate_again_when_it_is(
+    make: Callable[..., Neli], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Heartbeats alone keep nobody in office; the log shows where the owner's thread is."""
+    caplog.set_level(logging.INFO, "celery_neli")
+    neli = make(stall_timeout=1.0)
+    assert neli.pulse(timeout=5)
+    wait_until(lambda: not neli.is_leader)
+    neli.deliver(0)
+    wait_until(
+        lambda: any(
+            "no progress for 1 s" in record.message and "test_curator.py" in record.message for record in caplog.records
+        )
+    )
+    assert neli.pulse(timeout=5)
+
+
+def test_background_works_only_while_leading(make: Callable[..., Neli]) -> None:
+    """The task runs again and again in the leader, and in nobody else."""
+    runs: list[str] = []
+    first, second = make(), make()
+    assert first.pulse(timeout=5)
+    pulsers = [
+        neli.background(lambda name=neli.config.name: (runs.append(name), time.sleep(0.01))) for neli in (first, second)
+    ]  # type: ignore[misc]
+    wait_until(lambda: len(runs) > 5)
+    assert set(runs) == {"m0"}
+    first.close()
+    assert pulsers[0].wait(5)
+    wait_until(lambda: "m1" in runs)
+    pulsers[1].close()
+    count = len(runs)
+    assert pulsers[1].wait(0)
+    assert len(runs) == count
+
+
+def test_a_background_task_that_fails_hands_over(make: Callable[..., Neli]) -> None:
+    """What the task raises comes out of wait(), and the curator is closed."""
+
+    def task() -> None:
+        raise RuntimeError("broken")
+
+    neli = make()
+    pulser = neli.background(task)
+    with pytest.raises(RuntimeError, match="broken"):
+        pulser.wait(5)
+    assert neli.wait_closed(5)
+
+
+def test_clients_that_cannot_be_made_do_not_end_the_member(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays a standby, says why, and joins when they can."""
+    log.failing = OSError("no route")
+    neli = make()
+    assert not neli.pulse(timeout=0.1)
+    wait_until(lambda: any("election failed" in record.message for record in caplog.records))
+    log.failing = None
+    assert neli.pulse(timeout=10)
+
+
+def test_a_forked_child_leads_nothing(make: Callable[..., Neli]) -> None:
+    """The lease belongs to the process that bought it."""
+    neli = make()
+    assert neli.pulse(timeout=5)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, b"leads" if neli.is_leader else b"nothing")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 10) == b"nothing"
+    os.close(read)
+    os.close(write)
+    assert neli.is_leader
+
+
+def test_context_manager_joins_and_hands_over(log: MemoryLog) -> None:
+    """Entering starts the member; leaving releases the role."""
+    with Neli(Config(group="test", name="m", **QUICK), connect=log.connect) as neli:  # type: ignore[arg-type]
+        wait_until(lambda: neli.is_leader)
+    assert neli.state is State.CLOSED
+    assert decode(log.records[-1]).kind == "release"

@@ -1,0 +1,248 @@
+"""Leadership: one curator per process and election, its transitions as Celery signals; and the step that embeds it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+from celery.concurrency import solo
+from celery.signals import worker_shutdown
+
+from celery_neli import ConfigurationError, install, signals
+from celery_neli.bootsteps import Election
+from celery_neli.config import Config
+from celery_neli.leadership import Leadership, leadership_for
+from tests.processes import wait_until
+from tests.unit.memory_log import MemoryLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+QUICK: dict[str, Any] = {
+    "heartbeat_interval": 0.05,
+    "heartbeat_timeout": 0.4,
+    "takeover_delay": 0.02,
+    "drain_timeout": 2.0,
+    "stall_timeout": 1.0,
+}
+
+
+@pytest.fixture
+def app() -> Celery:
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(neli_group="shop", neli_kafka="127.0.0.1:1")
+    return app
+
+
+@pytest.fixture
+def log() -> MemoryLog:
+    return MemoryLog()
+
+
+@pytest.fixture
+def make(app: Celery, log: MemoryLog) -> Iterator[Callable[..., Leadership]]:
+    made: list[Leadership] = []
+
+    def make(*, owned: bool = False) -> Leadership:
+        config = Config(group="shop.worker", name=f"m{len(made)}", **QUICK)
+        made.append(Leadership(app, "worker", config, owned=owned, connect=log.connect))
+        return made[-1]
+
+    yield make
+    for leadership in made:
+        leadership.stop()
+
+
+@pytest.fixture
+def heard() -> Iterator[list[tuple[str, Any, str, Any]]]:
+    """What the signals said: name, sender, thread, standing at that moment."""
+    seen: list[tuple[str, Any, str, Any]] = []
+
+    def receiver(sender: Leadership, signal: Any, **arguments: Any) -> None:
+        assert arguments["election"] == "worker"
+        assert arguments["role"] == "leader"
+        seen.append((signal.name, sender, threading.current_thread().name, sender.snapshot()))
+
+    names = ("leadership_acquired", "leadership_revoked", "leadership_fenced")
+    for name in names:
+        getattr(signals, name).connect(receiver, weak=False)
+    yield seen
+    for name in names:
+        getattr(signals, name).disconnect(receiver)
+
+
+def wait(condition: Callable[[], Any], what: str = "it") -> None:
+    wait_until(condition, timeout=10, what=what, interval=0.01)
+
+
+def test_signals_tell_what_changed_after_it_did(make: Callable[..., Leadership], heard: list[Any]) -> None:
+    """Acquired: leading already. Revoked: leading no more, still held. All on the leadership's own thread."""
+    leadership = make()
+    leadership.start()
+    wait(lambda: heard)
+    leadership.stop()
+    assert [(name, sender) for name, sender, _, _ in heard] == [
+        ("leadership_acquired", leadership),
+        ("leadership_revoked", leadership),
+    ]
+    assert {thread for _, _, thread, _ in heard} == {"neli-worker"}
+    acquired, revoked = heard[0][3], heard[1][3]
+    assert (acquired.leading, acquired.held) == (True, True)
+    assert (revoked.leading, revoked.held) == (False, True)
+    assert acquired.term == revoked.term
+    assert not leadership.held()
+    assert leadership.stopped
+
+
+def test_a_fence_is_told_when_nothing_is_held_any_more(
+    make: Callable[..., Leadership], log: MemoryLog, heard: list[Any]
+) -> None:
+    """A leader that is cut off from the log hears of it once its lease has run out."""
+    leadership = make()
+    leadership.start()
+    wait(leadership.leading)
+    log.reachable = False
+    wait(lambda: heard and heard[-1][0] == "leadership_fenced")
+    assert not heard[-1][3].held
+
+
+def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadership]) -> None:
+    """The next leader comes only when every receiver has returned."""
+    first, second = make(), make()
+    first.start()
+    wait(first.leading)
+    second.start()
+    go, waiting = threading.Event(), threading.Event()
+
+    def receiver(sender: Leadership, **_: Any) -> None:
+        if sender is first:
+            waiting.set()
+            go.wait(10)
+
+    signals.leadership_revoked.connect(receiver)
+    first.resign()
+    assert waiting.wait(10)
+    assert first.held()
+    assert not second.leading()
+    go.set()
+    wait(second.leading)
+    assert not first.held()
+
+
+def test_an_owned_leadership_resigns_when_its_owner_makes_no_progress(make: Callable[..., Leadership]) -> None:
+    """A hung scheduler is not kept in office by a thread that renews; one that goes on may lead again."""
+    leadership = make(owned=True)
+    leadership.start()
+    wait(leadership.leading)
+    wait(lambda: not leadership.leading(), "resignation")
+
+    def turned() -> bool:
+        leadership.progress()
+        return leadership.leading()
+
+    wait(turned, "leadership after progress")
+
+
+def test_an_unowned_leadership_needs_no_owner(make: Callable[..., Leadership], heard: list[Any]) -> None:
+    """A worker's leadership looks after itself: three stall timeouts later it leads as before."""
+    leadership = make()
+    leadership.start()
+    wait(leadership.leading)
+    end = leadership.snapshot().until + 3 * QUICK["stall_timeout"]
+    wait(lambda: leadership.snapshot().until > end)
+    assert [name for name, *_ in heard] == ["leadership_acquired"]
+
+
+def test_there_is_one_leadership_per_election_and_process(app: Celery) -> None:
+    """Asked twice, it is the same; another election, another; after a stop, a new one."""
+    beat = leadership_for(app, "beat")
+    assert leadership_for(app, "beat") is beat
+    assert leadership_for(app, "worker") is not beat
+    beat.stop()
+    assert leadership_for(app, "beat") is not beat
+
+
+def test_a_forked_child_gets_a_leadership_of_its_own(app: Celery) -> None:
+    """`beat -B` forks: the child must not touch its parent's clients."""
+    parent = leadership_for(app, "beat")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, b"own" if leadership_for(app, "beat") is not parent else b"parent's")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 20) == b"own"
+    os.close(read)
+    os.close(write)
+
+
+def worker(app: Celery, pool_cls: Any = solo.TaskPool) -> Any:
+    """What a step sees of a worker."""
+    parent = type("Worker", (), {})()
+    parent.app, parent.pool_cls, parent.steps = app, pool_cls, []
+    return parent
+
+
+def test_install_adds_the_step_once_and_does_not_load_the_configuration() -> None:
+    """It may be repeated, and it may stand at the top of a module."""
+    app = Celery("shop", set_as_current=False)
+    assert install(install(app)) is app
+    assert app.steps["worker"] == {Election}
+    assert not app.configured
+
+
+def test_a_worker_with_neli_off_has_no_step(app: Celery) -> None:
+    """neli_enabled = False: an ordinary worker."""
+    app.conf.neli_enabled = False
+    assert not Election(worker(app)).include(worker(app))
+
+
+def test_a_worker_refuses_eventlet(app: Celery) -> None:
+    """Said before anything starts, with what to do."""
+    pool = type("TaskPool", (), {"__module__": "celery.concurrency.eventlet"})
+    with pytest.raises(ConfigurationError, match=r"worker_pool = 'eventlet'.*Choose another pool"):
+        Election(worker(app)).include(worker(app, pool))
+
+
+def test_a_worker_refuses_bad_settings_before_it_starts(app: Celery) -> None:
+    """A worker that would never lead must not look as if it could."""
+    app.conf.neli_heartbeat_timeout = 1
+    with pytest.raises(ConfigurationError, match="neli_heartbeat_timeout = 1 s"):
+        Election(worker(app)).include(worker(app))
+
+
+def test_the_step_hands_over_when_the_worker_has_stopped(
+    app: Celery, make: Callable[..., Leadership], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hand-over begins with the worker's stop; the step ends with `worker_shutdown`, after the pool has drained."""
+    leadership = make()
+    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: leadership)
+    parent = worker(app)
+    step = Election(parent)
+    assert step.include(parent)
+    assert parent.steps == [step]
+    step.start(parent)
+    wait(leadership.leading)
+    assert step.info(parent)["neli"]["leading"]
+    step.close(parent)
+    step.stop(parent)
+    worker_shutdown.send(sender=parent)
+    assert leadership.stopped
+
+
+def test_a_cold_shutdown_hands_over_too(
+    app: Celery, make: Callable[..., Leadership], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery sends no `worker_shutdown` then."""
+    leadership = make()
+    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: leadership)
+    parent = worker(app)
+    step = Election(parent)
+    step.include(parent)
+    step.start(parent)
+    wait(leadership.leading)
+    step.terminate(parent)
+    assert leadership.stopped
