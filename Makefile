@@ -12,11 +12,11 @@ COVERAGE := $(if $(filter true 1,$(CI)),$(if $(ARGS),,--cov))
 
 export SECONDS JSON
 
-.PHONY: help install test lint format typing demo clean
+.PHONY: help install test lint format typing demo bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make test | lint | format | typing | demo | clean"
+	@echo "make test | lint | format | typing | demo | bench | clean"
 
 install: $(STAMP)
 
@@ -44,6 +44,9 @@ typing: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m example_project.demo
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) .cache .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

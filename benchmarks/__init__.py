@@ -1,0 +1,1 @@
+"""What leadership costs, as ratios within one run: `make bench`."""

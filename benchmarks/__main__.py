@@ -1,0 +1,19 @@
+"""`make bench`: alternating rounds in one run, medians, and one JSON line at the end. Absolute times are this machine's."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks import ask, dispatch, idle
+
+
+def main() -> None:
+    results = {"ask": ask.run(), "dispatch": dispatch.run(), "idle": idle.run()}
+    for name, rows in results.items():
+        print(name)
+        for label, value in rows.items():
+            print(f"  {label:<58} {value:>10}")
+    print(json.dumps(results))
+
+
+main()
