@@ -1,4 +1,4 @@
-"""`make bench`: alternating rounds in one run, medians, and one JSON line at the end. Absolute times are this machine's."""
+"""`make bench`: alternating rounds in one run, medians, one JSON line at the end. Compare ratios, not times."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What an idle member costs: CPU in percent of one core, and memory over importing confluent_kafka; on the embedded Kafka,
-which runs in a process of its own."""
+"""What an idle member costs: CPU in percent of one core, and memory over importing confluent_kafka.
+
+Each member is a process of its own; the embedded Kafka runs in this one.
+"""
 
 from __future__ import annotations
 

@@ -120,9 +120,7 @@ class Neli:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this member leads (a role of several) now: new work may start. Asks the lease; costs about a
-        microsecond.
-        """
+        """Whether this member leads (a role of several) now: new work may start. Asks the lease; takes no lock."""
         return any(self.grant(role).leading(self.clock()) for role in self.config.roles)
 
     @property

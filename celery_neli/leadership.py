@@ -56,11 +56,11 @@ class Leadership:
                 self._thread.start()
 
     def leading(self) -> bool:
-        """New work may start now (R3). About a microsecond, no lock."""
+        """New work may start now (R3). Takes no lock."""
         return self._neli.grant(self._role).leading(self._neli.clock())
 
     def held(self) -> bool:
-        """Work in flight may finish now: also while a hand-over drains (R3). About a microsecond, no lock."""
+        """Work in flight may finish now: also while a hand-over drains (R3). Takes no lock."""
         return self._neli.grant(self._role).held(self._neli.clock())
 
     @property
