@@ -50,7 +50,7 @@ def seconds(led: bool) -> float:
         scheduler.tick()  # builds the inner scheduler
     overdue(scheduler)
     if led:
-        scheduler._inner.populate_heap()  # noqa: SLF001 - as Celery's own does with its first tick
+        scheduler._inner.populate_heap()  # as its first tick does
     gc.collect()
     began = time.perf_counter()
     for _ in range(DUE):

@@ -80,10 +80,12 @@ class LeasedMixin:
 
     def _neli_settle(self) -> None:
         """The entry in flight is done with. May raise (its store is down): tried again before the next tick."""
-        reservation, self.neli_reservation = self.neli_reservation, None
-        self.neli_tenure.headers = None
-        if reservation is not None:
-            self._neli_enter(reservation)
+        tenure = self.neli_tenure
+        tenure.headers = None
+        if self.neli_reservation is not None:
+            tenure.left = tenure.left or 1  # an eager task has left, too
+            self._neli_enter(self.neli_reservation)
+        self.neli_reservation = None  # only now: SystemExit may cut in anywhere
         scheduler: Any = self
         if scheduler.should_sync():
             scheduler._do_sync()  # noqa: SLF001 - Celery's own, of this very object
@@ -91,6 +93,8 @@ class LeasedMixin:
     def _neli_enter(self, reservation: Reservation) -> None:
         ledger = self.neli_ledger
         ledger.sent[reservation.entry.name] = reservation.advanced.last_run_at
+        if not self.neli_tenure.may_finish():
+            return  # the store is the successor's, and may know better by now
         ledger.owed, ledger.owed_term = reservation, self.neli_tenure.term
         reservation.confirm()
         ledger.owed = None

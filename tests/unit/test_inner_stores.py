@@ -261,6 +261,23 @@ def test_redbeat_writes_a_run_after_its_message_left(redbeat: RedBeat) -> None:
         assert at_publish == [0]
 
 
+def test_redbeat_writes_nothing_once_the_lease_is_lost(redbeat: RedBeat) -> None:
+    """The message just left, and then the term ended: by now the successor may have written a later run."""
+
+    def fence(**kwargs: Any) -> None:
+        redbeat.leadership.fence()
+
+    celery_signals.after_task_publish.connect(fence, weak=False, dispatch_uid="fence")
+    try:
+        with redbeat.beat() as beat:
+            redbeat.leadership.grant(1)
+            beat.sends(1)
+            beat.turns()
+            assert redbeat.runs() == 0
+    finally:
+        celery_signals.after_task_publish.disconnect(dispatch_uid="fence")
+
+
 def test_a_tick_of_many_entries_stops_at_the_next_one(redbeat: RedBeat) -> None:
     """RedBeat sends all that is due in one tick: each entry asks whether it may start."""
     from redbeat import RedBeatSchedulerEntry

@@ -1,0 +1,387 @@
+"""The rules R1 to R9 of one role, told record by record on a clock that stands still."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_neli.lease import CLOCK_RATES, FOREVER, Lease, Timing
+from celery_neli.records import Record
+
+TIMING = Timing(heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
+
+
+class Log:
+    """A log that several leases read and append to, at times that the test names."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def append(self, record: Record | None) -> Record:
+        assert record is not None, "nothing was due"
+        self.records.append(record)
+        return record
+
+    def read(self, lease: Lease, now: float) -> None:
+        for offset in range(lease.newest + 1, len(self.records)):
+            lease.read(offset, self.records[offset], now)
+        lease.end()
+
+
+def member(name: str, *, start: int = 0, oldest: bool = True, now: float = 0.0) -> Lease:
+    lease = Lease(f"{name}/1", TIMING)
+    lease.begin(start, now, oldest=oldest)
+    return lease
+
+
+def elected(log: Log, name: str = "a") -> Lease:
+    """A leader of term 0 since the time 0."""
+    lease = member(name)
+    lease.end()
+    lease.induced = True
+    log.append(lease.tick(0.0))
+    log.read(lease, 0.0)
+    assert lease.leading(0.0)
+    return lease
+
+
+def beat(author: str, *, term: int, seen: int, seq: int = 50, lease: float = 4.0, **more: Any) -> Record:
+    return Record(kind="beat", member=author, seq=seq, lease=lease, term=term, seen=seen, **more)
+
+
+def test_a_lease_runs_from_the_send_of_the_record_that_bought_it() -> None:
+    """However late the record is read back (R1)."""
+    log, a = Log(), member("a")
+    a.end()
+    log.append(a.tick(1.0))
+    log.read(a, 1.0)
+    assert a.until == 1.0 + 4.0
+    log.append(a.tick(1.2))
+    log.read(a, 3.0)
+    assert a.until == 1.2 + 4.0
+    assert a.held(5.19)
+    assert not a.held(5.2)
+
+
+def test_a_claim_that_is_read_back_after_its_lease_makes_no_leader() -> None:
+    """What it bought has run out; the term stands, nobody leads."""
+    log, a = Log(), member("a")
+    a.end()
+    log.append(a.tick(0.0))
+    log.read(a, 4.5)
+    assert not a.held(4.5)
+
+
+def test_of_two_claims_the_first_in_the_log_is_effective() -> None:
+    """For everybody alike: a claim is a compare-and-set on the log's position."""
+    log, a, b = Log(), member("a"), member("b")
+    for each in (a, b):
+        each.end()
+        each.induced = True
+        log.append(each.tick(0.0))
+    for each in (a, b):
+        log.read(each, 0.1)
+    assert a.leading(0.1)
+    assert not b.held(0.1)
+    assert (b.holder, b.term) == ("a/1", 0)
+
+
+def test_a_claim_does_not_depose_a_leader_whose_beat_came_first() -> None:
+    """The claimant saw less than the log held."""
+    log = Log()
+    a = elected(log)
+    log.append(a.tick(0.5))
+    log.append(Record(kind="claim", member="b/1", seq=1, lease=4.0, seen=0))
+    log.read(a, 0.6)
+    assert a.leading(0.6)
+    assert a.term == 0
+
+
+def test_others_wait_for_the_lease_that_the_holder_announces() -> None:
+    """Not for their own setting; and by a hundredth longer, for clocks differ in rate (R2)."""
+    log, b = Log(), member("b")
+    b.induced = True
+    log.append(Record(kind="claim", member="a/1", seq=1, lease=10.0, seen=-1))
+    log.read(b, 1.0)
+    due = 1.0 + 10.0 * CLOCK_RATES
+    assert b.tick(due - 0.01) is None
+    assert b.wake(2.0) == due
+    assert b.tick(due) is not None
+
+
+def test_a_released_role_is_claimed_at_once_by_the_induced_member_and_later_by_others() -> None:
+    """The others give it the head start of `takeover_delay`."""
+    log, induced, other = Log(), member("b"), member("c")
+    log.append(Record(kind="claim", member="a/1", seq=1, lease=4.0, seen=-1))
+    log.append(Record(kind="release", member="a/1", seq=2, lease=4.0, seen=0, term=0))
+    induced.induced = True
+    for each in (induced, other):
+        log.read(each, 1.0)
+    assert induced.tick(1.0) is not None
+    assert other.tick(1.0) is None
+    assert other.tick(1.1) is not None
+
+
+def test_a_member_named_in_a_request_goes_before_the_induced_one() -> None:
+    """Whoever asked the holder to resign chose the successor."""
+    log, induced, named = Log(), member("b"), member("c")
+    log.append(Record(kind="claim", member="a/1", seq=1, lease=4.0, seen=-1))
+    log.append(Record(kind="request", member="cli/1", seq=0, lease=0.0, to="c"))
+    log.append(Record(kind="release", member="a/1", seq=2, lease=4.0, seen=0, term=0))
+    induced.induced = True
+    for each in (induced, named):
+        log.read(each, 1.0)
+    assert named.tick(1.0) is not None
+    assert induced.tick(1.0) is None
+    assert induced.tick(1.2) is not None, "the named one may not come"
+
+
+def test_after_a_claim_comes_no_other_before_the_log_was_read_to_its_end_and_the_claim_is_old() -> None:
+    """A claim that nobody has judged may still take effect."""
+    a = member("a")
+    a.end()
+    a.induced = True
+    assert a.tick(0.0) is not None
+    assert a.tick(100.0) is None, "the log was not read since"
+    a.end()
+    assert a.tick(3.9) is None, "the claim may still be read"
+    assert a.claiming(3.9)
+    assert a.tick(4.0) is not None
+
+
+def test_a_resigning_leader_holds_until_its_release_is_sent() -> None:
+    """It leads no more at once, beats while the barrier runs, and gives up the role when the barrier is done (R3, R4)."""
+    log = Log()
+    a = elected(log)
+    log.append(a.tick(0.5))
+    a.resign(0.6)
+    assert (a.leading(0.6), a.held(0.6)) == (False, True)
+    assert log.append(a.tick(1.1)).kind == "beat"
+    log.read(a, 1.1)
+    a.drained()
+    assert log.append(a.tick(1.2)).kind == "release"
+    assert not a.held(1.2), "not only when the release is read back"
+
+
+def test_a_barrier_is_awaited_for_drain_timeout_at_most() -> None:
+    """Then the release goes without it."""
+    log = Log()
+    a = elected(log)
+    a.resign(0.0)
+    for beats in range(1, 21):
+        assert log.append(a.tick(beats * 0.5 - 0.25)).kind == "beat"
+        log.read(a, beats * 0.5 - 0.25)
+    assert log.append(a.tick(10.0)).kind == "release"
+
+
+def test_who_resigned_stands_back_for_its_own_lease() -> None:
+    """After the release, and as long after the lease's end if the release is lost (R4)."""
+    log = Log()
+    a = elected(log)
+    a.resign(0.0)
+    a.drained()
+    release = log.append(a.tick(0.0))
+    lost = elected(Log())
+    lost.resign(0.0)
+    lost.drained()
+    assert lost.tick(0.0) == release
+    log.read(a, 0.2)
+    assert a.tick(4.1) is None
+    assert a.tick(4.2) is not None
+    lost.end()
+    assert lost.tick(7.9) is None
+    assert lost.tick(8.0) is not None
+
+
+def test_who_holds_no_more_does_not_beat() -> None:
+    """Else one that cannot read would keep the role from everybody for ever (R5)."""
+    a = elected(Log())
+    assert a.tick(3.9).kind == "beat"  # type: ignore[union-attr]
+    record = a.tick(4.0)
+    assert record is None or record.kind == "claim"
+
+
+def test_late_beats_bring_a_lease_back() -> None:
+    """Beats that were sent in time and are read after the lease ran out: the leader goes on (goNELI's resume)."""
+    log = Log()
+    a = elected(log)
+    log.append(a.tick(3.0))
+    assert not a.held(4.5)
+    log.read(a, 4.5)
+    assert a.leading(4.5)
+    assert a.until == 7.0
+
+
+def test_a_doubled_beat_buys_nothing_twice() -> None:
+    """Its send is known, and counts once."""
+    log = Log()
+    a = elected(log)
+    record = log.append(a.tick(1.0))
+    log.read(a, 1.0)
+    log.append(record)
+    log.read(a, 4.0)
+    assert a.until == 5.0
+
+
+def test_who_begins_late_knows_nothing_without_a_certificate() -> None:
+    """Claims tell nothing of what was before them; it neither judges nor claims, and may look further back (R7)."""
+    a = member("a", start=10, oldest=False)
+    a.read(10, Record(kind="claim", member="b/1", seq=1, lease=4.0, seen=8), 0.0)
+    a.end()
+    assert not a.known
+    assert a.holder is None
+    assert a.wake(0.0) == FOREVER
+    assert a.tick(1000.0) is None
+
+
+def test_a_beat_that_has_seen_the_first_record_read_is_a_certificate() -> None:
+    """Its author held the role then, and what came since was read."""
+    a = member("a", start=10, oldest=False)
+    a.read(10, Record(kind="claim", member="c/1", seq=9, lease=4.0, seen=3), 0.0)
+    a.read(11, beat("b/1", term=4, seen=8), 0.0)
+    assert not a.known, "something between 8 and 10 may have been effective"
+    a.read(12, beat("b/1", term=4, seen=9, seq=51), 0.0)
+    assert (a.known, a.holder, a.term, a.last) == (True, "b/1", 4, 12)
+
+
+def test_a_log_without_a_certificate_is_claimed_blind_after_every_lease_that_may_run() -> None:
+    """Those announced by records that were read, and one of one's own length, for an empty log proves nothing (R7)."""
+    a = member("a", start=10, now=100.0)
+    a.induced = True
+    a.end()
+    assert a.tick(100.0 + 4.0 * CLOCK_RATES - 0.01) is None
+    a.read(10, Record(kind="claim", member="b/1", seq=1, lease=9.0, seen=3), 101.0)
+    assert a.tick(101.0 + 9.0 * CLOCK_RATES - 0.01) is None
+    claim = a.tick(101.0 + 9.0 * CLOCK_RATES)
+    assert claim is not None
+    assert claim.blind
+    assert claim.end == 11
+
+
+@pytest.mark.parametrize("between", [None, beat("x/1", term=3, seen=4)])
+def test_any_record_at_all_voids_a_blind_claim(between: Record | None) -> None:
+    """Even one that is void, or no record: nobody who judges it needs to know more than what stands there."""
+    a = member("a", start=10, now=0.0)
+    a.read(10, between, 0.0)
+    a.read(11, Record(kind="claim", member="b/1", seq=1, lease=4.0, end=10), 0.0)
+    assert a.holder is None
+    a.read(12, Record(kind="claim", member="b/1", seq=2, lease=4.0, end=12), 0.0)
+    assert (a.known, a.holder, a.term) == (True, "b/1", 12)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        beat("a/1", term=0, seen=5),
+        Record(kind="claim", member="b/1", seq=1, lease=4.0, seen=1),
+        Record(kind="claim", member="b/1", seq=1, lease=4.0, end=2),
+        Record(kind="beat", member="a/1", seq=99, lease=4.0, term=0, seen=0),
+        beat("b/1", term=0, seen=0),
+    ],
+    ids=["refers to a later offset", "claim on a later offset", "blind claim past itself", "own name, never sent", "own term, other holder"],
+)
+def test_a_record_that_the_log_cannot_hold_ends_the_trust_in_it(record: Record) -> None:
+    """The log is not the one that was read: lead no more (R9)."""
+    log = Log()
+    a = elected(log)
+    a.read(1, record, 0.1)
+    assert a.lost
+    assert not a.held(0.1)
+    assert a.tick(0.6) is None
+
+
+def test_who_begins_anew_has_a_new_name_and_waits_for_its_own_old_lease() -> None:
+    """The others may not have noticed; what was announced and bought before still runs."""
+    log = Log()
+    a = elected(log)
+    log.append(a.tick(3.0))
+    log.read(a, 3.0)
+    a.read(2, beat("b/1", term=1, seen=1, lease=9.0), 3.1)
+    assert a.lost
+    a.begin_anew("a/2", 3.1)
+    a.induced = True
+    a.read(3, Record(kind="claim", member="c/1", seq=1, lease=0.5, end=3), 3.1)
+    assert (a.member, a.holder) == ("a/2", "c/1")
+    a.end()
+    assert a.tick(6.9) is None, "until 7.0 runs the lease of a/1"
+
+
+def test_a_member_that_may_not_claim_does_not() -> None:
+    """`candidate` is for those that close, stall or stand aside."""
+    a = member("a")
+    a.end()
+    a.candidate = False
+    assert a.tick(1000.0) is None
+    assert a.wake(0.0) == FOREVER
+
+
+def test_data_are_repeated_by_claims_and_never_move_back_within_a_term() -> None:
+    """A doubled, late beat is effective as a beat, its data are old."""
+    log = Log()
+    a = elected(log)
+    a.data_out = {"claimed": 1}
+    first = log.append(a.tick(0.5))
+    log.read(a, 0.5)
+    a.data_out = {"claimed": 2}
+    log.append(a.tick(1.0))
+    log.append(first)
+    b = member("b")
+    for each in (a, b):
+        log.read(each, 1.1)
+        assert each.data == {"claimed": 2}
+    assert (a.data_own, b.data_own) == (True, False)
+    claim = b.tick(50.0)
+    assert claim is not None
+    assert claim.data == {"claimed": 2}
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_the_next_turn_is_due_when_something_is(drained: bool) -> None:
+    """A beat, the end of the lease, the end of the barrier; at once when the barrier has returned."""
+    a = elected(Log())
+    a.tick(0.1)
+    assert a.wake(0.2) == 0.6
+    a.resign(0.2)
+    if drained:
+        a.drained()
+    assert a.wake(0.2) == (0.2 if drained else 0.6)
+    a.hurry()
+    assert a.wake(0.2) <= 0.2
+
+
+# Two readers agree (R7)
+
+BLIND, CLAIM, BEAT, RELEASE = range(4)
+moves = st.tuples(st.sampled_from([BLIND, CLAIM, BEAT, BEAT, BEAT, RELEASE]), st.integers(0, 3), st.integers(0, 6))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(moves, min_size=4, max_size=40), st.data())
+def test_readers_that_begin_at_different_offsets_agree_once_they_know(history: list[tuple[int, int, int]], data: st.DataObject) -> None:
+    """Of any log that honest members may have written: each record says what its author knew at some earlier time."""
+    exact = Lease("exact/1", TIMING)
+    exact.begin(0, 0.0, oldest=True)
+    states = [(None, -1, -1)]
+    log: list[Record] = []
+    for kind, author, late in history:
+        holder, term, last = states[max(0, len(states) - 1 - late)]
+        seq, name = len(log) + 1, f"m{author}/1"
+        if kind == BLIND:
+            log.append(Record(kind="claim", member=name, seq=seq, lease=4.0, end=max(0, len(log) - late // 3)))
+        elif kind == CLAIM or holder is None:
+            log.append(Record(kind="claim", member=name, seq=seq, lease=4.0, seen=last))
+        else:
+            log.append(Record(kind="beat" if kind == BEAT else "release", member=holder, seq=seq, lease=4.0, term=term, seen=last))
+        exact.read(len(log) - 1, log[-1], 0.0)
+        states.append((exact.holder, exact.term, exact.last))
+    start = data.draw(st.integers(1, len(log) - 1))
+    late_reader = Lease("late/1", TIMING)
+    late_reader.begin(start, 0.0, oldest=False)
+    for offset in range(start, len(log)):
+        late_reader.read(offset, log[offset], 0.0)
+        assert late_reader.lost is None
+        if late_reader.known:
+            assert (late_reader.holder, late_reader.term, late_reader.last) == states[offset + 1]
