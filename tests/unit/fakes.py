@@ -33,11 +33,15 @@ class FakeLeadership:
         self.turns = 0
         self.predecessor_led_until: datetime | None = None
         self._standing = FakeStanding(None, False, False)
+        self._blinks = 0
 
     def start(self) -> None:
         self.started += 1
 
     def snapshot(self) -> FakeStanding:
+        if self._blinks:
+            self._blinks -= 1
+            return FakeStanding(self._standing.term, False, False)
         return self._standing
 
     def leading(self) -> bool:
@@ -74,6 +78,10 @@ class FakeLeadership:
     def drain(self) -> None:
         """Begin a hand-over that no signal tells of."""
         self._standing = FakeStanding(self._standing.term, False, True)
+
+    def blink(self) -> None:
+        """Lose the lease for the next look at it only, as when late heartbeats are read back."""
+        self._blinks = 1
 
     def lapse(self) -> None:
         """Lose the lease with no signal at all."""

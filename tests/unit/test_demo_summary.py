@@ -54,6 +54,7 @@ def test_two_terms_at_once() -> None:
     assert summary.exit_status == 1
     (overlap,) = summary.overlaps
     assert (overlap.a, overlap.b, overlap.seconds) == (3, 9, 3.5)
+    assert (summary.missed_in_handovers, summary.missed_otherwise) == (0, 0)
     assert "TWO LED AT ONCE: terms 3 and 9" in report(summary)
     assert summary.as_dict()["two_led_at_once"] is True
     assert summary.as_dict()["ok"] is False

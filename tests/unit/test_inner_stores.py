@@ -293,6 +293,19 @@ def test_a_tick_of_many_entries_stops_at_the_next_one(redbeat: RedBeat) -> None:
         assert len(beat.sent()) == 1
 
 
+def test_a_long_tick_reports_progress_with_each_message(redbeat: RedBeat) -> None:
+    """All that is due in one tick may take longer than neli_stall_timeout; a leader that sends is not stalled."""
+    from redbeat import RedBeatSchedulerEntry
+
+    beat = redbeat.beat()
+    RedBeatSchedulerEntry("second", "t", schedule(1800, app=beat.app), last_run_at=an_hour_ago(), app=beat.app).save()
+    turns: list[int] = []
+    with beat, in_mid_dispatch(beat.app, lambda: turns.append(redbeat.leadership.turns)):
+        redbeat.leadership.grant(1)
+        beat.sends(2)
+        assert turns[1] > turns[0]
+
+
 def test_a_run_that_redis_could_not_take_is_written_before_anything_else_is_sent(redbeat: RedBeat) -> None:
     """The message left, the write failed: the task is not sent again."""
     import redis

@@ -110,15 +110,14 @@ def test_a_later_term_of_the_same_process_does_not_finish_what_an_earlier_one_be
 
 def test_a_lease_that_comes_back_during_a_dispatch_sends_the_task_once(kind: Kind) -> None:
     """Late heartbeats read back revive the same term: what was cut off is sent, by a scheduler built anew."""
-    calls = []
+    calls: list[int] = []
 
-    def flicker() -> None:
+    def blink_once() -> None:
         calls.append(1)
         if len(calls) == 1:
-            kind.leadership.lapse()
-            threading.Timer(0.2, kind.leadership.grant, [1]).start()
+            kind.leadership.blink()
 
-    with kind.beat() as beat, in_mid_dispatch(beat.app, flicker):
+    with kind.beat() as beat, in_mid_dispatch(beat.app, blink_once):
         kind.leadership.grant(1)
         beat.sends(1)
         beat.turns()

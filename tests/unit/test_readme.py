@@ -1,14 +1,154 @@
-"""The README says what the code does."""
+"""The documents say what the code does: their tables, links and commands agree with it, and their Python runs."""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-from celery_neli import config
+import pytest
+from click.testing import CliRunner
 
-README = Path(__file__).parents[2] / "README.md"
+from celery_neli import records
+from celery_neli.config import Config
+from celery_neli.records import Record, encode
+from celery_neli.topic import create_command
+
+ROOT = Path(__file__).parents[2]
+README, OPERATIONS, PROTOCOL = ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "protocol.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def between(page: Path, begin: str, end: str) -> str:
+    return text_of(page).partition(begin)[2].partition(end)[0]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of `page` in `language`, in order."""
+    return [text for found, text in BLOCK.findall(text_of(page)) if found == language]
+
+
+def commands(*pages: Path) -> list[list[str]]:
+    """The commands of the console blocks, as words."""
+    lines = [line for page in pages for block in blocks(page, "console") for line in block.splitlines()]
+    return [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
+
+
+def celery_commands() -> list[list[str]]:
+    """The `celery` commands of the documents, also of running text and tables; optional parts count as given."""
+    text = "\n".join(map(text_of, (README, OPERATIONS)))
+    spans = [re.sub(r"[\[\]]", "", span) for span in re.findall(r"`(celery -A shop [^`\n]+)`", text)]
+    return [*(words for words in commands(README, OPERATIONS) if words[0] == "celery"), *map(shlex.split, spans)]
+
+
+def python(code: str, *arguments: str) -> str:
+    """What `code` prints in an interpreter of its own: apps and receivers that it makes concern no other test."""
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_settings_table() -> None:
-    """The README holds the table of settings exactly as `python -m celery_neli.config` prints it."""
-    assert config.table().strip() in README.read_text(encoding="utf-8")
+    """Between its markers, the README holds the table of settings as `python -m celery_neli.config` prints it."""
+    shown = between(README, "<!-- settings: begin -->", "<!-- settings: end -->")
+    assert shown.strip() == python("import runpy; runpy.run_module('celery_neli.config', run_name='__main__')").strip()
+
+
+@pytest.mark.parametrize("page", [README, OPERATIONS], ids=lambda page: page.name)
+def test_python_runs(page: Path) -> None:
+    """Every Python block runs as it stands, but for the curator's, which needs a Kafka."""
+    ran = [text for text in blocks(page, "python") if "Neli(" not in text]
+    assert ran
+    python("import sys\nfor each in sys.argv[1:]: exec(each, {'__name__': 'shop'})", *ran)
+
+
+def test_adoption() -> None:
+    """The lines that the README tells users to add make a valid configuration, and Django's mean the same."""
+    judge = """
+import sys
+from types import SimpleNamespace
+from celery import Celery
+from celery_neli.config import from_app
+shop, settings = {"__name__": "shop"}, {}
+exec(sys.argv[1], shop)
+exec(sys.argv[2], {}, settings)
+django = Celery("shop")
+django.config_from_object(SimpleNamespace(**settings), namespace="CELERY")
+for app in shop["app"], django:
+    made = from_app(app, "beat")
+    print(made.group, made.topic, made.properties["bootstrap.servers"], app.conf.beat_scheduler)
+"""
+    plain, django = python(judge, *blocks(README, "python")[:2]).splitlines()
+    assert plain == "shop-production.beat shop-production.beat.neli localhost:9092 celery_neli.Scheduler"
+    assert django == plain
+
+
+@pytest.mark.parametrize("words", celery_commands(), ids=" ".join)
+def test_celery_command_exists(words: list[str]) -> None:
+    """Celery knows each command of the documents, and all of its options."""
+    from celery.bin.celery import celery
+
+    arguments = [each for each in words[1:] if each not in ("-A", "shop")]
+    # Options are parsed before --help is served, so an unknown one is an error.
+    result = CliRunner().invoke(celery, [*arguments, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+def test_make_targets() -> None:
+    """Each `make` command has its target."""
+    targets = {words[1] for words in commands(README) if words[0] == "make"}
+    assert targets == {"demo", "test"}
+    for target in targets:
+        assert re.search(rf"^{target}:", text_of(ROOT / "Makefile"), re.MULTILINE)
+
+
+def test_topic_command() -> None:
+    """The command that creates the leader topic by hand is the one that an error would show."""
+    shown = [" ".join(words) for words in commands(OPERATIONS) if words[0] == "kafka-topics.sh"]
+    assert shown == [create_command(Config(group="shop-production.beat"), replicas=3)]
+
+
+@pytest.mark.parametrize("page", [README, OPERATIONS, PROTOCOL, CONTRIBUTING], ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    """Links within the project lead somewhere, their anchors too."""
+    for target, anchor in LINK.findall(text_of(page)):
+        found = page.parent / target if target else page
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", text_of(found), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings]
+
+
+def test_map() -> None:
+    """The map in CONTRIBUTING names every module, and no other."""
+    named = set(re.findall(r"`(\w+\.py)`", between(CONTRIBUTING, "## The map", "\n## ")))
+    assert named == {each.name for each in (ROOT / "celery_neli").glob("*.py")} - {"__init__.py"}
+
+
+def test_record_fields() -> None:
+    """The protocol names every field of a record, and the bounds that the code has."""
+    told = between(PROTOCOL, "## Records", "## The fold")
+    every = [
+        Record(kind="claim", member="m", seq=1, lease=4.0, end=1, data={}),
+        Record(kind="beat", member="m", seq=1, lease=4.0, seen=1, term=1),
+        Record(kind="request", member="m", seq=0, lease=0.0, to="m"),
+    ]
+    fields = {key for record in every for key in json.loads(encode(record))}
+    assert set(re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)) == fields
+    for bound in (
+        f"longer than {records.MAX_BYTES:,} bytes",
+        f"{records.MAX_DATA:,} characters",
+        f"at most {records.MAX_LEASE:g}",
+        f"1 to {records.MAX_NAME} characters",
+        f"{records.MAX_DIGITS} characters",
+        f"{records.MAX_BRACKETS} opening brackets",
+    ):
+        assert bound in told

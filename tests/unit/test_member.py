@@ -1,0 +1,376 @@
+"""A member on a journal and a group that the test plays by hand, on a clock that it moves."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from celery_neli.config import Config
+from celery_neli.events import End, Entry, Event, Lost, Started
+from celery_neli.exceptions import TopicError
+from celery_neli.member import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked, Member
+from celery_neli.records import Record, decode, encode
+
+
+class HandJournal:
+    """Tells what the test puts in; what is appended goes into `log`, one per role, and is told when the test echoes it."""
+
+    def __init__(self, roles: int) -> None:
+        self.next: list[Event] = []
+        self.log: list[list[bytes]] = [[] for _ in range(roles)]
+        self.told = [0] * roles
+        self.sent: list[Record] = []
+        self.asked: list[tuple[str, int]] = []
+        self.trouble: TopicError | None = None
+        self.on_append: Any = lambda record: None
+
+    def read(self, timeout: float) -> list[Event]:
+        if self.trouble is not None:
+            raise self.trouble
+        events, self.next = self.next, []
+        return events
+
+    def append(self, role: int, key: str, value: bytes) -> None:
+        self.log[role].append(value)
+        self.sent.append(decode(value))
+        self.on_append(self.sent[-1])
+
+    def look_back(self, role: int) -> None:
+        self.asked.append(("look_back", role))
+
+    def ask_end(self, role: int) -> None:
+        self.asked.append(("ask_end", role))
+
+    def close(self) -> None:
+        pass
+
+
+class HandGroup:
+    def __init__(self) -> None:
+        self.induced: frozenset[int] = frozenset()
+        self.joined = False
+
+    def poll(self) -> None:
+        pass
+
+    def join(self) -> None:
+        self.joined = True
+
+    def leave(self) -> None:
+        self.joined = False
+
+    def close(self) -> None:
+        pass
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, msg: str, *args: Any) -> None:
+        self.lines.append(msg % args)
+
+    warning = error = info
+
+
+class Stage:
+    """One member, `m`, and everything around it."""
+
+    def __init__(self, *roles: str, empty: bool = True) -> None:
+        roles = roles or ("leader",)
+        self.now = 100.0
+        self.journal, self.group, self.log = HandJournal(len(roles)), HandGroup(), Lines()
+        nonces = itertools.count(1)
+        self.member = Member(
+            Config(group="g", name="m", roles=roles),
+            self.journal, self.group, clock=lambda: self.now, log=self.log, rng=random.Random(0), nonce=lambda: str(next(nonces)),
+        )  # fmt: skip
+        self.group.induced = frozenset(range(len(roles)))
+        if empty:
+            for role in range(len(roles)):
+                self.journal.next += [Started(role, 0, oldest=True), End(role)]
+
+    def turn(self, *events: Event, after: float = 0.0) -> list[Any]:
+        self.now += after
+        self.journal.next += events
+        return self.member.step(0)
+
+    def echo(self, after: float = 0.0) -> list[Any]:
+        """Read back what was appended since the last echo."""
+        journal = self.journal
+        for role, log in enumerate(journal.log):
+            journal.next += [Entry(role, offset, log[offset]) for offset in range(journal.told[role], len(log))]
+            journal.next.append(End(role))
+            journal.told[role] = len(log)
+        return self.turn(after=after)
+
+    def write(self, record: Record | bytes, role: int = 0) -> None:
+        self.journal.log[role].append(record if isinstance(record, bytes) else encode(record))
+
+    def lead(self) -> Stage:
+        self.turn()
+        assert [type(change) for change in self.echo()] == [LeaderAcquired] * len(self.journal.log)
+        self.journal.sent.clear()
+        return self
+
+    def grant(self, role: str = "leader") -> Grant:
+        return self.member.grant(role)
+
+    def leads(self, role: str = "leader") -> bool:
+        return self.grant(role).leading(self.now)
+
+    def holds(self, role: str = "leader") -> bool:
+        return self.grant(role).held(self.now)
+
+
+def beat(author: str, **more: Any) -> Record:
+    return Record(kind="beat", member=author, seq=1, lease=4.0, **more)
+
+
+def test_a_member_leads_once_it_has_read_its_claim_back() -> None:
+    """Not when it has sent it; and the grant says so before the event does."""
+    stage = Stage()
+    assert stage.turn() == []
+    assert [record.kind for record in stage.journal.sent] == ["claim"]
+    assert not stage.holds()
+    assert stage.echo(after=0.5) == [LeaderAcquired("leader", 0)]
+    assert stage.leads()
+    assert stage.grant().until == 100.0 + 4.0
+
+
+def test_it_joins_the_group_when_the_topic_is_found_and_not_when_it_closes() -> None:
+    """The group decides who is induced; who is leaving is not to come back."""
+    stage = Stage()
+    assert not stage.group.joined
+    stage.turn()
+    assert stage.group.joined
+    stage.member.close()
+    stage.turn(Lost(0, "expired"), Started(0, 5, oldest=True))
+    assert not stage.group.joined
+
+
+def test_a_resigning_leader_is_revoked_and_releases_when_its_barrier_is_done() -> None:
+    """`leading` ends with `resign`, before any further turn; `held` when the release leaves; then nothing more is told."""
+    stage = Stage().lead()
+    stage.member.resign()
+    assert (stage.leads(), stage.holds()) == (False, True)
+    assert stage.turn() == [LeaderRevoked("leader", 0)]
+    assert stage.member.draining
+    held_at_release = []
+    stage.journal.on_append = lambda record: held_at_release.append(stage.holds()) if record.kind == "release" else None
+    stage.member.drained("leader", 0)
+    assert stage.turn() == []
+    assert held_at_release == [False]
+    assert not stage.member.draining
+
+
+def test_a_barrier_that_overruns_is_fenced() -> None:
+    """After `drain_timeout` the release goes without it, and whoever is still at work is told to stop."""
+    stage = Stage().lead()
+    stage.member.resign()
+    assert stage.turn() == [LeaderRevoked("leader", 0)]
+    changes = [change for _ in range(21) for change in stage.echo(after=0.5)]
+    assert changes == [LeaderFenced("leader", 0)]
+    assert "release" in {record.kind for record in stage.journal.sent}
+
+
+def test_the_barrier_of_an_earlier_term_frees_no_later_one() -> None:
+    """It comes back long after it was given up, when this member leads again and drains again."""
+    stage = Stage().lead()
+    stage.member.resign()
+    stage.turn()
+    assert stage.turn(after=4.0) == [LeaderFenced("leader", 0)]
+    stage.echo(after=4.1)
+    acquired = stage.echo()
+    assert [type(change) for change in acquired] == [LeaderAcquired]
+    stage.member.resign()
+    assert stage.turn() == [LeaderRevoked("leader", acquired[0].term)]
+    stage.member.drained("leader", 0)
+    stage.turn()
+    assert stage.holds()
+
+
+def test_who_is_fenced_in_a_drain_gives_the_role_up_if_late_beats_bring_it_back() -> None:
+    """Nobody has work in flight any more; waiting for the barrier would hold up the hand-over for nothing."""
+    stage = Stage().lead()
+    stage.member.resign()
+    stage.turn()
+    stage.turn(after=3.0)
+    assert stage.turn(after=1.5) == [LeaderFenced("leader", 0)]
+    assert stage.echo() == []
+    assert stage.journal.sent[-1].kind == "release"
+
+
+def test_a_leader_whose_lease_runs_out_is_fenced_and_resumes_when_late_beats_are_read() -> None:
+    """The term is the same: nobody led meanwhile (R5)."""
+    stage = Stage().lead()
+    stage.turn(after=1.0)
+    assert stage.turn(after=3.5) == [LeaderFenced("leader", 0)]
+    assert not stage.holds()
+    assert stage.echo() == [LeaderAcquired("leader", 0)]
+
+
+def test_a_leader_is_fenced_by_the_effective_claim_of_another() -> None:
+    """Whatever its own clock says."""
+    stage = Stage().lead()
+    stage.echo()
+    stage.write(Record(kind="claim", member="b/1", seq=1, lease=4.0, seen=len(stage.journal.log[0]) - 1))
+    assert stage.echo() == [LeaderFenced("leader", 0)]
+
+
+def test_closing_leaves_the_group_drains_and_releases() -> None:
+    """The successor is induced while the barrier runs (R4)."""
+    stage = Stage().lead()
+    stage.member.close()
+    assert not stage.group.joined
+    assert stage.turn() == [LeaderRevoked("leader", 0)]
+    assert not stage.member.closed
+    stage.member.drained("leader", 0)
+    stage.turn()
+    assert stage.member.closed
+
+
+def test_closing_awaits_a_claim_under_way_and_releases_it_untold() -> None:
+    """Else its lease would have to run out; nobody was told of it, so nobody needs to drain."""
+    stage = Stage()
+    stage.turn()
+    stage.member.close()
+    stage.turn()
+    assert not stage.member.closed
+    assert stage.echo() == []
+    assert [record.kind for record in stage.journal.sent] == ["claim", "release"]
+    assert stage.member.closed
+
+
+def test_closing_gives_a_lost_claim_up_after_its_lease() -> None:
+    """By then it would buy nothing."""
+    stage = Stage()
+    stage.turn()
+    stage.member.close()
+    stage.turn(after=4.0)
+    assert stage.member.closed
+
+
+@pytest.mark.parametrize(("to", "resigns"), [(None, True), ("other", True), ("m", False)])
+def test_a_leader_resigns_on_request_unless_it_is_named_itself(to: str | None, resigns: bool) -> None:
+    """`celery neli resign`, with or without a successor's name."""
+    stage = Stage().lead()
+    stage.write(Record(kind="request", member="cli/1", seq=0, lease=0.0, to=to))
+    assert stage.echo() == ([LeaderRevoked("leader", 0)] if resigns else [])
+
+
+def test_without_a_certificate_up_to_the_end_it_looks_further_back() -> None:
+    """Once, until the journal has begun again (R7)."""
+    stage = Stage(empty=False)
+    for _ in range(3):
+        stage.turn(Started(0, 10, oldest=False), End(0)) if not stage.journal.asked else stage.turn(End(0), after=2.0)
+    assert stage.journal.asked == [("look_back", 0)]
+    stage.turn(Started(0, 5, oldest=True), End(0))
+    assert stage.journal.sent == []
+    stage.turn(after=4.1)
+    assert [record.blind for record in stage.journal.sent] == [True]
+
+
+def test_the_end_is_asked_for_again_after_a_claim_that_was_lost() -> None:
+    """Nothing new arrives, so the journal would never tell of the end; once a second, once the claim is old."""
+    stage = Stage()
+    stage.turn()
+    stage.turn(after=3.9)
+    assert stage.journal.asked == []
+    for _ in range(4):
+        stage.turn(after=0.5)
+    assert stage.journal.asked == [("ask_end", 0)] * 2
+    stage.turn(End(0))
+    assert [record.kind for record in stage.journal.sent] == ["claim", "claim"]
+
+
+def test_a_lost_position_fences_and_begins_anew_under_a_new_name() -> None:
+    """The old lease may be believed by others: no claim before it has run out."""
+    stage = Stage().lead()
+    assert stage.turn(Lost(0, "truncated")) == [LeaderFenced("leader", 0)]
+    stage.turn(Started(0, 0, oldest=True), End(0), after=0.1)
+    assert stage.journal.sent == []
+    stage.turn(after=4.1)
+    assert [(record.kind, record.member) for record in stage.journal.sent] == [("claim", "m/2")]
+
+
+def test_a_newer_version_sets_it_aside_for_good() -> None:
+    """It leads no more, claims no more, in no role, and does not read the log again and again (R9)."""
+    stage = Stage("leader", "second").lead()
+    stage.write(b'{"v":2}')
+    assert stage.echo() == [LeaderFenced("leader", 0), LeaderRevoked("second", 0)]
+    assert stage.member.aside
+    assert any("upgrade" in line for line in stage.log.lines)
+    stage.member.drained("second", 0)
+    stage.echo()
+    for _ in range(30):
+        assert stage.echo(after=1.0) == []
+    assert stage.turn(Lost(0, "expired"), Started(0, 50, oldest=False), End(0), after=5.0) == []
+    assert stage.turn(after=60.0) == []
+    assert ("look_back", 0) not in stage.journal.asked
+    assert "claim" not in {record.kind for record in stage.journal.sent}
+
+
+def test_junk_is_skipped_with_one_warning_a_minute() -> None:
+    """A stranger may write thousands."""
+    stage = Stage().lead()
+    for _ in range(20):
+        stage.write(b"junk")
+        stage.echo(after=0.5)
+    assert stage.leads()
+    assert len([line for line in stage.log.lines if "skipped" in line]) == 1
+
+
+def test_a_missing_topic_is_kept_as_trouble_and_ends_no_lease_early() -> None:
+    """The lease runs out by itself, if reading does not come back."""
+    stage = Stage().lead()
+    stage.journal.trouble = TopicError("the leader topic is missing")
+    assert stage.turn(after=1.0) == []
+    assert stage.member.trouble is stage.journal.trouble
+    assert stage.leads()
+    assert stage.turn(after=3.1) == [LeaderFenced("leader", 0)]
+    stage.journal.trouble = None
+    stage.turn()
+    assert stage.member.trouble is None
+
+
+def test_roles_are_led_and_resigned_one_by_one() -> None:
+    """Each has its own lease."""
+    stage = Stage("leader", "second").lead()
+    stage.member.resign("second")
+    assert stage.turn() == [LeaderRevoked("second", 0)]
+    assert stage.leads("leader")
+    assert not stage.leads("second")
+
+
+def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> None:
+    """`data` tells whether this member wrote them in its present term."""
+    stage = Stage().lead()
+    stage.member.offer("leader", {"claimed": 7})
+    stage.member.hurry("leader")
+    stage.turn()
+    assert stage.journal.sent[-1].data == {"claimed": 7}
+    assert stage.member.data("leader") == (None, False)
+    stage.echo()
+    assert stage.member.data("leader") == ({"claimed": 7}, True)
+
+
+def test_an_abandoned_member_holds_nothing_more() -> None:
+    """Its thread has ended: nobody would notice that it is fenced."""
+    stage = Stage().lead()
+    assert stage.member.abandon() == [LeaderFenced("leader", 0)]
+    assert not stage.holds()
+
+
+def test_it_wakes_for_the_next_beat_and_at_once_for_a_release() -> None:
+    """Whoever turns it may wait so long for something to read."""
+    stage = Stage().lead()
+    stage.turn()
+    assert stage.member.wake() == pytest.approx(stage.now + 0.5)
+    stage.member.resign()
+    stage.turn()
+    stage.member.drained("leader", 0)
+    assert stage.member.wake() <= stage.now
