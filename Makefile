@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml
 	    if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then python=$$p; break; fi; done; \
 	if [ -z "$$python" ]; then echo "no Python >= 3.10 with venv found (on Debian: apt-get install python3 python3-venv); name one with PYTHON=..." >&2; exit 1; fi; \
 	echo "$(VENV): $$($$python --version)"; test -x $(BIN)/python || $$python -m venv $(VENV)
+	@echo "$(VENV): installing, which takes a minute or two"
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	@touch $@
 

@@ -95,7 +95,7 @@ def kafka(ctx: click.Context, port: int) -> None:
     try:
         with EmbeddedKafka(port=port) as running:
             print(
-                f"embedded Kafka on {running.bootstrap_servers}: for development, never for production; Ctrl-C ends it",
+                f"embedded Kafka on {running.bootstrap_servers}; Ctrl-C ends it",
                 flush=True,
             )
             ended.wait()
@@ -137,7 +137,7 @@ def _print(status: ElectionStatus) -> None:
                 f"  last heartbeat {age:.1f} s ago"
             )
     if status.members is None:
-        print("  members: unknown (the group could not be described)")
+        print("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
         return
     print(f"  members: {len(status.members)} (group {status.group_state})")
     for member in status.members:

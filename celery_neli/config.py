@@ -255,6 +255,8 @@ def _neli_keys(app: Celery) -> Iterable[str]:
     for key in list(app.conf.keys()):
         if isinstance(key, str):
             lower = key.lower()
+            if key.startswith("NELI_"):
+                raise ConfigurationError(f"{key} is not read: write {lower} (or, in a namespace, with its prefix)")
             lower = lower[len(prefix) :] if prefix and lower.startswith(prefix) else lower
             if lower.startswith("neli_"):
                 yield lower

@@ -39,6 +39,7 @@ DRAIN_SLICE = 0.005
 RETRY_LEAST, RETRY_MOST = 1.0, 30.0
 CANCEL_EVERY = 0.05
 CLOSE_SLACK = 10.0
+KAFKA_LOGGER = "celery_neli.kafka"
 _NOBODY = Grant()
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class Neli:
         self._member: Member | None = None
         self._thread: Thread | None = None
         self._pid = os.getpid()
-        self._log = BackgroundLog(__name__)
+        self._lines = BackgroundLog()
+        self._log = self._lines.logger(__name__)
         self._progressed = (clock(), threading.get_ident())
         self._stalled = False
 
@@ -161,7 +163,7 @@ class Neli:
                 raise ClosedError(f"{self.config.name} was closed; make a new Neli")
             self._pid = os.getpid()
             self.progress()
-            self._log.start()
+            self._lines.start()
             self._thread = spawn(self._run, name=f"neli-{self.config.group}")
 
     def pulse(self, timeout: float = 0.0, *, cancel: threading.Event | None = None) -> bool:
@@ -295,7 +297,7 @@ class Neli:
                     break
                 except Exception:
                     # A bug, or a client that cannot be made: the lease runs out by itself; stand by and try again.
-                    self._log.logger.exception("election failed name=%s: standing by, trying again", self.config.name)
+                    self._log.exception("election failed name=%s: standing by, trying again", self.config.name)
                 if self._state is not State.LIVE:
                     break
                 pause = RETRY_LEAST if self.clock() - began > RETRY_MOST else min(2 * pause, RETRY_MOST)
@@ -303,7 +305,7 @@ class Neli:
         finally:
             self._state = State.CLOSED
             self._bell.ring()
-            self._log.stop()
+            self._lines.stop()
 
     def _rest(self, pause: float) -> None:
         seen, end = self._bell.rings, time.monotonic() + pause
@@ -312,9 +314,8 @@ class Neli:
             seen = self._bell.rings
 
     def _serve(self) -> None:
-        log = self._log.logger
-        journal, group = self._connect(self.config, log)
-        member = self._member = Member(self.config, journal, group, clock=self.clock, log=log)
+        journal, group = self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
+        member = self._member = Member(self.config, journal, group, clock=self.clock, log=self._log)
         said: str | None = None
         try:
             while not member.closed:
@@ -327,7 +328,7 @@ class Neli:
                 if member.trouble is not None:
                     if str(member.trouble) != said:
                         said = str(member.trouble)
-                        log.error("%s", said)
+                        self._log.error("%s", said)
                     self._rest(RETRY_LEAST)
         finally:
             self._tell(member.abandon())
@@ -337,7 +338,7 @@ class Neli:
     def _tell(self, changes: list[LeaderEvent]) -> None:
         for event in changes:
             kind = {LeaderAcquired: "acquired", LeaderRevoked: "revoked", LeaderFenced: "fenced"}[type(event)]
-            self._log.logger.info(
+            self._log.info(
                 "leadership %s role=%s term=%d name=%s", kind, event.role, event.term, self.config.name
             )
             if isinstance(event, LeaderRevoked) and self._barrier is None:
@@ -354,9 +355,9 @@ class Neli:
             self._stalled = stalled
             member.candidate = not stalled
             if stalled:
-                self._log.logger.warning(
+                self._log.warning(
                     "no progress for %.0f s (neli_stall_timeout) name=%s: standing back; it is here:\n%s",
                     self.config.stall_timeout, self.config.name, _Stack(thread_id),
                 )  # fmt: skip
             else:
-                self._log.logger.info("progress again name=%s: a candidate again", self.config.name)
+                self._log.info("progress again name=%s: a candidate again", self.config.name)

@@ -16,7 +16,7 @@ class RecordError(NeliError, ValueError):
 
 
 class UnknownVersion(RecordError):
-    """A record was written by a newer version of the protocol: this member must stand aside (R9)."""
+    """A record was written by another version of the protocol: this member must stand aside (R9)."""
 
 
 class TopicError(NeliError):

@@ -28,14 +28,17 @@ class _Queued(logging.Logger):
 
 
 class BackgroundLog:
-    """A logger whose calls return at once. Lines queued before `start` are kept until then."""
+    """Loggers whose calls return at once. Lines queued before `start` are kept until then."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         self._lines: queue.SimpleQueue[Any] = original("queue", "SimpleQueue")()
-        self.logger: logging.Logger = _Queued(name, self._lines)
+
+    def logger(self, name: str) -> logging.Logger:
+        """One that hands on, in the end, to the ordinary logger called `name`."""
+        return _Queued(name, self._lines)
 
     def start(self) -> None:
-        """Start to hand on what was and will be logged, to the logger of the same name."""
+        """Start to hand on what was and will be logged."""
         self._thread = spawn(self._run, name="neli-log")
 
     def stop(self, timeout: float = 1.0) -> None:

@@ -101,7 +101,7 @@ def decode(value: bytes) -> Record:
     if not _is_int(version):
         raise RecordError("no version")
     if version != VERSION:
-        raise UnknownVersion(f"version {version}, known is {VERSION}")
+        raise UnknownVersion(f"its version is {version}, this member knows {VERSION}")
     kind = fields.get("kind")
     if kind not in KINDS:
         raise RecordError("unknown kind")

@@ -151,7 +151,7 @@ class Scheduler(Facade):
         if self._began is None or self._began[0] != term:
             self._began = term, min(now, leader.led_until() or now)
             self._forget_failures()
-            logger.info("beat leads election=%s term=%s scheduler=%s", leader.election, term, qualname(cls))
+            logger.debug("beat leads election=%s term=%s scheduler=%s", leader.election, term, qualname(cls))
         tenure = Tenure(leader=leader, term=term, stopping=lambda: self._close_asked)
         self._alarm.fenced = None
         built = inners.build(cls, app=self.app, tenure=tenure, ledger=self._ledger, options=self._options)
@@ -169,7 +169,7 @@ class Scheduler(Facade):
     def _stand_by(self) -> None:
         term = self._inner.neli_tenure.term if self._inner is not None else None
         self._put_down()
-        logger.info("beat stands by election=beat term=%s", term)
+        logger.debug("beat stands by election=beat term=%s", term)
 
     def _is_fenced(self, inner: Any) -> bool:
         return bool(self._alarm.fenced == inner.neli_tenure.term)

@@ -1,4 +1,4 @@
-"""The log, the journal and the group as a member meets them, without Kafka (celery_neli/events.py tells what they promise)."""
+"""The log, journal and group as a member meets them, without Kafka (what they promise: celery_neli/events.py)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ class Position:
     fresh: float = 0.0  # the end that is told must be of a moment not before this
     at_end: bool = False
     asked: bool = False
+    not_before: float = 0.0  # a new position takes time to be found
     cut: bool = False  # the log was truncated under the reader, who is told so
 
 
@@ -59,6 +60,7 @@ class FakeJournal:
     def __init__(self, world: World, actor: Actor) -> None:
         self.world, self.actor = world, actor
         self.positions = [Position() for _ in world.logs]
+        self.has_read: list[dict[int, bytes]] = [{} for _ in world.logs]
         self.more = False  # the last read left something
 
     def read(self, timeout: float) -> list[Event]:
@@ -82,16 +84,25 @@ class FakeJournal:
                 self.more = True
                 return
         if at.offset is None:
+            if world.now < at.not_before:
+                return
             begin = len(log.values) - rnd.randrange(*world.scenario.start_back) if at.begin_at is None else at.begin_at
             at.offset = at.start = max(log.low, begin)
             at.begin_at, at.cut, at.at_end, at.fresh = None, False, False, world.now
             events.append(Started(role, at.start, at.start == log.low))
+        elif self.actor.reread_now and at.offset > at.start and rnd.random() < 0.5:
+            stale = rnd.randrange(
+                max(at.start, log.low, at.offset - 12), at.offset + 1
+            )  # one record of old, out of order
+            events.extend(Entry(role, offset, log.values[offset]) for offset in range(stale, min(stale + 1, at.offset)))
         elif self.actor.reread_now and at.offset > at.start:
             at.offset, at.at_end = max(at.start, log.low, at.offset - rnd.randrange(1, 12)), False
         end = log.visible(at.offset, max(at.fresh, world.now - rnd.choice((0.0, 0.02, 0.2))))
         stop = min(end, at.offset + rnd.randrange(1, 9))
         if stop > at.offset:
             events.extend(Entry(role, offset, log.values[offset]) for offset in range(at.offset, stop))
+            if not world.scenario.noticed:
+                self.has_read[role].update(enumerate(log.values[at.offset : stop], at.offset))
             at.offset, at.at_end = stop, False
         if at.offset < end:
             self.more = True
@@ -106,6 +117,8 @@ class FakeJournal:
     def look_back(self, role: int) -> None:
         at = self.positions[role]
         at.offset, at.begin_at = None, at.start - self.world.rnd.randrange(1, 9)
+        if not self.world.calm and self.world.rnd.random() < 0.3:
+            at.not_before = self.world.now + self.world.rnd.uniform(0, 8)
         self.more = True
 
     def ask_end(self, role: int) -> None:

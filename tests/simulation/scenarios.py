@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 class Scenario:
     """One kind of weather. Faults come until `calm`; from then on the members must come to rest (see judge.py)."""
 
-    leases: tuple[float, ...] = (2.0, 3.0, 6.0)
+    leases: tuple[float, ...] = (1.5, 2.5, 5.0)
     takeover: tuple[float, ...] = (0.0, 0.25, 1.0)
     drain_timeout: float = 2.0
     members: int = 4
     roles: int = 1
-    calm: float = 40.0
-    after: float = 12.0  # watched for so long after the bound of liveness
-    retention: float = 10.0
+    calm: float = 32.0
+    after: float = 8.0  # watched for so long after the bound of liveness
+    retention: float = 9.0
     freeze: float = 0.015
     stumble: float = 0.002  # probability that a step is interrupted by a freeze in its middle
     no_write: float = 0.015
@@ -31,6 +31,8 @@ class Scenario:
     drop: float = 0.5  # loss while writes are cut
     double: float = 0.0
     late: float = 0.0  # probability that a record takes up to 20 s
+    latency: float = 1.0  # of appends and reads, against 1 to 40 ms
+    loss: float = 0.0  # probability that a record is lost on its way
     fifo: bool = True  # each producer's records keep their order
     reread: float = 0.0
     missing: float = 0.0  # the journal raises TopicError for a while
@@ -45,6 +47,7 @@ class Scenario:
     stagger: float = 0.0  # members start within this time
     start_back: tuple[int, int] = (1, 8)
     rates: tuple[float, float] = (0.996, 1.004)
+    extreme: bool = False  # only the two rates
     forever: str = ""  # from `calm` on: "leader deaf", "leader mute", "one deaf", "one mute", "unknown deaf"
     leads: bool = True  # somebody must lead in the end
     one_leader: bool = True  # overlaps are judged: not where records are forged
@@ -53,38 +56,73 @@ class Scenario:
 
 
 BASE = Scenario()
-NOTHING = replace(BASE, freeze=0, stumble=0, no_write=0, no_read=0, restart=0, close=0, induce=0, resign=0, request=0, overrun=0)
+NOTHING = replace(
+    BASE, freeze=0, stumble=0, no_write=0, no_read=0, restart=0, close=0, induce=0, resign=0, request=0, overrun=0
+)
 ROUGH = replace(BASE, double=0.1, fifo=False, late=0.05, resign=0.1)
 ORDERLY = replace(NOTHING, close=0.06, induce=0.1, resign=0.06, request=0.03, down=1.0)
 
 SCENARIOS: dict[str, Scenario] = {
     "base": BASE,
     "weekend": replace(
-        BASE, idle=10, stagger=1.5, calm=15, members=5, late=0.15, no_read=0.15, restart=0.15, down=3.0, resign=0, leases=(2.0, 6.0)
+        BASE,
+        idle=10,
+        stagger=1.5,
+        calm=15,
+        members=5,
+        late=0.15,
+        no_read=0.15,
+        restart=0.15,
+        down=3.0,
+        resign=0,
+        leases=(2.0, 6.0),
     ),
     "newcomer-deaf": replace(NOTHING, idle=10, calm=0.02, members=4, forever="unknown deaf"),
     "blind-claims": replace(BASE, down=20.0, restart=0.1, late=0.05),
     "rough": ROUGH,
-    "reread": replace(BASE, reread=0.2),
-    "purged": replace(BASE, purge=0.02, slots=False, leases=(3.0,)),
+    "reread": replace(BASE, reread=1.0, resign=0.1),
+    "purged": replace(BASE, purge=0.2, restart=0.15, no_write=0.06, freeze=0.03, slots=False, leases=(3.0,)),
     "leader-deaf": replace(BASE, forever="leader deaf"),
     "leader-mute": replace(BASE, forever="leader mute"),
     "one-deaf": replace(BASE, forever="one deaf"),
     "one-mute": replace(BASE, forever="one mute"),
     "two-leader-deaf": replace(BASE, members=2, forever="leader deaf"),
-    "alone": replace(BASE, members=1, restart=0, no_write=0.08, resign=0.3, close=0, calm=50),
-    "truncated-noticed": replace(BASE, truncate=0.02, terms_rise=False, slots=False),
-    "truncated": replace(BASE, truncate=0.02, noticed=False, terms_rise=False, slots=False),
+    "alone": replace(BASE, members=1, restart=0, no_write=0.08, resign=0.3, close=0, calm=40),
+    "truncated-noticed": replace(BASE, truncate=0.1, terms_rise=False, slots=False),
+    "truncated": replace(BASE, truncate=0.1, noticed=False, terms_rise=False, slots=False),
     "group": replace(BASE, induce=2.0, group_delay=5.0, roles=2),
-    "roles": replace(BASE, roles=3, members=5, late=0.02, double=0.02),
+    "roles": replace(BASE, roles=3, late=0.02, double=0.02),
     "orderly": ORDERLY,
-    "drains": replace(ROUGH, drain_timeout=1.0, overrun=0.6, resign=0.3, request=0.05),
+    "drains": replace(ROUGH, drain_timeout=1.5, stumble=0.01, overrun=0.6, resign=0.3, request=0.05),
     "stumbles": replace(BASE, stumble=0.03, late=0.05),
-    "look-back": replace(BASE, start_back=(0, 3), restart=0.2, close=0.05, down=1.0, double=0.2, late=0.1, fifo=False),
+    "look-back": replace(
+        BASE,
+        start_back=(0, 3),
+        leases=(1.5, 5.0),
+        restart=0.2,
+        no_write=0.06,
+        close=0.05,
+        down=1.0,
+        double=0.2,
+        late=0.1,
+        fifo=False,
+    ),
     "topic-missing": replace(BASE, missing=0.03),
     "forged": replace(BASE, forge=0.5, one_leader=False, slots=False),
     "forged-rough": replace(ROUGH, forge=0.5, reread=0.1, one_leader=False, slots=False, roles=2),
-    "newer-version": replace(BASE, newer=20.0, leads=False, roles=2),
-    "clocks": replace(BASE, rates=(0.995, 1.005), no_read=0.05, no_write=0.05, late=0.1),
-    "unlike": replace(BASE, leases=(1.5, 4.0, 10.0), takeover=(0.0, 1.4), late=0.05),
+    "newer-version": replace(BASE, newer=16.0, leads=False, roles=2),
+    "clocks": replace(
+        NOTHING,
+        rates=(0.995, 1.005),
+        extreme=True,
+        leases=(8.0,),
+        takeover=(0.0,),
+        members=2,
+        no_write=0.08,
+        drop=1.0,
+        latency=0.02,
+        calm=60,
+    ),
+    "lossy": replace(BASE, loss=0.3, members=2, resign=0.1, restart=0.02),
+    "unlike": replace(BASE, leases=(1.5, 3.0, 8.0), takeover=(0.0, 1.4), late=0.05),
 }

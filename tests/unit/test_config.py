@@ -92,6 +92,14 @@ def test_a_namespace_prefixes_the_settings(monkeypatch: pytest.MonkeyPatch) -> N
         from_app(app, "beat")
 
 
+def test_a_setting_in_capitals_without_a_namespace_is_refused() -> None:
+    """Celery would not read it, and nobody would notice."""
+    app = Celery()
+    app.conf.update(neli_group="shop", NELI_DRAIN_TIMEOUT=3)
+    with pytest.raises(ConfigurationError, match="NELI_DRAIN_TIMEOUT is not read: write neli_drain_timeout"):
+        from_app(app, "beat")
+
+
 def test_a_group_is_required() -> None:
     """Two environments on one Kafka must not elect one leader between them."""
     with pytest.raises(ConfigurationError, match=r"neli_group is not set"):

@@ -153,7 +153,7 @@ def test_after_a_claim_comes_no_other_before_the_log_was_read_to_its_end_and_the
 
 
 def test_a_resigning_leader_holds_until_its_release_is_sent() -> None:
-    """It leads no more at once, beats while the barrier runs, and gives up the role when the barrier is done (R3, R4)."""
+    """It leads no more at once, beats while the barrier runs, and gives the role up when that is done (R3, R4)."""
     log = Log()
     a = elected(log)
     log.append(a.tick(0.5))
@@ -281,7 +281,13 @@ def test_any_record_at_all_voids_a_blind_claim(between: Record | None) -> None:
         Record(kind="beat", member="a/1", seq=99, lease=4.0, term=0, seen=0),
         beat("b/1", term=0, seen=0),
     ],
-    ids=["refers to a later offset", "claim on a later offset", "blind claim past itself", "own name, never sent", "own term, other holder"],
+    ids=[
+        "refers to a later offset",
+        "claim on a later offset",
+        "blind claim past itself",
+        "own name, never sent",
+        "own term, other holder",
+    ],
 )
 def test_a_record_that_the_log_cannot_hold_ends_the_trust_in_it(record: Record) -> None:
     """The log is not the one that was read: lead no more (R9)."""
@@ -338,6 +344,20 @@ def test_data_are_repeated_by_claims_and_never_move_back_within_a_term() -> None
     assert claim.data == {"claimed": 2}
 
 
+def test_data_that_were_offered_in_one_term_are_not_sent_in_the_next() -> None:
+    """Another may have led between: the first beats of a new term repeat what its claim found."""
+    log = Log()
+    a = elected(log)
+    a.data_out = {"claimed": 1}
+    log.append(Record(kind="claim", member="b/1", seq=1, lease=1.0, seen=0, data={"claimed": 9}))
+    log.append(Record(kind="release", member="b/1", seq=2, lease=1.0, seen=1, term=1, data={"claimed": 9}))
+    log.read(a, 0.1)
+    log.append(a.tick(0.1))
+    log.read(a, 0.2)
+    a.hurry()
+    assert log.append(a.tick(0.2)).data == {"claimed": 9}
+
+
 @pytest.mark.parametrize("drained", [False, True])
 def test_the_next_turn_is_due_when_something_is(drained: bool) -> None:
     """A beat, the end of the lease, the end of the barrier; at once when the barrier has returned."""
@@ -360,7 +380,9 @@ moves = st.tuples(st.sampled_from([BLIND, CLAIM, BEAT, BEAT, BEAT, RELEASE]), st
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(moves, min_size=4, max_size=40), st.data())
-def test_readers_that_begin_at_different_offsets_agree_once_they_know(history: list[tuple[int, int, int]], data: st.DataObject) -> None:
+def test_readers_that_begin_at_different_offsets_agree_once_they_know(
+    history: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
     """Of any log that honest members may have written: each record says what its author knew at some earlier time."""
     exact = Lease("exact/1", TIMING)
     exact.begin(0, 0.0, oldest=True)
@@ -374,7 +396,11 @@ def test_readers_that_begin_at_different_offsets_agree_once_they_know(history: l
         elif kind == CLAIM or holder is None:
             log.append(Record(kind="claim", member=name, seq=seq, lease=4.0, seen=last))
         else:
-            log.append(Record(kind="beat" if kind == BEAT else "release", member=holder, seq=seq, lease=4.0, term=term, seen=last))
+            log.append(
+                Record(
+                    kind="beat" if kind == BEAT else "release", member=holder, seq=seq, lease=4.0, term=term, seen=last
+                )
+            )
         exact.read(len(log) - 1, log[-1], 0.0)
         states.append((exact.holder, exact.term, exact.last))
     start = data.draw(st.integers(1, len(log) - 1))

@@ -16,7 +16,7 @@ from celery_neli.records import Record, decode, encode
 
 
 class HandJournal:
-    """Tells what the test puts in; what is appended goes into `log`, one per role, and is told when the test echoes it."""
+    """Tells what the test puts in; what is appended goes into `log`, and is told when the test echoes it."""
 
     def __init__(self, roles: int) -> None:
         self.next: list[Event] = []
@@ -86,8 +86,13 @@ class Stage:
         nonces = itertools.count(1)
         self.member = Member(
             Config(group="g", name="m", roles=roles),
-            self.journal, self.group, clock=lambda: self.now, log=self.log, rng=random.Random(0), nonce=lambda: str(next(nonces)),
-        )  # fmt: skip
+            self.journal,
+            self.group,
+            clock=lambda: self.now,
+            log=self.log,
+            rng=random.Random(0),
+            nonce=lambda: str(next(nonces)),
+        )
         self.group.induced = frozenset(range(len(roles)))
         if empty:
             for role in range(len(roles)):
@@ -153,7 +158,7 @@ def test_it_joins_the_group_when_the_topic_is_found_and_not_when_it_closes() -> 
 
 
 def test_a_resigning_leader_is_revoked_and_releases_when_its_barrier_is_done() -> None:
-    """`leading` ends with `resign`, before any further turn; `held` when the release leaves; then nothing more is told."""
+    """`leading` ends with `resign`, before any turn; `held` when the release leaves; then nothing more is told."""
     stage = Stage().lead()
     stage.member.resign()
     assert (stage.leads(), stage.holds()) == (False, True)

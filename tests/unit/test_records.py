@@ -1,4 +1,4 @@
-"""Records as bytes: what is written is read back, and what is not exactly a record is refused, by everybody alike (R9)."""
+"""Records as bytes: what is written is read back, and what is no record is refused, by everybody alike (R9)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,37 @@ from celery_neli.records import MAX_BYTES, MAX_DATA, MAX_LEASE, Record, decode, 
 names = st.text(min_size=1, max_size=40)
 offsets = st.integers(min_value=0, max_value=1 << 60)
 leases = st.floats(min_value=0.001, max_value=MAX_LEASE)
-scalars = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=10)
+)
 data = st.none() | st.dictionaries(st.text(max_size=8), scalars, max_size=4)
-junk = st.recursive(scalars, lambda each: st.lists(each, max_size=4) | st.dictionaries(st.text(max_size=8), each, max_size=4), max_leaves=12)
+junk = st.recursive(
+    scalars,
+    lambda each: st.lists(each, max_size=4) | st.dictionaries(st.text(max_size=8), each, max_size=4),
+    max_leaves=12,
+)
 
-claims = st.builds(Record, kind=st.just("claim"), member=names, seq=offsets, lease=leases, seen=offsets | st.just(-1), data=data)
+claims = st.builds(
+    Record, kind=st.just("claim"), member=names, seq=offsets, lease=leases, seen=offsets | st.just(-1), data=data
+)
 blind_claims = st.builds(Record, kind=st.just("claim"), member=names, seq=offsets, lease=leases, end=offsets, data=data)
 beats = st.builds(
-    Record, kind=st.sampled_from(["beat", "release"]), member=names, seq=offsets, lease=leases, seen=offsets, term=offsets, data=data
+    Record,
+    kind=st.sampled_from(["beat", "release"]),
+    member=names,
+    seq=offsets,
+    lease=leases,
+    seen=offsets,
+    term=offsets,
+    data=data,
 )
-requests = st.builds(Record, kind=st.just("request"), member=names, seq=offsets, lease=st.just(0.0), to=st.none() | names)
+requests = st.builds(
+    Record, kind=st.just("request"), member=names, seq=offsets, lease=st.just(0.0), to=st.none() | names
+)
 records = st.one_of(claims, blind_claims, beats, requests)
 
 BEAT: dict[str, Any] = {"v": 1, "kind": "beat", "member": "a/1", "seq": 3, "lease": 4.0, "seen": 8, "term": 7}
@@ -50,7 +71,12 @@ def test_bytes_that_are_no_record_raise_record_error(value: bytes) -> None:
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from(["v", "kind", "member", "seq", "lease", "seen", "term", "end", "data", "to", "x"]), junk | st.sampled_from([1, "beat", "claim"])))
+@given(
+    st.dictionaries(
+        st.sampled_from(["v", "kind", "member", "seq", "lease", "seen", "term", "end", "data", "to", "x"]),
+        junk | st.sampled_from([1, "beat", "claim"]),
+    )
+)
 def test_json_that_is_no_record_raises_record_error(fields: dict[str, Any]) -> None:
     """Any JSON object is a record or raises `RecordError`; what is read can be written again."""
     try:
@@ -89,7 +115,9 @@ def test_an_author_has_a_name(member: Any) -> None:
         decode(altered(member=member))
 
 
-@pytest.mark.parametrize("value", [b"", b"[]", b"null", b'"beat"', b"1", b"\xff", b"{" * 60, b"[" * 60_000, b'{"v":1,"v":1}'])
+@pytest.mark.parametrize(
+    "value", [b"", b"[]", b"null", b'"beat"', b"1", b"\xff", b"{" * 60, b"[" * 60_000, b'{"v":1,"v":1}']
+)
 def test_what_is_no_json_object_is_refused(value: bytes) -> None:
     """However deep, doubled or broken."""
     with pytest.raises(RecordError):
@@ -97,7 +125,7 @@ def test_what_is_no_json_object_is_refused(value: bytes) -> None:
 
 
 def test_nesting_is_refused_before_a_parser_can_fail_on_it() -> None:
-    """How deep a parser goes depends on its stack: readers would differ on a record that is just too deep for one of them."""
+    """How deep a parser goes depends on its stack: readers would differ on a record just too deep for one of them."""
     with pytest.raises(RecordError):
         decode(altered(x=0).replace(b'"x": 0', b'"x": ' + b"[" * 100 + b"]" * 100))
 

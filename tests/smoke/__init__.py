@@ -1,0 +1,1 @@
+"""Real processes on real brokers: beats and workers that are stopped, killed and frozen, and brokers likewise."""

@@ -1,0 +1,59 @@
+"""The Celery app of the smoke tests: its settings are the JSON in SMOKE_SETTINGS, its records go into SMOKE_RECORDS."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.signals import beat_embedded_init, beat_init, worker_ready
+
+from celery_neli import install, signals
+from celery_neli.config import enabled
+from celery_neli.leadership import leadership_for
+from tests.smoke.recorder import Recorder
+
+app = Celery("smoke")
+app.conf.update(json.loads(os.environ["SMOKE_SETTINGS"]))
+if os.environ.get("SMOKE_INSTALL"):
+    install(app)
+
+
+@app.task(name="smoke.tick")
+def tick() -> None:
+    """Sent by beat; nobody need run it."""
+
+
+@app.task(name="smoke.write")
+def write(path: str) -> None:
+    """Leave a trace that it ran."""
+    Path(path).write_text("ran")
+
+
+def record(election: str) -> None:
+    """Begin to record this process's lease in `election`, into the file NAME.ELECTION."""
+    directory = os.environ.get("SMOKE_RECORDS")
+    if not directory or not enabled(app):
+        return
+    leadership = leadership_for(app, election)
+    recorder = Recorder(Path(directory, f"{os.environ['SMOKE_NAME']}.{election}"), leadership.snapshot)
+
+    def noter(kind: str) -> Any:
+        return lambda term, **_: recorder.note(kind, term)
+
+    for kind in ("acquired", "revoked", "fenced"):
+        getattr(signals, f"leadership_{kind}").connect(noter(kind), sender=leadership, weak=False)
+
+
+@beat_init.connect
+@beat_embedded_init.connect
+def beat_starts(**_: Any) -> None:
+    record("beat")
+
+
+@worker_ready.connect
+def worker_is_ready(**_: Any) -> None:
+    if "celery_neli.Election" in {step.name for step in app.steps["worker"]}:
+        record("worker")
