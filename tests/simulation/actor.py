@@ -58,7 +58,7 @@ class Actor:
         self.owner: list[tuple[str, int] | None] = [
             None for _ in world.roles
         ]  # what the events have told: ("leads" | "drains", term)
-        self.revoked_at = [NEVER for _ in world.roles]
+        self.revoked_at = [(NEVER, NEVER) for _ in world.roles]  # not before and not after (this clock)
         self.released: list[tuple[float, int]] = [(NEVER, -1) for _ in world.roles]  # when (this clock), and which term
         self.finished: list[int | None] = [None for _ in world.roles]  # the term whose barrier has returned
         self.slots = [Dispatcher(world, self, role) for role in range(len(world.roles))]
@@ -71,7 +71,8 @@ class Actor:
             self.calls_to_stumble -= 1
             if not self.calls_to_stumble:
                 self.shadow = [self.grant(role) for role in range(len(self.world.roles))]
-                self.ahead = self.world.rnd.choice((0.3, 2.0, 4.0, 12.0)) * self.world.rnd.random()
+                lasts = self.world.rnd.choice((0.3, 2.0, 4.0, 12.0)) * self.world.rnd.random()
+                self.ahead = max(0.0, min(lasts, self.world.calm_at - self.world.now))  # no clock goes back
         return self.local(self.world.now + self.ahead)
 
     def local(self, time: float) -> float:
@@ -145,7 +146,7 @@ class Actor:
                 self.finished[role] = None
         elif kind == "LeaderRevoked":
             self.owner[role] = ("drains", change.term)
-            self.revoked_at[role] = self.local(self.world.now + self.ahead)
+            self.revoked_at[role] = self.stepped_at, self.local(self.world.now + self.ahead)
             timeout = self.world.scenario.drain_timeout
             overruns = self.world.rnd.random() < self.world.scenario.overrun
             lasts = (

@@ -106,7 +106,8 @@ class Judge:
             owner = actor.owner[role]
             if owner is not None and actor.finished[role] != owner[1]:
                 overran = (
-                    actor.local(self.world.now + actor.ahead) >= actor.revoked_at[role] + actor.config.drain_timeout - 1
+                    actor.local(self.world.now + actor.ahead)
+                    >= actor.revoked_at[role][0] + actor.config.drain_timeout - 1
                 )  # told a little later than resigned
                 if owner[0] != "drains" or not overran:
                     raise Failure("release", f"{actor.name} releases role {role} before its barrier has returned")
@@ -157,7 +158,7 @@ class Judge:
                 fits = grant.term == owner[1] and not grant.resigning and grant.until > now - 1e-3
             elif owner is not None and actor.finished[role] != owner[1]:
                 fits = grant.term == owner[1] and grant.resigning and grant.until > now - 1e-3
-                if now > actor.revoked_at[role] + actor.config.drain_timeout + 1:
+                if now > actor.revoked_at[role][1] + actor.config.drain_timeout + 1:
                     raise Failure("stuck", f"{actor.name} waits for its barrier beyond drain_timeout")
             else:
                 fits = not grant.held(now)  # nobody has work in flight: the role is to be given up in the same step
@@ -189,9 +190,9 @@ class Judge:
     def bound(self) -> float:
         """Seconds from `calm` until somebody must lead for good: three leases, a drain, and one second to send and ask.
 
-        One lease may be lost to a claim or a stand-back under way, one to the end of the last lease announced (or a blind
-        wait), one to a member that begins anew on what the last fault left, or to a release that was lost. "Leads for good":
-        nine tenths of the rest of the time, always the same member in the same term.
+        One lease may be lost to a claim or a stand-back under way, one to the end of the last lease announced (or to a
+        blind wait), one to a member that begins anew on what the last fault left, or to a release that was lost. "For
+        good" is nine tenths of the rest of the time, always the same member in the same term.
         """
         scenario = self.world.scenario
         return 3 * max(*scenario.leases, self.world.forged_lease) + scenario.drain_timeout + max(scenario.takeover) + 1

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow]
     ("arguments", "settings"),
     [
         (["-S", "neli"], {}),
-        (["-S", "celery_neli.Scheduler", "--max-interval", "0.3"], {}),
+        (["-S", "celery_neli.Scheduler", "--max-interval", "1"], {}),
         ([], {"beat_scheduler": "celery_neli.Scheduler"}),
         (["-s", "state", "-S", "neli"], {"neli_scheduler": "celery.beat.PersistentScheduler"}),
     ],

@@ -83,7 +83,7 @@ def test_sigkill_hands_over_when_the_lease_has_run_out(
 def test_a_frozen_leader_sends_nothing_more_when_it_wakes(
     on_cluster: Members, in_group: Callable[[str], set[str]], terms: Callable[[], list[int]]
 ) -> None:
-    """Frozen for twice the timeout, it wakes with tasks overdue: none leaves in its old term. It goes on as a standby."""
+    """Frozen for twice the timeout, it wakes with tasks overdue: none leaves in its old term. It is a standby then."""
     for _ in range(3):
         on_cluster.beat()
     times = []

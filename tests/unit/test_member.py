@@ -302,6 +302,32 @@ def test_a_lost_position_fences_and_begins_anew_under_a_new_name() -> None:
     assert [(record.kind, record.member) for record in stage.journal.sent] == [("claim", "m/2")]
 
 
+def test_a_log_that_contradicts_fences_and_is_begun_anew_behind_the_record_under_a_new_name() -> None:
+    """Own records of before are a stranger's from then on; nothing is claimed before the old lease ends (R9)."""
+    stage = Stage().lead()
+    stage.write(beat("b/1", term=0, seen=0))
+    assert stage.echo() == [LeaderFenced("leader", 0)]
+    for _ in range(8):
+        stage.echo(after=0.5)
+    assert "claim" not in {record.kind for record in stage.journal.sent}
+    stage.echo(after=1.0)
+    claim = stage.journal.sent[-1]
+    assert (claim.kind, claim.member, claim.blind) == ("claim", "m/2", True)
+
+
+def test_a_contradiction_before_anything_is_known_sends_the_reader_further_back() -> None:
+    """It cannot tell yet which leases may be running."""
+    stage = Stage(empty=False)
+    stray = encode(beat("b/1", term=90, seen=90))
+    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, stray), End(0))
+    assert stage.journal.asked == [("look_back", 0)]
+    stage.turn(Started(0, 3, oldest=True), Entry(0, 10, stray), End(0), after=0.1)
+    assert stage.turn(after=4.0) == []
+    assert stage.journal.sent == []
+    stage.turn(End(0), after=0.2)
+    assert [(record.member, record.end) for record in stage.journal.sent] == [("m/2", 11)]
+
+
 def test_a_newer_version_sets_it_aside_for_good() -> None:
     """It leads no more, claims no more, in no role, and does not read the log again and again (R9)."""
     stage = Stage("leader", "second").lead()

@@ -1,0 +1,82 @@
+"""`celery neli status` and `celery neli resign` with real beats."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.processes import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.smoke.members import Members
+
+pytestmark = [pytest.mark.smoke, pytest.mark.slow]
+
+
+def test_status_tells_who_leads(on_node: Members, in_group: Callable[[str], set[str]]) -> None:
+    """Leader, term, since when, members; exit status 1 without a leader. Target: under 2 s, Python's start included."""
+    nobody = on_node.run("neli", "status", "--json")
+    assert nobody.returncode == 1
+    assert json.loads(nobody.stdout)["led"] is False
+
+    for _ in range(3):
+        on_node.beat()
+    on_node.wait_joined(in_group)
+    leader = on_node.wait_leader()
+    began = time.monotonic()
+    told = on_node.run("neli", "status", "--json")
+    took = time.monotonic() - began
+    began = time.monotonic()
+    in_words = on_node.run("neli", "status", "--election", "beat")
+    print(
+        f"\nstatus took {took:.2f} s with --json, {time.monotonic() - began:.2f} s in words (target 2):\n{in_words.stdout}"
+    )
+    assert told.returncode == in_words.returncode == 0, told.stderr + in_words.stderr
+    assert took < 8
+    (election,) = json.loads(told.stdout)["elections"]
+    (role,) = election["roles"]
+    assert election["election"] == "beat"
+    assert (role["leader"], role["term"]) == (leader.name, leader.terms("acquired")[0])
+    assert 0 < time.time() - role["since"] < 120
+    assert 0 <= role["heartbeat_age"] < 4
+    assert {each["name"] for each in election["members"]} == {"beat1", "beat2", "beat3"}
+    assert leader.name in in_words.stdout
+
+    for each in on_node.all:
+        each.signal(signal.SIGTERM)
+    for each in on_node.all:
+        assert each.wait_end() == 0
+    after = on_node.run("neli", "status")
+    assert after.returncode == 1
+    assert "NO LEADER" in after.stdout
+
+
+def test_resign_hands_over(on_node: Members, in_group: Callable[[str], set[str]]) -> None:
+    """To anybody, or to the member named; nobody dies, and the one who resigned can be made the leader again."""
+    for _ in range(3):
+        on_node.beat()
+    on_node.wait_joined(in_group)
+    first = on_node.wait_leader()
+    done = on_node.run("neli", "resign")
+    assert done.returncode == 0, done.stdout + done.stderr
+    second = on_node.wait_leader(but=first)
+    third = next(each for each in on_node.all if each not in (first, second))
+    # Each stands back from claiming for a lease after it resigned; the one named below has to be ready.
+    for name in (third.name, first.name, second.name):
+        done = on_node.run("neli", "resign", "--to", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert wait_until(
+            lambda name=name: next((each for each in on_node.all if each.holds()), None), timeout=20, what="a leader"
+        ).name == name  # fmt: skip
+        print(done.stdout.strip())
+    refused = on_node.run("neli", "resign", "--to", "stranger")
+    assert refused.returncode == 1
+    assert "stranger" in refused.stderr
+    assert len(on_node.alive) == 3
+    on_node.assert_one_at_most()
