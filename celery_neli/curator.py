@@ -295,7 +295,7 @@ class Neli:
                 try:
                     self._serve()
                     break
-                except Exception:
+                except Exception:  # noqa: BLE001 - logged, with its traceback
                     # A bug, or a client that cannot be made: the lease runs out by itself; stand by and try again.
                     self._log.exception("election failed name=%s: standing by, trying again", self.config.name)
                 if self._state is not State.LIVE:

@@ -1,8 +1,8 @@
 """The rules of the election, R1-R9, for one role: a fold over records and time.
 
-No thread, no clock and no Kafka in here: whoever holds a `Lease` reads records into it with the local time of their reading, and
-sends what `tick` returns. Times are seconds on one local clock that never stops (R8). `docs/protocol.md` tells the rules in prose
-and why they hold; the numbers below are theirs.
+No thread, no clock and no Kafka in here: whoever holds a `Lease` reads records into it with the local time of their
+reading, and sends what `tick` returns. Times are seconds on one local clock that never stops (R8). `docs/protocol.md`
+tells the rules in prose and why they hold; the numbers below are theirs.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ class _Unjudged:
 class Lease:
     """What one member knows of one role, and whether it may act. Not thread-safe.
 
-    `induced` and `candidate` are set from outside: the group has assigned the role to this member (R2); this member may claim at all.
+    `induced` and `candidate` are set from outside: the group has assigned the role to this member (R2); this member may
+    claim at all.
     """
 
     def __init__(self, member: str, timing: Timing, *, delay: Callable[[], float] | None = None) -> None:
-        """`delay` draws the seconds by which a member that is not induced stands behind (default: all of `takeover_delay`)."""
+        """`delay` draws the seconds by which a member that is not induced stands behind (default: all of
+        `takeover_delay`).
+        """
         self.timing = timing
         self.induced = False
         self.candidate = True
@@ -131,11 +134,12 @@ class Lease:
     def _certify(self, offset: int, record: Record, before: int) -> None:
         """R7: know the state, if `record` tells it."""
         start = NOTHING if self.start is None else self.start
+        seen, term = record.seen, record.term
         if record.end is not None and before < record.end:
             self.last = offset - 1
-        elif record.kind != "claim" and record.seen is not None and record.term is not None and record.seen >= start - 1:
+        elif record.kind != "claim" and seen is not None and term is not None and seen >= start - 1:
             # Its author held the role when `seen` was the last effective record; nothing since was missed here.
-            self.holder, self.term, self.last = record.member, record.term, record.seen
+            self.holder, self.term, self.last = record.member, term, seen
         else:
             return
         self.known = True
@@ -158,7 +162,7 @@ class Lease:
             self._favoured = None
         else:
             term = NOTHING if record.term is None else record.term
-            if term > self.term or term == self.term and self.holder not in (None, record.member):
+            if term > self.term or (term == self.term and self.holder not in (None, record.member)):
                 # A claim took effect that was judged void here: never lead on such knowledge (R9).
                 self.lost = f"the record at offset {read.offset} tells of a leader that we do not know"
                 return
@@ -199,10 +203,11 @@ class Lease:
     # Another log (R9)
 
     def begin_anew(self, member: str, now: float) -> None:
-        """After `lost`: go on behind the record that told, as the new `member`; what came before is not looked at again.
+        """After `lost`: go on behind the record that told, as the new `member`; what came before is not looked at
+        again.
 
-        Only for a member that was `known` or read from the `oldest` on: it has met every lease that may be running. Any other
-        must look further back first (`reread`), and meets the record again when it knows.
+        Only for a member that was `known` or read from the `oldest` on: it has met every lease that may be running. Any
+        other must look further back first (`reread`), and meets the record again when it knows.
         """
         offset = self.newest + 1
         self._inherit()
@@ -232,7 +237,9 @@ class Lease:
         return self.held(now) and not self.resigning
 
     def resign(self, now: float) -> None:
-        """Stop leading at once; release when `drained` was called or `drain_timeout` is over (R4). Without effect on others."""
+        """Stop leading at once; release when `drained` was called or `drain_timeout` is over (R4). Without effect on
+        others.
+        """
         if self.leading(now):
             self.resigning, self._drained, self._drain_end = True, False, now + self.timing.drain_timeout
 
@@ -249,7 +256,9 @@ class Lease:
         return self._claimed_at is not None and now - self._claimed_at < self.timing.heartbeat_timeout
 
     def tick(self, now: float) -> Record | None:
-        """The record that is due, if any. It must be sent after this call and never before `now`: the lease counts from `now` (R1)."""
+        """The record that is due, if any. It must be sent after this call and never before `now`: the lease counts from
+        `now` (R1).
+        """
         if self.lost is not None or self.start is None:
             return None
         if self.holder == self.member and now < self.until:  # R5: beat only while held
@@ -268,13 +277,17 @@ class Lease:
         return self._record("claim", now, seen=None, end=self.newest + 1, data=self.data)
 
     def wake(self, now: float) -> float:
-        """When `tick` may next have something to say or a question of R3 changes its answer, if nothing is read until then."""
+        """When `tick` may next have something to say or a question of R3 changes its answer, if nothing is read until
+        then.
+        """
         if self.lost is not None or self.start is None:
             return FOREVER
         if self.holder == self.member and now < self.until:
             if self.resigning and self._drained and not self._released:
                 return now
-            return min(self._next_beat, self.until, self._drain_end if self.resigning and not self._released else FOREVER)
+            return min(
+                self._next_beat, self.until, self._drain_end if self.resigning and not self._released else FOREVER
+            )
         return self._claim_time() if self.caught_up else FOREVER
 
     def _claim_time(self) -> float:

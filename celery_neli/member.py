@@ -1,7 +1,8 @@
 """One member of an election: a lease for each role, fed from the journal and the group, and what changed.
 
-The member is the whole of the protocol without threads and without Kafka: `step` makes one turn. The curator turns it on a thread
-of its own; the simulation turns thirty of them on fake clocks. Everything here is called from one thread, but for `standing`.
+The member is the whole of the protocol without threads and without Kafka: `step` makes one turn. The curator turns it
+on a thread of its own; the simulation turns thirty of them on fake clocks. Everything here is called from one thread,
+but for `standing`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
 class Grant:
     """What the lease of one role allows, until when: made by the member's thread, read by any.
 
-    `until` is seconds on the member's clock; `leading` and `held` ask it (R3). `term` is of the grant, or of the last one.
+    `until` is seconds on the member's clock; `leading` and `held` ask it (R3). `term` is of the grant, or of the last
+    one.
     """
 
     term: int | None = None
@@ -72,9 +74,11 @@ class Grant:
 class Log(Protocol):
     """The part of `logging.Logger` that is used here; its calls must not block (see logs.py)."""
 
-    def info(self, msg: str, *args: Any) -> None: ...
-    def warning(self, msg: str, *args: Any) -> None: ...
-    def error(self, msg: str, *args: Any) -> None: ...
+    def warning(self, msg: str, *args: Any) -> None:
+        """Something that an operator may want to know of."""
+
+    def error(self, msg: str, *args: Any) -> None:
+        """Something that an operator must mend."""
 
 
 class _Post:
@@ -121,7 +125,11 @@ class Member:
             drain_timeout=config.drain_timeout,
         )
         self._posts = [
-            _Post(index, role, Lease(self._identity(), self._timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)))
+            _Post(
+                index,
+                role,
+                Lease(self._identity(), self._timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
+            )
             for index, role in enumerate(config.roles)
         ]
         self._warned: dict[str, float] = {}
@@ -136,7 +144,7 @@ class Member:
         return self._post(role).grant
 
     def led_until(self, role: str) -> float | None:
-        """When (member's clock) the last effective record before the present term of `role` was read; None: none was."""
+        """When (member's clock) the last effective record before the present term of `role` was read; None: never."""
         return self._post(role).led_until
 
     def _post(self, role: str) -> _Post:
@@ -145,7 +153,9 @@ class Member:
     # From the member's thread
 
     def step(self, timeout: float) -> list[LeaderEvent]:
-        """One turn: wait up to `timeout` seconds for something to read, fold it, and send what is due. What changed is returned in order."""
+        """One turn: wait up to `timeout` seconds for something to read, fold it, and send what is due. What changed is
+        returned in order.
+        """
         try:
             events = self._journal.read(max(0.0, min(timeout, self.wake() - self._clock())))
             self.trouble = None
@@ -181,20 +191,24 @@ class Member:
                 self._resign(post, now)
 
     def drained(self, role: str, term: int | None = None) -> None:
-        """The barrier of the revoked `role` returned; `term`, if given, is the one that it was run for: a late barrier frees no later term."""
+        """The barrier of the revoked `role` returned; `term`, if given, is the one that it was run for: a late barrier
+        frees no later term.
+        """
         post = self._post(role)
         if post.draining and post.told is not None and term in (None, post.told):
             post.drained = True
             post.lease.drained()
 
     def offer(self, role: str, data: Mapping[str, Any]) -> None:
-        """Put `data` into every further record of this term, from the next beat on. Without effect on one who does not hold `role`."""
+        """Put `data` into every further record of this term, from the next beat on. Without effect on one who does not
+        hold `role`.
+        """
         lease = self._post(role).lease
         if lease.held(self._clock()):
             lease.data_out = data
 
     def data(self, role: str) -> tuple[Mapping[str, Any] | None, bool]:
-        """What the last effective record of `role` carried, and whether this member wrote it in the term that it holds."""
+        """What the last effective record of `role` carried, and whether this member wrote it in the term it holds."""
         lease = self._post(role).lease
         return lease.data, lease.data_own
 
@@ -209,7 +223,9 @@ class Member:
             self._group.leave()
 
     def abandon(self) -> list[LeaderEvent]:
-        """This member makes no further step: void its grants. Without a release, the others wait until the lease has run out."""
+        """This member makes no further step: void its grants. Without a release, the others wait until the lease has
+        run out.
+        """
         fenced: list[LeaderEvent] = []
         for post in self._posts:
             post.grant = Grant(post.grant.term)
@@ -267,7 +283,8 @@ class Member:
             if not self.aside:
                 self.aside = True
                 self._log.error(
-                    "protocol unknown role=%s offset=%d: %s. This process neither leads nor claims any more; upgrade it and start it again",
+                    "protocol unknown role=%s offset=%d: %s. "
+                    "This process neither leads nor claims any more; upgrade it and start it again",
                     post.role, entry.offset, exc,
                 )  # fmt: skip
         except RecordError as exc:
@@ -284,7 +301,9 @@ class Member:
     def _diverged(self, post: _Post, now: float) -> None:
         lease = post.lease
         if lease.known or lease.oldest:
-            self._warn(f"{post.role}: lost", "journal differs role=%s: %s; beginning anew behind it", post.role, lease.lost)
+            self._warn(
+                f"{post.role}: lost", "journal differs role=%s: %s; beginning anew behind it", post.role, lease.lost
+            )
             lease.begin_anew(self._identity(), now)
         elif not post.looking_back:
             lease.reread()
@@ -292,9 +311,12 @@ class Member:
             self._journal.look_back(post.index)
 
     def _yield(self, post: _Post, now: float) -> None:
-        """Resign where this member should not lead, or was asked not to; keep asking for the end of the log where it is due."""
+        """Resign where this member should not lead, or was asked not to; keep asking for the end of the log where it is
+        due.
+        """
         lease = post.lease
-        if lease.leading(now) and (not lease.candidate or lease.requested is not None and lease.requested != lease.name):
+        asked = lease.requested is not None and lease.requested != lease.name
+        if lease.leading(now) and (asked or not lease.candidate):
             self._resign(post, now)
         waiting = lease.start is not None and not lease.caught_up and not post.looking_back
         if waiting and not lease.claiming(now) and now - post.asked_end >= ASK_END_EVERY:

@@ -1,7 +1,7 @@
 """The records of the leader topic: claim, beat, release and request, as values and as bytes.
 
-A record is a UTF-8 JSON object; its key is the role's name and says nothing that the rules use. Every reader must judge the same
-bytes alike (R9), so reading is strict: whatever is not exactly as written here raises, and everybody skips it.
+A record is a UTF-8 JSON object; its key is the role's name and says nothing that the rules use. Every reader must judge
+the same bytes alike (R9), so reading is strict: whatever is not exactly as written here raises, and everybody skips it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 class Record:
     """One record of a role's journal (docs/protocol.md, "Records").
 
-    `member` is its author, `seq` the author's own number for it, `lease` the seconds that it buys. `seen` is the offset of the last
-    effective record that the author knew: -1 before the first, None in a blind claim, which names `end` in its place. `term` stands
-    in beats and releases, `to` (a member's name, or None for anybody) in requests, `data` in all but requests.
+    `member` is its author, `seq` the author's own number for it, `lease` the seconds that it buys. `seen` is the offset
+    of the last effective record that the author knew: -1 before the first, None in a blind claim, which names `end` in
+    its place. `term` stands in beats and releases, `to` (a member's name, or None for anybody) in requests, `data` in
+    all but requests.
     """
 
     kind: Kind
@@ -87,10 +88,12 @@ def decode(value: bytes) -> Record:
     """
     if len(value) > MAX_BYTES:
         raise RecordError(f"longer than {MAX_BYTES} bytes")
-    if value.count(b"[") + value.count(b"{") > MAX_BRACKETS:
+    if _brackets(value) > MAX_BRACKETS:
         raise RecordError(f"more than {MAX_BRACKETS} brackets")
     try:
-        fields = json.loads(value.decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_short, object_pairs_hook=_once)
+        fields = json.loads(
+            value.decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_short, object_pairs_hook=_once
+        )
     except RecordError:
         raise
     except (ValueError, RecursionError) as exc:
@@ -112,7 +115,7 @@ def decode(value: bytes) -> Record:
         return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to)
     seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
     data = fields.get("data")
-    if data is not None and (not isinstance(data, dict) or len(json.dumps(data)) > MAX_DATA):
+    if data is not None and not _repeatable(data):
         raise RecordError("bad 'data'")
     return Record(
         kind=kind,
@@ -151,6 +154,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _repeatable(data: object) -> bool:
+    """Whether a claim that repeats `data` is a record again: spelt anew, brackets that were escaped count, too."""
+    text = json.dumps(data) if isinstance(data, dict) else ""
+    return 0 < len(text) <= MAX_DATA and _brackets(text.encode()) < MAX_BRACKETS
+
+
+def _brackets(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -175,6 +188,11 @@ def _offset(fields: Mapping[str, Any], field: str, least: int = 0) -> int:
 
 def _lease(fields: Mapping[str, Any]) -> float:
     value = fields.get("lease")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_LEASE or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 < value <= MAX_LEASE
+        or not math.isfinite(value)
+    ):
         raise RecordError("bad 'lease'")
     return float(value)

@@ -63,7 +63,7 @@ MUTANTS = (
     Mutant(name="a barrier is awaited", scenario="drains", text="(self._drained or now >= self._drain_end)", put="True"),
     Mutant(name="what was read is read", scenario="reread", text="if offset <= self.newest or self.lost", put="if self.lost"),
     # R7
-    Mutant(name="certificates", scenario="look-back", text="record.seen >= start - 1:", put="True:"),
+    Mutant(name="certificates", scenario="look-back", text="term is not None and seen >= start - 1:", put="term is not None:"),
     Mutant(name="who starts late knows nothing", scenario="look-back", text="self.known = offset == 0", put="self.known = True"),
     Mutant(name="what was read before the certificate counts", scenario="look-back", text="if each.offset > self.last and", put="if False and"),
     Mutant(name="blind claims are compare-and-set", scenario="newcomer-deaf", text="if read.before >= record.end if", put="if False if"),
@@ -80,7 +80,7 @@ MUTANTS = (
         put="            if record is not None:\n",
     ),
     Mutant(name="who closes does not claim", where="member", scenario="orderly", text="self.candidate and not self.closing and", put="self.candidate and"),
-    Mutant(name="who closes resigns", where="member", scenario="orderly", text="(not lease.candidate or lease.requested", put="(lease.requested"),
+    Mutant(name="who closes resigns", where="member", scenario="orderly", text="(asked or not lease.candidate)", put="asked"),
     Mutant(name="who closes awaits its claim", where="member", scenario="orderly", text="post.lease.held(now) or post.lease.claiming(now) for", put="post.lease.held(now) for"),
     Mutant(name="a barrier frees", where="member", scenario="orderly", text="post.drained = True\n            post.lease.drained()", put="post.drained = True"),
     Mutant(name="a late barrier frees no later term", where="member", scenario="drains", text=" and post.told is not None and term in (None, post.told)", put=""),

@@ -141,6 +141,19 @@ def test_a_claim_that_repeats_the_largest_data_is_still_a_record() -> None:
         decode(altered(data={"d": "\N{SNOWMAN}" * (MAX_DATA // 6)}))
 
 
+@pytest.mark.parametrize("count", [10, 63, 64, 100])
+@pytest.mark.parametrize("bracket", ["[", "{", r"\u005b", r"\u007b"])
+def test_data_that_a_claim_could_not_repeat_are_refused_however_they_are_spelt(bracket: str, count: int) -> None:
+    """One forged record must not make every later claim unreadable: claims carry the data of others on."""
+    value = json.dumps({**BEAT, "data": {"x": "?"}}).replace("?", bracket * count).encode()
+    try:
+        data = decode(value).data
+    except RecordError:
+        assert count > 60
+    else:
+        assert decode(encode(Record(kind="claim", member="b/2", seq=1, lease=4.0, seen=9, data=data))).data == data
+
+
 def test_an_unknown_kind_is_refused() -> None:
     """A new kind needs a new version."""
     with pytest.raises(RecordError):
