@@ -41,7 +41,7 @@ class Mutant:
 
 
 # Not in the table, for only one run in hundreds would tell, or another rule steps in: reading to the end before each claim, the leases
-# seen by a blind claimant, data that end with their term, and what else is done about another log (a record from its future, a leader unknown, what is
+# seen by a blind claimant, data that end with their term, and what else is done about another log (a record from its future, a what is
 # inherited, a new name, reading it again). tests/unit/test_lease.py and test_member.py have them one by one.
 MUTANTS = (
     # The rules of the fold
@@ -72,6 +72,8 @@ MUTANTS = (
     Mutant(name="who stands aside reads no more", where="member", scenario="newer-version", text="if lease.caught_up and not (", put="if not (", kinds=("busy",)),
     Mutant(name="the end is asked for", where="member", scenario="alone", text="self._journal.ask_end(post.index)", put="pass"),
     # R9
+    Mutant(name="a record from the future is noticed", scenario="forged", text='refers to offset {record.refers}"\n            return', put='"\n            self.lost = None'),
+    Mutant(name="an unknown leader is noticed", scenario="truncated", text='self.lost = f"the record at offset {read.offset} tells', put='_ = f"the record at offset {read.offset} tells', seed=25),
     Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.aside = True", put="pass"),
     Mutant(name="a newer version: fold no more", where="member", scenario="newer-version", text="post.lease.lose(self._identity())  # for good", put="pass  # for good"),
     # The member
