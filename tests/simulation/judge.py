@@ -105,11 +105,9 @@ class Judge:
                 raise Failure("release", f"{actor.name} still holds role {role} when its release leaves")
             owner = actor.owner[role]
             if owner is not None and actor.finished[role] != owner[1]:
-                overran = (
-                    actor.local(self.world.now + actor.ahead)
-                    >= actor.revoked_at[role][0] + actor.config.drain_timeout - 1
-                )  # told a little later than resigned
-                if owner[0] != "drains" or not overran:
+                # Told a little later than resigned; or frozen in the middle of the very step that would have told it.
+                since = actor.revoked_at[role][0] if owner[0] == "drains" else actor.stepped_at
+                if actor.local(self.world.now + actor.ahead) < since + actor.config.drain_timeout - 1:
                     raise Failure("release", f"{actor.name} releases role {role} before its barrier has returned")
             actor.released[role] = actor.local(self.world.now), record["term"]
         elif record["kind"] == "claim" and (actor.member.closing or actor.member.aside):
