@@ -25,7 +25,7 @@ REFUSED_POOLS = ("eventlet",)
 
 
 class Election(bootsteps.StartStopStep):
-    """Joins the worker election once the pool is there, hands over when the worker stops.
+    """Joins the worker election once the pool (and an embedded beat) is there, hands over when the worker stops.
 
     In the worker blueprint, never in the consumer's: that one restarts whenever the connection to the task broker is
     lost.
@@ -33,7 +33,8 @@ class Election(bootsteps.StartStopStep):
 
     name = "celery_neli.Election"
     label = "Neli"
-    requires = ("celery.worker.components:Pool",)
+    # Both fork: a process forked while our thread imports or makes a Kafka client inherits its locks, and hangs.
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)

@@ -60,7 +60,12 @@ def connect_kafka(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
     from celery_neli.group import KafkaGroup
     from celery_neli.journal import KafkaJournal
 
-    return KafkaJournal(config, log=log), KafkaGroup(config, log=log)
+    journal = KafkaJournal(config, log=log)
+    try:
+        return journal, KafkaGroup(config, log=log)
+    except BaseException:
+        journal.close()  # it is tried again and again: clients must not pile up
+        raise
 
 
 class _Stack:
@@ -102,6 +107,7 @@ class Neli:
         self._bell = Bell()
         self._events: deque[LeaderEvent] = deque()
         self._asked: deque[Callable[[Member], None]] = deque()  # for the member's thread
+        self._resign: dict[str | None, None] = {}  # likewise; asked for a thousand times, it is done once
         self._delivering = threading.Lock()
         self._deliverer: int | None = None
         self._starting = threading.Lock()
@@ -117,8 +123,13 @@ class Neli:
 
     @property
     def state(self) -> State:
-        """LIVE, CLOSING or CLOSED."""
-        return self._state
+        """LIVE, CLOSING or CLOSED; CLOSED in a forked child of the process that started it."""
+        return State.CLOSED if self._inherited else self._state
+
+    @property
+    def _inherited(self) -> bool:
+        """In a forked child: another thread may have held any lock in here at the fork, so none may be taken."""
+        return self._thread is not None and os.getpid() != self._pid
 
     @property
     def is_leader(self) -> bool:
@@ -156,11 +167,13 @@ class Neli:
         """Join the election; returns at once, may be repeated. Kafka need not be there. Raises `ClosedError` after
         `close`.
         """
+        if self._inherited:
+            raise ClosedError(f"{self.config.name} belongs to process {self._pid}, which forked; make a new Neli")
         with self._starting:
-            if self._thread is not None:
-                return
             if self._state is not State.LIVE:
                 raise ClosedError(f"{self.config.name} was closed; make a new Neli")
+            if self._thread is not None:
+                return
             self._pid = os.getpid()
             self.progress()
             self._lines.start()
@@ -173,7 +186,7 @@ class Neli:
         `stall_timeout`: a leader that is not pulsed resigns. Setting `cancel` ends the wait within 0.05 s. Raises
         `ClosedError` after `close`.
         """
-        if self._state is not State.LIVE:
+        if self._state is not State.LIVE and not self._inherited:
             raise ClosedError(f"{self.config.name} was closed: it can be pulsed no more; make a new Neli")
         self.start()
         deadline = time.monotonic() + timeout
@@ -205,7 +218,7 @@ class Neli:
         """Hand over `role`, or all: barrier, release, then stand back for one `heartbeat_timeout` (R4). Returns at
         once.
         """
-        self._asked.append(lambda member: member.resign(role))
+        self._resign[role] = None
 
     def background(self, task: Callable[[], None]) -> Pulser:
         """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
@@ -215,6 +228,8 @@ class Neli:
         """Begin to close; returns at once, may be repeated. Whoever pulses or delivers runs the barrier for what is
         still held.
         """
+        if self._inherited:
+            return
         with self._starting:
             if self._state is State.LIVE:
                 self._state = State.CLOSING if self._thread is not None else State.CLOSED
@@ -230,7 +245,7 @@ class Neli:
         if self._deliverer == threading.get_ident():
             return
         end = time.monotonic() + self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
-        while self.state is not State.CLOSED and os.getpid() == self._pid:
+        while self.state is not State.CLOSED:
             if time.monotonic() > end:
                 logger.error(
                     "close is late name=%s: leaving it to its thread; the lease runs out by itself", self.config.name
@@ -260,7 +275,7 @@ class Neli:
 
     def _deliver(self) -> bool:
         """Run the barrier on what changed; False if there was nothing, or another thread is at it."""
-        if not self._events or not self._delivering.acquire(blocking=False):
+        if self._inherited or not self._events or not self._delivering.acquire(blocking=False):
             return False
         try:
             self._deliverer = threading.get_ident()
@@ -321,6 +336,8 @@ class Neli:
             while not member.closed:
                 while self._asked:
                     self._asked.popleft()(member)
+                for _ in range(len(self._resign)):
+                    member.resign(self._resign.popitem()[0])
                 if self._state is not State.LIVE:
                     member.close()
                 self._watch(member)
@@ -351,9 +368,9 @@ class Neli:
         """A member whose owner makes no progress neither leads nor claims."""
         since, thread_id = self._progressed
         stalled = self.clock() - since > self.config.stall_timeout
+        member.candidate = not stalled  # every time: the member may be a new one, made after a failure
         if stalled != self._stalled:
             self._stalled = stalled
-            member.candidate = not stalled
             if stalled:
                 self._log.warning(
                     "no progress for %.0f s (neli_stall_timeout) name=%s: standing back; it is here:\n%s",

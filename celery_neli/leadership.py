@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 DELIVER_EVERY = 1.0
 JOIN_SLACK = 15.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class Leadership:
         while self._neli.state is not State.CLOSED:
             if not self._owned:
                 self._neli.progress()
-            self._neli.deliver(DELIVER_EVERY)
+            self._neli.deliver(min(DELIVER_EVERY, self.config.stall_timeout / 3))
         self._neli.deliver(0)
 
     def _announce(self, event: LeaderEvent) -> None:
@@ -122,7 +125,10 @@ class Leadership:
             signal = signals.leadership_revoked
         else:
             signal = signals.leadership_fenced
-        signal.send(sender=self, election=self.election, role=event.role, term=event.term)
+        try:
+            signal.send(sender=self, election=self.election, role=event.role, term=event.term)
+        except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would end this thread, no more
+            logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
 
 
 _made: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Leadership]] = weakref.WeakKeyDictionary()

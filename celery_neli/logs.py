@@ -13,8 +13,12 @@ from typing import Any
 from celery_neli.threads import original, spawn
 
 
+MOST = 10_000
+"""Lines that may wait for a handler that blocks; further ones are dropped."""
+
+
 class _Queued(logging.Logger):
-    """Not of logging's tree: takes no lock, knows no level but the target's, and formats nothing."""
+    """Not of logging's tree: takes no lock, knows no level but the target's, formats nothing and runs no user code."""
 
     def __init__(self, name: str, lines: queue.SimpleQueue[logging.LogRecord | None]) -> None:
         super().__init__(name)
@@ -23,8 +27,15 @@ class _Queued(logging.Logger):
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
         return True
 
+    def makeRecord(  # noqa: N802 - logging's name
+        self, name: str, level: int, fn: str, lno: int, msg: Any, args: Any, exc_info: Any,
+        func: str | None = None, extra: Any = None, sinfo: str | None = None,
+    ) -> logging.LogRecord:  # fmt: skip
+        return logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)  # not by the user's factory
+
     def handle(self, record: logging.LogRecord) -> None:
-        self._lines.put(record)
+        if self._lines.qsize() < MOST:
+            self._lines.put(record)
 
 
 class BackgroundLog:
@@ -32,6 +43,7 @@ class BackgroundLog:
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[Any] = original("queue", "SimpleQueue")()
+        self._failures = logging.NullHandler()  # prints to stderr what logging itself fails at, as every handler does
 
     def logger(self, name: str) -> logging.Logger:
         """One that hands on, in the end, to the ordinary logger called `name`."""
@@ -47,7 +59,18 @@ class BackgroundLog:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        while (record := self._lines.get()) is not None:
-            target = logging.getLogger(record.name)
-            if target.isEnabledFor(record.levelno):
-                target.handle(record)
+        while (line := self._lines.get()) is not None:
+            try:
+                self._hand_on(line)
+            except Exception:  # noqa: BLE001 - of a filter, handler or record factory: must not silence the next line
+                self._failures.handleError(line)
+
+    def _hand_on(self, line: logging.LogRecord) -> None:
+        target = logging.getLogger(line.name)
+        if target.isEnabledFor(line.levelno):
+            record = logging.getLogRecordFactory()(
+                line.name, line.levelno, line.pathname, line.lineno, line.msg, line.args, line.exc_info, line.funcName,
+                line.stack_info,
+            )  # fmt: skip
+            record.__dict__.update(vars(line))  # its own time and thread
+            target.handle(record)

@@ -93,7 +93,7 @@ def due_slot(entry: Any) -> datetime:
         else:
             due = now + when.remaining_estimate(last)
             due = due.replace(microsecond=due.microsecond // 1000 * 1000)
-    except (TypeError, ValueError, AttributeError, OverflowError):  # a schedule of the user's own
+    except Exception:  # noqa: BLE001 - of a schedule of the user's own: the entry is sent all the same
         return now
     # A start date in the far past (django-celery-beat's start_time) is no slot of anybody's.
     return now if due < now - timedelta(days=3650) else due.astimezone(timezone.utc)

@@ -31,7 +31,7 @@ class Pulser:
                     self._task()
         except ClosedError:
             return
-        except Exception as exc:  # noqa: BLE001 - handed to wait()
+        except BaseException as exc:  # noqa: BLE001 - SystemExit, too; handed to wait()
             self._failure = exc
             self._neli.close()  # a leader that cannot work hands over
 

@@ -230,7 +230,8 @@ class Scheduler(Facade):
         return self._leader
 
     def _longest_wait(self) -> float:
-        return min(float(self.max_interval), LONGEST_WAIT)
+        stall_timeout = self.app.conf.get("neli_stall_timeout") or 3 * LONGEST_WAIT
+        return min(float(self.max_interval), LONGEST_WAIT, stall_timeout / 3)  # waiting is no stall
 
     # -- the end --
 

@@ -1,7 +1,7 @@
 """The leading beat is stopped, killed and frozen, on three brokers with the default settings.
 
 Times run from the moment of the signal to the successor's `leadership_acquired`, both on CLOCK_BOOTTIME of one machine.
-NELI_SMOKE_ROUNDS sets how often each is done.
+NELI_SMOKE_ROUNDS sets how often each is done (the frozen one, which takes longer, a third of that).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_a_frozen_leader_sends_nothing_more_when_it_wakes(
     for _ in range(3):
         on_cluster.beat()
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(max(1, ROUNDS // 3)):
         on_cluster.wait_joined(in_group)
         frozen = on_cluster.wait_leader()
         at = frozen.signal(signal.SIGSTOP)

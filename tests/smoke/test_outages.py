@@ -69,7 +69,7 @@ def redis_at(port: int, directory: Path) -> Iterator[None]:
 
 
 def test_a_dead_task_broker_does_not_keep_a_leader_in_office(on_node: Members, tmp_path: Path) -> None:
-    """Without progress for `neli_stall_timeout` the leader logs its stack and resigns; tasks go on when the broker is back."""
+    """Without progress for `neli_stall_timeout` the leader logs its stack and resigns; later, tasks go on."""
     (port,) = free_ports(1)
     on_node.settings.update(broker_url=f"redis://127.0.0.1:{port}/0", neli_stall_timeout=5)
     with redis_at(port, tmp_path):

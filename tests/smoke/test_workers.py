@@ -95,7 +95,7 @@ def test_eventlet_is_refused(on_node: Members, tmp_path: Path) -> None:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("def monkey_patch(): pass\n")
     (package / "debug.py").write_text("")
-    (package / "greenthread.py").write_text("getcurrent = spawn_after = spawn_after_local = None\n")
+    (package / "greenthread.py").write_text("getcurrent = spawn_n = spawn_after = None\n")
     (package / "greenpool.py").write_text("class GreenPool:\n    def __init__(self, size): pass\n")
     path = os.pathsep.join([str(package.parent), on_node.environment()["PYTHONPATH"]])
     refused = on_node.celery(
@@ -130,7 +130,7 @@ def test_a_misspelt_setting_ends_the_start(command: str, on_node: Members) -> No
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_beat_embedded_in_a_worker_leads(pool: str, on_node: Members, redis_url: str) -> None:
-    """`-B` forks a beat; the election is the fork's. Beat and worker lead each their own, and stop cleanly."""
+    """`-B` forks a beat; the election is the fork's. Beat and worker lead each their own."""
     one = worker(on_node, pool, "one", "-B", "--scheduler", "celery_neli.Scheduler")
     one.election = "beat"
     on_node.wait_leader()

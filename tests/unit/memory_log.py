@@ -21,7 +21,8 @@ class MemoryLog:
         self.records: list[bytes] = []
         self.changed = threading.Condition()
         self.reachable = True
-        self.failing: Exception | None = None
+        self.failing: Exception | None = None  # raised to whoever connects
+        self.broken: Exception | None = None  # raised to whoever reads
         self.connected = 0
 
     def connect(self, config: Config, log: logging.Logger) -> tuple[MemoryJournal, MemoryGroup]:
@@ -39,6 +40,8 @@ class MemoryJournal:
 
     def read(self, timeout: float) -> list[Event]:
         events: list[Event] = []
+        if self.log.broken is not None:
+            raise self.log.broken
         if self.next < 0:
             self.next = 0
             events.append(Started(0, 0, oldest=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -313,3 +315,94 @@ def test_context_manager_joins_and_hands_over(log: MemoryLog) -> None:
         wait_until(lambda: neli.is_leader)
     assert neli.state is State.CLOSED
     assert decode(log.records[-1]).kind == "release"
+
+
+def test_a_member_made_anew_is_no_candidate_while_its_owner_is_stalled(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failure of the election does not wipe out that the owner hangs."""
+    caplog.set_level(logging.INFO, "celery_neli")
+    neli = make(stall_timeout=1.0)
+    assert neli.pulse(timeout=5)
+    wait_until(lambda: not neli.is_leader)
+    neli.deliver(0)
+    wait_until(lambda: decode(log.records[-1]).kind == "release")
+    log.broken = RuntimeError("a bug")
+    wait_until(lambda: any(record.message.startswith("election failed") for record in caplog.records))
+    log.broken = None
+    wait_until(lambda: log.connected == 2)
+    released = len(log.records)
+    rival = make()
+    assert rival.pulse(timeout=5)  # the role is free, and it is the rival that takes it
+    assert {decode(value).member.partition("/")[0] for value in log.records[released:]} == {"m1"}
+    rival.close()
+    assert neli.pulse(timeout=10)
+
+
+def test_a_flood_of_resignations_does_not_hold_up_the_heartbeats(make: Callable[..., Neli]) -> None:
+    """Whatever other threads ask for, and however often, the lease is renewed."""
+    neli = make(roles=("leader",), heartbeat_timeout=1.5, heartbeat_interval=0.1)
+    assert neli.pulse(timeout=5)
+    first, over = neli.deadline, threading.Event()
+    assert first is not None
+
+    def flood() -> None:
+        while not over.is_set():
+            neli.resign("another role")
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        wait_until(lambda: neli.pulse() and (neli.deadline or 0) > first + 2)
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_child_forked_while_a_lock_is_held_does_not_hang(make: Callable[..., Neli]) -> None:
+    """In a child the curator is closed: asking, pulsing and closing it waits for nothing."""
+    neli = make()
+    assert neli.pulse(timeout=5)
+    locked, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with neli._starting, neli._bell._condition:  # as start(), close() and the member's thread do  # noqa: SLF001
+            locked.set()
+            forked.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert locked.wait(5)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(5)
+        neli.resign()
+        neli.deliver(1.0)
+        neli.close()
+        try:
+            neli.pulse(1.0)
+        except ClosedError:
+            os._exit(0 if neli.wait_closed() and neli.state is State.CLOSED else 1)
+        os._exit(2)
+    forked.set()
+    holder.join()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert neli.pulse(timeout=5)
+
+
+def test_start_after_close_is_a_clear_error(make: Callable[..., Neli]) -> None:
+    """Also for one that had been started: it must not look as if it took part."""
+    neli = make()
+    neli.start()
+    neli.close()
+    with pytest.raises(ClosedError, match="make a new Neli"):
+        neli.start()
+
+
+def test_a_background_task_that_exits_hands_over(make: Callable[..., Neli]) -> None:
+    """SystemExit ends the thread; nobody may stay in office without one."""
+    neli = make()
+    pulser = neli.background(sys.exit)
+    with pytest.raises(SystemExit):
+        pulser.wait(5)
+    assert neli.wait_closed(5)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.concurrency import solo
+from celery.exceptions import WorkerShutdown
 from celery.signals import worker_shutdown
 
 from celery_neli import ConfigurationError, install, signals
@@ -154,6 +155,22 @@ def test_an_unowned_leadership_needs_no_owner(make: Callable[..., Leadership], h
     end = leadership.snapshot().until + 3 * QUICK["stall_timeout"]
     wait(lambda: leadership.snapshot().until > end)
     assert "leadership_revoked" not in [name for name, *_ in heard]
+
+
+def test_a_receiver_that_exits_ends_nothing(
+    make: Callable[..., Leadership], heard: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """`raise WorkerShutdown` in a receiver ends no worker from there, and must not end the leadership's thread."""
+
+    def receiver(sender: Leadership, **_: Any) -> None:
+        raise WorkerShutdown
+
+    signals.leadership_acquired.connect(receiver)
+    leadership = make()
+    leadership.start()
+    wait(lambda: any("raised WorkerShutdown" in record.message for record in caplog.records))
+    leadership.stop()
+    assert "leadership_revoked" in [name for name, *_ in heard]
 
 
 def test_there_is_one_leadership_per_election_and_process(app: Celery) -> None:

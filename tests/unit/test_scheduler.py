@@ -149,6 +149,20 @@ def test_the_inner_scheduler_may_be_an_alias(plain: Kind, django_tables: None) -
 # -- waiting --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("leads", [False, True])
+def test_waiting_for_the_next_entry_is_no_stall(plain: Kind, leads: bool) -> None:
+    """However short neli_stall_timeout, a scheduler with nothing to do says in time that it is alive."""
+    leadership = plain.leadership
+    with Beat(make_app(neli_stall_timeout=1.0), leadership=leadership, max_interval=300) as beat:
+        if leads:
+            leadership.grant(1)
+        eventually(lambda: leadership.turns > 1, what="the first turns")
+        before, began = leadership.turns, time.monotonic()
+        eventually(lambda: leadership.turns > before + 1, what="two more turns")
+        assert time.monotonic() - began < 2 * 1.0
+        assert beat.raised is None
+
+
 @pytest.mark.parametrize("moment", ["acquired", "revoked", "fenced", "closed"])
 def test_a_waiting_tick_wakes_at_once(moment: str) -> None:
     """Celery's own sleep could not be woken; so ticks wait themselves, and say that there is nothing left to sleep."""

@@ -1,0 +1,115 @@
+"""Log lines from a thread that must not wait."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from celery_neli.logs import MOST, BackgroundLog
+from tests.processes import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Handler(logging.Handler):
+    """Keeps what it is given; waits or fails on demand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[logging.LogRecord] = []
+        self.failing = False
+        self.go = threading.Event()
+        self.go.set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.go.wait(10)
+        if self.failing:
+            raise RuntimeError("no disk")
+        self.seen.append(record)
+
+
+@pytest.fixture
+def handler() -> Iterator[Handler]:
+    target, handler = logging.getLogger("celery_neli.test"), Handler()
+    target.addHandler(handler)
+    target.setLevel(logging.INFO)
+    yield handler
+    handler.go.set()
+    target.removeHandler(handler)
+    target.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def lines(handler: Handler) -> Iterator[BackgroundLog]:
+    lines = BackgroundLog()
+    lines.start()
+    yield lines
+    handler.go.set()
+    lines.stop(5)
+
+
+def test_lines_arrive_in_order_with_the_time_and_thread_of_their_making(lines: BackgroundLog, handler: Handler) -> None:
+    """What a handler gets looks as if it had been called at once."""
+    log = lines.logger("celery_neli.test")
+    for number in range(3):
+        log.info("line %d", number)
+    wait_until(lambda: len(handler.seen) == 3, timeout=5, what="the lines")
+    assert [record.getMessage() for record in handler.seen] == ["line 0", "line 1", "line 2"]
+    assert {record.thread for record in handler.seen} == {threading.get_ident()}
+    assert {record.module for record in handler.seen} == {"test_logs"}
+
+
+def test_the_targets_level_counts(lines: BackgroundLog, handler: Handler) -> None:
+    """It is asked when the line is handed on."""
+    log = lines.logger("celery_neli.test")
+    log.debug("no")
+    log.info("yes")
+    wait_until(lambda: handler.seen, timeout=5, what="the line")
+    assert [record.getMessage() for record in handler.seen] == ["yes"]
+
+
+def test_a_handler_that_fails_does_not_silence_the_next_line(
+    lines: BackgroundLog, handler: Handler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Logging's own word on it goes to stderr."""
+    log = lines.logger("celery_neli.test")
+    handler.failing = True
+    printed: list[str] = []
+    log.info("lost")
+    wait_until(lambda: printed.append(capsys.readouterr().err) or "no disk" in "".join(printed), timeout=5, what="it")
+    handler.failing = False
+    log.info("next")
+    wait_until(lambda: handler.seen, timeout=5, what="the next line")
+
+
+def test_a_handler_that_blocks_holds_up_nobody_and_costs_bounded_memory(lines: BackgroundLog, handler: Handler) -> None:
+    """A full pipe behind stderr must not stop heartbeats, nor fill the memory of a process that lives on."""
+    log = lines.logger("celery_neli.test")
+    handler.go.clear()
+    for number in range(MOST + 100):
+        log.info("line %d", number)
+    handler.go.set()
+    lines.stop(10)
+    assert MOST <= len(handler.seen) <= MOST + 1
+
+
+def test_a_record_factory_of_the_users_runs_on_the_logs_thread(lines: BackgroundLog, handler: Handler) -> None:
+    """It may add what formatters want, and it may block."""
+    plain = logging.getLogRecordFactory()
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = plain(*args, **kwargs)
+        record.made_by = threading.current_thread().name
+        return record
+
+    logging.setLogRecordFactory(factory)
+    try:
+        lines.logger("celery_neli.test").info("line")
+        wait_until(lambda: handler.seen, timeout=5, what="the line")
+    finally:
+        logging.setLogRecordFactory(plain)
+    assert vars(handler.seen[0])["made_by"] == "neli-log"
