@@ -368,6 +368,7 @@ class Neli:
         """A member whose owner makes no progress neither leads nor claims."""
         since, thread_id = self._progressed
         stalled = self.clock() - since > self.config.stall_timeout
+        member.progressed = since
         member.candidate = not stalled  # every time: the member may be a new one, made after a failure
         if stalled != self._stalled:
             self._stalled = stalled

@@ -21,6 +21,9 @@ from celery_neli.records import Record, decode, encode
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
+IDLE = "idle"
+"""In a record's data: seconds since its author's owner last made progress. No rule uses it; `led_until` does."""
+IDLE_MOST = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ class _Post:
         self.drained = False
         self.asked_end = NEVER
         self.looking_back = False
-        self.heard: float | None = None  # when the last effective record was read
+        self.heard: float | None = None  # when the last effective record was read, less what its author was idle
+        self.resigned = FOREVER  # since when it starts no new work
         self.led_until: float | None = None  # ... the last before the present term
 
 
@@ -114,6 +118,7 @@ class Member:
         self.config = config
         self.closing = False
         self.candidate = True
+        self.progressed: float | None = None  # when the owner last made progress, if anybody says so: told to successors
         self.aside = False  # a newer version of the protocol was read: neither lead nor claim (R9)
         self.trouble: TopicError | None = None  # why the journal cannot be read
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
@@ -171,6 +176,7 @@ class Member:
             post.lease.induced = post.index in induced
             post.lease.candidate = self.candidate and not self.closing and not self.aside
             self._yield(post, now)
+            self._tell_idle(post, now)
             record = post.lease.tick(self._clock())
             self._publish(post)
             if record is not None:
@@ -256,7 +262,7 @@ class Member:
             if lease.term != term:
                 post.led_until = post.heard
             if lease.last != before:
-                post.heard = now
+                post.heard = now - _idle(lease.data)
             if lease.lost is not None:
                 self._diverged(post, now)
         elif isinstance(event, End):
@@ -323,7 +329,18 @@ class Member:
             post.asked_end = now
             self._journal.ask_end(post.index)
 
+    def _tell_idle(self, post: _Post, now: float) -> None:
+        """Heartbeats go on while an owner hangs or drains: what falls due meanwhile is the successor's to do."""
+        lease = post.lease
+        if not lease.resigning:
+            post.resigned = FOREVER
+        if self.progressed is not None and lease.held(now):
+            idle = max(0.0, now - min(self.progressed, post.resigned))
+            lease.data_out = {**(lease.data_out or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
+
     def _resign(self, post: _Post, now: float) -> None:
+        if post.lease.leading(now):
+            post.resigned = now
         post.lease.resign(now)
         if post.told is None:
             post.lease.drained()  # nobody was told of this term, so nobody has work in flight
@@ -352,3 +369,11 @@ class Member:
         if post.told is None and grant.leading(now) and grant.term is not None:
             post.told, post.draining, post.drained = grant.term, False, False
             yield LeaderAcquired(post.role, grant.term)
+
+
+def _idle(data: Mapping[str, Any] | None) -> float:
+    """What a record says of its author's idleness (seconds); 0 if it says nothing, or nonsense."""
+    value = None if data is None else data.get(IDLE)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= IDLE_MOST:
+        return 0.0
+    return float(value)
