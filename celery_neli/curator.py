@@ -155,8 +155,8 @@ class Neli:
         return member.grant(role)
 
     def led_until(self, role: str) -> float | None:
-        """When (`clock` time) the last heartbeat before the present term of `role` was read, whoever held it; None if
-        none was.
+        """Until when (`clock` time) the owner of the last leader before the present term of `role` made progress, as
+        far as its heartbeats told; None if none was read.
         """
         member = self._member
         return None if member is None else member.led_until(role)
@@ -355,9 +355,7 @@ class Neli:
     def _tell(self, changes: list[LeaderEvent]) -> None:
         for event in changes:
             kind = {LeaderAcquired: "acquired", LeaderRevoked: "revoked", LeaderFenced: "fenced"}[type(event)]
-            self._log.info(
-                "leadership %s role=%s term=%d name=%s", kind, event.role, event.term, self.config.name
-            )
+            self._log.info("leadership %s role=%s term=%d name=%s", kind, event.role, event.term, self.config.name)
             if isinstance(event, LeaderRevoked) and self._barrier is None:
                 self._drained(event)
         if changes:

@@ -77,7 +77,9 @@ class Leadership:
         return Standing(term=grant.term, until=grant.until, leading=grant.leading(now), held=grant.held(now))
 
     def led_until(self) -> datetime | None:
-        """When (UTC) this process read the last heartbeat before the present term; None if it read none."""
+        """Until when (UTC) the owner of the last leader before the present term made progress, as far as its heartbeats
+        told: they go on while it hangs or drains. None if none was read.
+        """
         heard = self._neli.led_until(self._role)
         if heard is None:
             return None

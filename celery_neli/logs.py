@@ -12,7 +12,6 @@ from typing import Any
 
 from celery_neli.threads import original, spawn
 
-
 MOST = 10_000
 """Lines that may wait for a handler that blocks; further ones are dropped."""
 

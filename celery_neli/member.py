@@ -118,7 +118,7 @@ class Member:
         self.config = config
         self.closing = False
         self.candidate = True
-        self.progressed: float | None = None  # when the owner last made progress, if anybody says so: told to successors
+        self.progressed: float | None = None  # when the owner last made progress: successors are told
         self.aside = False  # a newer version of the protocol was read: neither lead nor claim (R9)
         self.trouble: TopicError | None = None  # why the journal cannot be read
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
@@ -149,7 +149,9 @@ class Member:
         return self._post(role).grant
 
     def led_until(self, role: str) -> float | None:
-        """When (member's clock) the last effective record before the present term of `role` was read; None: never."""
+        """Until when (member's clock) the owner of the last leader before the present term of `role` made progress, as
+        far as is known: the reading of its last record, less the idleness that this tells. None: no record was read.
+        """
         return self._post(role).led_until
 
     def _post(self, role: str) -> _Post:
@@ -258,11 +260,12 @@ class Member:
         lease = post.lease
         if isinstance(event, Entry):
             before, term = lease.last, lease.term
-            lease.read(event.offset, self._decode(post, event), now)
+            record = self._decode(post, event)
+            lease.read(event.offset, record, now)
             if lease.term != term:
                 post.led_until = post.heard
             if lease.last != before:
-                post.heard = now - _idle(lease.data)
+                post.heard = now - _idle(None if record is None else record.data)
             if lease.lost is not None:
                 self._diverged(post, now)
         elif isinstance(event, End):

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import logging
+import sys
+from pathlib import Path
 
 import pytest
 
 from celery_neli.clients import group_properties, producer_properties, reader_properties
 from celery_neli.config import Config
+from celery_neli.curator import connect_kafka
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafkalog import REMEMBERED, KafkaLog
+from tests.processes import wait_until
+
+TASKS = Path("/proc/self/task")
 
 
 class Lines(logging.Logger):
@@ -177,3 +183,23 @@ def test_no_secret_is_logged():
     text = " ".join(line for _, line in log.lines)
     assert not any(secret in text for secret in secrets.values())
     assert "shop" in text
+
+
+def test_parts_of_an_oauthbearer_configuration_are_not_logged():
+    """Librdkafka quotes it from the word on that it does not understand."""
+    log = Lines()
+    klog = KafkaLog(log, {"sasl.oauthbearer.config": "principal=shop sicret=hunter22 scope=all"})
+    reason = "Unrecognized sasl.oauthbearer.config beginning at: sicret=hunter22 scope=all"
+    klog.error(KafkaTrouble("_AUTHENTICATION", reason))
+    assert [line for _, line in log.lines if "beginning at" in line]
+    assert not any("hunter22" in line for _, line in log.lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_clients_that_contradict_leave_none_behind():
+    """They are made again every half minute: the ones that could be made must not pile up."""
+    config = Config(group="shop.beat", kafka={"bootstrap.servers": "127.0.0.1:1", "session.timeout.ms": 7000})
+    before = len(list(TASKS.iterdir()))
+    with pytest.raises(ConfigurationError, match=r"session\.timeout\.ms"):
+        connect_kafka(config, logging.getLogger("celery_neli.kafka"))
+    wait_until(lambda: len(list(TASKS.iterdir())) <= before, timeout=10, what="the end of the reader's threads")

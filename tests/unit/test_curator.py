@@ -375,15 +375,18 @@ def test_a_child_forked_while_a_lock_is_held_does_not_hang(make: Callable[..., N
     assert locked.wait(5)
     pid = os.fork()
     if pid == 0:
-        signal.alarm(5)
-        neli.resign()
-        neli.deliver(1.0)
-        neli.close()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(5)  # ends a child that hangs
+        status = 1
         try:
+            neli.resign()
+            neli.deliver(1.0)
+            neli.close()
             neli.pulse(1.0)
         except ClosedError:
-            os._exit(0 if neli.wait_closed() and neli.state is State.CLOSED else 1)
-        os._exit(2)
+            status = 0 if neli.wait_closed() and neli.state is State.CLOSED else 2
+        finally:
+            os._exit(status)
     forked.set()
     holder.join()
     assert os.waitpid(pid, 0)[1] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import shelve
 import threading
+import weakref
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,6 @@ from tests.unit.schedulers import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def alive(cls: type[Any]) -> list[Any]:
-    gc.collect()
-    return [each for each in gc.get_objects() if isinstance(each, cls)]
 
 
 # -- PersistentScheduler --------------------------------------------------------------------------------------
@@ -185,16 +181,23 @@ def test_the_database_schedulers_of_past_terms_are_freed(database: Database) -> 
     """Each registers a finalizer that would keep it alive and write at exit."""
     from django_celery_beat.schedulers import DatabaseScheduler
 
-    with database.beat() as beat:
+    made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Counted(DatabaseScheduler):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            made.add(self)
+            super().__init__(*args, **kwargs)
+
+    with database.beat(neli_scheduler=Counted) as beat:
         for term, end in ((1, "lapse"), (2, "revoke"), (3, "fence")):
             turns = database.leadership.turns
             database.leadership.grant(term)
-            eventually(lambda: alive(DatabaseScheduler), what="building")
+            eventually(lambda: made, what="building")
             eventually(lambda turns=turns: database.leadership.turns > turns + 2, what="turns")
             if ended := getattr(database.leadership, end)():
                 ended.join(5)
             beat.turns(2)
-        eventually(lambda: not alive(DatabaseScheduler), what="freeing")
+        eventually(lambda: gc.collect() >= 0 and not made, what="freeing")
 
 
 def test_a_row_that_never_ran_counts_as_run_when_the_predecessor_was_last_heard_of(database: Database) -> None:

@@ -405,3 +405,44 @@ def test_it_wakes_for_the_next_beat_and_at_once_for_a_release() -> None:
     stage.turn()
     stage.member.drained("leader", 0)
     assert stage.member.wake() <= stage.now
+
+
+def test_heartbeats_tell_how_long_the_owner_has_been_idle_and_a_drain_counts() -> None:
+    """What falls due while a leader hangs or hands over is left to the successor: it must know since when."""
+    stage = Stage().lead()
+    stage.member.progressed = stage.now
+    stage.turn(after=0.5)
+    stage.member.progressed = stage.now
+    stage.echo(after=0.5)
+    stage.member.resign()
+    stage.member.progressed = stage.now + 1.5  # a standby's loop makes turns, but starts nothing
+    stage.echo(after=2)
+    stage.member.drained("leader", 0)
+    stage.turn(after=1)
+    told = [(record.kind, (record.data or {})["idle"]) for record in stage.journal.sent]
+    assert told == [("beat", 0.5), ("beat", 0.5), ("beat", 2.0), ("release", 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("data", "idle"),
+    [
+        ({"idle": 3.5}, 3.5),
+        (None, 0),
+        ({}, 0),
+        ({"idle": -1}, 0),
+        ({"idle": "3"}, 0),
+        ({"idle": True}, 0),
+        ({"idle": 1e9}, 0),
+    ],
+)
+def test_led_until_is_when_the_last_leaders_owner_last_made_progress(data: dict[str, Any] | None, idle: float) -> None:
+    """Not when its last heartbeat was read: heartbeats go on while it hangs."""
+    stage = Stage()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    stage.write(Record(kind="beat", member="x/1", seq=2, lease=4.0, seen=0, term=0, data=data))
+    stage.echo()
+    read = stage.now
+    stage.echo(after=5)
+    stage.echo(after=0.1)
+    assert stage.leads()
+    assert stage.member.led_until("leader") == pytest.approx(read - idle)

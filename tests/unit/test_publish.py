@@ -154,10 +154,11 @@ def test_a_slot_is_reckoned_in_the_schedules_time_zone() -> None:
     assert due_slot(entry) == datetime(2026, 3, 2, 3, 0, tzinfo=timezone.utc)
 
 
-def test_a_schedule_that_cannot_tell_has_the_present_as_its_slot() -> None:
+@pytest.mark.parametrize("error", [TypeError, RuntimeError("a calendar that is down")])
+def test_a_schedule_that_cannot_tell_has_the_present_as_its_slot(error: Any) -> None:
     class Odd(schedule):
         def remaining_estimate(self, last_run_at: Any) -> Any:
-            raise TypeError
+            raise error
 
     app = make_app()
     before = datetime.now(timezone.utc)
