@@ -125,8 +125,19 @@ class LeasedMixin:
 
     def sync(self) -> None:
         """Write the schedule, if the term still holds and no entry is half done (its run would be written too)."""
-        if self._neli_may_write():
+        if not self._neli_may_write():
+            return
+        dirty = set(getattr(self, "_dirty", ()))
+        try:
             super().sync()  # type: ignore[misc]
+        except BaseException:
+            # Celery's SIGTERM handler raises anywhere. What was being written is written again by the next sync:
+            # DatabaseScheduler has forgotten the row that it was saving, a shelf that it is to write its cache.
+            if dirty:
+                vars(self)["_dirty"] |= dirty
+            if (store := getattr(self, "_store", None)) is not None:
+                store.writeback = True
+            raise
 
     def _do_sync(self) -> None:
         if self._neli_may_write():

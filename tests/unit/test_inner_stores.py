@@ -53,6 +53,33 @@ def test_an_abandoned_shelf_does_not_overwrite_its_successors(persistent: Persis
     assert persistent.runs() == 99
 
 
+def test_a_shelf_cut_off_in_the_middle_of_a_write_is_written_at_the_close(persistent: Persistent) -> None:
+    """Celery's SIGTERM handler raises anywhere; a shelf whose sync was cut off would never write its cache again."""
+    cut: list[str] = []
+
+    class Shelf(shelve.DbfilenameShelf):
+        def __setitem__(self, key: str, value: Any) -> None:
+            if key == "entries" and value["entry"].total_run_count == 1 and not cut:
+                cut.append(key)
+                raise SystemExit
+            super().__setitem__(key, value)
+
+    class Persistence:
+        @staticmethod
+        def open(filename: str, writeback: bool) -> Shelf:
+            return Shelf(filename, "c", None, writeback)
+
+    class Watched(celery_beat.PersistentScheduler):
+        persistence = Persistence
+
+    with persistent.beat(neli_scheduler=Watched) as beat:
+        persistent.leadership.grant(1)
+        eventually(beat.ended, what="end")
+    assert cut == ["entries"]
+    assert len(beat.sent()) == 1
+    assert persistent.runs() == 1
+
+
 @pytest.mark.parametrize("end", ["lapse", "revoke"])
 def test_a_shelf_is_closed_before_the_next_is_opened(tmp_path: Path, end: str) -> None:
     """With gdbm opening the file that is still open fails, whereupon Celery deletes it."""
@@ -175,6 +202,31 @@ def test_a_task_cut_off_is_not_written_with_its_neighbours(database: Database) -
         eventually(beat.ended, what="end")
     assert len(beat.sent()) == 2
     assert sorted(PeriodicTask.objects.values_list("total_run_count", flat=True)) == [0, 1, 1]
+
+
+def test_a_row_cut_off_in_the_middle_of_a_write_is_written_at_the_close(database: Database) -> None:
+    """Celery's SIGTERM handler raises anywhere; DatabaseScheduler has forgotten the row that it is saving by then."""
+    from django_celery_beat.schedulers import DatabaseScheduler, ModelEntry
+
+    cut: list[str] = []
+
+    class Entry(ModelEntry):  # type: ignore[misc]
+        def save(self) -> None:
+            if not cut:
+                cut.append(self.name)
+                raise SystemExit
+            super().save()
+
+    class Watched(DatabaseScheduler):  # type: ignore[misc]
+        pass
+
+    Watched.Entry = Entry
+    with database.beat(neli_scheduler=Watched) as beat:
+        database.leadership.grant(1)
+        eventually(beat.ended, what="end")
+    assert cut == ["entry"]
+    assert len(beat.sent()) == 1
+    assert database.runs() == 1
 
 
 def test_the_database_schedulers_of_past_terms_are_freed(database: Database) -> None:
