@@ -25,7 +25,7 @@ from types import TracebackType
 from celery_neli.clock import boottime
 from celery_neli.config import Config
 from celery_neli.events import Group, Journal
-from celery_neli.exceptions import ClosedError
+from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog
 from celery_neli.member import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Member
 from celery_neli.pulser import Pulser
@@ -113,6 +113,7 @@ class Neli:
         self._starting = threading.Lock()
         self._member: Member | None = None
         self._thread: Thread | None = None
+        self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._pid = os.getpid()
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
@@ -164,8 +165,9 @@ class Neli:
     # What to do
 
     def start(self) -> None:
-        """Join the election; returns at once, may be repeated. Kafka need not be there. Raises `ClosedError` after
-        `close`.
+        """Join the election; returns at once, may be repeated. Kafka need not be there.
+
+        Raises `ConfigurationError` if Kafka's client refuses `config.kafka`, and `ClosedError` after `close`.
         """
         if self._inherited:
             raise ClosedError(f"{self.config.name} belongs to process {self._pid}, which forked; make a new Neli")
@@ -176,8 +178,19 @@ class Neli:
                 return
             self._pid = os.getpid()
             self.progress()
+            self._clients = self._make_clients()
             self._lines.start()
             self._thread = spawn(self._run, name=f"neli-{self.config.group}")
+
+    def _make_clients(self) -> tuple[Journal, Group] | None:
+        """The first ones are made here, so that what no retry can mend is told to the caller; None: try again later."""
+        try:
+            return self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
+        except ConfigurationError:
+            raise
+        except Exception:
+            logger.exception("election failed name=%s: standing by, trying again", self.config.name)
+            return None
 
     def pulse(self, timeout: float = 0.0, *, cancel: threading.Event | None = None) -> bool:
         """Wait up to `timeout` seconds to lead; whether this member leads. Returns at once if it does already.
@@ -329,7 +342,8 @@ class Neli:
             seen = self._bell.rings
 
     def _serve(self) -> None:
-        journal, group = self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
+        clients, self._clients = self._clients, None
+        journal, group = clients or self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
         member = self._member = Member(self.config, journal, group, clock=self.clock, log=self._log)
         said: str | None = None
         try:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 DELIVER_EVERY = 1.0
-JOIN_SLACK = 15.0
+CLOSE_SLACK = 10.0
+JOIN = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ class Leadership:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Join the election; returns at once, may be repeated. Raises `ClosedError` after `stop`."""
+        """Join the election; returns at once, may be repeated. Raises `ClosedError` after `stop`, and
+        `ConfigurationError` if Kafka's client refuses `neli_kafka`.
+        """
         with self._lock:
             if self._thread is None:
                 self._neli.start()
@@ -106,7 +109,8 @@ class Leadership:
         self._neli.request_close()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
-            thread.join(self.config.drain_timeout + self.config.heartbeat_timeout + JOIN_SLACK)
+            self._neli.wait_closed(self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK)
+            thread.join(JOIN)  # a receiver that does not return cannot hold up the end any more
 
     @property
     def stopped(self) -> bool:

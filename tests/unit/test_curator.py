@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_neli import ClosedError, Config, LeaderAcquired, LeaderFenced, LeaderRevoked, Neli, State
+from celery_neli import (
+    ClosedError,
+    Config,
+    ConfigurationError,
+    LeaderAcquired,
+    LeaderFenced,
+    LeaderRevoked,
+    Neli,
+    State,
+)
 from celery_neli.records import decode
 from tests.processes import wait_until as wait
 from tests.unit.memory_log import MemoryLog
@@ -291,6 +300,16 @@ def test_clients_that_cannot_be_made_do_not_end_the_member(
     wait_until(lambda: any("election failed" in record.message for record in caplog.records))
     log.failing = None
     assert neli.pulse(timeout=10)
+
+
+def test_clients_that_the_settings_forbid_are_told_to_the_caller(make: Callable[..., Neli], log: MemoryLog) -> None:
+    """No retry mends a bad property: start raises, and nothing was started."""
+    log.failing = ConfigurationError("neli_kafka has acks='1'")
+    neli = make()
+    threads = threading.active_count()
+    with pytest.raises(ConfigurationError, match="acks"):
+        neli.pulse()
+    assert threading.active_count() == threads
 
 
 def test_a_forked_child_leads_nothing(make: Callable[..., Neli]) -> None:

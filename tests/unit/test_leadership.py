@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -131,6 +132,25 @@ def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadershi
     go.set()
     wait(second.leading)
     assert not first.held()
+
+
+def test_a_receiver_that_does_not_return_does_not_hold_up_the_end(make: Callable[..., Leadership]) -> None:
+    """The role is released after drain_timeout, and stop returns soon after: a supervisor's patience is short."""
+    leadership = make()
+    go = threading.Event()
+
+    def receiver(sender: Leadership, **_: Any) -> None:
+        go.wait(60)
+
+    signals.leadership_revoked.connect(receiver)
+    leadership.start()
+    wait(leadership.leading)
+    began = time.monotonic()
+    leadership.stop()
+    took = time.monotonic() - began
+    go.set()
+    assert leadership.stopped
+    assert took < QUICK["drain_timeout"] + 8
 
 
 def test_an_owned_leadership_resigns_when_its_owner_makes_no_progress(make: Callable[..., Leadership]) -> None:
