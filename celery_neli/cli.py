@@ -60,7 +60,13 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
 @click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
 @click.option("--role", help="The role; may be left out if there is one.")
 @click.option("--to", help="Name of the member that is to lead next; by default whoever the group prefers.")
-@click.option("--timeout", type=float, default=15.0, show_default=True, help="Seconds to wait for the next leader.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=15.0,
+    show_default=True,
+    help="Seconds to wait for the next leader.",
+)
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
     """Ask the leader to hand over, and wait for the next one. Exit status 1 if none came in time."""
@@ -73,6 +79,10 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
         before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
     except NeliError as exc:
         raise click.ClickException(str(exc)) from None
+    if to not in (None, after.leader):
+        raise click.ClickException(
+            f"{before.leader} handed over, but {after.leader} leads now (term {after.term}), not {to}"
+        )
     print(
         f"{election}: {before.leader} (term {before.term}) handed over to {after.leader} (term {after.term})"
         f" in {seconds:.1f} s"

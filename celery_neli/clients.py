@@ -148,6 +148,12 @@ def group_properties(config: Config) -> Properties:
     )
 
 
+def check(config: Config) -> None:
+    """Raise `ConfigurationError` for a property that contradicts what an election needs."""
+    for properties in (reader_properties, producer_properties, group_properties):
+        properties(config)
+
+
 def admin_properties(config: Config) -> Properties:
     """Properties of the short-lived client that looks after the leader topic."""
     return _merge(config, required={}, preferred={})

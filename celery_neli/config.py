@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _PUBLIC = ("bootstrap.servers", "client.id", "security.protocol", "sasl.mechanism", "sasl.mechanisms")
+_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
 ELECTIONS = ("beat", "worker")
 STALL_LEAST = 1.0
 
@@ -141,6 +142,9 @@ class Config:
         if not self.roles or len(set(self.roles)) != len(self.roles) or not all(map(_is_name, self.roles)):
             raise ConfigurationError(f"roles = {self.roles!r}: give one or more names, each once")
         self._compare()
+        from celery_neli.clients import check  # it needs a configuration to begin with
+
+        check(self)
 
     def _compare(self) -> None:
         if 3 * self.heartbeat_interval > self.heartbeat_timeout:
@@ -205,6 +209,12 @@ def _kafka(value: Any) -> Mapping[str, Any]:
     servers = value.get("bootstrap.servers", value.get("metadata.broker.list"))
     if not isinstance(servers, str) or not servers.strip():
         raise ConfigurationError("neli_kafka lacks 'bootstrap.servers': give at least one host:port")
+    for server in servers.split(","):
+        scheme, found, _ = server.strip().partition("://")
+        if found and scheme.lower() not in _SCHEMES:
+            raise ConfigurationError(
+                f"neli_kafka has the server {server.strip()!r}: give host:port, without {scheme}://"
+            )
     return MappingProxyType(
         {**{k: v for k, v in value.items() if k != "metadata.broker.list"}, "bootstrap.servers": servers}
     )

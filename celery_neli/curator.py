@@ -119,6 +119,7 @@ class Neli:
         self._log = self._lines.logger(__name__)
         self._progressed = (clock(), threading.get_ident())
         self._stalled = False
+        self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were told last
 
     # What holds
 
@@ -356,6 +357,7 @@ class Neli:
                     member.close()
                 self._watch(member)
                 self._tell(member.step(DRAIN_SLICE if member.draining else SLICE))
+                self._tell_elsewhere(member)
                 if member.trouble is not None:
                     if str(member.trouble) != said:
                         said = str(member.trouble)
@@ -369,12 +371,27 @@ class Neli:
     def _tell(self, changes: list[LeaderEvent]) -> None:
         for event in changes:
             kind = {LeaderAcquired: "acquired", LeaderRevoked: "revoked", LeaderFenced: "fenced"}[type(event)]
-            self._log.info("leadership %s role=%s term=%d name=%s", kind, event.role, event.term, self.config.name)
+            line = "leadership %s role=%s term=%d name=%s group=%s"
+            values = kind, event.role, event.term, self.config.name, self.config.group
+            if isinstance(event, LeaderFenced):
+                self._log.warning(line + " reason=%r", *values, event.reason)
+            else:
+                self._log.info(line, *values)
             if isinstance(event, LeaderRevoked) and self._barrier is None:
                 self._drained(event)
         if changes:
             self._events.extend(changes)
             self._bell.ring()
+
+    def _tell_elsewhere(self, member: Member) -> None:
+        """A standby says whom it stands by for, whenever that changes: its log is to tell it from one that hangs."""
+        for role in self.config.roles:
+            leader = member.leader(role)
+            if leader is not None and leader != self._leaders.get(role):
+                self._leaders[role] = leader
+                if member.grant(role).term != leader[1]:
+                    line = "standing by role=%s leader=%s term=%d name=%s group=%s"
+                    self._log.info(line, role, *leader, self.config.name, self.config.group)
 
     def _watch(self, member: Member) -> None:
         """A member whose owner makes no progress neither leads nor claims."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import celery.beat
+import click
+
+from celery_neli.exceptions import ConfigurationError
 
 __all__ = ["Facade"]
 
@@ -51,9 +54,16 @@ class Facade(celery.beat.Scheduler):
         if self._inner is not None:
             self._inner.sync()
 
+    def neli_check(self) -> None:
+        """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
+
     @property
     def info(self) -> str:
-        """Lines of beat's banner."""
+        """Lines of beat's banner. A wrong setting ends the command here, with one line, before anything has started."""
+        try:
+            self.neli_check()
+        except ConfigurationError as exc:
+            raise click.ClickException(str(exc)) from None
         conf = self.app.conf
         return (
             f"    . leads -> {conf.get('neli_scheduler') or 'celery.beat.Scheduler'}\n"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 REPEAT_AFTER = 10.0  # seconds until the same line may be said again
+_CONSEQUENCE = "nobody leads until it answers"
 REMEMBERED = 256  # lines kept in mind
 _NUMBERS = re.compile(r"\d+")
 _SECRET = re.compile(r"password|secret|token|jaas|\.key\b|key\.pem|oauthbearer\.config|credential", re.IGNORECASE)
@@ -73,7 +74,7 @@ class KafkaLog:
             if not self._unreachable:
                 self._unreachable = True
                 because = f" reason={self._reason!r}" if self._reason else ""
-                self._log.warning("kafka unreachable servers=%s%s", self._servers, because)
+                self._log.warning("kafka unreachable servers=%s%s: %s", self._servers, because, _CONSEQUENCE)
         elif error.name() in _CONNECTION_ERRORS:
             self._reason = self.masked(error.str())
         self.remark(error)

@@ -21,6 +21,11 @@ CLOCK_RATES = 1.01
 """Two clocks may differ in rate by this factor (R2)."""
 
 
+def name_of(member: str) -> str:
+    """The name in a member's identity, which is its name, a slash and a nonce."""
+    return member.rpartition("/")[0] or member
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """How one member keeps time, in seconds (the settings of the same names)."""
@@ -313,7 +318,7 @@ class Lease:
     @property
     def name(self) -> str:
         """The member's name without its nonce."""
-        return self.member.rpartition("/")[0]
+        return name_of(self.member)
 
     def _record(self, kind: Any, now: float, **more: Any) -> Record:
         self._seq += 1

@@ -160,14 +160,18 @@ class LeasedMixin:
             nonlocal said
             if not said or time.monotonic() - said > BROKER_DOWN_LOG_INTERVAL:
                 logger.error(
-                    "beat: cannot reach the task broker (%s); trying again for as long as this beat leads", exc
+                    "beat: cannot reach the task broker (%s); trying again, handing over after neli_stall_timeout",
+                    exc,
                 )
                 said = time.monotonic()
 
         scheduler: Any = self
-        return scheduler.connection.ensure_connection(
+        connection = scheduler.connection.ensure_connection(
             on_error, None, interval_start=0.2, interval_step=0.4, interval_max=1.0, callback=self.neli_tenure.ask_start
         )
+        if said:
+            logger.info("beat: the task broker answers again")
+        return connection
 
 
 def release_connection(inner: Any) -> None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from celery_neli.config import Config
 from celery_neli.events import End, Entry, Group, Journal, Lost, Started
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
-from celery_neli.lease import FOREVER, NEVER, Lease, Timing
+from celery_neli.lease import FOREVER, NEVER, Lease, Timing, name_of
 from celery_neli.records import Record, decode, encode
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
+STOOD_STILL = 1.0
+"""Seconds; a step waits for a fraction of that."""
 IDLE = "idle"
 """In a record's data: seconds since its author's owner last made progress. No rule uses it; `led_until` does."""
 IDLE_MOST = 3600.0
@@ -44,10 +46,14 @@ class LeaderRevoked:
 
 @dataclass(frozen=True, slots=True)
 class LeaderFenced:
-    """This member holds the role no more and could not choose: another may lead already (R5). Stop at once."""
+    """This member holds the role no more and could not choose: another may lead already (R5). Stop at once.
+
+    `reason` is for people.
+    """
 
     role: str
     term: int
+    reason: str = field(default="", compare=False)
 
 
 LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
@@ -138,6 +144,7 @@ class Member:
             for index, role in enumerate(config.roles)
         ]
         self._warned: dict[str, float] = {}
+        self._turned, self._gap = clock(), 0.0  # when the last step was made, and how long after the one before
 
     def _identity(self) -> str:
         return f"{self.config.name}/{self._nonce()}"
@@ -147,6 +154,11 @@ class Member:
     def grant(self, role: str) -> Grant:
         """What this member may do as `role`; to be asked with a fresh time of the member's clock. Takes no lock."""
         return self._post(role).grant
+
+    def leader(self, role: str) -> tuple[str, int] | None:
+        """Name and term of whoever holds `role`, as far as this member knows; None: nobody, or unknown."""
+        lease = self._post(role).lease
+        return (name_of(lease.holder), lease.term) if lease.known and lease.holder is not None else None
 
     def led_until(self, role: str) -> float | None:
         """Until when (member's clock) the owner of the last leader before the present term of `role` made progress, as
@@ -169,6 +181,7 @@ class Member:
         except TopicError as exc:
             events, self.trouble = [], exc
         now = self._clock()  # after the poll returned (R1)
+        self._gap, self._turned = now - self._turned, now
         for event in events:
             self._take(event, now)
         self._group.poll()
@@ -357,6 +370,20 @@ class Member:
         elif post.grant.until != NEVER:
             post.grant = Grant(post.grant.term)
 
+    def _why(self, post: _Post, now: float) -> str:
+        """Why the term that was told is over, in an operator's words."""
+        lease = post.lease
+        if lease.holder == lease.member and now >= lease.until:
+            if self._gap > STOOD_STILL:
+                return f"this process stood still for {self._gap:.1f} s"
+            sent = lease.until - self.config.heartbeat_timeout
+            return f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow"
+        if post.draining:
+            return f"the barrier still ran after drain_timeout, {self.config.drain_timeout:g} s"
+        if lease.holder not in (None, lease.member):
+            return f"{name_of(lease.holder)} claimed the role"
+        return "the log was lost, or it differs from the one that was read"
+
     def _changes(self, post: _Post, now: float) -> Iterable[LeaderEvent]:
         grant = post.grant
         if post.told is not None:
@@ -365,7 +392,7 @@ class Member:
                 told, post.told = post.told, None
                 post.lease.drained()  # should late beats bring the lease back: nobody has work in flight any more
                 if not post.drained:
-                    yield LeaderFenced(post.role, told)
+                    yield LeaderFenced(post.role, told, self._why(post, now))
             elif grant.resigning and not post.draining:
                 post.draining = True
                 yield LeaderRevoked(post.role, post.told)

@@ -18,7 +18,7 @@ from celery.utils.log import get_logger
 
 from celery_neli import inner as inners
 from celery_neli.alarm import Alarm
-from celery_neli.config import enabled
+from celery_neli.config import enabled, from_app
 from celery_neli.facade import Facade
 from celery_neli.reservation import Ledger
 from celery_neli.tenure import Leader, LeaseEnded, Tenure
@@ -91,6 +91,12 @@ class Scheduler(Facade):
     @staticmethod
     def _inner_class(app: Any) -> type[Any]:
         return inners.resolve(app.conf.get("neli_scheduler") or "celery.beat.Scheduler", outer=Scheduler)
+
+    def neli_check(self) -> None:
+        """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
+        if self._leader is None:
+            from_app(self.app, "beat")
+        self._inner_class(self.app)
 
     # -- the turn --
 

@@ -84,6 +84,14 @@ def look(config: Config, election: str, *, log: logging.Logger) -> ElectionStatu
     Raises `NeliError` if no broker answers.
     """
     klog = KafkaLog(log, config.properties)
+    try:
+        return _look(config, election, klog)
+    except KafkaException as exc:
+        reason = klog.masked(exc.args[0].str())
+        raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
+
+
+def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
     extra: dict[str, Any] = {"logger": klog, "error_cb": klog.remark}
     admin = AdminClient({**admin_properties(config), **extra})
     group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
@@ -93,9 +101,6 @@ def look(config: Config, election: str, *, log: logging.Logger) -> ElectionStatu
         if found.error is not None or not found.partitions:
             return ElectionStatus(election=election, topic=config.topic, group=config.group, exists=False)
         roles = _roles(reader, config, min(len(found.partitions), len(config.roles)))
-    except KafkaException as exc:
-        servers = config.properties["bootstrap.servers"]
-        raise NeliError(f"Kafka at {servers} does not answer: {klog.masked(exc.args[0].str())}") from None
     finally:
         reader.close()
     members, state = _members(group, config)

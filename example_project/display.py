@@ -79,5 +79,5 @@ def report(summary: Summary) -> str:
     if of.exit_status == 2:
         lines.append("Not to be judged: no messages, or messages that name no term.")
     if of.exit_status == 0:
-        lines.append("One led at all times.")
+        lines.append("Never did two lead at once.")
     return "\n".join(lines)

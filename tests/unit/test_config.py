@@ -33,6 +33,11 @@ from celery_neli.config import from_app
         ({"roles": ("a", "a")}, r"roles = \('a', 'a'\)"),
         ({"kafka": 9092}, r"neli_kafka is a int: give the bootstrap servers"),
         ({"kafka": {"sasl.password": "hush"}}, r"neli_kafka lacks 'bootstrap.servers'"),
+        ({"kafka": "redis://localhost:6379"}, r"neli_kafka has the server 'redis://localhost:6379': give host:port"),
+        (
+            {"kafka": {"bootstrap.servers": "k:1", "acks": "1"}},
+            r"neli_kafka has acks='1', but an election needs",
+        ),
         ({"kafka": " "}, r"neli_kafka lacks 'bootstrap.servers'"),
     ],
 )

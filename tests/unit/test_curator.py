@@ -78,6 +78,27 @@ def test_one_of_two_leads(make: Callable[..., Neli]) -> None:
     assert second.deadline is None
 
 
+def test_a_standby_says_whom_it_stands_by_for(make: Callable[..., Neli], caplog: pytest.LogCaptureFixture) -> None:
+    """Else its log would not tell it from a process that hangs; once for each leader."""
+    caplog.set_level(logging.INFO, "celery_neli")
+    first, second, third = make(), make(), make()
+    assert first.pulse(timeout=5)
+    second.start()
+    third.start()
+
+    def lines(name: str) -> list[str]:
+        said = [record.message for record in caplog.records if f"name={name} " in record.message]
+        return [line.split(" term=")[0] for line in said if line.startswith("standing by")]
+
+    wait_until(lambda: lines("m1") and lines("m2"))
+    first.close()
+    assert second.pulse(timeout=5) or third.pulse(timeout=5)
+    leader, standby = ("m1", "m2") if second.is_leader else ("m2", "m1")
+    wait_until(lambda: len(lines(standby)) == 2)
+    assert lines(standby) == ["standing by role=leader leader=m0", f"standing by role=leader leader={leader}"]
+    assert lines("m0") == []
+
+
 def test_nothing_starts_before_the_first_pulse(make: Callable[..., Neli], log: MemoryLog) -> None:
     """A curator that is only made starts no thread and opens no client."""
     threads = threading.active_count()
@@ -108,6 +129,8 @@ def test_a_leader_that_cannot_write_or_read_is_fenced_when_its_lease_ends(
     wait_until(lambda: not neli.is_leader)
     wait_until(lambda: neli.pulse() or len(events) > 1)
     assert [type(event) for event in events] == [LeaderAcquired, LeaderFenced]
+    assert isinstance(events[1], LeaderFenced)
+    assert "was read back: Kafka is away or slow" in events[1].reason
     log.reachable = True
     assert neli.pulse(timeout=5)
     assert events[-1].term > events[0].term
@@ -163,6 +186,8 @@ def test_a_barrier_that_overruns_is_fenced(make: Callable[..., Neli]) -> None:
     let_go.set()
     closing.join(5)
     assert [type(event) for event in events] == [LeaderAcquired, LeaderRevoked, LeaderFenced]
+    assert isinstance(events[2], LeaderFenced)
+    assert events[2].reason == "the barrier still ran after drain_timeout, 0.2 s"
 
 
 def test_what_a_barrier_raises_is_logged_and_holds_up_nothing(

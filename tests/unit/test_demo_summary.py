@@ -44,7 +44,7 @@ def test_one_leader_after_the_other() -> None:
     assert summary.terms == (3, 9)
     assert (summary.due, summary.sent, summary.doubled_in_handovers, summary.doubled_otherwise) == (10, 10, 0, 0)
     assert (summary.missed_in_handovers, summary.missed_otherwise) == (0, 0)
-    assert "One led at all times" in report(summary)
+    assert "Never did two lead at once" in report(summary)
 
 
 def test_two_terms_at_once() -> None:

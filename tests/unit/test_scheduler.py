@@ -9,6 +9,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 from celery import beat as celery_beat
 from celery.apps.beat import Beat as BeatCommand
@@ -98,6 +99,24 @@ def test_the_leadership_comes_from_the_factory_at_the_first_tick() -> None:
     scheduler.tick()
     assert made == [app]
     scheduler.close()
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"neli_hearbeat_timeout": 5}, "neli_hearbeat_timeout is no setting"),
+        ({"neli_scheduler": "no.such.Scheduler"}, "neli_scheduler='no.such.Scheduler' cannot be imported"),
+    ],
+)
+def test_a_wrong_setting_ends_the_command_with_one_line_where_the_banner_is_made(
+    conf: dict[str, Any], message: str
+) -> None:
+    """Later Celery prints it hundreds of lines deep; click prints this one as `Error: …`."""
+    app = make_app(neli_group="shop", **conf)
+    command = BeatCommand(app=app, scheduler="celery_neli.scheduler.Scheduler")
+    service = celery_beat.Service(app, scheduler_cls="celery_neli.scheduler.Scheduler")
+    with pytest.raises(click.ClickException, match=message):
+        command.banner(service)
 
 
 def test_the_banner_names_the_scheduler_that_is_led(plain: Kind, capsys: pytest.CaptureFixture[str]) -> None:
