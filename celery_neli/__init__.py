@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from celery_neli.config import Config
     from celery_neli.curator import Neli, State
     from celery_neli.exceptions import ClosedError, ConfigurationError, NeliError, TopicError
-    from celery_neli.member import LeaderAcquired, LeaderFenced, LeaderRevoked
+    from celery_neli.grant import LeaderAcquired, LeaderFenced, LeaderRevoked
     from celery_neli.scheduler import Scheduler
 
 __version__ = "0.1.0"
@@ -42,9 +42,9 @@ _HOMES = {
     "ClosedError": "exceptions",
     "NeliError": "exceptions",
     "TopicError": "exceptions",
-    "LeaderAcquired": "member",
-    "LeaderFenced": "member",
-    "LeaderRevoked": "member",
+    "LeaderAcquired": "grant",
+    "LeaderFenced": "grant",
+    "LeaderRevoked": "grant",
     "Neli": "curator",
     "State": "curator",
     "Scheduler": "scheduler",

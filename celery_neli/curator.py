@@ -14,10 +14,8 @@ from __future__ import annotations
 import enum
 import logging
 import os
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -26,9 +24,12 @@ from celery_neli.clock import boottime
 from celery_neli.config import Config
 from celery_neli.events import Group, Journal
 from celery_neli.exceptions import ClosedError, ConfigurationError
+from celery_neli.grant import Grant, LeaderEvent, LeaderRevoked
 from celery_neli.logs import BackgroundLog
-from celery_neli.member import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Member
+from celery_neli.member import Member
+from celery_neli.progress import Progress
 from celery_neli.pulser import Pulser
+from celery_neli.report import Report
 from celery_neli.threads import Bell, Thread, spawn
 
 SLICE = 0.1
@@ -66,17 +67,6 @@ def connect_kafka(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
     except BaseException:
         journal.close()  # it is tried again and again: clients must not pile up
         raise
-
-
-class _Stack:
-    """Where a thread is, looked up when it is printed (on the thread that logs, not on the one that renews)."""
-
-    def __init__(self, thread_id: int) -> None:
-        self._thread_id = thread_id
-
-    def __str__(self) -> str:
-        frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - the documented way to another thread's stack
-        return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame))
 
 
 class Neli:
@@ -117,9 +107,8 @@ class Neli:
         self._pid = os.getpid()
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
-        self._progressed = (clock(), threading.get_ident())
-        self._stalled = False
-        self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were told last
+        self._report = Report(config, self._log)
+        self._progress = Progress(config, self._log, clock)
 
     # What holds
 
@@ -217,7 +206,7 @@ class Neli:
         """The owner's work goes on. A pulse says so by itself; without a word for `stall_timeout` a leader resigns.
         Takes no lock.
         """
-        self._progressed = (self.clock(), threading.get_ident())
+        self._progress.made()
 
     def deliver(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for changes and run the barrier on them, without saying that the owner's work
@@ -355,9 +344,9 @@ class Neli:
                     member.resign(self._resign.popitem()[0])
                 if self._state is not State.LIVE:
                     member.close()
-                self._watch(member)
+                self._progress.watch(member)
                 self._tell(member.step(DRAIN_SLICE if member.draining else SLICE))
-                self._tell_elsewhere(member)
+                self._report.standby(member)
                 if member.trouble is not None:
                     if str(member.trouble) != said:
                         said = str(member.trouble)
@@ -370,41 +359,9 @@ class Neli:
 
     def _tell(self, changes: list[LeaderEvent]) -> None:
         for event in changes:
-            kind = {LeaderAcquired: "acquired", LeaderRevoked: "revoked", LeaderFenced: "fenced"}[type(event)]
-            line = "leadership %s role=%s term=%d name=%s group=%s"
-            values = kind, event.role, event.term, self.config.name, self.config.group
-            if isinstance(event, LeaderFenced):
-                self._log.warning(line + " reason=%r", *values, event.reason)
-            else:
-                self._log.info(line, *values)
+            self._report.change(event)
             if isinstance(event, LeaderRevoked) and self._barrier is None:
                 self._drained(event)
         if changes:
             self._events.extend(changes)
             self._bell.ring()
-
-    def _tell_elsewhere(self, member: Member) -> None:
-        """A standby says whom it stands by for, whenever that changes: its log is to tell it from one that hangs."""
-        for role in self.config.roles:
-            leader = member.leader(role)
-            if leader is not None and leader != self._leaders.get(role):
-                self._leaders[role] = leader
-                if member.grant(role).term != leader[1]:
-                    line = "standing by role=%s leader=%s term=%d name=%s group=%s"
-                    self._log.info(line, role, *leader, self.config.name, self.config.group)
-
-    def _watch(self, member: Member) -> None:
-        """A member whose owner makes no progress neither leads nor claims."""
-        since, thread_id = self._progressed
-        stalled = self.clock() - since > self.config.stall_timeout
-        member.progressed = since
-        member.candidate = not stalled  # every time: the member may be a new one, made after a failure
-        if stalled != self._stalled:
-            self._stalled = stalled
-            if stalled:
-                self._log.warning(
-                    "no progress for %.0f s (neli_stall_timeout) name=%s: standing back; it is here:\n%s",
-                    self.config.stall_timeout, self.config.name, _Stack(thread_id),
-                )  # fmt: skip
-            else:
-                self._log.info("progress again name=%s: a candidate again", self.config.name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery_neli import signals
 from celery_neli.config import Config, from_app
 from celery_neli.curator import Neli, State
-from celery_neli.member import LeaderAcquired, LeaderEvent, LeaderRevoked
+from celery_neli.grant import LeaderAcquired, LeaderEvent, LeaderRevoked
 
 if TYPE_CHECKING:
     from celery import Celery

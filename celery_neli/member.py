@@ -2,7 +2,7 @@
 
 The member is the whole of the protocol without threads and without Kafka: `step` makes one turn. The curator turns it
 on a thread of its own; the simulation turns thirty of them on fake clocks. Everything here is called from one thread,
-but for `standing`.
+but for `grant`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from celery_neli.config import Config
 from celery_neli.events import End, Entry, Group, Journal, Lost, Started
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
+from celery_neli.grant import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked
 from celery_neli.lease import FOREVER, NEVER, Lease, Timing, name_of
 from celery_neli.records import Record, decode, encode
 
@@ -26,58 +26,6 @@ STOOD_STILL = 1.0
 IDLE = "idle"
 """In a record's data: seconds since its author's owner last made progress. No rule uses it; `led_until` does."""
 IDLE_MOST = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderAcquired:
-    """This member leads `role`; `term` is the number of its term, higher than every earlier one of the role."""
-
-    role: str
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderRevoked:
-    """This member leads no more, but holds the role until the barrier returns or `drain_timeout` is over (R4)."""
-
-    role: str
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderFenced:
-    """This member holds the role no more and could not choose: another may lead already (R5). Stop at once.
-
-    `reason` is for people.
-    """
-
-    role: str
-    term: int
-    reason: str = field(default="", compare=False)
-
-
-LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What the lease of one role allows, until when: made by the member's thread, read by any.
-
-    `until` is seconds on the member's clock; `leading` and `held` ask it (R3). `term` is of the grant, or of the last
-    one.
-    """
-
-    term: int | None = None
-    until: float = NEVER
-    resigning: bool = False
-
-    def held(self, now: float) -> bool:
-        """Work in flight may finish."""
-        return now < self.until
-
-    def leading(self, now: float) -> bool:
-        """New work may start."""
-        return not self.resigning and now < self.until
 
 
 class Log(Protocol):

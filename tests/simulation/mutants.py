@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery_neli import lease, member
+from celery_neli import grant, lease, member
 from tests.simulation.judge import Failure
 from tests.simulation.world import run
 
@@ -46,7 +46,7 @@ class Mutant:
 MUTANTS = (
     # The rules of the fold
     Mutant(name="a lease counts from the send", scenario="base", text="self.until = max(self.until, sent + ", put="self.until = max(self.until, now + "),
-    Mutant(name="a lease ends", where="member", scenario="base", text='finish."""\n        return now < self.until', put='finish."""\n        return self.until != NEVER'),
+    Mutant(name="a lease ends", where="grant", scenario="base", text='finish."""\n        return now < self.until', put='finish."""\n        return self.until != NEVER'),
     Mutant(name="claims are compare-and-set", scenario="base", text="else record.seen != self.last:", put="else False:"),
     Mutant(
         name="wait for the lease announced", scenario="unlike", text="self._vacant = now + record.lease * CLOCK_RATES",
@@ -88,7 +88,7 @@ MUTANTS = (
     Mutant(name="a late barrier frees no later term", where="member", scenario="drains", text=" and post.told is not None and term in (None, post.told)", put=""),
     Mutant(name="nobody told, nobody drains", where="member", scenario="orderly", text="post.lease.drained()  # nobody was told", put="pass  # nobody was told"),
     Mutant(name="a revocation is told", where="member", scenario="orderly", text="yield LeaderRevoked(post.role, post.told)", put="pass"),
-    Mutant(name="a fence is told", where="member", scenario="base", text="yield LeaderFenced(post.role, told)", put="pass"),
+    Mutant(name="a fence is told", where="member", scenario="base", text="yield LeaderFenced(post.role, told, self._why(post, now))", put="pass"),
     # Slots
     Mutant(name="late data are ignored", scenario="rough", text="and record.seq > self._data_seq", put=""),
     Mutant(name="a claim repeats the data", scenario="base", text="seen=self.last, data=self.data)", put="seen=self.last)"),
@@ -97,9 +97,9 @@ MUTANTS = (
 
 
 def mutated(mutant: Mutant) -> Any:
-    """The class `Member` of a copy of lease.py and member.py, one of them changed."""
+    """The class `Member` of a copy of lease.py, grant.py and member.py, one of them changed."""
     modules = {}
-    for name, module in (("lease", lease), ("member", member)):
+    for name, module in (("lease", lease), ("grant", grant), ("member", member)):
         source = Path(module.__file__).read_text()
         if mutant.where == name:
             if source.count(mutant.text) != 1:
@@ -107,7 +107,10 @@ def mutated(mutant: Mutant) -> Any:
                     f"{mutant.name}: {mutant.text!r} stands {source.count(mutant.text)} times in {name}.py"
                 )
             source = source.replace(mutant.text, mutant.put)
-        source = source.replace("from celery_neli.lease import", "from tests.simulation.mutant_lease import")
+        for copied in ("lease", "grant"):
+            source = source.replace(
+                f"from celery_neli.{copied} import", f"from tests.simulation.mutant_{copied} import"
+            )
         copy = modules[name] = types.ModuleType(f"tests.simulation.mutant_{name}")
         sys.modules[copy.__name__] = copy  # dataclasses look their module up
         exec(compile(source, copy.__name__, "exec"), copy.__dict__)  # noqa: S102  our own source

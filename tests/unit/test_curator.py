@@ -29,7 +29,7 @@ from tests.unit.memory_log import MemoryLog
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from celery_neli.member import LeaderEvent
+    from celery_neli.grant import LeaderEvent
 
 QUICK = {"heartbeat_interval": 0.05, "heartbeat_timeout": 0.4, "takeover_delay": 0.02, "drain_timeout": 2.0}
 

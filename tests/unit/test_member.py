@@ -11,7 +11,8 @@ import pytest
 from celery_neli.config import Config
 from celery_neli.events import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import TopicError
-from celery_neli.member import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked, Member
+from celery_neli.grant import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked
+from celery_neli.member import Member
 from celery_neli.records import Record, decode, encode
 
 
