@@ -30,13 +30,14 @@ from celery_neli.member import Member
 from celery_neli.progress import Progress
 from celery_neli.pulser import Pulser
 from celery_neli.report import Report
-from celery_neli.threads import Bell, Thread, spawn
+from celery_neli.threads import Bell, Thread, patched, spawn
 
-SLICE = 0.1
-"""Seconds that the member's thread waits for Kafka before it looks at what other threads asked of it; librdkafka offers
-no wake-up.
+SLICE = 0.5
+"""Seconds that a standby's thread waits for a record before it looks at what other threads asked of it (librdkafka can
+only be woken by Kafka). Nobody waits for a standby; a leader waits for a bell instead, see `_pause`.
 """
-DRAIN_SLICE = 0.005
+GREEN_SLICE = 0.1
+BUSY_SLICE = 0.005
 RETRY_LEAST, RETRY_MOST = 1.0, 30.0
 CANCEL_EVERY = 0.05
 CLOSE_SLACK = 10.0
@@ -222,6 +223,7 @@ class Neli:
         once.
         """
         self._resign[role] = None
+        self._bell.ring()
 
     def background(self, task: Callable[[], None]) -> Pulser:
         """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
@@ -338,6 +340,7 @@ class Neli:
         said: str | None = None
         try:
             while not member.closed:
+                seen = self._bell.rings
                 while self._asked:
                     self._asked.popleft()(member)
                 for _ in range(len(self._resign)):
@@ -345,7 +348,7 @@ class Neli:
                 if self._state is not State.LIVE:
                     member.close()
                 self._progress.watch(member)
-                self._tell(member.step(DRAIN_SLICE if member.draining else SLICE))
+                self._tell(member.step(self._pause(member, seen)))
                 self._report.standby(member)
                 if member.trouble is not None:
                     if str(member.trouble) != said:
@@ -356,6 +359,21 @@ class Neli:
             self._tell(member.abandon())
             group.close()
             journal.close()
+
+    def _pause(self, member: Member, seen: int) -> float:
+        """How long the next step may wait for a record; seconds.
+
+        A leader waits here, for whatever is asked of it (the bell has rung more than `seen` times) or its next beat. It
+        may read its heartbeats back a little late: the lease counts from their sending (R1).
+        """
+        if member.draining or self._state is not State.LIVE:
+            return BUSY_SLICE
+        if not member.leading:
+            return SLICE if not patched() else GREEN_SLICE
+        if patched():
+            return GREEN_SLICE  # the bell is the greenlets' then, not this thread's
+        self._bell.wait(seen, max(0.0, min(self.config.heartbeat_interval / 2, member.wake() - self.clock())))
+        return 0.0
 
     def _tell(self, changes: list[LeaderEvent]) -> None:
         for event in changes:

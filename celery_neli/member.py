@@ -204,6 +204,12 @@ class Member:
         return fenced
 
     @property
+    def leading(self) -> bool:
+        """New work may start in some role."""
+        now = self._clock()
+        return any(post.grant.leading(now) for post in self._posts)
+
+    @property
     def draining(self) -> bool:
         """A barrier is under way: whoever turns this member should turn it often."""
         return any(post.told is not None and post.draining for post in self._posts)
