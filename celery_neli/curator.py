@@ -223,7 +223,8 @@ class Neli:
         once.
         """
         self._resign[role] = None
-        self._bell.ring()
+        if not self._inherited:
+            self._bell.ring()
 
     def background(self, task: Callable[[], None]) -> Pulser:
         """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
