@@ -45,7 +45,7 @@ class Led(Scheduler):
 app = Celery("project", broker="memory://")
 app.conf.update(
     beat_schedule={"entry": {"task": "t", "schedule": 1800.0}}, neli_scheduler="celery.beat.PersistentScheduler",
-    result_expires=None, worker_redirect_stdouts=False,
+    result_expires=None, worker_redirect_stdouts=False, neli_group="test",
 )
 
 
