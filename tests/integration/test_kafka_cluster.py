@@ -25,13 +25,8 @@ def test_coordinator_is_found(kafka_cluster: KafkaCluster, names: Callable[[str]
     try:
         consumer.subscribe([topic])
         wait_until(lambda: consumer.poll(0.1) or consumer.assignment(), timeout=60, what="an assignment")
-
-        def agree() -> bool:
-            # Asked of two brokers one after the other: one of them may not have heard yet of the newest leaders.
-            told = kafka_cluster.admin().describe_consumer_groups([group])[group].result(10).coordinator
-            return kafka_cluster.coordinator_of(group).id == told.id
-
-        wait_until(agree, timeout=30, what="the same coordinator from both", interval=0.5)
+        told = kafka_cluster.admin().describe_consumer_groups([group])[group].result(10).coordinator
+        assert kafka_cluster.coordinator_of(group).id == told.id
     finally:
         consumer.close()
 

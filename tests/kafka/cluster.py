@@ -170,8 +170,8 @@ class KafkaCluster:
 
 
 def _java_hash(text: str) -> int:
-    """As Kafka hashes a group's name: Java's `String.hashCode`, without its sign."""
+    """As Kafka hashes a group's name: the absolute value (`Utils.abs`) of Java's `String.hashCode`."""
     value = 0
     for character in text:  # one UTF-16 unit each: Kafka's names are plain
         value = (31 * value + ord(character)) & 0xFFFF_FFFF
-    return value & 0x7FFF_FFFF
+    return abs(value - (1 << 32)) & 0x7FFF_FFFF if value >> 31 else value
