@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
+from celery_neli.config import ELECTIONS
+
 if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
-
-ELECTIONS = ("beat", "worker")
 
 
 @click.group(name="neli")

@@ -250,7 +250,7 @@ class Neli:
         self.request_close()
         if self._deliverer == threading.get_ident():
             return
-        end = time.monotonic() + self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
+        end = time.monotonic() + self.close_timeout
         while self.state is not State.CLOSED:
             if time.monotonic() > end:
                 logger.error(
@@ -258,6 +258,11 @@ class Neli:
                 )
                 return
             self.deliver(1.0)
+
+    @property
+    def close_timeout(self) -> float:
+        """Seconds that `close` takes at most: a barrier, a claim under way, and the end of the clients."""
+        return self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
 
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until somebody has closed it, for up to `timeout` seconds; whether it is closed."""

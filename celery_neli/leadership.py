@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from celery import Celery
 
 DELIVER_EVERY = 1.0
-CLOSE_SLACK = 10.0
 JOIN = 1.0
 
 logger = logging.getLogger(__name__)
@@ -109,7 +108,7 @@ class Leadership:
         self._neli.request_close()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
-            self._neli.wait_closed(self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK)
+            self._neli.wait_closed(self._neli.close_timeout)
             thread.join(JOIN)  # a receiver that does not return cannot hold up the end any more
 
     @property
