@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 _KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _PUBLIC = ("bootstrap.servers", "client.id", "security.protocol", "sasl.mechanism", "sasl.mechanisms")
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
 ELECTIONS = ("beat", "worker")
@@ -83,6 +84,27 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="the scheduler that the leading beat runs: a class, a path or an alias",
     ),
     Setting(
+        name="neli_roles",
+        default='`["leader"]`',
+        meaning="what workers may lead, each role apart: its name is its place in this list, so append only",
+    ),
+    Setting(
+        name="neli_rebalance_after",
+        default="30 s",
+        meaning="with several roles: how long the group's assignment and a leader must have been stable before the "
+        "worker to which the group has assigned the role asks for it",
+    ),
+    Setting(
+        name="neli_leader_queue",
+        default="`<group>.leader.<role>`",
+        meaning="queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
+    ),
+    Setting(
+        name="neli_fence_kills",
+        default="`False`",
+        meaning="terminate the prefork children that run leader-only tasks when the leader is fenced",
+    ),
+    Setting(
         name="neli_enabled",
         default="`True`",
         meaning="off: an ordinary beat and worker, without Kafka (tests, development)",
@@ -96,6 +118,7 @@ _NUMBERS = (
     "takeover_delay",
     "drain_timeout",
     "stall_timeout",
+    "rebalance_after",
 )
 
 
@@ -123,13 +146,14 @@ class Config:
     takeover_delay: float = 0.1
     drain_timeout: float = 10.0
     stall_timeout: float = 60.0
+    rebalance_after: float = 30.0
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "kafka", _kafka(self.kafka))
         if not self.topic:
             set_(self, "topic", f"{self.group}.neli")
-        set_(self, "roles", tuple(self.roles))
+        set_(self, "roles", _roles(self.roles))
         for name in _NUMBERS:
             set_(self, name, _seconds(name, getattr(self, name)))
         for name in ("group", "topic", "name"):
@@ -139,8 +163,11 @@ class Config:
                     f"neli_{name} = {value!r}: use 1 to 249 of the characters that Kafka allows in names: "
                     "A-Z a-z 0-9 . _ -"
                 )
-        if not self.roles or len(set(self.roles)) != len(self.roles) or not all(map(_is_name, self.roles)):
-            raise ConfigurationError(f"roles = {self.roles!r}: give one or more names, each once")
+        if not self.roles or len(set(self.roles)) != len(self.roles) or not all(map(_is_role, self.roles)):
+            raise ConfigurationError(
+                f"neli_roles = {self.roles!r}: give one or more names, each once, "
+                "of at most 100 of the characters A-Z a-z 0-9 . _ -"
+            )
         self._compare()
         from celery_neli.clients import check  # it needs a configuration to begin with
 
@@ -185,8 +212,14 @@ class Config:
         return self.kafka
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+def _roles(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigurationError(f"neli_roles = {value!r}: give a list of names")
+    return tuple(value)
+
+
+def _is_role(value: Any) -> bool:
+    return isinstance(value, str) and _ROLE.fullmatch(value) is not None
 
 
 def _seconds(name: str, value: Any) -> float:
@@ -255,7 +288,30 @@ def from_app(app: Celery, election: str) -> Config:
                 "write {election} where their name shall stand"
             )
         given["topic"] = topic.replace("{election}", election)
+    if election == "worker" and app.conf.get("neli_roles") is not None:
+        given["roles"] = app.conf.neli_roles
     return Config(**given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSettings:
+    """What a worker needs beside its `Config`: `leader_queue` has `{role}` in it."""
+
+    leader_queue: str
+    fence_kills: bool
+
+
+def worker_settings(app: Celery) -> WorkerSettings:
+    """From the app's settings. Loads its configuration. Raises `ConfigurationError`; see `from_app` for the group."""
+    queue = app.conf.get("neli_leader_queue") or f"{app.conf.get('neli_group')}.leader.{{role}}"
+    if not isinstance(queue, str) or "{role}" not in queue:
+        raise ConfigurationError(
+            f"neli_leader_queue = {queue!r}: roles need a queue each; write {{role}} where their name shall stand"
+        )
+    kills = app.conf.get("neli_fence_kills", False)
+    if not isinstance(kills, bool):
+        raise ConfigurationError(f"neli_fence_kills = {kills!r}: give True or False")
+    return WorkerSettings(leader_queue=queue, fence_kills=kills)
 
 
 def _neli_keys(app: Celery) -> Iterable[str]:

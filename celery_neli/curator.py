@@ -22,11 +22,12 @@ from types import TracebackType
 
 from celery_neli.clock import boottime
 from celery_neli.config import Config
+from celery_neli.delivery import Delivery
 from celery_neli.events import Group, Journal
 from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.grant import Grant, LeaderEvent, LeaderRevoked
 from celery_neli.logs import BackgroundLog
-from celery_neli.member import Member
+from celery_neli.member import Member, Mirror
 from celery_neli.progress import Progress
 from celery_neli.pulser import Pulser
 from celery_neli.report import Report
@@ -84,23 +85,23 @@ class Neli:
         *,
         connect: Connect = connect_kafka,
         clock: Callable[[], float] = boottime,
+        mirror: Mirror | None = None,
     ) -> None:
-        """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced`, in order, by a thread
-        that pulses or closes.
+        """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
+        thread that pulses, delivers or closes; of several such threads, each may be at another role.
 
         On `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on.
-        What it raises is logged and otherwise ignored. `connect` and `clock` are for tests.
+        What it raises is logged and otherwise ignored. `mirror` is told every grant as it changes, by index of its
+        role, on the thread that renews. `connect` and `clock` are for tests.
         """
         self.config = config
         self.clock = clock
-        self._barrier, self._connect = barrier, connect
+        self._barrier, self._connect, self._mirror = barrier, connect, mirror
         self._state = State.LIVE
         self._bell = Bell()
-        self._events: deque[LeaderEvent] = deque()
+        self._delivery = Delivery(config.roles, self._announce)
         self._asked: deque[Callable[[Member], None]] = deque()  # for the member's thread
         self._resign: dict[str | None, None] = {}  # likewise; asked for a thousand times, it is done once
-        self._delivering = threading.Lock()
-        self._deliverer: int | None = None
         self._starting = threading.Lock()
         self._member: Member | None = None
         self._thread: Thread | None = None
@@ -152,6 +153,11 @@ class Neli:
         """
         member = self._member
         return None if member is None else member.led_until(role)
+
+    @property
+    def delivering(self) -> bool:
+        """Whether the calling thread is in the barrier."""
+        return self._delivery.inside
 
     # What to do
 
@@ -248,7 +254,7 @@ class Neli:
         Called by the barrier itself, it only begins to close.
         """
         self.request_close()
-        if self._deliverer == threading.get_ident():
+        if self.delivering:
             return
         end = time.monotonic() + self.close_timeout
         while self.state is not State.CLOSED:
@@ -285,17 +291,10 @@ class Neli:
     # Delivery, on the caller's thread
 
     def _deliver(self) -> bool:
-        """Run the barrier on what changed; False if there was nothing, or another thread is at it."""
-        if self._inherited or not self._events or not self._delivering.acquire(blocking=False):
+        """Run the barrier on what changed; False if there was nothing, or other threads are at it."""
+        if self._inherited or not self._delivery.run():
             return False
-        try:
-            self._deliverer = threading.get_ident()
-            while self._events:
-                self._announce(self._events.popleft())
-        finally:
-            self._deliverer = None
-            self._delivering.release()
-            self._bell.ring()
+        self._bell.ring()
         return True
 
     def _announce(self, event: LeaderEvent) -> None:
@@ -310,6 +309,7 @@ class Neli:
 
     def _drained(self, event: LeaderRevoked) -> None:
         self._asked.append(lambda member: member.drained(event.role, event.term))
+        self._bell.ring()
 
     # The member's thread
 
@@ -342,7 +342,9 @@ class Neli:
     def _serve(self) -> None:
         clients, self._clients = self._clients, None
         journal, group = clients or self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
-        member = self._member = Member(self.config, journal, group, clock=self.clock, log=self._log)
+        member = self._member = Member(
+            self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror
+        )
         said: str | None = None
         try:
             while not member.closed:
@@ -386,6 +388,6 @@ class Neli:
             self._report.change(event)
             if isinstance(event, LeaderRevoked) and self._barrier is None:
                 self._drained(event)
+            self._delivery.put(event)
         if changes:
-            self._events.extend(changes)
             self._bell.ring()

@@ -29,3 +29,11 @@ class ClosedError(NeliError):
 
 class EmbeddedKafkaUnavailable(NeliError):
     """The embedded Kafka needs functions that this librdkafka does not offer."""
+
+
+class NotLeader(NeliError):
+    """Something that only the leader does was asked of a process that does not lead; it was not done."""
+
+
+class LeadershipLost(NeliError):
+    """The lease ended while a leader's work was running: another may have begun already."""

@@ -6,14 +6,15 @@ import logging
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
 from celery_neli.curator import Neli, State
-from celery_neli.grant import LeaderAcquired, LeaderEvent, LeaderRevoked
+from celery_neli.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked
+from celery_neli.shared import SharedLease, Standing, share
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -24,29 +25,27 @@ JOIN = 1.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """The lease at one moment: `until` is the curator's clock (seconds); R3 for `leading` and `held`."""
-
-    term: int | None
-    until: float
-    leading: bool
-    held: bool
-
-
 class Leadership:
-    """One election, seen from this process. Made without work; `start` joins.
+    """One election, seen from this process. Made without work; `start` joins. A role left out is the first, or the only
+    one; an unknown one is a ValueError.
 
-    `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does.
+    `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does,
+    while `working` says so. A worker's leases are shared with the children that it forks from now on.
     All methods may be called from any thread, none but `leading`, `held`, `snapshot` and `progress` from a signal
     handler.
     """
 
     def __init__(self, app: Celery, election: str, config: Config, *, owned: bool, **options: Any) -> None:
         self.app, self.election, self.config = app, election, config
+        self.roles = config.roles
+        self.working: Callable[[], bool] | None = None
+        """Asked about once a second, on the leadership's thread; False: no progress is made (the task broker is gone),
+        which `neli_stall_timeout` bounds. None: always.
+        """
+        if election == "worker":
+            options["mirror"] = share(app, SharedLease(config.roles)).write
         self._owned = owned
         self._neli = Neli(config, self._announce, **options)
-        self._role = config.roles[0]
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -57,32 +56,34 @@ class Leadership:
         with self._lock:
             if self._thread is None:
                 self._neli.start()
-                self._thread = threading.Thread(target=self._run, name=f"neli-{self.election}", daemon=True)
-                self._thread.start()
+                self._begin()
 
-    def leading(self) -> bool:
+    def leading(self, role: str | None = None) -> bool:
         """New work may start now (R3). Takes no lock."""
-        return self._neli.grant(self._role).leading(self._neli.clock())
+        return self._grant(role).leading(self._neli.clock())
 
-    def held(self) -> bool:
+    def held(self, role: str | None = None) -> bool:
         """Work in flight may finish now: also while a hand-over drains (R3). Takes no lock."""
-        return self._neli.grant(self._role).held(self._neli.clock())
+        return self._grant(role).held(self._neli.clock())
 
     @property
     def term(self) -> int | None:
-        """Of the lease in force, or of the last one; None before the first."""
-        return self._neli.grant(self._role).term
+        """Of the (first role's) lease in force, or of the last one; None before the first."""
+        return self._grant(None).term
 
-    def snapshot(self) -> Standing:
+    def snapshot(self, role: str | None = None) -> Standing:
         """Term, `leading` and `held` of one and the same moment."""
-        grant, now = self._neli.grant(self._role), self._neli.clock()
+        grant, now = self._grant(role), self._neli.clock()
         return Standing(term=grant.term, until=grant.until, leading=grant.leading(now), held=grant.held(now))
+
+    def _grant(self, role: str | None) -> Grant:
+        return self._neli.grant(self.roles[0] if role is None else role)
 
     def led_until(self) -> datetime | None:
         """Until when (UTC) the owner of the last leader before the present term made progress, as far as its heartbeats
         told: they go on while it hangs or drains. None if none was read.
         """
-        heard = self._neli.led_until(self._role)
+        heard = self._neli.led_until(self.roles[0])
         if heard is None:
             return None
         return datetime.now(timezone.utc) - timedelta(seconds=self._neli.clock() - heard)
@@ -93,9 +94,9 @@ class Leadership:
         """
         self._neli.progress()
 
-    def resign(self) -> None:
-        """Ask for a hand-over; returns at once."""
-        self._neli.resign()
+    def resign(self, role: str | None = None) -> None:
+        """Ask for a hand-over of `role`, or of all; returns at once."""
+        self._neli.resign(role)
 
     def close(self) -> None:
         """Begin to stop: claim no more, drain what is held. Returns at once."""
@@ -107,7 +108,7 @@ class Leadership:
         """
         self._neli.request_close()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+        if thread is not None and not self._neli.delivering and thread.is_alive():
             self._neli.wait_closed(self._neli.close_timeout)
             thread.join(JOIN)  # a receiver that does not return cannot hold up the end any more
 
@@ -116,9 +117,13 @@ class Leadership:
         """Whether it was stopped: it cannot start again."""
         return self._neli.state is State.CLOSED
 
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"neli-{self.election}", daemon=True)
+        self._thread.start()
+
     def _run(self) -> None:
-        while self._neli.state is not State.CLOSED:
-            if not self._owned:
+        while self._neli.state is not State.CLOSED and self._thread is threading.current_thread():
+            if not self._owned and (self.working is None or self.working()):
                 self._neli.progress()
             self._neli.deliver(min(DELIVER_EVERY, self.config.stall_timeout / 3))
         self._neli.deliver(0)
@@ -128,6 +133,8 @@ class Leadership:
             signal = signals.leadership_acquired
         elif isinstance(event, LeaderRevoked):
             signal = signals.leadership_revoked
+            if len(self.roles) > 1 and self._thread is threading.current_thread():
+                self._begin()  # a hand-over may take its time; the other roles' events go on, on another thread
         else:
             signal = signals.leadership_fenced
         try:

@@ -27,6 +27,8 @@ IDLE = "idle"
 """In a record's data: seconds since its author's owner last made progress. No rule uses it; `led_until` does."""
 IDLE_MOST = 3600.0
 
+Mirror = Callable[[int, Grant], None]
+
 
 class Log(Protocol):
     """The part of `logging.Logger` that is used here; its calls must not block (see logs.py)."""
@@ -67,8 +69,11 @@ class Member:
         log: Log,
         rng: random.Random | None = None,
         nonce: Callable[[], str] = lambda: secrets.token_hex(6),
+        mirror: Mirror | None = None,
     ) -> None:
-        """`clock` gives seconds that count a suspended machine (R8); `rng` and `nonce` are for repeatable runs."""
+        """`clock` gives seconds that count a suspended machine (R8); `rng` and `nonce` are for repeatable runs.
+        `mirror` is told every grant, by index of its role, before a release leaves: for who cannot ask this member.
+        """
         self.config = config
         self.closing = False
         self.candidate = True
@@ -76,6 +81,7 @@ class Member:
         self.aside = False  # a newer version of the protocol was read: neither lead nor claim (R9)
         self.trouble: TopicError | None = None  # why the journal cannot be read
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
+        self._mirror = mirror
         draw = rng or random.SystemRandom()
         self._timing = Timing(
             heartbeat_interval=config.heartbeat_interval,
@@ -197,7 +203,7 @@ class Member:
         """
         fenced: list[LeaderEvent] = []
         for post in self._posts:
-            post.grant = Grant(post.grant.term)
+            self._grant(post, Grant(post.grant.term))
             if post.told is not None:
                 fenced.append(LeaderFenced(post.role, post.told))
                 post.told = None
@@ -320,9 +326,15 @@ class Member:
         """Let other threads see what the lease allows; before a release leaves, never after."""
         lease = post.lease
         if lease.held(NEVER):
-            post.grant = Grant(lease.term, lease.until, lease.resigning)
+            self._grant(post, Grant(lease.term, lease.until, lease.resigning))
         elif post.grant.until != NEVER:
-            post.grant = Grant(post.grant.term)
+            self._grant(post, Grant(post.grant.term))
+
+    def _grant(self, post: _Post, grant: Grant) -> None:
+        if grant != post.grant:
+            post.grant = grant
+            if self._mirror is not None:
+                self._mirror(post.index, grant)
 
     def _why(self, post: _Post, now: float) -> str:
         """Why the term that was told is over, in an operator's words."""

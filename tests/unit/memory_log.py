@@ -10,15 +10,17 @@ from celery_neli.events import End, Entry, Event, Started
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Iterator
 
     from celery_neli.config import Config
 
 
 class MemoryLog:
-    """One log of one role; `connect` makes a member's journal and group, as `Neli` wants them."""
+    """One log for each of some roles; `connect` makes a member's journal and group, as `Neli` wants them."""
 
-    def __init__(self) -> None:
-        self.records: list[bytes] = []
+    def __init__(self, roles: int = 1) -> None:
+        self.roles: list[list[bytes]] = [[] for _ in range(roles)]
+        self.records = self.roles[0]
         self.changed = threading.Condition()
         self.reachable = True
         self.failing: Exception | None = None  # raised to whoever connects
@@ -35,46 +37,44 @@ class MemoryLog:
 class MemoryJournal:
     def __init__(self, log: MemoryLog) -> None:
         self.log = log
-        self.next = -1
-        self.at_end = False
+        self.next = [-1] * len(log.roles)
+        self.at_end = [False] * len(log.roles)
 
     def read(self, timeout: float) -> list[Event]:
-        events: list[Event] = []
         if self.log.broken is not None:
             raise self.log.broken
-        if self.next < 0:
-            self.next = 0
-            events.append(Started(0, 0, oldest=True))
         deadline = time.monotonic() + timeout
         with self.log.changed:
-            while not events and self.at_end and not self._news():
+            while True:
+                events = [event for role in range(len(self.next)) for event in self._of(role)]
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.log.changed.wait(left):
-                    break
-            if self._news():
-                events += [
-                    Entry(0, offset, self.log.records[offset]) for offset in range(self.next, len(self.log.records))
-                ]
-                self.next = len(self.log.records)
-                self.at_end = False
-        if not self.at_end and self.log.reachable:
-            self.at_end = True
-            events.append(End(0))
-        return events
+                if events or left <= 0 or not self.log.changed.wait(left):
+                    return events
 
-    def _news(self) -> bool:
-        return self.log.reachable and self.next < len(self.log.records)
+    def _of(self, role: int) -> Iterator[Event]:
+        if self.next[role] < 0:
+            self.next[role] = 0
+            yield Started(role, 0, oldest=True)
+        if not self.log.reachable:
+            return
+        for record in self.log.roles[role][self.next[role] :]:
+            yield Entry(role, self.next[role], record)
+            self.next[role] += 1
+            self.at_end[role] = False
+        if not self.at_end[role]:
+            self.at_end[role] = True
+            yield End(role)
 
     def append(self, role: int, key: str, value: bytes) -> None:
         with self.log.changed:
             if self.log.reachable:
-                self.log.records.append(value)
+                self.log.roles[role].append(value)
                 self.log.changed.notify_all()
 
     def look_back(self, role: int) -> None: ...
 
     def ask_end(self, role: int) -> None:
-        self.at_end = False
+        self.at_end[role] = False
 
     def close(self) -> None: ...
 

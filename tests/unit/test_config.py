@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 
 from celery_neli import Config, ConfigurationError
-from celery_neli.config import from_app
+from celery_neli.config import from_app, worker_settings
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,12 @@ from celery_neli.config import from_app
         ({"group": "a b"}, r"neli_group = 'a b': use 1 to 249"),
         ({"group": ".."}, r"neli_group = '\.\.'"),
         ({"topic": "x" * 250}, r"neli_topic = "),
-        ({"roles": ()}, r"roles = \(\)"),
-        ({"roles": ("a", "a")}, r"roles = \('a', 'a'\)"),
+        ({"roles": ()}, r"neli_roles = \(\): give one or more names"),
+        ({"roles": ("a", "a")}, r"neli_roles = \('a', 'a'\)"),
+        ({"roles": ("a b",)}, r"neli_roles = \('a b',\)"),
+        ({"roles": "billing"}, r"neli_roles = 'billing': give a list of names"),
+        ({"roles": 3}, r"neli_roles = 3: give a list of names"),
+        ({"rebalance_after": 0}, r"neli_rebalance_after = 0: give a number of seconds"),
         ({"kafka": 9092}, r"neli_kafka is a int: give the bootstrap servers"),
         ({"kafka": {"sasl.password": "hush"}}, r"neli_kafka lacks 'bootstrap.servers'"),
         ({"kafka": "redis://localhost:6379"}, r"neli_kafka has the server 'redis://localhost:6379': give host:port"),
@@ -119,3 +123,26 @@ def test_one_topic_for_both_elections_is_refused() -> None:
         from_app(app, "beat")
     app.conf.neli_topic = "mine.{election}"
     assert from_app(app, "worker").topic == "mine.worker"
+
+
+def test_roles_are_the_workers() -> None:
+    """A beat has one role, whatever the workers have."""
+    app = Celery()
+    app.conf.update(neli_group="shop", neli_roles=["billing", "mail"], neli_rebalance_after=5)
+    assert from_app(app, "worker").roles == ("billing", "mail")
+    assert from_app(app, "worker").rebalance_after == 5.0
+    assert from_app(app, "beat").roles == ("leader",)
+
+
+def test_a_worker_has_settings_of_its_own() -> None:
+    """Each role's queue has its name in it; a value of another kind is refused."""
+    app = Celery()
+    app.conf.update(neli_group="shop")
+    assert worker_settings(app).leader_queue == "shop.leader.{role}"
+    assert worker_settings(app).fence_kills is False
+    app.conf.neli_leader_queue = "singletons"
+    with pytest.raises(ConfigurationError, match=r"neli_leader_queue = 'singletons'.*{role}"):
+        worker_settings(app)
+    app.conf.update(neli_leader_queue="{role}-only", neli_fence_kills="yes")
+    with pytest.raises(ConfigurationError, match="neli_fence_kills = 'yes': give True or False"):
+        worker_settings(app)

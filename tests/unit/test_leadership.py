@@ -17,6 +17,7 @@ from celery_neli import ConfigurationError, install, signals
 from celery_neli.bootsteps import Election
 from celery_neli.config import Config
 from celery_neli.leadership import Leadership, leadership_for
+from celery_neli.shared import shared
 from tests.processes import wait_until
 from tests.unit.memory_log import MemoryLog
 
@@ -48,9 +49,9 @@ def log() -> MemoryLog:
 def make(app: Celery, log: MemoryLog) -> Iterator[Callable[..., Leadership]]:
     made: list[Leadership] = []
 
-    def make(*, owned: bool = False) -> Leadership:
-        config = Config(group="shop.worker", name=f"m{len(made)}", **QUICK)
-        made.append(Leadership(app, "worker", config, owned=owned, connect=log.connect))
+    def make(*, owned: bool = False, on: MemoryLog = log, **settings: Any) -> Leadership:
+        config = Config(group="shop.worker", name=f"m{len(made)}", **{**QUICK, **settings})
+        made.append(Leadership(app, "worker", config, owned=owned, connect=on.connect))
         return made[-1]
 
     yield make
@@ -175,6 +176,61 @@ def test_an_unowned_leadership_needs_no_owner(make: Callable[..., Leadership], h
     end = leadership.snapshot().until + 3 * QUICK["stall_timeout"]
     wait(lambda: leadership.snapshot().until > end)
     assert "leadership_revoked" not in [name for name, *_ in heard]
+
+
+def test_a_leadership_that_does_not_work_resigns(make: Callable[..., Leadership]) -> None:
+    """A worker whose task broker is gone must not keep the role from others; when it is back it may lead again."""
+    leadership = make()
+    working = threading.Event()
+    working.set()
+    leadership.working = working.is_set
+    leadership.start()
+    wait(leadership.leading)
+    working.clear()
+    wait(lambda: not leadership.leading(), "resignation")
+    working.set()
+    wait(leadership.leading, "leadership after work")
+
+
+def test_roles_do_not_wait_for_each_other(make: Callable[..., Leadership]) -> None:
+    """While one role's hand-over drains, another role is acquired, announced and handed over."""
+    leadership = make(on=MemoryLog(roles=2), roles=("mail", "billing"))
+    go, draining = threading.Event(), threading.Event()
+    told: list[tuple[str, str]] = []
+
+    def receiver(sender: Leadership, signal: Any, role: str, **_: Any) -> None:
+        told.append((role, signal.name.partition("_")[2]))
+        if told[-1] == ("mail", "revoked"):
+            draining.set()
+            go.wait(10)
+
+    for each in (signals.leadership_acquired, signals.leadership_revoked):
+        each.connect(receiver, sender=leadership)
+    leadership.start()
+    wait(lambda: leadership.leading("mail") and leadership.leading("billing"), "both roles")
+    leadership.resign("mail")
+    assert draining.wait(10)
+    leadership.resign("billing")
+    wait(lambda: told.count(("billing", "acquired")) == 2, "billing, handed over and led again")
+    assert leadership.held("mail")
+    assert not leadership.leading("mail")
+    go.set()
+    wait(lambda: told.count(("mail", "acquired")) == 2, "mail again")
+    of_billing = [kind for role, kind in told if role == "billing"]
+    assert of_billing[:3] == ["acquired", "revoked", "acquired"]
+
+
+def test_a_worker_shares_its_leases_with_its_children(make: Callable[..., Leadership], app: Celery) -> None:
+    """What a forked child reads is what the leadership says: leading, then nothing."""
+    leadership = make()
+    lease = shared(app)
+    assert lease is not None
+    assert lease.leading("leader") is None
+    leadership.start()
+    wait(lambda: lease.leading("leader") is not None)
+    assert lease.leading("leader") == leadership.term
+    leadership.stop()
+    assert lease.standing("leader").held is False
 
 
 def test_a_receiver_that_exits_ends_nothing(
