@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
+import celery_neli.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS
 
 if TYPE_CHECKING:
+    from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
 
 
@@ -81,11 +83,12 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
         raise click.ClickException(str(exc)) from None
     if to not in (None, after.leader):
         raise click.ClickException(
-            f"{before.leader} handed over, but {after.leader} leads now (term {after.term}), not {to}"
+            f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
+            f"not {to}"
         )
     print(
-        f"{election}: {before.leader} (term {before.term}) handed over to {after.leader} (term {after.term})"
-        f" in {seconds:.1f} s"
+        f"{election} role {before.role}: {before.leader} (term {before.term}) handed over to {after.leader} "
+        f"(term {after.term}) in {seconds:.1f} s"
     )
 
 
@@ -94,7 +97,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
     """Run the embedded Kafka until interrupted: for development, never for production. It forgets everything when it
-    ends.
+    ends. The leader topics of the app (`-A`) are there from the beginning.
     """
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.exceptions import NeliError
@@ -104,6 +107,7 @@ def kafka(ctx: click.Context, port: int) -> None:
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         with EmbeddedKafka(port=port) as running:
+            _make_topics(ctx.obj.app, running)
             print(
                 f"embedded Kafka on {running.bootstrap_servers}; Ctrl-C ends it",
                 flush=True,
@@ -117,6 +121,16 @@ def _log() -> Any:
     import logging
 
     return logging.getLogger("celery_neli.cli")
+
+
+def _make_topics(app: Any, running: EmbeddedKafka) -> None:
+    """Members elsewhere cannot: the embedded Kafka answers no such request, and makes topics of four partitions."""
+    from celery_neli.config import from_app
+
+    if app.conf.get("neli_group"):
+        several = [config for config in (from_app(app, election) for election in ELECTIONS) if len(config.roles) > 1]
+        for config in several:
+            running.create_topic(config.topic, partitions=len(config.roles))
 
 
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:
@@ -136,16 +150,15 @@ def _print(status: ElectionStatus) -> None:
     if not status.exists:
         print("  the leader topic does not exist: no member has started yet")
         return
+    width = max((len(role.role) for role in status.roles), default=0) + 1
     for role in status.roles:
+        name = f"{role.role}:".ljust(width)
         if role.leader is None:
-            print(f"  role {role.role}: NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
+            print(f"  role {name} NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
         else:
             since = "?" if role.since is None else _when(role.since)
             age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
-            print(
-                f"  role {role.role}: {role.leader} leads  term {role.term}  since {since}"
-                f"  last heartbeat {age:.1f} s ago"
-            )
+            print(f"  role {name} {role.leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
     if status.members is None:
         print("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
         return
@@ -153,6 +166,7 @@ def _print(status: ElectionStatus) -> None:
     for member in status.members:
         print(
             f"    {member.name}  {member.host}"
+            + (f"  leads {', '.join(member.leads)}" if member.leads else "")
             + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
         )
 

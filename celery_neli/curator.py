@@ -372,14 +372,15 @@ class Neli:
         """How long the next step may wait for a record; seconds.
 
         A leader waits here, for whatever is asked of it (the bell has rung more than `seen` times) or its next beat. It
-        may read its heartbeats back a little late: the lease counts from their sending (R1).
+        may read its heartbeats back a little late: the lease counts from their sending (R1). Not so one that waits for
+        another role: its head start is short.
         """
         if member.draining or self._state is not State.LIVE:
             return BUSY_SLICE
         if not member.leading:
             return SLICE if not patched() else GREEN_SLICE
-        if patched():
-            return GREEN_SLICE  # the bell is the greenlets' then, not this thread's
+        if patched() or member.expecting:
+            return GREEN_SLICE  # under gevent the bell is the greenlets', not this thread's
         self._bell.wait(seen, max(0.0, min(self.config.heartbeat_interval / 2, member.wake() - self.clock())))
         return 0.0
 

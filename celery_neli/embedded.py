@@ -8,9 +8,10 @@ in the very librdkafka that the clients of this process use.
 
 Never for production. It forgets everything when it ends, keeps 5 MB or 100 000 records a partition, has no replication
 behind its replication factor, no authentication and no CreateTopics request. A topic that a client makes by asking for
-it has 4 partitions; :meth:`EmbeddedKafka.create_topic` chooses. A consumer group without members lets its first one in
-at once, but every later rebalance takes the group's ``session.timeout.ms`` less a second, as long as which a killed
-member is waited for as well; all members must name the same assignor first, or librdkafka ends the process.
+it has 4 partitions; :meth:`EmbeddedKafka.create_topic` chooses. (Members of an election in this process do that by
+themselves; ``celery -A <app> neli kafka`` does it for members elsewhere.) A consumer group without members lets its
+first one in at once, but every later rebalance takes the group's ``session.timeout.ms`` less a second, as long as which
+a killed member is waited for as well; all members must name the same assignor first, or librdkafka ends the process.
 """
 
 from __future__ import annotations

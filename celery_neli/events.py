@@ -6,7 +6,7 @@ simulation alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -21,11 +21,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One record of a role's journal."""
+    """One record of a role's journal; `key` is the name that its author has for the role, None if it gave none."""
 
     role: int
     offset: int
     value: bytes
+    key: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,8 @@ class KafkaJournal:
         value = message.value() or b""
         if value == position.awaited:
             position.awaited = None
-        events.append(Entry(position.role, offset, value))
+        key = message.key()
+        events.append(Entry(position.role, offset, value, None if key is None else key.decode(errors="replace")))
 
     def _take_end(self, position: _Position, message: Message, events: list[Event]) -> None:
         offset = message.offset()

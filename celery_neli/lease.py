@@ -79,7 +79,7 @@ class Lease:
         self.until = NEVER  # end of the own lease
         self.resigning = False
         self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any
-        self.requested: str | None = None  # "" or a member's name: somebody asks the holder to resign
+        self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
         self._data_seq = NOTHING
         self._seq = 0
         self._sent: dict[int, float] = {}  # own records under way: seq -> time of sending (R1)
@@ -124,7 +124,9 @@ class Lease:
             self.lost = f"the record at offset {offset} bears our name and was never sent"
             return
         if record.kind == "request":
-            if self.known and offset > self.term and self.holder is not None:
+            # One that names its term and comes late, or twice, must not hit the next holder.
+            meant = offset > self.term and record.term in (None, self.term)
+            if self.known and meant and self.holder is not None:
                 self.requested = record.to or ""
                 self._favoured = record.to
             return
@@ -179,7 +181,9 @@ class Lease:
         if record.kind == "release":
             self.holder = None
             self._end_term()
-            self._vacant = now + (self.timing.heartbeat_timeout if mine else 0)  # R4: stand back
+            # R4: stand back; if another was asked for by name and does not come, only for its head start.
+            stands_back = mine and (self._favoured is None or self._favours_me)
+            self._vacant = now + (self.timing.heartbeat_timeout if stands_back else 0)
         elif not mine:
             self._vacant = now + record.lease * CLOCK_RATES  # R2: the holder's lease, not the reader's setting
         elif sent is not None:
@@ -252,6 +256,21 @@ class Lease:
         """The barrier is done: a resigning holder may release."""
         self._drained = self.resigning
 
+    @property
+    def asked(self) -> bool:
+        """The holder was asked to resign, and not in its own favour."""
+        return self.requested not in (None, self.name, self.member)
+
+    @property
+    def led_by_another(self) -> bool:
+        """The log was read to its end, and another member holds the role."""
+        return self.known and self.caught_up and self.lost is None and self.holder not in (None, self.member)
+
+    def ask(self) -> Record:
+        """A request to the holder of this term, to resign in favour of this very member. To be sent."""
+        self._seq += 1
+        return Record(kind="request", member=self.member, seq=self._seq, lease=0.0, to=self.member, term=self.term)
+
     def hurry(self) -> None:
         """Let the next beat leave at the next tick, not at its time."""
         self._next_beat = NEVER
@@ -260,15 +279,19 @@ class Lease:
         """A claim is under way and may still be judged."""
         return self._claimed_at is not None and now - self._claimed_at < self.timing.heartbeat_timeout
 
-    def tick(self, now: float) -> Record | None:
-        """The record that is due, if any. It must be sent after this call and never before `now`: the lease counts from
-        `now` (R1).
+    def beating(self, now: float) -> bool:
+        """A beat is due."""
+        return self.held(now) and now >= self._next_beat
+
+    def tick(self, now: float, *, early: float = 0.0) -> Record | None:
+        """The record that is due, if any; a beat also if it is due within `early` seconds. It must be sent after this
+        call and never before `now`: the lease counts from `now` (R1).
         """
         if self.lost is not None or self.start is None:
             return None
         if self.holder == self.member and now < self.until:  # R5: beat only while held
             releasing = self.resigning and not self._released and (self._drained or now >= self._drain_end)
-            if now < self._next_beat and not releasing:
+            if now < self._next_beat - early and not releasing:
                 return None
             self._released |= releasing
             self._next_beat = now + self.timing.heartbeat_interval
@@ -312,8 +335,12 @@ class Lease:
     def _head_start(self) -> float:
         """What others are let go ahead: the member that was asked for by name, then the induced one."""
         if self._favoured is not None:
-            return 0.0 if self._favoured == self.name else self._delay + self.timing.takeover_delay
+            return 0.0 if self._favours_me else self._delay + self.timing.takeover_delay
         return 0.0 if self.induced else self._delay
+
+    @property
+    def _favours_me(self) -> bool:
+        return self._favoured in (self.name, self.member)
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from celery_neli.events import End, Entry, Group, Journal, Lost, Started
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
 from celery_neli.grant import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked
 from celery_neli.lease import FOREVER, NEVER, Lease, Timing, name_of
+from celery_neli.rebalance import Rebalance
 from celery_neli.records import Record, decode, encode
 
 WARN_EVERY = 60.0
@@ -33,6 +34,9 @@ Mirror = Callable[[int, Grant], None]
 class Log(Protocol):
     """The part of `logging.Logger` that is used here; its calls must not block (see logs.py)."""
 
+    def info(self, msg: str, *args: Any) -> None:
+        """A transition."""
+
     def warning(self, msg: str, *args: Any) -> None:
         """Something that an operator may want to know of."""
 
@@ -43,10 +47,11 @@ class Log(Protocol):
 class _Post:
     """One role's lease, and what was told of it."""
 
-    def __init__(self, index: int, role: str, lease: Lease) -> None:
-        self.index, self.role, self.lease = index, role, lease
+    def __init__(self, index: int, role: str, lease: Lease, rebalance: Rebalance) -> None:
+        self.index, self.role, self.lease, self.rebalance = index, role, lease, rebalance
         self.grant = Grant()
         self.told: int | None = None  # the term that was told as acquired
+        self.told_at = NEVER
         self.draining = False  # ... and then as revoked
         self.drained = False
         self.asked_end = NEVER
@@ -94,6 +99,7 @@ class Member:
                 index,
                 role,
                 Lease(self._identity(), self._timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
+                Rebalance(config.rebalance_after if len(config.roles) > 1 else FOREVER),
             )
             for index, role in enumerate(config.roles)
         ]
@@ -141,12 +147,15 @@ class Member:
         self._group.poll()
         induced = self._group.induced
         changes: list[LeaderEvent] = []
+        # The beats of all roles leave in one step: each would cost a turn of its own.
+        early = self.config.heartbeat_interval / 2 if any(post.lease.beating(now) for post in self._posts) else 0.0
         for post in self._posts:
             post.lease.induced = post.index in induced
             post.lease.candidate = self.candidate and not self.closing and not self.aside
             self._yield(post, now)
             self._tell_idle(post, now)
-            record = post.lease.tick(self._clock())
+            self._ask(post, now)
+            record = post.lease.tick(self._clock(), early=early)
             self._publish(post)
             if record is not None:
                 self._journal.append(post.index, post.role, encode(record))
@@ -163,7 +172,7 @@ class Member:
         now = self._clock()
         for post in self._posts:
             if role in (None, post.role):
-                self._resign(post, now)
+                self._give_up(post, now)
 
     def drained(self, role: str, term: int | None = None) -> None:
         """The barrier of the revoked `role` returned; `term`, if given, is the one that it was run for: a late barrier
@@ -221,6 +230,15 @@ class Member:
         return any(post.told is not None and post.draining for post in self._posts)
 
     @property
+    def expecting(self) -> bool:
+        """What comes next is to be read at once: a claim is under way, or a role that the group has assigned to this
+        member may become vacant.
+        """
+        now = self._clock()
+        leases = [post.lease for post in self._posts]
+        return any(lease.claiming(now) or (lease.induced and lease.holder != lease.member) for lease in leases)
+
+    @property
     def closed(self) -> bool:
         """Nothing is held, nothing is claimed: the member may go without harm to the next leader's start."""
         now = self._clock()
@@ -234,6 +252,8 @@ class Member:
         if isinstance(event, Entry):
             before, term = lease.last, lease.term
             record = self._decode(post, event)
+            if record is not None and event.key not in (None, post.role):
+                self._differs(post, record, event.key)
             lease.read(event.offset, record, now)
             if lease.term != term:
                 post.led_until = post.heard
@@ -273,6 +293,14 @@ class Member:
             self._warn(f"{post.role}: {exc}", "record skipped role=%s offset=%d: %s", post.role, entry.offset, exc)
         return None
 
+    def _differs(self, post: _Post, record: Record, key: str | None) -> None:
+        self._warn(
+            f"{post.role}: key",
+            "roles differ partition=%d name=%s has role=%s, but name=%s has role=%s: neli_roles must be one list "
+            "everywhere; append to it, never rename or reorder",
+            post.index, self.config.name, post.role, name_of(record.member), key,
+        )  # fmt: skip
+
     def _warn(self, kind: str, msg: str, *args: Any) -> None:
         """Each kind of warning once a minute at most."""
         now = self._clock()
@@ -297,13 +325,27 @@ class Member:
         due.
         """
         lease = post.lease
-        asked = lease.requested is not None and lease.requested != lease.name
+        asked = lease.asked
         if lease.leading(now) and (asked or not lease.candidate):
-            self._resign(post, now)
+            if asked:
+                self._resign(post, now)
+            else:
+                self._give_up(post, now)
         waiting = lease.start is not None and not lease.caught_up and not post.looking_back
         if waiting and not lease.claiming(now) and now - post.asked_end >= ASK_END_EVERY:
             post.asked_end = now
             self._journal.ask_end(post.index)
+
+    def _ask(self, post: _Post, now: float) -> None:
+        """Ask for the role if the group wants it here and another has it (R10)."""
+        lease = post.lease
+        record = post.rebalance.turn(lease, now, awake=self._gap < STOOD_STILL)
+        if record is not None and lease.holder is not None:
+            self._log.info(
+                "asking for role=%s leader=%s term=%d name=%s group=%s",
+                post.role, name_of(lease.holder), lease.term, self.config.name, self.config.group,
+            )  # fmt: skip
+            self._journal.append(post.index, post.role, encode(record))
 
     def _tell_idle(self, post: _Post, now: float) -> None:
         """Heartbeats go on while an owner hangs or drains: what falls due meanwhile is the successor's to do."""
@@ -313,6 +355,12 @@ class Member:
         if self.progressed is not None and lease.held(now):
             idle = max(0.0, now - min(self.progressed, post.resigned))
             lease.data_out = {**(lease.data_out or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
+
+    def _give_up(self, post: _Post, now: float) -> None:
+        """Resign without having been asked to by a request."""
+        if post.lease.leading(now):
+            post.rebalance.gave_up(now - post.told_at)
+        self._resign(post, now)
 
     def _resign(self, post: _Post, now: float) -> None:
         if post.lease.leading(now):
@@ -363,7 +411,7 @@ class Member:
                 post.draining = True
                 yield LeaderRevoked(post.role, post.told)
         if post.told is None and grant.leading(now) and grant.term is not None:
-            post.told, post.draining, post.drained = grant.term, False, False
+            post.told, post.told_at, post.draining, post.drained = grant.term, now, False, False
             yield LeaderAcquired(post.role, grant.term)
 
 

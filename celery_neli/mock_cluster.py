@@ -149,6 +149,18 @@ class MockCluster:
                 _close_if_bound_to(int(entry.name), self._ports)
 
 
+def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> bool:
+    """Create `topic` on the cluster of this process at `bootstrap_servers`; False if there is none, or it refuses.
+
+    Waits some milliseconds for the cluster's thread.
+    """
+    address = bootstrap_servers.replace("localhost", "127.0.0.1")
+    for cluster in list(_running):
+        if cluster.pid == os.getpid() and cluster.bootstrap_servers == address:
+            return cluster.call("topic_create", topic.encode(), partitions, 1) == 0
+    return False
+
+
 _running: weakref.WeakSet[MockCluster] = weakref.WeakSet()
 _hooks: list[bool] = []
 _forking = threading.local()

@@ -35,8 +35,8 @@ class Record:
 
     `member` is its author, `seq` the author's own number for it, `lease` the seconds that it buys. `seen` is the offset
     of the last effective record that the author knew: -1 before the first, None in a blind claim, which names `end` in
-    its place. `term` stands in beats and releases, `to` (a member's name, or None for anybody) in requests, `data` in
-    all but requests.
+    its place. `term` stands in beats and releases; in a request it is the term to be ended, None for whichever it
+    meets. `to` (a member's name or identity, or None for anybody) stands in requests, `data` in all other records.
     """
 
     kind: Kind
@@ -68,8 +68,7 @@ def encode(record: Record) -> bytes:
     """The bytes of `record`; fields that it does not have are left out."""
     fields: dict[str, Any] = {"v": VERSION, "kind": record.kind, "member": record.member, "seq": record.seq}
     if record.kind == "request":
-        if record.to is not None:
-            fields["to"] = record.to
+        fields.update({name: value for name, value in (("to", record.to), ("term", record.term)) if value is not None})
     else:
         fields.update(lease=record.lease, seen=record.seen)
         if record.kind != "claim":
@@ -112,7 +111,8 @@ def decode(value: bytes) -> Record:
         to = fields.get("to")
         if to is not None and not _is_name(to):
             raise RecordError("bad 'to'")
-        return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to)
+        term = None if fields.get("term") is None else _offset(fields, "term")
+        return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term)
     seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
     data = fields.get("data")
     if data is not None and not _repeatable(data):

@@ -37,7 +37,10 @@ def hand_over(
             )
         role = config.roles[0]
     if role not in config.roles:
-        raise NeliError(f"the {election} election has no role {role!r}; it has {', '.join(config.roles)}")
+        raise NeliError(
+            f"the {election} election has no role {role!r}; it has {', '.join(config.roles)}"
+            " (choose the election with --election)"
+        )
     status = look(config, election, log=log)
     before = next((each for each in status.roles if each.role == role), None)
     if before is None or before.leader is None:
@@ -49,7 +52,7 @@ def hand_over(
     if to == before.leader:
         raise NeliError(f"{to} leads {election} role {role} already")
     began = time.monotonic()
-    _send(config, config.roles.index(role), role, to, log)
+    _send(config, config.roles.index(role), role, to, before.term, log)
     while time.monotonic() - began < timeout:
         for each in look(config, election, log=log).roles:
             if each.role == role and each.leader is not None and each.term != before.term:
@@ -60,11 +63,11 @@ def hand_over(
     )
 
 
-def _send(config: Config, partition: int, role: str, to: str | None, log: logging.Logger) -> None:
+def _send(config: Config, partition: int, role: str, to: str | None, term: int | None, log: logging.Logger) -> None:
     klog = KafkaLog(log, config.properties)
     producer = Producer({**producer_properties(config), "logger": klog, "error_cb": klog.remark})
     failed: list[KafkaError] = []
-    record = Record(kind="request", member=f"request/{secrets.token_hex(6)}", seq=0, lease=0.0, to=to)
+    record = Record(kind="request", member=f"request/{secrets.token_hex(6)}", seq=0, lease=0.0, to=to, term=term)
 
     def delivered(error: KafkaError | None, message: Message) -> None:
         if error is not None:

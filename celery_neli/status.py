@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient
 from celery_neli.clients import admin_properties, reader_properties
 from celery_neli.exceptions import NeliError, RecordError
 from celery_neli.kafkalog import KafkaLog
-from celery_neli.lease import Lease, Timing
+from celery_neli.lease import Lease, Timing, name_of
 from celery_neli.records import Record, decode
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ TAIL = 400
 TIMEOUT = 1.5
 WATCH = 1.2  # longer than the default interval between heartbeats
 FRESH = 2.0
+CLAIMS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +40,23 @@ class RoleStatus:
     """One role: `leader` is None without one; times are Unix seconds, `heartbeat_age` and `lease` seconds."""
 
     role: str
-    leader: str | None
-    term: int | None
-    since: float | None
-    heartbeat_age: float | None
-    lease: float | None
+    leader: str | None = None
+    term: int | None = None
+    since: float | None = None
+    heartbeat_age: float | None = None
+    lease: float | None = None
     reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberStatus:
-    """One member of the consumer group; `induced`: the roles that the group has assigned to it."""
+    """One member of the consumer group; `leads`: the roles that it leads, `induced`: those that the group has assigned
+    to it, both in the order of the configuration. Members of one name are said to lead the same.
+    """
 
     name: str
     host: str
+    leads: list[str]
     induced: list[str]
 
 
@@ -103,7 +107,7 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
         roles = _roles(reader, config, min(len(found.partitions), len(config.roles)))
     finally:
         reader.close()
-    members, state = _members(group, config)
+    members, state = _members(group, config, roles)
     return ElectionStatus(
         election=election,
         topic=config.topic,
@@ -172,20 +176,22 @@ def _roles(reader: Consumer, config: Config, partitions: int) -> list[RoleStatus
         ended = all(each.ended for each in observers.values())
         if ended and (time.monotonic() > watched or all(each.sure for each in observers.values())):
             break
-    return [_role(reader, config, index, each) for index, each in observers.items()]
+    _find_claims(reader, config, observers)
+    told = [_role(config.roles[index], each) for index, each in observers.items()]
+    missing = "its partition does not exist yet: a member that has the role in neli_roles will add it"
+    return told + [RoleStatus(role=role, reason=missing) for role in config.roles[partitions:]]
 
 
-def _role(reader: Consumer, config: Config, index: int, observer: _Observer) -> RoleStatus:
-    role, lease = config.roles[index], observer.lease
-    nothing = RoleStatus(role=role, leader=None, term=None, since=None, heartbeat_age=None, lease=None)
+def _role(role: str, observer: _Observer) -> RoleStatus:
+    lease = observer.lease
     if not lease.known:
-        return RoleStatus(**{**asdict(nothing), "reason": "no leader in the last records of the topic"})
+        return RoleStatus(role=role, reason="no leader in the last records of the topic")
     if lease.term < 0:
-        return RoleStatus(**{**asdict(nothing), "reason": "nobody has led yet"})
+        return RoleStatus(role=role, reason="nobody has led yet")
     if lease.holder is None or observer.last is None:
-        return RoleStatus(**{**asdict(nothing), "term": lease.term, "reason": "the last leader handed over"})
+        return RoleStatus(role=role, term=lease.term, reason="the last leader handed over")
     record, _ = observer.last
-    name = lease.holder.rpartition("/")[0] or lease.holder
+    name = name_of(lease.holder)
     common: dict[str, Any] = {
         "role": role,
         "term": lease.term,
@@ -193,21 +199,35 @@ def _role(reader: Consumer, config: Config, index: int, observer: _Observer) -> 
         "lease": record.lease,
     }
     if observer.age > record.lease:
-        return RoleStatus(leader=None, since=None, reason=f"the lease of {name} has run out", **common)
-    since = observer.times.get(lease.term) or _time_of(reader, config, index, lease.term)
-    return RoleStatus(leader=name, since=since, **common)
+        return RoleStatus(reason=f"the lease of {name} has run out", **common)
+    return RoleStatus(leader=name, since=observer.times.get(lease.term), **common)
 
 
-def _time_of(reader: Consumer, config: Config, index: int, offset: int) -> float | None:
-    """When the record at `offset` was written; None if it has expired."""
-    reader.assign([TopicPartition(config.topic, index, offset)])
-    message = reader.poll(0.5)
-    if message is None or message.error() is not None:
-        return None
-    return float(message.timestamp()[1]) / 1000
+def _find_claims(reader: Consumer, config: Config, observers: dict[int, _Observer]) -> None:
+    """When the present terms began, where their claims lie before the records that were read; half a second at most,
+    whatever their number. One that has expired stays unknown.
+    """
+    wanted = {
+        index: each.lease.term
+        for index, each in observers.items()
+        if each.lease.known and each.lease.holder is not None and each.lease.term not in each.times
+    }
+    reader.assign([TopicPartition(config.topic, index, term) for index, term in wanted.items()])
+    end = time.monotonic() + CLAIMS
+    while wanted and (left := end - time.monotonic()) > 0:
+        message = reader.poll(left)
+        index = -1 if message is None else message.partition()
+        if message is None or index not in wanted:
+            continue
+        term = wanted.pop(index)
+        reader.incremental_unassign([TopicPartition(config.topic, index)])
+        if message.error() is None and message.offset() == term:
+            observers[index].times[term] = message.timestamp()[1] / 1000
 
 
-def _members(group: Future[Any], config: Config) -> tuple[list[MemberStatus] | None, str | None]:
+def _members(
+    group: Future[Any], config: Config, roles: list[RoleStatus]
+) -> tuple[list[MemberStatus] | None, str | None]:
     try:
         described = group.result(TIMEOUT)
     except (KafkaException, TimeoutError):
@@ -215,6 +235,8 @@ def _members(group: Future[Any], config: Config) -> tuple[list[MemberStatus] | N
     members = []
     for member in described.members:
         owned = member.assignment.topic_partitions if member.assignment is not None else []
-        induced = [config.roles[each.partition] for each in owned if each.partition < len(config.roles)]
-        members.append(MemberStatus(name=member.client_id, host=member.host, induced=induced))
+        indexes = sorted(each.partition for each in owned if each.partition < len(config.roles))
+        induced = [config.roles[index] for index in indexes]
+        leads = [each.role for each in roles if each.leader == member.client_id]
+        members.append(MemberStatus(name=member.client_id, host=member.host, leads=leads, induced=induced))
     return sorted(members, key=lambda each: each.name), described.state.name.lower()

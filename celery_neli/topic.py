@@ -7,6 +7,7 @@ What an operator must mend (rights, partitions, a compacted topic) raises `Topic
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ClusterMetadata,
     ConfigResource,
+    NewPartitions,
     NewTopic,
 )
 
@@ -74,6 +76,14 @@ def create_command(config: Config, *, replicas: int | None = None) -> str:
     return " ".join(parts)
 
 
+def alter_command(config: Config) -> str:
+    """The `kafka-topics.sh` command that gives the leader topic a partition for each role."""
+    return (
+        f"kafka-topics.sh --bootstrap-server {_servers(config)} --alter --topic {config.topic} "
+        f"--partitions {len(config.roles)}"
+    )
+
+
 def _administered(metadata: ClusterMetadata) -> bool:
     """Whether there is a controller to answer admin requests; the embedded Kafka has none."""
     return metadata.controller_id in metadata.brokers
@@ -98,8 +108,11 @@ class TopicCheck:
         reader: Consumer,
         producer: Producer,
         clock: Callable[[], float] = time.monotonic,
+        administer: Callable[[dict[str, Any]], AdminClient] = AdminClient,
     ) -> None:
+        """`clock` and `administer` are for tests."""
         self._config = config
+        self._administer = administer
         self._klog = klog
         self._reader = reader
         self._producer = producer
@@ -151,8 +164,10 @@ class TopicCheck:
             if metadata is None:
                 yield PAUSE
             elif not _administered(metadata):
-                # There a producer's question for a topic makes it.
-                self._metadata(self._producer)
+                self._make_embedded(metadata)
+                yield PAUSE
+            elif found := self._partitions(metadata):
+                yield from self._grow(found)
                 yield PAUSE
             else:
                 yield from self._create(len(metadata.brokers))
@@ -169,23 +184,55 @@ class TopicCheck:
         return metadata
 
     def _fit(self, metadata: ClusterMetadata) -> bool:
-        """False: missing. Raises `TopicError`: too few partitions, or not ours to see."""
-        topic, wanted = self._config.topic, len(self._config.roles)
+        """False: missing, or too few partitions. Raises `TopicError`: not ours to see."""
+        topic = self._config.topic
         found = metadata.topics[topic]
         if found.error is not None and found.error.name() in _NOT_ALLOWED:
             raise TopicError(
                 f"Kafka does not let this member see the leader topic {topic} ({found.error.str()}): "
                 "allow DESCRIBE, READ and WRITE on it."
             )
-        if found.error is not None or not found.partitions:
-            return False
-        if len(found.partitions) < wanted:
+        return self._partitions(metadata) >= len(self._config.roles)
+
+    def _partitions(self, metadata: ClusterMetadata) -> int:
+        found = metadata.topics[self._config.topic]
+        return 0 if found.error is not None else len(found.partitions)
+
+    def _make_embedded(self, metadata: ClusterMetadata) -> None:
+        """The embedded Kafka answers no admin request. In this process it can be told; elsewhere a producer's question
+        for a topic makes it, with four partitions.
+        """
+        topic, wanted, found = self._config.topic, len(self._config.roles), self._partitions(metadata)
+        if found:
             raise TopicError(
-                f"The leader topic {topic} has {len(found.partitions)} partition(s), but there are {wanted} roles, one "
-                f"partition each; add partitions: kafka-topics.sh --bootstrap-server {_servers(self._config)} --alter "
-                f"--topic {topic} --partitions {wanted}"
+                f"The leader topic {topic} has {found} partition(s), but there are {wanted} roles, one partition each, "
+                "and the embedded Kafka adds none: start it with `celery -A <app> neli kafka`, which makes the topics "
+                f"of the app, or begin with EmbeddedKafka.create_topic({topic!r}, partitions={wanted})"
             )
-        return True
+        here = sys.modules.get("celery_neli.mock_cluster")
+        if here is None or not here.create_topic(_servers(self._config), topic, wanted):
+            self._metadata(self._producer)
+
+    def _grow(self, found: int) -> Steps:
+        """Add the partitions that are missing: roles were appended to the list."""
+        topic, wanted = self._config.topic, len(self._config.roles)
+        new = NewPartitions(topic, wanted)
+        try:
+            yield self._admin_client().create_partitions([new], request_timeout=REQUEST)[topic]
+        except KafkaException as exception:
+            error = exception.args[0]
+            if error.name() == "INVALID_PARTITIONS":
+                return  # another member was faster
+            reason = f"{error.name()} {error.str()}"
+            if error.name() in _NOT_ALLOWED:
+                raise TopicError(
+                    f"The leader topic {topic} has {found} partition(s), but there are {wanted} roles, one partition "
+                    f"each, and this member could not add any ({reason}). "
+                    f"Have them added: {alter_command(self._config)}"
+                ) from exception
+            self._klog.say(logging.WARNING, f"leader topic not enlarged yet topic={topic} reason={reason!r}")
+        else:
+            self._klog.say(logging.INFO, f"leader topic enlarged topic={topic} partitions={wanted} before={found}")
 
     def _create(self, brokers: int) -> Steps:
         topic, partitions = self._config.topic, len(self._config.roles)
@@ -245,5 +292,5 @@ class TopicCheck:
                 "logger": self._klog,
                 "error_cb": self._klog.remark,
             }
-            self._admin = AdminClient(properties)
+            self._admin = self._administer(properties)
         return self._admin

@@ -74,6 +74,31 @@ def test_a_newcomer_does_not_disturb_the_induced(config, member):
     assert seen == {frozenset({0})}
 
 
+def test_eight_roles_are_spread_evenly_over_four_members(kafka_node, names, member):
+    """Two each; who joins takes from the others what it gets and no more, and what the dead had goes to all."""
+    config = Config(group=names("group"), kafka=kafka_node.bootstrap_servers, roles=tuple("abcdefgh"))
+    kafka_node.create_topic(config.topic, partitions=8)
+    members: list[KafkaGroup] = []
+    for most in (8, 4, 3, 2):
+        before = [each.induced for each in members]
+        members.append(member(config))
+        members[-1].join()
+        poll(*members, until=lambda: spread(members) and max(len(each.induced) for each in members) == most)  # noqa: B023
+        assert all(each.induced <= had for each, had in zip(members, before, strict=False))
+    assert [len(each.induced) for each in members] == [2, 2, 2, 2]
+    gone, *left = members
+    had = [each.induced for each in left]
+    gone.close()
+    poll(*left, until=lambda: spread(left))
+    assert all(each.induced > kept for each, kept in zip(left, had, strict=True)) or max(map(len, had)) == 2
+    assert sorted(len(each.induced) for each in left) == [2, 3, 3]
+
+
+def spread(members: list[KafkaGroup]) -> bool:
+    """Every role is assigned, to one member each."""
+    return sorted(role for each in members for role in each.induced) == list(range(8))
+
+
 def test_who_leaves_is_not_induced_any_more_and_another_is(config, member):
     """At once for the one, within a rebalance for the other; and the one may come back."""
     first, second = member(config), member(config)

@@ -9,7 +9,6 @@ from contextlib import closing
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import ConfigResource
-from confluent_kafka.cimpl import NewPartitions
 
 from celery_neli.config import Config
 from celery_neli.events import End, Entry, Event, Lost, Started
@@ -236,23 +235,33 @@ def test_a_topic_made_anew_behind_ones_back_is_told(read, config, kafka_node, fi
     assert [type(event) for event in told if not isinstance(event, End)] == [Lost, Started]
 
 
-def test_too_few_partitions_are_an_error_until_there_are_enough(kafka, kafka_node, names):
-    """The error has both numbers and how to mend it; the next reads find it mended."""
-    config = Config(group=names("group"), kafka=kafka, roles=("a", "b", "c"))
-    kafka_node.create_topic(config.topic, partitions=2)
-    with closing(Reading(config)) as read:
-        with pytest.raises(TopicError, match=r"2 partition.* 3 roles.*kafka-topics\.sh.*--partitions 3"):
-            read.until_end()
-        kafka_node.admin().create_partitions([NewPartitions(config.topic, 3)])[config.topic].result(10)
-
-        def mended() -> bool:
-            try:
-                read.until_end(0, 1, 2, timeout=5)
-            except TopicError:
-                return False
-            return True
-
-        wait_until(mended, timeout=20, what="three partitions")
+def test_partitions_that_new_roles_need_are_added_while_others_go_on_reading(kafka, kafka_node, names, caplog):
+    """Three members with a longer list of roles come at once; nothing is told to the one with the short list."""
+    caplog.set_level(logging.INFO, "celery_neli.kafka")
+    name = names("group")
+    old, new = (Config(group=name, kafka=kafka, roles=roles) for roles in (("a", "b"), ("a", "b", "c", "d")))
+    with closing(Reading(old)) as before:
+        before.until_end(0, 1)
+        readings = [Reading(new) for _ in range(3)]
+        try:
+            deadline = time.monotonic() + 20
+            while not all({End(role) for role in range(4)} <= set(each.events) for each in readings):
+                assert time.monotonic() < deadline
+                for each in (before, *readings):
+                    each.events += each.journal.read(0.01)
+            readings[0].journal.append(3, "d", b"first")
+            readings[1].until(lambda told: Entry(3, 0, b"first") in told)
+        finally:
+            for each in readings:
+                each.close()
+        before.journal.append(1, "b", b"on")
+        before.until(lambda told: Entry(1, 0, b"on") in told)
+        assert {type(event) for event in before.events} <= {Started, End, Entry}
+        assert len(starts(before.events, 0)) == len(starts(before.events, 1)) == 1
+    said = [record for record in caplog.records if "leader topic enlarged" in record.getMessage()]
+    assert {record.levelno for record in said} == {logging.INFO}
+    assert f"topic={new.topic} partitions=4 before=2" in said[0].getMessage()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("policy", ["compact", "compact,delete"])

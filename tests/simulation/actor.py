@@ -42,17 +42,19 @@ class Actor:
         self.ahead = 0.0  # a freeze in the middle of a step: the rest of it happens so much later
         self.calls_to_stumble = 0
         self.shadow: list[Grant] | None = None  # what is believed outside while such a step hangs
+        self.hangs_until = NEVER
         self.due = NEVER
         self.cap = rnd.uniform(0.1, 0.9)
         self.seqs: dict[
             str, dict[int, tuple[float, float, float]]
         ] = {}  # identity -> seq -> clock before and at append, lease
         self.stepped_at = 0.0
+        self.stepped, self.watching_since = world.now, world.now  # true times
         self.config = Config(
             group="g", topic="t", name=self.name, roles=world.roles,
             heartbeat_interval=0.5, heartbeat_timeout=rnd.choice(scenario.leases),
             takeover_delay=rnd.choice(scenario.takeover),
-            drain_timeout=scenario.drain_timeout,
+            drain_timeout=scenario.drain_timeout, rebalance_after=scenario.rebalance_after,
         )  # fmt: skip
         self.journal, self.group = FakeJournal(world, self), FakeGroup(world)
         self.owner: list[tuple[str, int] | None] = [
@@ -73,6 +75,7 @@ class Actor:
                 self.shadow = [self.grant(role) for role in range(len(self.world.roles))]
                 lasts = self.world.rnd.choice((0.3, 2.0, 4.0, 12.0)) * self.world.rnd.random()
                 self.ahead = max(0.0, min(lasts, self.world.calm_at - self.world.now))  # no clock goes back
+                self.hangs_until = self.world.now + self.ahead
         return self.local(self.world.now + self.ahead)
 
     def local(self, time: float) -> float:
@@ -90,7 +93,7 @@ class Actor:
         local = self.local(time)
         if self.grant(role).held(local):
             return True
-        return self.shadow is not None and self.shadow[role].held(local)
+        return self.shadow is not None and time <= self.hangs_until and self.shadow[role].held(local)
 
     @property
     def closed_undisturbed(self) -> bool:
@@ -100,6 +103,8 @@ class Actor:
         """SIGTERM. Whoever stopped it waits for so long, then kills it."""
         self.member.close()
         self.closing_at = self.world.now
+        if self.world.scenario.spread:
+            self.world.after(0.1, self.world.coordinator.balance)
         self.closing_by = self.world.now + self.config.drain_timeout + 2 * self.config.heartbeat_timeout + 1
 
     # One turn
@@ -110,6 +115,9 @@ class Actor:
         if world.scenario.stumble and not world.calm and world.rnd.random() < world.scenario.stumble:
             self.calls_to_stumble = world.rnd.randrange(1, 9)
         self.stepped_at = self.local(world.now)
+        if world.now - self.stepped > 1.2:
+            self.watching_since = world.now
+        self.stepped = world.now
         try:
             changes = self.member.step(0)
         except Failure:
@@ -178,7 +186,7 @@ class Actor:
         record = json.loads(value)
         world.judge.sent(self, role, record)
         sent = self.local(world.now + self.ahead)
-        self.seqs.setdefault(record["member"], {})[record["seq"]] = (self.stepped_at, sent, record["lease"])
+        self.seqs.setdefault(record["member"], {})[record["seq"]] = (self.stepped_at, sent, record.get("lease", 0.0))
         time = world.now + self.ahead
         world.note(self.name, "sends", role, value)
         lost = not world.calm and rnd.random() < world.scenario.loss

@@ -138,6 +138,7 @@ class FakeGroup:
         self.induced: frozenset[int] = frozenset()
         self.assigned: frozenset[int] = frozenset()
         self.known_at = 0.0  # when the callback is served
+        self.since: dict[int, float] = {}  # since when the member has known of each
         self.member = False
 
     def assign(self, roles: frozenset[int], delay: float) -> None:
@@ -145,6 +146,7 @@ class FakeGroup:
 
     def poll(self) -> None:
         if self.world.now >= self.known_at:
+            self.since = {role: self.since.get(role, self.world.now) for role in self.assigned}
             self.induced = self.assigned
 
     def join(self) -> None:

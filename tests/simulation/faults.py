@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 ACTOR_FAULTS = ("freeze", "no_write", "no_read", "missing", "restart", "close", "induce", "resign", "reread")
 LOG_FAULTS = ("request", "purge", "truncate", "recreate", "forge")
+GROUP_FAULTS = ("shuffle", "group_down")
 FOREVER = 1e9
 
 
@@ -24,6 +25,8 @@ def plan(world: World) -> None:
     for role in range(world.scenario.roles):
         for kind in LOG_FAULTS:
             _again(world, kind, role)
+    for kind in GROUP_FAULTS:
+        _again(world, kind, 0)
     if world.scenario.newer:
         begins = world.rnd.uniform(0, world.scenario.newer)
         for number in range(100):  # its author goes on writing, so that those who start later meet it too
@@ -42,6 +45,10 @@ def _happen(world: World, kind: str, index: int) -> None:
     _again(world, kind, index)
     if kind in LOG_FAULTS:
         _to_log(world, kind, index)
+        return
+    if kind in GROUP_FAULTS:
+        world.note("fault", kind)
+        world.coordinator.shuffle() if kind == "shuffle" else world.coordinator.fail(world.rnd.uniform(0, 9))
         return
     actor = world.actors[index]
     if actor is not None:

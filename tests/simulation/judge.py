@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from tests.simulation.actor import Actor
     from tests.simulation.world import World
 
+ASKS = 2
+"""So often a role may have to be asked for: where records are late, another may be faster than the member favoured."""
+
 
 class Failure(Exception):
-    """`kind`: overlap, unbought, events, terms, release, claim, slot, stuck, busy or crash."""
+    """`kind`: overlap, unbought, events, terms, release, claim, request, slot, stuck, busy or crash."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}")
@@ -39,6 +42,8 @@ class Judge:
         self.top: list[tuple[int, str]] = [(-1, "") for _ in world.roles]
         self.left: set[str] = set()  # members that closed in order
         self.bought: dict[tuple[str, int], float] = {}
+        self.asked: dict[tuple[str, int], float] = {}  # when a member last asked for a role
+        self.asks = 0
 
     # Safety
 
@@ -110,11 +115,46 @@ class Judge:
                 if actor.local(self.world.now + actor.ahead) < since + actor.config.drain_timeout - 1:
                     raise Failure("release", f"{actor.name} releases role {role} before its barrier has returned")
             actor.released[role] = actor.local(self.world.now), record["term"]
+        elif record["kind"] == "request":
+            self._asks(actor, role, record["term"])
         elif record["kind"] == "claim" and (actor.member.closing or actor.member.aside):
             raise Failure("claim", f"{actor.name} claims role {role} while closing or aside")
 
+    def _asks(self, actor: Actor, role: int, term: int) -> None:
+        """Who asks for a role has known for `rebalance_after` that it is assigned it and that another leads (R10)."""
+        world, log = self.world, self.world.logs[role]
+        now, never = world.now + actor.ahead, float("-inf")
+        where = f"{actor.name} asks for role {role} at {now:.3f}"
+        if (
+            len(world.roles) == 1
+            or actor.member.closing
+            or actor.member.aside
+            or actor.grant(role).held(actor.local(now))
+        ):
+            raise Failure("request", f"{where}, which it may not")
+        times = {
+            "it was assigned": actor.group.since.get(role, now),
+            "it woke": actor.watching_since,
+            "it asked before": self.asked.get((actor.name, role), never),
+            "the leader came": log.when[term] if term < len(log.when) else never,
+        }
+        for what, time in times.items():
+            if now - time < 0.98 * world.scenario.rebalance_after:
+                raise Failure("request", f"{where}, only {now - time:.3f} s after {what}")
+        self.asked[actor.name, role] = now
+        self.asks += 1
+
+    def _reason(self, actor: Actor, role: int, term: int) -> None:
+        """Where nobody resigns for other reasons, a leader that does not close was asked to: for this role and term."""
+        scenario = self.world.scenario
+        if not scenario.spread or scenario.resign or scenario.request or actor.closing_at is not None:
+            return
+        asks = (json.loads(value) for value in self.world.logs[role].values[term:] if b'"request"' in value)
+        if not any(each["term"] == term for each in asks):
+            raise Failure("request", f"{actor.name} gives role {role} up in term {term}, and nobody has asked for that")
+
     def _stood_back(self, actor: Actor, role: int, term: int) -> None:
-        """Who released does not come back at once (R4), unless somebody led meanwhile."""
+        """Who released does not come back at once (R4), unless somebody led meanwhile, or was to and did not."""
         released, of_term = actor.released[role]
         values = self.world.logs[role].values
         if (
@@ -124,6 +164,9 @@ class Judge:
         ):
             return
         seen = json.loads(values[term]).get("seen")
+        requests = [json.loads(value) for value in values[of_term + 1 : term] if b'"request"' in value]
+        if any(each.get("to", actor.name).partition("/")[0] != actor.name for each in requests):
+            return
         if seen is not None and seen >= 0 and json.loads(values[seen])["member"].startswith(f"{actor.name}/"):
             raise Failure("events", f"{actor.name} leads role {role} again right after its release")
 
@@ -140,9 +183,12 @@ class Judge:
             if self.world.scenario.terms_rise and (term < top or (term == top and name != actor.name)):
                 raise Failure("terms", f"{where}, but {name} led in term {top}")
             self.top[role] = term, actor.name
-        elif before is None or before[1] != term or (kind == "LeaderRevoked" and before[0] != "leads"):
+            return
+        if kind == "LeaderRevoked":
+            self._reason(actor, role, term)
+        if before is None or before[1] != term or (kind == "LeaderRevoked" and before[0] != "leads"):
             raise Failure("events", where)
-        elif kind == "LeaderFenced" and before[0] == "drains" and actor.finished[role] == term:
+        if kind == "LeaderFenced" and before[0] == "drains" and actor.finished[role] == term:
             raise Failure("events", f"{where}: its barrier had returned")
 
     def consistent(self, actor: Actor) -> None:
@@ -193,7 +239,8 @@ class Judge:
         good" is nine tenths of the rest of the time, always the same member in the same term.
         """
         scenario = self.world.scenario
-        return 3 * max(*scenario.leases, self.world.forged_lease) + scenario.drain_timeout + max(scenario.takeover) + 1
+        bound = 3 * max(*scenario.leases, self.world.forged_lease) + scenario.drain_timeout + max(scenario.takeover) + 1
+        return bound + (ASKS * (scenario.rebalance_after + scenario.drain_timeout + 1) if scenario.spread else 0.0)
 
     def rested(self) -> None:
         """Somebody leads each role for the rest of the time, and always the same."""
@@ -212,6 +259,8 @@ class Judge:
                 raise Failure("stuck", f"role {role} is held for {held:.1f} of the last {end - begin:.1f} s")
             if len({(span.name, span.term) for span in late}) > 1:
                 raise Failure("stuck", f"role {role} changes hands in the calm: {late}")
+            if world.scenario.spread and (owner := world.coordinator.owner[role]) and late[-1].name != owner.name:
+                raise Failure("stuck", f"{late[-1].name} still leads role {role}, which is assigned to {owner.name}")
 
     def settled(self) -> float:
         """Seconds from `calm` to the beginning of the last spans."""

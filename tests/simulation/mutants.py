@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery_neli import grant, lease, member
+from celery_neli import grant, lease, member, rebalance
 from tests.simulation.judge import Failure
 from tests.simulation.world import run
 
@@ -34,6 +34,7 @@ class Mutant:
         "slot",
         "terms",
         "claim",
+        "request",
         "crash",
         "busy",
     )
@@ -55,7 +56,7 @@ MUTANTS = (
     Mutant(name="clocks differ", scenario="clocks", text="self._vacant = now + record.lease * CLOCK_RATES", put="self._vacant = now + record.lease"),
     Mutant(name="held ends when the release leaves", scenario="orderly", text="and not self._released and self.lost", put="and self.lost"),
     Mutant(name="a lost release ends", scenario="alone", text="vacant = self.until + self.timing.heartbeat_timeout  #", put="return FOREVER  #"),
-    Mutant(name="stand back after a release", scenario="alone", text="(self.timing.heartbeat_timeout if mine else 0)", put="0"),
+    Mutant(name="stand back after a release", scenario="alone", text="(self.timing.heartbeat_timeout if stands_back else 0)", put="0"),
     Mutant(name="stand back after a lost release", scenario="alone", text="vacant = self.until + self.timing.heartbeat_timeout  #", put="vacant = self.until  #"),
     Mutant(name="beat only while held", scenario="leader-deaf", text="if self.holder == self.member and now < self.until:  # R5", put="if self.holder == self.member:  # R5"),
     Mutant(name="a release is released", scenario="alone", text="NEVER, False, False, False, FOREVER", put="NEVER, False, self._released, False, FOREVER"),
@@ -89,6 +90,15 @@ MUTANTS = (
     Mutant(name="nobody told, nobody drains", where="member", scenario="orderly", text="post.lease.drained()  # nobody was told", put="pass  # nobody was told"),
     Mutant(name="a revocation is told", where="member", scenario="orderly", text="yield LeaderRevoked(post.role, post.told)", put="pass"),
     Mutant(name="a fence is told", where="member", scenario="base", text="yield LeaderFenced(post.role, told, self._why(post, now))", put="pass"),
+    # Asking for a role
+    Mutant(name="who asks has waited", where="rebalance", scenario="spread", text="now - self._since < self._wait", put="False"),
+    Mutant(name="who has asked waits again", where="rebalance", scenario="spread", text="        self._since = now\n        return", put="        return"),
+    Mutant(name="only who is assigned the role asks", where="rebalance", scenario="spread", text="lease.induced and lease.candidate", put="lease.candidate"),
+    Mutant(name="a new term is watched anew", where="rebalance", scenario="spread-churn", text="term = lease.term if wishes", put="term = 0 if wishes"),
+    Mutant(name="who slept watches anew", where="rebalance", scenario="spread-few", text="awake and lease", put="lease"),
+    Mutant(name="who closes does not ask", where="rebalance", scenario="spread", text=" and lease.candidate", put="", seed=16),
+    Mutant(name="a request is about one term", scenario="spread-churn", text="record.term in (None, self.term)", put="True"),
+    Mutant(name="who asks goes first", scenario="spread", text="self._favoured in (self.name, self.member)", put="False"),
     # Slots
     Mutant(name="late data are ignored", scenario="rough", text="and record.seq > self._data_seq", put=""),
     Mutant(name="a claim repeats the data", scenario="base", text="seen=self.last, data=self.data)", put="seen=self.last)"),
@@ -97,9 +107,9 @@ MUTANTS = (
 
 
 def mutated(mutant: Mutant) -> Any:
-    """The class `Member` of a copy of lease.py, grant.py and member.py, one of them changed."""
+    """The class `Member` of a copy of lease.py, grant.py, rebalance.py and member.py, one of them changed."""
     modules = {}
-    for name, module in (("lease", lease), ("grant", grant), ("member", member)):
+    for name, module in (("lease", lease), ("grant", grant), ("rebalance", rebalance), ("member", member)):
         source = Path(module.__file__).read_text()
         if mutant.where == name:
             if source.count(mutant.text) != 1:
@@ -107,7 +117,7 @@ def mutated(mutant: Mutant) -> Any:
                     f"{mutant.name}: {mutant.text!r} stands {source.count(mutant.text)} times in {name}.py"
                 )
             source = source.replace(mutant.text, mutant.put)
-        for copied in ("lease", "grant"):
+        for copied in ("lease", "grant", "rebalance"):
             source = source.replace(
                 f"from celery_neli.{copied} import", f"from tests.simulation.mutant_{copied} import"
             )

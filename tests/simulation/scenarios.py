@@ -12,6 +12,10 @@ class Scenario:
     leases: tuple[float, ...] = (1.5, 2.5, 5.0)
     takeover: tuple[float, ...] = (0.0, 0.25, 1.0)
     drain_timeout: float = 2.0
+    rebalance_after: float = 1e6  # seconds; 1e6: nobody asks for a role
+    spread: bool = False  # the group spreads the roles (coordinator.py), and in the end each is where it wants it
+    shuffle: float = 0.0  # the group moves every role; per second, as the next
+    group_down: float = 0.0
     members: int = 4
     roles: int = 1
     calm: float = 32.0
@@ -61,6 +65,10 @@ NOTHING = replace(
 )
 ROUGH = replace(BASE, double=0.1, fifo=False, late=0.05, resign=0.1)
 ORDERLY = replace(NOTHING, close=0.06, induce=0.1, resign=0.06, request=0.03, down=1.0)
+SPREAD = replace(
+    NOTHING, roles=8, spread=True, rebalance_after=3.0, takeover=(0.5,), leases=(1.5, 2.5), calm=15, restart=0.04,
+    close=0.04, down=1.5,
+)  # fmt: skip
 
 SCENARIOS: dict[str, Scenario] = {
     "base": BASE,
@@ -93,6 +101,20 @@ SCENARIOS: dict[str, Scenario] = {
     "group": replace(BASE, induce=2.0, group_delay=5.0, roles=2),
     "roles": replace(BASE, roles=3, late=0.02, double=0.02),
     "orderly": ORDERLY,
+    "spread": SPREAD,
+    "spread-churn": replace(SPREAD, calm=20, shuffle=0.25, group_down=0.05, stagger=8.0, late=0.05, double=0.1),
+    "spread-few": replace(SPREAD, members=5, roles=2, shuffle=0.1, freeze=0.03, stumble=0.01, overrun=0.3),
+    "spread-rough": replace(
+        BASE,
+        induce=0,
+        roles=4,
+        spread=True,
+        rebalance_after=3.0,
+        takeover=(0.5,),
+        calm=20,
+        shuffle=0.1,
+        group_down=0.03,
+    ),
     "drains": replace(ROUGH, drain_timeout=1.5, stumble=0.01, overrun=0.6, resign=0.3, request=0.05),
     "stumbles": replace(BASE, stumble=0.03, late=0.05),
     "look-back": replace(

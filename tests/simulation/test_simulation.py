@@ -36,3 +36,11 @@ def test_the_runs_are_not_idle() -> None:
     assert sum(len(world.judge.spans[0]) for world in worlds) > 30
     assert sum(len(world.slots.terms[0]) for world in worlds) > 300
     assert sum(world.slots.doubled for world in worlds) > 0
+
+
+def test_roles_are_asked_for_and_not_too_often() -> None:
+    """Eight roles over four members that come and go: each is asked for in less than a fifth of the times it could."""
+    for name in ("spread", "spread-churn"):
+        worlds = [run(name, seed) for seed in range(2)]
+        asks, time = sum(world.judge.asks for world in worlds), sum(world.now for world in worlds)
+        assert 2 * 4 < asks < 0.2 * 8 * time / SCENARIOS[name].rebalance_after

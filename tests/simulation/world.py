@@ -10,12 +10,15 @@ from typing import Any
 from celery_neli import member as real
 from tests.simulation import faults
 from tests.simulation.actor import Actor
+from tests.simulation.coordinator import Coordinator
 from tests.simulation.fakes import Log
 from tests.simulation.judge import Failure, Judge
 from tests.simulation.scenarios import SCENARIOS, Scenario
 from tests.simulation.slots import Slots
 
-ROLES = ("leader", "second", "third")
+ROLES = ("leader", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+SESSION = 2.0  # seconds until the group misses a dead member
 
 
 class World:
@@ -31,6 +34,7 @@ class World:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = self._nonces = self._generations = 0
         self.judge = Judge(self)
+        self.coordinator = Coordinator(self)
         self.slots = Slots(len(self.roles), scenario.slots)
         self.steps = 0
         self.clocks = [(self._rate(), self.rnd.uniform(0, 1e4)) for _ in range(scenario.members)]
@@ -94,7 +98,9 @@ class World:
         actor = Actor(self, index, self._generations, *self.clocks[index])
         self.actors[index] = actor
         self.note(actor.name, "starts", f"lease {actor.config.heartbeat_timeout:g}")
-        if self.rnd.random() < 0.5:
+        if self.scenario.spread:
+            self.after(0.1, self.coordinator.balance)
+        elif self.rnd.random() < 0.5:
             actor.group.assign(faults.some(self), self.rnd.uniform(0, self.scenario.group_delay))
         self.wake(actor, self.rnd.uniform(0, 0.05))
 
@@ -104,6 +110,8 @@ class World:
         self.judge.gone(actor)
         actor.gone = True
         self.actors[actor.index] = None
+        if self.scenario.spread:
+            self.after(0.0 if actor.closing_at is not None or self.calm else SESSION, self.coordinator.balance)
         if self.scenario.down:
             away += self.rnd.expovariate(1 / self.scenario.down)
         self.after(0.0 if self.calm else away, self.start, actor.index)

@@ -139,6 +139,71 @@ def test_a_member_named_in_a_request_goes_before_the_induced_one() -> None:
     assert induced.tick(1.2) is not None, "the named one may not come"
 
 
+def test_a_member_that_asked_for_itself_goes_first_and_no_namesake() -> None:
+    """A request may name an identity: two members may have one name."""
+    log, asking, namesake = Log(), member("b"), Lease("b/2", TIMING)
+    namesake.begin(0, 0.0, oldest=True)
+    log.append(Record(kind="claim", member="a/1", seq=1, lease=4.0, seen=-1))
+    log.read(asking, 0.5)
+    assert log.append(asking.ask()) == Record(kind="request", member="b/1", seq=1, lease=0.0, to="b/1", term=0)
+    log.append(Record(kind="release", member="a/1", seq=2, lease=4.0, seen=0, term=0))
+    for each in (asking, namesake):
+        log.read(each, 1.0)
+    assert asking.lost is None
+    assert asking.tick(1.0) is not None
+    assert namesake.tick(1.19) is None
+
+
+def test_a_holder_heeds_a_namesake() -> None:
+    """Asked by another process of its own name, it is asked; asked to make way for itself, it is not."""
+    log = Log()
+    a = elected(log)
+    for to, asked in (("a/2", True), ("a/1", False), ("a", False), (None, True)):
+        log.append(Record(kind="request", member="x/1", seq=0, lease=0.0, to=to))
+        log.read(a, 0.1)
+        assert a.asked == asked, to
+
+
+def test_a_request_about_an_earlier_term_asks_nobody() -> None:
+    """It was late, or doubled: the role has changed hands meanwhile."""
+    log = Log()
+    log.append(Record(kind="claim", member="b/1", seq=1, lease=4.0, seen=-1))
+    log.append(Record(kind="release", member="b/1", seq=2, lease=4.0, seen=0, term=0))
+    a = member("a")
+    a.induced = True
+    log.read(a, 0.0)
+    log.append(a.tick(0.0))
+    log.append(Record(kind="request", member="c/1", seq=1, lease=0.0, to="c/1", term=0))
+    log.read(a, 0.1)
+    assert not a.asked
+    log.append(Record(kind="request", member="c/1", seq=2, lease=0.0, to="c/1", term=2))
+    log.read(a, 0.1)
+    assert a.asked
+
+
+def test_who_made_way_for_another_that_does_not_come_is_back_after_its_head_start() -> None:
+    """Of two members, one may die after it has asked: nobody else is there to lead."""
+    log = Log()
+    a = elected(log)
+    log.append(Record(kind="request", member="b/1", seq=1, lease=0.0, to="b/1", term=0))
+    log.read(a, 1.0)
+    a.resign(1.0)
+    a.drained()
+    assert log.append(a.tick(1.0)).kind == "release"
+    log.read(a, 1.1)
+    assert a.tick(1.29) is None
+    assert a.tick(1.3) is not None
+
+
+@pytest.mark.parametrize(("early", "beats"), [(0.0, False), (0.25, True)])
+def test_a_beat_may_leave_before_its_time_with_others(early: float, beats: bool) -> None:
+    """One turn for the beats of several roles."""
+    a = elected(Log())
+    a.tick(0.0)
+    assert (a.tick(0.3, early=early) is not None) == beats
+    assert (a.beating(0.4), a.beating(0.5)) == (beats and False, not beats)
+
+
 def test_after_a_claim_comes_no_other_before_the_log_was_read_to_its_end_and_the_claim_is_old() -> None:
     """A claim that nobody has judged may still take effect."""
     a = member("a")

@@ -447,3 +447,112 @@ def test_led_until_is_when_the_last_leaders_owner_last_made_progress(data: dict[
     stage.echo(after=0.1)
     assert stage.leads()
     assert stage.member.led_until("leader") == pytest.approx(read - idle)
+
+
+def stage_beside(*roles: str) -> Stage:
+    """`m`, to which every one of `roles` is assigned, and `x`, which leads them all."""
+    stage = Stage(*roles)
+    for role in range(len(roles)):
+        stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1), role)
+    stage.echo()
+    return stage
+
+
+def pass_time(stage: Stage, seconds: float) -> None:
+    """`x` goes on beating meanwhile."""
+    for _ in range(round(2 * seconds)):
+        for role, log in enumerate(stage.journal.log):
+            stage.write(Record(kind="beat", member="x/1", seq=len(log) + 9, lease=4.0, seen=0, term=0), role)
+        stage.echo(after=0.5)
+
+
+def test_a_member_asks_for_each_of_several_roles_that_the_group_has_assigned_to_it() -> None:
+    """Once all has been stable for `rebalance_after`, and it says so; a lone role stays where it is (R10)."""
+    several, alone = stage_beside("leader", "second"), stage_beside("leader")
+    several.group.induced = frozenset({1})
+    for stage in (several, alone):
+        pass_time(stage, 31)
+    assert [(record.kind, record.to, record.term) for record in several.journal.sent] == [("request", "m/2", 0)]
+    assert len([line for line in several.log.lines if "asking for role=second leader=x term=0" in line]) == 1
+    assert alone.journal.sent == []
+
+
+@pytest.mark.parametrize("ends", ["resigns", "stalls"])
+def test_a_member_that_gave_a_role_up_by_itself_does_not_ask_for_it_as_soon(ends: str) -> None:
+    """What made it resign may be there still."""
+    stage = Stage("leader", "second").lead()
+    if ends == "resigns":
+        stage.member.resign("leader")
+    else:
+        stage.member.candidate = False
+    stage.turn()
+    stage.member.candidate = True
+    stage.member.drained("leader", 0)
+    stage.turn()
+    stage.echo()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=100.0, seen=len(stage.journal.log[0]) - 1))
+    for _ in range(2 * 60):
+        stage.echo(after=0.5)
+    assert "request" not in {record.kind for record in stage.journal.sent}
+    stage.echo(after=0.5)
+    assert "request" in {record.kind for record in stage.journal.sent}
+
+
+def test_a_leader_that_was_asked_by_a_member_hands_over_to_it_alone_that_role() -> None:
+    """Gracefully: the barrier runs, the release follows."""
+    stage = Stage("leader", "second").lead()
+    stage.write(Record(kind="request", member="y/1", seq=1, lease=0.0, to="y/1", term=0), role=1)
+    assert stage.echo() == [LeaderRevoked("second", 0)]
+    stage.member.drained("second", 0)
+    stage.turn()
+    assert [record.kind for record in stage.journal.sent if record.kind == "release"] == ["release"]
+    assert stage.leads("leader")
+
+
+def test_the_beats_of_all_roles_leave_together() -> None:
+    """One turn of the thread for all, however apart the roles were acquired."""
+    stage = Stage("leader", "second", empty=False)
+    stage.turn(Started(0, 0, oldest=True), End(0))
+    stage.echo()
+    stage.turn(Started(1, 0, oldest=True), End(1), after=0.3)
+    stage.echo()
+    for _ in range(3):
+        stage.echo(after=stage.member.wake() - stage.now)
+    stage.journal.sent.clear()
+    times = set()
+    stage.journal.on_append = lambda record: times.add(stage.now)
+    for _ in range(20):
+        stage.echo(after=stage.member.wake() - stage.now)
+    assert len(stage.journal.sent) == 2 * len(times)
+
+
+def test_what_a_member_waits_for_is_to_be_read_at_once() -> None:
+    """The release of a role that is assigned to it, its claim; not what others do among each other."""
+    stage = stage_beside("leader", "second")
+    assert stage.member.expecting
+    stage.group.induced = frozenset()
+    stage.turn()
+    assert not stage.member.expecting
+    leading = Stage("leader", "second")
+    leading.group.induced = frozenset()
+    leading.turn()
+    leading.turn(after=0.2)
+    assert leading.member.expecting, "its claims are under way"
+    leading.echo()
+    assert leading.leads()
+    assert not leading.member.expecting
+
+
+def test_another_list_of_roles_is_noticed_once_a_minute() -> None:
+    """The role is the partition; a record whose key names another role was written by somebody with another list."""
+    stage = Stage("leader", "second").lead()
+    for second in range(70):
+        at = len(stage.journal.log[1]) + second
+        record = Record(kind="request", member="x/1", seq=0, lease=0.0, to="m", term=0)
+        stage.turn(
+            Entry(1, 100 + at, encode(record), "billing"), Entry(0, 100 + at, encode(record), "leader"), after=1.0
+        )
+    said = [line for line in stage.log.lines if "roles differ" in line]
+    assert len(said) == 2
+    for part in ("partition=1", "name=m has role=second", "name=x has role=billing"):
+        assert part in said[0]

@@ -44,7 +44,13 @@ beats = st.builds(
     data=data,
 )
 requests = st.builds(
-    Record, kind=st.just("request"), member=names, seq=offsets, lease=st.just(0.0), to=st.none() | names
+    Record,
+    kind=st.just("request"),
+    member=names,
+    seq=offsets,
+    lease=st.just(0.0),
+    to=st.none() | names,
+    term=st.none() | offsets,
 )
 records = st.one_of(claims, blind_claims, beats, requests)
 

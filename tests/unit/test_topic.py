@@ -1,0 +1,150 @@
+"""The leader topic, looked for and made through clients that answer what the test says."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from celery_neli.config import Config
+from celery_neli.embedded import EmbeddedKafka
+from celery_neli.exceptions import TopicError
+from celery_neli.journal import KafkaJournal
+from celery_neli.kafkalog import KafkaLog
+from celery_neli.topic import TopicCheck
+from tests.processes import wait_until
+
+LOG = logging.getLogger("celery_neli.kafka")
+
+
+def done(error: int | None = None, value: Any = None) -> Future[Any]:
+    future: Future[Any] = Future()
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(KafkaException(KafkaError(error)))
+    return future
+
+
+class Cluster:
+    """A topic of so many partitions on a cluster with a controller; reader and admin client in one."""
+
+    def __init__(self, partitions: int, refuses: int | None = None) -> None:
+        self.partitions, self.refuses = partitions, refuses
+        self.asked: list[str] = []
+        self.properties: dict[str, Any] = {}
+
+    def __call__(self, properties: dict[str, Any]) -> Cluster:
+        self.properties = properties
+        return self
+
+    def poll(self, timeout: float) -> None: ...
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        error = None if self.partitions else KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+        found = SimpleNamespace(error=error, partitions=dict.fromkeys(range(self.partitions)))
+        return SimpleNamespace(topics={topic: found}, controller_id=1, brokers={1: None})
+
+    def create_topics(self, new: list[Any], request_timeout: float) -> dict[str, Future[None]]:
+        return self._make("create", new[0].topic, new[0].num_partitions)
+
+    def create_partitions(self, new: list[Any], request_timeout: float) -> dict[str, Future[None]]:
+        return self._make("grow", new[0].topic, new[0].new_total_count)
+
+    def _make(self, what: str, topic: str, partitions: int) -> dict[str, Future[None]]:
+        self.asked.append(what)
+        refused, self.refuses = self.refuses, None
+        if refused is None:
+            self.partitions = partitions
+        return {topic: done(refused)}
+
+    def describe_configs(self, resources: list[Any], request_timeout: float) -> dict[Any, Future[Any]]:
+        return {resources[0]: done(value={})}
+
+
+def check(cluster: Cluster, *roles: str) -> bool:
+    """Whether the topic is found fit within 20 polls, a second apart."""
+    config, now = Config(group="g", topic="t", kafka="k:1", roles=roles), iter(range(1000))
+    klog = KafkaLog(LOG, config.properties, clock=lambda: float(next(now)))
+    made = TopicCheck(
+        config, klog, reader=cluster, producer=cluster, clock=lambda: float(next(now)), administer=cluster  # type: ignore[arg-type]
+    )  # fmt: skip
+    return any(made.poll() for _ in range(20))
+
+
+def test_partitions_are_added_for_roles_that_were_appended(caplog: pytest.LogCaptureFixture) -> None:
+    """One line tells it, with both numbers."""
+    caplog.set_level(logging.INFO)
+    cluster = Cluster(2)
+    assert check(cluster, "a", "b", "c")
+    assert (cluster.asked, cluster.partitions) == (["grow"], 3)
+    assert [record.getMessage() for record in caplog.records] == ["leader topic enlarged topic=t partitions=3 before=2"]
+
+
+@pytest.mark.parametrize("partitions", [3, 8])
+def test_as_many_partitions_as_roles_or_more_are_left_alone(partitions: int) -> None:
+    """Roles may have been taken from the list's end."""
+    cluster = Cluster(partitions)
+    assert check(cluster, "a", "b", "c")
+    assert (cluster.asked, cluster.partitions) == ([], partitions)
+
+
+def test_another_member_may_add_them_first(caplog: pytest.LogCaptureFixture) -> None:
+    """Then there is nothing to tell."""
+    cluster = Cluster(2, refuses=KafkaError.INVALID_PARTITIONS)
+    assert check(cluster, "a", "b", "c")
+    assert caplog.records == []
+
+
+def test_what_may_pass_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Partitions cannot be added while some are being moved."""
+    cluster = Cluster(2, refuses=KafkaError.REASSIGNMENT_IN_PROGRESS)
+    assert check(cluster, "a", "b", "c")
+    assert cluster.asked == ["grow", "grow"]
+    assert "leader topic not enlarged yet" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.POLICY_VIOLATION])
+def test_who_may_not_add_partitions_says_who_can(error: int) -> None:
+    """With both numbers and the command."""
+    with pytest.raises(TopicError, match=r"2 partition.* 3 roles.*could not add.*(FAILED|VIOLATION)") as raised:
+        check(Cluster(2, refuses=error), "a", "b", "c")
+    assert "kafka-topics.sh --bootstrap-server k:1 --alter --topic t --partitions 3" in str(raised.value)
+
+
+def test_who_may_not_create_the_topic_says_who_can() -> None:
+    """With the command that makes it as a member would."""
+    with pytest.raises(TopicError, match=r"is missing.*kafka-topics\.sh.*--create --topic t --partitions 2"):
+        check(Cluster(0, refuses=KafkaError.TOPIC_AUTHORIZATION_FAILED), "a", "b")
+
+
+def test_on_the_embedded_kafka_of_this_process_any_number_of_roles_has_its_partitions() -> None:
+    """It answers no request to create a topic, and makes those that are asked for with four partitions."""
+    roles = tuple("abcdef")
+    with EmbeddedKafka() as kafka:
+        journal = KafkaJournal(Config(group="g", kafka=kafka.bootstrap_servers, roles=roles), log=LOG)
+        try:
+            ended: set[int] = set()
+            wait_until(
+                lambda: ended.update(event.role for event in journal.read(0.05)) or len(ended) == 6,
+                timeout=20, what="six roles",
+            )  # fmt: skip
+        finally:
+            journal.close()
+
+
+def test_on_an_embedded_kafka_too_few_partitions_are_an_error() -> None:
+    """Nobody can add any; it says what can be done."""
+    with EmbeddedKafka() as kafka:
+        kafka.create_topic("t", partitions=4)
+        config = Config(group="g", topic="t", kafka=kafka.bootstrap_servers, roles=tuple("abcdef"))
+        journal = KafkaJournal(config, log=LOG)
+        try:
+            with pytest.raises(TopicError, match=r"4 partition.* 6 roles.*neli kafka.*partitions=6"):
+                wait_until(lambda: journal.read(0.05), timeout=20, what="an error")
+        finally:
+            journal.close()
