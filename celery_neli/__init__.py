@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from celery_neli.bootsteps import install
     from celery_neli.config import Config
     from celery_neli.curator import Neli, State
-    from celery_neli.exceptions import ClosedError, ConfigurationError, NeliError, TopicError
+    from celery_neli.exceptions import (
+        ClosedError,
+        ConfigurationError,
+        LeadershipLost,
+        NeliError,
+        NotLeader,
+        TopicError,
+    )
+    from celery_neli.gate import current_term, leader_only, roles, still_leader
     from celery_neli.grant import LeaderAcquired, LeaderFenced, LeaderRevoked
     from celery_neli.scheduler import Scheduler
+    from celery_neli.singletons import singleton
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,12 +37,19 @@ __all__ = [
     "LeaderAcquired",
     "LeaderFenced",
     "LeaderRevoked",
+    "LeadershipLost",
     "Neli",
     "NeliError",
+    "NotLeader",
     "Scheduler",
     "State",
     "TopicError",
+    "current_term",
     "install",
+    "leader_only",
+    "roles",
+    "singleton",
+    "still_leader",
 ]
 
 _HOMES = {
@@ -49,6 +65,13 @@ _HOMES = {
     "State": "curator",
     "Scheduler": "scheduler",
     "install": "bootsteps",
+    "LeadershipLost": "exceptions",
+    "NotLeader": "exceptions",
+    "current_term": "gate",
+    "leader_only": "gate",
+    "roles": "gate",
+    "still_leader": "gate",
+    "singleton": "singletons",
 }
 
 

@@ -1,8 +1,8 @@
-"""The curator in a worker: steps of Celery's worker blueprint.
+"""celery-neli in a worker: steps of Celery's blueprints.
 
-The curator starts after the pool has forked its children, and it ends after the pool has drained: steps stop in the
-reverse order of their start, so one step cannot do both. `Election` starts it, late; the release waits for
-`worker_shutdown`, which Celery sends when every step has stopped.
+The curator starts after the pool has forked its children, and its release comes after the pool has drained, or was
+killed. Steps stop in the reverse order of their start, so one step cannot do both: `Office`, the first of all to start,
+makes the lease, which the children inherit, and is the last to stop; `Election` joins, late.
 """
 
 from __future__ import annotations
@@ -12,53 +12,71 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps
 from celery.signals import worker_shutdown
 
-from celery_neli.config import enabled
+from celery_neli.config import enabled, worker_settings
+from celery_neli.drain import begin_drain
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.handover import Handover
 from celery_neli.leadership import leadership_for
+from celery_neli.shared import shared
+from celery_neli.worker_events import tell
 
 if TYPE_CHECKING:
     from celery import Celery
 
+    from celery_neli.drain import Drain
     from celery_neli.leadership import Leadership
 
 REFUSED_POOLS = ("eventlet",)
 
 
-class Election(bootsteps.StartStopStep):
-    """Joins the worker election once the pool (and an embedded beat) is there, hands over when the worker stops.
+class Office(bootsteps.StartStopStep):
+    """The worker's lease: made before the pool, handed over after it.
 
-    In the worker blueprint, never in the consumer's: that one restarts whenever the connection to the task broker is
+    In the worker's blueprint, never in the consumer's: that one restarts whenever the connection to the task broker is
     lost.
     """
 
-    name = "celery_neli.Election"
-    label = "Neli"
-    # Both fork: a process forked while our thread imports or makes a Kafka client inherits its locks, and hangs.
-    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
+    name = "celery_neli.Office"
+    label = "Leader's office"
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._leadership: Leadership | None = None
+        self._drain: Drain | None = None
+        self._handover: Handover | None = None
 
     def include_if(self, worker: Any) -> bool:
         """Not with `neli_enabled = False`. Raises `ConfigurationError`, which ends the worker's start."""
         if not enabled(worker.app):
             return False
-        pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
-        if pool.rpartition(".")[2] in REFUSED_POOLS:
-            raise ConfigurationError(
-                f"worker_pool = {pool.rpartition('.')[2]!r}: celery-neli runs with prefork, threads, solo and gevent; "
-                "a thread of the operating system does not survive eventlet. "
-                "Choose another pool, or set neli_enabled = False"
-            )
-        self._leadership = leadership_for(worker.app, "worker")  # refuses bad settings before anything has started
+        fence_kills = worker_settings(worker.app).fence_kills
+        refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
+        leadership = leadership_for(worker.app, "worker")  # refuses bad settings before anything has started
+        lease = shared(worker.app)
+        assert lease is not None, "a worker's leadership shares its lease"
+        drain = begin_drain(worker.app, leadership, lease)
+        drain.fence_kills = fence_kills
+        leadership.working = drain.working
+        self._leadership, self._drain = leadership, drain
         return True
 
+    def include(self, parent: Any) -> Any:
+        """Before all other steps: no step that Celery has can be told to require this one."""
+        included = super().include(parent)
+        if included:
+            parent.steps.remove(self)
+            parent.steps.insert(0, self)
+        return included
+
     def start(self, worker: Any) -> None:
-        """Join; the pool's children have been forked by now."""
-        if self._leadership is not None:
-            self._leadership.start()
-            worker_shutdown.connect(self._finish, sender=worker, weak=False)
+        """Listen to what becomes of the lease; nothing has joined the election yet."""
+        import celery_neli.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
+
+        if self._drain is not None:
+            self._handover = Handover(self._drain)
+            self._handover.listen()
+            tell(worker, self._drain.leadership)
+            worker_shutdown.connect(self.finish, sender=worker, weak=False)  # sent even if the start was cut short
 
     def close(self, worker: Any) -> None:
         """The worker begins to stop: hand over while its tasks drain."""
@@ -66,11 +84,26 @@ class Election(bootsteps.StartStopStep):
             self._leadership.close()
 
     def stop(self, worker: Any) -> None:
-        """Nothing yet: the pool is still draining."""
+        """The pool has drained: nothing runs any more."""
+        self.finish()
 
     def terminate(self, worker: Any) -> None:
-        """A cold shutdown sends no `worker_shutdown`: hand over now."""
-        self._finish()
+        """A cold shutdown: prefork's children were killed. Threads and greenlets cannot be, so they are waited for as
+        long as the lease is held.
+        """
+        if pool_of(worker) == "prefork":
+            self.finish()
+        elif self._leadership is not None:
+            self._leadership.stop()
+
+    def finish(self, **_: Any) -> None:
+        """Release the lease, if it is still held, and end the curator."""
+        if self._drain is not None:
+            self._drain.pool_ended()
+        if self._leadership is not None:
+            self._leadership.stop()
+        if self._handover is not None:
+            self._handover.ignore()
 
     def info(self, worker: Any) -> dict[str, Any]:
         """For `celery inspect stats`."""
@@ -79,9 +112,60 @@ class Election(bootsteps.StartStopStep):
         standing = self._leadership.snapshot()
         return {"neli": {"name": self._leadership.config.name, "leading": standing.leading, "term": standing.term}}
 
-    def _finish(self, **_: Any) -> None:
-        if self._leadership is not None:
-            self._leadership.stop()
+
+class Election(bootsteps.StartStopStep):
+    """Joins the worker election once the pool (and an embedded beat) is there."""
+
+    name = "celery_neli.Election"
+    label = "Neli"
+    # Both fork: a process forked while our thread imports or makes a Kafka client inherits its locks, and hangs.
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat", Office)
+
+    def include_if(self, worker: Any) -> bool:
+        """Not with `neli_enabled = False`."""
+        return enabled(worker.app)
+
+    def start(self, worker: Any) -> None:
+        """Join; the pool's children have been forked by now."""
+        leadership_for(worker.app, "worker").start()
+
+    def stop(self, worker: Any) -> None:
+        """Nothing: the pool is still draining."""
+
+    def terminate(self, worker: Any) -> None:
+        """Nothing: the pool still runs."""
+
+
+def pool_of(worker: Any) -> str:
+    """The name of the worker's pool: "prefork", "threads", "solo", "gevent" or that of another module."""
+    pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
+    name = str(pool).rpartition(".")[2]
+    return "threads" if name == "thread" else name
+
+
+def spawns(worker: Any) -> bool:
+    """Whether the pool's children are no forks of the worker (Celery 5.7: `worker_pool_start_method`)."""
+    return getattr(worker, "pool_start_method", "fork") == "spawn"
+
+
+def refuse_pool(pool: str, *, fence_kills: bool, spawn: bool) -> None:
+    """Raise `ConfigurationError` for a pool that cannot do what is asked of it."""
+    if pool in REFUSED_POOLS:
+        raise ConfigurationError(
+            f"worker_pool = {pool!r}: celery-neli runs with prefork, threads, solo and gevent; "
+            "a thread of the operating system does not survive eventlet. "
+            "Choose another pool, or set neli_enabled = False"
+        )
+    if fence_kills and pool != "prefork":
+        raise ConfigurationError(
+            f"neli_fence_kills = True with worker_pool = {pool!r}: only prefork's children can be killed; "
+            "use prefork, or leave neli_fence_kills out and let long tasks ask still_leader()"
+        )
+    if spawn and pool == "prefork":
+        raise ConfigurationError(
+            "worker_pool_start_method = 'spawn': the pool's children learn from memory inherited by fork "
+            "whether their worker leads; use 'fork'"
+        )
 
 
 def install(app: Celery) -> Celery:
@@ -90,5 +174,6 @@ def install(app: Celery) -> Celery:
     `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler =
     "celery_neli.Scheduler"`. Does not load the app's configuration, starts nothing.
     """
-    app.steps["worker"].add(Election)
+    app.steps["worker"].update((Office, Election))
+    app.steps["consumer"].add("celery_neli.consuming:LeaderQueues")
     return app

@@ -42,6 +42,10 @@ class Leadership:
         """Asked about once a second, on the leadership's thread; False: no progress is made (the task broker is gone),
         which `neli_stall_timeout` bounds. None: always.
         """
+        self.barrier: Callable[[str], None] | None = None
+        """Called with a revoked role after all receivers of the signal, on the same thread: the hand-over waits for it,
+        too.
+        """
         if election == "worker":
             options["mirror"] = share(app, SharedLease(config.roles)).write
         self._owned = owned
@@ -141,6 +145,8 @@ class Leadership:
             signal.send(sender=self, election=self.election, role=event.role, term=event.term)
         except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would end this thread, no more
             logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
+        if isinstance(event, LeaderRevoked) and self.barrier is not None:
+            self.barrier(event.role)
 
 
 _made: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Leadership]] = weakref.WeakKeyDictionary()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,10 @@ class Process:
     def log(self) -> str:
         """All that it said."""
         return (self.directory / f"{self.name}.log").read_text(errors="replace")
+
+    def of_role(self, role: str) -> Process:
+        """The same process as a candidate for `role`, in an election of several roles."""
+        return replace(self, election=f"{self.election}.{role}")
 
     def held(self) -> list[judge.Held]:
         """When its lease held."""
@@ -84,6 +88,7 @@ class Members:
 
     directory: Path
     settings: dict[str, Any]
+    project: str = "tests.smoke.project"
     all: list[Process] = field(default_factory=list)
 
     @property
@@ -112,6 +117,11 @@ class Members:
         command = [sys.executable, "-m", "tests.smoke.member", name, group, kafka, str(record)]
         return self._start(name, election, command, self.environment())
 
+    def worker(self, *arguments: str, name: str, **settings: Any) -> Process:
+        """Start a worker that takes part in the election; `imports` installs celery-neli in it."""
+        arguments = ("worker", "-n", f"{name}@%h", "-l", "INFO", *arguments)
+        return self.celery(*arguments, name=name, election="worker", imports=["celery_neli.auto"], **settings)
+
     def _start(self, name: str, election: str, command: list[str], environment: dict[str, str]) -> Process:
         with (self.directory / f"{name}.log").open("ab") as log:
             process = start_process(command, env=environment, stdout=log, stderr=log, cwd=self.directory)
@@ -125,9 +135,9 @@ class Members:
             capture_output=True, text=True, timeout=timeout, cwd=self.directory, check=False,
         )  # fmt: skip
 
-    @staticmethod
-    def command(*arguments: str) -> list[str]:
-        return [sys.executable, "-m", "celery", "-A", "tests.smoke.project", *arguments]
+    def command(self, *arguments: str) -> list[str]:
+        """Celery's command line for the project."""
+        return [sys.executable, "-m", "celery", "-A", self.project, *arguments]
 
     def environment(self, *, settings: dict[str, Any] | None = None, **extra: str) -> dict[str, str]:
         """Of a process of this election."""
@@ -188,9 +198,9 @@ class Members:
 
 
 @contextmanager
-def members(directory: Path, **settings: Any) -> Iterator[Members]:
+def members(directory: Path, *, project: str = "tests.smoke.project", **settings: Any) -> Iterator[Members]:
     """Members with these settings, ended at the end."""
-    started = Members(directory=directory, settings=settings)
+    started = Members(directory=directory, settings=settings, project=project)
     try:
         yield started
     finally:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.signals import beat_embedded_init, beat_init, worker_ready
@@ -14,6 +15,9 @@ from celery_neli import install, signals
 from celery_neli.config import enabled
 from celery_neli.leadership import leadership_for
 from tests.smoke.recorder import Recorder
+
+if TYPE_CHECKING:
+    from celery_neli.leadership import Leadership
 
 app = Celery("smoke")
 app.conf.update(json.loads(os.environ["SMOKE_SETTINGS"]))
@@ -33,15 +37,30 @@ def write(path: str) -> None:
 
 
 def record(election: str) -> None:
-    """Begin to record this process's lease in `election`, into the file NAME.ELECTION."""
+    """Begin to record this process's leases in `election`: into the file NAME.ELECTION, or, if there are several roles,
+    NAME.ELECTION.ROLE.
+    """
     directory = os.environ.get("SMOKE_RECORDS")
     if not directory or not enabled(app):
         return
     leadership = leadership_for(app, election)
-    recorder = Recorder(Path(directory, f"{os.environ['SMOKE_NAME']}.{election}"), leadership.snapshot)
+    for role in leadership.roles:
+        suffix = f".{role}" if len(leadership.roles) > 1 else ""
+        path = Path(directory, f"{os.environ['SMOKE_NAME']}.{election}{suffix}")
+        # Many recorders in one process take their turns less often: they must not be what slows it down.
+        recorder = Recorder(path, partial(leadership.snapshot, role), interval=0.005 * len(leadership.roles))
+        record_role(leadership, role, recorder)
+
+
+def record_role(leadership: Leadership, recorded: str, recorder: Recorder) -> None:
+    """Note the transitions of one role."""
 
     def noter(kind: str) -> Any:
-        return lambda term, **_: recorder.note(kind, term)
+        def note(role: str, term: int, **_: Any) -> None:
+            if role == recorded:
+                recorder.note(kind, term)
+
+        return note
 
     for kind in ("acquired", "revoked", "fenced"):
         getattr(signals, f"leadership_{kind}").connect(noter(kind), sender=leadership, weak=False)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from celery_neli.leadership import Standing
+    from celery_neli.shared import Standing
 
 FLUSH = 0.05
 

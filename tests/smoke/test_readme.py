@@ -1,38 +1,42 @@
-"""The README's commands, as a new user types them, with its own lines as the app."""
+"""The commands of the documents, as a new user types them, with their own lines as the app."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.processes import free_ports, start_process, stop_process, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 README = Path(__file__).parents[2] / "README.md"
+WORKERS = README.parent / "docs" / "workers.md"
 
 pytestmark = pytest.mark.smoke
 
 
 class Desk:
-    """A directory with the README's `shop.py`, and the processes started there."""
+    """A directory with the first Python of a page as `shop.py`, and the processes started there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, page: Path, redis_url: str = "") -> None:
         (self.port,) = free_ports(1)
         self.directory = directory
         self.environment = {**os.environ, "PYTHONPATH": str(README.parent)}
         self.processes: list[subprocess.Popen[bytes]] = []
         pattern = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-        adopted = pattern.findall(README.read_text(encoding="utf-8"))[0]
-        assert "localhost:9092" in adopted
-        (directory / "shop.py").write_text(adopted.replace("localhost:9092", f"localhost:{self.port}"))
+        adopted = pattern.findall(page.read_text(encoding="utf-8"))[0]
+        for there, here in (("localhost:9092", f"localhost:{self.port}"), ("redis://localhost:6379/0", redis_url)):
+            assert there in adopted
+            adopted = adopted.replace(there, here or there)
+        (directory / "shop.py").write_text(adopted)
 
     def command(self, arguments: str) -> list[str]:
         return [sys.executable, "-m", "celery", "-A", "shop", *arguments.split()]
@@ -55,16 +59,23 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    """A desk with nothing running."""
-    made = Desk(tmp_path)
-    yield made
-    for process in reversed(made.processes):
-        stop_process(process)
+def sit_down(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
+    """Make a desk with nothing running."""
+    made: list[Desk] = []
+
+    def make(page: Path, redis_url: str = "") -> Desk:
+        made.append(Desk(tmp_path, page, redis_url))
+        return made[-1]
+
+    yield make
+    for desk in made:
+        for process in reversed(desk.processes):
+            stop_process(process)
 
 
-def test_first_steps(desk: Desk) -> None:
+def test_first_steps(sit_down: Callable[..., Desk]) -> None:
     """Kafka, two beats, status, resign: each command of the README does, and exits, as the README says."""
+    desk = sit_down(README)
     assert desk.run("neli status").returncode == 1, "no Kafka yet"
     kafka = desk.start(f"neli kafka --port {desk.port}")
     for name in ("one", "two"):
@@ -80,6 +91,32 @@ def test_first_steps(desk: Desk) -> None:
         stop_process(beat)
     assert desk.run("neli status --election beat").returncode == 1, "the last beat has gone"
     assert stop_process(kafka) == 0
+
+
+def test_first_steps_of_workers(sit_down: Callable[..., Desk], redis_url: str) -> None:
+    """Two workers: a call finds the one that leads; it says so when asked, and hands over when asked."""
+    desk = sit_down(WORKERS, redis_url)
+    desk.start(f"neli kafka --port {desk.port}")
+    for name in ("one", "two"):
+        desk.start(f"worker --loglevel INFO --concurrency 1 -n {name}@here")
+
+    def told() -> dict[str, Any]:
+        return json.loads(if_done(desk.run("inspect neli --json --timeout 2")) or "{}")
+
+    def leaders() -> list[str]:
+        return [name for name, reply in told().items() if reply["roles"]["leader"]["leading"]]
+
+    (first,) = wait_until(leaders, timeout=60, what=f"a leader, see {desk.directory}")
+    task = desk.run("call shop.rebuild_index").stdout.strip()
+    log = desk.directory / ("1.log" if first == "one@here" else "2.log")
+    wait_until(
+        lambda: f"shop.rebuild_index[{task}] succeeded" in log.read_text(), timeout=30, what=f"the task in {log}"
+    )
+    handed_over = desk.run("control neli_resign")
+    assert handed_over.returncode == 0, handed_over.stderr
+    assert "hands over leader (term " in handed_over.stdout
+    assert "leads nothing" in handed_over.stdout
+    wait_until(lambda: leaders() not in ([], [first]), timeout=60, what="another leader")
 
 
 def if_done(done: subprocess.CompletedProcess[str]) -> str | None:

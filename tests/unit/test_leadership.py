@@ -14,7 +14,7 @@ from celery.exceptions import WorkerShutdown
 from celery.signals import worker_shutdown
 
 from celery_neli import ConfigurationError, install, signals
-from celery_neli.bootsteps import Election
+from celery_neli.bootsteps import Election, Office
 from celery_neli.config import Config
 from celery_neli.leadership import Leadership, leadership_for
 from celery_neli.shared import shared
@@ -133,6 +133,28 @@ def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadershi
     go.set()
     wait(second.leading)
     assert not first.held()
+
+
+def test_the_owners_barrier_comes_after_all_receivers(make: Callable[..., Leadership]) -> None:
+    """It may take its time: no receiver hears of the revocation later for it, and the role is held until it returns."""
+    leadership = make()
+    seen: list[str] = []
+
+    def receiver(**_: Any) -> None:
+        seen.append("receiver")
+
+    def barrier(role: str) -> None:
+        seen.append(role)
+        assert leadership.held()
+        assert not leadership.leading()
+        seen.append("held")
+
+    leadership.barrier = barrier
+    signals.leadership_revoked.connect(receiver, sender=leadership)
+    leadership.start()
+    wait(leadership.leading)
+    leadership.stop()
+    assert seen == ["receiver", "leader", "held"]
 
 
 def test_a_receiver_that_does_not_return_does_not_hold_up_the_end(make: Callable[..., Leadership]) -> None:
@@ -279,17 +301,19 @@ def worker(app: Celery, pool_cls: Any = solo.TaskPool) -> Any:
     return parent
 
 
-def test_install_adds_the_step_once_and_does_not_load_the_configuration() -> None:
+def test_install_adds_the_steps_once_and_does_not_load_the_configuration() -> None:
     """It may be repeated, and it may stand at the top of a module."""
     app = Celery("shop", set_as_current=False)
     assert install(install(app)) is app
-    assert app.steps["worker"] == {Election}
+    assert app.steps["worker"] == {Office, Election}
+    assert app.steps["consumer"] == {"celery_neli.consuming:LeaderQueues"}
     assert not app.configured
 
 
 def test_a_worker_with_neli_off_has_no_step(app: Celery) -> None:
     """neli_enabled = False: an ordinary worker."""
     app.conf.neli_enabled = False
+    assert not Office(worker(app)).include(worker(app))
     assert not Election(worker(app)).include(worker(app))
 
 
@@ -297,45 +321,50 @@ def test_a_worker_refuses_eventlet(app: Celery) -> None:
     """Said before anything starts, with what to do."""
     pool = type("TaskPool", (), {"__module__": "celery.concurrency.eventlet"})
     with pytest.raises(ConfigurationError, match=r"worker_pool = 'eventlet'.*Choose another pool"):
-        Election(worker(app)).include(worker(app, pool))
+        Office(worker(app)).include(worker(app, pool))
 
 
 def test_a_worker_refuses_bad_settings_before_it_starts(app: Celery) -> None:
     """A worker that would never lead must not look as if it could."""
     app.conf.neli_heartbeat_timeout = 1
     with pytest.raises(ConfigurationError, match="neli_heartbeat_timeout = 1 s"):
-        Election(worker(app)).include(worker(app))
+        Office(worker(app)).include(worker(app))
 
 
-def test_the_step_hands_over_when_the_worker_has_stopped(
-    app: Celery, make: Callable[..., Leadership], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hand-over begins with the worker's stop; the step ends with `worker_shutdown`, after the pool has drained."""
-    leadership = make()
+def start_steps(app: Celery, leadership: Leadership, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Office]:
+    """A worker's steps, with nothing between them; they lead."""
     monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: leadership)
     parent = worker(app)
-    step = Election(parent)
-    assert step.include(parent)
-    assert parent.steps == [step]
-    step.start(parent)
+    office, election = Office(parent), Election(parent)
+    assert election.include(parent)
+    assert office.include(parent)
+    assert parent.steps == [office, election]
+    for step in parent.steps:
+        step.start(parent)
     wait(leadership.leading)
-    assert step.info(parent)["neli"]["leading"]
-    step.close(parent)
-    step.stop(parent)
-    worker_shutdown.send(sender=parent)
+    return parent, office
+
+
+@pytest.mark.parametrize("end", ["stop", "terminate"])
+def test_the_steps_hand_over_when_the_worker_has_stopped(
+    end: str, app: Celery, make: Callable[..., Leadership], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hand-over begins with the worker's stop, and is awaited by the last step to stop: also a cold shutdown's."""
+    leadership = make()
+    parent, office = start_steps(app, leadership, monkeypatch)
+    assert office.info(parent)["neli"]["leading"]
+    for step in parent.steps:
+        step.close(parent)
+    for step in reversed(parent.steps):
+        getattr(step, end)(parent)
     assert leadership.stopped
 
 
-def test_a_cold_shutdown_hands_over_too(
+def test_a_start_that_was_cut_short_hands_over_too(
     app: Celery, make: Callable[..., Leadership], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Celery sends no `worker_shutdown` then."""
+    """Celery stops no step then, but sends `worker_shutdown`."""
     leadership = make()
-    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: leadership)
-    parent = worker(app)
-    step = Election(parent)
-    step.include(parent)
-    step.start(parent)
-    wait(leadership.leading)
-    step.terminate(parent)
+    parent, _ = start_steps(app, leadership, monkeypatch)
+    worker_shutdown.send(sender=parent)
     assert leadership.stopped

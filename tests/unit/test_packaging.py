@@ -73,12 +73,19 @@ PUBLIC = [
     "LeaderAcquired",
     "LeaderFenced",
     "LeaderRevoked",
+    "LeadershipLost",
     "Neli",
     "NeliError",
+    "NotLeader",
     "Scheduler",
     "State",
     "TopicError",
+    "current_term",
     "install",
+    "leader_only",
+    "roles",
+    "singleton",
+    "still_leader",
 ]
 
 

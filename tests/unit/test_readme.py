@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from celery.worker.control import Panel
 from click.testing import CliRunner
 
 from celery_neli import records
@@ -19,6 +20,7 @@ from celery_neli.topic import create_command
 
 ROOT = Path(__file__).parents[2]
 README, OPERATIONS, PROTOCOL = ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "protocol.md"
+WORKERS = ROOT / "docs" / "workers.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
@@ -45,9 +47,10 @@ def commands(*pages: Path) -> list[list[str]]:
 
 def celery_commands() -> list[list[str]]:
     """The `celery` commands of the documents, also of running text and tables; optional parts count as given."""
-    text = "\n".join(map(text_of, (README, OPERATIONS)))
+    pages = README, OPERATIONS, WORKERS
+    text = "\n".join(map(text_of, pages))
     spans = [re.sub(r"[\[\]]", "", span) for span in re.findall(r"`(celery -A shop [^`\n]+)`", text)]
-    return [*(words for words in commands(README, OPERATIONS) if words[0] == "celery"), *map(shlex.split, spans)]
+    return [*(words for words in commands(*pages) if words[0] == "celery"), *map(shlex.split, spans)]
 
 
 def python(code: str, *arguments: str) -> str:
@@ -62,7 +65,7 @@ def test_settings_table() -> None:
     assert shown.strip() == python("import runpy; runpy.run_module('celery_neli.config', run_name='__main__')").strip()
 
 
-@pytest.mark.parametrize("page", [README, OPERATIONS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, OPERATIONS, WORKERS], ids=lambda page: page.name)
 def test_python_runs(page: Path) -> None:
     """Every Python block runs as it stands, but for the curator's, which needs a Kafka."""
     ran = [text for text in blocks(page, "python") if "Neli(" not in text]
@@ -91,6 +94,7 @@ for app in shop["app"], django:
     assert django == plain
 
 
+@pytest.mark.filterwarnings("ignore:The parameter -d is used more than once:UserWarning")  # Celery's own `events`
 @pytest.mark.parametrize("words", celery_commands(), ids=" ".join)
 def test_celery_command_exists(words: list[str]) -> None:
     """Celery knows each command of the documents, and all of its options."""
@@ -100,6 +104,8 @@ def test_celery_command_exists(words: list[str]) -> None:
     # Options are parsed before --help is served, so an unknown one is an error.
     result = CliRunner().invoke(celery, [*arguments, "--help"])
     assert result.exit_code == 0, result.output
+    if arguments[0] in ("inspect", "control"):
+        assert Panel.meta[arguments[1]].type == arguments[0]
 
 
 def test_make_targets() -> None:
@@ -116,7 +122,7 @@ def test_topic_command() -> None:
     assert shown == [create_command(Config(group="shop-production.beat"), replicas=3)]
 
 
-@pytest.mark.parametrize("page", [README, OPERATIONS, PROTOCOL, CONTRIBUTING], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, OPERATIONS, WORKERS, PROTOCOL, CONTRIBUTING], ids=lambda page: page.name)
 def test_links(page: Path) -> None:
     """Links within the project lead somewhere, their anchors too."""
     for target, anchor in LINK.findall(text_of(page)):

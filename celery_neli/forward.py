@@ -1,0 +1,75 @@
+"""A message goes on to its role's queue, or back to where it came from: whole, and never lost.
+
+It is published on the channel that it came by, before it is acknowledged there: AMQP brokers do both in this order or,
+when the connection breaks, neither or the first. A crash in between doubles the task, with the same id.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from kombu.entity import Queue
+from kombu.messaging import Producer
+
+logger = logging.getLogger(__name__)
+
+_PROPERTIES = ("priority", "correlation_id", "reply_to", "delivery_mode", "message_id", "timestamp", "type", "app_id")
+"""Of AMQP; the others are the broker's, or (user_id) refused when another user sends them."""
+_BROKERS_HEADERS = ("x-death", "x-delivery-count", "x-acquired-count")
+DELIVERIES = 10
+"""RabbitMQ drops a quorum queue's message that was returned 20 times (its delivery limit); published anew it starts at
+none.
+"""
+
+
+def forward(message: Any, queue: Queue) -> None:
+    """Publish `message` to `queue`, declaring it, then acknowledge it. On the consumer's thread; blocks as a publish
+    and an acknowledgement do.
+
+    Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay. What the publish raises is
+    raised, and then the message is not acknowledged.
+    """
+    headers = {key: value for key, value in message.headers.items() if not key.startswith(_BROKERS_HEADERS)}
+    given = message.properties
+    properties = {key: given[key] for key in _PROPERTIES if given.get(key) is not None}
+    if given.get("expiration") is not None:
+        properties["expiration"] = float(given["expiration"]) / 1000  # kombu wants seconds, the wire has milliseconds
+    make: Any = Producer  # kombu's comes without types
+    make(message.channel).publish(
+        message.body,
+        exchange=queue.exchange,
+        routing_key=queue.routing_key,
+        declare=[queue],
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        compression=headers.pop("compression", None),  # the body was decompressed on arrival
+        headers=headers,
+        retry=False,
+        **properties,
+    )
+    message.ack()
+
+
+def give_back(message: Any, queue: Queue, errors: tuple[type[BaseException], ...]) -> None:
+    """Return an unstarted message to the queue that it came by; to `queue`, the role's own, where the broker cannot.
+
+    On the consumer's thread. `errors`: of a broken connection, which are logged: the broker redelivers by itself then.
+    """
+    try:
+        if returnable(message):
+            message.requeue()
+        else:
+            forward(message, queue)
+    except errors as exc:
+        logger.warning("message not returned id=%s: %r; the broker redelivers it", message.headers.get("id"), exc)
+
+
+def returnable(message: Any) -> bool:
+    """Whether the broker takes a message back. kombu's Kafka transport seeks in place of that, to the last message
+    acknowledged: it would run others again.
+    """
+    if getattr(message.channel.connection, "driver_type", None) == "kafka":
+        return False
+    deliveries = message.headers.get("x-delivery-count", 0)
+    return not isinstance(deliveries, int) or deliveries < DELIVERIES

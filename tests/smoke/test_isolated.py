@@ -1,0 +1,147 @@
+"""A singleton's process of its own, without a worker: what it is told, what it tells, and when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from celery_neli.clock import boottime
+from celery_neli.grant import Grant
+from celery_neli.isolated import ChildFailed, Isolated
+from celery_neli.registry import Singleton
+from celery_neli.shared import SharedLease
+from celery_neli.turns import Unelected
+
+pytestmark = pytest.mark.smoke
+MODULE = "tests.smoke.singletons"
+
+
+@pytest.fixture
+def lease() -> SharedLease:
+    """Held in term 7 by this process."""
+    lease = SharedLease(("mail", "leader"))
+    lease.write(1, Grant(7, boottime() + 1000.0))
+    return lease
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child's environment."""
+    monkeypatch.setenv("SMOKE_SETTINGS", json.dumps({"neli_group": "shop"}))
+    monkeypatch.setenv("SMOKE_RECORDS", str(tmp_path))
+    monkeypatch.setenv("SMOKE_NAME", "one")
+    monkeypatch.setenv("SMOKE_TURN", "0.001")
+    monkeypatch.setenv("SMOKE_SINGLETONS", json.dumps({"relay": {}, "crash": {}, "log": {}}))
+
+
+def isolated(name: str, lease: Any, term: int = 7, **log: Any) -> Isolated:
+    singleton = Singleton(function=print, name=f"{MODULE}:{name}", isolate=True)
+    return Isolated(singleton, "leader", lease, term, log={"loglevel": 20, **log})
+
+
+def did(directory: Path) -> list[str]:
+    """What the functions wrote, with the term."""
+    return [" ".join(line.split()[:2]) for line in (directory / "relay").read_text().splitlines()]
+
+
+def pids(directory: Path) -> set[int]:
+    return {int(line.split()[2]) for line in (directory / "relay").read_text().splitlines()}
+
+
+def test_turns_happen_in_one_process_from_setup_to_teardown(lease: SharedLease, tmp_path: Path) -> None:
+    """Another one than this, which is gone after the end."""
+    turns = isolated("relay", lease)
+    assert turns.turn()
+    assert turns.turn()
+    turns.end()
+    assert did(tmp_path) == ["setup 7", "began 7", "turn 7", "began 7", "turn 7", "teardown 7"]
+    (pid,) = pids(tmp_path)
+    assert pid != os.getpid()
+    assert not psutil.pid_exists(pid)
+
+
+def test_no_process_is_started_without_the_lease(lease: SharedLease, tmp_path: Path) -> None:
+    """Nor is a turn begun in one that there is."""
+    turns = isolated("relay", lease, term=6)
+    assert not turns.turn()
+    turns.end()
+    assert not (tmp_path / "relay").exists()
+
+
+def test_the_child_asks_the_lease_itself(lease: SharedLease, tmp_path: Path) -> None:
+    """What the worker believed when it gave the command may be over when it arrives."""
+
+    class Late(SharedLease):
+        """Here it is led for longer than there."""
+
+        def leading(self, role: str) -> int | None:
+            return 7
+
+    turns = isolated("relay", Late(lease.roles, fd=lease.fd))
+    assert turns.turn()
+    lease.write(1, Grant(7, boottime() + 1000.0, resigning=True))
+    assert not turns.turn()
+    turns.end()
+    assert did(tmp_path) == ["setup 7", "began 7", "turn 7", "teardown 7"]
+
+
+def test_a_process_that_dies_is_a_failure_and_replaced(lease: SharedLease, tmp_path: Path) -> None:
+    """The new one is set up like the first."""
+    turns = isolated("crash", lease)
+    with pytest.raises(ChildFailed, match="its process died with status 3"):
+        turns.turn()
+    assert turns.turn()
+    turns.end()
+    assert did(tmp_path) == [*["setup 7", "began 7", "turn 7"] * 2, "teardown 7"]
+    assert len(pids(tmp_path)) == 2
+
+
+def test_what_a_turn_raises_and_logs_arrives(
+    lease: SharedLease, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback with the failure, log lines of the worker's level on standard error; SystemExit ends nothing."""
+    turns = isolated("log", lease)
+    for _ in range(2):
+        with pytest.raises(ChildFailed, match=r"(?s)Traceback.*in log.*SystemExit: as told"):
+            turns.turn()
+    turns.end()
+    told = capfd.readouterr().err
+    assert told.count("here is 7") == 2
+    assert f"INFO/singleton-{MODULE}:log" in told
+    assert "not to be seen" not in told
+    assert did(tmp_path) == ["setup 7", "teardown 7"]
+
+
+def test_a_function_that_is_not_there_is_a_failure(lease: SharedLease) -> None:
+    """With what to do."""
+    turns = isolated("play", lease)
+    with pytest.raises(ChildFailed, match="an import of its module does not register it"):
+        turns.turn()
+    turns.end()
+
+
+def test_without_elections_it_runs_in_term_0(tmp_path: Path) -> None:
+    """There is no lease to ask."""
+    turns = isolated("relay", Unelected(), term=0)
+    assert turns.turn()
+    turns.end()
+    assert did(tmp_path) == ["setup 0", "began 0", "turn 0", "teardown 0"]
+
+
+def test_a_turn_is_terminated_when_the_lease_ends(
+    lease: SharedLease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no failure: the role is lost."""
+    monkeypatch.setenv("SMOKE_TURN", "60")
+    lease.write(1, Grant(7, boottime() + 3.0))
+    turns = isolated("relay", lease)
+    assert not turns.turn()
+    turns.end()
+    assert did(tmp_path) == ["setup 7", "began 7"]
+    (pid,) = pids(tmp_path)
+    assert not psutil.pid_exists(pid)

@@ -1,0 +1,125 @@
+"""celery-neli's steps among those of a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import bootsteps
+from celery._state import _set_task_join_will_block
+from celery.worker import WorkController
+
+from celery_neli import install
+from celery_neli.bootsteps import Election, Office
+from celery_neli.consuming import LeaderQueues
+from celery_neli.drain import drain_of
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.shared import shared
+from tests.unit.leases import Lease, make_app
+
+
+@pytest.fixture
+def make_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Workers that are made and never started."""
+    monkeypatch.setattr("celery.loaders.base.BaseLoader.init_worker", lambda _: None)
+
+    def make(pool: str = "solo", **settings: Any) -> WorkController:
+        app = install(make_app("steps", neli_kafka="127.0.0.1:1", **settings))
+        return WorkController(app=app, pool=pool, concurrency=1, hostname="one@here")
+
+    yield make
+    _set_task_join_will_block(False)  # the pool has said that this process runs tasks
+
+
+def place(steps: list[Any], kind: type | str) -> int:
+    """Where the step is in the order of starting; steps stop in the reverse order."""
+    return next(n for n, each in enumerate(steps) if kind in (type(each), type(each).__name__))
+
+
+def test_the_lease_is_there_before_the_pool_and_released_after_it(make_worker: Callable[..., Any]) -> None:
+    """The children of the pool inherit it; the election is joined once they are forked."""
+    worker = make_worker()
+    assert place(worker.steps, Office) == 0
+    assert place(worker.steps, "Pool") < place(worker.steps, Election) < place(worker.steps, "Consumer")
+    assert shared(worker.app) is not None
+    assert drain_of(worker.app) is not None
+
+
+def test_the_queues_come_after_the_consumer_of_tasks_and_before_the_loop(make_worker: Callable[..., Any]) -> None:
+    """It is made anew with each connection, and the loop does not return."""
+    steps = make_worker().consumer.steps
+    assert place(steps, "Tasks") < place(steps, LeaderQueues) < place(steps, "Evloop")
+
+
+def test_switched_off_there_is_no_step(make_worker: Callable[..., Any]) -> None:
+    """And no lease."""
+    worker = make_worker(neli_enabled=False)
+    assert not any(isinstance(each, (Office, Election)) for each in worker.steps)
+    assert not any(isinstance(each, LeaderQueues) for each in worker.consumer.steps)
+    assert shared(worker.app) is None
+
+
+def test_a_worker_that_cannot_do_what_is_asked_is_not_made(make_worker: Callable[..., Any]) -> None:
+    """Before anything has started."""
+    with pytest.raises(ConfigurationError, match="neli_fence_kills = True with worker_pool = 'solo'"):
+        make_worker(neli_fence_kills=True)
+    with pytest.raises(ConfigurationError, match="task_default_queue names it"):
+        make_worker(task_default_queue="steps.leader.leader")
+
+
+class Leadership:
+    """Notes what is asked of it, and whether something runs meanwhile."""
+
+    working = None
+
+    def __init__(self) -> None:
+        self.runs: Callable[[str], bool] = lambda _: True
+        self.told: list[str] = []
+
+    def close(self) -> None:
+        self.told.append("close")
+
+    def stop(self) -> None:
+        self.told.append("stop, running" if self.runs("leader") else "stop")
+
+
+class Request:
+    role, term, job, ended = "leader", None, None, False
+
+
+@pytest.mark.parametrize(
+    ("pool", "end", "told"),
+    [
+        ("prefork", "stop", "stop"),
+        ("threads", "stop", "stop"),
+        ("prefork", "terminate", "stop"),  # its children are dead
+        ("threads", "terminate", "stop, running"),  # threads cannot be killed: they are waited for
+    ],
+)
+def test_the_release_waits_for_what_may_still_run(
+    pool: str, end: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the pool was joined nothing can; nor after its processes were killed."""
+    app = make_app("office")
+    lease, leadership = Lease(app), Leadership()
+    lease.lead()
+    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: leadership)
+    worker = SimpleNamespace(app=app, pool_cls=pool, steps=[])
+    office = Office(worker)
+    assert office.include_if(worker)
+    drain = drain_of(app)
+    assert drain is not None
+    leadership.runs = drain.runs
+    request = Request()
+    drain.arrived(request)
+    assert drain.begin(request)
+    office.close(worker)
+    getattr(office, end)(worker)
+    assert leadership.told == ["close", told]
+
+
+def test_a_step_of_ours_is_one_of_celerys() -> None:
+    """`celery graph bootsteps` and `inspect stats` treat it as such."""
+    assert all(issubclass(each, bootsteps.StartStopStep) for each in (Office, Election, LeaderQueues))

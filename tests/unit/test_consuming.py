@@ -1,0 +1,102 @@
+"""A worker consumes a role's queue while it leads the role."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from celery_neli.consuming import apply
+from celery_neli.handover import Handover
+from tests.unit.workers import Worker
+
+
+def test_a_standby_consumes_ordinary_queues_only() -> None:
+    """And the app knows no other."""
+    worker = Worker()
+    worker.connect()
+    assert worker.consumes() == set(worker.app.amqp.queues) == {worker.ordinary}
+
+
+def test_an_acquisition_begins_to_consume_and_a_revocation_ends_it() -> None:
+    """On the consumer's own thread."""
+    worker = Worker()
+    worker.connect()
+    handover = Handover(worker.drain)
+    worker.lease.lead()
+    handover.acquired()
+    assert worker.consumes() == {worker.ordinary}
+    worker.turn()
+    assert worker.consumes() == {worker.ordinary, worker.queue()}
+    assert worker.consumer.task_consumer.consuming_from(worker.queue())
+    worker.lease.drain()
+    handover.revoked(role="leader")
+    worker.turn()
+    assert worker.consumes() == {worker.ordinary}
+    worker.lease.lead(8)
+    handover.acquired()
+    worker.lease.lose(8)
+    handover.fenced(role="leader", term=8)
+    worker.turn()
+    assert worker.consumes() == {worker.ordinary}
+    assert set(worker.app.amqp.queues) == {worker.ordinary}
+
+
+def test_what_is_consumed_is_not_consumed_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Two signals may tell of one change."""
+    worker = Worker()
+    worker.connect()
+    worker.lease.lead()
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            Handover(worker.drain).acquired()
+            worker.turn()
+    assert caplog.text.count("leader queue consumed") == 1
+
+
+def test_nothing_is_taken_before_the_loop_runs() -> None:
+    """Nobody could handle it: the loop sets the handler, and begins to consume."""
+    worker = Worker()
+    worker.connect()
+    worker.consumer.task_consumer.on_message = None
+    worker.lease.lead()
+    apply(worker.consumer, worker.drain)
+    assert worker.consumes() == {worker.ordinary, worker.queue()}
+    assert not worker.consumer.task_consumer.consuming_from(worker.queue())
+
+
+def test_each_connection_begins_with_what_is_led_then() -> None:
+    """What was consumed before it was lost is forgotten."""
+    worker = Worker(neli_roles=["billing", "mail"])
+    worker.lease.lead(role="billing")
+    worker.connect()
+    assert worker.consumes() == {worker.ordinary, worker.queue("billing")}
+    worker.step.stop(worker.consumer)
+    worker.lease.lose(role="billing")
+    worker.lease.lead(role="mail")
+    worker.connect()
+    assert worker.consumes() == {worker.ordinary, worker.queue("mail")}
+
+
+def test_a_queue_added_by_hand_is_left_by_a_standby() -> None:
+    """`celery control add_consumer`, which Celery remembers across connections."""
+    worker = Worker()
+    worker.connect()
+    worker.consumer.add_task_queue(worker.queue())
+    worker.step.stop(worker.consumer)
+    worker.connect()
+    assert worker.consumes() == {worker.ordinary}
+
+
+def test_changes_while_disconnected_wait_for_the_connection() -> None:
+    """A transition then touches nothing."""
+    worker = Worker()
+    worker.connect()
+    handover = Handover(worker.drain)
+    worker.lease.lead()
+    handover.acquired()
+    worker.step.stop(worker.consumer)
+    worker.turn()
+    assert worker.consumes() == {worker.ordinary}
+    worker.connect()
+    assert worker.consumes() == {worker.ordinary, worker.queue()}
