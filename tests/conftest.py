@@ -1,4 +1,4 @@
-"""Services for every test: real Kafka, Redis, and names that keep tests apart. See `CONTRIBUTING.md`."""
+"""Services for every test: real Kafka, Redis and RabbitMQ, and names that keep tests apart. See `CONTRIBUTING.md`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import services
+from tests.brokers.rabbitmq_server import RabbitMQServer
+from tests.brokers.redis_server import RedisServer
 from tests.kafka import libs
 from tests.kafka.cluster import KafkaCluster
-from tests.processes import free_ports, start_process, stop_process, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,9 +32,11 @@ def pytest_report_header() -> list[str]:
     else:
         kafka = "MISSING (no Maven to fetch it)"
     redis = "real" if services.redis_server() else "MISSING (no redis-server)"
+    rabbitmq = "real" if services.rabbitmq_server() else "MISSING (no rabbitmq-server)"
     embedded = "yes" if importlib.util.find_spec("confluent_kafka") else "MISSING (no confluent-kafka)"
     policy = "fails" if services.in_ci() else "is skipped"
-    return [f"services: kafka {kafka}; embedded kafka {embedded}; redis {redis}", f"what lacks its service {policy}"]
+    found = f"services: kafka {kafka}; embedded kafka {embedded}; redis {redis}; rabbitmq {rabbitmq}"
+    return [found, f"what lacks its service {policy}"]
 
 
 @pytest.fixture(scope="session")
@@ -83,42 +86,57 @@ def _kafka(nodes: int, jars: Path, directory: Path) -> KafkaCluster:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Redis for the session, which keeps nothing on disk. Tests share it: `redis_url` empties it first."""
-    server = services.redis_server()
-    services.require("redis-server", server)
-    assert server is not None
-    (port,) = free_ports(1)
-    directory = tmp_path_factory.mktemp("redis")
-    with (directory / "log").open("wb") as log:
-        settings = f"--bind 127.0.0.1 --port {port} --appendonly no --dir {directory}".split()
-        process = start_process([server, "--save", "", *settings], stdout=log, stderr=log)
-    url = f"redis://127.0.0.1:{port}/0"
-    try:
-        wait_until(lambda: _redis_answers(url), timeout=20, what=f"Redis, see {directory}/log")
-        yield url
-    finally:
-        stop_process(process)
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis for the session, which keeps nothing on disk. Tests share it: `redis_url` empties it first."""
+    program = services.redis_server()
+    services.require("redis-server", program)
+    assert program is not None
+    with RedisServer(program, tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture
-def redis_url(redis_server: str) -> str:
+def redis_url(redis_server: RedisServer) -> str:
     """The URL of an empty Redis."""
-    import redis
-
-    with redis.Redis.from_url(redis_server) as client:
-        client.flushall()
-    return redis_server
+    redis_server.empty()
+    return redis_server.url
 
 
-def _redis_answers(url: str) -> bool:
-    import redis
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own, to be stopped, killed and started again: it loses nothing."""
+    program = services.redis_server()
+    services.require("redis-server", program)
+    assert program is not None
+    with RedisServer(program, tmp_path / "redis", durable=True) as server:
+        yield server
 
-    with redis.Redis.from_url(url) as client:
-        try:
-            return bool(client.ping())
-        except redis.ConnectionError:
-            return False
+
+@pytest.fixture(scope="session")
+def _rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
+    program = services.rabbitmq_server()
+    services.require("rabbitmq-server", program)
+    assert program is not None
+    with RabbitMQServer(program, tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq_server(_rabbitmq_server: RabbitMQServer) -> RabbitMQServer:
+    """A RabbitMQ for the session, which takes long to start. It may be stopped and killed: every test finds it running,
+    whatever the one before did.
+    """
+    _rabbitmq_server.start()
+    return _rabbitmq_server
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq_server: RabbitMQServer) -> Iterator[str]:
+    """The URL of a virtual host of the test's own: nobody else's queues. It survives the broker's end."""
+    vhost = f"test-{uuid.uuid4().hex[:12]}"
+    yield rabbitmq_server.make_vhost(vhost)
+    rabbitmq_server.start()
+    rabbitmq_server.delete_vhost(vhost)
 
 
 @pytest.fixture

@@ -46,3 +46,11 @@ def maven() -> str | None:
 def redis_server() -> str | None:
     """Return the path of Redis' server, or None."""
     return shutil.which("redis-server")
+
+
+def rabbitmq_server() -> str | None:
+    """Return the path of RabbitMQ's own start script, or None.
+
+    Debian's on the path, a wrapper, insists on root or the user rabbitmq, and on the system's directories.
+    """
+    return shutil.which("/usr/lib/rabbitmq/bin/rabbitmq-server") or shutil.which("rabbitmq-server")
