@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
@@ -100,6 +101,9 @@ class Singletons(bootsteps.StartStopStep):
         found = registered(worker.app)
         if not found:
             return False
+        from celery_neli.bootsteps import pool_of  # whoever only registers need not load Celery's worker
+
+        refuse_isolation(found, pool_of(worker), sys.version_info[:2])
         log = {"loglevel": worker.loglevel, "logfile": worker.logfile, "hostname": worker.hostname}
         roles = [role_for(worker.app, each) for each in found]
         if not enabled(worker.app):
@@ -143,6 +147,18 @@ class Singletons(bootsteps.StartStopStep):
     def _finish(self, **_: Any) -> None:
         if self._crew is not None:
             self._crew.finish()
+
+
+def refuse_isolation(singletons: Iterable[Singleton], pool: str, python: tuple[int, ...]) -> None:
+    """Raise `ConfigurationError` for gevent before Python 3.11 with a child process: the interpreter crashes at exit
+    (seen with gevent 26.9; cause unknown).
+    """
+    isolated = next((each for each in singletons if each.isolate), None)
+    if isolated is not None and pool == "gevent" and python < (3, 11):
+        raise ConfigurationError(
+            f"@singleton(isolate=True) on {isolated.name} with worker_pool = 'gevent': that needs Python 3.11 or "
+            "newer; choose another pool, or leave isolate out"
+        )
 
 
 def role_for(app: Any, singleton: Singleton) -> str:

@@ -29,8 +29,6 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 BY_HAND = "NELI_FLEET_ROUNDS" in os.environ
 ROUNDS = int(os.environ.get("NELI_FLEET_ROUNDS", "1"))
 TASKS = int(os.environ.get("NELI_FLEET_TASKS", "100"))
-RETURN = 8.0 if BY_HAND else 0.0
-"""When a task in a killed worker's hand has come back, if it comes back: after Redis' visibility timeout."""
 EVERY = {(broker, acks): STRIKES for broker in ("redis", "rabbitmq") for acks in ("late", "early")}
 SHORT = {
     ("redis", "late"): (sigterm, sigkill, freeze_main, restart_broker),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -183,6 +184,8 @@ def test_it_runs_in_every_pool(pool: str, isolate: bool, on_node: Members, relay
     """In the main process, or one of its own, from setup to teardown."""
     if pool == "gevent":
         pytest.importorskip("gevent")
+        if isolate and sys.version_info < (3, 11):
+            pytest.skip("refused: gevent with isolate needs Python 3.11")
     workers(on_node, 1, pool=pool, isolate=isolate)
     turn = relay.wait_turn()
     (one,) = on_node.all

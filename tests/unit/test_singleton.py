@@ -12,7 +12,7 @@ from celery import Celery, current_app, shared_task
 
 from celery_neli import ConfigurationError, current_term, install, signals, singleton, still_leader
 from celery_neli.clock import boottime
-from celery_neli.crew import Crew, Singletons
+from celery_neli.crew import Crew, Singletons, refuse_isolation
 from celery_neli.grant import Grant
 from celery_neli.registry import Singleton, find, registered
 from celery_neli.shared import SharedLease, share
@@ -377,7 +377,9 @@ def app() -> Celery:
 def worker(app: Celery, *steps: str) -> Any:
     """What a step sees of a worker."""
     blueprint = SimpleNamespace(steps=dict.fromkeys(steps))
-    return SimpleNamespace(app=app, blueprint=blueprint, loglevel=20, logfile=None, hostname="one@host")
+    return SimpleNamespace(
+        app=app, blueprint=blueprint, loglevel=20, logfile=None, hostname="one@host", pool_cls="prefork"
+    )
 
 
 def test_the_function_is_returned_as_it_is(app: Celery) -> None:
@@ -474,6 +476,15 @@ def test_a_worker_without_an_election_is_refused(app: Celery) -> None:
         Singletons(worker(app)).include_if(worker(app))
     other = worker(install(Celery("other", set_as_current=False)))
     assert not Singletons(other).include_if(other)
+
+
+def test_gevent_with_a_process_needs_python_3_11(app: Celery) -> None:
+    """Before, the worker would crash at its end."""
+    singleton(app, isolate=True)(work)
+    with pytest.raises(ConfigurationError, match=r"@singleton\(isolate=True\) on .*:work with worker_pool = 'gevent'"):
+        refuse_isolation(registered(app), "gevent", (3, 10))
+    for pool, python in (("gevent", (3, 11)), ("prefork", (3, 10))):
+        refuse_isolation(registered(app), pool, python)
 
 
 @pytest.mark.parametrize("role", [None, "mial"])
