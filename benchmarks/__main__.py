@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import ask, dispatch, gate, idle
+from benchmarks import ask, dispatch, gate, idle, throughput
 
 
 def main() -> None:
-    results = {"ask": ask.run(), "gate": gate.run(), "dispatch": dispatch.run(), "idle": idle.run()}
+    parts = {"ask": ask, "gate": gate, "throughput": throughput, "dispatch": dispatch, "idle": idle}
+    results = {name: part.run() for name, part in parts.items()}
     for name, rows in results.items():
         print(name)
         for label, value in rows.items():
