@@ -20,7 +20,7 @@ from celery.worker import state
 
 from celery_neli.counts import counts
 from celery_neli.forward import give_back
-from celery_neli.kill import kill
+from celery_neli.kill import abandon, kill
 from celery_neli.queues import leader_queue
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ class Drain:
         for request in list(self._running):
             if request.job is not None and _never_written(request.job):
                 self._running.pop(request, None)
+        for role, (term, _) in self._fenced.items():
+            self._abandon_all(role, term)  # what was asked of the consumer's thread may have gone with the connection
         self._changed.set()
 
     # Barriers
@@ -165,9 +167,10 @@ class Drain:
                 self._changed.wait(LOOK_EVERY)
 
     def runs(self, role: str) -> bool:
-        """Whether a request of `role` may be running."""
+        """Whether a request of `role` may be running, or work that its tasks' messages do not tell of."""
         now = time.monotonic()
-        return any(each.role == role and now < until for each, until in list(self._running.items()))
+        ours = any(each.role == role and now < until for each, until in list(self._running.items()))
+        return ours or self.lease.anybody(role)
 
     def pool_ended(self) -> None:
         """Nothing runs any more: the pool has stopped, or its processes were killed."""
@@ -186,11 +189,24 @@ class Drain:
             if consumer is not None:
                 self._pool = consumer.pool
                 consumer.call_soon(self._kill_all, role, term)
+            else:  # the consumer's thread waits for the task broker, for who knows how long
+                self._abandon_all(role, term)
 
     def _kill_all(self, role: str, term: int) -> None:
-        for request in list(self._running):
-            if request.role == role and request.term == term and request.time_start is not None:
-                self._kill(request)
+        for request in self._begun(role, term):
+            self._kill(request)
+
+    def _abandon_all(self, role: str, term: int) -> None:
+        for request in self._begun(role, term):
+            if not request.killed:
+                abandon(request)
+
+    def _begun(self, role: str, term: int) -> list[Any]:
+        return [
+            each
+            for each in list(self._running)
+            if each.role == role and each.term == term and each.time_start is not None
+        ]
 
     def _kill(self, request: Any) -> None:
         if not request.killed:

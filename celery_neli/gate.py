@@ -23,7 +23,7 @@ from celery_neli.counts import counts
 from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.marked import Mark, mark_class, mark_function, mark_of, mark_promise, mark_shared, mark_task
 from celery_neli.queues import leader_queue, role_of, roles_of
-from celery_neli.shared import shared
+from celery_neli.shared import SharedLease, shared
 from celery_neli.working import WORK, current_term, in_term, still_leader
 
 if TYPE_CHECKING:
@@ -126,6 +126,13 @@ def _gate(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, default: Any
     """
     wanted, stop_on_loss = mark.role, mark.stop_on_loss
 
+    def led(lease: SharedLease, role: str, term: int, args: Any, kwargs: Any) -> Any:
+        token = WORK.set((lease, role, term, stop_on_loss, mark))
+        try:
+            return body(*args, **kwargs)
+        finally:
+            WORK.reset(token)
+
     @wraps(body)
     def gated(*args: Any, **kwargs: Any) -> Any:
         mine = cls.app if cls is not None else app or _state.get_current_app()
@@ -135,24 +142,24 @@ def _gate(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, default: Any
                 return body(*args, **kwargs)
         elif (lease := shared(mine)) is not None:
             role = wanted or (lease.roles[0] if len(lease.roles) == 1 else role_of(mine, None))
-            if within is None or within[1] != role or within[0] is not lease:
-                try:
-                    term = lease.leading(role)
-                except KeyError:
-                    raise _unknown(mine, role) from None
-            else:  # part of other work of this leader: during a hand-over it may be finished (R3)
+            if role not in lease.roles:
+                raise _unknown(mine, role)
+            if within is not None and within[1] == role and within[0] is lease:
+                # part of other work of this leader: during a hand-over it may be finished (R3)
                 term = within[2] if lease.held(role, within[2]) else None
+            elif cls is not None and _by_message(cls):
+                term = lease.leading(role)
+            else:  # the worker's main process does not know of it
+                with lease.at_work(role) as term:
+                    if term is not None:
+                        return led(lease, role, term, args, kwargs)
             if term is not None:
-                token = WORK.set((lease, role, term, stop_on_loss, mark))
-                try:
-                    return body(*args, **kwargs)
-                finally:
-                    WORK.reset(token)
+                return led(lease, role, term, args, kwargs)
         elif not enabled(mine):
             with in_term(mine, wanted or "", 0, stop_on_loss=stop_on_loss, mark=mark):
                 return body(*args, **kwargs)
         task = _state.get_current_task()
-        if task is not None and mark_of(task) is mark and _from_worker(task):
+        if task is not None and mark_of(task) is mark and _by_message(type(task)):
             turn_away(task, mark)
         if default is not _UNSET:
             return default
@@ -163,11 +170,12 @@ def _gate(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, default: Any
     return gated
 
 
-def _from_worker(task: Task) -> bool:
-    """Whether this call is the one that a message asks for. A task that calls itself, or is its own errback, has the
-    message's request too, but beneath one of its own.
+def _by_message(cls: Any) -> bool:
+    """Whether a message asks for this run of a task of class `cls`. A task that calls itself, or is its own errback,
+    has the message's request too, but beneath one of its own.
     """
-    return len(task.request_stack) == 1 and not task.request.called_directly and not task.request.is_eager
+    stack = cls.request_stack.stack
+    return len(stack) == 1 and not stack[0].called_directly and not stack[0].is_eager
 
 
 def _unknown(app: Any, role: str) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from typing import Any
 
@@ -33,4 +34,18 @@ def kill(request: Any, pool: Any) -> None:
         except LeadershipLost:
             request.on_failure(ExceptionInfo())
     request.killed = True
+    logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)
+
+
+def abandon(request: Any) -> None:
+    """Kill the child that runs `request`, with the task broker away. Any thread.
+
+    The message has gone back with the connection if it was to be acknowledged late. Otherwise Celery finds the child
+    dead when it can, and the task has failed (`WorkerLostError`).
+    """
+    try:
+        os.kill(request.worker_pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    request.killed = bool(request.task.acks_late)
     logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)

@@ -11,11 +11,14 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.clock import boottime
 from celery_neli.lease import NEVER
+from celery_neli.presence import Presence
 
 if TYPE_CHECKING:
     from celery_neli.grant import Grant
@@ -47,6 +50,7 @@ class SharedLease:
         self.fd = _file(size) if fd is None else fd
         """Of the memory; for `pass_fds` of a child that is not forked."""
         self._cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
+        self._presence = Presence(self.fd)
         self._at = {role: index * _CELLS for index, role in enumerate(roles)}
         if fresh:
             for at in self._at.values():
@@ -61,6 +65,18 @@ class SharedLease:
             cells[at + _TERM] = term
         cells[at + _LEADING] = NEVER if grant.resigning else grant.until
         cells[at + _HELD] = grant.until
+
+    @contextmanager
+    def at_work(self, role: str) -> Iterator[int | None]:
+        """What `leading` says, in a context that a hand-over waits for (`anybody`): for work that the worker's main
+        process does not know of. Takes a lock for a moment, and a system call.
+        """
+        with self._presence.at_work(self._at[role] // _CELLS):
+            yield self.leading(role)
+
+    def anybody(self, role: str) -> bool:
+        """Whether any process or thread is `at_work`. In the process that made this."""
+        return self._presence.anybody(self._at[role] // _CELLS)
 
     def leading(self, role: str) -> int | None:
         """The term, if new work may start as `role` now (R3), else None. KeyError: an unknown role."""

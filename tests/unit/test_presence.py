@@ -1,0 +1,117 @@
+"""Leader's work beside the messages: a hand-over waits for it, wherever in the worker it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from celery_neli.gate import leader_only
+from celery_neli.shared import SharedLease
+from tests.processes import wait_until
+from tests.unit.leases import Lease, make_app
+from tests.unit.workers import Worker
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a pool's children are forked")
+
+
+@contextmanager
+def child(lease: SharedLease, role: str) -> Iterator[int]:
+    """A forked process that is at work until it is killed; its pid."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            with lease.at_work(role):
+                os.write(write, b".")
+                signal.pause()
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(read, 1) == b"."
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
+
+
+def test_a_child_at_work_is_seen_until_it_is_gone() -> None:
+    """By its role alone; a killed one leaves nothing behind."""
+    lease = SharedLease(("mail", "billing"))
+    with child(lease, "billing"), child(lease, "billing"):
+        assert lease.anybody("billing")
+        assert not lease.anybody("mail")
+        with child(lease, "mail"):
+            assert lease.anybody("mail")
+        assert not lease.anybody("mail")
+        assert lease.anybody("billing")
+    assert not lease.anybody("billing")
+
+
+def test_looking_leaves_those_at_work_alone() -> None:
+    """A thread of the very process that looks stays at work, and so does a child."""
+    lease = SharedLease(("mail",))
+    with lease.at_work("mail"), lease.at_work("mail"):
+        assert lease.anybody("mail")
+        assert lease.anybody("mail")
+    assert not lease.anybody("mail")
+    with child(lease, "mail"):
+        for _ in range(3):
+            assert lease.anybody("mail")
+
+
+def test_a_fork_takes_no_work_along() -> None:
+    """What a thread of the main process does is not the child's work, nor its lock the child's."""
+    lease = SharedLease(("mail",))
+    with lease.at_work("mail"):
+        with child(lease, "mail"):
+            pass
+        assert lease.anybody("mail")
+    assert not lease.anybody("mail")
+
+
+def test_a_hand_over_waits_for_a_direct_call() -> None:
+    """An ordinary task that calls a leader-only function: the main process has no message that tells of it."""
+    worker = Worker()
+    app = worker.app
+    Lease.lead(worker.lease)
+    go, began = threading.Event(), threading.Event()
+
+    @leader_only(app=app)
+    def work() -> None:
+        began.set()
+        go.wait(10)
+
+    running = threading.Thread(target=work, daemon=True)
+    running.start()
+    assert began.wait(5)
+    assert worker.drain.runs("leader")
+    handed = threading.Thread(target=worker.drain.wait, args=("leader",), daemon=True)
+    handed.start()
+    handed.join(0.2)
+    assert handed.is_alive()
+    go.set()
+    handed.join(5)
+    assert not handed.is_alive()
+
+
+def test_one_that_comes_too_late_does_not_begin() -> None:
+    """It is at work for the moment in which it asks, and the lease says no."""
+    app = make_app()
+    lease = Lease(app)
+    lease.drain()
+    ran: list[int] = []
+
+    @leader_only(app=app, default=None)
+    def work() -> None:
+        ran.append(1)
+
+    work()
+    assert ran == []
+    wait_until(lambda: not lease.shared.anybody("leader"), timeout=5, what="nobody at work")
