@@ -266,7 +266,7 @@ def from_app(app: Celery, election: str) -> Config:
 
     Loads the app's configuration. Raises `ConfigurationError`, also for a `neli_*` setting that does not exist.
     """
-    refuse_unknown(_neli_keys(app))
+    check_names(app)
     group = app.conf.get("neli_group")
     if not group:
         raise ConfigurationError(
@@ -326,6 +326,11 @@ def _neli_keys(app: Celery) -> Iterable[str]:
             lower = lower[len(prefix) :] if prefix and lower.startswith(prefix) else lower
             if lower.startswith("neli_"):
                 yield lower
+
+
+def check_names(app: Celery) -> None:
+    """Raise `ConfigurationError` for a `neli_*` setting of the app that does not exist. Loads its configuration."""
+    refuse_unknown(_neli_keys(app))
 
 
 def refuse_unknown(names: Iterable[str]) -> None:

@@ -215,6 +215,10 @@ class Neli:
         """
         self._progress.made()
 
+    def hindered(self, reason: str) -> None:
+        """The owner's work cannot go on, for `reason`: told if it comes to `stall_timeout`. Takes no lock."""
+        self._progress.hindered(reason)
+
     def deliver(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for changes and run the barrier on them, without saying that the owner's work
         goes on.

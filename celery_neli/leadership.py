@@ -127,8 +127,11 @@ class Leadership:
 
     def _run(self) -> None:
         while self._neli.state is not State.CLOSED and self._thread is threading.current_thread():
-            if not self._owned and (self.working is None or self.working()):
-                self._neli.progress()
+            if not self._owned:
+                if self.working is None or self.working():
+                    self._neli.progress()
+                else:
+                    self._neli.hindered("task broker out of reach")
             self._neli.deliver(min(DELIVER_EVERY, self.config.stall_timeout / 3))
         self._neli.deliver(0)
 

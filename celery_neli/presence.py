@@ -8,18 +8,19 @@ role; a hand-over waits until nobody holds it. The kernel gives the lock up with
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-try:
-    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, lockf
-except ImportError:  # Windows, where Celery has no pool with children: the threads of this process are all
+if sys.platform == "win32":  # Celery has no pool with children there: the threads of this process are all
     LOCK_EX = LOCK_NB = LOCK_SH = LOCK_UN = 0
 
     def lockf(fd: int, operation: int, length: int = 0, start: int = 0, /) -> None:
         """Nothing to lock."""
+else:
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, lockf
 
 
 class Presence:

@@ -29,11 +29,17 @@ class Progress:
     def __init__(self, config: Config, log: logging.Logger, clock: Callable[[], float]) -> None:
         self._config, self._log, self._clock = config, log, clock
         self._stalled = False
+        self._hindered = ""
         self.made()
 
     def made(self) -> None:
         """The owner's work goes on. Any thread; takes no lock."""
         self._last = (self._clock(), threading.get_ident())
+        self._hindered = ""
+
+    def hindered(self, reason: str) -> None:
+        """The owner cannot work, and says why; it is the process's main thread that should. Any thread; no lock."""
+        self._hindered = reason
 
     def watch(self, member: Member) -> None:
         """A member whose owner makes no progress neither leads nor claims. The member's thread."""
@@ -45,7 +51,9 @@ class Progress:
             return
         self._stalled = stalled
         if stalled:
-            line = "no progress for %.0f s (neli_stall_timeout) name=%s: standing back; it is here:\n%s"
-            self._log.warning(line, self._config.stall_timeout, self._config.name, _Stack(thread_id))
+            line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
+            what, who = self._hindered or "no progress", "the main thread" if self._hindered else "it"
+            stack = _Stack(threading.main_thread().ident or 0) if self._hindered else _Stack(thread_id)
+            self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
         else:
             self._log.info("progress again name=%s: a candidate again", self._config.name)

@@ -6,17 +6,14 @@ It never enters `app.amqp.queues`: what is in there, a worker may consume after 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.entity import Queue
 
-from celery_neli.config import worker_settings
+from celery_neli.config import check_names, worker_settings
 from celery_neli.exceptions import ConfigurationError
-
-_made: weakref.WeakKeyDictionary[Any, dict[str, Queue]] = weakref.WeakKeyDictionary()
 
 
 def roles_of(app: Any) -> tuple[str, ...]:
@@ -49,8 +46,11 @@ def leader_queue(app: Any, role: str | None = None) -> Queue:
     connects; may be called from any thread. Raises `ConfigurationError`.
     """
     role = role_of(app, role)
-    of_app = _made.setdefault(app, {})
+    of_app: dict[str, Queue] | None = getattr(app, "neli_queues", None)
+    if of_app is None:
+        app.neli_queues = of_app = {}  # on the app itself: `app` may be Celery's proxy of it
     if role not in of_app:
+        check_names(app)
         if not app.conf.get("neli_leader_queue") and not app.conf.get("neli_group"):
             raise ConfigurationError("neli_group is not set: the queue of a role's leader is named by it")
         name = worker_settings(app).leader_queue.replace("{role}", role)

@@ -32,6 +32,7 @@ class Fleet:
     broker: Server
     kafka: KafkaCluster
     streams: dict[str, subprocess.Popen[Any]] = field(default_factory=dict)
+    _reader: runs.Reader | None = None
 
     def top_up(self, *arguments: str, count: int = WORKERS) -> None:
         """Start workers until `count` live and consume. `arguments`: of `celery worker`."""
@@ -97,7 +98,9 @@ class Fleet:
 
     def records(self) -> tuple[list[runs.Run], list[runs.Received]]:
         """All that the workers wrote."""
-        return runs.read(self.members.directory)
+        if self._reader is None:
+            self._reader = runs.Reader(self.members.directory)
+        return self._reader.read()
 
     def stop(self) -> None:
         """End all workers and streams, at once. What they wrote stays."""

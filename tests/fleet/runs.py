@@ -12,7 +12,6 @@ Times are CLOCK_BOOTTIME, which all processes of a machine share. TERM is "-" fo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,31 +67,55 @@ class RunLog:
         os.write(self._file, f"{line}\n".encode())
 
 
-def read(directory: Path) -> tuple[list[Run], list[Received]]:
-    """All that the workers of a directory wrote so far, up to each file's last whole line."""
-    runs: list[Run] = []
-    received: list[Received] = []
-    for path in sorted(directory.glob("runs.*.*")):
-        _, worker, pid = path.name.split(".")
-        _read(path.read_text().split("\n")[:-1], worker, int(pid), runs, received)
-    return runs, received
+class Reader:
+    """Reads what the workers of a directory write, each byte once: it is asked many times a second."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files: dict[Path, _File] = {}
+
+    def read(self) -> tuple[list[Run], list[Received]]:
+        """All that was written so far, up to each file's last whole line."""
+        for path in sorted(self._directory.glob("runs.*.*")):
+            self._files.setdefault(path, _File(path)).read_on()
+        files = self._files.values()
+        runs = [run for each in files for run in (*each.runs, *each.begun.values())]
+        return runs, [received for each in files for received in each.received]
 
 
-def _read(lines: Iterable[str], worker: str, pid: int, runs: list[Run], received: list[Received]) -> None:
-    begun: dict[str, Run] = {}  # under threads, several at a time
-    for line in lines:
+class _File:
+    """What one process wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        _, self._worker, pid = path.name.split(".")
+        self._pid, self._at = int(pid), 0
+        self.runs: list[Run] = []
+        self.begun: dict[str, Run] = {}  # under threads, several at a time
+        self.received: list[Received] = []
+
+    def read_on(self) -> None:
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            whole = file.read().rpartition(b"\n")[0]
+        if whole:
+            self._at += len(whole) + 1
+            for line in whole.decode().split("\n"):
+                self._take(line)
+
+    def _take(self, line: str) -> None:
         word, task, *values = line.split()
         if word == "received":
-            received.append(Received(task, worker, float(values[0])))
-            continue
+            self.received.append(Received(task, self._worker, float(values[0])))
+            return
         term, at = None if values[0] == "-" else int(values[0]), float(values[1])
         if word == "start":
-            if task in begun:
-                runs.append(begun[task])
-            begun[task] = Run(task, worker, term, at, pid=pid)
+            if task in self.begun:
+                self.runs.append(self.begun[task])
+            self.begun[task] = Run(task, self._worker, term, at, pid=self._pid)
         else:
-            runs.append(Run(task, worker, term, begun.pop(task).start, at, values[2] == "1", pid=pid))
-    runs.extend(begun.values())
+            start = self.begun.pop(task).start
+            self.runs.append(Run(task, self._worker, term, start, at, values[2] == "1", pid=self._pid))
 
 
 def _word(term: int | None) -> str:

@@ -117,7 +117,7 @@ def test_what_workers_write_is_read(tmp_path: Path) -> None:
     log.start("t3", 5)
     (path,) = tmp_path.iterdir()
     path.write_text(path.read_text() + "end t3 5 1")
-    found, received = runs.read(tmp_path)
+    found, received = runs.Reader(tmp_path).read()
     assert [(run.task, run.worker, run.term, run.still) for run in found] == [
         ("t1", "a", 5, True),
         ("t2", "a", None, None),

@@ -200,8 +200,12 @@ def test_an_unowned_leadership_needs_no_owner(make: Callable[..., Leadership], h
     assert "leadership_revoked" not in [name for name, *_ in heard]
 
 
-def test_a_leadership_that_does_not_work_resigns(make: Callable[..., Leadership]) -> None:
-    """A worker whose task broker is gone must not keep the role from others; when it is back it may lead again."""
+def test_a_leadership_that_does_not_work_resigns(
+    make: Callable[..., Leadership], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker whose task broker is gone must not keep the role from others; when it is back it may lead again. The log
+    says where the main thread is, which should be at work.
+    """
     leadership = make()
     working = threading.Event()
     working.set()
@@ -210,6 +214,10 @@ def test_a_leadership_that_does_not_work_resigns(make: Callable[..., Leadership]
     wait(leadership.leading)
     working.clear()
     wait(lambda: not leadership.leading(), "resignation")
+    (line,) = [each.getMessage() for each in caplog.records if "neli_stall_timeout" in each.getMessage()]
+    assert line.startswith("task broker out of reach for 1 s (neli_stall_timeout)")
+    assert "the main thread is here:" in line
+    assert __file__ in line
     working.set()
     wait(leadership.leading, "leadership after work")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from celery.local import Proxy
 from kombu import Exchange
 
 from celery_neli.exceptions import ConfigurationError
@@ -47,6 +48,18 @@ def test_a_queue_needs_the_group() -> None:
     app.conf.neli_group = None
     with pytest.raises(ConfigurationError, match="neli_group is not set"):
         leader_queue(app)
+
+
+def test_a_publisher_refuses_a_misspelt_setting() -> None:
+    """It would send to a queue that no leader consumes."""
+    with pytest.raises(ConfigurationError, match=r"neli_leader_que is no setting .* did you mean neli_leader_queue"):
+        leader_queue(make_app("shop", neli_leader_que="{role}"))
+
+
+def test_a_proxy_of_the_app_will_do() -> None:
+    """A task of a class that nobody registered has Celery's `current_app`."""
+    app = make_app("shop")
+    assert leader_queue(Proxy(lambda: app)) is leader_queue(app)
 
 
 def test_a_role_may_be_left_out_if_there_is_one() -> None:
