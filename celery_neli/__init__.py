@@ -4,8 +4,13 @@ Any number of `celery beat -S celery_neli.Scheduler` may run; one of them sends.
 induction" over a Kafka consumer group, hardened by a lease that is bought and proven in the log of a leader topic
 (docs/protocol.md).
 
-One pass reads the package: records -> lease -> events -> member -> journal, group -> curator -> leadership -> signals
--> bootsteps -> scheduler. Importing it starts no thread, opens no socket and does not load confluent_kafka.
+Workers hold an election of their own: `@leader_only` tasks and `@singleton` functions run on the one that leads
+(docs/workers.md).
+
+One pass reads the package: records -> lease -> events -> member -> journal, group -> curator -> signals, shared ->
+leadership. Then beats: tenure -> leased -> scheduler. And workers: queues -> marked -> gate -> drain -> consuming ->
+strategy -> handover -> bootsteps; turns -> crew -> singletons; control. CONTRIBUTING.md has the whole map. Importing it
+starts no thread, opens no socket and does not load confluent_kafka.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,8 +53,12 @@ class Desk:
 
     def run(self, arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `celery -A shop …` to its end."""
+        return self.do(self.command(arguments))
+
+    def do(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run `command` there to its end."""
         return subprocess.run(
-            self.command(arguments),
+            command,
             cwd=self.directory, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
@@ -94,7 +99,7 @@ def test_first_steps(sit_down: Callable[..., Desk]) -> None:
 
 
 def test_first_steps_of_workers(sit_down: Callable[..., Desk], redis_url: str) -> None:
-    """Two workers: a call finds the one that leads; it says so when asked, and hands over when asked."""
+    """Two workers: a call finds the one that leads, by name too; it says so when asked, and hands over when asked."""
     desk = sit_down(WORKERS, redis_url)
     desk.start(f"neli kafka --port {desk.port}")
     for name in ("one", "two"):
@@ -107,11 +112,15 @@ def test_first_steps_of_workers(sit_down: Callable[..., Desk], redis_url: str) -
         return [name for name, reply in told().items() if reply["roles"]["leader"]["leading"]]
 
     (first,) = wait_until(leaders, timeout=60, what=f"a leader, see {desk.directory}")
-    task = desk.run("call shop.rebuild_index").stdout.strip()
+    (shown,) = re.findall(r"^\$ (python -c .+)$", WORKERS.read_text(encoding="utf-8"), re.MULTILINE)
+    called = desk.do([sys.executable, *shlex.split(shown)[1:]]), desk.run("call shop.rebuild_index")
     log = desk.directory / ("1.log" if first == "one@here" else "2.log")
-    wait_until(
-        lambda: f"shop.rebuild_index[{task}] succeeded" in log.read_text(), timeout=30, what=f"the task in {log}"
-    )
+    for task in (each.stdout.strip() for each in called):
+        assert task, [each.stderr for each in called]
+        wait_until(
+            lambda done=f"shop.rebuild_index[{task}] succeeded": done in log.read_text(), timeout=30,
+            what=f"the task {task} in {log}",
+        )  # fmt: skip
     handed_over = desk.run("control neli_resign")
     assert handed_over.returncode == 0, handed_over.stderr
     assert "hands over leader (term " in handed_over.stdout
