@@ -76,7 +76,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="neli_stall_timeout",
         default="60 s",
-        meaning="a leader that makes no progress for so long (or, a worker, has no task broker) logs a stack and resigns",
+        meaning="a leader that makes no progress for so long (or, a worker, has no task broker) logs a stack and "
+        "resigns",
     ),
     Setting(
         name="neli_scheduler",

@@ -16,7 +16,7 @@ from celery.signals import worker_shutdown
 from celery_neli import signals
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.isolated import Isolated
+from celery_neli.isolated import Isolated, can_find
 from celery_neli.leadership import leadership_for
 from celery_neli.queues import roles_of
 from celery_neli.registry import Singleton, registered
@@ -104,6 +104,7 @@ class Singletons(bootsteps.StartStopStep):
         from celery_neli.bootsteps import pool_of  # whoever only registers need not load Celery's worker
 
         refuse_isolation(found, pool_of(worker), sys.version_info[:2])
+        refuse_unfindable(found)
         log = {"loglevel": worker.loglevel, "logfile": worker.logfile, "hostname": worker.hostname}
         roles = [role_for(worker.app, each) for each in found]
         if not enabled(worker.app):
@@ -159,6 +160,16 @@ def refuse_isolation(singletons: Iterable[Singleton], pool: str, python: tuple[i
             f"@singleton(isolate=True) on {isolated.name} with worker_pool = 'gevent': that needs Python 3.11 or "
             "newer; choose another pool, or leave isolate out"
         )
+
+
+def refuse_unfindable(singletons: Iterable[Singleton]) -> None:
+    """Raise `ConfigurationError` for a module that no new process would find: all workers would fail at it in turn."""
+    for each in singletons:
+        if each.isolate and not can_find(each):
+            raise ConfigurationError(
+                f"@singleton(isolate=True) on {each.name}: a new process cannot find that module, by the sys.path with "
+                "which it was imported here; put its directory on PYTHONPATH, or leave isolate out"
+            )
 
 
 def role_for(app: Any, singleton: Singleton) -> str:

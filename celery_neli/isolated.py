@@ -13,13 +13,17 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.machinery import PathFinder
 from typing import Any
 
 from celery_neli.registry import Singleton
 from celery_neli.shared import SharedLease
-from celery_neli.turns import Lease
+from celery_neli.turns import ChildFailed, Lease
 
-CHILD = "celery_neli.singleton_child"
+CHILD = "import sys; sys.path[:] = {path}; from celery_neli.singleton_child import main; main()"
+"""What the child is told to run. Not by `python -m`, which would put the working directory before all else: a project's
+`celery.py` there is none of ours.
+"""
 LOOK = 0.2
 """Seconds between two looks at the child while it says nothing."""
 EXIT = 2.0
@@ -30,8 +34,19 @@ STUCK = 6.0
 logger = logging.getLogger(__name__)
 
 
-class ChildFailed(Exception):
-    """A turn failed in the child, which tells how; or the child has died."""
+def child_path(singleton: Singleton) -> list[str]:
+    """The child's `sys.path`: that of the import that registered it, and what this process has added since."""
+    return list(dict.fromkeys([*singleton.path, *map(str, sys.path)]))
+
+
+def can_find(singleton: Singleton) -> bool:
+    """Whether a child will find the module of the function, or the package that it is in. Imports nothing."""
+    package = singleton.name.partition(":")[0].partition(".")[0]
+    if PathFinder.find_spec(package, child_path(singleton)) is not None:
+        return True
+    # Editable installations and the like find modules in their own ways, in every interpreter.
+    others = (each for each in sys.meta_path if each is not PathFinder and hasattr(each, "find_spec"))
+    return any(each.find_spec(package, None) is not None for each in others)
 
 
 class Isolated:
@@ -51,17 +66,21 @@ class Isolated:
         """
         if not self._leading():
             return False
-        if self._child is None:
+        started = self._child is not None
+        if not started:
             self._start()
         try:
+            if not started:
+                self._send(self._told())
             answer = self._ask("turn")
         except (OSError, EOFError):
             status = self._reap()
             if not self._leading():
                 return False  # the child was terminated for that
-            raise ChildFailed(f"its process died with status {status}") from None
+            how = f"died with status {status}" if status >= 0 else f"was killed by signal {-status}"
+            raise ChildFailed(f"its process {how}; standard error may say why") from None
         if "error" in answer:
-            raise ChildFailed(f"in its process:\n{answer['error']}")
+            raise ChildFailed(answer["error"])
         return bool(answer["ran"])
 
     def end(self) -> None:
@@ -78,27 +97,35 @@ class Isolated:
     def _leading(self) -> bool:
         return self._lease.leading(self._role) == self._term
 
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        told: dict[str, Any] = {
+    def _told(self) -> dict[str, Any]:
+        """What the child must know."""
+        return {
             "name": self._singleton.name,
             "registered_role": self._singleton.role,
             "role": self._role,
+            "roles": self._lease.roles if isinstance(self._lease, SharedLease) else (self._role,),
             "term": self._term,
-            "path": list(map(str, sys.path)),
+            "path": child_path(self._singleton),
             "log": self._log,
         }
-        command = [sys.executable, "-m", CHILD, str(theirs.fileno()), str(os.getpid())]
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Until the child imports the user's module it has the path of this process, where ours were found.
+        code = CHILD.format(path=ascii(list(map(str, sys.path))))
+        command = [sys.executable, "-c", code, str(theirs.fileno()), str(os.getpid())]
         pass_fds = [theirs.fileno()]
         if isinstance(self._lease, SharedLease):
-            told["roles"] = self._lease.roles
             command.append(str(self._lease.fd))
             pass_fds.append(self._lease.fd)
-        with theirs:
-            self._child = subprocess.Popen(command, pass_fds=pass_fds, stdin=subprocess.DEVNULL)  # noqa: S603 - ours
+        try:
+            with theirs:
+                self._child = subprocess.Popen(command, pass_fds=pass_fds, stdin=subprocess.DEVNULL)  # noqa: S603 - ours
+        except BaseException:
+            ours.close()
+            raise
         self._socket = ours
         ours.settimeout(LOOK)
-        self._send(told)
 
     def _ask(self, what: str) -> dict[str, Any]:
         assert self._child is not None

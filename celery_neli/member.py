@@ -393,7 +393,7 @@ class Member:
             sent = lease.until - self.config.heartbeat_timeout
             return f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow"
         if post.draining:
-            return f"its work was not done neli_drain_timeout, {self.config.drain_timeout:g} s, after it was to hand over"
+            return f"its work was not done within neli_drain_timeout, {self.config.drain_timeout:g} s"
         if lease.holder not in (None, lease.member):
             return f"{name_of(lease.holder)} claimed the role"
         return "the log was lost, or it differs from the one that was read"

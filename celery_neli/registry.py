@@ -12,7 +12,9 @@ from celery_neli.exceptions import ConfigurationError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Singleton:
-    """One registered function. `name` is `module:qualified.name`; `role` None stands for the only one."""
+    """One registered function. `name` is `module:qualified.name`; `role` None stands for the only one; `path` is the
+    `sys.path` by which its module was being imported, which may be more than there is later (see `isolated`).
+    """
 
     function: Callable[[], Any]
     name: str
@@ -22,6 +24,7 @@ class Singleton:
     setup: Callable[[], Any] | None = None
     teardown: Callable[[], Any] | None = None
     max_failures: int = 10
+    path: tuple[str, ...] = ()
 
 
 _registered: weakref.WeakKeyDictionary[Any, list[Singleton]] = weakref.WeakKeyDictionary()

@@ -1,4 +1,4 @@
-"""The process of an isolated singleton: `python -m celery_neli.singleton_child`, started by `isolated.py`.
+"""The process of an isolated singleton: a fresh interpreter that calls `main`, started by `isolated.py`.
 
 It imports the module of the function, which registers the singleton anew, and maps the worker's leases, so each turn
 asks the real lease; it never talks to Kafka. It does what the worker commands, and ends
@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any
 
 from celery_neli.clock import boottime
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.registry import find
 from celery_neli.shared import SharedLease, share
 from celery_neli.turns import Lease, Tenure, Unelected
@@ -120,6 +121,17 @@ def _load(told: dict[str, Any], lease: Lease) -> Tenure:
     return Tenure(app, singleton, told["role"], lease, told["term"])
 
 
+def _describe(exc: BaseException, unloaded: str | None) -> str:
+    """One line, and the traceback if that says more. `unloaded`: what it was loading, if it failed at that."""
+    if unloaded is None:
+        line = f"{exc!r} in its process"
+    else:
+        line = f"its process cannot load {unloaded}: {exc!r}"
+        if isinstance(exc, (ImportError, ConfigurationError)):
+            return line
+    return f"{line}\n{traceback.format_exc()[-LAST:].rstrip()}"
+
+
 def _serve(channel: socket.socket, parent: int, lease_fd: int | None) -> None:
     commands = _commands(channel, parent)
     told = next(commands, None)
@@ -136,8 +148,8 @@ def _serve(channel: socket.socket, parent: int, lease_fd: int | None) -> None:
             with guard:
                 tenure = tenure or _load(told, lease)
                 answer["ran"] = tenure.turn()
-        except BaseException:  # noqa: BLE001 - the worker logs and counts it; SystemExit, too
-            answer["error"] = traceback.format_exc()[-LAST:]
+        except BaseException as exc:  # noqa: BLE001 - the worker logs and counts it; SystemExit, too
+            answer["error"] = _describe(exc, None if tenure else told["name"])
         if not _say(channel, answer):
             break
     if tenure is not None:
@@ -152,7 +164,3 @@ def main() -> None:
     descriptor, parent, *lease = map(int, sys.argv[1:])
     with socket.socket(fileno=descriptor) as channel:
         _serve(channel, parent, lease[0] if lease else None)
-
-
-if __name__ == "__main__":
-    main()

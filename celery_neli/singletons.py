@@ -14,7 +14,9 @@ the functions `current_term()` is the term, the fencing token, and `still_leader
 **Where.** In a thread of the worker's main process, one per singleton (a greenlet under gevent); tasks go on in the
 pool meanwhile. A turn that keeps the interpreter's lock for seconds holds up the worker's heartbeats: for such work
 there is `isolate=True`, a process of its own (`singleton_child.py`), which begins and ends with a stretch, writes to
-the worker's standard error and has its log level.
+the worker's standard error and has its log level. It imports the function's module by the `sys.path` of the import that
+registered it (`celery -A` adds the working directory only while it imports) and the worker's present one. A worker
+refuses to start if such a process cannot find the module at all.
 
 **Hooks.** A *stretch* is a time in which this worker leads without a break. `setup()` runs before its first turn, and
 again, as the turn does, until it returns once. `teardown()` runs after its last turn, however it ended, if `setup` had
@@ -31,7 +33,10 @@ turn that goes on without its lease: let long ones ask `still_leader()`.
 is logged, and the turn retried after a pause: 0.1 s, doubled by every failure in a row up to 10 s, and not less than
 `every`. So is a turn whose isolated process died. After `max_failures` in a row the worker wraps up, says so as an
 error and resigns the role: it stands back for one `neli_heartbeat_timeout`, and another gets the role if there is one.
-When this worker leads again, it begins anew.
+The role moves as a whole, with its tasks and its sound singletons. So that workers with the same fault do not pass it
+to and fro for ever, this worker's singleton begins anew only after a rest, counted from when it gave up: 10 s, doubled
+by every time in a row without one turn that returned, up to 5 min. If it leads meanwhile, it does the role's other work
+and does not resign. So when a fault of all workers ends, the singleton may be back as long after as the fault lasted.
 
 With `neli_enabled = False` every worker of the app runs its singletons, in term 0 and without an end: for development
 with one worker. Failures are retried for ever then.
@@ -41,6 +46,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,7 +77,7 @@ def singleton(
 
     The module's docstring says when and where, and what failures do. `role`: one of `neli_roles`; None: the only one.
     `every`: seconds from the end of a turn to the start of the next. `isolate`: in a process of its own, which imports
-    the function's module, and the decorator must run by that. `setup`, `teardown`: called before the first and after
+    the function's module; the decorator must run by that. `setup`, `teardown`: called before the first and after
     the last turn of a stretch. `max_failures`: so many in a row, and the worker resigns the role.
 
     The function is returned as it is: calling it is an ordinary call. Raises `ConfigurationError`, which names the
@@ -106,6 +112,7 @@ def singleton(
                 setup=setup,
                 teardown=teardown,
                 max_failures=max_failures,
+                path=tuple(map(str, sys.path)),
             ),
         )
         found.steps["worker"].add(Singletons)

@@ -8,6 +8,7 @@ runner that waits.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -21,6 +22,9 @@ from celery_neli.working import in_term
 LOOK = 0.5
 """Seconds between two looks at the lease, for whoever hears no signal."""
 BACKOFF_LEAST, BACKOFF_MOST = 0.1, 10.0
+"""Seconds between a failure and the next turn."""
+REST_LEAST, REST_MOST = 10.0, 300.0
+"""Seconds between giving up and the next stretch: the first time in a row, and at most. The role moves each time."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,12 @@ class Unelected:
 
 
 Lease = SharedLease | Unelected
+
+
+class ChildFailed(Exception):
+    """A turn failed in another process, or that process has died. The text says how, a traceback from there included:
+    the one of this process would tell nothing.
+    """
 
 
 class Turns(Protocol):
@@ -125,6 +135,8 @@ class Runner:
         self._idle.set()
         self._closed = False
         self._gave_up: int | None = None
+        self._in_a_row = 0  # times that it gave up since a turn last returned
+        self._rest_until = -math.inf
 
     def ring(self) -> None:
         """Look at the lease now. Any thread."""
@@ -148,15 +160,23 @@ class Runner:
             if self._closed:
                 break
             term = self._lease.leading(self.role)
-            # Asked for again as long as it is led: a fence may have come between, and taken the first asking with it.
-            if term is not None and (term == self._gave_up or not self._lead(term)) and self._resign is not None:
-                self._resign()
+            if term is not None:
+                self._attend(term)
             self._idle.set()
             self._sleep(LOOK)
         self._idle.set()
 
-    def _lead(self, term: int) -> bool:
-        """One stretch; False if it ended by failures."""
+    def _attend(self, term: int) -> None:
+        """What there is to do now, in this term."""
+        if term != self._gave_up:
+            if self._clock() < self._rest_until:
+                return
+            self._lead(term)
+        if term == self._gave_up and self._resign is not None:
+            self._resign()  # again as long as it is led: a fence may have come between, and taken the first with it
+
+    def _lead(self, term: int) -> None:
+        """One stretch."""
         name, failures = self.singleton.name, 0
         logger.info("singleton started singleton=%s role=%s term=%s", name, self.role, term)
         turns = self._begin(term)
@@ -173,19 +193,26 @@ class Runner:
                         self._gave_up = term
                         break
                 else:
-                    failures, pause = 0, self.singleton.every
+                    failures, pause, self._in_a_row = 0, self.singleton.every, 0
                 self._rest(term, pause)
         finally:
             turns.end()
         logger.info("singleton ended singleton=%s role=%s term=%s", name, self.role, term)
         if self._gave_up == term:
-            line = "singleton gave up singleton=%s role=%s term=%s: %d failures in a row (max_failures); resigning"
-            logger.error(line, name, self.role, term, failures)
-        return self._gave_up != term
+            rest = min(REST_MOST, REST_LEAST * 2.0 ** min(self._in_a_row, 30))
+            self._in_a_row, self._rest_until = self._in_a_row + 1, self._clock() + rest
+            line = (
+                "singleton gave up singleton=%s role=%s term=%s: %d failures in a row (max_failures); resigning, "
+                "and not beginning anew here for %g s"
+            )
+            logger.error(line, name, self.role, term, failures, rest)
 
     def _report(self, exc: BaseException, term: int, failures: int) -> None:
-        line = "singleton failed singleton=%s role=%s term=%s failures=%d: %r"
-        logger.error(line, self.singleton.name, self.role, term, failures, exc, exc_info=exc)
+        """Once, with one traceback: where there was one."""
+        elsewhere = isinstance(exc, ChildFailed)
+        line = f"singleton failed singleton=%s role=%s term=%s failures=%d: {'%s' if elsewhere else '%r'}"
+        told = self.singleton.name, self.role, term, failures, exc
+        logger.error(line, *told, exc_info=None if elsewhere else exc)
 
     def _may(self, term: int) -> bool:
         return not self._closed and self._lease.leading(self.role) == term

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import pytest
 
 from celery_neli.clock import boottime
 from celery_neli.grant import Grant
-from celery_neli.isolated import ChildFailed, Isolated
+from celery_neli.isolated import Isolated
 from celery_neli.registry import Singleton
 from celery_neli.shared import SharedLease
-from celery_neli.turns import Unelected
+from celery_neli.turns import ChildFailed, Unelected
+from tests.processes import start_process, stop_process, wait_until
 
 pytestmark = pytest.mark.smoke
 MODULE = "tests.smoke.singletons"
@@ -118,11 +122,102 @@ def test_what_a_turn_raises_and_logs_arrives(
 
 
 def test_a_function_that_is_not_there_is_a_failure(lease: SharedLease) -> None:
-    """With what to do."""
+    """With what to do, in one line."""
     turns = isolated("play", lease)
-    with pytest.raises(ChildFailed, match="an import of its module does not register it"):
+    with pytest.raises(ChildFailed, match=r"^its process cannot load .*: an import of its module does not .*\Z"):
         turns.turn()
     turns.end()
+
+
+def test_a_module_that_cannot_be_imported_is_a_failure_in_one_line(lease: SharedLease) -> None:
+    """With the name of what is missing, which may be another one that it imports; the next turn tries again."""
+    turns = Isolated(Singleton(function=print, name="no_such.shop:relay"), "leader", lease, 7, log={"loglevel": 20})
+    for _ in range(2):
+        with pytest.raises(ChildFailed) as failed:
+            turns.turn()
+        told = "its process cannot load no_such.shop:relay: ModuleNotFoundError(\"No module named 'no_such'\")"
+        assert str(failed.value) == told
+    turns.end()
+
+
+def test_an_interpreter_that_does_not_start_is_a_failure(lease: SharedLease, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process ends before it has heard what to do; told in one line."""
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    turns = isolated("relay", lease)
+    for _ in range(2):
+        with pytest.raises(ChildFailed, match=r"^its process died with status 1; standard error may say why\Z"):
+            turns.turn()
+    turns.end()
+
+
+def test_the_working_directory_shadows_nothing_that_the_child_needs(
+    lease: SharedLease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A project's own `celery.py` or `json.py` beside it is none of ours."""
+    (tmp_path / "celery.py").write_text("raise RuntimeError('the wrong one')")
+    (tmp_path / "json.py").write_text("raise RuntimeError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    turns = isolated("relay", lease)
+    assert turns.turn()
+    turns.end()
+
+
+SHOP = """
+import os
+from pathlib import Path
+
+from celery import Celery
+
+import celery_neli
+import prices
+
+app = Celery("shop", broker="memory://")
+app.conf.neli_enabled = False
+
+
+@celery_neli.singleton(app, isolate=True)
+def relay():
+    Path("turns").write_text(f"{os.getpid()} {prices.TEA}")
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "module", "workdir"])
+def test_it_runs_under_celerys_own_command(how: str, tmp_path: Path) -> None:
+    """The console script, and `python -m celery`: in the project's directory, of which nothing but that tells; then
+    Celery finds the app by its working directory, which is on the path only while it imports.
+    """
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "shop.py").write_text(SHOP)
+    (project / "prices.py").write_text("TEA = 3")
+    script = Path(sys.executable).with_name("celery")
+    command = {
+        "script": [str(script)],
+        "module": [sys.executable, "-m", "celery"],
+        "workdir": [str(script), "--workdir", str(project)],
+    }[how]
+    # celery_neli must be found wherever the tests have it, and the project must not.
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "celery_neli").symlink_to(Path(boottime.__code__.co_filename).parent)
+    environment = {**os.environ, "PYTHONPATH": str(library)}
+    log_path = tmp_path / "log"
+    with log_path.open("wb") as log:
+        worker = start_process(
+            [*command, "-A", "shop", "worker", "-P", "solo", "-l", "INFO"],
+            cwd=tmp_path if how == "workdir" else project, env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        turns = project / "turns"
+        wait_until(lambda: turns.exists() or worker.poll() is not None, timeout=40, what=f"a turn, see {log_path}")
+        assert turns.exists(), log_path.read_text()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    finally:
+        stop_process(worker, force=True)
+    pid, price = turns.read_text().split()
+    assert (int(pid) != worker.pid, price) == (True, "3")
+    assert "singleton failed" not in log_path.read_text()
 
 
 def test_without_elections_it_runs_in_term_0(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_barrier_that_overruns_is_fenced(make: Callable[..., Neli]) -> None:
     closing.join(5)
     assert [type(event) for event in events] == [LeaderAcquired, LeaderRevoked, LeaderFenced]
     assert isinstance(events[2], LeaderFenced)
-    assert events[2].reason == "its work was not done neli_drain_timeout, 0.2 s, after it was to hand over"
+    assert events[2].reason == "its work was not done within neli_drain_timeout, 0.2 s"
 
 
 def test_what_a_barrier_raises_is_logged_and_holds_up_nothing(

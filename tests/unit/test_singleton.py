@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,26 @@ from celery import Celery, current_app, shared_task
 
 from celery_neli import ConfigurationError, current_term, install, signals, singleton, still_leader
 from celery_neli.clock import boottime
-from celery_neli.crew import Crew, Singletons, refuse_isolation
+from celery_neli.crew import Crew, Singletons, refuse_isolation, refuse_unfindable
 from celery_neli.grant import Grant
 from celery_neli.registry import Singleton, find, registered
 from celery_neli.shared import SharedLease, share
-from celery_neli.turns import BACKOFF_MOST, LOOK, Runner, Tenure, Unelected, backoff
+from celery_neli.turns import (
+    BACKOFF_MOST,
+    LOOK,
+    REST_LEAST,
+    REST_MOST,
+    ChildFailed,
+    Runner,
+    Tenure,
+    Unelected,
+    backoff,
+)
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 EVERY = 0.25
 
@@ -200,11 +212,56 @@ def test_after_max_failures_in_a_row_the_role_is_resigned(where: str, error: typ
     def fail() -> None:
         raise error("no")
 
+    def lead_later() -> None:
+        scene.now += REST_LEAST
+        scene.lead(2)
+
     scene.inside[where] = fail
-    done = scene.run(nothing, nothing, nothing, lambda: scene.lead(2), nothing)
+    done = scene.run(nothing, nothing, nothing, lead_later, nothing)
     tried = {"setup": ["setup 1"] * 3, "turn": ["setup 1", "turn 1", "turn 1", "turn 1", "teardown 1"]}[where]
     again = {"setup": ["setup 2"] * 2, "turn": ["setup 2", "turn 2", "turn 2", "teardown 2"]}[where]
     assert done == [*tried, "resign", "resign", *again]
+
+
+def test_after_giving_up_it_rests_longer_each_time() -> None:
+    """10 s, doubled up to 5 min, whatever is led meanwhile, which is not resigned; workers with the same fault do not
+    pass the role to and fro. A turn that returns ends the row.
+    """
+    scene = Scene(max_failures=1)
+    outcomes = [failing] * 7 + [nothing] + [failing] * 2
+    began: list[float] = []
+
+    def turn() -> None:
+        began.append(scene.now)
+        outcomes.pop(0)()
+
+    def lead_again() -> None:
+        if scene.done[-1:] == ["resign"]:  # a new term, at once
+            scene.done.clear()
+            scene.lead(int(scene.now * 10) + 2)
+
+    scene.inside["turn"] = turn
+    scene.lead(1)
+    scene.run(*[lead_again] * 2500)
+    rests = [10, 20, 40, 80, 160, 300, 300, EVERY, 10]
+    assert (REST_LEAST, REST_MOST) == (10, 300)
+    waited = [later - sooner for sooner, later in pairwise(began)]
+    assert waited[: len(rests)] == pytest.approx(rests, abs=2 * LOOK)
+
+
+def test_what_failed_in_another_process_is_logged_as_that_tells_it(caplog: pytest.LogCaptureFixture) -> None:
+    """With the traceback from there and none of here; readable, not as a literal."""
+    scene = Scene()
+    scene.lead(1)
+
+    def fail() -> None:
+        raise ChildFailed("RuntimeError('no') in its process\nTraceback (most recent call last):\n  there")
+
+    scene.inside["turn"] = fail
+    scene.run()
+    assert caplog.text.count("singleton failed") == 1
+    assert caplog.text.count("Traceback") == 1
+    assert "failures=1: RuntimeError('no') in its process\nTraceback (most recent call last):\n  there" in caplog.text
 
 
 def test_a_teardown_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -485,6 +542,27 @@ def test_gevent_with_a_process_needs_python_3_11(app: Celery) -> None:
         refuse_isolation(registered(app), "gevent", (3, 10))
     for pool, python in (("gevent", (3, 11)), ("prefork", (3, 10))):
         refuse_isolation(registered(app), pool, python)
+
+
+def test_a_module_that_no_new_process_would_find_is_refused(
+    app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the path of the import that registered it, which may have been another than now; only if it is isolated."""
+
+    def relay() -> None: ...
+
+    relay.__qualname__, relay.__module__ = "relay", "neli_sought.shop"
+    singleton(app)(relay)
+    refuse_unfindable(registered(app))
+    singleton(app, isolate=True)(relay)
+    with pytest.raises(ConfigurationError, match=r"neli_sought\.shop:relay: a new process cannot find that module"):
+        Singletons(worker(app)).include_if(worker(app))
+    (tmp_path / "neli_sought").mkdir()
+    (tmp_path / "neli_sought" / "__init__.py").touch()
+    with monkeypatch.context() as importing:
+        importing.syspath_prepend(tmp_path)
+        singleton(app, isolate=True)(relay)
+    refuse_unfindable(registered(app))
 
 
 @pytest.mark.parametrize("role", [None, "mial"])
