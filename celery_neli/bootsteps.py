@@ -17,7 +17,9 @@ from celery_neli.drain import begin_drain
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.handover import Handover
 from celery_neli.leadership import leadership_for
+from celery_neli.refusal import refusing
 from celery_neli.shared import shared
+from celery_neli.strategy import check_all
 from celery_neli.worker_events import tell
 
 if TYPE_CHECKING:
@@ -46,16 +48,21 @@ class Office(bootsteps.StartStopStep):
         self._handover: Handover | None = None
 
     def include_if(self, worker: Any) -> bool:
-        """Not with `neli_enabled = False`. Raises `ConfigurationError`, which ends the worker's start."""
+        """Not with `neli_enabled = False`. Raises `ConfigurationError`, which ends the worker's start before anything
+        has begun: also for tasks that the worker itself would look at only when it has found the task broker.
+        """
         if not enabled(worker.app):
             return False
-        fence_kills = worker_settings(worker.app).fence_kills
-        refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
-        leadership = leadership_for(worker.app, "worker")  # refuses bad settings before anything has started
+        with refusing():
+            fence_kills = worker_settings(worker.app).fence_kills
+            refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
+            check_all(worker.app)
+            leadership = leadership_for(worker.app, "worker")
         lease = shared(worker.app)
         assert lease is not None, "a worker's leadership shares its lease"
         drain = begin_drain(worker.app, leadership, lease)
         drain.fence_kills = fence_kills
+        drain.inline = pool_of(worker) == "solo"
         leadership.working = drain.working
         self._leadership, self._drain = leadership, drain
         return True

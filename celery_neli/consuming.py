@@ -13,9 +13,13 @@ from kombu.transport.native_delayed_delivery import (
 )
 
 from celery_neli.drain import drain_of
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.queues import leader_queues, refuse_lone_quorum, refuse_shared
+from celery_neli.refusal import end_worker, refusing
 
 if TYPE_CHECKING:
+    from kombu.entity import Queue
+
     from celery_neli.drain import Drain
 
 logger = logging.getLogger(__name__)
@@ -34,22 +38,37 @@ class LeaderQueues(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         self._drain: Drain | None = None
+        self._declared = False
 
     def include_if(self, consumer: Any) -> bool:
         """Where the worker takes part in the election. Raises `ConfigurationError`, which ends the worker's start."""
         self._drain = drain_of(consumer.app)
         if self._drain is None:
             return False
-        refuse_shared(consumer.app)
-        refuse_lone_quorum(consumer.app)
+        with refusing():
+            refuse_shared(consumer.app)
+            refuse_lone_quorum(consumer.app)
         return True
 
     def start(self, consumer: Any) -> None:
-        """Connected: consume from what this worker leads. The loop begins to take messages later."""
-        if self._drain is not None:
-            _bind_delayed(consumer)
-            self._drain.consumer = consumer
-            apply(consumer, self._drain)
+        """Connected: consume from what this worker leads. The loop begins to take messages later.
+
+        All are declared, for what a standby forwards. A worker that can never consume one of them ends at its start,
+        before it is elected for that; later the other queues need it.
+        """
+        if self._drain is None:
+            return
+        for _, queue in leader_queues(consumer.app):
+            try:
+                declare(consumer, queue)
+            except ConfigurationError as exc:
+                if not self._declared:
+                    end_worker(exc)
+                logger.error("%s", exc)
+        self._declared = True
+        _bind_delayed(consumer)
+        self._drain.connected(consumer)
+        apply(consumer, self._drain)
 
     def stop(self, consumer: Any) -> None:
         """The connection is lost, or the worker stops: then what has not begun goes back, before the pool is waited
@@ -69,7 +88,7 @@ class LeaderQueues(bootsteps.StartStopStep):
 
 def apply(consumer: Any, drain: Drain) -> None:
     """Consume from the queue of each role that this worker leads now, and from no other leader queue. On the consumer's
-    thread; waits for the broker, and raises what it answers.
+    thread; waits for the broker. A role whose queue the broker refuses is resigned; other errors are raised.
     """
     tasks = consumer.task_consumer
     if tasks is None:
@@ -78,6 +97,12 @@ def apply(consumer: Any, drain: Drain) -> None:
     for role, queue in leader_queues(consumer.app):
         leads = drain.lease.leading(role) is not None
         if leads and not any(each.name == queue.name for each in tasks.queues):
+            try:
+                declare(consumer, queue)
+            except ConfigurationError as exc:
+                logger.error("role resigned role=%s: %s", role, exc)
+                drain.leadership.resign(role)
+                continue
             tasks.add_queue(queue)
             added = True
             logger.info("leader queue consumed role=%s queue=%s", role, queue.name)
@@ -86,6 +111,23 @@ def apply(consumer: Any, drain: Drain) -> None:
             logger.info("leader queue left role=%s queue=%s", role, queue.name)
     if added and tasks.on_message is not None:  # else the loop has yet to begin, and consumes all
         tasks.consume()
+
+
+def declare(consumer: Any, queue: Queue) -> None:
+    """Declare `queue`, on a channel of its own: RabbitMQ closes the one on which it refuses. Waits for the broker.
+    Raises `ConfigurationError` with its answer, if it does.
+    """
+    channel = consumer.connection.channel()
+    bound: Any = queue(channel)
+    try:
+        bound.declare()
+    except consumer.connection.channel_errors as exc:
+        raise ConfigurationError(
+            f"the broker refuses the leader's queue {queue.name!r}: {exc}. If it exists with other arguments, delete "
+            "it once it is empty, or choose another name (neli_leader_queue); otherwise give the user its permissions"
+        ) from exc
+    finally:
+        channel.close()
 
 
 def _bind_delayed(consumer: Any) -> None:

@@ -9,7 +9,6 @@ held. In the pool's child the gate sends back what has not begun.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 import weakref
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from celery_neli.shared import SharedLease
 
 LOOK_EVERY = 0.02
+TURN = 5.0
+"""Seconds within which the consumer's loop turns: it waits 2 s at most for a message (pools without an event loop)."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +43,41 @@ class Drain:
     def __init__(self, app: Any, leadership: Leadership, lease: SharedLease) -> None:
         self.app, self.leadership, self.lease = app, leadership, lease
         self._waiting: dict[Any, None] = {}  # in the order of arrival
-        self._running: dict[Any, float] = {}  # until when (monotonic seconds), in case nobody tells that it is over
+        self._running: dict[Any, None] = {}
+        self._dying: dict[str, float] = {}  # role: until when (monotonic seconds) a child that is killed may run
         self._changed = threading.Event()
         self.consumer: Any = None
         """While it is connected to the task broker."""
+        self.inline = False
+        """Whether tasks run on the consumer's own thread (solo)."""
         self.fence_kills = False
         self._pool: Any = None
         self._fenced: dict[str, tuple[int, float]] = {}  # role: term, when (monotonic seconds)
+        self._turned = time.monotonic()
+        self._asked = False
+
+    def connected(self, consumer: Any) -> None:
+        """The task broker is there, and `consumer`'s loop is about to begin. On its thread."""
+        self.consumer, self._pool = consumer, consumer.pool
+        self._turned, self._asked = time.monotonic(), False  # what the last loop was asked may have gone with it
 
     def working(self) -> bool:
-        """Whether leader tasks can be got at all: False without the task broker. A long task is no standstill."""
-        return self.consumer is not None
+        """Whether leader tasks can be got at all: False without the task broker, or if the consumer's loop hangs. A
+        long task is no standstill. Any thread; to be asked every now and then.
+        """
+        consumer = self.consumer
+        if consumer is None:
+            return False
+        if not self._asked:
+            self._asked = True
+            consumer.call_soon(self._turn)
+        return self._turning()
+
+    def _turn(self) -> None:
+        self._turned, self._asked = time.monotonic(), False
+
+    def _turning(self) -> bool:
+        return time.monotonic() - self._turned < TURN or (self.inline and len(state.active_requests) > 0)
 
     # The way of a request
 
@@ -62,7 +87,7 @@ class Drain:
 
     def begin(self, request: Any) -> bool:
         """Whether it may be handed to the pool now. If this worker does not lead, it goes back soon."""
-        self._running[request] = math.inf
+        self._running[request] = None
         if self._claim(request):  # else it went back, or its connection is gone: the broker has it
             request.term = self.lease.leading(request.role)
             if request.term is not None:
@@ -95,14 +120,15 @@ class Drain:
         """Something in the pool has taken it, at `time_accepted` (monotonic seconds)."""
         if request.ended:
             return
-        self._running[request] = math.inf  # even if it was taken for dropped with the connection
+        self._running[request] = None  # even if it was taken for dropped with the connection
         fenced = self._fenced.get(request.role)
         if fenced is not None and fenced[0] == request.term and time_accepted <= fenced[1]:
             self._kill(request)
 
     def linger(self, request: Any, seconds: float) -> None:
-        """It is over in `seconds`: what runs it is being killed."""
-        self._running[request] = time.monotonic() + seconds
+        """It is over in `seconds`: what runs it is being killed, and nobody will tell of its end."""
+        self._dying[request.role] = time.monotonic() + seconds
+        self.over(request)
 
     def _claim(self, request: Any) -> bool:
         try:
@@ -126,7 +152,7 @@ class Drain:
         consumer = self.consumer
         if consumer is None:
             return
-        leave = [each for each in self._waiting if everything or self.lease.leading(each.role) is None]
+        leave = [each for each in list(self._waiting) if everything or self.lease.leading(each.role) is None]
         timers = _timers(consumer, leave)
         number = 0
         for request in leave:
@@ -152,7 +178,7 @@ class Drain:
             if request.job is not None and _never_written(request.job):
                 self._running.pop(request, None)
         for role, (term, _) in self._fenced.items():
-            self._abandon_all(role, term)  # what was asked of the consumer's thread may have gone with the connection
+            self._abandon_all(role, term, gone=True)  # what this thread was asked may have gone with the connection
         self._changed.set()
 
     # Barriers
@@ -168,13 +194,13 @@ class Drain:
 
     def runs(self, role: str) -> bool:
         """Whether a request of `role` may be running, or work that its tasks' messages do not tell of."""
-        now = time.monotonic()
-        ours = any(each.role == role and now < until for each, until in list(self._running.items()))
-        return ours or self.lease.anybody(role)
+        ours = any(each.role == role for each in list(self._running))  # before those dying: one moves there
+        return ours or time.monotonic() < self._dying.get(role, 0.0) or self.lease.anybody(role)
 
     def pool_ended(self) -> None:
         """Nothing runs any more: the pool has stopped, or its processes were killed."""
         self._running.clear()
+        self._dying.clear()
         self._changed.set()
 
     # Fencing
@@ -187,19 +213,18 @@ class Drain:
             self._fenced[role] = (term, time.monotonic())
             consumer = self.consumer
             if consumer is not None:
-                self._pool = consumer.pool
                 consumer.call_soon(self._kill_all, role, term)
-            else:  # the consumer's thread waits for the task broker, for who knows how long
-                self._abandon_all(role, term)
+            if consumer is None or not self._turning():  # its thread is stuck, for who knows how long
+                self._abandon_all(role, term, gone=consumer is None)
 
     def _kill_all(self, role: str, term: int) -> None:
         for request in self._begun(role, term):
             self._kill(request)
 
-    def _abandon_all(self, role: str, term: int) -> None:
+    def _abandon_all(self, role: str, term: int, *, gone: bool) -> None:
         for request in self._begun(role, term):
             if not request.killed:
-                abandon(request)
+                abandon(request, gone=gone)
 
     def _begun(self, role: str, term: int) -> list[Any]:
         return [

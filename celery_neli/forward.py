@@ -24,8 +24,11 @@ none.
 
 
 def forward(message: Any, queue: Queue) -> None:
-    """Publish `message` to `queue`, declaring it, then acknowledge it. On the consumer's thread; blocks as a publish
-    and an acknowledgement do.
+    """Publish `message` to `queue`, which is there (`consuming.LeaderQueues`), then acknowledge it. On the consumer's
+    thread; blocks as a publish and an acknowledgement do.
+
+    Nothing here may wait for the broker's answer: py-amqp takes further deliveries meanwhile, each of which would come
+    here as well, and wait in turn.
 
     Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay. What the publish raises is
     raised, and then the message is not acknowledged.
@@ -40,7 +43,6 @@ def forward(message: Any, queue: Queue) -> None:
         message.body,
         exchange=queue.exchange,
         routing_key=queue.routing_key,
-        declare=[queue],
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         compression=headers.pop("compression", None),  # the body was decompressed on arrival

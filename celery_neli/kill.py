@@ -37,15 +37,15 @@ def kill(request: Any, pool: Any) -> None:
     logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)
 
 
-def abandon(request: Any) -> None:
-    """Kill the child that runs `request`, with the task broker away. Any thread.
+def abandon(request: Any, *, gone: bool) -> None:
+    """Kill the child that runs `request`, with the consumer's thread stuck or the task broker away. Any thread.
 
-    The message has gone back with the connection if it was to be acknowledged late. Otherwise Celery finds the child
-    dead when it can, and the task has failed (`WorkerLostError`).
+    If the connection is `gone`, the message has gone back with it if it was to be acknowledged late. Otherwise Celery
+    finds the child dead when it can, and the task has failed (`WorkerLostError`); unless `kill` comes first.
     """
     try:
         os.kill(request.worker_pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-    request.killed = bool(request.task.acks_late)
+    request.killed = gone and bool(request.task.acks_late)
     logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)

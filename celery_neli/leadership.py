@@ -131,7 +131,7 @@ class Leadership:
                 if self.working is None or self.working():
                     self._neli.progress()
                 else:
-                    self._neli.hindered("task broker out of reach")
+                    self._neli.hindered("task broker out of reach, or the main thread hangs,")
             self._neli.deliver(min(DELIVER_EVERY, self.config.stall_timeout / 3))
         self._neli.deliver(0)
 

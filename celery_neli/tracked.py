@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from billiard.exceptions import TimeLimitExceeded
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from celery_neli.drain import Drain
 
 LINGER = 1.0
-"""Seconds until a child that exceeded its hard time limit is dead for certain: Celery reports it, then kills (SIGTERM,
-0.1 s later SIGKILL; billiard's `_trywaitkill`).
+"""Seconds until a child that exceeded its hard time limit is dead for certain: Celery reports it twice (`on_failure`,
+`on_timeout`), then kills (SIGTERM, 0.1 s later SIGKILL; billiard's `on_hard_timeout`).
 """
 
 
@@ -68,13 +69,18 @@ class Tracked:
             if not self.killed:
                 super().on_failure(exc_info, *args, **kwargs)  # type: ignore[misc]
         finally:
-            self.drain.over(self)
+            if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), TimeLimitExceeded):
+                self.drain.linger(self, LINGER)
+            else:
+                self.drain.over(self)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A time limit; of a hard one Celery kills the child right after."""
-        if not soft:
-            self.drain.linger(self, LINGER)
-        super().on_timeout(soft, timeout)  # type: ignore[misc]
+        try:
+            super().on_timeout(soft, timeout)  # type: ignore[misc]
+        finally:
+            if not soft:
+                self.drain.linger(self, LINGER)
 
 
 def _guarded(execute: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from celery import bootsteps
 from celery._state import _set_task_join_will_block
 from celery.worker import WorkController
 
-from celery_neli import install
+from celery_neli import install, leader_only
 from celery_neli.bootsteps import Election, Office
 from celery_neli.consuming import LeaderQueues
 from celery_neli.drain import drain_of
@@ -67,6 +68,47 @@ def test_a_worker_that_cannot_do_what_is_asked_is_not_made(make_worker: Callable
         make_worker(neli_fence_kills=True)
     with pytest.raises(ConfigurationError, match="task_default_queue names it"):
         make_worker(task_default_queue="steps.leader.leader")
+
+
+def test_the_command_says_in_one_line_why_it_is_not(make_worker: Callable[..., Any]) -> None:
+    """As beat does: click prints its own errors without a traceback."""
+    for wrong in (
+        {"neli_fence_kills": True},
+        {"task_default_queue": "steps.leader.leader"},
+        {"neli_stall_timeout": -1},
+    ):
+        with pytest.raises(ConfigurationError) as refusal:
+            make_worker(**wrong)
+        assert isinstance(refusal.value, click.ClickException)
+        assert refusal.value.format_message() == str(refusal.value)
+
+
+def test_a_wrong_mark_is_found_before_the_task_broker_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be away for hours."""
+    app = make_app("marks")
+
+    @app.task(name="work", shared=False)
+    @leader_only(role="none")
+    def work() -> None:
+        pass
+
+    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: Leadership())
+    worker = SimpleNamespace(app=app, pool_cls="prefork")
+    with pytest.raises(ConfigurationError, match=r"work: .*no such role"):
+        Office(worker).include_if(worker)
+
+
+@pytest.mark.parametrize(("pool", "inline"), [("solo", True), ("prefork", False), ("threads", False)])
+def test_only_solo_runs_tasks_on_the_consumers_thread(pool: str, inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long task there is no hang of the consumer."""
+    app = make_app("inline")
+    Lease(app)
+    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: Leadership())
+    worker = SimpleNamespace(app=app, pool_cls=pool, steps=[])
+    assert Office(worker).include_if(worker)
+    drain = drain_of(app)
+    assert drain is not None
+    assert drain.inline is inline
 
 
 class Leadership:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from celery.exceptions import WorkerShutdown
 
 from celery_neli.consuming import apply
 from celery_neli.handover import Handover
@@ -100,3 +101,46 @@ def test_changes_while_disconnected_wait_for_the_connection() -> None:
     assert worker.consumes() == {worker.ordinary}
     worker.connect()
     assert worker.consumes() == {worker.ordinary, worker.queue()}
+
+
+def test_a_worker_that_could_never_consume_a_role_queue_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """A standby, too, before it is elected: one line has the queue, the broker's answer and what to do."""
+    worker = Worker(neli_roles=["billing", "mail"])
+    worker.refused.add(worker.queue("mail"))
+    with pytest.raises(WorkerShutdown) as ended:
+        worker.connect()
+    assert ended.value.code == 1
+    (record,) = [each for each in caplog.records if each.levelname == "CRITICAL"]
+    assert all(each in record.message for each in (worker.queue("mail"), "PRECONDITION_FAILED", "neli_leader_queue"))
+    assert record.exc_info is None
+
+
+def test_a_role_whose_queue_is_refused_later_is_resigned(caplog: pytest.LogCaptureFixture) -> None:
+    """The worker's other work goes on, also with a new connection."""
+    worker = Worker(neli_roles=["billing", "mail"])
+    worker.connect()
+    worker.refused.add(worker.queue("billing"))
+    worker.lease.lead(role="billing")
+    worker.lease.lead(role="mail")
+    Handover(worker.drain).acquired()
+    worker.turn()
+    assert worker.leadership.resigned == ["billing"]
+    assert worker.consumes() == {worker.ordinary, worker.queue("mail")}
+    assert worker.consumer.task_consumer.channel.closed is False  # RabbitMQ closes the one that asked
+    assert caplog.text.count("PRECONDITION_FAILED") == 1
+    worker.step.stop(worker.consumer)
+    worker.connect()
+    assert worker.leadership.resigned == ["billing", "billing"]
+    assert worker.consumes() == {worker.ordinary, worker.queue("mail")}
+
+
+def test_each_connection_declares_the_queues_again(caplog: pytest.LogCaptureFixture) -> None:
+    """A standby forwards to them, and a broker may come back empty. What is refused then ends nothing."""
+    worker = Worker(neli_roles=["billing", "mail"])
+    worker.connect()
+    worker.consumer.connection.default_channel.queue_delete(worker.queue("mail"))
+    worker.step.stop(worker.consumer)
+    worker.refused.add(worker.queue("billing"))
+    worker.connect()
+    assert worker.consumer.connection.default_channel._has_queue(worker.queue("mail"))  # noqa: SLF001 - kombu's own way
+    assert "PRECONDITION_FAILED" in caplog.text

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import signal
+import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import TimeLimitExceeded
 from celery.exceptions import WorkerLostError
 from celery.worker import state
 
@@ -138,6 +143,28 @@ def test_a_task_that_begins_meanwhile_stays() -> None:
     assert worker.size(worker.queue()) == 1
 
 
+def test_tasks_that_begin_while_others_are_sent_back_disturb_nothing() -> None:
+    """On the timer's thread, while the consumer's looks for those that go."""
+    worker, task = leader()
+    ids = [task.apply_async(countdown=60 + number).id for number in range(3)]
+    worker.receive()
+    worker.lease.drain()
+    lease, first = worker.drain.lease, worker.timer.queue[0].entry.args[0]
+    (later,) = [each.entry.args[0] for each in worker.timer.queue if each.entry.args[0].id == ids[2]]
+
+    class Meanwhile:
+        anybody = lease.anybody
+
+        def leading(self, role: str) -> int | None:
+            worker.drain.dropped(later)
+            return lease.leading(role)
+
+    assert first is not later
+    worker.drain.lease = Meanwhile()  # type: ignore[assignment]
+    worker.drain.send_back()
+    assert [each.headers["id"] for each in worker.messages(worker.queue())] == ids[:2]
+
+
 def test_a_task_that_went_back_is_not_begun_by_a_timer_that_had_it_already() -> None:
     """On its own thread, too late to be cancelled."""
     worker, task = leader()
@@ -227,14 +254,34 @@ def test_every_end_of_a_task_ends_the_wait(end: str) -> None:
 
 
 def test_a_task_over_its_time_limit_is_waited_for_until_it_is_dead() -> None:
-    """Celery reports it first and kills then."""
+    """Celery reports it, in two steps, and kills then."""
     worker, task = leader(acks_late=True)
     task.delay()
     worker.receive()
-    worker.pool.jobs[0].accept()
-    worker.pool.jobs[0].exceed()
+    (job,) = worker.pool.jobs
+    job.accept()
+    job.fail(error(TimeLimitExceeded(1)))
+    assert waits(worker)
+    job.exceed()
     assert waits(worker)
     wait_until(lambda: not waits(worker), timeout=5, what="the child's death")
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_task_over_its_time_limit_is_forgotten(pool: str) -> None:
+    """Its message may be large. gevent reports in one step."""
+    worker, task = leader()
+    task.delay()
+    worker.receive()
+    job = worker.pool.jobs.pop()
+    request = weakref.ref(job.request)
+    job.accept()
+    if pool == "prefork":
+        job.fail(error(TimeLimitExceeded(1)))
+    job.exceed()
+    del job
+    gc.collect()
+    assert request() is None
 
 
 def test_a_hand_over_returns_when_nothing_runs() -> None:
@@ -398,6 +445,133 @@ def test_a_task_taken_after_the_fence_is_left_to_the_gate() -> None:
     assert worker.pool.killed == []
     before.accept(at=early)
     assert worker.pool.killed == [(4242, 9)]
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that a test may kill."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def begun(worker: Worker, task: Any, child: subprocess.Popen[bytes]) -> tuple[Any, str]:
+    """A task that runs in `child`."""
+    sent = task.delay()
+    worker.receive()
+    job = worker.pool.jobs[-1]
+    job.accept(pid=child.pid)
+    return job, str(sent.id)
+
+
+@pytest.mark.parametrize("order", ["connection, lease", "lease, connection"])
+def test_a_fence_kills_with_the_task_broker_away(order: str, child: subprocess.Popen[bytes]) -> None:
+    """The consumer's thread is busy with reconnecting, or gets to do so before it kills. The broker has the task."""
+    worker, task = killing(acks_late=True)
+    job, sent = begun(worker, task, child)
+    steps = [lambda: worker.step.stop(worker.consumer), lambda: Handover(worker.drain).fenced(role="leader", term=7)]
+    worker.lease.lose()
+    for step in steps if order == "connection, lease" else reversed(steps):
+        step()
+    assert child.wait(5) == -signal.SIGKILL
+    job.fail(error(WorkerLostError("gone")))
+    assert worker.app.AsyncResult(sent).state == "PENDING"
+    assert not waits(worker)
+
+
+def test_a_task_killed_with_the_task_broker_away_has_failed_if_it_was_acknowledged(
+    child: subprocess.Popen[bytes],
+) -> None:
+    """Nobody else has it."""
+    worker, task = killing()
+    job, sent = begun(worker, task, child)
+    worker.step.stop(worker.consumer)
+    fence(worker)
+    assert child.wait(5) == -signal.SIGKILL
+    job.fail(error(WorkerLostError("gone")))
+    assert isinstance(worker.app.AsyncResult(sent).result, WorkerLostError)
+
+
+def test_a_lost_connection_kills_nothing_of_a_later_term(child: subprocess.Popen[bytes]) -> None:
+    """An earlier one was fenced."""
+    worker, task = killing()
+    fence(worker)
+    worker.lease.lead(8)
+    Handover(worker.drain).acquired()
+    begun(worker, task, child)
+    worker.step.stop(worker.consumer)
+    assert child.poll() is None
+
+
+def test_news_from_before_a_fence_without_the_task_broker_kill_when_they_come() -> None:
+    """They are read with the next connection."""
+    worker, task = killing()
+    task.delay()
+    worker.receive()
+    (job,) = worker.pool.jobs
+    job.written()
+    worker.step.stop(worker.consumer)
+    early = time.monotonic()
+    fence(worker)
+    job.accept(at=early)
+    assert worker.pool.killed == [(4242, 9)]
+
+
+def test_a_fence_kills_while_the_consumer_hangs(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once; when it goes on, the task goes back."""
+    monkeypatch.setattr("celery_neli.drain.TURN", 0.0)
+    worker, task = killing(acks_late=True)
+    begun(worker, task, child)
+    worker.lease.lose()
+    Handover(worker.drain).fenced(role="leader", term=7)
+    assert child.wait(5) == -signal.SIGKILL
+    assert worker.size(worker.queue()) == 0
+    worker.turn()
+    worker.turn()
+    assert worker.size(worker.queue()) == 1
+
+
+def test_a_consumer_that_hangs_makes_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until its loop turns again."""
+    monkeypatch.setattr("celery_neli.drain.TURN", 0.05)
+    worker, _ = leader()
+    assert worker.drain.working()
+    wait_until(lambda: not worker.drain.working(), timeout=5, what="the hang")
+    worker.turn()
+    assert worker.drain.working()
+
+
+def test_a_consumer_is_asked_once_until_it_answers() -> None:
+    """One that hangs for hours collects nothing. What a lost connection took along is asked again."""
+    worker, _ = leader()
+    asked: list[Any] = []
+    worker.consumer.call_soon = asked.append
+    for _ in range(3):
+        worker.drain.working()
+    assert len(asked) == 1
+    asked.pop()()
+    worker.drain.working()
+    assert len(asked) == 1
+    worker.step.stop(worker.consumer)
+    worker.connect()
+    worker.drain.working()
+    assert len(asked) == 2
+
+
+def test_a_long_task_on_the_consumers_thread_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solo, whatever the task."""
+    monkeypatch.setattr("celery_neli.drain.TURN", 0.0)
+    worker, task = leader()
+    task.delay()
+    worker.receive()
+    worker.pool.jobs[0].accept()
+    assert not worker.drain.working()
+    worker.drain.inline = True
+    assert worker.drain.working()
+    worker.pool.jobs[0].succeed()
+    assert not worker.drain.working()
 
 
 def test_nothing_is_killed_unless_told_so() -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import InvalidTaskError, WorkerShutdown
 from celery.worker import state
+from kombu import Producer
 
 from celery_neli import leader_only
 from celery_neli.counts import counts
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.strategy import check_all
 from tests.unit.leases import make_app
 from tests.unit.workers import Worker
 
@@ -77,6 +80,22 @@ def test_a_call_that_reaches_a_standby_is_forwarded_whole() -> None:
     assert counts.forwarded["leader"] == before + 1
 
 
+@pytest.mark.parametrize("queue", ["its own", "another"])
+def test_a_standby_asks_nothing_of_the_broker_while_messages_are_delivered(queue: str) -> None:
+    """py-amqp delivers the next ones inside of a wait for the answer, and mixes up the answers."""
+    worker = Worker()
+    task = task_of(worker.app)
+    worker.lease.lead()
+    worker.connect()
+    worker.lease.drain()
+    task.apply_async((1,), **({} if queue == "its own" else {"queue": worker.ordinary}))
+    channel, asked = worker.consumer.task_consumer.channel, []
+    for name in ("queue_declare", "exchange_declare", "queue_bind", "basic_consume", "basic_cancel"):
+        setattr(channel, name, lambda *_, name=name, **__: asked.append(name))
+    worker.consumer.connection.drain_events(timeout=0.01)
+    assert asked == []
+
+
 def test_a_compressed_body_arrives_readable() -> None:
     """It is decompressed on arrival; the header that says it was compressed stays."""
     worker = Worker(task_compression="gzip")
@@ -123,6 +142,8 @@ def test_what_came_by_the_role_queue_goes_back_there() -> None:
     worker.lease.drain()
     task.delay(1)
     worker.consumer.connection.drain_events(timeout=0.01)
+    assert worker.unacked() == 1
+    worker.turn()
     assert worker.consumes() == {worker.ordinary}
     assert worker.size(worker.queue()) == 1
     assert worker.pool.jobs == []
@@ -177,20 +198,90 @@ def test_failing_is_left_to_the_gate() -> None:
     assert [each.id for each in worker.pool.jobs] == [sent.id]
 
 
-def test_a_worker_outside_the_election_is_refused() -> None:
-    """It would forward for ever; the message says what to do."""
+NO_TASKS_BODY: list[Any] = [{}, [], [[], {}], [[], {}, 5], "x", "xyz", 5, {"kwargs": {}}]
+
+
+@pytest.mark.parametrize("awaited", [False, None])
+@pytest.mark.parametrize("body", NO_TASKS_BODY)
+def test_a_malformed_message_that_is_to_be_skipped_is_discarded(body: Any, awaited: bool | None) -> None:
+    """As Celery discards messages that it takes for invalid: it comes never again, and ends nothing."""
+    worker = Worker()
+    task_of(worker.app, on_standby="skip", ignore_result=True)
+    worker.connect()
+    before = counts.skipped["leader"]
+    publish(worker, body, {"task": "work", "id": "one", "ignore_result": awaited})
+    worker.receive()
+    assert worker.size(worker.ordinary) == worker.unacked() == 0
+    assert worker.pool.jobs == []
+    assert counts.skipped["leader"] == before
+
+
+def test_a_malformed_header_of_a_message_that_is_to_be_skipped_is_the_same() -> None:
+    """Where it is looked at: for a result that somebody waits for."""
+    worker = Worker()
+    task_of(worker.app, on_standby="skip", ignore_result=True)
+    worker.connect()
+    publish(worker, [[1], {}, {}], {"task": "work", "ignore_result": False})
+    (message,) = worker.messages(worker.ordinary)
+    with pytest.raises(InvalidTaskError, match="'id'"):
+        worker.consumer.strategies["work"](message, None, None, None, ())
+
+
+def test_a_message_without_what_follows_is_skipped() -> None:
+    """Other publishers leave it empty."""
+    worker = Worker()
+    task_of(worker.app, on_standby="skip", ignore_result=True)
+    worker.connect()
+    before = counts.skipped["leader"]
+    publish(worker, [[1], {}, None], {"task": "work", "id": "one"})
+    publish(worker, {"task": "work", "id": "two", "args": [1], "kwargs": {}}, {})  # protocol 1
+    worker.receive()
+    assert worker.size(worker.ordinary) == worker.unacked() == 0
+    assert counts.skipped["leader"] == before + 2
+
+
+def publish(worker: Worker, body: Any, headers: dict[str, Any]) -> None:
+    Producer(worker.consumer.connection.default_channel).publish(
+        body, exchange="", routing_key=worker.ordinary, serializer="json", headers=headers
+    )
+
+
+def test_a_worker_outside_the_election_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """It would forward for ever; one line says what to do, without a traceback."""
     app = make_app("outside")
     task = task_of(app)
-    with pytest.raises(ConfigurationError, match=r"work is @leader_only.*celery_neli.install\(app\)"):
+    with pytest.raises(WorkerShutdown) as ended:
         task.start_strategy(app, None)
+    assert ended.value.code == 1
+    (record,) = caplog.records
+    assert "work is @leader_only" in record.message
+    assert "celery_neli.install(app)" in record.message
+    assert record.exc_info is None
 
 
-def test_skipping_a_result_is_refused() -> None:
-    """At the start of the worker, not when somebody waits."""
+def test_a_task_that_contradicts_its_mark_ends_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    """At its start, not when somebody waits; and it is found without a worker."""
     worker = Worker()
     task_of(worker.app, on_standby="skip")
     with pytest.raises(ConfigurationError, match="ignore_result=True"):
+        check_all(worker.app)
+    with pytest.raises(WorkerShutdown):
         worker.connect()
+    assert "ignore_result=True" in caplog.text
+
+
+def test_an_unknown_role_is_told_with_the_task() -> None:
+    """Of many tasks one is wrong."""
+    app = make_app("roles", neli_roles=["billing"])
+    for role in ("billing", "biling"):
+
+        @app.task(name=f"task of {role}", shared=False)
+        @leader_only(role=role)
+        def work() -> None:
+            pass
+
+    with pytest.raises(ConfigurationError, match=r"task of biling: .*no such role.*'billing'"):
+        check_all(app)
 
 
 def test_switched_off_it_is_any_task() -> None:

@@ -8,6 +8,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import PreconditionFailed
 from celery.bootsteps import RUN
 from celery.worker import WorkController, state
 from celery.worker.consumer import Consumer
@@ -21,6 +22,8 @@ from celery_neli.queues import leader_queue
 from tests.unit.leases import Lease, make_app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery import Celery
 
 _number = itertools.count()
@@ -35,13 +38,17 @@ class Job:
         self._write_to = self._scheduled_for = None  # of billiard's: the child that gets it
         self.terminated: int | None = None
 
+    @property
+    def request(self) -> Any:
+        return self._arguments["accept_callback"].__self__
+
     def written(self) -> None:
         """A child has it; the main process has not heard of that."""
         self._scheduled_for = object()
 
-    def accept(self, *, at: float | None = None) -> None:
+    def accept(self, *, at: float | None = None, pid: int = 4242) -> None:
         self.written()
-        self._arguments["accept_callback"](4242, time.monotonic() if at is None else at)
+        self._arguments["accept_callback"](pid, time.monotonic() if at is None else at)
 
     def succeed(self) -> None:
         self._arguments["callback"]((False, None, 0.0))
@@ -105,6 +112,10 @@ class Leadership:
     def __init__(self) -> None:
         self.holds = True
         self.asked = 0
+        self.resigned: list[str | None] = []
+
+    def resign(self, role: str | None = None) -> None:
+        self.resigned.append(role)
 
     def held(self, role: str | None = None) -> bool:
         self.asked += 1
@@ -121,6 +132,7 @@ class Worker:
         self.lease = Lease(self.app, *settings.get("neli_roles", ()))
         self.leadership: Any = Leadership()
         self.drain = begin_drain(self.app, self.leadership, self.lease.shared)
+        self.refused: set[str] = set()  # queues that the broker does not declare; it closes the channel
         self.pool = Pool()
         self.timer = Timer()
         self.controller = Controller(self.pool, slots)
@@ -137,6 +149,7 @@ class Worker:
         """As Celery's steps do it, with ours last."""
         consumer = self.consumer
         consumer.connection = self.app.connection_for_read()
+        consumer.connection.channel = self._refusing(consumer.connection.channel)
         consumer.update_strategies()
         consumer.reset_rate_limits()  # there are more tasks now than when it was made
         consumer.task_consumer = self.app.amqp.TaskConsumer(consumer.connection)
@@ -144,6 +157,22 @@ class Worker:
         self.step.start(consumer)
         consumer.task_consumer.on_message = consumer.create_task_handler()
         consumer.task_consumer.consume()
+
+    def _refusing(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        def channel() -> Any:
+            made = make()
+            declare = made.queue_declare
+
+            def queue_declare(queue: str, **options: Any) -> Any:
+                if queue in self.refused:
+                    made.close()
+                    raise PreconditionFailed(f"PRECONDITION_FAILED - inequivalent arg 'x-max-priority' for {queue}")
+                return declare(queue, **options)
+
+            made.queue_declare = queue_declare
+            return made
+
+        return channel
 
     def receive(self) -> None:
         """Take all messages there are, and what was asked of the consumer's thread."""
