@@ -24,13 +24,15 @@ def test_nothing_overlaps_and_nothing_is_lost(celery_setup: CeleryTestSetup, rec
     assert celery_setup.ready(docker=True)
     assert len(celery_setup.worker_cluster) == 3
 
+    log = runs.Reader(records)
+
     def send(first: int, last: int) -> None:
         celery_setup.app.set_current()
         for number in range(first, last):
             lead.apply_async((0.05,), task_id=f"t{number}")
 
     def done() -> set[str]:
-        return judge.done(runs.read(records)[0])
+        return judge.done(log.read()[0])
 
     send(0, TASKS // 2)
     wait_until(lambda: len(done()) >= 5, timeout=60, what="the first tasks")
@@ -40,7 +42,7 @@ def test_nothing_overlaps_and_nothing_is_lost(celery_setup: CeleryTestSetup, rec
     send(TASKS // 2, TASKS)
     wait_until(lambda: len(done()) == TASKS, timeout=60, what="all tasks", interval=0.2)
 
-    ran, _ = runs.read(records)
+    ran, _ = log.read()
     assert judge.overlaps(ran) == []
     assert len({run.worker for run in ran}) == len({run.term for run in ran}) == 2
     successor = leading(celery_setup)
