@@ -10,7 +10,7 @@ from pytest_celery import CeleryWorkerContainer
 
 from tests import services
 from tests.processes import free_ports
-from tests.pytest_celery.local import LocalContainer, LocalRedis
+from tests.pytest_celery.local import LocalContainer, LocalRabbitMQ, LocalRedis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,12 @@ def default_redis_broker(default_redis_broker_command: list[str], tmp_path: Path
         redis = LocalRedis(process)
         assert redis.ready()
         yield redis
+
+
+@pytest.fixture
+def default_rabbitmq_broker(rabbitmq_url: str) -> LocalRabbitMQ:
+    """RabbitMQ: a virtual host of the one that all tests share, for it takes ten seconds to start."""
+    return LocalRabbitMQ(rabbitmq_url)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""pytest-celery's setup: one Redis, three workers with celery-neli, no result backend.
+"""pytest-celery's setup: one Redis or RabbitMQ, three workers with celery-neli, no result backend.
 
 Its nodes are Docker containers where Docker answers, else processes of this machine. With NELI_DOCKER=1 the lack of
 Docker is an error.
@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import docker
 import pytest
-from pytest_celery import CELERY_REDIS_BROKER, CeleryTestWorker, CeleryWorkerCluster, CeleryWorkerContainer
+from pytest_celery import (
+    CELERY_RABBITMQ_BROKER,
+    CELERY_REDIS_BROKER,
+    CeleryTestWorker,
+    CeleryWorkerCluster,
+    CeleryWorkerContainer,
+)
 
 from tests.pytest_celery import tasks
 
@@ -56,9 +62,9 @@ def _docker_if_demanded() -> None:
         pytest.fail("NELI_DOCKER=1, and no Docker answers", pytrace=False)
 
 
-@pytest.fixture(params=[CELERY_REDIS_BROKER])
+@pytest.fixture(params=[CELERY_REDIS_BROKER, CELERY_RABBITMQ_BROKER])
 def celery_broker(request: pytest.FixtureRequest) -> Any:
-    """Redis alone."""
+    """One of them."""
     return request.getfixturevalue(request.param)
 
 
@@ -83,12 +89,13 @@ def celery_setup_app(celery_setup_app: Celery, kafka: str, names: Callable[[str]
         neli_group=names("g"),
         imports=["celery_neli.auto"],
         task_ignore_result=True,
-        broker_transport_options={
+    )
+    if celery_setup_app.conf.broker_url.startswith("redis"):
+        celery_setup_app.conf.broker_transport_options = {
             "visibility_timeout": 5,
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
-        },
-    )
+        }
     return celery_setup_app
 
 

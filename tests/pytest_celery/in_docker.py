@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import docker
 import pytest
-from pytest_celery import CeleryWorkerContainer, RedisContainer
+from pytest_celery import RABBITMQ_CONTAINER_TIMEOUT, CeleryWorkerContainer, RabbitMQContainer, RedisContainer
 from pytest_docker_tools import container, fxtr, volume
 
 if TYPE_CHECKING:
@@ -43,6 +43,15 @@ class PublishedRedis(RedisContainer):  # type: ignore[misc]
         return str(self.host_url)
 
 
+class PublishedRabbitMQ(RabbitMQContainer):  # type: ignore[misc]
+    """RabbitMQ, likewise."""
+
+    @property
+    def url(self) -> str:
+        """The host's."""
+        return str(self.host_url)
+
+
 @pytest.fixture(scope="session")
 def worker_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An image with this checkout's package."""
@@ -64,6 +73,13 @@ default_redis_broker = container(
     ports=fxtr("default_redis_broker_ports"),
     command=fxtr("default_redis_broker_command"),
     wrapper_class=PublishedRedis,
+)
+default_rabbitmq_broker = container(
+    image="{default_rabbitmq_broker_image}",
+    ports=fxtr("default_rabbitmq_broker_ports"),
+    environment=fxtr("default_rabbitmq_broker_env"),
+    wrapper_class=PublishedRabbitMQ,
+    timeout=RABBITMQ_CONTAINER_TIMEOUT,
 )
 
 

@@ -113,3 +113,19 @@ class LocalRedis(RedisContainer):  # type: ignore[misc]
     def url(self) -> str:
         """The same for workers and tests."""
         return str(self.host_url)
+
+
+class LocalRabbitMQ:
+    """A RabbitMQ that is running already, for the time of one test: what pytest-celery asks of a broker's container."""
+
+    status = "running"
+
+    def __init__(self, url: str) -> None:
+        self.celeryconfig = {"url": url, "host_url": url}
+
+    def ready(self) -> bool:
+        """It was waited for."""
+        return True
+
+    def teardown(self) -> None:
+        """Others need it."""
