@@ -160,7 +160,7 @@ class Drain:
                 continue
             number += 1
             _forget(consumer, request, timers.get(id(request)))
-            give_back(request.message, leader_queue(self.app, request.role), consumer.connection_errors)
+            give_back(request.message, leader_queue(self.app, request.role))
             counts.sent_back[request.role] += 1
         if number:
             logger.info("leader tasks sent back number=%d", number)

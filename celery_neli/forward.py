@@ -53,17 +53,18 @@ def forward(message: Any, queue: Queue) -> None:
     message.ack()
 
 
-def give_back(message: Any, queue: Queue, errors: tuple[type[BaseException], ...]) -> None:
+def give_back(message: Any, queue: Queue) -> None:
     """Return an unstarted message to the queue that it came by; to `queue`, the role's own, where the broker cannot.
 
-    On the consumer's thread. `errors`: of a broken connection, which are logged: the broker redelivers by itself then.
+    On the consumer's thread. What goes wrong is logged: the message stays unacknowledged, and comes back with the end
+    of the connection.
     """
     try:
         if returnable(message):
             message.requeue()
         else:
             forward(message, queue)
-    except errors as exc:
+    except Exception as exc:  # noqa: BLE001 - on a connection that is gone kombu's Redis raises AttributeError
         logger.warning("message not returned id=%s: %r; the broker redelivers it", message.headers.get("id"), exc)
 
 

@@ -59,7 +59,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
 
     def leave(message: Any) -> None:
         apply(consumer, drain)
-        give_back(message, queue, consumer.connection_errors)
+        give_back(message, queue)
         counts.sent_back[role] += 1
 
     # Nothing in here may wait for the broker: py-amqp delivers the next messages inside of such a wait, and then takes

@@ -76,13 +76,13 @@ def test_what_the_broker_wrote_on_it_stays_behind(broker: Broker) -> None:
 
 def test_a_message_goes_back_to_where_it_came_from(broker: Broker) -> None:
     """The broker keeps its place."""
-    give_back(broker.take(), broker.target, (OSError,))
+    give_back(broker.take(), broker.target)
     assert broker.at(broker.source).payload == {"a": 1}
 
 
 def test_a_message_that_came_back_often_is_published_anew(broker: Broker) -> None:
     """RabbitMQ drops what was returned to a quorum queue twenty times."""
-    give_back(broker.take(headers={"id": "one", "x-delivery-count": 10}), broker.target, (OSError,))
+    give_back(broker.take(headers={"id": "one", "x-delivery-count": 10}), broker.target)
     assert broker.at(broker.source) is None
     assert broker.at(broker.target).headers == {"id": "one"}
 
@@ -91,26 +91,25 @@ def test_kafka_takes_nothing_back(broker: Broker, monkeypatch: pytest.MonkeyPatc
     """What kombu does would run others again: published anew instead."""
     message = broker.take()
     monkeypatch.setattr(message.channel.connection, "driver_type", "kafka")
-    give_back(message, broker.target, (OSError,))
+    give_back(message, broker.target)
     assert broker.at(broker.source) is None
     assert broker.at(broker.target).payload == {"a": 1}
 
 
-def test_a_broken_connection_returns_messages_by_itself(caplog: pytest.LogCaptureFixture) -> None:
-    """No reason to fail, but to say so. Other errors are not hidden."""
+@pytest.mark.parametrize("error", [ConnectionResetError("gone"), AttributeError("hostname")])
+def test_a_broken_connection_returns_messages_by_itself(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """No reason to fail, but to say so. kombu's Redis raises any error on a connection that was closed."""
 
     class Gone:
         headers: dict[str, Any] = {"id": "one"}  # noqa: RUF012 - a fake
         channel = SimpleNamespace(connection=None)
 
         def requeue(self) -> None:
-            raise ConnectionResetError("gone")
+            raise error
 
     with caplog.at_level(logging.WARNING):
-        give_back(Gone(), Queue("target"), (ConnectionResetError,))
+        give_back(Gone(), Queue("target"))
     assert "id=one" in caplog.text
-    with pytest.raises(ConnectionResetError):
-        give_back(Gone(), Queue("target"), (ValueError,))
 
 
 def test_where_a_message_came_by_is_told_by_exchange_and_key() -> None:
