@@ -31,7 +31,7 @@ def neli(state: Any, **kwargs: Any) -> dict[str, Any]:
     return {
         "name": leadership.config.name,
         "group": leadership.config.group,
-        "roles": {role: _role(state.app, lease, role) for role in lease.roles},
+        "roles": {role: {"leader": leadership.leader(role), **_role(state.app, lease, role)} for role in lease.roles},
     }
 
 

@@ -147,6 +147,11 @@ class Neli:
             return _NOBODY
         return member.grant(role)
 
+    def leader(self, role: str) -> tuple[str, int] | None:
+        """Name and term of the leader of `role` as far as this member read, for people; None: nobody, or unknown."""
+        member = self._member
+        return None if member is None else member.leader(role)
+
     def led_until(self, role: str) -> float | None:
         """Until when (`clock` time) the owner of the last leader before the present term of `role` made progress, as
         far as its heartbeats told; None if none was read.

@@ -83,6 +83,11 @@ class Leadership:
     def _grant(self, role: str | None) -> Grant:
         return self._neli.grant(self.roles[0] if role is None else role)
 
+    def leader(self, role: str | None = None) -> str | None:
+        """The name of whoever leads, as far as this process has read; for people. None: nobody, or unknown."""
+        found = self._neli.leader(self.roles[0] if role is None else role)
+        return None if found is None else found[0]
+
     def led_until(self) -> datetime | None:
         """Until when (UTC) the owner of the last leader before the present term made progress, as far as its heartbeats
         told: they go on while it hangs or drains. None if none was read.

@@ -118,7 +118,8 @@ class Member:
     def leader(self, role: str) -> tuple[str, int] | None:
         """Name and term of whoever holds `role`, as far as this member knows; None: nobody, or unknown."""
         lease = self._post(role).lease
-        return (name_of(lease.holder), lease.term) if lease.known and lease.holder is not None else None
+        holder, term = lease.holder, lease.term
+        return (name_of(holder), term) if lease.known and holder is not None else None
 
     def led_until(self, role: str) -> float | None:
         """Until when (member's clock) the owner of the last leader before the present term of `role` made progress, as

@@ -103,6 +103,7 @@ def test_who_watches_the_workers_sees_who_leads(
         told = answers(on_node, "inspect", "neli")
         leads, stands_by = told[first.name]["roles"]["leader"], told[second.name]["roles"]["leader"]
         assert (leads["leading"], leads["held"], leads["term"]) == (True, True, term)
+        assert leads["leader"] == stands_by["leader"] == first.name
         assert 0 < leads["until"] <= 4
         assert (stands_by["leading"], stands_by["held"], stands_by["until"]) == (False, False, None)
         assert told[first.name]["name"] == first.name

@@ -35,6 +35,9 @@ class FakeLeadership:
     def resign(self, role: str | None = None) -> None:
         self.resigned.append(role)
 
+    def leader(self, role: str) -> str | None:
+        return {"billing": "one", "mail": "two"}[role]
+
 
 @pytest.fixture
 def app() -> Celery:
@@ -73,6 +76,7 @@ def test_inspect_tells_of_every_role(ask: Callable[..., Any], lease: SharedLease
     assert 3.0 < billing["until"] <= 3.5
     mail = told["roles"]["mail"]
     assert (mail["leading"], mail["held"], mail["term"], mail["until"]) == (False, False, None, None)
+    assert (billing["leader"], mail["leader"]) == ("one", "two")
 
     lease.write(0, Grant(219, boottime() + 3.5, resigning=True))
     lease.write(1, Grant(12, boottime() - 1))

@@ -115,9 +115,11 @@ def test_a_fence_is_told_when_nothing_is_held_any_more(
 def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadership]) -> None:
     """The next leader comes only when every receiver has returned."""
     first, second = make(), make()
+    assert first.leader() is None
     first.start()
     wait(first.leading)
     second.start()
+    wait(lambda: second.leader() == first.leader() == "m0", "the leader's name at both")
     go, waiting = threading.Event(), threading.Event()
 
     def receiver(sender: Leadership, **_: Any) -> None:
