@@ -335,7 +335,9 @@ class Lease:
     def _head_start(self) -> float:
         """What others are let go ahead: the member that was asked for by name, then the induced one."""
         if self._favoured is not None:
-            return 0.0 if self._favours_me else self._delay + self.timing.takeover_delay
+            # a leader of other roles reads the release half an interval late (curator.Neli._pause)
+            late = self.timing.takeover_delay + self.timing.heartbeat_interval / 2
+            return 0.0 if self._favours_me else self._delay + late
         return 0.0 if self.induced else self._delay
 
     @property

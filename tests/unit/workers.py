@@ -129,6 +129,9 @@ class Worker:
         name = f"worker{next(_number)}"
         self.ordinary = f"{name}.ordinary"
         self.app: Celery = make_app(name, task_default_queue=self.ordinary, **settings)
+        self.app.finalize()
+        for name in [each for each in self.app.tasks if not each.startswith("celery.")]:
+            del self.app.tasks[name]  # shared tasks of other tests, for other roles
         self.lease = Lease(self.app, *settings.get("neli_roles", ()))
         self.leadership: Any = Leadership()
         self.drain = begin_drain(self.app, self.leadership, self.lease.shared)
