@@ -128,9 +128,9 @@ def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     from celery_neli.config import from_app
 
     if app.conf.get("neli_group"):
-        several = [config for config in (from_app(app, election) for election in ELECTIONS) if len(config.roles) > 1]
-        for config in several:
-            running.create_topic(config.topic, partitions=len(config.roles))
+        for config in [from_app(app, election) for election in ELECTIONS]:
+            if len(config.roles) > 1:
+                running.create_topic(config.topic, partitions=len(config.roles))
 
 
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:

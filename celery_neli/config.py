@@ -268,15 +268,7 @@ def from_app(app: Celery, election: str) -> Config:
     Loads the app's configuration. Raises `ConfigurationError`, also for a `neli_*` setting that does not exist.
     """
     check_names(app)
-    group = app.conf.get("neli_group")
-    if not group:
-        raise ConfigurationError(
-            "neli_group is not set: name this deployment, e.g. neli_group = 'shop-production'; "
-            "two environments on one Kafka must differ"
-        )
-    if not isinstance(group, str):
-        raise ConfigurationError(f"neli_group = {group!r}: give a string")
-    given: dict[str, Any] = {"group": f"{group}.{election}"}
+    given: dict[str, Any] = {"group": f"{_group(app)}.{election}"}
     for name in ("kafka", "name", *_NUMBERS):
         value = app.conf.get(f"neli_{name}")
         if value is not None:
@@ -294,6 +286,19 @@ def from_app(app: Celery, election: str) -> Config:
     return Config(**given)
 
 
+def _group(app: Celery) -> str:
+    """The setting `neli_group`. Raises `ConfigurationError` without it."""
+    group = app.conf.get("neli_group")
+    if not group:
+        raise ConfigurationError(
+            "neli_group is not set: name this deployment, e.g. neli_group = 'shop-production'; "
+            "two environments on one Kafka must differ"
+        )
+    if not isinstance(group, str):
+        raise ConfigurationError(f"neli_group = {group!r}: give a string")
+    return group
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
     """What a worker needs beside its `Config`: `leader_queue` has `{role}` in it."""
@@ -303,8 +308,8 @@ class WorkerSettings:
 
 
 def worker_settings(app: Celery) -> WorkerSettings:
-    """From the app's settings. Loads its configuration. Raises `ConfigurationError`; see `from_app` for the group."""
-    queue = app.conf.get("neli_leader_queue") or f"{app.conf.get('neli_group')}.leader.{{role}}"
+    """From the app's settings. Loads its configuration. Raises `ConfigurationError`."""
+    queue = app.conf.get("neli_leader_queue") or f"{_group(app)}.leader.{{role}}"
     if not isinstance(queue, str) or "{role}" not in queue:
         raise ConfigurationError(
             f"neli_leader_queue = {queue!r}: roles need a queue each; write {{role}} where their name shall stand"

@@ -51,8 +51,6 @@ def leader_queue(app: Any, role: str | None = None) -> Queue:
         app.neli_queues = of_app = {}  # on the app itself: `app` may be Celery's proxy of it
     if role not in of_app:
         check_names(app)
-        if not app.conf.get("neli_leader_queue") and not app.conf.get("neli_group"):
-            raise ConfigurationError("neli_group is not set: the queue of a role's leader is named by it")
         name = worker_settings(app).leader_queue.replace("{role}", role)
         of_app[role] = app.amqp.Queues(None, create_missing=True)[name]
     return of_app[role]
