@@ -88,9 +88,7 @@ def _kafka(nodes: int, jars: Path, directory: Path) -> KafkaCluster:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis for the session, which keeps nothing on disk. Tests share it: `redis_url` empties it first."""
-    program = services.redis_server()
-    services.require("redis-server", program)
-    assert program is not None
+    program = services.require("redis-server", services.redis_server())
     with RedisServer(program, tmp_path_factory.mktemp("redis")) as server:
         yield server
 
@@ -105,18 +103,14 @@ def redis_url(redis_server: RedisServer) -> str:
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A Redis of the test's own, to be stopped, killed and started again: it loses nothing."""
-    program = services.redis_server()
-    services.require("redis-server", program)
-    assert program is not None
+    program = services.require("redis-server", services.redis_server())
     with RedisServer(program, tmp_path / "redis", durable=True) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def _rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
-    program = services.rabbitmq_server()
-    services.require("rabbitmq-server", program)
-    assert program is not None
+    program = services.require("rabbitmq-server", services.rabbitmq_server())
     with RabbitMQServer(program, tmp_path_factory.mktemp("rabbitmq")) as server:
         yield server
 

@@ -8,8 +8,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+T = TypeVar("T")
 
 
 def in_ci() -> bool:
@@ -17,10 +20,10 @@ def in_ci() -> bool:
     return os.environ.get("CI", "").lower() in ("true", "1")
 
 
-def require(what: str, present: object) -> None:
-    """Go on if `present` is true; else skip the test that asks, or fail it in CI, naming `what` is missing."""
+def require(what: str, present: T | None) -> T:
+    """Return `present` if it is true; else skip the test that asks, or fail it in CI, naming `what` is missing."""
     if present:
-        return
+        return present
     if in_ci():
         pytest.fail(f"missing, and required as CI is set: {what}", pytrace=False)
     pytest.skip(f"missing: {what}")

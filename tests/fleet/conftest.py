@@ -50,9 +50,7 @@ def _fleets(
         if kind not in made:
             directory = tmp_path_factory.mktemp(f"fleet-{kind}")
             if kind == "redis":
-                program = services.redis_server()
-                services.require("redis-server", program)
-                assert program is not None
+                program = services.require("redis-server", services.redis_server())
                 server: Any = stack.enter_context(RedisServer(program, directory / "redis", durable=True))
                 made[kind] = stack.enter_context(a_fleet(directory, server, fleet_kafka, server.url, REDIS))
             else:

@@ -48,8 +48,7 @@ def test_kafka_unreachable_at_the_start(election: Members, kafka_libs: Path, tmp
 @contextmanager
 def redis_at(port: int, directory: Path) -> Iterator[None]:
     """A Redis of the test's own."""
-    server = services.redis_server()
-    services.require("redis-server", server)
+    server = services.require("redis-server", services.redis_server())
     command = f"{server} --bind 127.0.0.1 --port {port} --appendonly no --dir {directory}".split()
     with (directory / "redis.log").open("ab") as log:
         process = start_process([*command, "--save", ""], stdout=log, stderr=log)
