@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import ask, dispatch, idle
+from benchmarks import ask, dispatch, idle, tick
 
 
 def main() -> None:
-    results = {"ask": ask.run(), "dispatch": dispatch.run(), "idle": idle.run()}
+    results = {"ask": ask.run(), "dispatch": dispatch.run(), "idle": idle.run(), "tick": tick.run()}
     for name, rows in results.items():
         print(name)
         for label, value in rows.items():
