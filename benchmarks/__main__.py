@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from benchmarks import ask, dispatch, gate, idle, throughput
+from benchmarks import ask, dispatch, gate, idle, throughput, tick
 
 
 def main() -> None:
-    parts = {"ask": ask, "gate": gate, "throughput": throughput, "dispatch": dispatch, "idle": idle}
+    parts = {"ask": ask, "gate": gate, "throughput": throughput, "dispatch": dispatch, "idle": idle, "tick": tick}
     results = {name: part.run() for name, part in parts.items()}
     for name, rows in results.items():
         print(name)

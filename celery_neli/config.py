@@ -85,6 +85,18 @@ SETTINGS: tuple[Setting, ...] = (
         meaning="the scheduler that the leading beat runs: a class, a path or an alias",
     ),
     Setting(
+        name="neli_misfire",
+        default='`"fire_once"`',
+        meaning="what becomes of slots that were missed, however many: `fire_once` runs one, `fire_all` each (oldest "
+        "first), `skip` none that is later than its grace. An entry may have its own, in its `options`",
+    ),
+    Setting(name="neli_misfire_max", default="100", meaning="how many missed slots of an entry `fire_all` runs"),
+    Setting(
+        name="neli_misfire_grace",
+        default="none; with `skip` 60 s",
+        meaning="how late a slot may run; a later one is left out, and logged",
+    ),
+    Setting(
         name="neli_roles",
         default='`["leader"]`',
         meaning="what workers may lead, each role apart: its name is its place in this list, so append only",

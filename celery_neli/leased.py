@@ -46,7 +46,7 @@ class LeasedMixin:
         tenure = self.neli_tenure
         tenure.ask_start()
         tenure.left = 0
-        tenure.headers = beat_headers(entry, term=tenure.term)
+        tenure.headers = beat_headers(entry, term=tenure.term, slot=getattr(self, "neli_slot", None))
         self.neli_reservation = reservation_class(type(self))(scheduler=self, entry=entry)
         return self.neli_reservation.take(advance)
 

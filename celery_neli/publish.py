@@ -99,13 +99,14 @@ def due_slot(entry: Any) -> datetime:
     return now if due < now - timedelta(days=3650) else due.astimezone(timezone.utc)
 
 
-def beat_headers(entry: Any, *, term: int) -> dict[str, Any]:
+def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict[str, Any]:
     """The message headers of ``entry``: neli_beat_term (int), neli_beat_slot (ISO 8601, UTC), neli_beat_entry (name).
 
-    The term is a fencing token: it rises from leader to leader (offset of the claim).
+    ``slot``: what a scheduler with slots runs; else it is reckoned (:func:`due_slot`). The term is a fencing token: it
+    rises from leader to leader (offset of the claim).
     """
     return {
         "neli_beat_term": term,
-        "neli_beat_slot": due_slot(entry).isoformat(),
+        "neli_beat_slot": (slot or due_slot(entry)).isoformat(),
         "neli_beat_entry": str(entry.name),
     }
