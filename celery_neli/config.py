@@ -1,10 +1,7 @@
-"""Every setting: its name, default, unit and check. The README's table is made from here (`python -m
-celery_neli.config`).
-"""
+"""The settings of an election and of its owners, each checked where it is made (`settings.py` lists them)."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -17,112 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.records import MAX_LEASE
+from celery_neli.settings import check_names
 
 if TYPE_CHECKING:
     from celery import Celery
 
 _KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_LEADER = "leader"
+SHARDS_MOST = 256
+PARALLEL_MOST = 64
+SCHEDULE = ".schedule"
+"""What a leader topic's name is followed by in that of its schedule topic."""
 _PUBLIC = ("bootstrap.servers", "client.id", "security.protocol", "sasl.mechanism", "sasl.mechanisms")
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
 ELECTIONS = ("beat", "worker")
 STALL_LEAST = 1.0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One `neli_*` setting as users see it."""
-
-    name: str
-    default: str
-    meaning: str
-
-
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        name="neli_group",
-        default="required",
-        meaning="names the deployment: the consumer groups are `<group>.beat` and `<group>.worker`. "
-        "Two environments on one Kafka must differ",
-    ),
-    Setting(
-        name="neli_kafka",
-        default="`localhost:9092`",
-        meaning="bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
-    ),
-    Setting(
-        name="neli_topic",
-        default="`<group>.<election>.neli`",
-        meaning="leader topic; `{election}` in it stands for `beat` or `worker`",
-    ),
-    Setting(name="neli_name", default="`<host>_<pid>_<time>`", meaning="this process's name in logs and status"),
-    Setting(name="neli_heartbeat_interval", default="0.5 s", meaning="between two heartbeats of a leader"),
-    Setting(
-        name="neli_heartbeat_timeout",
-        default="4 s",
-        meaning="the lease that a heartbeat buys; the hand-over after a crash takes this plus a few tenths of a second",
-    ),
-    Setting(
-        name="neli_session_timeout",
-        default="6 s",
-        meaning="session of the consumer group (the brokers' default minimum is 6 s)",
-    ),
-    Setting(
-        name="neli_takeover_delay",
-        default="0.1 s",
-        meaning="head start of the member to which the group has assigned the role",
-    ),
-    Setting(name="neli_drain_timeout", default="10 s", meaning="how long a barrier may hold up a hand-over"),
-    Setting(
-        name="neli_stall_timeout",
-        default="60 s",
-        meaning="a leader that makes no progress for so long (or, a worker, has no task broker) logs a stack and "
-        "resigns",
-    ),
-    Setting(
-        name="neli_scheduler",
-        default="`celery.beat.Scheduler`",
-        meaning="the scheduler that the leading beat runs: a class, a path or an alias",
-    ),
-    Setting(
-        name="neli_misfire",
-        default='`"fire_once"`',
-        meaning="what becomes of slots that were missed, however many: `fire_once` runs one, `fire_all` each (oldest "
-        "first), `skip` none that is later than its grace. An entry may have its own, in its `options`",
-    ),
-    Setting(name="neli_misfire_max", default="100", meaning="how many missed slots of an entry `fire_all` runs"),
-    Setting(
-        name="neli_misfire_grace",
-        default="none; with `skip` 60 s",
-        meaning="how late a slot may run; a later one is left out, and logged",
-    ),
-    Setting(
-        name="neli_roles",
-        default='`["leader"]`',
-        meaning="what workers may lead, each role apart: its name is its place in this list, so append only",
-    ),
-    Setting(
-        name="neli_rebalance_after",
-        default="30 s",
-        meaning="with several roles: how long the group's assignment and a leader must have been stable before the "
-        "worker to which the group has assigned the role asks for it",
-    ),
-    Setting(
-        name="neli_leader_queue",
-        default="`<group>.leader.<role>`",
-        meaning="queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
-    ),
-    Setting(
-        name="neli_fence_kills",
-        default="`False`",
-        meaning="terminate the prefork children that run leader-only tasks when the leader is fenced",
-    ),
-    Setting(
-        name="neli_enabled",
-        default="`True`",
-        meaning="off: an ordinary beat and worker, without Kafka (tests, development)",
-    ),
-)
 
 _NUMBERS = (
     "heartbeat_interval",
@@ -219,6 +127,11 @@ class Config:
         return f"Config({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
 
     @property
+    def schedule_topic(self) -> str:
+        """Name of the topic that holds a beat's schedule and its state."""
+        return self.topic + SCHEDULE
+
+    @property
     def properties(self) -> Mapping[str, Any]:
         """The librdkafka properties that the user gave. May hold secrets."""
         assert not isinstance(self.kafka, str)  # __post_init__ made it a mapping
@@ -295,7 +208,49 @@ def from_app(app: Celery, election: str) -> Config:
         given["topic"] = topic.replace("{election}", election)
     if election == "worker" and app.conf.get("neli_roles") is not None:
         given["roles"] = app.conf.neli_roles
+    if election == "beat":
+        given["roles"] = shard_roles(_whole(app, "neli_shards", 1, least=1, most=SHARDS_MOST))
     return Config(**given)
+
+
+def shard_roles(shards: int) -> tuple[str, ...]:
+    """The roles of a beat election with so many shards. A role keeps its name and its place when more are added."""
+    return (_LEADER, *(f"{_LEADER}-{index}" for index in range(1, shards)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeatSettings:
+    """What a beat needs beside its `Config`: whether slots in doubt are sent again; how many publishers work side by
+    side; the version of its schedule, None if it has none.
+    """
+
+    sends_in_doubt: bool
+    parallel: int
+    version: int | None
+
+
+def beat_settings(app: Celery) -> BeatSettings:
+    """From the app's settings. Loads its configuration. Raises `ConfigurationError`."""
+    in_doubt = app.conf.get("neli_in_doubt", "send")
+    if in_doubt not in ("send", "skip"):
+        raise ConfigurationError(f"neli_in_doubt = {in_doubt!r}: give 'send' or 'skip'")
+    version = None
+    if app.conf.get("neli_schedule_version") is not None:
+        version = _whole(app, "neli_schedule_version", 0, least=0, most=2**53)
+    return BeatSettings(
+        sends_in_doubt=in_doubt == "send",
+        parallel=_whole(app, "neli_publish_parallel", 4, least=1, most=PARALLEL_MOST),
+        version=version,
+    )
+
+
+def _whole(app: Celery, name: str, default: int, *, least: int, most: int) -> int:
+    value = app.conf.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigurationError(f"{name} = {value!r}: give a whole number from {least} to {most}")
+    return value
 
 
 def _group(app: Celery) -> str:
@@ -330,44 +285,3 @@ def worker_settings(app: Celery) -> WorkerSettings:
     if not isinstance(kills, bool):
         raise ConfigurationError(f"neli_fence_kills = {kills!r}: give True or False")
     return WorkerSettings(leader_queue=queue, fence_kills=kills)
-
-
-def _neli_keys(app: Celery) -> Iterable[str]:
-    """The `neli_*` settings that the user gave, whatever the namespace and the case."""
-    prefix = (getattr(app, "namespace", None) or "").lower()
-    prefix = f"{prefix}_" if prefix else ""
-    for key in list(app.conf.keys()):
-        if isinstance(key, str):
-            lower = key.lower()
-            if key.startswith("NELI_"):
-                raise ConfigurationError(f"{key} is not read: write {lower} (or, in a namespace, with its prefix)")
-            lower = lower[len(prefix) :] if prefix and lower.startswith(prefix) else lower
-            if lower.startswith("neli_"):
-                yield lower
-
-
-def check_names(app: Celery) -> None:
-    """Raise `ConfigurationError` for a `neli_*` setting of the app that does not exist. Loads its configuration."""
-    refuse_unknown(_neli_keys(app))
-
-
-def refuse_unknown(names: Iterable[str]) -> None:
-    """Raise `ConfigurationError` for a name that is no setting, with the nearest one: Celery itself would pass it in
-    silence.
-    """
-    known = [setting.name for setting in SETTINGS]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {near}?")
-
-
-def table() -> str:
-    """The settings as a Markdown table."""
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    rows += [f"| `{each.name}` | {each.default} | {each.meaning} |" for each in SETTINGS]
-    return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(table())

@@ -60,9 +60,11 @@ def python(code: str, *arguments: str) -> str:
 
 
 def test_settings_table() -> None:
-    """Between its markers, the README holds the table of settings as `python -m celery_neli.config` prints it."""
+    """Between its markers, the README holds the table of settings as `python -m celery_neli.settings` prints it."""
     shown = between(README, "<!-- settings: begin -->", "<!-- settings: end -->")
-    assert shown.strip() == python("import runpy; runpy.run_module('celery_neli.config', run_name='__main__')").strip()
+    assert (
+        shown.strip() == python("import runpy; runpy.run_module('celery_neli.settings', run_name='__main__')").strip()
+    )
 
 
 @pytest.mark.parametrize("page", [README, OPERATIONS, WORKERS], ids=lambda page: page.name)
