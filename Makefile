@@ -1,9 +1,10 @@
 # Needs Python >= 3.10, git and make; everything else goes into .venv.
-#   make test ARGS="tests/unit -k lease"     make demo SECONDS=30 JSON=1     make PYTHON=python3.12 test
+#   make test ARGS="tests/unit -k lease"     make bench ARGS="--only tick"     make demo SECONDS=30 JSON=1     make PYTHON=python3.12 test
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 EXTRAS := dev
 ARGS ?=
 
@@ -46,8 +47,12 @@ typing: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python -m example_project.demo
 
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	@touch $@
+
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

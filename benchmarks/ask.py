@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import timeit
-from typing import Any
 
+from benchmarks.results import Results
 from celery_neli.config import Config
 from celery_neli.curator import Neli
 from celery_neli.embedded import EmbeddedKafka
@@ -14,7 +14,7 @@ from celery_neli.embedded import EmbeddedKafka
 ROUNDS, CALLS = 9, 20_000
 
 
-def run() -> dict[str, Any]:
+def run(bench: Results) -> None:
     with EmbeddedKafka() as kafka:
         kafka.create_topic("ask.neli")
         with Neli(Config(group="ask", kafka=kafka.bootstrap_servers)) as neli:
@@ -27,4 +27,4 @@ def run() -> dict[str, Any]:
                 pids.append(timeit.timeit(os.getpid, number=CALLS) / CALLS)
                 neli.progress()
     ask, pid = statistics.median(asks), statistics.median(pids)
-    return {"is_leader, µs": round(ask * 1e6, 2), "is_leader / os.getpid()": round(ask / pid, 1)}
+    bench.note("ask", {"is_leader, µs": ask * 1e6, "is_leader / os.getpid()": ask / pid})

@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 from celery.app.trace import build_tracer
 
+from benchmarks.results import Results
 from celery_neli.clock import boottime
 from celery_neli.gate import leader_only
 from celery_neli.grant import Grant
@@ -42,7 +43,7 @@ def traced(task: Any) -> Callable[[], Any]:
     return lambda: trace("1", (), {}, request)
 
 
-def run() -> dict[str, Any]:
+def run(bench: Results) -> None:
     made = app()
     lease = made.neli_lease
     plain, gated = made.task(body), made.task(leader_only(other))
@@ -58,9 +59,10 @@ def run() -> dict[str, Any]:
         for _ in range(ROUNDS)
     ]
     ask, gate, ratio = (statistics.median(row[n] for row in rows) for n in range(3))
-    return {
-        "asking the shared lease, µs": round(ask * 1e6, 2),
-        "the open gate, µs": round(gate * 1e6, 2),
-        "the open gate of a direct call, µs": round(direct * 1e6, 2),
-        "an empty body through Celery's tracer, gated / plain": round(ratio, 3),
+    values = {
+        "asking the shared lease, µs": ask * 1e6,
+        "the open gate, µs": gate * 1e6,
+        "the open gate of a direct call, µs": direct * 1e6,
+        "an empty body through Celery's tracer, gated / plain": ratio,
     }
+    bench.note("gate", values)

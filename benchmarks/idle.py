@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
 
+from benchmarks.results import Results
 from celery_neli.embedded import EmbeddedKafka
 
-SECONDS = 30
+SECONDS = 20
 MEMBER = f"""
 import json, sys, time
 import confluent_kafka, psutil
@@ -29,8 +29,8 @@ with Neli(Config(group="idle", kafka=sys.argv[1])) as neli:
 """
 
 
-def run() -> dict[str, Any]:
-    rows: dict[str, Any] = {}
+def run(bench: Results) -> None:
+    rows: dict[str, float] = {}
     with EmbeddedKafka() as kafka:
         kafka.create_topic("idle.neli")
         command = [sys.executable, "-c", MEMBER, kafka.bootstrap_servers]
@@ -38,6 +38,6 @@ def run() -> dict[str, Any]:
         for member in members:
             leads, cpu, memory = json.loads(member.communicate()[0])
             who = "leader" if leads else "standby"
-            rows[f"{who}, CPU in % of a core"] = round(cpu, 2)
-            rows[f"{who}, MB over importing confluent_kafka"] = round(memory, 1)
-    return rows
+            rows[f"{who}, CPU in % of a core"] = cpu
+            rows[f"{who}, MB over importing confluent_kafka"] = memory
+    bench.note("idle", rows)

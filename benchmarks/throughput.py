@@ -20,6 +20,8 @@ from typing import Any
 
 from celery import Celery
 
+from benchmarks.measure import ratio
+from benchmarks.results import Results
 from celery_neli import install, leader_only
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.queues import leader_queue
@@ -92,10 +94,11 @@ def batch(task: Any, queue: str, marks: Path) -> float:
     return time.monotonic() - began
 
 
-def run() -> dict[str, Any]:
+def run(bench: Results) -> None:
     server = shutil.which("redis-server")
     if server is None:
-        return {"left out: no redis-server here": "-"}
+        bench.left_out("throughput", "tasks a second", "what it costs", "see each", "no redis-server")
+        return
     with tempfile.TemporaryDirectory() as directory, EmbeddedKafka() as kafka, redis(server) as url:
         marks = Path(directory, "marks")
         told = {"BENCH_REDIS": url, "BENCH_KAFKA": kafka.bootstrap_servers, "BENCH_MARKS": str(marks)}
@@ -109,10 +112,9 @@ def run() -> dict[str, Any]:
             for _ in range(ROUNDS):
                 for task, queue in queues.items():
                     taken[task].append(batch(task, queue, marks))
-    return {
-        "ordinary tasks a second": round(TASKS / statistics.median(taken[ordinary])),
-        "leader-only tasks a second": round(TASKS / statistics.median(taken[led])),
-        "leader-only / ordinary": round(
-            statistics.median(one / two for one, two in zip(taken[ordinary], taken[led], strict=True)), 3
-        ),
+    values = {
+        "ordinary tasks a second": TASKS / statistics.median(taken[ordinary]),
+        "leader-only tasks a second": TASKS / statistics.median(taken[led]),
+        "leader-only / ordinary": ratio(taken[ordinary], taken[led]),
     }
+    bench.note("throughput", values)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from celery_neli.gate import current_term, leader_only, roles, still_leader
     from celery_neli.grant import LeaderAcquired, LeaderFenced, LeaderRevoked
+    from celery_neli.replicated import ReplicatedScheduler
     from celery_neli.scheduler import Scheduler
     from celery_neli.singletons import singleton
 
@@ -46,6 +47,7 @@ __all__ = [
     "Neli",
     "NeliError",
     "NotLeader",
+    "ReplicatedScheduler",
     "Scheduler",
     "State",
     "TopicError",
@@ -68,6 +70,7 @@ _HOMES = {
     "LeaderRevoked": "grant",
     "Neli": "curator",
     "State": "curator",
+    "ReplicatedScheduler": "replicated",
     "Scheduler": "scheduler",
     "install": "bootsteps",
     "LeadershipLost": "exceptions",

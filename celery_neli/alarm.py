@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery_neli import signals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from celery_neli.tenure import Leader
 
@@ -19,16 +19,17 @@ __all__ = ["Alarm"]
 class Alarm:
     """The owner's thread waits on it; the leadership's thread rings it. Nothing is safe because of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, roles: Iterable[str]) -> None:
         # Not a condition: put() is reentrant, so a signal handler may ring in whatever the owner is doing.
         self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._leader: Leader | None = None
         self._drain_timeout = 0.0
-        #: The last term that was fenced.
-        self.fenced: int | None = None
-        #: Set while there is nothing that a hand-over would have to wait for.
-        self.down = threading.Event()
-        self.down.set()
+        #: The last term of each role that was fenced.
+        self.fenced: dict[str, int] = {}
+        #: Set while there is nothing that a hand-over of the role would have to wait for.
+        self.down = {role: threading.Event() for role in roles}
+        for each in self.down.values():
+            each.set()
 
     def ring(self) -> None:
         """Wake the owner. Any thread, and signal handlers."""
@@ -67,10 +68,10 @@ class Alarm:
     def _acquired(self, **kwargs: Any) -> None:
         self.ring()
 
-    def _revoked(self, **kwargs: Any) -> None:
+    def _revoked(self, role: str, **kwargs: Any) -> None:
         self.ring()
-        self.down.wait(self._drain_timeout)
+        self.down[role].wait(self._drain_timeout)
 
-    def _fenced(self, term: int, **kwargs: Any) -> None:
-        self.fenced = term  # even if late heartbeats bring the term back: what was done in it was to stop
+    def _fenced(self, role: str, term: int, **kwargs: Any) -> None:
+        self.fenced[role] = term  # even if late heartbeats bring the term back: what was done in it was to stop
         self.ring()

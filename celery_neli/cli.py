@@ -18,6 +18,7 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 import celery_neli.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS
+from celery_neli.schedule_cli import schedule
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 @handle_preload_options
 def neli(ctx: click.Context) -> None:
     """Leader election: who leads, hand over, a Kafka for development."""
+
+
+neli.add_command(schedule)
 
 
 @neli.command(cls=CeleryCommand)
@@ -97,7 +101,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
     """Run the embedded Kafka until interrupted: for development, never for production. It forgets everything when it
-    ends. The leader topics of the app (`-A`) are there from the beginning.
+    ends. The topics of the app (`-A`) are there from the beginning.
     """
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.exceptions import NeliError
@@ -126,11 +130,16 @@ def _log() -> Any:
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """Members elsewhere cannot: the embedded Kafka answers no such request, and makes topics of four partitions."""
     from celery_neli.config import from_app
+    from celery_neli.topic_spec import schedule_topic
 
     if app.conf.get("neli_group"):
-        for config in [from_app(app, election) for election in ELECTIONS]:
+        for election in ELECTIONS:
+            config = from_app(app, election)
             if len(config.roles) > 1:
                 running.create_topic(config.topic, partitions=len(config.roles))
+            if election == "beat":
+                spec = schedule_topic(config)
+                running.create_topic(spec.name, partitions=spec.partitions)
 
 
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:
@@ -142,7 +151,7 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
     names = [election] if election else list(ELECTIONS)
     configs = {name: from_app(app, name) for name in names}
     with ThreadPoolExecutor(len(names)) as pool:
-        return list(pool.map(lambda name: look(configs[name], name, log=_log()), names))
+        return list(pool.map(lambda name: look(configs[name], name, log=_log(), schedules=name == "beat"), names))
 
 
 def _print(status: ElectionStatus) -> None:
@@ -159,16 +168,22 @@ def _print(status: ElectionStatus) -> None:
             since = "?" if role.since is None else _when(role.since)
             age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
             print(f"  role {name} {role.leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
+    schedules = {each.name: f"  schedule {each.shown}" for each in status.schedules}
     if status.members is None:
         print("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
-        return
-    print(f"  members: {len(status.members)} (group {status.group_state})")
-    for member in status.members:
-        print(
-            f"    {member.name}  {member.host}"
-            + (f"  leads {', '.join(member.leads)}" if member.leads else "")
-            + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
-        )
+        for name, told in schedules.items():
+            print(f"    {name}{told}")
+    else:
+        print(f"  members: {len(status.members)} (group {status.group_state})")
+        for member in status.members:
+            print(
+                f"    {member.name}  {member.host}"
+                + (f"  leads {', '.join(member.leads)}" if member.leads else "")
+                + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
+                + schedules.get(member.name, "")
+            )
+    if status.disagreement is not None:
+        print(f"  {status.disagreement}")
 
 
 def _when(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The librdkafka properties of a member's three clients: reader, producer and group consumer.
+"""The librdkafka properties of a member's clients: reader, producer and group consumer, and those of a schedule.
 
 Pure: what the user gave (`Config.properties`) is merged with what a member needs. Three kinds of property:
 
@@ -53,6 +53,10 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
+# Of clients on which no lease depends: errors tell of a new partition leader before this does.
+_UNHURRIED: Mapping[str, Any] = {"topic.metadata.refresh.interval.ms": 10_000}
+
+
 def connection_properties(config: Config) -> Properties:
     """What every client of a member shares: how soon it notices and forgives a broker's trouble."""
     return {
@@ -80,14 +84,7 @@ def reader_properties(config: Config) -> Properties:
     """
     return _merge(
         config,
-        required={
-            "group.id": config.group,  # never joined: the client demands an id, and this one is authorised anyway
-            "auto.offset.reset": "error",  # a position out of the log must be told, not mended in silence (R9)
-            "enable.partition.eof": True,  # the end of the log is what a claim waits for (R2)
-            "isolation.level": "read_uncommitted",  # a stranger's open transaction must not hold up the log
-            "enable.auto.commit": False,
-            "allow.auto.create.topics": False,
-        },
+        required=_reading(config),
         preferred={
             # The embedded broker does not wake a waiting fetch, so this bounds its latency, and on any broker it bounds
             # how soon the end of the log is told. Against the default of 500 ms it costs 0.1 % of a core.
@@ -99,28 +96,80 @@ def reader_properties(config: Config) -> Properties:
     )
 
 
+def schedule_reader_properties(config: Config) -> Properties:
+    """Properties of the consumer that reads the schedule topic. Raises as `reader_properties`."""
+    return _merge(
+        config,
+        required=_reading(config),
+        preferred={
+            # Bounds how late the embedded broker, which does not wake a waiting fetch, tells of a change.
+            "fetch.wait.max.ms": 200,
+            "fetch.error.backoff.ms": 50,
+            "fetch.queue.backoff.ms": 10,
+            # Of a hundred thousand entries, so many lie in memory at a time while they are read.
+            "queued.min.messages": 5_000,
+            "queued.max.messages.kbytes": 4_096,
+            **_UNHURRIED,
+        },
+    )
+
+
+def _reading(config: Config) -> Properties:
+    return {
+        "group.id": config.group,  # never joined: the client demands an id, and this one is authorised anyway
+        "auto.offset.reset": "error",  # a position out of the log must be told, not mended in silence (R9)
+        "enable.partition.eof": True,  # the end of the log is what a claim waits for (R2)
+        "isolation.level": "read_uncommitted",  # a stranger's open transaction must not hold up the log
+        "enable.auto.commit": False,
+        "allow.auto.create.topics": False,
+    }
+
+
 def producer_properties(config: Config) -> Properties:
     """Properties of the producer that appends to the journal.
 
     Raises `ConfigurationError`, which names a property that contradicts.
     """
-    timeout = max(1, round(config.heartbeat_timeout * 1000))
     return _merge(
         config,
-        required={
-            "acks": "all",  # a record that only one broker has can be lost after it was read (R1)
-            "delivery.timeout.ms": timeout,  # a record older than the lease that it buys is of no use
-            # No idempotence: the fold bears doubles and late records, and a clean broker stop then delays a record by
-            # 0.3 s instead of 1.2 s.
-            "enable.idempotence": False,
-            "max.in.flight.requests.per.connection": 1,
-        },
+        required=_writing(config),
         preferred={
             "linger.ms": 0,
-            "request.timeout.ms": timeout,
+            "request.timeout.ms": _timeout(config),
             "queue.buffering.max.messages": 1_000,
         },
     )
+
+
+def schedule_producer_properties(config: Config) -> Properties:
+    """Properties of the producer that writes to the schedule topic. Raises as `producer_properties`."""
+    return _merge(
+        config,
+        # A topic that brokers make when it is asked for is not compacted.
+        required={**_writing(config), "allow.auto.create.topics": False},
+        preferred={
+            "linger.ms": 50,  # nothing waits for these records: many in a request
+            "request.timeout.ms": _timeout(config),
+            "queue.buffering.max.messages": 20_000,
+            **_UNHURRIED,
+        },
+    )
+
+
+def _writing(config: Config) -> Properties:
+    return {
+        "acks": "all",  # a record that only one broker has can be lost after it was read (R1)
+        # A record older than the lease that it buys is of no use, and a state must not be written long after its term.
+        "delivery.timeout.ms": _timeout(config),
+        # No idempotence: both folds bear doubles and late records, and a clean broker stop then delays a record by
+        # 0.3 s instead of 1.2 s.
+        "enable.idempotence": False,
+        "max.in.flight.requests.per.connection": 1,
+    }
+
+
+def _timeout(config: Config) -> int:
+    return max(1, round(config.heartbeat_timeout * 1000))
 
 
 def group_properties(config: Config) -> Properties:

@@ -17,19 +17,21 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from celery_neli.clock import boottime
 from celery_neli.config import Config
 from celery_neli.delivery import Delivery
 from celery_neli.events import Group, Journal
 from celery_neli.exceptions import ClosedError, ConfigurationError
-from celery_neli.grant import Grant, LeaderEvent, LeaderRevoked
+from celery_neli.grant import Grant, LeaderEvent, LeaderRevoked, Told
 from celery_neli.logs import BackgroundLog
 from celery_neli.member import Member, Mirror
 from celery_neli.progress import Progress
 from celery_neli.pulser import Pulser
+from celery_neli.records import sound
 from celery_neli.report import Report
 from celery_neli.threads import Bell, Thread, patched, spawn
 
@@ -86,22 +88,27 @@ class Neli:
         connect: Connect = connect_kafka,
         clock: Callable[[], float] = boottime,
         mirror: Mirror | None = None,
+        heard: Callable[[], None] | None = None,
     ) -> None:
         """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
         thread that pulses, delivers or closes; of several such threads, each may be at another role.
 
         On `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on.
         What it raises is logged and otherwise ignored. `mirror` is told every grant as it changes, by index of its
-        role, on the thread that renews. `connect` and `clock` are for tests.
+        role, on the thread that renews. So is `heard` called when other data than before were read back from a record
+        of this member's own; it must not block, and what it raises is logged. `connect` and `clock` are for tests.
         """
         self.config = config
         self.clock = clock
-        self._barrier, self._connect, self._mirror = barrier, connect, mirror
+        self._barrier, self._connect, self._mirror, self._heard = barrier, connect, mirror, heard
         self._state = State.LIVE
         self._bell = Bell()
         self._delivery = Delivery(config.roles, self._announce)
         self._asked: deque[Callable[[Member], None]] = deque()  # for the member's thread
         self._resign: dict[str | None, None] = {}  # likewise; asked for a thousand times, it is done once
+        self._offers: dict[str, tuple[int, Mapping[str, Any]]] = {}  # likewise, of each role the latest
+        self._hurries: dict[str, int] = {}
+        self._requests: dict[str, None] = {}
         self._starting = threading.Lock()
         self._member: Member | None = None
         self._thread: Thread | None = None
@@ -146,6 +153,15 @@ class Neli:
         if member is None or os.getpid() != self._pid:
             return _NOBODY
         return member.grant(role)
+
+    def told(self, role: str) -> Told:
+        """What the newest effective record of `role` carried, as far as this member read. Any thread; takes no lock.
+        Raises ValueError for a role that is not configured.
+        """
+        member = self._member
+        if member is None or os.getpid() != self._pid:
+            return Told()
+        return member.told(role)
 
     def leader(self, role: str) -> tuple[str, int] | None:
         """Name and term of the leader of `role` as far as this member read, for people; None: nobody, or unknown."""
@@ -240,6 +256,35 @@ class Neli:
         self._resign[role] = None
         if not self._inherited:
             self._bell.ring()
+
+    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        """Put `data` into every further record of `role` in this `term`, in the place of what was offered before; in
+        another term, nothing happens. Returns at once; any thread.
+
+        It leaves with the next heartbeat, or, with `hurry`, with one of its own, and then is read back as soon as Kafka
+        can. What was offered before the barrier of a `LeaderRevoked` returns is in the release. Raises ValueError for
+        data that no record can carry, and for a role that is not configured.
+        """
+        self._refuse_unknown(role)
+        self._offers[role] = term, sound(data)
+        if hurry:
+            self._hurries[role] = term  # after the offer: whoever finds this finds that, or it has been taken
+            if not self._inherited:
+                self._bell.ring()
+
+    def ask(self, role: str) -> None:
+        """Ask whoever leads `role` to hand it over to this member (a request in its own favour, R10). Returns at once;
+        any thread. Without effect if nobody else leads, or if this member may not claim. Raises ValueError for a role
+        that is not configured.
+        """
+        self._refuse_unknown(role)
+        self._requests[role] = None
+        if not self._inherited:
+            self._bell.ring()
+
+    def _refuse_unknown(self, role: str) -> None:
+        if role not in self.config.roles:
+            raise ValueError(f"{role!r} is none of the roles {', '.join(self.config.roles)}")
 
     def background(self, task: Callable[[], None]) -> Pulser:
         """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
@@ -352,20 +397,19 @@ class Neli:
         clients, self._clients = self._clients, None
         journal, group = clients or self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
         member = self._member = Member(
-            self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror
+            self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror, heard=self._hear
         )
         said: str | None = None
+        seen = self._bell.rings
         try:
             while not member.closed:
+                timeout = self._pause(member, seen)
                 seen = self._bell.rings
-                while self._asked:
-                    self._asked.popleft()(member)
-                for _ in range(len(self._resign)):
-                    member.resign(self._resign.popitem()[0])
+                self._obey(member)
                 if self._state is not State.LIVE:
                     member.close()
                 self._progress.watch(member)
-                self._tell(member.step(self._pause(member, seen)))
+                self._tell(member.step(timeout))
                 self._report.standby(member)
                 if member.trouble is not None:
                     if str(member.trouble) != said:
@@ -376,6 +420,29 @@ class Neli:
             self._tell(member.abandon())
             group.close()
             journal.close()
+
+    def _obey(self, member: Member) -> None:
+        """Pass on what other threads have asked for."""
+        while self._asked:
+            self._asked.popleft()(member)
+        # After the barriers' returns: what was offered before one of them is there by now, and is in the release.
+        hurries = [self._hurries.popitem() for _ in range(len(self._hurries))]
+        for _ in range(len(self._offers)):
+            role, (term, data) = self._offers.popitem()
+            member.offer(role, data, term=term)
+        for role, term in hurries:
+            member.hurry(role, term=term)
+        for _ in range(len(self._requests)):
+            member.ask(self._requests.popitem()[0])
+        for _ in range(len(self._resign)):
+            member.resign(self._resign.popitem()[0])
+
+    def _hear(self) -> None:
+        try:
+            if self._heard is not None:
+                self._heard()
+        except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
+            self._log.exception("hearing failed name=%s", self.config.name)
 
     def _pause(self, member: Member, seen: int) -> float:
         """How long the next step may wait for a record; seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,7 @@ from celery.schedules import crontab, schedule
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.misfire import OPTIONS, decide
+from celery_neli.once import once
 from celery_neli.slots import is_known, last_run, missed, next_slot
 
 if TYPE_CHECKING:
@@ -27,8 +29,8 @@ class Look(NamedTuple):
     """What a look at an entry found.
 
     ``due``: run it now, for ``slot`` (UTC; None: its schedule knows no slots). ``delay``: seconds until the next look,
-    ``exact`` if reckoned; of a custom schedule whatever it said. ``owed`` and ``left_out``: slots that will never run,
-    if any; ``passed``: the newest of them, when none runs.
+    ``exact`` if reckoned (infinite: no slot will follow); of a custom schedule whatever it said. ``owed`` and
+    ``left_out``: slots that will never run, if any; ``passed``: the newest of them, when none runs.
     """
 
     due: bool
@@ -58,7 +60,7 @@ def look(entry: Any, now: datetime, rule: Misfire) -> Look | None:
     owed = missed(entry.schedule, entry.last_run_at, now, rule.limit)
     if owed is None:
         return None
-    delay = (owed.upcoming - now).total_seconds()
+    delay = math.inf if owed.upcoming is None else (owed.upcoming - now).total_seconds()
     if not owed.total:
         return Look(due=False, delay=delay, exact=True)
     deadline = entry.schedule.app.conf.beat_cron_starting_deadline if isinstance(entry.schedule, crontab) else None
@@ -76,10 +78,12 @@ def look(entry: Any, now: datetime, rule: Misfire) -> Look | None:
 
 
 def seconds_to_next(entry: Any) -> float | None:
-    """Seconds until the next slot of a `reckoned` entry, negative if it is past; None as for `look`."""
+    """Seconds until the next slot of a `reckoned` entry, negative if it is past, infinite if none will follow; None as
+    for `look`.
+    """
     slot = next_slot(entry.schedule, entry.last_run_at)
     if slot is None:
-        return None
+        return math.inf if isinstance(entry.schedule, once) else None
     now: datetime = maybe_make_aware(entry.default_now())
     return (slot - now).total_seconds()
 

@@ -1,58 +1,73 @@
-"""What Celery asks of a scheduler besides ticks, answered by the inner scheduler while there is one."""
+"""What Celery asks of a scheduler besides ticks, answered by the inner schedulers while there are any."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import ChainMap
+from typing import TYPE_CHECKING, Any
 
 import celery.beat
 import click
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.inner import DEFAULT
+
+if TYPE_CHECKING:
+    from celery_neli.desk import Desk
 
 __all__ = ["Facade"]
 
 
 class Facade(celery.beat.Scheduler):
-    """Celery's scheduler interface around an inner scheduler that comes and goes. The thread that ticks."""
+    """Celery's scheduler interface around inner schedulers that come and go. The thread that ticks."""
 
     #: RedBeat's receiver of ``beat_init`` takes RedBeat's lock unless the scheduler says that it has none.
     lock_key = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._inner: Any = None
+        self._desks: list[Desk] = []
         self._added: list[dict[str, Any]] = []
         super().__init__(*args, **kwargs)
+
+    @property
+    def _inners(self) -> list[Any]:
+        return [desk.inner for desk in self._desks if desk.inner is not None]
 
     def add(self, **kwargs: Any) -> Any:
         """Add an entry (Celery's fields); kept for the inner schedulers of later terms too."""
         self._added.append(kwargs)
-        return super().add(**kwargs) if self._inner is None else self._inner.add(**kwargs)
+        added = [desk.scheduler.add(**kwargs) for desk in self._desks if desk.scheduler is not None]
+        return added[0] if added else super().add(**kwargs)
 
     def get_schedule(self) -> Any:
-        """The inner scheduler's schedule; what was added here while there is none."""
-        return self.data if self._inner is None else self._inner.schedule
+        """The inner scheduler's schedule (of several, all entries in one view); what was added here while there is
+        none.
+        """
+        inners = self._inners
+        if not inners:
+            return self.data
+        return inners[0].schedule if len(inners) == 1 else ChainMap(*(each.schedule for each in inners))
 
     def set_schedule(self, schedule: Any) -> None:
-        """Replace it."""
-        if self._inner is None:
+        """Replace it; of several, each one."""
+        if not self._inners:
             self.data = schedule
-        else:
-            self._inner.schedule = schedule
+        for inner in self._inners:
+            inner.schedule = schedule
 
     schedule = property(get_schedule, set_schedule)
 
     def should_sync(self) -> bool:
         """Whether :meth:`_do_sync` is due."""
-        return self._inner is not None and bool(self._inner.should_sync())
+        return any(inner.should_sync() for inner in self._inners)
 
     def _do_sync(self) -> None:
-        if self._inner is not None:
-            self._inner._do_sync()  # noqa: SLF001 - Celery's name for it
+        for inner in self._inners:
+            inner._do_sync()  # noqa: SLF001 - Celery's name for it
 
     def sync(self) -> None:
         """Write the schedule, if this process leads."""
-        if self._inner is not None:
-            self._inner.sync()
+        for inner in self._inners:
+            inner.sync()
 
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
@@ -65,7 +80,4 @@ class Facade(celery.beat.Scheduler):
         except ConfigurationError as exc:
             raise click.ClickException(str(exc)) from None
         conf = self.app.conf
-        return (
-            f"    . leads -> {conf.get('neli_scheduler') or 'celery.beat.Scheduler'}\n"
-            f"    . group -> {conf.get('neli_group')}.beat"
-        )
+        return f"    . leads -> {conf.get('neli_scheduler') or DEFAULT}\n    . group -> {conf.get('neli_group')}.beat"

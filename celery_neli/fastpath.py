@@ -13,7 +13,6 @@ change. What was built is no more than a thousand templates, and shared by all e
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from celery.utils.time import maybe_make_aware
 from kombu.utils.uuid import uuid
 
 from celery_neli.genuine import is_genuine, source_of
-from celery_neli.template import Recorder, Template
+from celery_neli.template import Held, Recorder, Template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +53,7 @@ _NO_ARGS, _NO_KWARGS = saferepr(()), saferepr({})
 
 
 class FastPath:
-    """The templates of one scheduler. Belongs to the thread that sends."""
+    """The templates of one scheduler, for all threads that send for it; a producer belongs to one of them."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -81,7 +80,7 @@ class FastPath:
         if expires is not None and (type(expires) not in (int, float) or expires < 0):
             return None
         ignores = None if task is None else task.ignore_result
-        return entry.task, task, given, expires, ignores, threading.get_ident(), os.getpid()
+        return entry.task, task, given, expires, ignores, os.getpid()
 
     def get(self, key: Any) -> Template | None:
         """The template for this kind of message, if there is one and routes and queue are still the same."""
@@ -91,7 +90,7 @@ class FastPath:
         amqp = self.app.amqp
         if template.routes is amqp.routes and amqp.queues.get(template.queue.name) is template.queue:
             return template
-        del self._templates[key]
+        self._templates.pop(key, None)
         return None
 
     @contextmanager
@@ -123,7 +122,6 @@ class FastPath:
             queue=queues[0],
             expires=key[3],
             routes=self.app.amqp.routes,
-            bound=[None, None],
         )
 
     def send(self, template: Template, entry: Any, producer: Any) -> Any:
@@ -148,22 +146,16 @@ class FastPath:
             own["celery_beat_task"] = True  # in the entry's own dict, as Celery does
         if own:
             headers.update(own)
-        publish = dict(template.publish, headers=headers, correlation_id=task_id)
+        publish = dict(template.publish, headers=headers, correlation_id=task_id, reply_to=app.thread_oid)
         ignores = headers["ignore_result"]
         with producer.connection._reraise_as_library_errors():
             if not ignores:
                 app.backend.on_task_call(producer, task_id)
-            publish["declare"] = [self._bound(template, producer)]
+            publish["declare"] = [_held(producer).declared(template.queue)]
             producer.publish(body, **publish)
         result = (app if task is None else task).AsyncResult(task_id)
         result.ignored = ignores
         return result
-
-    def _bound(self, template: Template, producer: Any) -> Any:
-        channel = producer.channel
-        if template.bound[0] is not channel:
-            template.bound[:] = channel, template.queue.bind(channel)
-        return template.bound[1]
 
     def _expires_at(self, seconds: float) -> datetime:
         at: datetime = maybe_make_aware(_add_seconds(self.app.now(), seconds), tz=self.app.timezone)
@@ -203,6 +195,13 @@ class FastPath:
             and getattr(task, "_dump_pydantic_arguments", None) is None
             and task._get_app() is self.app
         )
+
+
+def _held(producer: Any) -> Held:
+    held: Held | None = vars(producer).get("neli_held")
+    if held is None or held.channel is not producer.channel:
+        held = producer.neli_held = Held(producer.channel)
+    return held
 
 
 def _expires(options: Any, task: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from celery_neli.lease import NEVER
 
@@ -36,6 +38,21 @@ class LeaderFenced:
 
 
 LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the newest effective record of a role carried: made by the member's thread, read by any.
+
+    `term`: its term; None before the first. `data`: without what the member itself adds (`idle`); None if nothing was
+    ever carried. `own`: it was read back from a record of this member's own, of the term that it holds. `known`: this
+    is exact (R7); before, the rest says nothing.
+    """
+
+    term: int | None = None
+    data: Mapping[str, Any] | None = None
+    own: bool = False
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -10,15 +11,17 @@ from celery.beat import Scheduler as CelerysScheduler
 from celery.utils.functional import is_numeric_value
 from celery.utils.time import humanize_seconds
 
-from celery_neli.due import reckoned, rule_of, seconds_to_next
+from celery_neli.due import reckoned, rule_of
 from celery_neli.entries import Entries
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.forecast import Forecast
 from celery_neli.heapview import HeapView
 from celery_neli.misfire import OPTIONS, Misfire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from celery_neli.forecast import Next
     from celery_neli.heap import DueHeap
 
 __all__ = ["HeapedScheduler"]
@@ -32,6 +35,7 @@ class HeapedScheduler(CelerysScheduler):
     """
 
     _view: HeapView | None = None
+    _forecast: Forecast | None = None
 
     def __init__(self, app: Any, schedule: Any = None, *args: Any, **kwargs: Any) -> None:
         self._misfire = Misfire.from_settings({name: app.conf.get(name) for name in OPTIONS})
@@ -49,12 +53,12 @@ class HeapedScheduler(CelerysScheduler):
         self.merge_inplace(self.app.conf.beat_schedule)
         self.install_default_entries(self.schedule)
         for entry in self.schedule.values():
-            self._rule(entry)
+            self.check(entry)
 
     def add(self, **kwargs: Any) -> Any:
         """As Celery does. :raises ConfigurationError: its misfire policy does not exist; nothing was added."""
         entry = self.Entry(app=self.app, **kwargs)
-        self._rule(entry)
+        self.check(entry)
         self.schedule[entry.name] = entry
         return entry
 
@@ -63,6 +67,10 @@ class HeapedScheduler(CelerysScheduler):
         super().merge_inplace(b)
         if isinstance(self.schedule, Entries):
             self.schedule.note(b)
+
+    def check(self, entry: Any) -> None:
+        """:raises ConfigurationError: the entry has a policy that does not exist."""
+        self._rule(entry)
 
     def _rule(self, entry: Any) -> Misfire:
         try:
@@ -93,18 +101,34 @@ class HeapedScheduler(CelerysScheduler):
         else:
             self.old_schedulers = copy.copy(schedule)
         self._view = HeapView(schedule)
-        self._view.heap.fill((name, self._first_look(entry)) for name, entry in list(schedule.items()))
+        with self._at_once():
+            self._view.heap.fill((name, self._first_look(entry)) for name, entry in list(schedule.items()))
 
     def _first_look(self, entry: Any) -> float:
         """When to look at an entry that is new or was changed, on Celery's clock (`_when`)."""
         try:
-            delay = seconds_to_next(entry) if self._reckons(entry) else None
-            if delay is None:
-                is_due, delay = entry.is_due()
-                delay = 0 if is_due else delay
+            found = self._next(entry)
+            if found is not None:
+                return float(found.now + (self.adjust(max(found.delay, 0.0)) or 0.0))
+            is_due, delay = entry.is_due()
+            delay = 0 if is_due else delay
         except Exception:  # noqa: BLE001 - of a user's schedule; logged
             delay = self._is_due_failed(entry)[1]
         return self._when(entry, max(delay, 0) if is_numeric_value(delay) else delay) or 0
+
+    def _next(self, entry: Any) -> Next | None:
+        """How far the entry's next slot is; None if it is to be asked."""
+        forecast = self._forecast or Forecast()
+        return forecast.next(entry) if type(self).is_due is CelerysScheduler.is_due else None
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Look at many entries as at one moment."""
+        self._forecast = Forecast()
+        try:
+            yield
+        finally:
+            self._forecast = None
 
     def _due_heap(self) -> DueHeap:
         """The heap, with everything in it that happened to the schedule."""
@@ -116,12 +140,13 @@ class HeapedScheduler(CelerysScheduler):
             if not self.schedules_equal(self.old_schedulers, schedule):
                 self.populate_heap()
         elif schedule.changed:
-            for name in schedule.changes():
-                entry = schedule.get(name)
-                if entry is None:
-                    view.heap.remove(name)
-                else:
-                    view.heap.put(name, self._first_look(entry))
+            with self._at_once():
+                for name in schedule.changes():
+                    entry = schedule.get(name)
+                    if entry is None:
+                        view.heap.remove(name)
+                    else:
+                        view.heap.put(name, self._first_look(entry))
         assert self._view is not None, "populate_heap makes it"
         return self._view.heap
 

@@ -14,17 +14,23 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.leased import LeasedMixin, release_connection
+from celery_neli.led import LedMixin
 from celery_neli.publish import leased_producer
-from celery_neli.reservation import derives_from
+from celery_neli.replicated import ReplicatedScheduler
+from celery_neli.reservation import derives_from, reservation_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from celery_neli.keeper import Keeper
     from celery_neli.reservation import Ledger
     from celery_neli.tenure import Tenure
 
-__all__ = ["abandon", "build", "count_births", "resolve", "retire"]
+__all__ = ["DEFAULT", "abandon", "build", "build_led", "count_births", "is_replicated", "renew", "resolve", "retire"]
+
+#: The inner scheduler where none is named.
+DEFAULT = "celery_neli.ReplicatedScheduler"
 
 
 def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
@@ -49,7 +55,12 @@ def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
 
 def build(cls: type[Any], *, app: Any, tenure: Tenure, ledger: Ledger, options: Mapping[str, Any]) -> Any:
     """An instance of scheduler class ``cls`` for one term. Reads and writes its store; may block and raise anything."""
-    attributes = {"neli_tenure": tenure, "neli_ledger": ledger, "__module__": cls.__module__}
+    attributes = {
+        "neli_tenure": tenure,
+        "neli_ledger": ledger,
+        "neli_reservation_class": reservation_class(cls),
+        "__module__": cls.__module__,
+    }
     leased = type(cls.__name__, (LeasedMixin, cls), attributes)
     options = dict(options, Producer=leased_producer(options.get("Producer") or app.amqp.Producer, tenure))
     if is_database(cls) and not app.conf.beat_sync_every:
@@ -60,6 +71,22 @@ def build(cls: type[Any], *, app: Any, tenure: Tenure, ledger: Ledger, options: 
     if is_redbeat(cls):
         inner.lock_key = inner.lock = None
     return inner
+
+
+def build_led(
+    cls: type[Any], *, app: Any, shard: int, keeper: Keeper, ledger: Ledger, options: Mapping[str, Any]
+) -> Any:
+    """An instance of a `ReplicatedScheduler` class, to be kept from term to term. Reads the configuration only."""
+    attributes = {"neli_ledger": ledger, "neli_keeper": keeper, "neli_shard": shard, "__module__": cls.__module__}
+    led = type(cls.__name__, (LedMixin, LeasedMixin, cls), attributes)
+    return led(app=app, **options)
+
+
+def renew(inner: Any, *, app: Any, tenure: Tenure, options: Mapping[str, Any]) -> None:
+    """Let a scheduler that is kept send in this term."""
+    inner.neli_tenure = tenure
+    inner.neli_producer_base = options.get("Producer") or app.amqp.Producer
+    inner.Producer = leased_producer(inner.neli_producer_base, tenure)
 
 
 def count_births(inner: Any, *, born_since: datetime, since: datetime) -> None:
@@ -119,6 +146,11 @@ def forget(inner: Any) -> None:
     if finalizer is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(inner)
+
+
+def is_replicated(cls: type[Any]) -> bool:
+    """Whether ``cls`` is our own scheduler, whose state is kept in Kafka, or derives from it."""
+    return issubclass(cls, ReplicatedScheduler)
 
 
 def is_database(cls: type[Any]) -> bool:

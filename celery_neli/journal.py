@@ -18,7 +18,7 @@ from celery_neli.clients import producer_properties, reader_properties
 from celery_neli.events import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import ConfigurationError, TopicError
 from celery_neli.kafkalog import KafkaLog
-from celery_neli.topic import TopicCheck
+from celery_neli.topic import GONE, TopicCheck
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
@@ -31,7 +31,6 @@ OFFSET_TAIL_BASE = -2_000  # librdkafka's logical offset RD_KAFKA_OFFSET_TAIL(n)
 NO_EPOCH = -1
 
 _OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})
-_GONE = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
 
 
 @dataclass(slots=True)
@@ -200,7 +199,7 @@ class KafkaJournal:
 
     def _on_error(self, error: KafkaError) -> None:
         """What is wrong with more than one position. Called inside the reader's poll, or for what that returned."""
-        if error.name() in _GONE and self._check is None:
+        if error.name() in GONE and self._check is None:
             self._missing = error.str()
         if error.name() == "TOPIC_AUTHORIZATION_FAILED":
             topic = self._config.topic

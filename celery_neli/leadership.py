@@ -6,14 +6,14 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
 from celery_neli.curator import Neli, State
-from celery_neli.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked
+from celery_neli.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked, Told
 from celery_neli.shared import SharedLease, Standing, share
 
 if TYPE_CHECKING:
@@ -46,10 +46,14 @@ class Leadership:
         """Called with a revoked role after all receivers of the signal, on the same thread: the hand-over waits for it,
         too.
         """
+        self.heard: Callable[[], None] | None = None
+        """Called on the thread that renews the lease when other data than before were read back from a record of this
+        process's own (`told`). Must not block; what it raises is logged.
+        """
         if election == "worker":
             options["mirror"] = share(app, SharedLease(config.roles)).write
         self._owned = owned
-        self._neli = Neli(config, self._announce, **options)
+        self._neli = Neli(config, self._announce, heard=self._hear, **options)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -83,16 +87,38 @@ class Leadership:
     def _grant(self, role: str | None) -> Grant:
         return self._neli.grant(self.roles[0] if role is None else role)
 
+    def told(self, role: str | None = None) -> Told:
+        """What the newest effective record of the role carried, and whether it was this process's own. Takes no
+        lock.
+        """
+        return self._neli.told(self.roles[0] if role is None else role)
+
+    def offer(self, role: str | None, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        """Put `data` into every further record of the role in this `term`; in another term, nothing happens. Returns at
+        once. With `hurry` they leave at once. Raises ValueError for data that no record can carry.
+        """
+        self._neli.offer(self.roles[0] if role is None else role, term, data, hurry=hurry)
+
+    def ask(self, role: str | None = None) -> None:
+        """Ask whoever leads the role to hand it over to this process; returns at once. Without effect if nobody else
+        leads.
+        """
+        self._neli.ask(self.roles[0] if role is None else role)
+
+    def _hear(self) -> None:
+        if self.heard is not None:
+            self.heard()
+
     def leader(self, role: str | None = None) -> str | None:
         """The name of whoever leads, as far as this process has read; for people. None: nobody, or unknown."""
         found = self._neli.leader(self.roles[0] if role is None else role)
         return None if found is None else found[0]
 
-    def led_until(self) -> datetime | None:
-        """Until when (UTC) the owner of the last leader before the present term made progress, as far as its heartbeats
-        told: they go on while it hangs or drains. None if none was read.
+    def led_until(self, role: str | None = None) -> datetime | None:
+        """Until when (UTC) the owner of the last leader before the present term of the role made progress, as far as its
+        heartbeats told: they go on while it hangs or drains. None if none was read.
         """
-        heard = self._neli.led_until(self.roles[0])
+        heard = self._neli.led_until(self.roles[0] if role is None else role)
         if heard is None:
             return None
         return datetime.now(timezone.utc) - timedelta(seconds=self._neli.clock() - heard)

@@ -81,6 +81,8 @@ class Lease:
         self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any
         self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
         self._data_seq = NOTHING
+        self._hurried = False  # the next beat is
+        self._awaited: int | None = None  # own record that was sent in a hurry, and not read back
         self._seq = 0
         self._sent: dict[int, float] = {}  # own records under way: seq -> time of sending (R1)
         self._vacant = NEVER  # R2: from when the role counts as vacant, if nothing more is read
@@ -178,6 +180,8 @@ class Lease:
         self.last = read.offset
         self._claimed_at = None  # a claim under way is void by now
         self._take(record)
+        if mine and self._awaited is not None and record.seq >= self._awaited:
+            self._awaited = None
         if record.kind == "release":
             self.holder = None
             self._end_term()
@@ -191,7 +195,8 @@ class Lease:
 
     def _end_term(self) -> None:
         self.until, self.resigning, self._released, self._drained, self._drain_end = NEVER, False, False, False, FOREVER
-        self.requested = self.data_out = None
+        self.requested = self.data_out = self._awaited = None
+        self._hurried = False
         self._data_seq = NOTHING
         self._delay = self._draw()
 
@@ -272,8 +277,12 @@ class Lease:
         return Record(kind="request", member=self.member, seq=self._seq, lease=0.0, to=self.member, term=self.term)
 
     def hurry(self) -> None:
-        """Let the next beat leave at the next tick, not at its time."""
-        self._next_beat = NEVER
+        """Let the next beat leave at the next tick, not at its time; it is `awaited`."""
+        self._next_beat, self._hurried = NEVER, True
+
+    def awaited(self, now: float) -> bool:
+        """A record that was sent in a hurry has not been read back."""
+        return self._awaited is not None and self.held(now)
 
     def claiming(self, now: float) -> bool:
         """A claim is under way and may still be judged."""
@@ -296,6 +305,8 @@ class Lease:
             self._released |= releasing
             self._next_beat = now + self.timing.heartbeat_interval
             data = self.data if self.data_out is None else self.data_out
+            if self._hurried:
+                self._hurried, self._awaited = False, self._seq + 1
             return self._record("release" if self._released else "beat", now, term=self.term, seen=self.last, data=data)
         if not self.caught_up or now < self._claim_time():
             return None

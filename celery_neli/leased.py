@@ -14,7 +14,7 @@ from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
 from celery_neli.publish import beat_headers
-from celery_neli.reservation import Ledger, Reservation, reservation_class
+from celery_neli.reservation import Ledger, Reservation
 
 if TYPE_CHECKING:
     from celery_neli.tenure import Tenure
@@ -36,6 +36,7 @@ class LeasedMixin:
     neli_tenure: Tenure
     neli_reservation: Reservation | None = None
     neli_ledger: Ledger
+    neli_reservation_class: type[Reservation] = Reservation
 
     def reserve(self, entry: Any) -> Any:
         """Advance the entry.
@@ -47,7 +48,7 @@ class LeasedMixin:
         tenure.ask_start()
         tenure.left = 0
         tenure.headers = beat_headers(entry, term=tenure.term, slot=getattr(self, "neli_slot", None))
-        self.neli_reservation = reservation_class(type(self))(scheduler=self, entry=entry)
+        self.neli_reservation = self.neli_reservation_class(scheduler=self, entry=entry)
         return self.neli_reservation.take(advance)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
@@ -62,13 +63,12 @@ class LeasedMixin:
         try:
             result = base.apply_async(entry, producer=producer, advance=advance, **kwargs)
         except Exception as exc:
-            # Celery counts a failed publish as run, and so it is, as long as that is still ours to say.
             self.neli_tenure.ask_finish()
             if self._neli_broker_lost(exc):
                 # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
                 # counted as progress.
                 release_connection(self)
-            self._neli_settle()
+            self._neli_settle(failed=True)
             raise
         self._neli_settle()
         return result
@@ -78,10 +78,12 @@ class LeasedMixin:
         errors = (OperationalError, *(connection.recoverable_connection_errors if connection else ()))
         return isinstance(exc.__cause__ or exc.__context__, errors)
 
-    def _neli_settle(self) -> None:
+    def _neli_settle(self, *, failed: bool = False) -> None:
         """The entry in flight is done with. May raise (its store is down): tried again before the next tick."""
         tenure = self.neli_tenure
         tenure.headers = None
+        if failed and self.neli_reservation is not None and self.neli_reservation.fail():
+            self.neli_reservation = None
         if self.neli_reservation is not None:
             tenure.left = tenure.left or 1  # an eager task has left, too
             self._neli_enter(self.neli_reservation)

@@ -2,7 +2,7 @@
 
 The member is the whole of the protocol without threads and without Kafka: `step` makes one turn. The curator turns it
 on a thread of its own; the simulation turns thirty of them on fake clocks. Everything here is called from one thread,
-but for `grant`.
+but for `grant` and `told`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from typing import Any, Protocol
 from celery_neli.config import Config
 from celery_neli.events import End, Entry, Group, Journal, Lost, Started
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
-from celery_neli.grant import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked
-from celery_neli.lease import FOREVER, NEVER, Lease, Timing, name_of
+from celery_neli.grant import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Told
+from celery_neli.lease import FOREVER, NEVER, NOTHING, Lease, Timing, name_of
 from celery_neli.rebalance import Rebalance
-from celery_neli.records import Record, decode, encode
+from celery_neli.records import IDLE, IDLE_MOST, Record, decode, encode, sound
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
 STOOD_STILL = 1.0
 """Seconds; a step waits for a fraction of that."""
-IDLE = "idle"
-"""In a record's data: seconds since its author's owner last made progress. No rule uses it; `led_until` does."""
-IDLE_MOST = 3600.0
 
 Mirror = Callable[[int, Grant], None]
 
@@ -50,6 +47,7 @@ class _Post:
     def __init__(self, index: int, role: str, lease: Lease, rebalance: Rebalance) -> None:
         self.index, self.role, self.lease, self.rebalance = index, role, lease, rebalance
         self.grant = Grant()
+        self.newest, self.newest_data = Told(), lease.data  # ... and what its data were made of
         self.told: int | None = None  # the term that was told as acquired
         self.told_at = NEVER
         self.draining = False  # ... and then as revoked
@@ -75,9 +73,11 @@ class Member:
         rng: random.Random | None = None,
         nonce: Callable[[], str] = lambda: secrets.token_hex(6),
         mirror: Mirror | None = None,
+        heard: Callable[[], None] | None = None,
     ) -> None:
         """`clock` gives seconds that count a suspended machine (R8); `rng` and `nonce` are for repeatable runs.
         `mirror` is told every grant, by index of its role, before a release leaves: for who cannot ask this member.
+        `heard` is called at the end of a step in which other data than before were read back from an own record.
         """
         self.config = config
         self.closing = False
@@ -86,7 +86,7 @@ class Member:
         self.aside = False  # a newer version of the protocol was read: neither lead nor claim (R9)
         self.trouble: TopicError | None = None  # why the journal cannot be read
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
-        self._mirror = mirror
+        self._mirror, self._heard = mirror, heard
         draw = rng or random.SystemRandom()
         self._timing = Timing(
             heartbeat_interval=config.heartbeat_interval,
@@ -114,6 +114,10 @@ class Member:
     def grant(self, role: str) -> Grant:
         """What this member may do as `role`; to be asked with a fresh time of the member's clock. Takes no lock."""
         return self._post(role).grant
+
+    def told(self, role: str) -> Told:
+        """What the newest effective record of `role` carried, as of the last step. Takes no lock."""
+        return self._post(role).newest
 
     def leader(self, role: str) -> tuple[str, int] | None:
         """Name and term of whoever holds `role`, as far as this member knows; None: nobody, or unknown."""
@@ -148,6 +152,7 @@ class Member:
         self._group.poll()
         induced = self._group.induced
         changes: list[LeaderEvent] = []
+        heard = False
         # The beats of all roles leave in one step: each would cost a turn of its own.
         early = self.config.heartbeat_interval / 2 if any(post.lease.beating(now) for post in self._posts) else 0.0
         for post in self._posts:
@@ -156,11 +161,14 @@ class Member:
             self._yield(post, now)
             self._tell_idle(post, now)
             self._ask(post, now)
+            heard |= self._tell(post)  # before the grant: who sees that a term leads sees what it found
             record = post.lease.tick(self._clock(), early=early)
             self._publish(post)
             if record is not None:
                 self._journal.append(post.index, post.role, encode(record))
             changes += self._changes(post, self._clock())
+        if heard and self._heard is not None:
+            self._heard()
         return changes
 
     def wake(self) -> float:
@@ -184,22 +192,29 @@ class Member:
             post.drained = True
             post.lease.drained()
 
-    def offer(self, role: str, data: Mapping[str, Any]) -> None:
-        """Put `data` into every further record of this term, from the next beat on. Without effect on one who does not
-        hold `role`.
+    def offer(self, role: str, data: Mapping[str, Any], *, term: int) -> None:
+        """Put `data` into every further record of this `term`, from the next beat on. Without effect unless `term` is
+        held. Raises ValueError for data that no record can carry.
         """
-        lease = self._post(role).lease
-        if lease.held(self._clock()):
+        lease, data = self._post(role).lease, sound(data)
+        if lease.term == term and lease.held(self._clock()):
             lease.data_out = data
 
-    def data(self, role: str) -> tuple[Mapping[str, Any] | None, bool]:
-        """What the last effective record of `role` carried, and whether this member wrote it in the term it holds."""
+    def hurry(self, role: str, *, term: int) -> None:
+        """Send the next beat of `role` with the next step, and be `expecting` until it was read back. Without effect
+        unless `term` is held.
+        """
         lease = self._post(role).lease
-        return lease.data, lease.data_own
+        if lease.term == term and lease.held(self._clock()):
+            lease.hurry()
 
-    def hurry(self, role: str) -> None:
-        """Send the next beat of `role` with the next step."""
-        self._post(role).lease.hurry()
+    def ask(self, role: str) -> None:
+        """Ask whoever leads `role` to hand it to this member, as R10 does, but at once. Without effect if nobody else
+        leads it, as far as is known, or if this member may not claim.
+        """
+        post = self._post(role)
+        if post.lease.candidate and post.lease.led_by_another:
+            self._send_request(post, post.lease.ask())
 
     def close(self) -> None:
         """Begin to close: resign what is held, leave the group, claim no more. Go on with `step` until `closed`."""
@@ -214,6 +229,7 @@ class Member:
         fenced: list[LeaderEvent] = []
         for post in self._posts:
             self._grant(post, Grant(post.grant.term))
+            post.newest = Told()
             if post.told is not None:
                 fenced.append(LeaderFenced(post.role, post.told))
                 post.told = None
@@ -232,12 +248,15 @@ class Member:
 
     @property
     def expecting(self) -> bool:
-        """What comes next is to be read at once: a claim is under way, or a role that the group has assigned to this
-        member may become vacant.
+        """What comes next is to be read at once: a claim or a hurried beat is under way, or a role that the group has
+        assigned to this member may become vacant.
         """
         now = self._clock()
         leases = [post.lease for post in self._posts]
-        return any(lease.claiming(now) or (lease.induced and lease.holder != lease.member) for lease in leases)
+        return any(
+            lease.claiming(now) or lease.awaited(now) or (lease.induced and lease.holder != lease.member)
+            for lease in leases
+        )
 
     @property
     def closed(self) -> bool:
@@ -341,21 +360,29 @@ class Member:
         """Ask for the role if the group wants it here and another has it (R10)."""
         lease = post.lease
         record = post.rebalance.turn(lease, now, awake=self._gap < STOOD_STILL)
-        if record is not None and lease.holder is not None:
-            self._log.info(
-                "asking for role=%s leader=%s term=%d name=%s group=%s",
-                post.role, name_of(lease.holder), lease.term, self.config.name, self.config.group,
-            )  # fmt: skip
-            self._journal.append(post.index, post.role, encode(record))
+        if record is not None:
+            self._send_request(post, record)
+
+    def _send_request(self, post: _Post, request: Record) -> None:
+        lease = post.lease
+        self._log.info(
+            "asking for role=%s leader=%s term=%d name=%s group=%s",
+            post.role, name_of(lease.holder or ""), lease.term, self.config.name, self.config.group,
+        )  # fmt: skip
+        self._journal.append(post.index, post.role, encode(request))
 
     def _tell_idle(self, post: _Post, now: float) -> None:
-        """Heartbeats go on while an owner hangs or drains: what falls due meanwhile is the successor's to do."""
+        """Heartbeats go on while an owner hangs or drains: what falls due meanwhile is the successor's to do.
+
+        Until something is offered, the records of a term repeat what its claim repeated of the term before.
+        """
         lease = post.lease
         if not lease.resigning:
             post.resigned = FOREVER
         if self.progressed is not None and lease.held(now):
             idle = max(0.0, now - min(self.progressed, post.resigned))
-            lease.data_out = {**(lease.data_out or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
+            carried = lease.data if lease.data_out is None else lease.data_out
+            lease.data_out = {**(carried or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
 
     def _give_up(self, post: _Post, now: float) -> None:
         """Resign without having been asked to by a request."""
@@ -370,6 +397,22 @@ class Member:
         if post.told is None:
             post.lease.drained()  # nobody was told of this term, so nobody has work in flight
         self._publish(post)  # the next step may wait for something to read first
+
+    def _tell(self, post: _Post) -> bool:
+        """Let other threads see what was read; whether it was other data than before, of one's own."""
+        lease, before = post.lease, post.newest
+        term = None if lease.term == NOTHING else lease.term
+        own = lease.data_own and lease.held(NEVER)
+        data = before.data
+        if lease.data is not post.newest_data:
+            post.newest_data = lease.data
+            data = None if lease.data is None else {name: lease.data[name] for name in lease.data if name != IDLE}
+            data = before.data if data == before.data else data
+        told = Told(term, data, own, lease.known)
+        if told == before:
+            return False
+        post.newest = told
+        return own and (data is not before.data or not before.own)
 
     def _publish(self, post: _Post) -> None:
         """Let other threads see what the lease allows; before a release leaves, never after."""

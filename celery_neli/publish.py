@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid5
 
 from celery.schedules import crontab, schedule
 from celery.utils.time import maybe_make_aware, remaining
@@ -11,7 +12,10 @@ from celery.utils.time import maybe_make_aware, remaining
 if TYPE_CHECKING:
     from celery_neli.tenure import Tenure
 
-__all__ = ["beat_headers", "due_slot", "leased_producer"]
+__all__ = ["beat_headers", "due_slot", "leased_producer", "slot_id"]
+
+#: Of the ids of slots.
+NAMESPACE = UUID("5b9ad6f0-7c0e-5d8e-9d57-0d4c4e4c4931")
 
 
 class _LeasedProducer:
@@ -110,3 +114,8 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
         "neli_beat_slot": (slot or due_slot(entry)).isoformat(),
         "neli_beat_entry": str(entry.name),
     }
+
+
+def slot_id(group: str, entry: str, slot: str) -> str:
+    """The task id of a slot, the same whoever sends it: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
+    return str(uuid5(NAMESPACE, f"{group}\n{entry}\n{slot}"))

@@ -24,6 +24,10 @@ MAX_DATA = 1 << 14
 MAX_BRACKETS = 64  # how deep a parser follows is a matter of its stack; nothing that comes near may be judged by that
 MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62
+IDLE = "idle"
+"""In a record's data: seconds since its author's owner last made progress. No rule uses it; `led_until` does."""
+IDLE_MOST = 3600.0
+_ROOM = {IDLE: IDLE_MOST + 0.001}
 
 Kind = Literal["claim", "beat", "release", "request"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -78,6 +82,18 @@ def encode(record: Record) -> bytes:
         if record.data is not None:
             fields["data"] = record.data
     return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sound(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `data` as its readers will have it, for the records of a term to carry. Any thread; does not block.
+
+    Raises ValueError unless a record with it is one (docs/protocol.md, "Records"), whatever `idle` it tells besides.
+    """
+    try:
+        record = decode(encode(Record(kind="claim", member="m/1", seq=0, lease=1.0, seen=-1, data={**data, **_ROOM})))
+    except (RecordError, TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"no record can carry {data!r:.200}: {exc}") from exc
+    return {name: value for name, value in (record.data or {}).items() if name != IDLE}
 
 
 def decode(value: bytes) -> Record:

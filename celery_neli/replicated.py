@@ -22,7 +22,8 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.due import Look, advance, look, pass_over, restart
 from celery_neli.fastpath import FastPath
 from celery_neli.heaped import HeapedScheduler
-from celery_neli.misfire import OPTIONS
+from celery_neli.misfire import OPTIONS as MISFIRE
+from celery_neli.overlap import OPTIONS as OVERLAP
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -37,6 +38,8 @@ logger = get_logger(__name__)
 SET_BACK = 60.0
 #: Shorter waits (seconds) are not worth coming early.
 SHORTEST = 0.001
+#: Options of an entry that are no part of its message.
+OPTIONS = (*MISFIRE, *OVERLAP)
 
 
 class ReplicatedScheduler(HeapedScheduler):
@@ -66,14 +69,16 @@ class ReplicatedScheduler(HeapedScheduler):
         heap = self._due_heap()
         top = heap.peek()
         if top is None:
-            return float(self.max_interval)
+            return self._rest(None, float(self.max_interval))
         entry = self.schedule[top.name]
         now = entry.default_now()
         moment = maybe_make_aware(now).timestamp()
         if top.time > moment:
             if self._was_set_back(entry, moment):
                 return 0.0
-            return float(min(top.time - moment, self.max_interval))
+            return self._rest(top.time, float(min(top.time - moment, self.max_interval)))
+        if wait := self._must_wait(top.time, moment):
+            return wait
         try:
             found = self._look(entry, now)
         except Exception:  # noqa: BLE001 - of a user's schedule; logged
@@ -81,15 +86,30 @@ class ReplicatedScheduler(HeapedScheduler):
         first = heap.peek()
         if first is not top:  # the schedule that was asked has changed the heap: come back
             return self._until(first) if first else 0.0
+        return self._act(heap, entry, found, now)
+
+    def _act(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
         if found.left_out:
             self._tell(entry, found)
-        if found.due:
-            advanced = self._run(entry, found, now)
-            # A slot's distance from now is known; of other schedules, the answer counts from when they are done.
-            after = moment + (self.adjust(found.delay) or 0) if found.exact else self._when(advanced, found.delay)
-            heap.put(top.name, after)
-            return 0.0
-        return self._put_off(heap, entry, found, now)
+        if not found.due:
+            return self._put_off(heap, entry, found, now)
+        advanced = self._run(entry, found, now)
+        heap.put(entry.name, self._next_look(advanced, found, now))
+        return 0.0
+
+    def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
+        # A slot's distance from now is known; of other schedules, the answer counts from when they are done.
+        if found.exact:
+            return float(maybe_make_aware(now).timestamp() + (self.adjust(found.delay) or 0))
+        return float(self._when(advanced, found.delay))
+
+    def _must_wait(self, due: float, moment: float) -> float:
+        """Something is due since ``due``, it is ``moment`` (Unix): seconds to wait for it all the same; 0: go on."""
+        return 0.0
+
+    def _rest(self, due: float | None, wait: float) -> float:
+        """Nothing is due for ``wait`` seconds, ``due`` (Unix) is the next: seconds until the next tick is wanted."""
+        return wait
 
     def _until(self, node: Node) -> float:
         return float(min(node.time - self._when(self.schedule[node.name], 0), self.max_interval))
@@ -103,6 +123,7 @@ class ReplicatedScheduler(HeapedScheduler):
         return Look(due=is_due, delay=delay)
 
     def _run(self, entry: Any, found: Look, now: datetime) -> Any:
+        """Send the entry's task for the slot that was found; the entry after it."""
         self.neli_slot, self._now = found.slot, now
         try:
             advanced = self.reserve(entry)
@@ -112,10 +133,15 @@ class ReplicatedScheduler(HeapedScheduler):
             self.neli_slot = self._now = None
         return advanced
 
+    def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
+        """The slots up to ``slot`` never run; the entry after them."""
+        passed = self.schedule[entry.name] = pass_over(entry, slot, now)
+        return passed
+
     def _put_off(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
         """Look at the entry later, and at the others in the meantime; seconds until the next tick."""
         if found.passed is not None:
-            entry = self.schedule[entry.name] = pass_over(entry, found.passed, now)
+            entry = self._pass_over(entry, found.passed, now)
         delay = found.delay if is_numeric_value(found.delay) else self.max_interval
         wait = self.adjust(delay)
         if delay > 0 and (wait < 0 or (found.exact and wait < SHORTEST)):
@@ -163,6 +189,14 @@ class ReplicatedScheduler(HeapedScheduler):
 
     # -- publishing --
 
+    def _entry_to_send(self, entry: Any) -> Any:
+        """The entry without what is none of its message's business."""
+        if entry.options.keys().isdisjoint(OPTIONS):
+            return entry
+        bare = copy.copy(entry)
+        bare.options = {name: value for name, value in entry.options.items() if name not in OPTIONS}
+        return bare
+
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send the entry's task, as Celery does; faster where that makes no difference (:mod:`celery_neli.fastpath`).
 
@@ -170,12 +204,16 @@ class ReplicatedScheduler(HeapedScheduler):
         """
         if advance:
             entry = self.reserve(entry)
-        if not entry.options.keys().isdisjoint(OPTIONS):
-            entry = copy.copy(entry)
-            entry.options = {name: value for name, value in entry.options.items() if name not in OPTIONS}
-        kind = self._fast.key(self, entry, producer) if producer is not None and not kwargs else None
-        if kind is None:
+        entry = self._entry_to_send(entry)
+        if producer is None or kwargs:
             return super().apply_async(entry, producer=producer, advance=False, **kwargs)
+        return self._send(entry, producer)
+
+    def _send(self, entry: Any, producer: Any) -> Any:
+        """Send the entry by the fast path if it is one of those that may, else as Celery does. Any thread."""
+        kind = self._fast.key(self, entry, producer)
+        if kind is None:
+            return super().apply_async(entry, producer=producer, advance=False)
         template = self._fast.get(kind)
         if template is None:
             with self._fast.recording(kind, producer) as recorder:
@@ -186,6 +224,9 @@ class ReplicatedScheduler(HeapedScheduler):
             error = celery.beat.SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}")
             reraise(celery.beat.SchedulingError, error, exc.__traceback__)
         finally:
-            self._tasks_since_sync += 1
-            if self.should_sync():
-                self._do_sync()
+            self._count_sent()
+
+    def _count_sent(self) -> None:
+        self._tasks_since_sync += 1
+        if self.should_sync():
+            self._do_sync()

@@ -55,6 +55,10 @@ class Reservation:
     def confirm(self) -> None:
         """The message has left (or Celery gave it up for good): make the run known. May write, block and raise."""
 
+    def fail(self) -> bool:
+        """It could not be sent. Whether the slot is still owed; if not, it counts as run, as with Celery."""
+        return False
+
     def cancel(self) -> None:
         """Nothing was sent: the entry is as it was."""
         self.scheduler.schedule[self.entry.name] = self.entry

@@ -17,6 +17,8 @@ import celery.utils.time
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware, remaining
 
+from celery_neli.once import once
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -38,18 +40,20 @@ class Owed(NamedTuple):
     """The slots after the last run and not after now.
 
     ``newest``: the last ones of them, oldest first; ``first``: the very first; ``total``: how many there are, or a
-    lower bound if not ``exact``; ``upcoming``: the first slot after now.
+    lower bound if not ``exact``; ``upcoming``: the first slot after now, None if there will be none.
     """
 
     newest: tuple[datetime, ...]
     first: datetime | None
     total: int
     exact: bool
-    upcoming: datetime
+    upcoming: datetime | None
 
 
 def is_known(when: Any) -> bool:
-    """Whether the slots of this schedule can be told: Celery's interval, crontab or solar, and nothing overridden."""
+    """Whether the slots of this schedule can be told: ours, or Celery's interval, crontab or solar, nothing
+    overridden.
+    """
     kind: Any = type(when)
     if not _is_celerys(kind):
         return False
@@ -67,6 +71,8 @@ def next_slot(when: Any, after: datetime) -> datetime | None:
     if not is_known(when):
         return None
     start = _start(when, after)
+    if isinstance(when, once):
+        return when.at if when.at > start else None
     if ELAPSED and isinstance(when, schedule) and not when.relative:
         every: timedelta = when.run_every
         return start.astimezone(timezone.utc) + every
@@ -101,10 +107,12 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
     """
     first = next_slot(when, last)
     if first is None:
-        return None
+        return _NEVER if isinstance(when, once) and is_known(when) else None
     now = maybe_make_aware(now).astimezone(timezone.utc)
     if first > now:
         return Owed(newest=(), first=None, total=0, exact=True, upcoming=first)
+    if isinstance(when, once):
+        return Owed(newest=(first,), first=first, total=1, exact=True, upcoming=None)
     start = _start(when, last)
     if isinstance(when, schedule) and not when.relative:
         return _of_interval(when, start, now, first, limit)
@@ -177,10 +185,12 @@ def _start(when: Any, moment: datetime) -> datetime:
 
 @lru_cache(maxsize=256)
 def _is_celerys(kind: Hashable) -> bool:
-    for base in (schedule, crontab, solar):
+    for base in (schedule, crontab, solar, once):
         if isinstance(kind, type) and issubclass(kind, base):
             return all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
     return False
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+#: Of a schedule that is over.
+_NEVER = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)

@@ -1,4 +1,4 @@
-"""Who leads, read from Kafka alone: the end of every role's journal and the consumer group.
+"""Who leads, read from Kafka alone: the end of every role's journal, the consumer group, and members' notes.
 
 An observer folds the journal as a member does (lease.py), but writes nothing and joins nothing. What it says of a lease
 rests on the times that records carry (the broker's, where the topic was made by celery-neli), so it is for people:
@@ -8,8 +8,8 @@ members never trust them.
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -20,6 +20,9 @@ from celery_neli.exceptions import NeliError, RecordError
 from celery_neli.kafkalog import KafkaLog
 from celery_neli.lease import Lease, Timing, name_of
 from celery_neli.records import Record, decode
+from celery_neli.schedule_client import read_notes
+from celery_neli.schedule_notes import MemberSchedule, disagreement, living
+from celery_neli.schedule_records import Note
 
 if TYPE_CHECKING:
     import logging
@@ -62,7 +65,7 @@ class MemberStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ElectionStatus:
-    """One election; `members` is None if the group could not be described."""
+    """One election; `members` is None if the group could not be described, `schedules` is what its members told."""
 
     election: str
     topic: str
@@ -71,6 +74,12 @@ class ElectionStatus:
     roles: list[RoleStatus] = field(default_factory=list)
     members: list[MemberStatus] | None = None
     group_state: str | None = None
+    schedules: list[MemberSchedule] = field(default_factory=list)
+
+    @property
+    def disagreement(self) -> str | None:
+        """What members' schedules are, if they differ."""
+        return disagreement(self.schedules)
 
     @property
     def led(self) -> bool:
@@ -79,20 +88,33 @@ class ElectionStatus:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return {**asdict(self), "led": self.led}
+        return {**asdict(self), "led": self.led, "disagreement": self.disagreement}
 
 
-def look(config: Config, election: str, *, log: logging.Logger) -> ElectionStatus:
-    """Look at one election; takes about half a second, two at most.
+def look(config: Config, election: str, *, log: logging.Logger, schedules: bool = False) -> ElectionStatus:
+    """Look at one election; takes about half a second, two at most. `schedules`: at its members' schedules, too.
 
     Raises `NeliError` if no broker answers.
     """
     klog = KafkaLog(log, config.properties)
+    with ThreadPoolExecutor(1) as pool:
+        notes = pool.submit(_notes, config, log) if schedules else None
+        try:
+            found = _look(config, election, klog)
+        except KafkaException as exc:
+            reason = klog.masked(exc.args[0].str())
+            raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
+        if notes is None:
+            return found
+        names = None if found.members is None else {each.name for each in found.members}
+        return replace(found, schedules=living(notes.result(), names, time.time()))
+
+
+def _notes(config: Config, log: logging.Logger) -> dict[str, Note]:
     try:
-        return _look(config, election, klog)
-    except KafkaException as exc:
-        reason = klog.masked(exc.args[0].str())
-        raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
+        return read_notes(config, log=log, timeout=TIMEOUT)
+    except NeliError:
+        return {}  # no right to read them, or they take too long: the election is told without
 
 
 def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
+
+    from celery_neli.config import Config
+    from celery_neli.grant import Told
 
 __all__ = ["Leader", "LeaseEnded", "Standing", "Tenure"]
 
@@ -42,18 +45,37 @@ class Standing(Protocol):
 class Leader(Protocol):
     """What a scheduler needs of :class:`celery_neli.leadership.Leadership`."""
 
+    #: Called on the thread that renews when other data were read back from a record of this process's own.
+    heard: Callable[[], None] | None
+
     @property
     def election(self) -> str:
         """Its name, for logs."""
 
+    @property
+    def config(self) -> Config:
+        """What it was made from."""
+
     def start(self) -> None:
         """Join; once."""
 
-    def snapshot(self) -> Standing:
-        """The lease now. Any thread; takes no lock."""
+    def snapshot(self, role: str) -> Standing:
+        """The lease of the role now. Any thread; takes no lock."""
 
-    def led_until(self) -> datetime | None:
-        """When the preceding leader was last heard of (UTC), if ever."""
+    def led_until(self, role: str) -> datetime | None:
+        """When the preceding leader of the role was last heard of (UTC), if ever."""
+
+    def told(self, role: str) -> Told:
+        """What the newest effective record of the role carried. Any thread; takes no lock."""
+
+    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        """Put these data into the further records of the term; at once, with ``hurry``. Does not wait."""
+
+    def ask(self, role: str) -> None:
+        """Ask whoever leads the role to hand it over to this process. Does not wait."""
+
+    def resign(self, role: str) -> None:
+        """Hand the role over, and stand back for a while. Does not wait."""
 
     def progress(self) -> None:
         """The owner is alive: it made a turn, or sent a message."""
@@ -63,14 +85,14 @@ class Leader(Protocol):
 
 
 class Tenure:
-    """Term ``term`` of ``leader``; ``stopping`` tells that the owner is closing and starts nothing more.
+    """Term ``term`` of ``leader`` in ``role``; ``stopping`` tells that the owner is closing and starts nothing more.
 
     Reading it takes no lock and never blocks; any thread may. It also knows the entry that is being sent
     (:attr:`headers`) and whether its message has left (:attr:`left`): both belong to the thread that ticks.
     """
 
-    def __init__(self, *, leader: Leader, term: int, stopping: Callable[[], bool]) -> None:
-        self.term = term
+    def __init__(self, *, leader: Leader, role: str, term: int, stopping: Callable[[], bool]) -> None:
+        self.role, self.term = role, term
         self._leader = leader
         self._stopping = stopping
         #: neli_beat_* headers of the entry in flight; None between entries.
@@ -80,23 +102,27 @@ class Tenure:
 
     def may_start(self) -> bool:
         """Whether new work may start in this term (R3, *leading*)."""
-        standing = self._leader.snapshot()
+        standing = self._leader.snapshot(self.role)
         return standing.leading and standing.term == self.term and not self._stopping()
 
     def may_finish(self) -> bool:
         """Whether work in flight may finish in this term (R3, *held*: also while a hand-over drains)."""
-        standing = self._leader.snapshot()
+        standing = self._leader.snapshot(self.role)
         return standing.held and standing.term == self.term
 
     def ask_start(self) -> None:
         """:raises LeaseEnded: unless :meth:`may_start`."""
         if not self.may_start():
-            raise LeaseEnded(f"term {self.term} of {self._leader.election} may start nothing more")
+            raise LeaseEnded(f"term {self.term} of {self._leader.election} role {self.role} may start nothing more")
 
     def ask_finish(self) -> None:
         """:raises LeaseEnded: unless :meth:`may_finish`."""
         if not self.may_finish():
-            raise LeaseEnded(f"term {self.term} of {self._leader.election} is over")
+            raise LeaseEnded(f"term {self.term} of {self._leader.election} role {self.role} is over")
+
+    def twin(self) -> Tenure:
+        """The same tenure for another thread that sends: with an entry in flight of its own."""
+        return Tenure(leader=self._leader, role=self.role, term=self.term, stopping=self._stopping)
 
     def message_left(self) -> None:
         """Note that a message of the entry in flight went to the task broker: the owner makes progress."""

@@ -1,7 +1,7 @@
-"""The leader topic: is it there, is it fit, and if it is missing, make it.
+"""A topic of an election: is it there, is it fit, and if it is missing, make it.
 
 A member may start before its Kafka does, so that Kafka is out of reach is no error here: `TopicCheck` goes on asking.
-What an operator must mend (rights, partitions, a compacted topic) raises `TopicError`, which says how.
+What an operator must mend (rights, partitions, its configuration) raises `TopicError`, which says how.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from celery_neli.clients import admin_properties
 from celery_neli.exceptions import TopicError
+from celery_neli.topic_spec import TopicSpec, leader_topic
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
@@ -34,16 +35,9 @@ if TYPE_CHECKING:
 ASK = 0.5  # seconds that one metadata request may block
 REQUEST = 5.0  # seconds for one admin request, which does not block
 PAUSE = 0.1  # seconds between attempts
-SHORT_RETENTION = 3_600_000  # ms; the longest lease allowed is 300 s, and R7 needs records to outlive it by far
 
-#: What the topic is created with. `unclean.leader.election.enable`: a leader from outside the ISR would take records
-#: back that bought a lease.
-TOPIC_CONFIG = {
-    "cleanup.policy": "delete",
-    "retention.ms": "86400000",
-    "message.timestamp.type": "LogAppendTime",
-    "unclean.leader.election.enable": "false",
-}
+GONE = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
+"""The errors of a client whose topic may have been deleted: brokers must be asked."""
 
 _NOT_ALLOWED = frozenset(
     {
@@ -59,45 +53,17 @@ _NOT_ALLOWED = frozenset(
 Steps = Generator["Future[Any] | float", Any, None]
 
 
-def topic_config(replicas: int | None) -> dict[str, str]:
-    """What the topic is created with; `replicas`: how many, None where the brokers' default decides."""
-    return {**TOPIC_CONFIG, "min.insync.replicas": "2"} if replicas else dict(TOPIC_CONFIG)
-
-
-def create_command(config: Config, *, replicas: int | None = None) -> str:
-    """The `kafka-topics.sh` command that makes the leader topic as a member would."""
-    parts = [
-        f"kafka-topics.sh --bootstrap-server {_servers(config)} --create --topic {config.topic}",
-        f"--partitions {len(config.roles)}",
-    ]
-    if replicas:
-        parts.append(f"--replication-factor {replicas}")
-    parts += [f"--config {name}={value}" for name, value in topic_config(replicas).items()]
-    return " ".join(parts)
-
-
-def alter_command(config: Config) -> str:
-    """The `kafka-topics.sh` command that gives the leader topic a partition for each role."""
-    return (
-        f"kafka-topics.sh --bootstrap-server {_servers(config)} --alter --topic {config.topic} "
-        f"--partitions {len(config.roles)}"
-    )
-
-
 def _administered(metadata: ClusterMetadata) -> bool:
     """Whether there is a controller to answer admin requests; the embedded Kafka has none."""
     return metadata.controller_id in metadata.brokers
 
 
-def _servers(config: Config) -> str:
-    return str(config.properties["bootstrap.servers"])
-
-
 class TopicCheck:
-    """Looks for the leader topic step by step. For one thread.
+    """Looks for a topic step by step. For one thread.
 
     `poll` blocks for half a second at most (while brokers do not answer a metadata request): call it only while no
-    lease depends on the thread. `reader` is asked for metadata; `producer` too, where a topic can be made no other way.
+    lease depends on the thread. `reader` is asked for metadata; `producer` too, where a topic can be made no other way:
+    by default one made for it, for brokers that make topics by themselves make them unfit for a schedule.
     """
 
     def __init__(
@@ -105,13 +71,15 @@ class TopicCheck:
         config: Config,
         klog: KafkaLog,
         *,
-        reader: Consumer,
-        producer: Producer,
+        reader: Consumer | Producer,
+        producer: Producer | None = None,
+        topic: TopicSpec | None = None,
         clock: Callable[[], float] = time.monotonic,
         administer: Callable[[dict[str, Any]], AdminClient] = AdminClient,
     ) -> None:
-        """`clock` and `administer` are for tests."""
+        """`topic`: by default the leader topic. `clock` and `administer` are for tests."""
         self._config = config
+        self._topic = leader_topic(config) if topic is None else topic
         self._administer = administer
         self._klog = klog
         self._reader = reader
@@ -152,7 +120,7 @@ class TopicCheck:
         metadata = self._metadata(self._reader)
         if metadata is None:
             return None
-        error = metadata.topics[self._config.topic].error
+        error = metadata.topics[self._topic.name].error
         return error is None or error.name() != "UNKNOWN_TOPIC_OR_PART"
 
     def close(self) -> None:
@@ -177,7 +145,7 @@ class TopicCheck:
 
     def _metadata(self, client: Consumer | Producer) -> ClusterMetadata | None:
         try:
-            metadata: ClusterMetadata = client.list_topics(self._config.topic, timeout=ASK)
+            metadata: ClusterMetadata = client.list_topics(self._topic.name, timeout=ASK)
         except KafkaException as exception:
             self._klog.say(logging.DEBUG, f"topic metadata not read: {exception}")
             return None
@@ -185,37 +153,37 @@ class TopicCheck:
 
     def _fit(self, metadata: ClusterMetadata) -> bool:
         """False: missing, or too few partitions. Raises `TopicError`: not ours to see."""
-        topic = self._config.topic
+        topic = self._topic.name
         found = metadata.topics[topic]
         if found.error is not None and found.error.name() in _NOT_ALLOWED:
             raise TopicError(
-                f"Kafka does not let this member see the leader topic {topic} ({found.error.str()}): "
+                f"Kafka does not let this member see the {self._topic.what} {topic} ({found.error.str()}): "
                 "allow DESCRIBE, READ and WRITE on it."
             )
-        return self._partitions(metadata) >= len(self._config.roles)
+        return self._partitions(metadata) >= self._topic.partitions
 
     def _partitions(self, metadata: ClusterMetadata) -> int:
-        found = metadata.topics[self._config.topic]
+        found = metadata.topics[self._topic.name]
         return 0 if found.error is not None else len(found.partitions)
 
     def _make_embedded(self, metadata: ClusterMetadata) -> None:
         """The embedded Kafka answers no admin request. In this process it can be told; elsewhere a producer's question
         for a topic makes it, with four partitions.
         """
-        topic, wanted, found = self._config.topic, len(self._config.roles), self._partitions(metadata)
+        topic, wanted, found = self._topic.name, self._topic.partitions, self._partitions(metadata)
         if found:
             raise TopicError(
-                f"The leader topic {topic} has {found} partition(s), but there are {wanted} roles, one partition each, "
-                "and the embedded Kafka adds none: start it with `celery -A <app> neli kafka`, which makes the topics "
+                f"The {self._topic.what} {topic} has {found} partition(s), but {self._topic.each}, and the "
+                "embedded Kafka adds none: start it with `celery -A <app> neli kafka`, which makes the topics "
                 f"of the app, or begin with EmbeddedKafka.create_topic({topic!r}, partitions={wanted})"
             )
         here = sys.modules.get("celery_neli.mock_cluster")
-        if here is None or not here.create_topic(_servers(self._config), topic, wanted):
-            self._metadata(self._producer)
+        if here is None or not here.create_topic(self._topic.servers, topic, wanted):
+            self._metadata(self._producer or Producer({**self._properties(), "allow.auto.create.topics": True}))
 
     def _grow(self, found: int) -> Steps:
         """Add the partitions that are missing: roles were appended to the list."""
-        topic, wanted = self._config.topic, len(self._config.roles)
+        topic, wanted = self._topic.name, self._topic.partitions
         new = NewPartitions(topic, wanted)
         try:
             yield self._admin_client().create_partitions([new], request_timeout=REQUEST)[topic]
@@ -226,19 +194,20 @@ class TopicCheck:
             reason = f"{error.name()} {error.str()}"
             if error.name() in _NOT_ALLOWED:
                 raise TopicError(
-                    f"The leader topic {topic} has {found} partition(s), but there are {wanted} roles, one partition "
-                    f"each, and this member could not add any ({reason}). "
-                    f"Have them added: {alter_command(self._config)}"
+                    f"The {self._topic.what} {topic} has {found} partition(s), but {self._topic.each}, and this member "
+                    f"could not add any ({reason}). Have them added: {self._topic.enlarge_command()}"
                 ) from exception
-            self._klog.say(logging.WARNING, f"leader topic not enlarged yet topic={topic} reason={reason!r}")
+            self._klog.say(logging.WARNING, f"{self._topic.what} not enlarged yet topic={topic} reason={reason!r}")
         else:
-            self._klog.say(logging.INFO, f"leader topic enlarged topic={topic} partitions={wanted} before={found}")
+            self._klog.say(
+                logging.INFO, f"{self._topic.what} enlarged topic={topic} partitions={wanted} before={found}"
+            )
 
     def _create(self, brokers: int) -> Steps:
-        topic, partitions = self._config.topic, len(self._config.roles)
+        topic, partitions = self._topic.name, self._topic.partitions
         # The brokers' default is often 1, and then one broker's end is everybody's.
         replicas = 3 if brokers >= 3 else None
-        new = NewTopic(topic, partitions, replication_factor=replicas or -1, config=topic_config(replicas))
+        new = NewTopic(topic, partitions, replication_factor=replicas or -1, config=self._topic.config(replicas))
         try:
             yield self._admin_client().create_topics([new], request_timeout=REQUEST)[topic]
         except KafkaException as exception:
@@ -248,49 +217,33 @@ class TopicCheck:
             reason = f"{error.name()} {error.str()}"
             if error.name() in _NOT_ALLOWED:
                 raise TopicError(
-                    f"The leader topic {topic} is missing and could not be created ({reason}). "
-                    f"Have it created: {create_command(self._config, replicas=replicas)}"
+                    f"The {self._topic.what} {topic} is missing and could not be created ({reason}). "
+                    f"Have it created: {self._topic.create_command(replicas=replicas)}"
                 ) from exception
-            self._klog.say(logging.WARNING, f"leader topic not created yet topic={topic} reason={reason!r}")
+            self._klog.say(logging.WARNING, f"{self._topic.what} not created yet topic={topic} reason={reason!r}")
         else:
             count = replicas or "default"
-            self._klog.say(logging.INFO, f"leader topic created topic={topic} partitions={partitions} replicas={count}")
+            self._klog.say(
+                logging.INFO, f"{self._topic.what} created topic={topic} partitions={partitions} replicas={count}"
+            )
 
     def _inspect(self) -> Steps:
-        topic = self._config.topic
+        topic = self._topic.name
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         try:
             entries = yield self._admin_client().describe_configs([resource], request_timeout=REQUEST)[resource]
         except KafkaException as exception:
             # Not allowed, or no answer: the topic is there, and a member need not know more to work.
             reason = exception.args[0].name()
-            self._klog.say(logging.INFO, f"leader topic configuration not read topic={topic} reason={reason}")
+            self._klog.say(logging.INFO, f"{self._topic.what} configuration not read topic={topic} reason={reason}")
             return
-        self._judge({name: entry.value for name, entry in entries.items()})
-
-    def _judge(self, values: dict[str, str]) -> None:
-        topic = self._config.topic
-        policy = values.get("cleanup.policy", "")
-        if "compact" in policy:
-            raise TopicError(
-                f"The leader topic {topic} has cleanup.policy={policy}, which removes the proof of who leads; set "
-                f"it to delete: kafka-configs.sh --bootstrap-server {_servers(self._config)} --alter "
-                f"--entity-type topics --entity-name {topic} --add-config cleanup.policy=delete"
-            )
-        if values.get("unclean.leader.election.enable") == "true":
-            warning = "unclean.leader.election.enable=true may take records back: set it to false"
-            self._klog.say(logging.WARNING, f"leader topic at risk topic={topic} {warning}")
-        retention = int(values.get("retention.ms", -1))
-        if 0 <= retention < SHORT_RETENTION:
-            warning = f"retention.ms={retention} is short: an hour at least, a day is usual"
-            self._klog.say(logging.WARNING, f"leader topic at risk topic={topic} {warning}")
+        for risk in self._topic.judge(self._topic, {name: entry.value for name, entry in entries.items()}):
+            self._klog.say(logging.WARNING, f"{self._topic.what} at risk topic={topic} {risk}")
 
     def _admin_client(self) -> AdminClient:
         if self._admin is None:
-            properties: dict[str, Any] = {
-                **admin_properties(self._config),
-                "logger": self._klog,
-                "error_cb": self._klog.remark,
-            }
-            self._admin = self._administer(properties)
+            self._admin = self._administer(self._properties())
         return self._admin
+
+    def _properties(self) -> dict[str, Any]:
+        return {**admin_properties(self._config), "logger": self._klog, "error_cb": self._klog.remark}

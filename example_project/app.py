@@ -1,4 +1,4 @@
-"""A Celery app whose beats elect a leader. Yours needs the lines marked "celery-neli", nothing else."""
+"""A Celery app whose beats elect a leader. Yours needs the lines marked "celery-neli", and not all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ app.conf.update(
     # celery-neli: workers elect a leader, too.
     imports=["celery_neli.auto"],
     # Celery's own: a task a second, on the full second.
-    beat_schedule={"every-second": {"task": "example.tick", "schedule": 1.0, "relative": True}},
+    beat_schedule={
+        "every-second": {
+            "task": "example.tick",
+            "schedule": 1.0,
+            "relative": True,
+            # celery-neli: every slot runs, also those that passed while nobody led. By default the newest one does.
+            "options": {"neli_misfire": "fire_all"},
+        }
+    },
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
 )
@@ -31,7 +39,8 @@ if BROKER.startswith("confluentkafka:"):
         broker_transport_options={
             # kombu sleeps so long after it found nothing (its default is 1 s).
             "polling_interval": 0.05,
-            "wait_time_seconds": 1,
+            # For so long it waits for a message of each queue in turn, also of an empty one; and for the broker itself.
+            "wait_time_seconds": 0.2,
             "kafka_consumer_config": {
                 "allow.auto.create.topics": True,
                 # After a worker's death the next one gets its messages so much later.

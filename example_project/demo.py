@@ -1,4 +1,5 @@
-"""`make demo`: a Kafka, a worker and three beats. Their leader is stopped in every way; the receipts tell who led when.
+"""`make demo`: a Kafka, a worker and three beats. Their leader is stopped in every way, and a periodic task is added
+while they run; the receipts tell who led when, and what became of each slot.
 
 Environment: SECONDS, about how long it takes (default 60, at least 25); JSON=1, the summary as one JSON line at the
 end; KEEP=1, keep the logs. Exit status: 0, one led at all times; 1, two led at once; 2, the demo could not run.
@@ -32,7 +33,10 @@ HAND_OVER = 25.0  # seconds to wait for the next leader's
 ROUND = 14.0  # seconds that three hand-overs take: at once, and twice until the lease runs out
 REST = 1.5  # seconds at least between them
 FROZEN = 1.5  # seconds that a frozen leader stays frozen after its successor's first task
-SETTLE = 1.0  # seconds for the last messages to arrive
+SETTLE = 2.0  # seconds for the last messages to arrive
+ADDED = "added-at-runtime"
+#: What any user could type: an entry for every full second, of which each slot runs.
+ADD = ["neli", "schedule", "add", ADDED, "example.tick", "relative:PT1S", "--misfire", "fire_all"]
 
 
 class Failed(Exception):
@@ -51,6 +55,8 @@ class Demo:
         self._names: dict[int, str] = {}  # of pids, also of those that are gone
         self._stops: list[Stop] = []
         self._latest: Receipt | None = None  # of the highest term
+        self._adding: Process | None = None
+        self._added = False
 
     def run(self) -> Summary:
         self._start()
@@ -64,6 +70,9 @@ class Demo:
         self._watch(max(REST, self._seconds - self._screen.seconds - SETTLE))
         until = time.time()
         self._watch(SETTLE)
+        if not self._added:
+            assert self._adding is not None
+            raise Failed(f"the entry {ADDED} never ran; the log of its command ends:\n{self._adding.tail()}")
         return judge(self._ledger.receipts, self._stops, until=until, notices=self._ledger.notices)
 
     def _start(self) -> None:
@@ -89,6 +98,9 @@ class Demo:
         self._screen.line(f"started {started}")
         self._wait(lambda: self._latest, timeout=START, what="no leader")
         self._screen.line(f"{self._leader_and_term()} leads")
+        self._adding = self._fleet.start("add", [sys.executable, "-m", "celery", "-A", "example_project.app", *ADD])
+        self._fleet.expect_end(self._adding)
+        self._screen.line(f"celery {' '.join(ADD)}")
 
     def _hand_over(self, kind: str) -> None:
         """Stop the leader, see the next one, and bring the old one back."""
@@ -154,10 +166,14 @@ class Demo:
         for receipt in self._ledger.read():
             if receipt.term is None:
                 raise Failed(f"{receipt.sender} sent a message that names no term: it did not ask who leads")
+            if receipt.entry == ADDED and not self._added:
+                self._added = True
+                self._screen.line(f"{ADDED} runs")
             if self._latest is None or receipt.term >= (self._latest.term or 0):
                 self._latest = receipt
         if self._latest is not None:
-            slots = [time.strftime("%H:%M:%S", time.localtime(each.slot)) for each in self._ledger.receipts[-5:]]
+            first = [each.slot for each in self._ledger.receipts[-10:] if each.entry != ADDED]
+            slots = [time.strftime("%H:%M:%S", time.localtime(slot)) for slot in first[-5:]]
             self._screen.status(f"{self._leader_and_term()} leads; last tasks {' '.join(slots)}")
 
 

@@ -66,9 +66,9 @@ def report(summary: Summary) -> str:
     of = summary
     lines += [
         "",
-        f"  slots        {of.due} due, one a second; {of.sent} sent",
-        f"               what the hand-overs cost: {of.missed_in_handovers} missed, {of.doubled_in_handovers} doubled",
-        f"               otherwise: {of.missed_otherwise} missed, {of.doubled_otherwise} doubled",
+        f"  slots        {of.due} due, one a second and entry; {of.sent} sent",
+        f"               {of.missed_in_handovers} missed in hand-overs, {of.missed_otherwise} otherwise",
+        f"               {of.doubled} doubled; {of.repeated} in doubt after a crash, repeated with the same task id",
         f"  messages     {of.received}; {of.without_term} without a term, {of.redelivered} redelivered,",
         f"               {of.late} overtaken by the next term's first",
         f"  terms        {len(of.terms)}; overlaps: {len(of.overlaps)}; hand-overs that no stop explains: {of.unasked}",
@@ -79,5 +79,6 @@ def report(summary: Summary) -> str:
     if of.exit_status == 2:
         lines.append("Not to be judged: no messages, or messages that name no term.")
     if of.exit_status == 0:
-        lines.append("Never did two lead at once.")
+        whole = not (of.missed_in_handovers or of.missed_otherwise or of.doubled)
+        lines.append("Never did two lead at once" + (", and no slot was lost or doubled." if whole else "."))
     return "\n".join(lines)

@@ -15,11 +15,11 @@ Late
     remembers the highest term can tell. Counted, not held against anyone.
 
 Slots
-    The calendar has one slot a second, from the first slot received until `until` or the last slot received. A slot
+    Each entry has one slot a second, from the first slot received until `until` or the last slot received. A slot
     without a message is missed; in a hand-over, if it lies after the last slot of one term and not after the first
-    message of the next. The scheduler inside, Celery's own, has one pending run at most: of the seconds without a
-    leader it sends the first. Doubled: further messages for a slot that has one; in a hand-over, if they are of another
-    term: a leader that was killed may have sent a task after the last heartbeat that the next one read.
+    message of the next. Both entries have the misfire policy `fire_all`, so none should be missed. Doubled: a further
+    message for a slot that has one, with another task id: none should be. Repeated: with the same id, in another term:
+    a leader that was killed may have sent a task, and could not say so any more. Redelivered: the same message again.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Summary:
     sent: int
     missed_in_handovers: int
     missed_otherwise: int
-    doubled_in_handovers: int
-    doubled_otherwise: int
+    doubled: int
+    repeated: int
     redelivered: int
     late: int
 
@@ -108,8 +108,8 @@ class Summary:
                 "sent": self.sent,
                 "missed_in_handovers": self.missed_in_handovers,
                 "missed_otherwise": self.missed_otherwise,
-                "doubled_in_handovers": self.doubled_in_handovers,
-                "doubled_otherwise": self.doubled_otherwise,
+                "doubled": self.doubled,
+                "repeated": self.repeated,
             },
             "messages": {
                 "received": self.received,
@@ -133,14 +133,13 @@ def judge(
     for each in usable:
         by_term.setdefault(each.term, []).append(each)  # type: ignore[arg-type]  # not None in `usable`
     spans = {term: _span(messages) for term, messages in sorted(by_term.items())}
-    slots = {_second(each.slot) for each in usable}
-    calendar = range(min(slots), max(int(until), *slots) + 1) if slots else range(0)
     gaps = [_gap(by_term[a], spans[b][0]) for a, b in pairwise(spans)]
-    missed = [slot for slot in calendar if slot not in slots]
-    in_gap = [slot for slot in missed if any(last < slot <= first for last, first in gaps)]
+    slots = {(each.entry, _second(each.slot)) for each in usable}
+    due = [slot for entry in {entry for entry, _ in slots} for slot in _calendar(entry, slots, until)]
+    missed = [slot for slot in due if slot not in slots]
+    in_gap = [second for _, second in missed if any(last < second <= first for last, first in gaps)]
     ids = {each.task_id for each in usable}
-    doubled = len(ids) - len(slots)
-    across = len({(each.slot, each.term) for each in usable}) - len(slots)
+    runs = {(each.task_id, each.term) for each in usable}
     handovers = tuple(_hand_overs(stops, spans, notices or {}))
     return Summary(
         received=len(received),
@@ -149,15 +148,20 @@ def judge(
         handovers=handovers,
         unasked=max(0, len(spans) - 1 - len(handovers)),
         overlaps=tuple(_overlaps(spans, by_term)),
-        due=len(calendar),
-        sent=len(calendar) - len(missed),
+        due=len(due),
+        sent=len(due) - len(missed),
         missed_in_handovers=len(in_gap),
         missed_otherwise=len(missed) - len(in_gap),
-        doubled_in_handovers=across,
-        doubled_otherwise=doubled - across,
-        redelivered=len(usable) - len(ids),
+        doubled=len(ids) - len(slots),
+        repeated=len(runs) - len(ids),
+        redelivered=len(usable) - len(runs),
         late=_late(usable, spans),
     )
+
+
+def _calendar(entry: str | None, slots: set[tuple[str | None, int]], until: float) -> Iterable[tuple[str | None, int]]:
+    seconds = [second for name, second in slots if name == entry]
+    return ((entry, second) for second in range(min(seconds), max(int(until), *seconds) + 1))
 
 
 def _second(slot: float | None) -> int:

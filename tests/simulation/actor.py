@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.config import Config
 from celery_neli.grant import Grant
 from tests.simulation.fakes import FakeGroup, FakeJournal
+from tests.simulation.faults import Crash
 from tests.simulation.judge import Failure
-from tests.simulation.slots import Dispatcher
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -63,7 +63,9 @@ class Actor:
         self.revoked_at = [(NEVER, NEVER) for _ in world.roles]  # not before and not after (this clock)
         self.released: list[tuple[float, int]] = [(NEVER, -1) for _ in world.roles]  # when (this clock), and which term
         self.finished: list[int | None] = [None for _ in world.roles]  # the term whose barrier has returned
-        self.slots = [Dispatcher(world, self, role) for role in range(len(world.roles))]
+        self.slots = [
+            world.dispatcher_class(world, self, role) for role in range(min(len(world.roles), scenario.slot_roles))
+        ]
         self.member = world.member_class(
             self.config, self.journal, self.group, clock=self.clock, log=Quiet(), rng=world.rnd, nonce=world.nonce
         )
@@ -118,6 +120,7 @@ class Actor:
         if world.now - self.stepped > 1.2:
             self.watching_since = world.now
         self.stepped = world.now
+        self.member.progressed = self.stepped_at
         try:
             changes = self.member.step(0)
         except Failure:
@@ -131,8 +134,13 @@ class Actor:
         world.judge.consistent(self)
         if not self.ahead:
             self.shadow = None
-            for slots in self.slots:
-                slots.turn()
+            try:
+                for slots in self.slots:
+                    slots.turn()
+            except Crash:
+                world.note("fault", "crash", self.name)
+                world.bury(self)
+                return
         for role in range(len(world.roles)):
             world.judge.granted(self, role)
         if self.ahead:
@@ -172,7 +180,8 @@ class Actor:
             self.world.after(self.frozen - self.world.now + 0.001, self.drained, role, term)
             return
         if self.owner[role] == ("drains", term):
-            self.slots[role].hand_back()
+            for slots in self.slots[role : role + 1]:
+                slots.hand_back()
             self.finished[role] = term
         self.world.note(self.name, "drained", role, term)
         self.member.drained(self.world.roles[role], term)

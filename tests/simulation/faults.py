@@ -17,6 +17,10 @@ GROUP_FAULTS = ("shuffle", "group_down")
 FOREVER = 1e9
 
 
+class Crash(Exception):
+    """A process dies in the middle of what it does."""
+
+
 def plan(world: World) -> None:
     """The first fault of each kind and machine."""
     for index in range(world.scenario.members):

@@ -223,6 +223,7 @@ class Judge:
 
     def arrived(self, role: int, value: bytes) -> None:
         """Who closes awaits the claim that is under way (R4): else its lease would have to run out."""
+        self.world.slots.arrived(role, value)
         if not self.left or b'"claim"' not in value:
             return
         claim, last = json.loads(value), len(self.world.logs[role].values) - 1
@@ -245,7 +246,7 @@ class Judge:
     def rested(self) -> None:
         """Somebody leads each role for the rest of the time, and always the same."""
         world = self.world
-        if world.steps > 12 * world.now * world.scenario.members * len(world.roles):
+        if world.steps > 16 * world.now * world.scenario.members * len(world.roles):
             raise Failure("busy", f"{world.steps} steps in {world.now:.0f} s")
         begin, end = world.calm_at + self.bound(), world.now
         for role, spans in enumerate(self.spans):

@@ -9,11 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery_neli import grant, lease, member, rebalance
+from celery_neli import claims, grant, lease, member, rebalance
+from tests.simulation import dispatcher
 from tests.simulation.judge import Failure
 from tests.simulation.world import run
 
 SEEDS = 60
+COPIED = {
+    "lease": lease,
+    "grant": grant,
+    "rebalance": rebalance,
+    "claims": claims,
+    "member": member,
+    "dispatcher": dispatcher,
+}
+"""In the order of their imports. The last is the scheduler of the simulation, with the rules of a successor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +113,27 @@ MUTANTS = (
     Mutant(name="late data are ignored", scenario="rough", text="and record.seq > self._data_seq", put=""),
     Mutant(name="a claim repeats the data", scenario="base", text="seen=self.last, data=self.data)", put="seen=self.last)"),
     Mutant(name="data are counted by term", scenario="base", text="        self._data_seq = NOTHING\n        self._delay", put="        self._delay"),
+    Mutant(name="a term repeats what its claim has found", where="member", scenario="slots", text="lease.data if lease.data_out is None else lease.data_out", put="lease.data_out"),
+    Mutant(name="a slot is published once its claim was read back", where="claims", scenario="slots", text="slot <= min(self._read, self._claimed)", put="slot <= self._claimed"),
+    Mutant(name="claimed does not go back", where="claims", scenario="slots", text="Offer(Marks(self._claimed, self._done), hurry)", put="Offer(Marks(self._claimed if hurry else self._done, self._done), hurry)"),
+    Mutant(name="done waits for what is not settled", where="claims", scenario="slots", text="min(now, unsettled - MICROSECOND)", put="now"),
+    Mutant(name="done waits for the entries", where="claims", scenario="slots", text="if self._resolved:", put="if True:"),
+    Mutant(name="a clean release leaves no doubt", where="claims", scenario="slots", text="max(self._done, self._doubtful), NEVER", put="self._claimed, NEVER"),
+    Mutant(name="a clean release leaves the doubt that it found", where="claims", scenario="slots", text="max(self._done, self._doubtful), NEVER", put="self._done, NEVER"),
+    Mutant(name="a successor heeds doubt", where="dispatcher", scenario="slots", text="slots.skip and self.claims.inherited.doubts(slot)", put="False"),
+    Mutant(name="a successor heeds done", where="dispatcher", scenario="slots", text="self.claims.inherited.settled(state.last, open_=state.open)", put="state.last"),
+    Mutant(name="done says nothing of an open entry", where="dispatcher", scenario="slots", text="open_=state.open)", put="open_=False)"),
+    Mutant(name="that an entry is open is confirmed before done passes it", where="dispatcher", scenario="slots", text="items() if opening.confirmed}", put="items()}"),
+    Mutant(name="an entry is open until it has caught up", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if True:"),
+    Mutant(name="an entry is open until it has caught up with done", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if self.due[name] > now:", seed=150),
+    Mutant(name="what is released was written", where="dispatcher", scenario="slots", text="for name in self.unwritten}", put="for name in ()}"),
 )  # fmt: skip
 
 
-def mutated(mutant: Mutant) -> Any:
-    """The class `Member` of a copy of lease.py, grant.py, rebalance.py and member.py, one of them changed."""
+def mutated(mutant: Mutant) -> tuple[Any, Any]:
+    """The classes `Member` and `Dispatcher` of copies of `COPIED`, one of them changed."""
     modules = {}
-    for name, module in (("lease", lease), ("grant", grant), ("rebalance", rebalance), ("member", member)):
+    for name, module in COPIED.items():
         source = Path(module.__file__).read_text()
         if mutant.where == name:
             if source.count(mutant.text) != 1:
@@ -117,22 +141,22 @@ def mutated(mutant: Mutant) -> Any:
                     f"{mutant.name}: {mutant.text!r} stands {source.count(mutant.text)} times in {name}.py"
                 )
             source = source.replace(mutant.text, mutant.put)
-        for copied in ("lease", "grant", "rebalance"):
+        for copied in COPIED:
             source = source.replace(
                 f"from celery_neli.{copied} import", f"from tests.simulation.mutant_{copied} import"
             )
         copy = modules[name] = types.ModuleType(f"tests.simulation.mutant_{name}")
         sys.modules[copy.__name__] = copy  # dataclasses look their module up
         exec(compile(source, copy.__name__, "exec"), copy.__dict__)  # noqa: S102  our own source
-    return modules["member"].Member
+    return modules["member"].Member, modules["dispatcher"].Dispatcher
 
 
 def find(mutant: Mutant, seeds: int = SEEDS) -> str | None:
     """The verdict on `mutant` in the first run that ends with one; None if all are sound."""
-    member_class = mutated(mutant)
+    classes = mutated(mutant)
     for seed in range(mutant.seed, mutant.seed + seeds):
         try:
-            run(mutant.scenario, seed, member_class)
+            run(mutant.scenario, seed, *classes)
         except Failure as failure:
             if failure.kind in mutant.kinds:
                 return str(failure)

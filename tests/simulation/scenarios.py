@@ -57,6 +57,12 @@ class Scenario:
     one_leader: bool = True  # overlaps are judged: not where records are forged
     terms_rise: bool = True  # not where the log is cut off
     slots: bool = True  # slots are judged: not where records are lost
+    slot_roles: int = 2  # so many roles, the first, have slots
+    skew: float = 0.3  # the machines' wall clocks differ from true time by up to so many seconds
+    publish_fails: float = 0.05  # probability that a publish fails, to be tried again
+    crash: float = 0.01  # ... that a process dies right after a publish, or after the state of a slot was sent
+    state_lost: float = 0.1  # ... that the state of an entry never reaches the schedule topic
+    state_late: float = 0.1  # ... that it takes up to 8 s
 
 
 BASE = Scenario()
@@ -67,7 +73,7 @@ ROUGH = replace(BASE, double=0.1, fifo=False, late=0.05, resign=0.1)
 ORDERLY = replace(NOTHING, close=0.06, induce=0.1, resign=0.06, request=0.03, down=1.0)
 SPREAD = replace(
     NOTHING, roles=8, spread=True, rebalance_after=3.0, takeover=(0.5,), leases=(1.5, 2.5), calm=15, restart=0.04,
-    close=0.04, down=1.5,
+    close=0.04, down=1.5, slot_roles=1,
 )  # fmt: skip
 
 SCENARIOS: dict[str, Scenario] = {
@@ -146,5 +152,18 @@ SCENARIOS: dict[str, Scenario] = {
         calm=60,
     ),
     "lossy": replace(BASE, loss=0.3, members=2, resign=0.1, restart=0.02),
+    "slots": replace(
+        BASE,
+        restart=0.1,
+        down=1.0,
+        close=0.04,
+        resign=0.08,
+        late=0.02,
+        publish_fails=0.15,
+        crash=0.03,
+        state_lost=0.3,
+        state_late=0.3,
+        skew=3.0,
+    ),
     "unlike": replace(BASE, leases=(1.5, 3.0, 8.0), takeover=(0.0, 1.4), late=0.05),
 }

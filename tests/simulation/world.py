@@ -11,10 +11,11 @@ from celery_neli import member as real
 from tests.simulation import faults
 from tests.simulation.actor import Actor
 from tests.simulation.coordinator import Coordinator
+from tests.simulation.dispatcher import Dispatcher
 from tests.simulation.fakes import Log
 from tests.simulation.judge import Failure, Judge
 from tests.simulation.scenarios import SCENARIOS, Scenario
-from tests.simulation.slots import Slots
+from tests.simulation.slot_judge import Slots
 
 ROLES = ("leader", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
@@ -24,8 +25,14 @@ SESSION = 2.0  # seconds until the group misses a dead member
 class World:
     """Everything of one run. Events are `(true time, what)`; between them nothing happens."""
 
-    def __init__(self, scenario: Scenario, seed: int | str, member_class: Any = real.Member) -> None:
-        self.scenario, self.member_class = scenario, member_class
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: int | str,
+        member_class: Any = real.Member,
+        dispatcher_class: Any = Dispatcher,
+    ) -> None:
+        self.scenario, self.member_class, self.dispatcher_class = scenario, member_class, dispatcher_class
         self.rnd = random.Random(seed)
         self.now, self.calm, self.calm_at, self.forged_lease = 0.0, False, scenario.calm, 0.0
         self.roles = ROLES[: scenario.roles]
@@ -35,7 +42,7 @@ class World:
         self._order = self._nonces = self._generations = 0
         self.judge = Judge(self)
         self.coordinator = Coordinator(self)
-        self.slots = Slots(len(self.roles), scenario.slots)
+        self.slots = Slots(self, seed)
         self.steps = 0
         self.clocks = [(self._rate(), self.rnd.uniform(0, 1e4)) for _ in range(scenario.members)]
         self.actors: list[Actor | None] = [None] * scenario.members
@@ -174,9 +181,9 @@ class World:
         )
 
 
-def run(name: str, seed: int, member_class: Any = real.Member) -> World:
+def run(name: str, seed: int, member_class: Any = real.Member, dispatcher_class: Any = Dispatcher) -> World:
     """One run of the scenario `name`. Raises `Failure`, with the schedule in its notes."""
-    world = World(SCENARIOS[name], f"{name} {seed}", member_class)
+    world = World(SCENARIOS[name], f"{name} {seed}", member_class, dispatcher_class)
     try:
         return world.run()
     except Failure as failure:

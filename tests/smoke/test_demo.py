@@ -51,7 +51,9 @@ def test_demo(tmp_path: Path) -> None:
     assert len(summary["terms"]) >= 1 + len(KINDS)
     assert summary["messages"]["received"] >= 8
     assert summary["messages"]["without_term"] == 0
-    assert summary["slots"]["doubled_otherwise"] == 0
+    assert summary["slots"]["sent"] == summary["slots"]["due"] > 20
+    assert summary["slots"]["missed_in_handovers"] == summary["slots"]["missed_otherwise"] == 0
+    assert summary["slots"]["doubled"] == 0
     for kind in KINDS:
         assert summary["handovers"][kind], f"no hand-over after {kind}"
     assert all(0 < took < 10 for took in summary["handovers"]["SIGTERM"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 README = Path(__file__).parents[2] / "README.md"
-WORKERS = README.parent / "docs" / "workers.md"
+WORKERS, SCHEDULE = README.parent / "docs" / "workers.md", README.parent / "docs" / "schedule.md"
 
 pytestmark = pytest.mark.smoke
 
@@ -96,6 +96,32 @@ def test_first_steps(sit_down: Callable[..., Desk]) -> None:
         stop_process(beat)
     assert desk.run("neli status --election beat").returncode == 1, "the last beat has gone"
     assert stop_process(kafka) == 0
+
+
+def test_entries_at_runtime(sit_down: Callable[..., Desk], redis_url: str) -> None:
+    """Each command of the page, in its order, does what it says, and says what the page shows, but for the times."""
+    desk = sit_down(README, redis_url)
+    desk.start(f"neli kafka --port {desk.port}")
+    text = SCHEDULE.read_text(encoding="utf-8").partition("### On the command line")[2].partition("### Import")[0]
+    times = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ")
+    said = {}
+    for command, shown in re.findall(r"^\$ (celery .+)\n((?:(?!\$|```).*\n)*)", text, re.MULTILINE):
+        words = shlex.split(command)
+        done = desk.do([sys.executable, "-m", *words])
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        said[words[5]] = done.stdout
+        if words[5] == "add":
+            assert times.sub("then", done.stdout) == times.sub("then", shown)
+    assert set(said) == {"add", "list", "show", "pause", "resume", "run", "remove"}
+    assert {"new-year", "tidy", "tidy-more"} <= {line.split()[0] for line in said["list"].splitlines()}
+    assert "every 5 min" in said["show"]
+    assert "paused" in said["pause"]
+    assert "alice" in desk.run("neli schedule show new-year").stdout
+    left = {each["name"] for each in json.loads(desk.run("neli schedule list --json").stdout)}
+    assert "new-year" in left
+    assert "tidy-more" not in left
+    assert desk.run("neli schedule add broken shop.tidy every-now-and-then").returncode == 1
+    assert desk.run("neli schedule add").returncode == 2
 
 
 def test_first_steps_of_workers(sit_down: Callable[..., Desk], redis_url: str) -> None:

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
+from celery_neli.config import Config
+from celery_neli.grant import Told
+from celery_neli.schedule_records import STATE, State, decode_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from datetime import datetime
+
+    from celery_neli.exceptions import RecordError
+    from celery_neli.schedule_records import Kind
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,19 @@ class FakeLeadership:
 
     election = "beat"
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = config or Config(group="test.beat", kafka="127.0.0.1:1", name="me")
+        #: Called when what was offered was read back.
+        self.heard: Callable[[], None] | None = None
+        #: What the records carry, and whether the newest is this process's own.
+        self.data: Mapping[str, Any] | None = None
+        self.own = False
+        #: Whether what is offered is read back at once; else `confirm` does it.
+        self.confirms = True
+        self.offers: list[Mapping[str, Any]] = []
+        self.hurried = 0
+        self.asked: list[str] = []
+        self.resigned: list[str] = []
         self.started = 0
         self.stopped = 0
         self.turns = 0
@@ -38,7 +57,31 @@ class FakeLeadership:
     def start(self) -> None:
         self.started += 1
 
-    def snapshot(self) -> FakeStanding:
+    def told(self, role: str = "leader") -> Told:
+        return Told(term=self._standing.term, data=self.data, own=self.own, known=True)
+
+    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        if term != self._standing.term or not self._standing.held:
+            return
+        self.offers.append(data)
+        self.hurried += hurry
+        if self.confirms:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """The last offer is read back."""
+        if self.offers and self._standing.held:
+            self.data, self.own = self.offers[-1], True
+            if self.heard is not None:
+                self.heard()
+
+    def resign(self, role: str) -> None:
+        self.resigned.append(role)
+
+    def ask(self, role: str) -> None:
+        self.asked.append(role)
+
+    def snapshot(self, role: str = "leader") -> FakeStanding:
         if self._blinks:
             self._blinks -= 1
             return FakeStanding(self._standing.term, False, False)
@@ -50,7 +93,7 @@ class FakeLeadership:
     def held(self) -> bool:
         return self._standing.held
 
-    def led_until(self) -> datetime | None:
+    def led_until(self, role: str = "leader") -> datetime | None:
         return self.predecessor_led_until
 
     def progress(self) -> None:
@@ -62,6 +105,7 @@ class FakeLeadership:
 
     def grant(self, term: int) -> threading.Thread:
         """Lead in `term`."""
+        self.own = self.own and term == self._standing.term
         self._standing = FakeStanding(term, True, True)
         return self._send(signals.leadership_acquired)
 
@@ -91,10 +135,74 @@ class FakeLeadership:
         term = self._standing.term
 
         def deliver() -> None:
-            signal.send(sender=self, role="0", term=term, election=self.election)
+            signal.send(sender=self, role="leader", term=term, election=self.election)
             if then is not None:
                 then()
 
         thread = threading.Thread(target=deliver, name="fake leadership", daemon=True)
         thread.start()
         return thread
+
+
+class FakeTopic:
+    """A schedule topic in memory, which several beats may share by its `log`: what one writes, the others drain."""
+
+    def __init__(self, log: list[Any] | None = None) -> None:
+        self.log: list[Any] = [] if log is None else log  # (kind, name, value, writer)
+        self.generation = 0
+        #: Whether writes arrive and reads reach the end.
+        self.up = True
+        self.writes = 0
+        self.refused: list[str] = []
+        self.running = False
+        self._next = 0
+        self._late: dict[tuple[Kind, str], bytes | None] = {}
+
+    def start(self) -> None:
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+    def drain(self) -> dict[tuple[Kind, str], bytes | None]:
+        new, self._next = self.log[self._next :], len(self.log)
+        return {(kind, name): value for kind, name, value, writer in new if writer is not self}
+
+    def read_to_end(self, timeout: float) -> bool:
+        return self.up
+
+    def write(self, kind: Kind, name: str, value: bytes | None) -> None:
+        self.writes += 1
+        if self.up:
+            self.log.append((kind, name, value, self))
+        else:
+            self._late[kind, name] = value
+
+    def saved(self, kind: Kind, name: str) -> bool:
+        return (kind, name) not in self._late
+
+    @property
+    def unsaved(self) -> int:
+        return len(self._late)
+
+    def flush(self, timeout: float) -> bool:
+        return not self._late
+
+    def forget_unsaved(self) -> None:
+        self._late.clear()
+
+    def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
+        self.refused.append(name)
+
+    def put(self, kind: Kind, name: str, value: bytes | None) -> None:
+        """Somebody else writes."""
+        self.log.append((kind, name, value, None))
+
+    def values(self) -> dict[tuple[Kind, str], bytes]:
+        """What is in it, the latest of each key."""
+        found = {(kind, name): value for kind, name, value, _ in self.log}
+        return {key: value for key, value in found.items() if value is not None}
+
+    def states(self) -> dict[str, State]:
+        """The entries' states."""
+        return {name: decode_state(value) for (kind, name), value in self.values().items() if kind == STATE}

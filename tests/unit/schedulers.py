@@ -16,7 +16,7 @@ from celery import Celery, beat
 from celery.schedules import schedule
 
 from celery_neli.scheduler import Scheduler
-from tests.unit.fakes import FakeLeadership
+from tests.unit.fakes import FakeLeadership, FakeTopic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +41,7 @@ def eventually(condition: Callable[[], Any], *, what: str, timeout: float = 5.0)
 def make_app(**conf: Any) -> Celery:
     """An app on a broker in memory, with a queue of its own."""
     app = Celery("test", broker="memory://", set_as_current=False, changes={})
+    conf.setdefault("neli_scheduler", "celery.beat.Scheduler")
     app.conf.update(task_default_queue=f"q-{uuid.uuid4().hex}", result_expires=None, **conf)
     return app
 
@@ -48,11 +49,20 @@ def make_app(**conf: Any) -> Celery:
 class Beat:
     """A scheduler, ticking on a thread of its own as `celery beat` does, and what it sent."""
 
-    def __init__(self, app: Celery, *, leadership: FakeLeadership | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        app: Celery,
+        *,
+        leadership: FakeLeadership | None = None,
+        topic: FakeTopic | None = None,
+        **options: Any,
+    ) -> None:
         self.app = app
         self.leadership = leadership or FakeLeadership()
+        self.topic = topic or FakeTopic()
         options.setdefault("max_interval", 0.02)
-        self.scheduler = Scheduler(app=app, leadership=self.leadership, **options)
+        scheduler: Any = type("Scheduler", (Scheduler,), {"topic_factory": staticmethod(lambda *_: self.topic)})
+        self.scheduler = scheduler(app=app, leadership=self.leadership, **options)
         self.raised: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="beat", daemon=True)
         self._stopping = False

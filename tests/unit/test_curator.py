@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +22,7 @@ from celery_neli import (
     Neli,
     State,
 )
+from celery_neli.grant import Told
 from celery_neli.records import decode
 from tests.processes import wait_until as wait
 from tests.unit.memory_log import MemoryLog
@@ -453,3 +454,113 @@ def test_a_background_task_that_exits_hands_over(make: Callable[..., Neli]) -> N
     with pytest.raises(SystemExit):
         pulser.wait(5)
     assert neli.wait_closed(5)
+
+
+def datas(log: MemoryLog) -> list[dict[str, Any]]:
+    """What the records of the log carry, but for their authors' idleness."""
+    records = [decode(value) for value in log.records]
+    return [{name: each for name, each in (record.data or {}).items() if name != "idle"} for record in records]
+
+
+def test_what_is_offered_in_a_hurry_is_read_back_at_once(log: MemoryLog) -> None:
+    """Not at the next heartbeat, which is seconds away, and not when the leader looks at its log anyway."""
+    heard = threading.Event()
+    config = Config(group="test", name="m", roles=("leader",), heartbeat_interval=5.0, heartbeat_timeout=15.0)
+    neli = Neli(config, connect=log.connect, heard=heard.set)
+    try:
+        assert neli.pulse(timeout=5)
+        term = neli.grant("leader").term
+        assert term is not None
+        wait_until(lambda: len(log.records) == 2)
+        for number in range(3):
+            heard.clear()
+            began = time.monotonic()
+            neli.offer("leader", term, {"claimed": number}, hurry=True)
+            assert heard.wait(5)
+            assert time.monotonic() - began < 1
+            assert neli.told("leader") == Told(term, {"claimed": number}, own=True, known=True)
+    finally:
+        neli.close()
+    assert datas(log)[-1] == {"claimed": 2}
+
+
+def test_an_offer_without_hurry_goes_with_the_next_heartbeat(make: Callable[..., Neli], log: MemoryLog) -> None:
+    """Of many, the last one; it costs no record of its own."""
+    neli = make(heartbeat_interval=0.5, heartbeat_timeout=3.0)
+    assert neli.pulse(timeout=5)
+    term = neli.grant("leader").term
+    assert term is not None
+    wait_until(lambda: len(log.records) == 2)
+    for number in range(1000):
+        neli.offer("leader", term, {"claimed": number})
+    wait_until(lambda: neli.told("leader").data == {"claimed": 999})
+    assert len(log.records) <= 4
+
+
+def test_what_is_offered_before_the_barrier_returns_is_in_the_release(
+    make: Callable[..., Neli], log: MemoryLog
+) -> None:
+    """A clean release tells how far the work came."""
+    revoked: list[LeaderRevoked] = []
+
+    def barrier(event: LeaderEvent) -> None:
+        if isinstance(event, LeaderRevoked):
+            neli.offer("leader", event.term, {"claimed": 1})
+            neli.offer("leader", event.term, {"claimed": 2})
+            revoked.append(event)
+
+    neli = make(barrier)
+    assert neli.pulse(timeout=5)
+    neli.close()
+    assert revoked
+    assert (decode(log.records[-1]).kind, datas(log)[-1]) == ("release", {"claimed": 2})
+
+
+def test_a_bad_offer_is_refused_to_the_caller_and_ends_nothing(make: Callable[..., Neli], log: MemoryLog) -> None:
+    """Nothing that was offered may break the thread that renews."""
+    neli = make()
+    assert neli.pulse(timeout=5)
+    term = neli.grant("leader").term
+    assert term is not None
+    with pytest.raises(ValueError, match="no record can carry"):
+        neli.offer("leader", term, {"claimed": float("nan")}, hurry=True)
+    with pytest.raises(ValueError, match="none of the roles leader"):
+        neli.offer("other", term, {"claimed": 1.0})
+    with pytest.raises(ValueError, match="none of the roles leader"):
+        neli.ask("other")
+    neli.offer("leader", term + 1, {"claimed": 1.0}, hurry=True)
+    records = len(log.records)
+    wait_until(lambda: len(log.records) > records + 2)
+    assert neli.is_leader
+    assert datas(log)[-1] == {}
+
+
+def test_what_a_listener_raises_is_logged_and_ends_no_lease(log: MemoryLog, caplog: pytest.LogCaptureFixture) -> None:
+    """It runs on the thread that renews."""
+
+    def fail() -> None:
+        raise RuntimeError("deaf")
+
+    neli = Neli(Config(group="test", name="m", roles=("leader",), **QUICK), connect=log.connect, heard=fail)  # type: ignore[arg-type]
+    try:
+        assert neli.pulse(timeout=5)
+        term = neli.grant("leader").term
+        assert term is not None
+        neli.offer("leader", term, {"claimed": 1.0})
+        wait_until(lambda: "hearing failed" in caplog.text)
+        first = neli.deadline or 0.0
+        wait_until(lambda: (neli.deadline or 0.0) > first)
+    finally:
+        neli.close()
+
+
+def test_a_role_that_is_asked_for_is_handed_over(make: Callable[..., Neli]) -> None:
+    """To the one that asks, though the group has not assigned it."""
+    first, second, third = make(), make(), make()
+    assert first.pulse(timeout=5)
+    second.start()
+    third.start()
+    wait_until(lambda: second.leader("leader") is not None)
+    second.ask("leader")
+    wait_until(lambda: first.pulse() is False and second.pulse())
+    assert not third.is_leader

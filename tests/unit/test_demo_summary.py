@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,7 +43,7 @@ def test_one_leader_after_the_other() -> None:
     summary = judge([*run(3, range(5)), *run(9, range(5, 10))], [], until=T0 + 9.5)
     assert summary.exit_status == 0
     assert summary.terms == (3, 9)
-    assert (summary.due, summary.sent, summary.doubled_in_handovers, summary.doubled_otherwise) == (10, 10, 0, 0)
+    assert (summary.due, summary.sent, summary.doubled, summary.repeated) == (10, 10, 0, 0)
     assert (summary.missed_in_handovers, summary.missed_otherwise) == (0, 0)
     assert "Never did two lead at once" in report(summary)
 
@@ -106,11 +107,18 @@ def test_missed_slots() -> None:
 
 
 def test_doubled_slots() -> None:
-    """A slot sent again by the next leader, one sent twice by a leader, and a redelivery are told apart."""
-    twice = receipt(3, 2)
-    receipts = [*run(3, range(4)), twice, *run(9, range(4, 6)), receipt(9, 3, sent=4.0)]
-    summary = judge([*receipts, receipts[-1]], [], until=T0 + 5)
-    assert (summary.doubled_in_handovers, summary.doubled_otherwise, summary.redelivered) == (1, 1, 1)
+    """A slot sent with two ids, one that the next leader repeats with its id, and a redelivery are told apart."""
+    first = run(3, range(4))
+    repeat = replace(receipt(9, 3, sent=4.0), task_id=first[3].task_id)
+    summary = judge([*first, receipt(3, 2), repeat, *run(9, range(4, 6)), repeat], [], until=T0 + 5)
+    assert (summary.doubled, summary.repeated, summary.redelivered) == (1, 1, 1)
+
+
+def test_each_entry_has_slots_of_its_own() -> None:
+    """An entry that began later owes nothing before; what one has missed is not made up for by the other."""
+    late = [replace(receipt(3, slot), entry="added") for slot in (3, 5)]
+    summary = judge([*run(3, range(6)), *late], [], until=T0 + 5.5)
+    assert (summary.due, summary.sent, summary.missed_otherwise, summary.doubled) == (9, 8, 1, 0)
 
 
 def test_hand_over_times() -> None:

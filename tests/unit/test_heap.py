@@ -81,6 +81,24 @@ def test_names_leave_in_the_order_of_their_times_and_ties_as_they_came(changes: 
     assert heap.peek() is None
 
 
+def test_the_first_one_is_the_same_object_until_it_is_another_or_put_anew() -> None:
+    """So one may tell by identity that nothing came in between."""
+    heap = DueHeap()
+    heap.fill((name, float(n)) for n, name in enumerate("abcdef"))
+    first = heap.peek()
+    heap.put("f", 0.5)
+    heap.remove("c")
+    heap.put("g", 9.0)
+    assert heap.peek() is first
+    heap.put("a", 0.0)
+    assert heap.peek() == (0.0, 8, "a")
+    assert heap.peek() is not first
+    first = heap.peek()
+    heap.put("b", -1.0)
+    heap.remove("b")
+    assert heap.peek() is not first
+
+
 @pytest.mark.parametrize(
     "change",
     [

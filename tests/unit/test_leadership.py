@@ -16,6 +16,7 @@ from celery.signals import worker_shutdown
 from celery_neli import ConfigurationError, install, signals
 from celery_neli.bootsteps import Election, Office
 from celery_neli.config import Config
+from celery_neli.grant import Told
 from celery_neli.leadership import Leadership, leadership_for
 from celery_neli.shared import shared
 from tests.processes import wait_until
@@ -159,6 +160,38 @@ def test_the_owners_barrier_comes_after_all_receivers(make: Callable[..., Leader
     assert seen == ["receiver", "leader", "held"]
 
 
+def test_an_owner_offers_data_and_hears_when_they_were_read_back(make: Callable[..., Leadership]) -> None:
+    """Of the first role, unless it names another; a stranger to the election is a ValueError."""
+    leadership = make(on=MemoryLog(roles=2), roles=("leader", "second"))
+    heard = threading.Event()
+    leadership.heard = heard.set
+    assert leadership.told() == Told()
+    leadership.start()
+    wait(lambda: leadership.leading() and leadership.leading("second"))
+    for role, marks in ((None, {"claimed": 1.0}), ("second", {"claimed": 2.0})):
+        heard.clear()
+        term = leadership.snapshot(role).term
+        assert term is not None
+        leadership.offer(role, term, marks, hurry=True)
+        assert heard.wait(5)
+        wait(lambda role=role, marks=marks: leadership.told(role).data == marks)
+        assert leadership.told(role).own
+    with pytest.raises(ValueError, match="third"):
+        leadership.ask("third")
+
+
+def test_a_role_that_another_leads_can_be_asked_for(make: Callable[..., Leadership]) -> None:
+    """Without an argument the first role."""
+    first, second = make(), make()
+    first.start()
+    wait(first.leading)
+    second.start()
+    wait(second.leader)
+    second.ask()
+    wait(second.leading)
+    assert not first.held()
+
+
 def test_a_receiver_that_does_not_return_does_not_hold_up_the_end(make: Callable[..., Leadership]) -> None:
     """The role is released after drain_timeout, and stop returns soon after: a supervisor's patience is short."""
     leadership = make()
@@ -216,6 +249,7 @@ def test_a_leadership_that_does_not_work_resigns(
     wait(leadership.leading)
     working.clear()
     wait(lambda: not leadership.leading(), "resignation")
+    wait(lambda: "neli_stall_timeout" in caplog.text, "the log, which another thread writes")
     (line,) = [each.getMessage() for each in caplog.records if "neli_stall_timeout" in each.getMessage()]
     assert line.startswith("task broker out of reach, or the main thread hangs, for 1 s (neli_stall_timeout)")
     assert "the main thread is here:" in line

@@ -11,7 +11,7 @@ import pytest
 from celery_neli.config import Config
 from celery_neli.events import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import TopicError
-from celery_neli.grant import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked
+from celery_neli.grant import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked, Told
 from celery_neli.member import Member
 from celery_neli.records import Record, decode, encode
 
@@ -85,6 +85,7 @@ class Stage:
         self.now = 100.0
         self.journal, self.group, self.log = HandJournal(len(roles)), HandGroup(), Lines()
         nonces = itertools.count(1)
+        self.heard = 0
         self.member = Member(
             Config(group="g", name="m", roles=roles),
             self.journal,
@@ -93,11 +94,15 @@ class Stage:
             log=self.log,
             rng=random.Random(0),
             nonce=lambda: str(next(nonces)),
+            heard=self.hear,
         )
         self.group.induced = frozenset(range(len(roles)))
         if empty:
             for role in range(len(roles)):
                 self.journal.next += [Started(role, 0, oldest=True), End(role)]
+
+    def hear(self) -> None:
+        self.heard += 1
 
     def turn(self, *events: Event, after: float = 0.0) -> list[Any]:
         self.now += after
@@ -379,15 +384,102 @@ def test_roles_are_led_and_resigned_one_by_one() -> None:
 
 
 def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> None:
-    """`data` tells whether this member wrote them in its present term."""
+    """`told` tells whether this member wrote them in its present term."""
     stage = Stage().lead()
-    stage.member.offer("leader", {"claimed": 7})
-    stage.member.hurry("leader")
+    stage.member.offer("leader", {"claimed": 7}, term=0)
+    stage.member.hurry("leader", term=0)
     stage.turn()
     assert stage.journal.sent[-1].data == {"claimed": 7}
-    assert stage.member.data("leader") == (None, False)
+    assert stage.member.told("leader") == Told(term=0, data=None, own=False, known=True)
     stage.echo()
-    assert stage.member.data("leader") == ({"claimed": 7}, True)
+    assert stage.member.told("leader") == Told(term=0, data={"claimed": 7}, own=True, known=True)
+
+
+def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None:
+    """Not with every heartbeat that repeats them, though its idleness differs, nor for what others write."""
+    stage = Stage().lead()
+    stage.member.offer("leader", {"claimed": 7}, term=0)
+    stage.echo(after=0.5)
+    assert stage.heard == 0
+    for number in range(6):
+        stage.member.progressed = stage.now - number
+        stage.echo(after=0.5)
+        assert stage.heard == 1
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=len(stage.journal.log[0]) - 1, data={"a": 1}))
+    stage.echo()
+    assert stage.member.told("leader") == Told(len(stage.journal.log[0]) - 1, {"a": 1}, own=False, known=True)
+    assert stage.heard == 1
+
+
+def test_nothing_can_be_offered_for_a_term_that_is_not_held_nor_what_no_record_can_carry() -> None:
+    """Marks of one term in the records of another would let slots vanish."""
+    stage = Stage().lead()
+    stage.member.offer("leader", {"claimed": 7}, term=1)
+    stage.member.hurry("leader", term=1)
+    stage.turn()
+    stage.turn(after=0.1)
+    assert stage.journal.sent == [], "no heartbeat is hurried"
+    with pytest.raises(ValueError, match="no record can carry"):
+        stage.member.offer("leader", {"claimed": float("nan")}, term=0)
+    stage.turn(after=1)
+    stage.turn(after=3.5)
+    stage.member.offer("leader", {"claimed": 7}, term=0)
+    stage.echo()
+    assert stage.leads(), "resumed by heartbeats that come late"
+    stage.turn(after=0.5)
+    assert {record.data for record in stage.journal.sent} == {None}
+
+
+def test_a_leader_that_crashes_before_it_offers_anything_hands_on_what_it_found() -> None:
+    """All records of a term repeat what its claim repeated, and tell the idleness of their own author."""
+    stage = Stage()
+    marks = {"claimed": 9.0, "done": 8.0}
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    stage.write(Record(kind="beat", member="x/1", seq=2, lease=4.0, seen=0, term=0, data={**marks, "idle": 3.0}))
+    stage.echo()
+    stage.member.progressed = stage.now
+    stage.echo(after=5)
+    for _ in range(4):
+        stage.member.progressed = stage.now
+        stage.echo(after=0.5)
+    assert [record.kind for record in stage.journal.sent] == ["claim", "beat", "beat", "beat", "beat"]
+    assert [record.data for record in stage.journal.sent[1:]] == [{**marks, "idle": 0.5}] * 4
+    third = Stage()
+    third.journal.log = [stage.journal.log[0]]
+    third.echo()
+    assert third.member.told("leader") == Told(2, marks, own=False, known=True)
+
+
+def test_a_hurried_beat_is_awaited_until_it_was_read_back() -> None:
+    """Its author's thread then reads at once; an ordinary one may be read back late."""
+    stage = Stage().lead()
+    stage.turn(after=0.5)
+    assert not stage.member.expecting
+    stage.member.offer("leader", {"claimed": 7}, term=0)
+    stage.member.hurry("leader", term=0)
+    stage.journal.sent.clear()
+    stage.turn()
+    assert [record.data for record in stage.journal.sent] == [{"claimed": 7}]
+    assert stage.member.expecting
+    stage.turn(after=0.1)
+    assert stage.member.expecting
+    stage.echo()
+    assert not stage.member.expecting
+
+
+def test_a_role_can_be_asked_for_at_once() -> None:
+    """A request in one's own favour, for the term that is known; nobody asks himself, nor one who closes."""
+    stage = stage_beside("leader")
+    stage.member.ask("leader")
+    request = stage.journal.sent[-1]
+    assert (request.kind, request.to, request.term) == ("request", "m/1", 0)
+    stage.journal.sent.clear()
+    stage.member.close()
+    stage.turn()
+    stage.member.ask("leader")
+    leader = Stage().lead()
+    leader.member.ask("leader")
+    assert stage.journal.sent == leader.journal.sent == []
 
 
 def test_an_abandoned_member_holds_nothing_more() -> None:

@@ -77,6 +77,7 @@ PUBLIC = [
     "Neli",
     "NeliError",
     "NotLeader",
+    "ReplicatedScheduler",
     "Scheduler",
     "State",
     "TopicError",

@@ -60,7 +60,7 @@ def producer(leadership: FakeLeadership, channel_class: type[WatchedChannel]) ->
             "connection_errors": (ConnectionError,),
         },
     )
-    tenure = Tenure(leader=leadership, term=3, stopping=lambda: False)
+    tenure = Tenure(leader=leadership, role="leader", term=3, stopping=lambda: False)
     with kombu.Connection(transport=transport) as connection:
         yield leased_producer(kombu.Producer, tenure)(connection, auto_declare=False)
 
@@ -125,7 +125,7 @@ def test_nothing_waits_in_a_batch(leadership: FakeLeadership) -> None:
         def batch(self, max_size: int) -> int:
             return max_size
 
-    tenure = Tenure(leader=leadership, term=3, stopping=lambda: False)
+    tenure = Tenure(leader=leadership, role="leader", term=3, stopping=lambda: False)
     assert leased_producer(WithBatches, tenure)().batch(max_size=500) == 1
 
 

@@ -10,17 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from celery.worker.control import Panel
 from click.testing import CliRunner
 
 from celery_neli import records
 from celery_neli.config import Config
+from celery_neli.misfire import POLICIES
 from celery_neli.records import Record, encode
-from celery_neli.topic import create_command
+from celery_neli.schedule_text import parse
+from celery_neli.topic_spec import create_command, schedule_topic
 
 ROOT = Path(__file__).parents[2]
 README, OPERATIONS, PROTOCOL = ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "protocol.md"
-WORKERS = ROOT / "docs" / "workers.md"
+WORKERS, SCHEDULE = ROOT / "docs" / "workers.md", ROOT / "docs" / "schedule.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)")
@@ -47,10 +50,19 @@ def commands(*pages: Path) -> list[list[str]]:
 
 def celery_commands() -> list[list[str]]:
     """The `celery` commands of the documents, also of running text and tables; optional parts count as given."""
-    pages = README, OPERATIONS, WORKERS
+    pages = README, OPERATIONS, WORKERS, SCHEDULE
     text = "\n".join(map(text_of, pages))
     spans = [re.sub(r"[\[\]]", "", span) for span in re.findall(r"`(celery -A shop [^`\n]+)`", text)]
     return [*(words for words in commands(*pages) if words[0] == "celery"), *map(shlex.split, spans)]
+
+
+def schedules() -> list[str]:
+    """The schedules that docs/schedule.md shows: those of its table, and of the commands that add one."""
+    table = between(SCHEDULE, "| schedule, as text | |", "\n\n")
+    spans = [
+        span for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for span in re.findall(r"`([^`]+)`", row)
+    ]
+    return [*spans, *(words[8] for words in commands(SCHEDULE) if words[3:6] == ["neli", "schedule", "add"])]
 
 
 def python(code: str, *arguments: str) -> str:
@@ -67,12 +79,61 @@ def test_settings_table() -> None:
     )
 
 
-@pytest.mark.parametrize("page", [README, OPERATIONS, WORKERS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, OPERATIONS, WORKERS, SCHEDULE], ids=lambda page: page.name)
 def test_python_runs(page: Path) -> None:
     """Every Python block runs as it stands, but for the curator's, which needs a Kafka."""
     ran = [text for text in blocks(page, "python") if "Neli(" not in text]
     assert ran
     python("import sys\nfor each in sys.argv[1:]: exec(each, {'__name__': 'shop'})", *ran)
+
+
+def test_a_repeat_is_recognised() -> None:
+    """The task that shows how, run twice with one id, works once; a run that failed may be repeated."""
+    (shown,) = [text for text in blocks(SCHEDULE, "python") if "bill" in text and "sqlite3" in text]
+    judge = """
+import sys
+shop = {"__name__": "shop"}
+exec(sys.argv[1], shop)
+for task_id, slot in ("a", "one"), ("a", "one"), ("b", {}), ("b", "two"):
+    shop["bill"].push_request(id=task_id, neli_beat_slot=slot)
+    try:
+        print(shop["bill"].run())
+    except Exception:
+        print("failed")
+print(shop["database"].execute("SELECT slot FROM invoices").fetchall())
+"""
+    assert python(judge, shown).splitlines() == [
+        "billed for one",
+        "ran before",
+        "failed",
+        "billed for two",
+        "[('one',), ('two',)]",
+    ]
+
+
+def test_the_policies_exist() -> None:
+    """Every misfire and overlap policy of the examples is one, and every policy has its line in the table."""
+    judge = """
+import sys
+from celery_neli import heaped, misfire, overlap
+for text in sys.argv[1:]:
+    shop = {"__name__": "shop"}
+    exec(text, shop)
+    scheduler = heaped.HeapedScheduler(shop["app"])
+    for entry in scheduler.schedule.values():
+        overlap.Overlap.of(entry).check(shop["app"], entry)
+"""
+    shown = [text for text in blocks(SCHEDULE, "python") if "beat_schedule" in text]
+    assert len(shown) == 2
+    python(judge, *shown)
+    told = between(SCHEDULE, "## Missed slots", "\n## ")
+    assert set(re.findall(r"^\| `(\w+)`", told, re.MULTILINE)) == set(POLICIES)
+
+
+@pytest.mark.parametrize("text", schedules())
+def test_schedules_as_text(text: str) -> None:
+    """Each schedule of the table, and of the commands, can be read."""
+    assert parse(text, app=Celery("shop", set_as_current=False))
 
 
 def test_adoption() -> None:
@@ -119,12 +180,15 @@ def test_make_targets() -> None:
 
 
 def test_topic_command() -> None:
-    """The command that creates the leader topic by hand is the one that an error would show."""
+    """The commands that create the topics by hand are those that an error would show."""
     shown = [" ".join(words) for words in commands(OPERATIONS) if words[0] == "kafka-topics.sh"]
-    assert shown == [create_command(Config(group="shop-production.beat"), replicas=3)]
+    config = Config(group="shop-production.beat")
+    assert shown == [create_command(config, replicas=3), schedule_topic(config).create_command(replicas=3)]
 
 
-@pytest.mark.parametrize("page", [README, OPERATIONS, WORKERS, PROTOCOL, CONTRIBUTING], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [README, OPERATIONS, WORKERS, SCHEDULE, PROTOCOL, CONTRIBUTING], ids=lambda page: page.name
+)
 def test_links(page: Path) -> None:
     """Links within the project lead somewhere, their anchors too."""
     for target, anchor in LINK.findall(text_of(page)):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import RecordError, UnknownVersion
-from celery_neli.records import MAX_BYTES, MAX_DATA, MAX_LEASE, Record, decode, encode
+from celery_neli.records import MAX_BYTES, MAX_DATA, MAX_LEASE, Record, decode, encode, sound
 
 names = st.text(min_size=1, max_size=40)
 offsets = st.integers(min_value=0, max_value=1 << 60)
@@ -194,3 +194,27 @@ def test_too_long_a_record_is_refused() -> None:
 def test_a_record_refers_to_the_highest_offset_that_its_author_knew(record: Record, refers: int) -> None:
     """A log that holds it earlier than that is not the log it was written for (R9)."""
     assert record.refers == refers
+
+
+@settings(max_examples=30)
+@given(st.dictionaries(st.text(max_size=8), junk, max_size=4))
+def test_data_that_are_sound_are_read_as_they_were_given(given: dict[str, Any]) -> None:
+    """Whoever offers them gets a copy back: later changes of it change no record."""
+    copy = sound(given)
+    assert copy == {name: value for name, value in given.items() if name != "idle"}
+    assert copy is not given
+    record = Record(kind="beat", member="a/1", seq=1, lease=1.0, seen=0, term=0, data={**copy, "idle": 3600.0})
+    assert decode(encode(record)).data == record.data
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"a": float("nan")}, {"a": float("inf")}, {"a": object()}, {"a": {1, 2}}, {1: "a", "1": "b"}, {"a": 10**50},
+        {"a": "x" * MAX_DATA}, {"a": "x" * (MAX_DATA - 20)}, {"a": json.loads("[" * 70 + "]" * 70)},
+    ],
+)  # fmt: skip
+def test_what_no_record_can_carry_is_refused_where_it_is_given(given: Any) -> None:
+    """Else everybody would skip the heartbeats of whoever offers it, and the lease would end."""
+    with pytest.raises(ValueError, match="no record can carry"):
+        sound(given)

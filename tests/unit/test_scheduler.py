@@ -6,6 +6,7 @@ import functools
 import logging
 import threading
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -283,7 +284,8 @@ def test_a_hand_over_waits_no_longer_than_drain_timeout(plain: Kind) -> None:
         reached.set()
         go_on.wait(5)
 
-    with plain.beat(neli_drain_timeout=0.1) as beat:
+    plain.leadership.config = replace(plain.leadership.config, drain_timeout=0.1)
+    with plain.beat() as beat:
         with in_mid_dispatch(beat.app, hold):
             plain.leadership.grant(1)
             assert reached.wait(5)

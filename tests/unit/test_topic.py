@@ -16,6 +16,7 @@ from celery_neli.exceptions import TopicError
 from celery_neli.journal import KafkaJournal
 from celery_neli.kafkalog import KafkaLog
 from celery_neli.topic import TopicCheck
+from celery_neli.topic_spec import schedule_topic
 from tests.processes import wait_until
 
 LOG = logging.getLogger("celery_neli.kafka")
@@ -36,6 +37,7 @@ class Cluster:
     def __init__(self, partitions: int, refuses: int | None = None) -> None:
         self.partitions, self.refuses = partitions, refuses
         self.asked: list[str] = []
+        self.configured: dict[str, str] = {}
         self.properties: dict[str, Any] = {}
 
     def __call__(self, properties: dict[str, Any]) -> Cluster:
@@ -50,6 +52,7 @@ class Cluster:
         return SimpleNamespace(topics={topic: found}, controller_id=1, brokers={1: None})
 
     def create_topics(self, new: list[Any], request_timeout: float) -> dict[str, Future[None]]:
+        self.configured = dict(new[0].config)
         return self._make("create", new[0].topic, new[0].num_partitions)
 
     def create_partitions(self, new: list[Any], request_timeout: float) -> dict[str, Future[None]]:
@@ -63,15 +66,18 @@ class Cluster:
         return {topic: done(refused)}
 
     def describe_configs(self, resources: list[Any], request_timeout: float) -> dict[Any, Future[Any]]:
-        return {resources[0]: done(value={})}
+        entries = {name: SimpleNamespace(value=value) for name, value in self.configured.items()}
+        return {resources[0]: done(value=entries)}
 
 
-def check(cluster: Cluster, *roles: str) -> bool:
+def check(cluster: Cluster, *roles: str, schedule: bool = False) -> bool:
     """Whether the topic is found fit within 20 polls, a second apart."""
     config, now = Config(group="g", topic="t", kafka="k:1", roles=roles), iter(range(1000))
+    topic = schedule_topic(config) if schedule else None
     klog = KafkaLog(LOG, config.properties, clock=lambda: float(next(now)))
     made = TopicCheck(
-        config, klog, reader=cluster, producer=cluster, clock=lambda: float(next(now)), administer=cluster  # type: ignore[arg-type]
+        config, klog, reader=cluster, producer=cluster, topic=topic,  # type: ignore[arg-type]
+        clock=lambda: float(next(now)), administer=cluster,  # type: ignore[arg-type]
     )  # fmt: skip
     return any(made.poll() for _ in range(20))
 
@@ -120,6 +126,56 @@ def test_who_may_not_create_the_topic_says_who_can() -> None:
     """With the command that makes it as a member would."""
     with pytest.raises(TopicError, match=r"is missing.*kafka-topics\.sh.*--create --topic t --partitions 2"):
         check(Cluster(0, refuses=KafkaError.TOPIC_AUTHORIZATION_FAILED), "a", "b")
+
+
+def test_a_missing_schedule_topic_is_made_to_be_compacted(caplog: pytest.LogCaptureFixture) -> None:
+    """Two partitions, whatever the number of roles; what a member makes it does not complain of."""
+    cluster = Cluster(0)
+    assert check(cluster, "a", schedule=True)
+    assert (cluster.partitions, cluster.configured["cleanup.policy"]) == (2, "compact")
+    assert "at risk" not in caplog.text
+
+
+def test_a_schedule_topic_of_one_partition_is_enlarged() -> None:
+    """Notes have one of their own."""
+    cluster = Cluster(1)
+    cluster.configured = {"cleanup.policy": "compact"}
+    assert check(cluster, "a", schedule=True)
+    assert (cluster.asked, cluster.partitions) == (["grow"], 2)
+
+
+@pytest.mark.parametrize("policy", ["delete", "compact,delete"])
+def test_a_schedule_topic_that_forgets_is_refused(policy: str) -> None:
+    """With the command that mends it."""
+    cluster = Cluster(4)
+    cluster.configured = {"cleanup.policy": policy}
+    with pytest.raises(TopicError, match=rf"t\.schedule has cleanup\.policy={policy}, which deletes") as raised:
+        check(cluster, "a", schedule=True)
+    assert "kafka-configs.sh --bootstrap-server k:1 --alter" in str(raised.value)
+    assert "--entity-name t.schedule --add-config cleanup.policy=compact,segment.bytes=" in str(raised.value)
+
+
+def test_a_schedule_topic_that_is_read_for_long_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """The brokers' default for a segment is a gigabyte."""
+    cluster = Cluster(2)
+    cluster.configured = {"cleanup.policy": "compact", "segment.bytes": str(1 << 30)}
+    assert check(cluster, "a", schedule=True)
+    assert "schedule topic at risk topic=t.schedule segment.bytes=1073741824 is large" in caplog.text
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_a_leader_topic_that_is_compacted_is_refused(policy: str) -> None:
+    """With the command that mends it."""
+    cluster = Cluster(1)
+    cluster.configured = {"cleanup.policy": policy}
+    with pytest.raises(TopicError, match=r"proof of who leads.*--add-config cleanup\.policy=delete$"):
+        check(cluster, "a")
+
+
+def test_who_may_not_create_the_schedule_topic_says_who_can() -> None:
+    """With its own command."""
+    with pytest.raises(TopicError, match=r"--create --topic t\.schedule --partitions 2 .*cleanup\.policy=compact"):
+        check(Cluster(0, refuses=KafkaError.TOPIC_AUTHORIZATION_FAILED), "a", schedule=True)
 
 
 def test_on_the_embedded_kafka_of_this_process_any_number_of_roles_has_its_partitions() -> None:

@@ -1,0 +1,80 @@
+"""A leadership that is never lost and a schedule topic that keeps nothing: what remains is the scheduler's own cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from celery_neli.config import Config
+from celery_neli.grant import Told
+from celery_neli.scheduler import Scheduler
+from celery_neli.shared import Standing
+
+
+class SteadyLeadership:
+    """Leads from `lead` on. What is offered is read back at once."""
+
+    election = "beat"
+
+    def __init__(self, *, leading: bool = True) -> None:
+        self.config = Config(group="bench.beat", kafka="127.0.0.1:1")
+        self.heard: Callable[[], None] | None = None
+        self._data: Mapping[str, Any] | None = None
+        self._term: int | None = 1 if leading else None
+
+    def lead(self) -> None:
+        self._term = 1
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def progress(self) -> None: ...
+    def led_until(self, role: str) -> None: ...
+    def ask(self, role: str) -> None: ...
+
+    def snapshot(self, role: str) -> Standing:
+        leads = self._term is not None
+        return Standing(term=self._term, until=time.monotonic() + 60, leading=leads, held=leads)
+
+    def told(self, role: str) -> Told:
+        return Told(term=self._term, data=self._data, own=self._data is not None, known=True)
+
+    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        self._data = data
+        if self.heard is not None:
+            self.heard()
+
+
+class Sink:
+    """A schedule topic in which whatever is written arrives, and which has nothing to tell."""
+
+    generation = unsaved = 0
+
+    def __init__(self, *_: object) -> None:
+        self.written = 0
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def forget_unsaved(self) -> None: ...
+    def refuse(self, *_: object) -> None: ...
+
+    def drain(self) -> dict[Any, Any]:
+        return {}
+
+    def read_to_end(self, timeout: float) -> bool:
+        return True
+
+    def write(self, kind: str, name: str, value: bytes | None) -> None:
+        self.written += 1
+
+    def saved(self, kind: str, name: str) -> bool:
+        return True
+
+    def flush(self, timeout: float) -> bool:
+        return True
+
+
+class LedScheduler(Scheduler):
+    """The scheduler as `celery beat` runs it, without Kafka."""
+
+    topic_factory = staticmethod(Sink)  # type: ignore[assignment]

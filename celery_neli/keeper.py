@@ -1,0 +1,108 @@
+"""What one beat process has of its schedule in Kafka: the schedule topic, and the marks in the records of its roles.
+
+Shared by the schedulers of all shards. Belongs to the thread that ticks; nothing here waits for Kafka.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery_neli.schedule_records import MEMBER, Note, encode_note
+from celery_neli.shards import begin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from celery_neli.claims import Marks
+    from celery_neli.config import BeatSettings, Config
+    from celery_neli.schedule_topic import ScheduleTopic
+    from celery_neli.shards import Beginning
+    from celery_neli.tenure import Leader
+
+__all__ = ["Keeper", "fingerprint"]
+
+#: Seconds between two notes of a member, which `celery neli status` compares.
+NOTE_EVERY = 60.0
+VERSION = "version"
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """The schedule topic and the roles' marks, for the schedulers of one process (`followers`)."""
+
+    def __init__(self, *, leader: Leader, config: Config, settings: BeatSettings, topic: ScheduleTopic) -> None:
+        self.leader, self.topic, self.settings = leader, topic, settings
+        self.group, self.name = config.group, config.name
+        self.roles, self.shards = config.roles, len(config.roles)
+        self.interval, self.timeout = config.heartbeat_interval, config.heartbeat_timeout
+        #: The schedulers whose entries follow the topic.
+        self.followers: list[Any] = []
+        self._generation = topic.generation
+        self._noted = self._asked = float("-inf")
+
+    def pull(self) -> None:
+        """Hand what was read to the schedulers."""
+        changes = self.topic.drain()
+        if changes:
+            for each in self.followers:
+                each.neli_fold(changes)
+        if self.topic.generation != self._generation:
+            self._generation = self.topic.generation
+            for each in self.followers:
+                each.neli_write_all()
+
+    def begin(self, shard: int, now: float) -> Beginning | None:
+        """What a term of the shard begins with at ``now`` (Unix seconds); None: not yet.
+
+        :raises ConfigurationError: this beat has fewer shards than others had before.
+        """
+        return begin(shard, self.shards, lambda each: self.leader.told(self.roles[each]), now=now)
+
+    def offer(self, shard: int, term: int, marks: Marks, more: Mapping[str, Any], *, hurry: bool) -> None:
+        """Put these marks, and what else the shard has to tell, into the further records of the term."""
+        data: dict[str, Any] = {**marks.as_data(), **more}
+        if self.settings.version is not None:
+            data[VERSION] = self.settings.version
+        self.leader.offer(self.roles[shard], term, data, hurry=hurry)
+
+    def note(self) -> None:
+        """Tell the others which schedule this member has, once a minute; they and `celery neli status` may differ."""
+        now = time.monotonic()
+        if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
+            return
+        self._noted = now
+        mine = fingerprint(self.followers)
+        note = Note(schedule=mine, version=self.settings.version, at=time.time())
+        self.topic.write(MEMBER, self.name, encode_note(note))
+
+    def prefer_newest(self, shard: int) -> None:
+        """Ask for a role that is led with an older version of the schedule than this member's."""
+        mine, now = self.settings.version, time.monotonic()
+        if mine is None or now - self._asked < self.timeout:
+            return
+        told = self.leader.told(self.roles[shard])
+        theirs = (told.data or {}).get(VERSION, -1)
+        if told.known and not told.own and told.term is not None and isinstance(theirs, int) and theirs < mine:
+            self._asked = now
+            self.leader.ask(self.roles[shard])
+
+    def stop(self) -> None:
+        """End; what was written is sent, which is waited for a second at most."""
+        for each in self.followers:
+            each.neli_stop()
+        self.topic.write(MEMBER, self.name, None)
+        self.topic.stop()
+
+
+def fingerprint(schedulers: Iterable[Any]) -> str:
+    """Eight hex digits that differ where the entries of beat_schedule differ, in whatever order they are."""
+    digest = 0
+    for scheduler in schedulers:
+        for entry in scheduler.neli_states.static():
+            text = repr((entry.name, entry.task, entry.schedule, entry.args, entry.kwargs, entry.options))
+            digest ^= int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "big")
+    return f"{digest:08x}"

@@ -1,0 +1,96 @@
+"""One term of a led scheduler: which slots it has claimed, which are in doubt, and which are not settled yet.
+
+The rules are in docs/protocol.md ("Slots"). Belongs to the thread that ticks; never waits.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from celery_neli.claims import Claims, Marks
+from celery_neli.slots import missed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from celery_neli.keeper import Keeper
+    from celery_neli.slots import Owed
+
+__all__ = ["Term"]
+
+#: Slots in doubt that are counted one by one.
+COUNTED = 100
+NEVER = float("-inf")
+
+
+class Term:
+    """Term ``number`` of a shard, which found these ``inherited`` marks when it began at ``now`` (Unix seconds), and
+    tells ``more`` besides its own.
+
+    ``blind``: it found none, although somebody has led before: every slot that is past is in doubt.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        *,
+        shard: int,
+        number: int,
+        inherited: Marks | None,
+        blind: bool,
+        now: float,
+        more: Mapping[str, Any],
+    ) -> None:
+        self.number = number
+        #: Whether it goes on. A term that is over may be taken back, when late heartbeats are read.
+        self.goes_on = True
+        self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
+        #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
+        self.unsettled: dict[str, float] = {}
+        self._keeper, self._shard, self._more = keeper, shard, more
+        if inherited is None:
+            self._doubt = now if blind else NEVER
+        else:
+            self._doubt = inherited.claimed
+        self._told: set[str] = set()
+
+    def tell(self) -> None:
+        """Let the others know at once what this term goes by."""
+        self._offer(self.claims.inherited, hurry=True)
+
+    def claim(self, now: float, due: float | None) -> None:
+        """Claim what is due soon, and tell what is done. ``due``: the first slot in the heap, past or future."""
+        keeper = self._keeper
+        told = keeper.leader.told(keeper.roles[self._shard])
+        offer = self.claims.turn(now, due, self._first(due), told)
+        if offer is not None:
+            self._offer(offer.marks, hurry=offer.hurry)
+
+    def close(self, now: float, due: float | None) -> None:
+        """Give back what was claimed and not used: the states of all that ran are in Kafka."""
+        self._offer(self.claims.closing(now, self._first(due)))
+
+    def in_doubt(self, entry: Any, first: datetime | None) -> Owed | None:
+        """The slots of an entry, of which ``first`` is the first owed, that may have been published before; None if
+        there are none.
+        """
+        if first is None or first.timestamp() > self._doubt:
+            return None
+        until = datetime.fromtimestamp(self._doubt, timezone.utc)
+        found = missed(entry.schedule, entry.last_run_at, until, COUNTED)
+        return found if found is not None and found.total else None
+
+    def is_told(self, name: str) -> bool:
+        """Whether this was asked of the entry ``name`` before, in this term: its doubt was told."""
+        if name in self._told:
+            return True
+        self._told.add(name)
+        return False
+
+    def _first(self, due: float | None) -> float | None:
+        return min((*self.unsettled.values(), *(() if due is None else (due,))), default=None)
+
+    def _offer(self, marks: Marks, *, hurry: bool = False) -> None:
+        self._keeper.offer(self._shard, self.number, marks, self._more, hurry=hurry)

@@ -1,0 +1,152 @@
+"""The two topics of an election: what each is made with, what makes an existing one unfit, and the commands for it.
+
+Pure. `TopicCheck` (topic.py) looks for them, judges and makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from celery_neli.exceptions import TopicError
+
+if TYPE_CHECKING:
+    from celery_neli.config import Config
+
+SHORT_RETENTION = 3_600_000  # ms; the longest lease allowed is 300 s, and R7 needs records to outlive it by far
+LARGE_SEGMENT = 1 << 26  # bytes; what is not compacted yet is read by every beat that starts
+
+#: What both are created with. `unclean.leader.election.enable`: a leader from outside the ISR would take records back
+#: that bought a lease, or told that a slot is done. `message.timestamp.type`: a member's clock may be wrong, and
+#: brokers refuse records from the future.
+COMMON = {"message.timestamp.type": "LogAppendTime", "unclean.leader.election.enable": "false"}
+LEADER = {"cleanup.policy": "delete", "retention.ms": "86400000", **COMMON}
+#: Only what is in a closed segment is compacted, and whatever is not compacted yet is read by every beat that starts.
+SCHEDULE = {
+    "cleanup.policy": "compact",
+    # Closes the segment of a busy schedule: 80,000 states, read in a second. (Kafka allows no less than 1 MiB.)
+    "segment.bytes": str(1 << 23),
+    # Closes that of a quiet one, so that what was removed from the schedule does not stay on disk for a week.
+    "segment.ms": "3600000",
+    # Compact when a tenth is superseded; with the default, a half, a start would read twice as much as there is.
+    "min.cleanable.dirty.ratio": "0.1",
+    **COMMON,
+}
+SCHEDULE_PARTITIONS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicSpec:
+    """A topic as it should be. `what` it is called in messages, `each` says what its partitions are for.
+
+    `judge` takes the values of its configuration; it yields what is a risk, and raises `TopicError` if it is unfit.
+    """
+
+    what: str
+    name: str
+    partitions: int
+    each: str
+    settings: Mapping[str, str]
+    servers: str
+    judge: Callable[[TopicSpec, Mapping[str, str]], Iterator[str]]
+
+    def config(self, replicas: int | None) -> dict[str, str]:
+        """What it is created with; `replicas`: how many, None where the brokers' default decides."""
+        return {**self.settings, "min.insync.replicas": "2"} if replicas else dict(self.settings)
+
+    def create_command(self, *, replicas: int | None = None) -> str:
+        """The `kafka-topics.sh` command that makes it as a member would."""
+        parts = [
+            f"kafka-topics.sh --bootstrap-server {self.servers} --create --topic {self.name}",
+            f"--partitions {self.partitions}",
+        ]
+        if replicas:
+            parts.append(f"--replication-factor {replicas}")
+        parts += [f"--config {name}={value}" for name, value in self.config(replicas).items()]
+        return " ".join(parts)
+
+    def enlarge_command(self) -> str:
+        """The `kafka-topics.sh` command that gives it the partitions that it lacks."""
+        return (
+            f"kafka-topics.sh --bootstrap-server {self.servers} --alter --topic {self.name} "
+            f"--partitions {self.partitions}"
+        )
+
+    def configure_command(self, **settings: str) -> str:
+        """The `kafka-configs.sh` command that changes its configuration; `_` stands for the dots of a name."""
+        values = ",".join(f"{name.replace('_', '.')}={value}" for name, value in settings.items())
+        return (
+            f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics "
+            f"--entity-name {self.name} --add-config {values}"
+        )
+
+
+def leader_topic(config: Config) -> TopicSpec:
+    """The leader topic: a partition for each role."""
+    return TopicSpec(
+        what="leader topic",
+        name=config.topic,
+        partitions=len(config.roles),
+        each=f"there are {len(config.roles)} roles, one partition each",
+        settings=LEADER,
+        servers=_servers(config),
+        judge=_judge_leader,
+    )
+
+
+def schedule_topic(config: Config) -> TopicSpec:
+    """The schedule topic of a beat election: entries in one partition, members' notes in the other."""
+    return TopicSpec(
+        what="schedule topic",
+        name=config.schedule_topic,
+        partitions=SCHEDULE_PARTITIONS,
+        each=f"{SCHEDULE_PARTITIONS} are needed, for entries and for members",
+        settings=SCHEDULE,
+        servers=_servers(config),
+        judge=_judge_schedule,
+    )
+
+
+def create_command(config: Config, *, replicas: int | None = None) -> str:
+    """The `kafka-topics.sh` command that makes the leader topic as a member would."""
+    return leader_topic(config).create_command(replicas=replicas)
+
+
+def _servers(config: Config) -> str:
+    return str(config.properties["bootstrap.servers"])
+
+
+def _judge_leader(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
+    policy = values.get("cleanup.policy", "")
+    if "compact" in policy:
+        raise TopicError(
+            f"The leader topic {topic.name} has cleanup.policy={policy}, which removes the proof of who leads; set "
+            f"it to delete: {topic.configure_command(cleanup_policy='delete')}"
+        )
+    yield from _unclean(values)
+    retention = int(values.get("retention.ms", -1))
+    if 0 <= retention < SHORT_RETENTION:
+        yield f"retention.ms={retention} is short: an hour at least, a day is usual"
+
+
+def _judge_schedule(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
+    policy = values.get("cleanup.policy", "compact")
+    if policy != "compact":
+        fix = {name.replace(".", "_"): value for name, value in SCHEDULE.items() if name not in COMMON}
+        raise TopicError(
+            f"The schedule topic {topic.name} has cleanup.policy={policy}, which deletes the schedule in time; set "
+            f"it to compact: {topic.configure_command(**fix)}"
+        )
+    yield from _unclean(values)
+    segment = int(values.get("segment.bytes", 0))
+    if segment > LARGE_SEGMENT:
+        yield (
+            f"segment.bytes={segment} is large: it is not compacted before, and every beat that starts reads it all; "
+            f"{SCHEDULE['segment.bytes']} is usual"
+        )
+
+
+def _unclean(values: Mapping[str, str]) -> Iterator[str]:
+    if values.get("unclean.leader.election.enable") == "true":
+        yield "unclean.leader.election.enable=true may take records back: set it to false"

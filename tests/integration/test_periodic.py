@@ -1,0 +1,241 @@
+"""Periodic tasks at runtime through Kafka: the API and the command line, from several processes' points of view."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import celery.beat
+import pytest
+from celery.schedules import crontab
+from click.testing import CliRunner
+
+from celery_neli import periodic
+from celery_neli.config import from_app
+from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.schedule_cli import schedule
+from celery_neli.schedule_records import ENTRY, STATE, State, decode, encode_state
+from tests.unit.schedulers import make_app
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from celery import Celery
+
+    from celery_neli.embedded import EmbeddedKafka
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def app(embedded_kafka: EmbeddedKafka) -> Celery:
+    app = make_app(
+        neli_group="g",
+        neli_kafka=embedded_kafka.bootstrap_servers,
+        beat_schedule={"static": {"task": "t", "schedule": 60.0}},
+    )
+
+    @app.task(name="shop.tidy", shared=False)  # not of the apps of other tests
+    def tidy(*args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+    return app
+
+
+@pytest.fixture
+def run(app: Celery) -> Any:
+    """`celery neli schedule …`: exit status and everything printed."""
+
+    def command(*args: str) -> tuple[int, str]:
+        result = CliRunner().invoke(schedule, args, obj=SimpleNamespace(app=app), catch_exceptions=False)
+        return result.exit_code, result.output
+
+    return command
+
+
+def stored(app: Celery) -> dict[tuple[str, str], Any]:
+    return {key: decode(key[0], value) for key, value in periodic.Topic(app).read().items()}
+
+
+# -- the API --
+
+
+def test_an_entry_makes_a_round_trip(app: Celery) -> None:
+    """Put, paused, resumed, run, listed, removed; each seen by the next call, as by any other process."""
+    assert periodic.get(app, "e") is None
+    put = periodic.put(app, "e", "shop.tidy", crontab("0", "4"), args=[1], options={"queue": "q"}, by="alice")
+    assert periodic.get(app, "e") == put
+    assert (put.schedule, put.args, put.options, put.source) == ("0 4 * * *", (1,), {"queue": "q"}, "runtime")
+    assert periodic.pause(app, "e", by="bob").paused
+    assert [(each.name, each.paused) for each in periodic.list(app)] == [("e", True), ("static", False)]
+    assert not periodic.resume(app, "e").paused
+    assert periodic.run_now(app, "e").id
+    found = periodic.get(app, "e")
+    assert found is not None
+    assert [(each.by, each.what) for each in found.changes[:2]] == [("alice", "added"), ("bob", "paused")]
+    assert [each.what for each in found.changes[2:]] == ["resumed", "run now"]
+    periodic.Topic(app).write([(STATE, "e", encode_state(State(last=found.since or 0, runs=4, term=3)))])
+    again = periodic.get(app, "e")
+    assert again is not None
+    assert (again.runs, again.last) == (4, found.since)
+    periodic.remove(app, "e")
+    assert [each.name for each in periodic.list(app)] == ["static"]
+    assert stored(app) == {}
+
+
+def test_nothing_is_stored_of_what_is_refused(app: Celery) -> None:
+    """The topic is not even made."""
+    with pytest.raises(ConfigurationError, match="schedule"):
+        periodic.put(app, "e", "shop.tidy", "often")
+    with pytest.raises(NeliError, match="no entry"):
+        periodic.pause(app, "e")
+    assert stored(app) == {}
+
+
+def test_without_kafka_there_is_one_error() -> None:
+    """It names the broker; switched off, it says so."""
+    app = make_app(neli_group="g", neli_kafka="127.0.0.1:1", neli_enabled=False)
+    with pytest.raises(ConfigurationError, match="neli_enabled"):
+        periodic.list(app)
+
+
+def test_the_api_is_cheap_to_import() -> None:
+    """A web process that may put an entry one day loads no Kafka client for it."""
+    code = "import sys; from celery_neli import periodic; print('confluent_kafka' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
+
+
+# -- the command line --
+
+
+def test_the_command_line_does_what_the_api_does(app: Celery, run: Any) -> None:
+    """Add, list, show, pause, resume, run, remove."""
+    status, said = run(
+        "add", "e", "shop.tidy", "PT30S", "--args", "[1]", "--kwargs", '{"a": 2}', "--queue", "q", "--misfire", "skip",
+        "--options", '{"priority": 3}', "--by", "alice",
+    )  # fmt: skip
+    assert (status, said[:27]) == (0, "e: active, runtime, next 20")
+    found = periodic.get(app, "e")
+    assert found is not None
+    assert (found.args, found.kwargs) == ((1,), {"a": 2})
+    assert found.options == {"priority": 3, "queue": "q", "neli_misfire": "skip"}
+    assert run("pause", "e", "--by", "bob") == (0, "e: paused, runtime, next -\n")
+    assert run("pause", "static")[0] == 0
+    lines = run("list")[1].splitlines()
+    assert lines[0].split() == ["NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"]
+    assert [line.split()[0] for line in lines[1:]] == ["e", "static"]
+    assert "every 30 s" in lines[1]
+    assert len({line.index("paused") for line in lines[1:]}) == 1
+    shown = run("show", "e")[1]
+    assert "PT30S (every 30 s)" in shown
+    assert shown.index("bob  paused") < shown.index("alice  added")
+    assert run("resume", "e")[0] == 0
+    assert run("run", "e")[1].startswith("e: sent as ")
+    assert run("remove", "e") == (0, "e: removed\n")
+    assert periodic.get(app, "e") is None
+
+
+def test_the_command_line_prints_json(app: Celery, run: Any) -> None:
+    """What a program reads: all fields, times in Unix seconds."""
+    periodic.put(app, "e", "shop.tidy", "PT30S", by="alice")
+    listed = json.loads(run("list", "--json")[1])
+    shown = json.loads(run("show", "e", "--json")[1])
+    assert [each["name"] for each in listed] == ["e", "static"]
+    assert listed[0] == shown
+    assert (shown["schedule"], round(shown["next"] - shown["since"], 3), shown["changes"][0]["by"]) == (
+        "PT30S",
+        30,
+        "alice",
+    )
+
+
+def test_a_task_that_the_app_does_not_know_is_told_of(app: Celery, run: Any) -> None:
+    """It is added all the same: who sends need not import it."""
+    status, said = run("add", "e", "nobody.knows", "PT30S")
+    assert status == 0
+    assert "knows no task 'nobody.knows'" in said
+    assert periodic.get(app, "e") is not None
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("add", "e", "t", "often"), "Error: schedule = 'often'"),
+        (("add", "e", "t", "PT1S", "--args", "[1"), "Error: --args '[1' is no JSON"),
+        (("add", "e", "t", "PT1S", "--kwargs", "[]"), "Error: --kwargs '[]': give a JSON object"),
+        (("add", "static", "t", "PT1S"), "beat_schedule has an entry of that name"),
+        (("show", "statik"), "Error: there is no entry 'statik'; did you mean 'static'?"),
+        (("remove", "static"), "Error: name = 'static': is in beat_schedule"),
+        (("import", "file", "/nonexistent/schedule"), "Error: there is no file /nonexistent/schedule"),
+    ],
+)
+def test_errors_are_one_line(app: Celery, run: Any, args: tuple[str, ...], says: str) -> None:
+    """With exit status 1; nothing is stored."""
+    status, said = run(*args)
+    assert status == 1
+    assert says in said
+    assert len(said.strip().splitlines()) == 1
+    assert stored(app) == {}
+
+
+def test_redbeat_is_imported(app: Celery, run: Any, redis_url: str) -> None:
+    """First what would be done, then done; what is there already is kept; what cannot be is listed."""
+    from redbeat import RedBeatSchedulerEntry
+    from redbeat.schedules import rrule
+
+    app.conf.update(redbeat_redis_url=redis_url, redbeat_redis_options={})
+    next(RedBeatSchedulerEntry("e", "shop.tidy", crontab("0", "4"), args=[1], app=app).save())
+    status, dry = run("import", "redbeat", "--dry-run")
+    assert (status, stored(app)) == (0, {})
+    assert "dry run" in dry
+    assert dry.splitlines()[1].split()[:2] == ["e", "added"]
+    status, said = run("import", "redbeat", "--by", "alice")
+    assert status == 0
+    assert said.splitlines()[:2] == dry.splitlines()[:2]
+    definition, state = stored(app)[ENTRY, "e"], stored(app)[STATE, "e"]
+    assert (definition.schedule, definition.args, definition.since) == ("0 4 * * *", [1], state.last)
+    assert (state.runs, definition.changes[0].by) == (1, "alice")
+    RedBeatSchedulerEntry("rule", "shop.tidy", rrule("YEARLY"), app=app).save()
+    status, said = run("import", "redbeat")
+    assert status == 1
+    assert "RedBeat: 1 kept, 1 left out" in said
+
+
+def test_a_file_is_imported(app: Celery, run: Any, tmp_path: Path) -> None:
+    """By its path, or by that of the settings."""
+    path = str(tmp_path / "beat")
+    beat = celery.beat.PersistentScheduler(app, schedule_filename=path)
+    beat.schedule["static"] = next(beat.schedule["static"])
+    beat.close()
+    assert run("import", "file", path)[0] == 0
+    assert stored(app)[STATE, "static"].runs == 1
+    app.conf.beat_schedule_filename = path
+    assert "1 kept" in run("import", "file")[1]
+
+
+def test_django_celery_beat_is_imported(app: Celery, run: Any, tmp_path: Path) -> None:
+    """Of its database, through its models."""
+    from tests.unit.schedulers import configure_django
+
+    configure_django(tmp_path)
+    from django.db import connections
+    from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+    interval = IntervalSchedule.objects.create(every=5, period="minutes")
+    row = PeriodicTask.objects.create(name="e", task="shop.tidy", interval=interval, enabled=False)
+    try:
+        assert run("import", "django")[0] == 0
+        assert stored(app)[ENTRY, "e"].paused
+        assert run("import", "django", "some/path")[0] == 2
+    finally:
+        row.delete()
+        connections.close_all()
+
+
+def test_the_topic_is_that_of_the_beats(app: Celery) -> None:
+    """Not that of the workers' election."""
+    assert from_app(app, "beat").schedule_topic == "g.beat.neli.schedule"

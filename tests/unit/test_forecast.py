@@ -1,0 +1,116 @@
+"""Many entries looked at as at one moment are due when each of them, asked alone, is."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery.beat import ScheduleEntry
+from celery.schedules import crontab, schedule
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from celery_neli.due import reckoned, seconds_to_next
+from celery_neli.forecast import Forecast
+from tests.unit.schedulers import make_app
+from tests.unit.test_slots import FIELDS, INTERVALS, MOMENTS, ZONES
+
+UTC = timezone.utc
+NOW = datetime(2026, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
+#: Few, so that entries share them.
+CRONTABS = st.one_of(st.builds(crontab, **FIELDS), st.sampled_from(["*", "*/15", "0", "30"]).map(crontab))
+#: From some moment, that of a change of the clock often, up to some days on: between slots, on them and past them.
+LASTS = st.tuples(
+    MOMENTS,
+    st.lists(
+        st.one_of(st.integers(0, 120), st.integers(0, 3 * 86_400)).map(lambda seconds: timedelta(seconds=seconds)),
+        min_size=2,
+        max_size=9,
+    ),
+).map(lambda pair: [pair[0] + each for each in pair[1]])
+
+
+def app_in(zone: str, *, utc: bool = True) -> Any:
+    app = make_app(timezone=zone, enable_utc=utc)
+    app.now = lambda: NOW.astimezone(app.timezone)
+    return app
+
+
+APPS = {(zone, utc): app_in(zone, utc=utc) for zone in ZONES for utc in (True, False)}
+
+
+def entry(app: Any, when: Any, last: datetime) -> ScheduleEntry:
+    return ScheduleEntry(name="e", task="t", schedule=when, last_run_at=last, app=app)
+
+
+def alone(each: ScheduleEntry) -> float | None:
+    return seconds_to_next(each) if reckoned(each) else None
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    crontabs=st.lists(CRONTABS, min_size=1, max_size=2),
+    every=INTERVALS,
+    relative=st.booleans(),
+    lasts=LASTS,
+    zone=st.sampled_from(ZONES),
+    utc=st.booleans(),
+    told=st.sampled_from(["utc", "local", "naive"]),
+)
+def test_the_forecast_is_what_each_entry_says_alone(
+    crontabs: list[Any], every: timedelta, relative: bool, lasts: list[datetime], zone: str, utc: bool, told: str
+) -> None:
+    """To the microsecond, in any zone, through changes of the clock, in whatever order they come."""
+    app = APPS[zone, utc]
+    forecast = Forecast()
+    for moment in lasts:
+        last = {"utc": moment, "local": moment.astimezone(ZoneInfo(zone)), "naive": moment.replace(tzinfo=None)}[told]
+        for when in (*(crontab(*fields_of(each)) for each in crontabs), schedule(every, relative)):
+            each = entry(app, when, last)
+            found = forecast.next(each)
+            assert (None if found is None else found.delay) == alone(each)
+            assert found is None or found.now == NOW.timestamp()
+
+
+def fields_of(when: Any) -> tuple[Any, ...]:
+    """What a crontab is made of, to make one more of it."""
+    return tuple(when.__reduce__()[1])
+
+
+def test_what_is_shared_is_reckoned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand entries on five crontabs that ran last within two minutes, whatever their order."""
+    asked: list[Any] = []
+    estimate = crontab.remaining_estimate
+
+    def counted(self: Any, last: datetime, *args: Any) -> Any:
+        asked.append(self)
+        return estimate(self, last, *args)
+
+    monkeypatch.setattr(crontab, "remaining_estimate", counted)
+    app, forecast = APPS["Europe/Berlin", True], Forecast()
+    for n in range(1_000):
+        when = crontab(minute="0", hour=str(n % 5))
+        assert forecast.next(entry(app, when, NOW - timedelta(milliseconds=n * 7919 % 100_000))) is not None
+    assert len(asked) < 100
+
+
+def test_entries_and_schedules_with_ways_of_their_own_are_asked_or_reckoned_alone() -> None:
+    """A clock, a class or an answer that is not Celery's."""
+
+    class Own(ScheduleEntry):
+        def is_due(self) -> Any:
+            return False, 7
+
+    app = APPS["UTC", True]
+    patched = schedule(timedelta(seconds=60))
+    patched.is_due = lambda last: (True, 60)
+    clocked = schedule(timedelta(seconds=60), nowfun=lambda: NOW + timedelta(hours=1))
+    listed = crontab(minute=[0, 30])
+    last = NOW - timedelta(seconds=20)
+    forecast = Forecast()
+    assert forecast.next(entry(app, patched, last)) is None
+    assert forecast.next(Own(name="o", task="t", schedule=timedelta(seconds=60), last_run_at=last, app=app)) is None
+    assert forecast.next(entry(app, clocked, last)) == (40 - 3600, (NOW + timedelta(hours=1)).timestamp())
+    assert forecast.next(entry(app, listed, last)) == (alone(entry(app, listed, last)), NOW.timestamp())
