@@ -19,7 +19,7 @@ from celery_neli.flights import Flights
 from celery_neli.once import once
 from celery_neli.overlap import Overlap
 from celery_neli.overlap_gate import OverlapGate
-from celery_neli.publish import slot_id
+from celery_neli.publish import is_unconfirmed, slot_id
 from celery_neli.publishers import Unsent
 from celery_neli.reservation import Reservation
 from celery_neli.schedule_records import ENTRY, STATE, Kind, encode_state
@@ -75,6 +75,7 @@ class LedMixin:
     neli_in_doubt = 0
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        self._warned = False
         #: The present term, or the last.
         self._term: Term | None = None
         self._retries: dict[str, float] = {}
@@ -155,6 +156,12 @@ class LedMixin:
             more=beginning.data,
         )
         self._flights = Flights(self, count=keeper.settings.parallel)
+        if is_unconfirmed(self.app) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "beat: the task broker does not confirm what is published, so a slot counts as done before the broker "
+                "has its task: set broker_transport_options = {'confirm_publish': True}"
+            )
         self._retries.clear()
         self._overlaps.begin()
         for entry in states.births(None if marks is None else marks.done):

@@ -412,7 +412,7 @@ class Member:
         if told == before:
             return False
         post.newest = told
-        return own and (data is not before.data or not before.own)
+        return own
 
     def _publish(self, post: _Post) -> None:
         """Let other threads see what the lease allows; before a release leaves, never after."""

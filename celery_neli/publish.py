@@ -12,7 +12,7 @@ from celery.utils.time import maybe_make_aware, remaining
 if TYPE_CHECKING:
     from celery_neli.tenure import Tenure
 
-__all__ = ["beat_headers", "due_slot", "leased_producer", "slot_id"]
+__all__ = ["beat_headers", "due_slot", "is_unconfirmed", "leased_producer", "slot_id"]
 
 #: Of the ids of slots.
 NAMESPACE = UUID("5b9ad6f0-7c0e-5d8e-9d57-0d4c4e4c4931")
@@ -119,3 +119,10 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
 def slot_id(group: str, entry: str, slot: str) -> str:
     """The task id of a slot, the same whoever sends it: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
     return str(uuid5(NAMESPACE, f"{group}\n{entry}\n{slot}"))
+
+
+def is_unconfirmed(app: Any) -> bool:
+    """Whether the task broker could confirm what is published (AMQP), and is not asked to. Connects nowhere."""
+    with app.connection_for_write() as connection:
+        amqp = connection.get_transport_cls().driver_type == "amqp"
+        return amqp and not (connection.transport_options or {}).get("confirm_publish")

@@ -178,6 +178,9 @@ class States:
         before = self._entry(name)
         entry = entry_of(definition, name, self._scheduler.app)
         self._scheduler.check(entry)
+        if before is not None and definition.since == self.since.get(name) and _alike(before, entry):
+            self._pause_or_go_on(before, paused=definition.paused)
+            return
         if before is None:
             self.unborn.add(name)
             place(entry, definition.since)
@@ -203,9 +206,14 @@ class States:
             self.open.add(name)
             if not paused:
                 place(entry, max(at_of(entry), definition.since))
-        if paused != (name in self.paused):
-            logger.info("schedule: entry=%s was %s", name, "paused" if paused else "resumed")
-        self._show(entry, paused=paused)
+        self._pause_or_go_on(entry, paused=paused)
+
+    def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
+        if paused != (entry.name in self.paused):
+            logger.info("schedule: entry=%s was %s", entry.name, "paused" if paused else "resumed")
+            self._show(entry, paused=paused)
+        elif not paused:
+            self._changed(entry.name)
 
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
@@ -228,6 +236,11 @@ class States:
     def _changed(self, name: str) -> None:
         if name in self._scheduler.schedule:
             self._scheduler.schedule.note((name,))
+
+
+def _alike(before: Any, entry: Any) -> bool:
+    fields = ("task", "schedule", "args", "kwargs", "options")
+    return all(getattr(before, field) == getattr(entry, field) for field in fields)
 
 
 def at_of(entry: Any) -> float:

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from celery_neli.config import Config
 from celery_neli.defined import define
 from celery_neli.grant import Told
-from celery_neli.schedule_records import ENTRY, encode_definition
+from celery_neli.schedule_records import ENTRY, STATE, encode_definition
 from celery_neli.scheduler import Scheduler
 from celery_neli.shared import Standing
 
@@ -190,7 +190,8 @@ class World:
             self._put(f"once-{self._seconds}-{n}", f"at:{(self.now + SECOND * (1 + n / ONCE)).isoformat()}")
         for n in range(EVERY):
             self._put(f"every-{self._seconds}-{n}", "PT1S")
-            self.topic.put(ENTRY, f"every-{self._seconds - KEPT}-{n}", None)
+            for kind in (ENTRY, STATE):  # as `celery_neli.periodic.remove` does
+                self.topic.put(kind, f"every-{self._seconds - KEPT}-{n}", None)
         if self._seconds % TERM == 0:
             self.leader.lose()
             self._turns()

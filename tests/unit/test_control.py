@@ -173,7 +173,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     types, loaded = told.splitlines()
     assert types == "inspect control"
     assert set(loaded.split()) == {
-        f"celery_neli.{each}" for each in ("cli", "config", "control", "exceptions", "records")
+        f"celery_neli.{each}" for each in ("cli", "config", "control", "exceptions", "records", "schedule_cli", "settings")
     }
 
 

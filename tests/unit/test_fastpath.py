@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock
 
 import kombu
 import pytest
-from celery import signals
+from celery import Celery, signals
 from celery.beat import BeatLazyFunc, ScheduleEntry, SchedulingError
 from celery.beat import Scheduler as CelerysScheduler
 from kombu.transport.memory import Channel, Transport
 from kombu.utils.json import dumps
 
+from celery_neli import leader_only
 from celery_neli.fastpath import FastPath
 from celery_neli.replicated import ReplicatedScheduler
 from tests.unit.schedulers import make_app
@@ -331,3 +334,171 @@ def test_the_result_backend_is_told_of_every_message() -> None:
     ids = [scheduler.apply_async(entry_of(app), producer=scheduler.producer, advance=False).id for _ in range(3)]
     scheduler.apply_async(entry_of(app, "rich"), producer=scheduler.producer, advance=False)  # ignores its result
     assert told == ids
+
+
+def through(app: Any, scheduler: Any, fast: FastPath, producer: Any, entry: ScheduleEntry) -> Any:
+    """Send as a publisher does: the kind is known to the coordinator, the template to all."""
+    kind = fast.key(scheduler, entry, scheduler.producer)
+    template = fast.get(kind)
+    if template is not None:
+        return fast.send(template, entry, producer)
+    with fast.recording(kind, producer) as recorder:
+        return CelerysScheduler.apply_async(scheduler, entry, producer=recorder, advance=False)
+
+
+def test_templates_serve_any_thread_with_a_producer_of_its_own() -> None:
+    """Its messages are those that Celery sends there: with the thread's own address for replies, and declared there."""
+    app, out = app_on_a_wire()
+    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), FastPath(app)
+    through(app, scheduler, fast, scheduler.producer, entry_of(app))
+
+    def on_a_thread(send: Callable[[Any], Any]) -> list[Any]:
+        seen: list[Any] = []
+
+        def run() -> None:
+            producer = app.amqp.Producer(app.connection_for_write(), auto_declare=False)
+            out.clear()
+            ids = [send(producer).id for _ in range(2)]
+            told = b" ".join(out).replace(app.thread_oid.encode(), b"OID")
+            for task_id in ids:
+                told = told.replace(task_id.encode(), b"ID")
+            seen.append(told)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        return seen
+
+    celerys = on_a_thread(
+        lambda producer: CelerysScheduler.apply_async(scheduler, entry_of(app), producer=producer, advance=False)
+    )
+    assert b"declare q" in celerys[0]
+    assert b"OID" in celerys[0]
+    assert on_a_thread(lambda producer: through(app, scheduler, fast, producer, entry_of(app))) == celerys
+
+
+def test_many_threads_learn_and_send_at_once() -> None:
+    """Each message is its own."""
+    app, out = app_on_a_wire()
+    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), FastPath(app)
+    ready = threading.Barrier(4)
+
+    def run(thread: int) -> None:
+        producer = app.amqp.Producer(app.connection_for_write(), auto_declare=False)
+        ready.wait()
+        for n in range(50):
+            entry = entry_of(app, args=(thread, n), options={"queue": f"q{n % 3}", "task_id": f"{thread}-{n}"})
+            through(app, scheduler, fast, producer, entry)
+
+    assert scheduler.producer is not None
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, range(4)))
+    sent = {message["headers"]["id"]: (message["headers"]["argsrepr"], key) for message, _, key, _ in messages(out)}
+    assert sent == {f"{t}-{n}": (f"[{t}, {n}]", f"q{n % 3}") for t in range(4) for n in range(50)}
+
+
+class Flaky(Wire):
+    """Loses its connection whenever it is told to."""
+
+    lose = False
+
+    def basic_publish(self, message: Any, exchange: Any, routing_key: Any, **kwargs: Any) -> None:
+        if type(self).lose:
+            type(self).lose = False
+            raise ConnectionResetError("lost")
+        super().basic_publish(message, exchange, routing_key, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [CelerysScheduler, ReplicatedScheduler])
+def test_a_connection_that_is_lost_in_mid_publish_is_made_anew_and_the_queue_declared_there(cls: type[Any]) -> None:
+    """The publish is retried, as Celery's is."""
+    app, _ = app_on_a_wire()
+    wire = type("FlakyWire", (Flaky,), {"out": []})
+    transport = type("OnAWire", (Transport,), {"Channel": wire, "connection_errors": (ConnectionResetError,)})
+    app.connection_for_write = functools.partial(Celery.connection_for_write, app, transport=transport)
+    scheduler = cls(app=app, lazy=True)
+    for _ in range(2):
+        scheduler.apply_async(entry_of(app), producer=scheduler.producer, advance=False)
+    wire.out.clear()
+    wire.lose = True
+    scheduler.apply_async(entry_of(app), producer=scheduler.producer, advance=False)
+    assert wire.out[0][:9] == b"declare q"
+    assert len(messages(wire.out)) == 1
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["from the start", "marked later"])
+def test_a_leader_only_task_chooses_its_queue_itself(*, first: bool) -> None:
+    """Its class overrides `apply_async`: every message goes through there."""
+    app, out = app_on_a_wire(neli_group="g")
+    scheduler = ReplicatedScheduler(app=app, lazy=True)
+    entry = entry_of(app, "plain")
+    if first:
+        scheduler.apply_async(entry, producer=scheduler.producer, advance=False)
+        out.clear()
+    leader_only(app.tasks["plain"])
+    assert kind_of(entry, app, scheduler) is None
+    for _ in range(2):
+        scheduler.apply_async(entry, producer=scheduler.producer, advance=False)
+    assert [routing_key for _, _, routing_key, _ in messages(out)] == ["g.leader.leader"] * 2
+
+
+def test_a_class_of_tasks_that_overrides_apply_async_gets_every_message() -> None:
+    """As users write them, with `base=`."""
+    app, _ = app_on_a_wire()
+    asked: list[Any] = []
+
+    class Own(app.Task):  # type: ignore[name-defined,misc]
+        def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+            asked.append(args)
+            return super().apply_async(*args, **kwargs)
+
+    @app.task(name="own", base=Own, shared=False)
+    def own() -> None: ...
+
+    scheduler = ReplicatedScheduler(app=app, lazy=True)
+    for _ in range(3):
+        scheduler.apply_async(entry_of(app, "own"), producer=scheduler.producer, advance=False)
+    assert len(asked) == 3
+
+
+def test_lazy_arguments_are_evaluated_for_each_message() -> None:
+    """Not once for the template."""
+    app, out = app_on_a_wire()
+    scheduler = ReplicatedScheduler(app=app, lazy=True)
+    count = iter(range(100))
+    entry = entry_of(app, args=(BeatLazyFunc(lambda: next(count)),))
+    for _ in range(3):
+        scheduler.apply_async(entry, producer=scheduler.producer, advance=False)
+    assert [message["headers"]["argsrepr"] for message, *_ in messages(out)] == ["[0]", "[1]", "[2]"]
+
+
+def test_an_eta_counts_from_each_message() -> None:
+    """It is in seconds from now."""
+    app, out = app_on_a_wire()
+    scheduler = ReplicatedScheduler(app=app, lazy=True)
+    for minute in range(3):
+        app.now = lambda minute=minute: NOON + timedelta(minutes=minute)
+        scheduler.apply_async(entry_of(app, options={"countdown": 10}), producer=scheduler.producer, advance=False)
+    told = [datetime.fromisoformat(message["headers"]["eta"]) for message, *_ in messages(out)]
+    assert told == [NOON + timedelta(minutes=minute, seconds=10) for minute in range(3)]
+
+
+def test_apply_entry_is_called_for_every_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentry and others patch it, on the class, at any time."""
+    app, out = app_on_a_wire()
+    scheduler = ReplicatedScheduler(app=app, lazy=True)
+    applied: list[str] = []
+    original = CelerysScheduler.apply_entry
+
+    def apply_entry(self: Any, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        applied.append(entry.name)
+        entry.options["headers"] = {"trace": len(applied)}
+        return original(self, entry, *args, **kwargs)
+
+    monkeypatch.setattr(CelerysScheduler, "apply_entry", apply_entry)
+    for name in ("one", "two", "three"):
+        scheduler.add(name=name, task="remote", schedule=timedelta(seconds=60), last_run_at=NOON - timedelta(hours=1))
+    for _ in range(4):
+        scheduler.tick()
+    assert sorted(applied) == ["one", "three", "two"]
+    assert [message["headers"]["trace"] for message, *_ in messages(out)] == [1, 2, 3]
