@@ -76,13 +76,15 @@ class Flights:
         second = heap.second()
         return bool(self._by_name) or (late > BACKLOG and second is not None and second <= now)
 
-    def begin(self, entry: Any, sent: Any, found: Look, now: datetime) -> bool:
-        """Send this slot; False if nobody is free to. Does not block."""
+    def free(self) -> bool:
+        """Whether somebody is free to send another one."""
+        return self._publishers is None or self._publishers.free() > 0
+
+    def begin(self, entry: Any, sent: Any, found: Look, now: datetime) -> None:
+        """Send this slot; somebody is `free`. Does not block. :raises LeaseEnded: the term may start nothing more."""
         scheduler = self._scheduler
         if self._publishers is None:
             self._publishers = Publishers(count=self._count, connect=self._connect, send=self._send)
-        if not self._publishers.free():
-            return False
         tenure = scheduler.neli_tenure
         tenure.ask_start()
         headers = beat_headers(entry, term=tenure.term, slot=found.slot)
@@ -91,7 +93,6 @@ class Flights:
             self._landed_at = time.monotonic()
         self._by_name[entry.name] = flight
         self._publishers.submit(flight)
-        return True
 
     def landed(self) -> list[tuple[Flight, BaseException | None]]:
         """What came of flights since the last call: None where the message left. Does not block."""

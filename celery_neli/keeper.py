@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.schedule_records import MEMBER, Note, encode_note
 from celery_neli.shards import begin
+from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,6 +44,8 @@ class Keeper:
         self.followers: list[Any] = []
         self._generation = topic.generation
         self._noted = self._asked = float("-inf")
+        self._fingerprint: str | None = None
+        self._asked_fingerprint = False
 
     def pull(self) -> None:
         """Hand what was read to the schedulers."""
@@ -74,10 +77,18 @@ class Keeper:
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
             return
+        if self._fingerprint is None:
+            if not self._asked_fingerprint:  # of a hundred thousand entries it takes seconds: not on this thread
+                self._asked_fingerprint = True
+                entries = [entry for each in self.followers for entry in each.neli_states.static()]
+                spawn(lambda: self._take_fingerprint(entries), name="neli-fingerprint")
+            return
         self._noted = now
-        mine = fingerprint(self.followers)
-        note = Note(schedule=mine, version=self.settings.version, at=time.time())
+        note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time())
         self.topic.write(MEMBER, self.name, encode_note(note))
+
+    def _take_fingerprint(self, entries: list[Any]) -> None:
+        self._fingerprint = fingerprint(entries)
 
     def prefer_newest(self, shard: int) -> None:
         """Ask for a role that is led with an older version of the schedule than this member's."""
@@ -98,11 +109,10 @@ class Keeper:
         self.topic.stop()
 
 
-def fingerprint(schedulers: Iterable[Any]) -> str:
+def fingerprint(entries: Iterable[Any]) -> str:
     """Eight hex digits that differ where the entries of beat_schedule differ, in whatever order they are."""
     digest = 0
-    for scheduler in schedulers:
-        for entry in scheduler.neli_states.static():
-            text = repr((entry.name, entry.task, entry.schedule, entry.args, entry.kwargs, entry.options))
-            digest ^= int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "big")
+    for entry in entries:
+        text = repr((entry.name, entry.task, entry.schedule, entry.args, entry.kwargs, entry.options))
+        digest ^= int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "big")
     return f"{digest:08x}"

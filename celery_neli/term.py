@@ -56,9 +56,9 @@ class Term:
             self._doubt = inherited.claimed
         self._told: set[str] = set()
 
-    def tell(self) -> None:
-        """Let the others know at once what this term goes by."""
-        self._offer(self.claims.inherited, hurry=True)
+    def tell(self, now: float, due: float | None) -> None:
+        """Let the others know at once what this term goes by; nothing is claimed yet."""
+        self._offer(self.claims.closing(now, self._first(due)), hurry=True)
 
     def claim(self, now: float, due: float | None) -> None:
         """Claim what is due soon, and tell what is done. ``due``: the first slot in the heap, past or future."""

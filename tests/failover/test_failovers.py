@@ -4,8 +4,8 @@ Whatever happens, with `neli_misfire = "fire_all"`: every slot is sent; none wit
 unless a successor told that it was in doubt. With `neli_in_doubt = "skip"` none twice, and those that are missing were
 told, each of them.
 
-NELI_FAILOVER_ROUNDS: how many faults in each of four settings, all kinds in turn: 50, say, which takes an hour. By
-default one of each of the first kinds on Redis, and a few on RabbitMQ.
+NELI_FAILOVER_ROUNDS: how many faults in each of five settings, all kinds in turn: 40, say, which takes half an hour. By
+default one of each of the first kinds on Redis, and one on RabbitMQ.
 """
 
 from __future__ import annotations

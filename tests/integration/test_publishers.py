@@ -1,4 +1,4 @@
-"""Publishers on real brokers: every job arrives once, and a broker that goes away costs nothing but the jobs in flight."""
+"""Publishers on real brokers: every job arrives once; a broker that goes away costs the jobs in flight only."""
 
 from __future__ import annotations
 

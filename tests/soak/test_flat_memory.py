@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Simulated seconds that are watched. By hand: NELI_SOAK_SECONDS=3600, which takes about as long.
-SECONDS = int(os.environ.get("NELI_SOAK_SECONDS", "10"))
+SECONDS = int(os.environ.get("NELI_SOAK_SECONDS", "15"))
 #: Simulated seconds before: caches fill, of which the largest holds a thousand schedules.
 WARM_UP = max(11, SECONDS // 5)
-#: Bytes. A hundred for each of the messages of a second.
-GROWTH = 100_000
+#: Bytes: dicts in which keys come and go are made anew, larger, now and then. A leak of one object a message is more.
+GROWTH = 200_000
 
 
 @pytest.fixture

@@ -1,0 +1,196 @@
+"""What becomes of a slot that was sent, or could not be: the state of its entry, in the schedule topic.
+
+The rules of what a state tells are in docs/protocol.md ("Slots").
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.once import once
+from celery_neli.overlap import Overlap
+from celery_neli.publish import slot_id
+from celery_neli.reservation import Reservation
+from celery_neli.schedule_records import ENTRY, STATE, encode_state
+from celery_neli.slots import next_slot
+from celery_neli.states import at_of
+
+if TYPE_CHECKING:
+    from celery_neli.due import Look
+    from celery_neli.heap import DueHeap
+    from celery_neli.keeper import Keeper
+    from celery_neli.overlap_gate import OverlapGate
+    from celery_neli.states import States
+    from celery_neli.tenure import Tenure
+    from celery_neli.term import Term
+
+__all__ = ["FLUSH", "Settling", "StateReservation", "iso"]
+
+logger = get_logger(__name__)
+
+#: Seconds that a hand-over waits for the states of what ran to be in Kafka.
+FLUSH = 1.0
+#: Seconds after which a slot whose publishing failed is tried again; doubled each time, up to the last.
+FIRST_RETRY, LAST_RETRY = 1.0, 60.0
+
+
+class StateReservation(Reservation):
+    """A run of an entry whose state is kept in the schedule topic."""
+
+    def __init__(self, *, scheduler: Any, entry: Any) -> None:
+        super().__init__(scheduler=scheduler, entry=entry)
+        self._slot = scheduler.neli_slot
+
+    def confirm(self) -> None:
+        """The message has left: the slot is settled."""
+        self.scheduler.neli_sent(self.advanced, self._slot)
+
+    def fail(self) -> bool:
+        """It could not be sent: the slot is still owed, and tried again later."""
+        self.scheduler.neli_failed(self.entry)
+        return True
+
+
+class Settling:
+    """The part of a led scheduler that keeps the states of its entries. The thread that ticks."""
+
+    neli_keeper: Keeper
+    neli_states: States
+    neli_tenure: Tenure | None
+    neli_slot: datetime | None
+    _term: Term | None
+    _overlaps: OverlapGate
+    #: Seconds after which an entry is tried again, by name.
+    _retries: dict[str, float]
+    #: Entries that are removed, and whose states are still to be.
+    _gone: set[str]
+
+    def _entry_to_send(self, entry: Any) -> Any:
+        """The entry with the task id of the slot that it runs for, unless its options name one."""
+        sent = super()._entry_to_send(entry)  # type: ignore[misc]
+        if "task_id" not in sent.options:
+            options = dict(sent.options, task_id=self._id_of_run(entry))
+            sent = object.__new__(type(sent))
+            sent.__dict__.update(vars(entry), options=options)
+        return sent
+
+    def _id_of_run(self, entry: Any) -> str:
+        slot = self.neli_slot
+        if slot is None:  # its schedule knows no slots: the run after so many, and after that moment, is this one
+            return self._slot_id(entry.name, None, f"{entry.total_run_count} {at_of(entry)}")
+        return self._slot_id(entry.name, slot)
+
+    def _neli_enter(self, reservation: Reservation) -> None:
+        if self.neli_tenure is not None and self.neli_tenure.may_finish():
+            reservation.confirm()
+
+    def neli_sent(self, entry: Any, slot: datetime | None) -> None:
+        """The ``slot`` of ``entry`` (advanced) is published and confirmed, as far as the transport can."""
+        name, states = entry.name, self.neli_states
+        self._retries.pop(name, None)
+        self._present.unsettled.pop(name, None)
+        if isinstance(entry.schedule, once) and name in states.defined:
+            self.neli_keeper.topic.write(ENTRY, name, None)
+            self._gone.add(name)
+            states.forget(name)
+            logger.info("schedule: entry=%s ran, for the only time, and was removed", name)
+            return
+        if slot is not None and entry.options and Overlap.of(entry).skips:
+            states.sent[name] = slot.timestamp()
+            self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
+        self.neli_write(entry)
+
+    def neli_failed(self, entry: Any) -> None:
+        """The slot after ``entry`` could not be published: it is still owed."""
+        name, term = entry.name, self._present
+        self.schedule[name] = entry
+        self._settle(name)
+        self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
+        self.neli_states.open.add(name)
+        slot = next_slot(entry.schedule, entry.last_run_at) if self._reckons(entry) else None
+        if slot is not None:
+            term.unsettled[name] = slot.timestamp()
+        self.neli_write(entry)
+
+    def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
+        retry = self._retries.get(advanced.name)
+        if retry is not None:
+            logger.warning("beat: entry=%s could not be sent; trying again in %.0f s", advanced.name, retry)
+            return self._moment() + retry
+        if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
+            return self._first_look(advanced)
+        return super()._next_look(advanced, found, now)  # type: ignore[misc,no-any-return]
+
+    def _put_off(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
+        wait = float(super()._put_off(heap, entry, found, now))  # type: ignore[misc]
+        if found.exact:  # as above
+            heap.put(entry.name, self._first_look(self.schedule[entry.name]))
+        return wait
+
+    def _bury(self) -> None:
+        """An entry without a state is owed what it has not run: so its state goes last."""
+        topic = self.neli_keeper.topic
+        for name in [name for name in self._gone if topic.saved(ENTRY, name)]:
+            self._gone.discard(name)
+            topic.write(STATE, name, None)
+
+    def neli_write(self, entry: Any) -> None:
+        """Write the state of an entry, in a term. Returns at once."""
+        term, states = self._present, self.neli_states
+        if entry.name in states.open and entry.name not in self._retries and self._reckons(entry):
+            # From now on the mark *done* covers it, if it has not passed its next slot already.
+            following = next_slot(entry.schedule, entry.last_run_at)
+            if following is None or following.timestamp() > term.claims.done:
+                states.open.discard(entry.name)
+        state = states.state_of(entry, term=term.number)
+        self.neli_keeper.topic.write(STATE, entry.name, encode_state(state))
+
+    def neli_write_all(self) -> None:
+        """The schedule topic is another one, or was cut: write what this leader knows."""
+        if self._term is not None and self._term.goes_on:
+            for entry in (*self.schedule.values(), *self.neli_states.paused.values()):
+                self.neli_write(entry)
+
+    def sync(self) -> None:
+        """Wait until the state of what ran is in Kafka; for a second at most."""
+        self.neli_keeper.topic.flush(FLUSH)
+
+    # -- when to look at an entry again --
+
+    def _first_look(self, entry: Any) -> float:
+        """The entry's next slot itself, also if it is past: the mark *done* must not pass it."""
+        try:
+            found = self._next(entry)
+        except Exception:  # noqa: BLE001 - of a user's schedule; said below
+            found = None
+        if found is not None and found.delay < math.inf:
+            return float(found.now + found.delay)
+        return float(super()._first_look(entry))  # type: ignore[misc]
+
+    def _slot_id(self, name: str, slot: datetime | None, run: str = "") -> str:
+        return slot_id(self.neli_keeper.group, name, iso(slot) if slot is not None else run)
+
+    @property
+    def _present(self) -> Term:
+        assert self._term is not None, "in a term, or after one"
+        return self._term
+
+    def _moment(self) -> float:
+        return float(maybe_make_aware(self.app.now()).timestamp())
+
+    # What the classes behind bring.
+    app: Any
+    schedule: Any
+    _next: Any
+    _reckons: Any
+    _settle: Any
+
+
+def iso(slot: datetime | None) -> str:
+    """A slot as text, in UTC."""
+    return "-" if slot is None else slot.astimezone(timezone.utc).isoformat()

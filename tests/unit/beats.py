@@ -1,0 +1,244 @@
+"""Beats with a led scheduler on a clock that the test moves. They share an election, a schedule topic and a broker.
+
+Nothing of a beat is faked but Kafka and the wire: its desks, keeper, schedulers and publishers are the real ones.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kombu import Producer
+
+from celery_neli.alarm import Alarm
+from celery_neli.config import Config, beat_settings, shard_roles
+from celery_neli.desk import Desk
+from celery_neli.keeper import Keeper
+from celery_neli.replicated import ReplicatedScheduler
+from celery_neli.schedule_editor import ScheduleEditor
+from celery_neli.schedule_records import STATE, State, encode_state
+from celery_neli.tenure import LeaseEnded
+from tests.unit.elections import FakeElection, FakeMember
+from tests.unit.fakes import FakeTopic
+from tests.unit.schedulers import make_app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from celery_neli.schedule_records import Kind
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+START = NOON.timestamp()
+
+
+class Crash(BaseException):
+    """The process is killed at this very place."""
+
+
+class Sent(NamedTuple):
+    """A message that reached the broker: seconds since noon, entry, slot (seconds since noon), term, task id."""
+
+    at: float
+    entry: str
+    slot: float
+    term: int
+    id: str
+
+
+class World:
+    """The clock (seconds since noon), the broker, and what the beats share. ``conf``: settings of each of them."""
+
+    def __init__(self, schedule: Mapping[str, Any] | None = None, **conf: Any) -> None:
+        self.now = 0.0
+        self.schedule = {
+            name: each if isinstance(each, dict) else {"task": "t", "schedule": each}
+            for name, each in (schedule or {}).items()
+        }
+        self.conf = {"neli_publish_parallel": 1, "timezone": "UTC", **conf}
+        self.election = FakeElection(self.clock)
+        self.log: list[Any] = []
+        self.sent: list[Sent] = []
+        self.beats: list[Process] = []
+        #: Called with the name of the entry just before, and just after its message reaches the broker.
+        self.before_wire: Callable[[str], object] = lambda entry: None
+        self.after_wire: Callable[[str], object] = lambda entry: None
+        self._lock = threading.Lock()
+
+    def clock(self) -> float:
+        return START + self.now
+
+    def time(self) -> datetime:
+        return NOON + timedelta(seconds=self.now)
+
+    def beat(
+        self, schedule: Mapping[str, Any] | None = None, *, shards: int = 1, added: Iterable[Any] = (), **conf: Any
+    ) -> Process:
+        """A further beat. It stands by from now on."""
+        beat = Process(self, f"beat-{len(self.beats)}", schedule, shards, list(added), {**self.conf, **conf})
+        self.beats.append(beat)
+        return beat
+
+    def leader(self, schedule: Mapping[str, Any] | None = None, **conf: Any) -> Process:
+        """A further beat, which leads from now on."""
+        beat = self.beat(schedule, **conf)
+        beat.member.lead()
+        return beat
+
+    def ticks(self, until: float) -> None:
+        """Everybody ticks, sleeping as told; the clock stands at that time then."""
+        for _ in range(50_000):
+            self.election.catch_up()
+            wait = min((beat.turn() for beat in self.beats), default=math.inf)
+            if wait <= 0:
+                continue
+            then = min(self.now + wait, self.election.next_event() - START)
+            if then > until:
+                self.now = max(self.now, until)
+                self.election.catch_up()
+                return
+            self.now = max(math.ceil(then * 1e6) / 1e6, self.now)  # a clock ticks in microseconds
+        raise AssertionError("it never waited")
+
+    def arrive(self, headers: Mapping[str, Any]) -> None:
+        """A message is on the wire."""
+        entry = headers["neli_beat_entry"]
+        self.before_wire(entry)
+        slot = (datetime.fromisoformat(headers["neli_beat_slot"]) - NOON).total_seconds()
+        with self._lock:
+            self.sent.append(Sent(self.now, entry, slot, headers["neli_beat_term"], headers["id"]))
+        self.after_wire(entry)
+
+    def slots(self, entry: str = "e", *, term: int | None = None) -> list[float]:
+        """The slots of an entry in the order in which they were sent."""
+        return [each.slot for each in self.sent if each.entry == entry and term in (None, each.term)]
+
+    def doubled(self) -> dict[tuple[str, float], int]:
+        """Slots that were sent more than once."""
+        counts = Counter((each.entry, each.slot) for each in self.sent)
+        return {key: count for key, count in counts.items() if count > 1}
+
+    def state(self, entry: str = "e") -> State:
+        """What the schedule topic says of an entry; `last` in seconds since noon."""
+        states = FakeTopic(self.log).states()
+        found = states[entry]
+        return State(found.last - START, found.runs, found.term, found.since and found.since - START, found.open)
+
+    def put_state(self, entry: str, last: float, **fields: Any) -> None:
+        """Somebody else writes a state."""
+        given = {"runs": 0, "term": 0, **fields}
+        self.log.append((STATE, entry, encode_state(State(last=START + last, **given)), None))
+
+    def marks(self, role: str = "leader") -> tuple[float, float]:
+        """Claimed and done, in seconds since noon, as the newest record has them."""
+        data = self.election.role(role).data
+        assert data is not None
+        return round(data["claimed"] - START, 6), round(data["done"] - START, 6)
+
+    def edit(self) -> ScheduleEditor:
+        """For one change of the runtime schedule by another process."""
+        app = make_app(beat_schedule=self.schedule, timezone="UTC")
+        return ScheduleEditor(app, _Store(self.log), by="test", clock=self.clock)
+
+    def put(self, name: str, schedule: Any, **fields: Any) -> None:
+        """Define an entry at runtime, or change it."""
+        given = {"args": (), "kwargs": None, "options": None, **fields}
+        self.edit().put(name, "t", schedule, given["args"], given["kwargs"], given["options"])
+
+
+class _Store:
+    def __init__(self, log: list[Any]) -> None:
+        self._log = log
+
+    def read(self) -> Mapping[tuple[Kind, str], bytes]:
+        return FakeTopic(self._log).values()
+
+    def write(self, records: list[Any]) -> None:
+        self._log.extend((*record, None) for record in records)
+
+
+class Process:
+    """One beat process, as `celery_neli.Scheduler` is made of its parts, without its thread."""
+
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        schedule: Mapping[str, Any] | None,
+        shards: int,
+        added: list[Any],
+        conf: Mapping[str, Any],
+    ) -> None:
+        self.world = world
+        entries = world.schedule if schedule is None else World(schedule).schedule
+        conf = dict(conf)
+        scheduler = conf.pop("scheduler", ReplicatedScheduler)
+        self.app = make_app(beat_schedule={key: dict(each) for key, each in entries.items()}, **conf)
+        self.app.now = world.time
+        config = Config(group="test.beat", kafka="127.0.0.1:1", name=name, roles=shard_roles(shards))
+        self.member = FakeMember(world.election, config)
+        self.topic = FakeTopic(world.log)
+        self.alarm = Alarm(config.roles)
+        self.keeper = Keeper(leader=self.member, config=config, settings=beat_settings(self.app), topic=self.topic)
+        self.dead = False
+
+        class Wire(Producer):  # type: ignore[misc]
+            def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: Any, *args: Any) -> None:
+                world.arrive(headers)
+
+        self.desks = [
+            Desk(
+                app=self.app, cls=scheduler, shard=shard, role=role, leader=self.member, alarm=self.alarm,
+                keeper=self.keeper, options={"schedule": None, "max_interval": None, "Producer": Wire},
+                added=added, stopping=lambda: False,
+            )
+            for shard, role in enumerate(config.roles)
+        ]  # fmt: skip
+
+    @property
+    def inner(self) -> Any:
+        """The scheduler of the first shard, leading or not."""
+        return self.desks[0].scheduler
+
+    def entry(self, name: str = "e") -> Any:
+        """The entry, of whatever shard."""
+        return next(desk.schedule[name] for desk in self.desks if desk.schedule and name in desk.schedule)
+
+    def turn(self) -> float:
+        """One turn of each desk: seconds until the next."""
+        if self.dead:
+            return math.inf
+        waits = []
+        for desk in self.desks:
+            try:
+                wait = desk.turn()
+            except LeaseEnded:
+                desk.put_down()
+                wait = 0.0
+            except Crash:
+                self.crash()
+                return math.inf
+            waits.append(math.inf if wait is None else wait)
+        return min(waits)
+
+    def crash(self, *, arrives: bool = True) -> None:
+        """Killed: what it had sent ``arrives`` or not, nothing else does."""
+        self.dead = True
+        for desk in self.desks:
+            if self.world.election.role(desk.role).holder is self.member:
+                self.member.vanish(desk.role, arrives=arrives)
+
+    def hand_over(self, role: str = "leader") -> None:
+        """A clean end of the term."""
+        self.member.drain(role)
+        for desk in self.desks:
+            if desk.role == role:
+                desk.turn()
+        self.member.release(role)
+
+    def fence(self, role: str = "leader") -> None:
+        """The lease is lost; the process goes on, and notices with its next turn."""
+        self.alarm.fenced[role] = self.world.election.role(role).term or 0
+        self.member.vanish(role)

@@ -1,0 +1,185 @@
+"""An election of several beats that a test holds in its hands: who leads which role, and what the records carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery_neli.grant import Told
+from tests.unit.fakes import FakeStanding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from celery_neli.config import Config
+
+NEVER = float("inf")
+
+
+@dataclass
+class Role:
+    """What the records of one role say, and what of the leader's is still to come."""
+
+    term: int | None = None
+    holder: FakeMember | None = None
+    leading: bool = False
+    #: What the newest record that was read carried; whether it is of the holder's term.
+    data: Mapping[str, Any] | None = None
+    own: bool = False
+    #: What further records will carry, if that differs.
+    unsent: Mapping[str, Any] | None = None
+    #: Records that were sent and not read yet: when they will be, and what they carry.
+    on_their_way: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
+
+
+class FakeElection:
+    """Roles, held by members. Beats leave each ``interval``, and are read ``latency`` seconds later."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.latency = 0.0
+        self.roles: dict[str, Role] = {}
+        self.terms = 0
+        #: Everything that was read, in order: role, term, data.
+        self.records: list[tuple[str, int, Mapping[str, Any]]] = []
+        #: Whether members know the log to its end.
+        self.known = True
+
+    def role(self, name: str) -> Role:
+        return self.roles.setdefault(name, Role())
+
+    def claim(self, member: FakeMember, name: str, *, blind: bool = False) -> int:
+        """The member leads the role in a new term; its records carry what the last one did. ``blind``: nothing."""
+        role = self.role(name)
+        self.terms += 1
+        role.term, role.holder, role.leading = self.terms, member, True
+        role.unsent = None
+        role.on_their_way.clear()
+        if blind:
+            role.data = None
+        role.own = True
+        return self.terms
+
+    def next_event(self) -> float:
+        """When something is read or sent next."""
+        times = [when for role in self.roles.values() for when, _ in role.on_their_way]
+        times += [self._next_beat(role) for role in self.roles.values() if role.unsent is not None]
+        return min(times, default=NEVER)
+
+    def catch_up(self) -> None:
+        """Everything happens that is to happen until now."""
+        now = self.clock()
+        for name, role in self.roles.items():
+            if role.unsent is not None and role.holder is not None and self._next_beat(role) <= now:
+                role.on_their_way.append((now + self.latency, role.unsent))
+                role.unsent = None
+                role.holder.beats_from = now
+            while role.on_their_way and role.on_their_way[0][0] <= now:
+                self._read(name, role, role.on_their_way.pop(0)[1])
+
+    def _next_beat(self, role: Role) -> float:
+        member = role.holder
+        return NEVER if member is None else member.beats_from + member.config.heartbeat_interval
+
+    def _read(self, name: str, role: Role, data: Mapping[str, Any]) -> None:
+        assert role.term is not None
+        self.records.append((name, role.term, data))
+        changed, role.data = role.data != data, data
+        if role.holder is not None:
+            role.own = True
+            if changed and role.holder.heard is not None:
+                role.holder.heard()
+
+
+class FakeMember:
+    """One process's part in a `FakeElection`: what `Leadership` is to a scheduler."""
+
+    election = "beat"
+
+    def __init__(self, world: FakeElection, config: Config) -> None:
+        self.world, self.config = world, config
+        self.heard: Callable[[], None] | None = None
+        self.beats_from = world.clock()
+        self.hurried = 0
+        self.offers: list[tuple[str, Mapping[str, Any]]] = []
+        self.resigned: list[str] = []
+        self.asked: list[str] = []
+        self.turns = 0
+        self.predecessor_led_until: datetime | None = None
+
+    def start(self) -> None: ...
+
+    def snapshot(self, role: str) -> FakeStanding:
+        found = self.world.role(role)
+        mine = found.holder is self
+        return FakeStanding(found.term, mine and found.leading, mine)
+
+    def led_until(self, role: str) -> datetime | None:
+        return self.predecessor_led_until
+
+    def told(self, role: str) -> Told:
+        found = self.world.role(role)
+        own = found.own and found.holder is self
+        return Told(term=found.term, data=found.data, own=own, known=self.world.known)
+
+    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        found = self.world.role(role)
+        if found.holder is not self or found.term != term:
+            return
+        self.offers.append((role, data))
+        found.unsent = data
+        if hurry:
+            self.hurried += 1
+            found.on_their_way.append((self.world.clock() + self.world.latency, data))
+            found.unsent = None
+            self.beats_from = self.world.clock()
+            if not self.world.latency:
+                self.world.catch_up()
+
+    def ask(self, role: str) -> None:
+        self.asked.append(role)
+
+    def resign(self, role: str) -> None:
+        self.resigned.append(role)
+
+    def progress(self) -> None:
+        self.turns += 1
+
+    def stop(self) -> None: ...
+
+    # -- what happens to it --
+
+    def lead(self, role: str = "leader", *, blind: bool = False) -> int:
+        """Lead the role from now on; the term."""
+        return self.world.claim(self, role, blind=blind)
+
+    def drain(self, role: str = "leader") -> None:
+        """A hand-over begins."""
+        self.world.role(role).leading = False
+
+    def release(self, role: str = "leader") -> None:
+        """The hand-over ends: the release carries what was offered last."""
+        found = self.world.role(role)
+        for _, data in found.on_their_way:
+            found.data = data
+        if found.unsent is not None:
+            found.data = found.unsent
+        self._leave(found)
+
+    def vanish(self, role: str = "leader", *, arrives: bool = True) -> None:
+        """The lease is lost: what was sent ``arrives`` or not, what was not sent never will."""
+        found = self.world.role(role)
+        for _, data in found.on_their_way if arrives else ():
+            found.data = data
+        self._leave(found)
+
+    def take_back(self, role: str = "leader") -> None:
+        """Late heartbeats are read: the term goes on."""
+        found = self.world.role(role)
+        found.holder, found.leading, found.own = self, True, True
+
+    def _leave(self, found: Role) -> None:
+        found.on_their_way.clear()
+        found.unsent = None
+        found.holder, found.leading, found.own = None, False, False
