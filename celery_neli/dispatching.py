@@ -68,7 +68,7 @@ class Dispatching(Settling):
                 self._present.unsettled.pop(name, None)
                 heap.put(name, self._first_look(current))
             else:
-                self.neli_failed(flight.entry)
+                self.neli_failed(flight.entry, flight.found.slot, wired=flight.wired)
                 heap.put(name, self._next_look(flight.entry, flight.found, flight.now))
         return ended
 
@@ -78,6 +78,8 @@ class Dispatching(Settling):
         self._land()
         for flight in self._flights.lost():
             if (entry := self.schedule.get(flight.entry.name)) is not None:
+                assert flight.found.slot is not None, "only such take off"
+                self._present.perhaps[entry.name] = flight.found.slot.timestamp()
                 self._due_heap().put(entry.name, self._first_look(entry))
         self._present.unsettled.clear()
 

@@ -45,6 +45,7 @@ class Flight:
     now: datetime
     headers: dict[str, Any]
     error: Exception | None = None
+    wired: bool = False
 
 
 class Flights:
@@ -137,14 +138,14 @@ class Flights:
 
     def _send(self, flight: Flight, producer: Any) -> None:
         tenure = producer.neli_tenure
-        tenure.headers, tenure.left = flight.headers, 0
+        tenure.headers, tenure.left, tenure.wired = flight.headers, 0, False
         me = threading.get_ident()
         self._by_thread[me] = flight
         try:
             self._scheduler.apply_entry(flight.sent, producer=producer)
         finally:
             del self._by_thread[me]
-            tenure.headers = None
+            tenure.headers, flight.wired = None, tenure.wired
         if flight.error is not None:
             raise flight.error
         if not tenure.left:

@@ -115,8 +115,8 @@ class Leadership:
         return None if found is None else found[0]
 
     def led_until(self, role: str | None = None) -> datetime | None:
-        """Until when (UTC) the owner of the last leader before the present term of the role made progress, as far as its
-        heartbeats told: they go on while it hangs or drains. None if none was read.
+        """Until when (UTC) the owner of the last leader before the present term of the role made progress, as far as
+        its heartbeats told: they go on while it hangs or drains. None if none was read.
         """
         heard = self._neli.led_until(self.roles[0] if role is None else role)
         if heard is None:

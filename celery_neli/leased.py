@@ -46,7 +46,7 @@ class LeasedMixin:
         advance = super().reserve  # type: ignore[misc]
         tenure = self.neli_tenure
         tenure.ask_start()
-        tenure.left = 0
+        tenure.left, tenure.wired = 0, False
         tenure.headers = beat_headers(entry, term=tenure.term, slot=getattr(self, "neli_slot", None))
         self.neli_reservation = self.neli_reservation_class(scheduler=self, entry=entry)
         return self.neli_reservation.take(advance)

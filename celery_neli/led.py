@@ -190,6 +190,9 @@ class LedMixin(Dispatching):
         self._ground(wait=write)
         if reservation is not None and self.neli_tenure is not None and not self.neli_tenure.left:
             reservation.cancel()
+            slot = getattr(reservation, "slot", None)
+            if self.neli_tenure.wired and slot is not None:
+                term.perhaps[reservation.entry.name] = slot.timestamp()
         elif reservation is not None and reservation.advanced is not None:
             reservation.confirm()
         self._overlaps.begin()

@@ -56,6 +56,7 @@ class _LeasedProducer:
         if tenure.headers is not None:
             headers.update(tenure.headers)
         tenure.ask_finish()
+        tenure.wired = True
         result = super()._publish(  # type: ignore[misc]
             body, priority, content_type, content_encoding, headers, properties, routing_key, mandatory, immediate,
             exchange, None, timeout, confirm_timeout, retry, retry_policy,

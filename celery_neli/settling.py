@@ -44,15 +44,15 @@ class StateReservation(Reservation):
 
     def __init__(self, *, scheduler: Any, entry: Any) -> None:
         super().__init__(scheduler=scheduler, entry=entry)
-        self._slot = scheduler.neli_slot
+        self.slot: datetime | None = scheduler.neli_slot
 
     def confirm(self) -> None:
         """The message has left: the slot is settled."""
-        self.scheduler.neli_sent(self.advanced, self._slot)
+        self.scheduler.neli_sent(self.advanced, self.slot)
 
     def fail(self) -> bool:
         """It could not be sent: the slot is still owed, and tried again later."""
-        self.scheduler.neli_failed(self.entry)
+        self.scheduler.neli_failed(self.entry, self.slot, wired=self.scheduler.neli_tenure.wired)
         return True
 
 
@@ -94,6 +94,7 @@ class Settling:
         name, states = entry.name, self.neli_states
         self._retries.pop(name, None)
         self._present.unsettled.pop(name, None)
+        self._present.perhaps.pop(name, None)
         if isinstance(entry.schedule, once) and name in states.defined:
             self.neli_keeper.topic.write(ENTRY, name, None)
             self._gone.add(name)
@@ -105,16 +106,17 @@ class Settling:
             self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
         self.neli_write(entry)
 
-    def neli_failed(self, entry: Any) -> None:
-        """The slot after ``entry`` could not be published: it is still owed."""
+    def neli_failed(self, entry: Any, slot: datetime | None, *, wired: bool) -> None:
+        """The ``slot`` of ``entry`` could not be published (perhaps it was, if ``wired``): it is still owed."""
         name, term = entry.name, self._present
         self.schedule[name] = entry
         self._settle(name)
         self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
         self.neli_states.open.add(name)
-        slot = next_slot(entry.schedule, entry.last_run_at) if self._reckons(entry) else None
         if slot is not None:
-            term.unsettled[name] = slot.timestamp()
+            term.unsettled[name] = self._first_look(entry)
+            if wired:
+                term.perhaps[name] = slot.timestamp()
         self.neli_write(entry)
 
     def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:

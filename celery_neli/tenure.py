@@ -99,6 +99,8 @@ class Tenure:
         self.headers: dict[str, Any] | None = None
         #: Messages of the entry in flight that left; reset with each entry.
         self.left = 0
+        #: Whether the entry in flight was given to the transport: unless it has left, nobody knows if it arrives.
+        self.wired = False
 
     def may_start(self) -> bool:
         """Whether new work may start in this term (R3, *leading*)."""

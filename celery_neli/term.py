@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from celery_neli.claims import Claims, Marks
+from celery_neli.claims import MICROSECOND, Claims, Marks
 from celery_neli.slots import missed
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Term:
         self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
         #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
         self.unsettled: dict[str, float] = {}
+        #: Slots that may have been published, or not, by entry: they stay in doubt after a clean release.
+        self.perhaps: dict[str, float] = {}
         self._keeper, self._shard, self._more = keeper, shard, more
         if inherited is None:
             self._doubt = now if blind else NEVER
@@ -70,7 +72,9 @@ class Term:
 
     def close(self, now: float, due: float | None) -> None:
         """Give back what was claimed and not used: the states of all that ran are in Kafka."""
-        self._offer(self.claims.closing(now, self._first(due)))
+        marks = self.claims.closing(now, self._first(due))
+        doubtful = max(self.perhaps.values(), default=NEVER) + MICROSECOND  # as floats, slots are a little less exact
+        self._offer(Marks(max(marks.claimed, doubtful), marks.done))
 
     def in_doubt(self, entry: Any, first: datetime | None) -> Owed | None:
         """The slots of an entry, of which ``first`` is the first owed, that may have been published before; None if

@@ -57,7 +57,7 @@ class Scenario:
     one_leader: bool = True  # overlaps are judged: not where records are forged
     terms_rise: bool = True  # not where the log is cut off
     slots: bool = True  # slots are judged: not where records are lost
-    slot_roles: int = 2  # so many roles, the first, have slots
+    slot_roles: int = 1  # so many roles, the first, have slots
     skew: float = 0.3  # the machines' wall clocks differ from true time by up to so many seconds
     publish_fails: float = 0.05  # probability that a publish fails, to be tried again
     crash: float = 0.01  # ... that a process dies right after a publish, or after the state of a slot was sent
@@ -73,7 +73,7 @@ ROUGH = replace(BASE, double=0.1, fifo=False, late=0.05, resign=0.1)
 ORDERLY = replace(NOTHING, close=0.06, induce=0.1, resign=0.06, request=0.03, down=1.0)
 SPREAD = replace(
     NOTHING, roles=8, spread=True, rebalance_after=3.0, takeover=(0.5,), leases=(1.5, 2.5), calm=15, restart=0.04,
-    close=0.04, down=1.5, slot_roles=1,
+    close=0.04, down=1.5,
 )  # fmt: skip
 
 SCENARIOS: dict[str, Scenario] = {
@@ -105,7 +105,7 @@ SCENARIOS: dict[str, Scenario] = {
     "truncated-noticed": replace(BASE, truncate=0.04, terms_rise=False, slots=False),
     "truncated": replace(BASE, truncate=0.04, noticed=False, terms_rise=False, slots=False),
     "group": replace(BASE, induce=2.0, group_delay=5.0, roles=2),
-    "roles": replace(BASE, roles=3, late=0.02, double=0.02),
+    "roles": replace(BASE, roles=3, slot_roles=3, late=0.02, double=0.02),
     "orderly": ORDERLY,
     "spread": SPREAD,
     "spread-churn": replace(SPREAD, calm=20, shuffle=0.25, group_down=0.05, stagger=8.0, late=0.05, double=0.1),

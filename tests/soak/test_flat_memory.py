@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import linecache
 import logging
 import os
 import tracemalloc
@@ -56,5 +57,6 @@ def test_a_beat_ends_with_the_memory_that_it_began_with(silence: None, tmp_path:
 
 
 def _held() -> int:
+    linecache.clearcache()  # the sources of stacks that were logged
     gc.collect()
     return tracemalloc.get_traced_memory()[0]

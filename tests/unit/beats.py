@@ -220,6 +220,8 @@ class Process:
             except Crash:
                 self.crash()
                 return math.inf
+            if desk.failing and desk.inner is None:
+                wait = max(wait or 0.0, 1.0)  # the real topic's read_to_end waits; a pause after a failure is real time
             waits.append(math.inf if wait is None else wait)
         return min(waits)
 

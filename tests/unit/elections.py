@@ -31,6 +31,8 @@ class Role:
     unsent: Mapping[str, Any] | None = None
     #: Records that were sent and not read yet: when they will be, and what they carry.
     on_their_way: list[tuple[float, Mapping[str, Any]]] = field(default_factory=list)
+    #: When the last record left.
+    left: float = 0.0
 
 
 class FakeElection:
@@ -54,7 +56,7 @@ class FakeElection:
         role = self.role(name)
         self.terms += 1
         role.term, role.holder, role.leading = self.terms, member, True
-        role.unsent = None
+        role.unsent, role.left = None, self.clock()
         role.on_their_way.clear()
         if blind:
             role.data = None
@@ -69,18 +71,16 @@ class FakeElection:
 
     def catch_up(self) -> None:
         """Everything happens that is to happen until now."""
-        now = self.clock()
+        now = self.clock() + 1e-6
         for name, role in self.roles.items():
-            if role.unsent is not None and role.holder is not None and self._next_beat(role) <= now:
+            if role.unsent is not None and self._next_beat(role) <= now:
                 role.on_their_way.append((now + self.latency, role.unsent))
-                role.unsent = None
-                role.holder.beats_from = now
+                role.unsent, role.left = None, now
             while role.on_their_way and role.on_their_way[0][0] <= now:
                 self._read(name, role, role.on_their_way.pop(0)[1])
 
     def _next_beat(self, role: Role) -> float:
-        member = role.holder
-        return NEVER if member is None else member.beats_from + member.config.heartbeat_interval
+        return NEVER if role.holder is None else role.left + role.holder.config.heartbeat_interval
 
     def _read(self, name: str, role: Role, data: Mapping[str, Any]) -> None:
         assert role.term is not None
@@ -100,7 +100,6 @@ class FakeMember:
     def __init__(self, world: FakeElection, config: Config) -> None:
         self.world, self.config = world, config
         self.heard: Callable[[], None] | None = None
-        self.beats_from = world.clock()
         self.hurried = 0
         self.offers: list[tuple[str, Mapping[str, Any]]] = []
         self.resigned: list[str] = []
@@ -132,8 +131,7 @@ class FakeMember:
         if hurry:
             self.hurried += 1
             found.on_their_way.append((self.world.clock() + self.world.latency, data))
-            found.unsent = None
-            self.beats_from = self.world.clock()
+            found.unsent, found.left = None, self.world.clock()
             if not self.world.latency:
                 self.world.catch_up()
 

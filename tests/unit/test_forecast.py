@@ -79,6 +79,22 @@ def fields_of(when: Any) -> tuple[Any, ...]:
     return tuple(when.__reduce__()[1])
 
 
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
+@pytest.mark.parametrize(
+    "day", [66, 87, 93, 275, 297, 304], ids=lambda day: f"{datetime(2026, 1, 1) + timedelta(day):%d %B}"
+)
+def test_no_slot_is_shared_across_a_change_of_the_clock(zone: str, day: int) -> None:
+    """Of the hour that is left out and of the one that is repeated, also when they were looked at one after the other."""
+    app, forecast = APPS[zone, True], Forecast()
+    for n in range(0, 30 * 60, 20):
+        last = datetime(2026, 1, 1, 0, 5, tzinfo=UTC) + timedelta(days=day, minutes=n)
+        for minute, hour in (("0", "*"), ("30", "*"), ("0", "*/12"), ("30", "2"), ("30", "3"), ("0", "1-4")):
+            each = entry(app, crontab(minute=minute, hour=hour), last)
+            found = forecast.next(each)
+            assert found is not None
+            assert found.delay == alone(each), f"{hour}:{minute} after {last}"
+
+
 def test_what_is_shared_is_reckoned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand entries on five crontabs that ran last within two minutes, whatever their order."""
     asked: list[Any] = []
