@@ -10,7 +10,6 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -193,8 +192,9 @@ class ReplicatedScheduler(HeapedScheduler):
         """The entry without what is none of its message's business."""
         if entry.options.keys().isdisjoint(OPTIONS):
             return entry
-        bare = copy.copy(entry)
-        bare.options = {name: value for name, value in entry.options.items() if name not in OPTIONS}
+        options = {name: value for name, value in entry.options.items() if name not in OPTIONS}
+        bare = object.__new__(type(entry))  # not copy(): it would make the entry anew, without its app
+        bare.__dict__.update(vars(entry), options=options)
         return bare
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:

@@ -66,7 +66,8 @@ class Term:
         """Claim what is due soon, and tell what is done. ``due``: the first slot in the heap, past or future."""
         keeper = self._keeper
         told = keeper.leader.told(keeper.roles[self._shard])
-        offer = self.claims.turn(now, due, self._first(due), told)
+        # An entry that is late may run for a newer slot than the first that it owes: claim up to now.
+        offer = self.claims.turn(now, None if due is None else max(due, now), self._first(due), told)
         if offer is not None:
             self._offer(offer.marks, hurry=offer.hurry)
 

@@ -172,9 +172,8 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    assert set(loaded.split()) == {
-        f"celery_neli.{each}" for each in ("cli", "config", "control", "exceptions", "records", "schedule_cli", "settings")
-    }
+    needed = ("cli", "config", "control", "exceptions", "records", "schedule_cli", "settings")
+    assert set(loaded.split()) == {f"celery_neli.{each}" for each in needed}
 
 
 def test_both_are_commands_with_help() -> None:
