@@ -167,7 +167,14 @@ class Desk:
         """Have our own scheduler ready, its entries as the schedule topic tells."""
         if self._keeper is None:
             return
-        if self._kept is None:
+        self._keeper.make_all()
+        self._keeper.pull()
+        self._kept.neli_stand_by()
+        self._keeper.prefer_newest(self._shard)
+
+    def make(self) -> None:
+        """Have our own scheduler. Raises what its construction raises."""
+        if self._kept is None and self._keeper is not None:
             self._kept = inners.build_led(
                 self._cls, app=self._app, shard=self._shard, keeper=self._keeper, ledger=self._ledger,
                 options=self._options,
@@ -175,9 +182,6 @@ class Desk:
             for fields in self._added:
                 self._kept.add(**fields)
             self._keeper.followers.append(self._kept)
-        self._keeper.pull()
-        self._kept.neli_stand_by()
-        self._keeper.prefer_newest(self._shard)
 
     def _stand_by(self) -> None:
         term = self.inner.neli_tenure.term if self.inner is not None else None

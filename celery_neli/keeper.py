@@ -15,7 +15,7 @@ from celery_neli.shards import begin
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from celery_neli.claims import Marks
     from celery_neli.config import BeatSettings, Config
@@ -42,13 +42,21 @@ class Keeper:
         self.interval, self.timeout = config.heartbeat_interval, config.heartbeat_timeout
         #: The schedulers whose entries follow the topic.
         self.followers: list[Any] = []
+        #: What makes them.
+        self.makers: list[Callable[[], None]] = []
         self._generation = topic.generation
         self._noted = self._asked = float("-inf")
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
 
+    def make_all(self) -> None:
+        """Have the schedulers of all shards: what is read is told once, to all of them. Raises what making one does."""
+        if len(self.followers) < len(self.makers):
+            for make in self.makers:
+                make()
+
     def pull(self) -> None:
-        """Hand what was read to the schedulers."""
+        """Hand what was read to the schedulers, all of which are there."""
         changes = self.topic.drain()
         if changes:
             for each in self.followers:

@@ -172,6 +172,8 @@ class Scheduler(Facade):
             )
             for shard, role in enumerate(roles)
         ]  # fmt: skip
+        if self._keeper is not None:
+            self._keeper.makers.extend(desk.make for desk in self._desks)
         alarm.connect(leader, drain_timeout=leader.config.drain_timeout)
         leader.heard = alarm.ring
         self._leader, self._alarm = leader, alarm

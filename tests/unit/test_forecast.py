@@ -81,10 +81,10 @@ def fields_of(when: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
 @pytest.mark.parametrize(
-    "day", [66, 87, 93, 275, 297, 304], ids=lambda day: f"{datetime(2026, 1, 1) + timedelta(day):%d %B}"
+    "day", [66, 87, 93, 275, 297, 304], ids=lambda day: f"{datetime(2026, 1, 1, tzinfo=UTC) + timedelta(day):%d %B}"
 )
 def test_no_slot_is_shared_across_a_change_of_the_clock(zone: str, day: int) -> None:
-    """Of the hour that is left out and of the one that is repeated, also when they were looked at one after the other."""
+    """Neither of the hour that is left out nor of the one that is repeated."""
     app, forecast = APPS[zone, True], Forecast()
     for n in range(0, 30 * 60, 20):
         last = datetime(2026, 1, 1, 0, 5, tzinfo=UTC) + timedelta(days=day, minutes=n)
