@@ -41,7 +41,7 @@ class _Clock(NamedTuple):
 
 
 class _Stretch(NamedTuple):
-    """Whatever ran last from ``begin`` on and before ``slot`` is due at ``slot``."""
+    """Whatever ran last from ``begin`` on and before ``slot``, on the same local clock, is due at ``slot``."""
 
     begin: datetime
     slot: datetime
@@ -96,9 +96,8 @@ class Forecast:
         if (
             known is not None
             and known.begin <= start < known.slot
-            and known.offset == offset
-            and not start.fold
-            and start - known.begin <= _DAY  # too short for two changes of the clock, which would not show
+            and known.offset == offset  # the clock was not changed since,
+            and start - known.begin <= _DAY  # nor to and fro
         ):
             return known.next
         slot = next_slot(when, last)
@@ -106,10 +105,8 @@ class Forecast:
             return None
         clock = self._clock(when.app)
         found = Next((slot - clock.now).total_seconds(), clock.moment)
-        local = slot.astimezone(zone)
-        if local.utcoffset() == offset and not (start.fold or local.fold):
-            begin = start.replace(second=0, microsecond=0)  # crontabs do not look at more than the minute
-            self._stretches[key] = _Stretch(begin, local, offset, found)
+        begin = start.replace(second=0, microsecond=0)  # crontabs do not look at more than the minute
+        self._stretches[key] = _Stretch(begin, slot.astimezone(zone), offset, found)
         return found
 
     def _clock(self, app: Any) -> _Clock:

@@ -6,6 +6,7 @@ entries follow the schedule topic, so that a term can begin at once. The rules a
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ logger = get_logger(__name__)
 
 #: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.
 CONFIRM = 0.25
+#: Seconds after which a tick returns although more is due.
+TURN = 0.02
 
 
 class LedMixin(Dispatching):
@@ -210,7 +213,11 @@ class LedMixin(Dispatching):
             raise ended
         if self._gone:
             self._bury()
-        return super().tick(*args, **kwargs)  # type: ignore[misc,no-any-return]
+        end = time.monotonic() + TURN
+        while True:
+            wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
+            if wait > 0 or self._flights or time.monotonic() > end:
+                return wait
 
     def _rest(self, due: float | None, wait: float) -> float:
         moment = self._moment()

@@ -6,12 +6,15 @@ The rules of what a state tells are in docs/protocol.md ("Slots").
 from __future__ import annotations
 
 import math
+import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+import celery.app.base
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.genuine import is_genuine, source_of
 from celery_neli.once import once
 from celery_neli.overlap import Overlap
 from celery_neli.publish import slot_id
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["FLUSH", "Settling", "StateReservation", "iso"]
 
 logger = get_logger(__name__)
+
+_BASE = source_of(celery.app.base)
 
 #: Seconds that a hand-over waits for the states of what ran to be in Kafka.
 FLUSH = 1.0
@@ -125,6 +130,8 @@ class Settling:
             logger.warning("beat: entry=%s could not be sent; trying again in %.0f s", advanced.name, retry)
             return self._moment() + retry
         if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
+            if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
+                return found.owed.upcoming.timestamp()
             return self._first_look(advanced)
         return super()._next_look(advanced, found, now)  # type: ignore[misc,no-any-return]
 
@@ -183,6 +190,8 @@ class Settling:
         return self._term
 
     def _moment(self) -> float:
+        if is_genuine(self.app, "now", _BASE):
+            return time.time()
         return float(maybe_make_aware(self.app.now()).timestamp())
 
     # What the classes behind bring.

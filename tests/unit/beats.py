@@ -196,6 +196,7 @@ class Process:
             )
             for shard, role in enumerate(config.roles)
         ]  # fmt: skip
+        self.keeper.makers.extend(desk.make for desk in self.desks)
 
     @property
     def inner(self) -> Any:

@@ -95,6 +95,17 @@ def test_no_slot_is_shared_across_a_change_of_the_clock(zone: str, day: int) -> 
             assert found.delay == alone(each), f"{hour}:{minute} after {last}"
 
 
+def test_a_yearly_slot_that_the_change_of_the_clock_leaves_out_is_not_taken_for_the_next_one() -> None:
+    """From a summer's day it looks like 3:30, but at 3:10 it is over for this year."""
+    app, forecast = APPS["Europe/Berlin", True], Forecast()
+    when = crontab(minute="30", hour="2", day_of_month="29", month_of_year="3")
+    for last in (datetime(2025, 7, 1, tzinfo=UTC), datetime(2026, 3, 29, 1, 10, tzinfo=UTC)):
+        each = entry(app, when, last)
+        found = forecast.next(each)
+        assert found is not None
+        assert found.delay == alone(each)
+
+
 def test_what_is_shared_is_reckoned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand entries on five crontabs that ran last within two minutes, whatever their order."""
     asked: list[Any] = []
