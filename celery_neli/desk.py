@@ -156,6 +156,10 @@ class Desk:
         if not self._keeper.topic.read_to_end(CATCH_UP):
             raise NotRead("the schedule topic cannot be read to its end: nothing is sent before")
         self._keeper.pull()
+        if self._kept.neli_is_over(term):
+            self._leader.resign(self.role)
+            self._alarm.down[self.role].set()
+            return False
         inners.renew(self._kept, app=self._app, tenure=tenure, options=self._options)
         if not self._kept.neli_begin(tenure, led_until=self._leader.led_until(self.role)):
             self._alarm.down[self.role].set()

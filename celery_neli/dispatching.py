@@ -70,6 +70,7 @@ class Dispatching(Settling):
             else:
                 self.neli_failed(flight.entry, flight.found.slot, wired=flight.wired)
                 heap.put(name, self._next_look(flight.entry, flight.found, flight.now))
+            self._flights.settled(flight)  # last: SystemExit may cut in anywhere
         return ended
 
     def _ground(self, *, wait: bool) -> None:
@@ -108,4 +109,3 @@ class Dispatching(Settling):
     _due_heap: Any
     _fast: Any
     _send: Any
-    _tell: Any

@@ -34,7 +34,7 @@ from celery_neli.genuine import is_genuine, source_of
 from celery_neli.template import Held, Recorder, Template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["FastPath"]
 
@@ -58,14 +58,31 @@ class FastPath:
     def __init__(self, app: Any) -> None:
         self.app = app
         self._templates: dict[Any, Template] = {}
+        #: What was asked of a task or a producer, by its id; kept with it, so that the id stays its own.
+        self._answers: dict[int, tuple[Any, bool]] | None = None
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Whether something is overridden or patched is asked once until the end of this: for a turn of the scheduler.
+
+        The ticking thread's; others that send meanwhile go by the same answers. Receivers count at once all the same.
+        """
+        self._answers = {}
+        try:
+            yield
+        finally:
+            self._answers = None
 
     def key(self, scheduler: Any, entry: Any, producer: Any) -> Any:
         """What tells the entry's kind of message from others; None if it has to go Celery's own way."""
-        app = self.app
-        task = app.tasks.get(entry.task)
+        if before_task_publish.receivers or after_task_publish.receivers or task_sent.receivers:
+            return None
+        task = self.app.tasks.get(entry.task)
         options: dict[str, Any] = entry.options
         given: tuple[Any, ...] = ()
-        if not self._is_plain(scheduler, producer) or not self._is_plain_task(task):
+        if not self._once(producer, lambda it: self._is_plain(scheduler, it)):
+            return None
+        if task is not None and not self._once(task, self._is_plain_task):
             return None
         if options:
             if not options.keys() <= _KNOWN:
@@ -120,14 +137,14 @@ class FastPath:
             embed=body[2],
             publish=publish,
             queue=queues[0],
+            task=key[1],
             expires=key[3],
             routes=self.app.amqp.routes,
         )
 
     def send(self, template: Template, entry: Any, producer: Any) -> Any:
         """Send a message of this kind: an `AsyncResult`. Blocks and raises as `Task.apply_async` does."""
-        app, options = self.app, entry.options
-        task = app.tasks.get(entry.task)
+        app, task, options = self.app, template.task, entry.options
         args = _evaluated_args(entry.args)
         kwargs = _evaluated_kwargs(entry.kwargs)
         if task is not None and task.typing:
@@ -167,12 +184,20 @@ class FastPath:
         shown: str = saferepr(value, length, **levels)
         return shown
 
+    def _once(self, subject: Any, ask: Callable[[Any], bool]) -> bool:
+        answers = self._answers
+        if answers is None:
+            return ask(subject)
+        known = answers.get(id(subject))
+        if known is None:
+            known = answers[id(subject)] = subject, ask(subject)
+        return known[1]
+
     def _is_plain(self, scheduler: Any, producer: Any) -> bool:
         app = self.app
         amqp, conf = app.amqp, app.conf
         return (
-            not (before_task_publish.receivers or after_task_publish.receivers or task_sent.receivers)
-            and not conf.task_always_eager
+            not conf.task_always_eager
             and not conf.task_send_sent_event
             and app.current_worker_task is None
             and is_genuine(CelerysScheduler, "apply_async", _BEAT)
@@ -187,7 +212,7 @@ class FastPath:
         )
 
     def _is_plain_task(self, task: Any) -> bool:
-        return task is None or (
+        return (
             is_genuine(task, "apply_async", _TASK)
             and is_genuine(task, "shadow_name", _TASK)
             and is_genuine(task, "AsyncResult", _TASK)

@@ -96,18 +96,23 @@ class Flights:
         self._publishers.submit(flight)
 
     def landed(self) -> list[tuple[Flight, BaseException | None]]:
-        """What came of flights since the last call: None where the message left. Does not block."""
+        """What came of flights since the last call: None where the message left. Does not block. Each is in flight
+        until it is `settled`.
+        """
         if self._publishers is None:
             return []
         finished = self._publishers.finished()
         outcomes = [(flight, each if isinstance(each, BaseException) else None) for flight, each in finished]
-        for flight, error in outcomes:
-            del self._by_name[flight.entry.name]
+        for _, error in outcomes:
             if isinstance(error, Exception) and not isinstance(error, Unsent):
                 self._calm_until = time.monotonic() + CALM
         if outcomes:
             self._landed_at = time.monotonic()
         return outcomes
+
+    def settled(self, flight: Flight) -> None:
+        """It was dealt with."""
+        del self._by_name[flight.entry.name]
 
     def lost(self) -> list[Flight]:
         """Those that have not landed."""

@@ -66,6 +66,11 @@ class Keeper:
             for each in self.followers:
                 each.neli_write_all()
 
+    def forget_unsaved(self) -> None:
+        """A term is over that was not handed over: what was not written of it yet, a successor may know better."""
+        if not any(each.neli_leads for each in self.followers):
+            self.topic.forget_unsaved()
+
     def begin(self, shard: int, now: float) -> Beginning | None:
         """What a term of the shard begins with at ``now`` (Unix seconds); None: not yet.
 

@@ -56,10 +56,14 @@ class LedMixin(Dispatching):
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         self._warned = False
+        #: Whether the present turn of `tick` has made its claim.
+        self._claimed = False
         #: The present term, or the last.
         self._term: Term | None = None
         self._retries = {}
-        self._gone = set()
+        self._gone = {}
+        self._buried = set()
+        self._left = {}
         self._overlaps = OverlapGate(app)
         self._flights = Flights(self, count=1)
         super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
@@ -100,11 +104,17 @@ class LedMixin(Dispatching):
 
     def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
         """The schedule topic says so."""
-        self.neli_states.fold(changes, leading=self._term is not None and self._term.goes_on)
+        self.neli_states.fold(changes, leading=self.neli_leads)
 
     def neli_stand_by(self) -> None:
         """Have every change in the heap, so that a term that begins need not. The first time, a look at every entry."""
         self._due_heap()
+
+    def neli_is_over(self, term: int) -> bool:
+        """Whether that term was served here, and ended: it is not taken up again, though late heartbeats may bring its
+        lease back. What came of its last slots is not known any more.
+        """
+        return self._term is not None and self._term.number == term
 
     def neli_begin(self, tenure: Tenure, *, led_until: datetime | None) -> bool:
         """A term begins; what is in the schedule topic was folded. What is said to be done is passed over.
@@ -116,10 +126,6 @@ class LedMixin(Dispatching):
         keeper, states = self.neli_keeper, self.neli_states
         now = self._moment()
         self.neli_tenure = tenure
-        if self._term is not None and self._term.number == tenure.term:
-            self._term.goes_on = True  # what was known of it holds
-            self._flights = Flights(self, count=keeper.settings.parallel)
-            return True
         beginning = keeper.begin(self.neli_shard, now)
         if beginning is None:
             return False
@@ -132,10 +138,12 @@ class LedMixin(Dispatching):
             shard=self.neli_shard,
             number=tenure.term,
             inherited=marks,
+            newest=states.newest,
             blind=states.read_any,
             now=now,
             more=beginning.data,
         )
+        states.newest = self._term.rank
         self._flights = Flights(self, count=keeper.settings.parallel)
         if is_unconfirmed(self.app) and not self._warned:
             self._warned = True
@@ -152,6 +160,7 @@ class LedMixin(Dispatching):
             self.neli_write(entry)
         if marks is not None:
             self._settle_done(marks.done)
+        self._gone = states.gone()
         self._term.claims.resolve()
         if keeper.shards > 1:
             first = self._due_heap().peek()
@@ -203,6 +212,13 @@ class LedMixin(Dispatching):
             first = self._due_heap().peek()
             term.close(self._moment(), None if first is None else first.time)
         term.goes_on = False
+        if not write:
+            self.neli_keeper.forget_unsaved()
+
+    @property
+    def neli_leads(self) -> bool:
+        """In a term that goes on."""
+        return self._term is not None and self._term.goes_on
 
     # -- the tick --
 
@@ -211,13 +227,15 @@ class LedMixin(Dispatching):
         self.neli_keeper.pull()
         if (ended := self._land()) is not None:
             raise ended
-        if self._gone:
+        if self._gone or self._buried:
             self._bury()
         end = time.monotonic() + TURN
-        while True:
-            wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
-            if wait > 0 or self._flights or time.monotonic() > end:
-                return wait
+        self._claimed = False
+        with self._fast.one_look():
+            while True:
+                wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
+                if wait > 0 or self._flights or time.monotonic() > end:
+                    return wait
 
     def _rest(self, due: float | None, wait: float) -> float:
         moment = self._moment()
@@ -228,8 +246,10 @@ class LedMixin(Dispatching):
         return max(0.0, min(wait, self._present.claims.wake(due) - moment))
 
     def _must_wait(self, due: float, moment: float) -> float:
-        self._claim(moment, due)
-        return 0.0 if self._present.claims.covers(due) else CONFIRM
+        covers = self._present.claims.covers
+        if not self._claimed or not covers(due):  # what was read back stays so
+            self._claim(moment, due)
+        return 0.0 if covers(due) else CONFIRM
 
     def _act(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
         if entry.name in self._flights:  # defined anew meanwhile
@@ -245,8 +265,17 @@ class LedMixin(Dispatching):
                 return 0.0
         return super()._act(heap, entry, found, now)  # type: ignore[misc,no-any-return]
 
+    def _was_set_back(self, entry: Any, now: float) -> bool:
+        if not super()._was_set_back(entry, now):  # type: ignore[misc]
+            return False
+        for each in list(self.schedule.values()):
+            if self._first_look(each) <= self._present.claims.done:
+                self.neli_states.open.add(each.name)  # the mark *done* was told for slots of another time
+                self.neli_write(each)
+        return True
+
     def _claim(self, moment: float, due: float | None) -> None:
-        term = self._present
+        self._claimed, term = True, self._present
         for name in [name for name in term.unsettled if name in self._retries]:
             # A slot that failed does not hold up the mark *done* once everybody can know that its entry is open.
             if self.neli_keeper.topic.saved(STATE, name):
@@ -281,12 +310,15 @@ class LedMixin(Dispatching):
         last_id = None if last is None else self._slot_id(name, datetime.fromtimestamp(last, timezone.utc))
         if not self._overlaps.holds(entry, last_id, last or 0.0, self._moment()):
             return False
+        if found.left_out:
+            self._tell(entry, found)
         self.neli_left_out += 1
         logger.warning("slot left out entry=%s slot=%s policy=overlap unfinished=%s", name, iso(found.slot), last_id)
         self._pass_over(entry, found.slot, now)
         return True
 
     def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
+        self._left.pop(entry.name, None)
         passed = super()._pass_over(entry, slot, now)  # type: ignore[misc]
         self.neli_write(passed)
         return passed

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from hashlib import sha1
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from celery.schedules import crontab, schedule
 from celery.utils.time import maybe_make_aware, remaining
@@ -16,6 +17,7 @@ __all__ = ["beat_headers", "due_slot", "is_unconfirmed", "leased_producer", "slo
 
 #: Of the ids of slots.
 NAMESPACE = UUID("5b9ad6f0-7c0e-5d8e-9d57-0d4c4e4c4931")
+_NAMESPACE = NAMESPACE.bytes
 
 
 class _LeasedProducer:
@@ -50,9 +52,10 @@ class _LeasedProducer:
         """
         producer: Any = self
         tenure = self.neli_tenure
-        producer.channel  # noqa: B018 - a lazy property: connects
+        channel = producer.channel  # a lazy property: connects
         for entity in declare or ():
-            producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
+            if not _is_declared(entity, channel):
+                producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
         if tenure.headers is not None:
             headers.update(tenure.headers)
         tenure.ask_finish()
@@ -67,6 +70,13 @@ class _LeasedProducer:
     def batch(self, max_size: int = 1) -> Any:
         """Batches (kombu 5.7) of one: a message that waits in a buffer would leave after the lease was asked."""
         return super().batch(max_size=1)  # type: ignore[misc]
+
+
+def _is_declared(entity: Any, channel: Any) -> bool:
+    """What kombu.common.maybe_declare asks in the end, after it has got ready to ask again and again."""
+    if not channel.connection or not entity.can_cache_declaration:
+        return False
+    return hash(entity) in channel.connection.client.declared_entities
 
 
 def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:
@@ -119,7 +129,10 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
 
 def slot_id(group: str, entry: str, slot: str) -> str:
     """The task id of a slot, the same whoever sends it: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
-    return str(uuid5(NAMESPACE, f"{group}\n{entry}\n{slot}"))
+    # What str(uuid5(…)) is (RFC 9562, 5.5), in a third of the time.
+    digest = sha1(_NAMESPACE + f"{group}\n{entry}\n{slot}".encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 def is_unconfirmed(app: Any) -> bool:

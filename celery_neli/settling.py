@@ -72,8 +72,11 @@ class Settling:
     _overlaps: OverlapGate
     #: Seconds after which an entry is tried again, by name.
     _retries: dict[str, float]
-    #: Entries that are removed, and whose states are still to be.
-    _gone: set[str]
+    #: Entries of one slot that ran, and are to be removed, with their `since`; those whose states are still to be.
+    _gone: dict[str, float]
+    _buried: set[str]
+    #: How many of its slots were told to be left out, of an entry that is tried again.
+    _left: dict[str, int]
 
     def _entry_to_send(self, entry: Any) -> Any:
         """The entry with the task id of the slot that it runs for, unless its options name one."""
@@ -100,12 +103,9 @@ class Settling:
         self._retries.pop(name, None)
         self._present.unsettled.pop(name, None)
         self._present.perhaps.pop(name, None)
+        self._left.pop(name, None)
         if isinstance(entry.schedule, once) and name in states.defined:
-            self.neli_keeper.topic.write(ENTRY, name, None)
-            self._gone.add(name)
-            states.forget(name)
-            logger.info("schedule: entry=%s ran, for the only time, and was removed", name)
-            return
+            self._gone[name] = states.since[name]
         if slot is not None and entry.options and Overlap.of(entry).skips:
             states.sent[name] = slot.timestamp()
             self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
@@ -142,11 +142,21 @@ class Settling:
         return wait
 
     def _bury(self) -> None:
-        """An entry without a state is owed what it has not run: so its state goes last."""
-        topic = self.neli_keeper.topic
-        for name in [name for name in self._gone if topic.saved(ENTRY, name)]:
-            self._gone.discard(name)
-            topic.write(STATE, name, None)
+        """Remove entries that ran for the only time, unless they were defined anew. In a turn of its own: what others
+        wrote meanwhile was read. The state goes last, for without one an entry is owed what it has not run.
+        """
+        topic, states = self.neli_keeper.topic, self.neli_states
+        for name in [name for name in self._buried if topic.saved(ENTRY, name)]:
+            self._buried.discard(name)
+            if name not in states.defined:
+                topic.write(STATE, name, None)
+        gone, self._gone = self._gone, {}
+        for name, since in gone.items():
+            if name in states.defined and states.since.get(name) == since:
+                topic.write(ENTRY, name, None)
+                self._buried.add(name)
+                states.forget(name)
+                logger.info("schedule: entry=%s ran, for the only time, and was removed", name)
 
     def neli_write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""
@@ -156,8 +166,15 @@ class Settling:
             following = next_slot(entry.schedule, entry.last_run_at)
             if following is None or following.timestamp() > term.claims.done:
                 states.open.discard(entry.name)
-        state = states.state_of(entry, term=term.number)
+        state = states.state_of(entry, term=term.rank)
         self.neli_keeper.topic.write(STATE, entry.name, encode_state(state))
+
+    def _tell(self, entry: Any, found: Look) -> None:
+        before = self._left.get(entry.name, 0)  # an entry that fails is looked at again and again
+        if found.left_out > before:
+            super()._tell(entry, found)  # type: ignore[misc]
+            self.neli_left_out -= before
+            self._left[entry.name] = found.left_out
 
     def neli_write_all(self) -> None:
         """The schedule topic is another one, or was cut: write what this leader knows."""
@@ -196,6 +213,7 @@ class Settling:
 
     # What the classes behind bring.
     app: Any
+    neli_left_out: int
     schedule: Any
     _next: Any
     _reckons: Any

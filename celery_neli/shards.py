@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Beginning", "begin", "owner", "parent"]
 
-#: In the records of a beat's roles: how many shards the leader goes by; the marks that new shards begin with.
-SHARDS, SPLIT = "shards", "split"
+#: In the records of a beat's roles: how many shards the leader goes by; the marks that new shards begin with; what is
+#: to be added to a term for the rank of its states.
+SHARDS, SPLIT, BASE = "shards", "split", "base"
 
 
 def owner(name: str, shards: int) -> int:
@@ -73,12 +74,21 @@ def begin(shard: int, shards: int, told: Callable[[int], Told], *, now: float) -
         for child in range(max(before, shard + 1), shards):
             if parent(child) == shard:
                 split[str(child)] = marks.as_data()
-    return Beginning(marks, {SHARDS: shards, SPLIT: split} if split else {SHARDS: shards})
+    more: dict[str, Any] = {SHARDS: shards}
+    if split:
+        more[SPLIT] = split
+    if _is_count(found.get(BASE)):
+        more[BASE] = found[BASE]
+    return Beginning(marks, more)
 
 
 def _count(data: Mapping[str, Any]) -> int:
     value = data.get(SHARDS, 1 if data else 0)
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return value if _is_count(value) else 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _split(data: Mapping[str, Any]) -> Mapping[str, Any]:

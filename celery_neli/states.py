@@ -14,6 +14,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.defined import entry_of
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.once import once
 from celery_neli.schedule_records import ENTRY, NO_TERM, STATE, Definition, Kind, State, decode_definition, decode_state
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class States:
         #: Records of entries that are not here (yet); kept, for their entries may come.
         self._strays: dict[str, bytes] = {}
         self._orders: dict[str, Definition] = {}
-        self._newest = -1
+        #: The highest rank of a term that wrote a state.
+        self.newest = -1
         #: Slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
         self.sent: dict[str, float] = {}
         #: Whether any state was ever read.
@@ -67,6 +69,8 @@ class States:
             except ConfigurationError as exc:
                 logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
                 self._leave_out(name)
+            except (ValueError, OverflowError, OSError) as exc:  # numbers that are no dates
+                self._refuse(kind, name, RecordError(str(exc)))
 
     def adopt(self, name: str) -> None:
         """An entry of beat_schedule was added after the topic was read."""
@@ -101,6 +105,15 @@ class States:
                     self._changed(entry.name)
         return born
 
+    def gone(self) -> dict[str, float]:
+        """Entries of one slot that ran and are still defined: by name, since when."""
+        defined = ((name, self._scheduler.schedule.get(name)) for name in self.defined)
+        return {
+            name: self.since[name]
+            for name, entry in defined
+            if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
+        }
+
     def static(self) -> Iterator[Any]:
         """The entries of beat_schedule, paused ones too."""
         for entries in (self._scheduler.schedule, self.paused):
@@ -134,16 +147,22 @@ class States:
             state = decode_state(value)
             if not leading or (state.term == NO_TERM and state.last > at_of(entry)):
                 self._apply(entry, state)
-            elif state.last < at_of(entry):
+            elif state.term != NO_TERM:
                 # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
                 self._scheduler.neli_write(entry)
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
         self.read_any = True
-        if name not in self.unborn and state.term < self._newest and state.last <= at_of(entry):
-            return  # of a deposed leader, late
-        self._newest = max(self._newest, state.term)
+        if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
+            return
+        if NO_TERM < state.term < self.newest and name not in self.unborn:
+            # Of a deposed leader, late: that it ran may be news, nothing else is.
+            if state.last > at_of(entry):
+                place(entry, state.last)
+                self._changed(name)
+            return
+        self.newest = max(self.newest, state.term)
         self.unborn.discard(name)
         since = self.since.get(name, 0.0)
         if state.open or state.since != since:

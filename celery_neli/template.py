@@ -34,6 +34,7 @@ class Template:
     embed: dict[str, Any]
     publish: dict[str, Any]
     queue: Any
+    task: Any
     expires: float | None
     routes: Any
 

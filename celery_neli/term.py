@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from celery_neli.claims import MICROSECOND, Claims, Marks
+from celery_neli.shards import BASE
 from celery_neli.slots import missed
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Term:
     """Term ``number`` of a shard, which found these ``inherited`` marks when it began at ``now`` (Unix seconds), and
     tells ``more`` besides its own.
 
-    ``blind``: it found none, although somebody has led before: every slot that is past is in doubt.
+    ``blind``: it found none, although somebody has led before: every slot that is past is in doubt. ``newest``: the
+    highest rank that a state of the shard's entries tells of.
     """
 
     def __init__(
@@ -38,20 +40,27 @@ class Term:
         *,
         shard: int,
         number: int,
+        newest: int,
         inherited: Marks | None,
         blind: bool,
         now: float,
         more: Mapping[str, Any],
     ) -> None:
         self.number = number
-        #: Whether it goes on. A term that is over may be taken back, when late heartbeats are read.
         self.goes_on = True
+        base = more.get(BASE, 0)
+        if base + number <= newest:
+            base = newest + 1 - number
+        #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
+        #: would not do: entries move from shard to shard, and a leader topic that is made anew counts from 0.
+        self.rank: int = base + number
         self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
         #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
         self.unsettled: dict[str, float] = {}
         #: Slots that may have been published, or not, by entry: they stay in doubt after a clean release.
         self.perhaps: dict[str, float] = {}
-        self._keeper, self._shard, self._more = keeper, shard, more
+        self._keeper, self._shard = keeper, shard
+        self._more = {**more, BASE: base} if base else more
         if inherited is None:
             self._doubt = now if blind else NEVER
         else:

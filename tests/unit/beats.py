@@ -59,6 +59,8 @@ class World:
         }
         self.conf = {"neli_publish_parallel": 1, "timezone": "UTC", **conf}
         self.election = FakeElection(self.clock)
+        #: Heartbeat interval (seconds); as long as a test about days needs.
+        self.interval = 0.5
         self.log: list[Any] = []
         self.sent: list[Sent] = []
         self.beats: list[Process] = []
@@ -177,7 +179,10 @@ class Process:
         scheduler = conf.pop("scheduler", ReplicatedScheduler)
         self.app = make_app(beat_schedule={key: dict(each) for key, each in entries.items()}, **conf)
         self.app.now = world.time
-        config = Config(group="test.beat", kafka="127.0.0.1:1", name=name, roles=shard_roles(shards))
+        config = Config(
+            group="test.beat", kafka="127.0.0.1:1", name=name, roles=shard_roles(shards),
+            heartbeat_interval=world.interval, heartbeat_timeout=8 * world.interval,
+        )  # fmt: skip
         self.member = FakeMember(world.election, config)
         self.topic = FakeTopic(world.log)
         self.alarm = Alarm(config.roles)

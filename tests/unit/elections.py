@@ -74,10 +74,15 @@ class FakeElection:
         now = self.clock() + 1e-6
         for name, role in self.roles.items():
             if role.unsent is not None and self._next_beat(role) <= now:
-                role.on_their_way.append((now + self.latency, role.unsent))
-                role.unsent, role.left = None, now
+                self.send(role, role.unsent)
             while role.on_their_way and role.on_their_way[0][0] <= now:
                 self._read(name, role, role.on_their_way.pop(0)[1])
+
+    def send(self, role: Role, data: Mapping[str, Any]) -> None:
+        """A record leaves. With an infinite latency it is lost."""
+        role.unsent, role.left = None, self.clock()
+        if self.latency < NEVER:
+            role.on_their_way.append((role.left + self.latency, data))
 
     def _next_beat(self, role: Role) -> float:
         return NEVER if role.holder is None else role.left + role.holder.config.heartbeat_interval
@@ -130,8 +135,7 @@ class FakeMember:
         found.unsent = data
         if hurry:
             self.hurried += 1
-            found.on_their_way.append((self.world.clock() + self.world.latency, data))
-            found.unsent, found.left = None, self.world.clock()
+            self.world.send(found, data)
             if not self.world.latency:
                 self.world.catch_up()
 

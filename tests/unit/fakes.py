@@ -191,6 +191,17 @@ class FakeTopic:
     def forget_unsaved(self) -> None:
         self._late.clear()
 
+    def forget(self) -> None:
+        """The topic was made anew: it is read from its beginning."""
+        self._next = 0
+        self.generation += 1
+
+    def resend(self) -> None:
+        """What was written while it was not `up` arrives."""
+        late, self._late = self._late, {}
+        for (kind, name), value in late.items():
+            self.log.append((kind, name, value, self))
+
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
         self.refused.append(name)
 

@@ -1,0 +1,476 @@
+"""What a led scheduler takes over from the one before it: after a clean end, after a crash, from nobody."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery.schedules import crontab, solar
+
+from celery_neli.once import once
+from celery_neli.schedule_records import ENTRY, NO_TERM, STATE
+from tests.unit.beats import NOON, START, Crash, Process, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SKIP = {"neli_in_doubt": "skip", "neli_misfire": "fire_all"}
+ALL = {"neli_misfire": "fire_all"}
+
+
+def seconds(until: float, every: float = 1.0, first: float = 1.0) -> list[float]:
+    """The slots from the first one on."""
+    return [first + n * every for n in range(int((until - first) / every) + 1)]
+
+
+def crash_once(name: str, slot_count: int) -> Callable[[str], None]:
+    """A hook for the wire: the process is killed at the entry's so manieth message."""
+    count = 0
+
+    def kill(entry: str) -> None:
+        nonlocal count
+        count += entry == name
+        if count == slot_count and entry == name:
+            count += 1
+            raise Crash
+
+    return kill
+
+
+# -- a clean end --
+
+
+def test_a_clean_hand_over_leaves_no_doubt(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is missing, nothing doubled, no word is said; also while slots are owed."""
+    world = World({"e": 1.0, "f": 0.3, "c": crontab()}, **ALL)
+    with caplog.at_level(logging.WARNING):
+        for until in (5.0, 9.02, 9.5, 61.0, 61.5):
+            beat = world.leader()
+            world.ticks(until=until)
+            beat.hand_over()
+            assert world.marks()[0] == world.marks()[1]
+        world.leader()
+        world.ticks(until=66.5)
+    assert world.slots() == seconds(66)
+    assert world.slots("c") == [60]
+    assert not world.doubled()
+    assert "in doubt" not in caplog.text
+
+
+def test_what_was_claimed_is_not_given_back_while_states_are_not_in_kafka() -> None:
+    """The successor could not know what ran: it takes it for in doubt."""
+    world = World({"e": 1.0}, **ALL)
+    beat = world.leader()
+    world.ticks(until=4.9)
+    beat.topic.up = False
+    world.ticks(until=5.1)
+    beat.hand_over()
+    claimed, done = world.marks()
+    assert done < 5.1 < claimed
+    world.leader()
+    world.ticks(until=6.5)
+    assert sorted(set(world.slots())) == seconds(6)
+
+
+def test_a_fenced_leader_offers_nothing() -> None:
+    """The role may be another's by then."""
+    world = World({"e": 1.0})
+    beat = world.leader()
+    world.ticks(until=4.7)
+    beat.fence()
+    count, before = len(beat.member.offers), world.marks()
+    beat.turn()
+    assert len(beat.member.offers) == count
+    assert world.marks() == before
+    assert beat.desks[0].inner is None
+
+
+# -- crashes --
+
+
+@pytest.mark.parametrize("place", ["before the wire", "behind the wire"])
+def test_a_crash_in_the_midst_of_sending_costs_no_slot(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What had left is sent again under the same id, and told once."""
+    world = World({"e": 1.0}, **ALL)
+    hook = "before_wire" if place == "before the wire" else "after_wire"
+    setattr(world, hook, crash_once("e", 5))
+    world.leader()
+    world.ticks(until=6.2)
+    assert world.beats[0].dead
+    successor = world.leader()
+    with caplog.at_level(logging.WARNING):
+        world.ticks(until=10.5)
+    doubled = {("e", 5.0): 2} if hook == "after_wire" else {}
+    assert world.doubled() == doubled
+    assert sorted(set(world.slots())) == seconds(10)
+    assert len({each.id for each in world.sent}) == 10
+    assert successor.inner.neli_in_doubt == 1
+    assert caplog.text.count("slots in doubt entry=e count=1") == 1
+
+
+@pytest.mark.parametrize("place", ["before the wire", "behind the wire"])
+def test_with_skip_slots_in_doubt_are_left_out(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """None is doubled; each one that is left out is logged, counted, and settled in Kafka."""
+    world = World({"e": 1.0}, **SKIP)
+    hook = "before_wire" if place == "before the wire" else "after_wire"
+    setattr(world, hook, crash_once("e", 5))
+    world.leader()
+    world.ticks(until=6.2)
+    successor = world.leader()
+    with caplog.at_level(logging.WARNING):
+        world.ticks(until=10.5)
+    assert not world.doubled()
+    missing = set(seconds(10)) - set(world.slots())
+    assert missing == ({5.0} if hook == "before_wire" else set())
+    assert successor.inner.neli_in_doubt == 1
+    assert "count=1 first=2026-03-01T12:00:05+00:00 last=2026-03-01T12:00:05+00:00 policy=skip" in caplog.text
+    assert world.state().last == 10
+
+
+def test_a_crash_between_state_and_beat_doubles_nothing() -> None:
+    """The state tells of the slot before the mark does."""
+    world = World({"e": 1.0}, **ALL)
+    beat = world.leader()
+    world.ticks(until=5.01)
+    assert world.state().last == 5
+    beat.crash(arrives=False)
+    assert world.marks()[1] < 5
+    successor = world.leader()
+    world.ticks(until=8.5)
+    assert world.slots() == seconds(8)
+    assert successor.inner.neli_in_doubt == 0
+
+
+def test_states_that_are_lost_leave_what_the_mark_says_undoubted() -> None:
+    """Done is done, also if no state of it ever arrived; how often it ran is reckoned."""
+    world = World({"e": 1.0}, **ALL)
+    beat = world.leader()
+    world.ticks(until=0.5)
+    beat.topic.up = False  # nothing failed and nobody asks for confirmed states: the marks go on
+    world.ticks(until=5.3)
+    claimed, done = world.marks()
+    assert done > 4
+    beat.crash()
+    successor = world.leader()
+    world.ticks(until=8.5)
+    assert world.slots() == [*seconds(int(done)), *seconds(8, first=int(done) + 1.0)]
+    assert (world.state().last, world.state().runs) == (8, 8)
+    assert successor.inner.neli_in_doubt == (1 if done < 5 <= claimed else 0)
+
+
+def test_a_leader_that_dies_before_its_first_offer_hands_on_what_it_found() -> None:
+    """Its records repeat the marks of its predecessor."""
+    world = World({"e": 1.0}, **ALL)
+    world.leader()
+    world.after_wire = crash_once("e", 5)
+    world.ticks(until=6)
+    for _ in range(3):
+        world.leader().crash(arrives=False)
+        world.now += 1
+    successor = world.leader()
+    world.ticks(until=12.5)
+    assert world.doubled() == {("e", 5.0): 2}
+    assert sorted(set(world.slots())) == seconds(12)
+    assert successor.inner.neli_in_doubt == 1
+
+
+def test_doubt_outlives_a_leader_that_dies_before_it_has_settled_it() -> None:
+    """A leader that began, claimed and died did not send what it found in doubt: it still is."""
+    world = World({"e": 1.0, "f": 1.0}, **SKIP)
+    world.leader()
+    world.after_wire = crash_once("e", 5)
+    world.ticks(until=6)
+    second = world.beat()
+    world.ticks(until=6.3)
+
+    def kill(*record: object) -> None:
+        raise Crash
+
+    second.topic.write = kill  # type: ignore[method-assign]
+    second.member.lead()
+    world.ticks(until=6.5)
+    assert second.dead
+    third = world.leader()
+    world.ticks(until=9.5)
+    assert not world.doubled()
+    assert third.inner.neli_in_doubt >= 1
+
+
+@pytest.mark.parametrize("kind", ["interval", "crontab", "solar", "relative"])
+@pytest.mark.parametrize("end", ["hand over", "crash behind the wire"])
+def test_every_kind_of_schedule_is_taken_over(kind: str, end: str) -> None:
+    """A slot each, no more and no less, but for the one in doubt, whose id is the same."""
+    if kind == "solar":
+        pytest.importorskip("ephem")
+    schedules: dict[str, Any] = {
+        "interval": {"task": "t", "schedule": 60.0},
+        "crontab": {"task": "t", "schedule": crontab()},
+        "solar": {"task": "t", "schedule": solar("solar_noon", 52.5, 13.4)},
+        "relative": {"task": "t", "schedule": timedelta(minutes=1), "relative": True},
+    }
+    world = World({"e": schedules[kind]}, **ALL)
+    every = 60.0
+    if kind == "solar":
+        every, world.interval = 86400.0, 30.0
+    world.leader()
+    world.ticks(until=1.5 * every)
+    first = len(world.sent)
+    assert first in (1, 2)
+    if end == "hand over":
+        world.beats[0].hand_over()
+    else:
+        world.after_wire = crash_once("e", 1)
+        world.ticks(until=2.5 * every)
+        assert world.beats[0].dead
+    world.leader()
+    world.ticks(until=4.4 * every)
+    slots = sorted(set(world.slots()))
+    assert len(slots) in (4, 5)
+    assert all(abs(after - slot - every) < every / 500 for slot, after in itertools.pairwise(slots))
+    assert len(world.doubled()) == (end != "hand over")
+    assert len({each.id for each in world.sent}) == len(slots)
+    assert world.state().last >= slots[-1]
+
+
+def test_a_time_that_comes_once_is_taken_over() -> None:
+    """It runs once, whichever leader is there; of one in beat_schedule the state stays."""
+    world = World({"e": {"task": "t", "schedule": once(NOON + timedelta(seconds=30))}})
+    world.leader()
+    world.ticks(until=10)
+    world.beats[0].crash()
+    world.now = 40.0
+    world.leader()
+    world.ticks(until=50)
+    world.beats[1].crash()
+    world.leader()
+    world.ticks(until=60)
+    assert world.slots() == [30]
+    assert world.state().last == 30
+
+
+def test_slots_that_nobody_claimed_were_missed_and_are_not_in_doubt() -> None:
+    """Nobody led for a while: the misfire policy's, also with `skip` for those in doubt."""
+    world = World({"e": 10.0}, **SKIP)
+    world.leader()
+    world.ticks(until=15)
+    world.beats[0].crash()
+    world.now = 55.0
+    successor = world.leader()
+    world.ticks(until=65)
+    assert world.slots() == [10, 20, 30, 40, 50, 60]
+    assert successor.inner.neli_in_doubt == 0
+
+
+# -- terms that are taken back, or begin from nothing --
+
+
+def test_a_term_that_is_taken_back_is_handed_over() -> None:
+    """What came of its last slots is not known for sure: a new term begins, to which they are in doubt."""
+    world = World({"e": 1.0}, **SKIP)
+    beat = world.leader()
+    world.election.latency = 0.05
+    world.ticks(until=5.02)
+    beat.fence()
+    world.ticks(until=6.5)
+    assert beat.desks[0].inner is None
+    beat.member.take_back()
+    beat.alarm.fenced.clear()
+    world.ticks(until=9.5)
+    assert world.slots() == seconds(5), "nothing is sent in a term that was over"
+    assert set(beat.member.resigned) == {"leader"}
+    beat.member.release()
+    beat.member.lead()
+    world.ticks(until=12.5)
+    assert len(world.slots()) == len(set(world.slots())), "none twice"
+    told = sorted({*seconds(12)} - {*world.slots()})
+    assert len(told) == beat.inner.neli_in_doubt <= 1
+
+
+def test_a_term_that_is_cut_off_between_reservation_and_wire_still_owes_the_slot() -> None:
+    """The entry is as it was; the next term of the same process sends it."""
+    world = World({"e": 1.0}, **ALL)
+    beat = world.leader()
+
+    def lapse(entry: str) -> None:
+        if world.now > 4.5 and beat.member.world.role("leader").holder is beat.member and not fenced:
+            fenced.append(True)
+            beat.fence()
+
+    fenced: list[bool] = []
+    from celery.signals import before_task_publish
+
+    def receiver(headers: Any, **kwargs: Any) -> None:
+        lapse("e")
+
+    before_task_publish.connect(receiver, weak=False, dispatch_uid="cut")
+    try:
+        world.ticks(until=6.5)
+        assert world.slots() == seconds(4)
+        assert (beat.entry().total_run_count, world.state().last) == (4, 4)
+        beat.member.lead()
+        world.ticks(until=8.5)
+    finally:
+        before_task_publish.disconnect(dispatch_uid="cut")
+    assert world.slots() == seconds(8)
+
+
+def test_a_blind_leader_with_states_takes_what_is_past_for_in_doubt(caplog: pytest.LogCaptureFixture) -> None:
+    """The election's log is gone, the schedule topic is not: somebody may have sent what no state tells of."""
+    for policy, sent in (("send", [20.0]), ("skip", [])):
+        caplog.clear()
+        world = World({"e": 10.0}, neli_in_doubt=policy)
+        world.put_state("e", 10.0, term=7, runs=1)
+        world.now = 25.0
+        beat = world.beat()
+        beat.member.lead(blind=True)
+        world.ticks(until=29)
+        assert world.slots() == sent
+        assert beat.inner.neli_in_doubt == 1
+        assert f"count=1 first=2026-03-01T12:00:20+00:00 last=2026-03-01T12:00:20+00:00 policy={policy}" in caplog.text
+        world.ticks(until=31)
+        assert world.slots() == [*sent, 30.0]
+
+
+def test_the_first_leader_ever_owes_nothing() -> None:
+    """Entries begin when it begins."""
+    world = World({"e": 10.0, "c": crontab()}, **SKIP)
+    world.now = 95.0
+    beat = world.leader()
+    world.ticks(until=121)
+    assert world.slots() == [105, 115]
+    assert world.slots("c") == [120]
+    assert beat.inner.neli_in_doubt == 0
+
+
+def test_after_another_scheduler_entries_count_as_served_until_it_was_heard_of() -> None:
+    """It left neither marks nor states; crontab slots of the gap are missed and not in doubt."""
+    world = World({"c": crontab()}, **SKIP)
+    world.now = 200.0
+    beat = world.beat()
+    beat.member.predecessor_led_until = NOON + timedelta(seconds=70)
+    beat.member.lead()
+    world.ticks(until=201)
+    assert world.slots("c") == [120, 180]
+    assert beat.inner.neli_in_doubt == 0
+
+
+def test_an_entry_that_is_new_in_the_leader_s_version_begins_where_the_last_leader_was_done() -> None:
+    """A deployment: nothing between the two leaders is lost."""
+    world = World({"e": 10.0})
+    world.leader()
+    world.ticks(until=55)
+    world.beats[0].hand_over()
+    world.now = 70.0
+    world.leader({"e": 10.0, "new": crontab()})
+    world.ticks(until=71)
+    assert world.slots("new") == [60]
+    assert world.state("new").last == 60
+
+
+# -- states of others --
+
+
+def test_a_deposed_leader_s_late_state_takes_nothing_back() -> None:
+    """Neither in the leader, which writes its own again, nor in those that stand by."""
+    world = World({"e": 10.0})
+    leader, standby = world.leader(), world.beat()
+    leader.member.lead()
+    world.ticks(until=35)
+    world.put_state("e", 10.0, term=1, runs=1)
+    world.ticks(until=36)
+    assert (world.state().last, world.state().term) == (30, 2)
+    assert (standby.entry().last_run_at - NOON).total_seconds() == 30
+    world.put_state("e", 10.0, term=1, runs=1)
+    leader.crash()
+    successor = world.leader()
+    world.ticks(until=45)
+    assert world.slots() == [10, 20, 30, 40]
+    assert successor.inner.neli_in_doubt == 0
+
+
+def test_an_imported_state_counts_also_while_somebody_leads() -> None:
+    """It is of no term: what another scheduler ran before."""
+    world = World({"e": 100.0})
+    world.leader()
+    world.ticks(until=5)
+    world.put_state("e", 60.0, term=NO_TERM, runs=17)
+    world.ticks(until=170)
+    assert world.slots() == [160]
+    assert (world.state().runs, world.state().term) == (18, 1)
+
+
+def test_a_state_that_waits_for_its_entry_is_used_when_that_comes() -> None:
+    """Read before the entry was added, or before its definition was."""
+    world = World({"tick": 1.0})
+    world.put_state("e", 95.0, runs=9, term=3)
+    world.now = 100.0
+    beat = world.leader()
+    world.ticks(until=101)
+    beat.inner.add(name="e", task="t", schedule=10.0)
+    world.ticks(until=116)
+    assert world.slots() == [105, 115]
+    assert world.state().runs == 11
+
+
+def test_the_state_of_an_entry_that_the_leader_lacks_is_kept() -> None:
+    """A version that has it leads again: it goes on where it was."""
+    both = {"e": 10.0, "old": 10.0}
+    world = World(both, **ALL)
+    world.leader()
+    world.ticks(until=15)
+    world.beats[0].hand_over()
+    world.leader({"e": 10.0})
+    world.ticks(until=35)
+    world.beats[1].hand_over()
+    assert world.state("old").last == 10
+    world.leader(both)
+    world.ticks(until=45)
+    assert world.slots("old")[-1] == 40
+    assert not world.doubled()
+
+
+def test_when_the_topic_was_made_anew_the_leader_writes_all_states_again() -> None:
+    """And a standby, which knows as much, does not."""
+    world = World({"e": 10.0, "f": 10.0, "paused": 10.0})
+    leader, standby = world.leader(), world.beat()
+    world.edit().pause("paused")
+    world.ticks(until=25)
+    world.log.clear()
+    for beat in (leader, standby):
+        beat.topic.forget()
+    writes = standby.topic.writes
+    world.ticks(until=26)
+    assert {name: world.state(name).last for name in ("e", "f")} == {"e": 20, "f": 20}
+    assert world.state("paused").runs == 0
+    assert standby.topic.writes == writes
+
+
+def test_records_that_are_none_are_told_and_change_nothing() -> None:
+    """The topic is told, which says so."""
+    world = World({"e": 10.0})
+    world.log += [(STATE, "e", b"nonsense", None), (ENTRY, "x", b"{}", None)]
+    beat = world.leader()
+    world.ticks(until=25)
+    assert world.slots() == [10, 20]
+    assert sorted(beat.topic.refused) == ["e", "x"]
+
+
+def test_nothing_is_sent_before_the_topic_was_read_to_its_end() -> None:
+    """Somebody else may have run what is due."""
+    world = World({"e": 10.0})
+    beat: Process = world.beat()
+    world.ticks(until=1)
+    world.put_state("e", 20.0, term=1)
+    beat.topic.up = False
+    world.now = 25.0
+    beat.member.lead()
+    world.ticks(until=29)
+    assert world.sent == []
+    assert beat.desks[0].failing
+    beat.topic.up = True
+    world.ticks(until=31)
+    assert world.slots() == [30]
+    assert START + 30 == pytest.approx(beat.entry().last_run_at.timestamp())
