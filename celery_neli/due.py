@@ -131,11 +131,9 @@ def restart(entry: Any, *, before: float) -> None:
 
 def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
     """``slot`` as a `last_run_at`: on the clock of the entry, for relative intervals are rounded on that of the last
-    run, and not before now for solar events.
+    run.
     """
     at = last_run(entry.schedule, slot)
-    if at > slot:
-        at = max(at, maybe_make_aware(now))
     if now.tzinfo is None:
         return at.astimezone(timezone.utc).replace(tzinfo=None)
     return at.astimezone(now.tzinfo)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.due import advance
@@ -30,7 +30,7 @@ BACKLOG = 0.05
 CALM = 2.0
 #: Seconds to wait for an outcome at a time.
 PATIENCE = 0.05
-#: Seconds without an outcome after which nothing goes on.
+#: Seconds without an outcome after which an entry does not go on.
 STUCK = 5.0
 
 
@@ -46,6 +46,8 @@ class Flight:
     headers: dict[str, Any]
     error: Exception | None = None
     wired: bool = False
+    #: When it took off (`time.monotonic`).
+    at: float = field(default_factory=time.monotonic)
 
 
 class Flights:
@@ -57,7 +59,7 @@ class Flights:
         self._count = count
         self._by_name: dict[str, Flight] = {}
         self._by_thread: dict[int, Flight] = {}
-        self._calm_until = self._landed_at = 0.0
+        self._calm_until = 0.0
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -67,15 +69,16 @@ class Flights:
 
     @property
     def stuck(self) -> bool:
-        """Entries are in flight, and nothing has come of any for a while."""
-        return bool(self._by_name) and time.monotonic() - self._landed_at > STUCK
+        """An entry is in flight, and nothing has come of it for a while."""
+        first = next(iter(self._by_name.values()), None)  # they take off in this order
+        return first is not None and time.monotonic() - first.at > STUCK
 
     def wants(self, heap: DueHeap, late: float, now: float) -> bool:
         """Whether an entry that is ``late`` by so many seconds should be sent side by side with others."""
         if self._count < 2 or time.monotonic() < self._calm_until:
             return False
         second = heap.second()
-        return bool(self._by_name) or (late > BACKLOG and second is not None and second <= now)
+        return late > BACKLOG and second is not None and second <= now
 
     def free(self) -> bool:
         """Whether somebody is free to send another one."""
@@ -90,8 +93,6 @@ class Flights:
         tenure.ask_start()
         headers = beat_headers(entry, term=tenure.term, slot=found.slot)
         flight = Flight(entry, advance(entry, found.slot, now), sent, found, now, headers)
-        if not self._by_name:
-            self._landed_at = time.monotonic()
         self._by_name[entry.name] = flight
         self._publishers.submit(flight)
 
@@ -106,8 +107,6 @@ class Flights:
         for _, error in outcomes:
             if isinstance(error, Exception) and not isinstance(error, Unsent):
                 self._calm_until = time.monotonic() + CALM
-        if outcomes:
-            self._landed_at = time.monotonic()
         return outcomes
 
     def settled(self, flight: Flight) -> None:

@@ -35,7 +35,7 @@ class Wire:
         self.threads.add(threading.current_thread().name)
         if entry in self.held:
             self.waiting.append(entry)
-            assert self._go.wait(30), "held up for ever"
+            assert self._go.wait(5), "held up for ever"
         if entry in self.broken:
             raise self.broken[entry]
 
