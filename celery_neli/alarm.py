@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
+from celery_neli.threads import patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from celery_neli.tenure import Leader
 
 __all__ = ["Alarm"]
+
+#: Seconds that a greenlet waits at a time.
+GREEN_WAIT = 0.05
 
 
 class Alarm:
@@ -37,6 +41,8 @@ class Alarm:
 
     def wait(self, timeout: float) -> None:
         """Wait until it rings or ``timeout`` seconds are over. The owner's thread."""
+        if patched():
+            timeout = min(timeout, GREEN_WAIT)  # a real thread's ring does not wake a greenlet
         try:
             self._rings.get(timeout=timeout)
             while True:

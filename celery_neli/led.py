@@ -199,19 +199,21 @@ class LedMixin(Dispatching):
             self.neli_tenure.headers = None
         if term is None or not term.goes_on:
             return
-        self._ground(wait=write)
-        if reservation is not None and self.neli_tenure is not None and not self.neli_tenure.left:
-            reservation.cancel()
-            slot = getattr(reservation, "slot", None)
-            if self.neli_tenure.wired and slot is not None:
-                term.perhaps[reservation.entry.name] = slot.timestamp()
-        elif reservation is not None and reservation.advanced is not None:
-            reservation.confirm()
-        self._overlaps.begin()
-        if write and self.neli_keeper.topic.flush(FLUSH):
-            first = self._due_heap().peek()
-            term.close(self._moment(), None if first is None else first.time)
-        term.goes_on = False
+        try:
+            self._ground(wait=write)
+            if reservation is not None and self.neli_tenure is not None and not self.neli_tenure.left:
+                reservation.cancel()
+                slot = getattr(reservation, "slot", None)
+                if self.neli_tenure.wired and slot is not None:
+                    term.perhaps[reservation.entry.name] = slot.timestamp()
+            elif reservation is not None and reservation.advanced is not None:
+                reservation.confirm()
+            self._overlaps.begin()
+            if write and self.neli_keeper.topic.flush(FLUSH):
+                first = self._due_heap().peek()
+                term.close(self._moment(), None if first is None else first.time)
+        finally:
+            term.goes_on = False
         if not write:
             self.neli_keeper.forget_unsaved()
 

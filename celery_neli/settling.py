@@ -141,6 +141,11 @@ class Settling:
             heap.put(entry.name, self._first_look(self.schedule[entry.name]))
         return wait
 
+    def neli_forget(self, name: str) -> None:
+        """The entry is gone."""
+        self._retries.pop(name, None)
+        self._left.pop(name, None)
+
     def _bury(self) -> None:
         """Remove entries that ran for the only time, unless they were defined anew. In a turn of its own: what others
         wrote meanwhile was read. The state goes last, for without one an entry is owed what it has not run.

@@ -68,9 +68,10 @@ def next_slot(when: Any, after: datetime) -> datetime | None:
 
     None if its class knows only `is_due`, or if it names no time after that.
     """
-    if not is_known(when):
-        return None
-    start = _start(when, after)
+    return _following(when, _start(when, after)) if is_known(when) else None
+
+
+def _following(when: Any, start: datetime) -> datetime | None:
     if isinstance(when, once):
         return when.at if when.at > start else None
     if ELAPSED and isinstance(when, schedule) and not when.relative:
@@ -105,15 +106,17 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
     None if the class of the schedule knows only `is_due`. Naive times are UTC. The cost is bounded however long ago
     ``last`` is: intervals are reckoned, others counted to a hundred, then looked at from the end.
     """
-    first = next_slot(when, last)
+    if not is_known(when):
+        return None
+    start = _start(when, last)
+    first = _following(when, start)
     if first is None:
-        return _NEVER if isinstance(when, once) and is_known(when) else None
+        return _NEVER if isinstance(when, once) else None
     now = maybe_make_aware(now).astimezone(timezone.utc)
     if first > now:
         return Owed(newest=(), first=None, total=0, exact=True, upcoming=first)
     if isinstance(when, once):
         return Owed(newest=(first,), first=first, total=1, exact=True, upcoming=None)
-    start = _start(when, last)
     if isinstance(when, schedule) and not when.relative:
         return _of_interval(when, start, now, first, limit)
     return _of_chain(when, start.tzinfo, now, first, limit)

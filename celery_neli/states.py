@@ -134,6 +134,7 @@ class States:
             names.discard(name)
         for values in (self.since, self.sent, self._strays, self._orders):
             values.pop(name, None)
+        self._scheduler.neli_forget(name)
 
     # -- states --
 

@@ -132,7 +132,9 @@ def test_roles_are_spread_and_stay_where_they_are_while_others_move(work):
     kept = [each.terms for each in left]
     began = time.monotonic()
     gone.close()
-    wait_until(lambda: led(left), timeout=10, what="the others to lead all")
+    # A barrier hears of a term a moment after the lease allows it.
+    wait_until(lambda: led(left) and any(each.acquired(began) for each in left), timeout=10, what="the others to lead")
+    wait_until(lambda: sum(len(each.acquired(began)) for each in left) >= 2, timeout=10, what="both to be told")
     took = [seconds for each in left for seconds in each.acquired(began).values()]
     print(f"closed: {len(took)} roles acquired {min(took):.2f} to {max(took):.2f} s after")
     assert len(took) == 2

@@ -52,6 +52,7 @@ class KafkaCluster:
                     "min.insync.replicas": in_sync,
                     "offsets.topic.replication.factor": replicas,
                     "offsets.topic.num.partitions": 6,
+                    "log.cleaner.dedupe.buffer.size": 8_388_608,  # 128 MB by default, of a heap of 256
                     "transaction.state.log.replication.factor": replicas,
                     "transaction.state.log.min.isr": in_sync,
                     "transaction.state.log.num.partitions": 6,

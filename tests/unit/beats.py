@@ -34,6 +34,11 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 START = NOON.timestamp()
 
 
+def seconds(until: float, every: float = 1.0, first: float = 1.0) -> list[float]:
+    """The slots of an interval from the first one on, up to that time."""
+    return [first + n * every for n in range(int((until - first) / every) + 1)]
+
+
 class Crash(BaseException):
     """The process is killed at this very place."""
 

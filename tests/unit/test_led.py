@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import uuid
@@ -105,7 +106,7 @@ def test_claims_are_not_far_ahead_and_never_go_back() -> None:
     world.ticks(until=70)
     marks = read_marks(world)
     assert len(marks) > 50
-    assert all(a.claimed <= b.claimed and a.done <= b.done for a, b in zip(marks, marks[1:], strict=False))
+    assert all(a.claimed <= b.claimed and a.done <= b.done for a, b in itertools.pairwise(marks))
     assert marks[-1].claimed <= 70.5
 
 
@@ -212,7 +213,7 @@ def test_an_entry_that_cannot_be_sent_stops_no_other() -> None:
     world.before_wire = note
     world.leader()
     world.ticks(until=1100)
-    pauses = [round(b - a) for a, b in zip(tries, tries[1:], strict=False)]
+    pauses = [round(b - a) for a, b in itertools.pairwise(tries)]
     assert pauses == [1, 2, 4, 8, 16, 32]
     assert world.slots("bad") == [1000]
     assert world.slots("good") == [float(n) for n in range(1, 1101)]
@@ -231,7 +232,7 @@ def test_pauses_after_failures_grow_to_a_minute_and_begin_anew_after_a_success()
 
     world.before_wire = fail
     world.ticks(until=2010)
-    pauses = [round(b - a) for a, b in zip(tries, tries[1:], strict=False)]
+    pauses = [round(b - a) for a, b in itertools.pairwise(tries)]
     assert pauses[:9] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert pauses[-1] == 1
 

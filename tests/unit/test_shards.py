@@ -44,7 +44,12 @@ def test_a_parent_is_an_earlier_shard(shard: int) -> None:
 
 def test_shards_are_the_same_in_every_process_and_release() -> None:
     """Written down: if these change, beats of two releases both send an entry, or neither."""
-    expected = {"a": [0, 1, 1, 3, 3, 3, 3, 3], "report": [0, 0, 0, 0, 4, 4, 4, 4], "ä€😀": [0, 1, 1, 3, 3, 3, 3, 7], "": [0] * 8}
+    expected = {
+        "a": [0, 1, 1, 3, 3, 3, 3, 3],
+        "report": [0, 0, 0, 0, 4, 4, 4, 4],
+        "ä€😀": [0, 1, 1, 3, 3, 3, 3, 7],
+        "": [0] * 8,
+    }
     found = {name: [owner(name, shards) for shards in range(1, 9)] for name in expected}
     assert found == expected
 
@@ -123,7 +128,7 @@ def test_marks_are_handed_to_those_shards_only_that_are_split_from_this_one() ->
 def test_the_number_cannot_be_lowered() -> None:
     """Said with both numbers."""
     data = {"shards": 4, "claimed": 9.0, "done": 8.0}
-    with pytest.raises(ConfigurationError, match="neli_shards = 2.*spread over 4.*set neli_shards = 4"):
+    with pytest.raises(ConfigurationError, match=r"neli_shards = 2.*spread over 4.*set neli_shards = 4"):
         begin(0, 2, tells(r0=data), now=100.0)
 
 
@@ -186,7 +191,9 @@ def test_a_fail_over_of_one_shard_stops_no_other() -> None:
     assert all((len(world.slots(name)) == 8) == (owner(name, 2) == 0) for name in MANY)
     beats[0].member.lead("leader-1")
     world.ticks(until=10.5)
-    assert {name: sorted(set(world.slots(name))) for name in MANY} == dict.fromkeys(MANY, [float(n) for n in range(1, 11)])
+    assert {name: sorted(set(world.slots(name))) for name in MANY} == {
+        key: [float(n) for n in range(1, 11)] for key in MANY
+    }
 
 
 @pytest.mark.parametrize("end", ["hand over", "crash"])
@@ -262,9 +269,13 @@ def test_runtime_entries_are_their_shards_too() -> None:
 def test_entries_that_are_added_go_to_their_shard() -> None:
     """Added to each scheduler, kept by one."""
     world = World({})
-    beat = world.beat(shards=3, added=[{"name": f"a{n}", "task": "t", "schedule": 1.0, "last_run_at": NOON} for n in range(9)])
+    beat = world.beat(
+        shards=3, added=[{"name": f"a{n}", "task": "t", "schedule": 1.0, "last_run_at": NOON} for n in range(9)]
+    )
     for role in beat.keeper.roles:
         beat.member.lead(role)
     world.ticks(until=2.5)
     assert [world.slots(f"a{n}") for n in range(9)] == [[1, 2]] * 9
-    assert Counter(name for desk in beat.desks for name in desk.schedule) == dict.fromkeys((f"a{n}" for n in range(9)), 1)
+    assert Counter(name for desk in beat.desks for name in desk.schedule) == dict.fromkeys(
+        (f"a{n}" for n in range(9)), 1
+    )

@@ -1,0 +1,223 @@
+"""Clients that hear nothing though brokers answer: when they are placed anew and made anew, with brokers that answer
+what the test says.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from celery_neli import journal as journal_module
+from celery_neli.config import Config
+from celery_neli.deaf import PATIENCE, PATIENCE_MOST, QUIET, Brokers, Step, Watch, hears
+from celery_neli.events import End, Entry, Event, Started
+from celery_neli.journal import KafkaJournal
+from celery_neli.kafkalog import KafkaLog
+
+LOG = logging.getLogger("celery_neli.kafka")
+AT_END, NO_BROKER = KafkaError(-191), KafkaError(-195)  # _PARTITION_EOF, _TRANSPORT
+CONFIG = Config(group="g", topic="t", kafka="k:1")
+
+
+class Cluster:
+    """Answers at once, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: bool = True
+        self.asked = 0
+        self._pending = False
+
+    def ask(self) -> None:
+        self.asked += 1
+        self._pending = True
+
+    def told(self) -> bool | None:
+        pending, self._pending = self._pending, False
+        return self.answers if pending else None
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def steps(watch: Watch, clock: Clock, heard: Callable[[], float], seconds: float) -> list[tuple[float, Step]]:
+    """What is to be done within so many seconds, and after how many, looking ten times a second."""
+    done, began = [], clock.now
+    while clock.now < began + seconds:
+        clock.now += 0.1
+        step = watch.look(heard())
+        if step is Step.RENEW:
+            watch.renewed()
+        if step is not Step.WAIT:
+            done.append((clock.now - began, step))
+    return done
+
+
+def test_who_hears_is_left_alone_and_nobody_is_asked() -> None:
+    """A record now and then is enough."""
+    clock, cluster = Clock(), Cluster()
+    watch = Watch(cluster, placing=True, clock=clock)
+    assert steps(watch, clock, lambda: clock.now - QUIET / 2, 60) == []
+    assert cluster.asked == 0
+
+
+def test_a_deaf_reader_is_placed_anew_and_then_made_anew_within_ten_seconds() -> None:
+    """In this order."""
+    clock, cluster = Clock(), Cluster()
+    done = steps(Watch(cluster, placing=True, clock=clock), clock, lambda: 100.0, 10)
+    assert [step for _, step in done] == [Step.PLACE, Step.RENEW]
+    assert QUIET <= done[0][0] < QUIET + 0.5
+    assert done[1][0] >= 2 * QUIET + PATIENCE
+
+
+def test_a_reader_that_is_silent_rightly_is_only_placed_anew() -> None:
+    """Placed anew, it is told the end: nobody has to ask."""
+    clock, cluster, last = Clock(), Cluster(), [100.0]
+    watch = Watch(cluster, placing=True, clock=clock)
+    for _ in range(600):
+        clock.now += 0.1
+        step = watch.look(last[0])
+        assert step is not Step.RENEW
+        if step is Step.PLACE:
+            last[0] = clock.now
+    assert cluster.asked == 0
+
+
+def test_while_brokers_are_away_nothing_is_made_anew() -> None:
+    """Once they are back, the client has its time to find them by itself; if it does not, it is made anew."""
+    clock, cluster = Clock(), Cluster()
+    cluster.answers = False
+    watch = Watch(cluster, placing=True, clock=clock)
+    assert [step for _, step in steps(watch, clock, lambda: 100.0, 60)] == [Step.PLACE]
+    cluster.answers = True
+    ((after, step),) = steps(watch, clock, lambda: 100.0, 5)
+    assert step is Step.RENEW
+    assert after >= PATIENCE
+
+
+def test_a_client_that_finds_the_brokers_by_itself_is_not_made_anew() -> None:
+    """It hears within its time."""
+    clock, cluster = Clock(), Cluster()
+    cluster.answers = False
+    watch = Watch(cluster, placing=True, clock=clock)
+    steps(watch, clock, lambda: 100.0, 60)
+    cluster.answers = True
+    assert steps(watch, clock, lambda: 100.0, PATIENCE - 0.5) == []
+    assert steps(watch, clock, lambda: clock.now, 60) == []
+
+
+def test_if_new_clients_hear_nothing_either_they_are_made_ever_less_often_and_warned_of_once() -> None:
+    """Some other fault then; hearing something forgets all that."""
+    clock, cluster = Clock(), Cluster()
+    watch = Watch(cluster, clock=clock)
+    assert watch.first
+    done = [after for after, _ in steps(watch, clock, lambda: 100.0, 600)]
+    gaps = [later - earlier for earlier, later in pairwise(done)]
+    assert gaps[0] < gaps[1] < gaps[2]
+    assert gaps[-1] > PATIENCE_MOST
+    assert not watch.first
+    assert steps(watch, clock, lambda: clock.now, 1) == []
+    assert watch.first
+
+
+class Client:
+    """A reader or producer of a log whose last record is at offset 7, of epoch 3; `deaf`: it is told nothing."""
+
+    made: list[Client]
+    deaf = False
+
+    def __init__(self, properties: dict[str, Any]) -> None:
+        self.placed: list[tuple[int, int]] = []  # offset, epoch
+        self.untold: list[Any] = []
+        self.metadata = SimpleNamespace(brokers={1: None}, topics={"t": SimpleNamespace(error=None, partitions={})})
+        self.made.append(self)
+
+    def poll(self, timeout: float) -> Any:
+        return self.untold.pop(0) if self.untold and not self.deaf else None
+
+    def incremental_assign(self, parts: list[Any]) -> None:
+        offset = parts[0].offset
+        self.placed.append((offset, parts[0].leader_epoch))
+        record = SimpleNamespace(
+            partition=lambda: 0, error=lambda: None, offset=lambda: 7, leader_epoch=lambda: 3, value=lambda: b"",
+            key=lambda: None,
+        )  # fmt: skip
+        end = SimpleNamespace(partition=lambda: 0, error=lambda: AT_END, offset=lambda: 8)
+        self.untold = [end] if offset == 8 else [record, end]
+
+    def incremental_unassign(self, parts: list[Any]) -> None: ...
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        if self.deaf:
+            raise KafkaException(NO_BROKER)
+        return self.metadata
+
+    def flush(self, timeout: float) -> int:
+        return 0
+
+    def purge(self, **how: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("led", [True, False])
+def test_brokers_answer_if_a_new_client_finds_them_and_the_topic_led(led: bool) -> None:
+    """A broker that is starting may know itself, and not lead yet."""
+    Client.made = []
+
+    def make(properties: dict[str, Any]) -> Client:
+        client = Client(properties)
+        partition = SimpleNamespace(leader=1 if led else -1)
+        client.metadata.topics["t"] = SimpleNamespace(error=None, partitions={0: partition})
+        return client
+
+    assert Brokers(CONFIG, KafkaLog(LOG, {}), "t", make=make).answer() is led
+
+
+def test_a_client_without_brokers_does_not_hear() -> None:
+    """It has nobody to ask."""
+    Client.made = []
+    client = Client({})
+    assert hears(client, "t", 0.1)
+    client.deaf = True
+    assert not hears(client, "t", 0.1)
+
+
+def test_a_journal_makes_a_deaf_reader_anew_where_it_stood(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes on where the records ended, no start is told anew, and one warning says it."""
+    clock, cluster = Clock(), Cluster()
+    Client.made = []
+    monkeypatch.setattr(journal_module, "Consumer", Client)
+    monkeypatch.setattr(journal_module, "Producer", Client)
+    monkeypatch.setattr(journal_module, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(journal_module, "Brokers", lambda *_: cluster)
+    monkeypatch.setattr(journal_module, "Watch", lambda brokers, **how: Watch(brokers, clock=clock, **how))
+    monkeypatch.setattr(
+        journal_module, "TopicCheck", lambda *_, **__: SimpleNamespace(poll=lambda: True, heard=0.0, close=lambda: None)
+    )
+    journal = KafkaJournal(CONFIG, log=LOG)
+    reader = Client.made[0]
+    told: list[Event] = journal.read(0)
+    assert told == [Started(0, 7, oldest=False), Entry(0, 7, b""), End(0)]
+    reader.deaf = True
+    told = []
+    for _ in range(100):
+        clock.now += 0.1
+        told += journal.read(0)
+    assert len(Client.made) == 3  # the reader, the producer, and one reader more
+    assert Client.made[2].placed[0] == (8, 3)  # with its epoch: a truncated log shows (R9)
+    assert set(told) == {End(0)}
+    assert len(caplog.records) == 1
+    assert "kafka client deaf: reader hears nothing" in caplog.text
