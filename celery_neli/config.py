@@ -239,7 +239,7 @@ def beat_settings(app: Celery) -> BeatSettings:
         version = _whole(app, "neli_schedule_version", 0, least=0, most=2**53)
     return BeatSettings(
         sends_in_doubt=in_doubt == "send",
-        parallel=_whole(app, "neli_publish_parallel", 4, least=1, most=PARALLEL_MOST),
+        parallel=_whole(app, "neli_publish_parallel", 1, least=1, most=PARALLEL_MOST),
         version=version,
     )
 

@@ -229,9 +229,9 @@ class Desk:
 
     def _say(self, reason: str, exc: Exception | None = None) -> None:
         if reason != self._reason:
-            logger.error(
-                "beat: %s; trying again for as long as this beat leads", reason, exc_info=None if self._reason else exc
-            )
+            over = self._kept is not None and self.inner is None and exc is not None
+            then = "handing over" if over else "trying again for as long as this beat leads"
+            logger.error("beat: %s; %s", reason, then, exc_info=None if self._reason else exc)
             self._reason = reason
 
     def _forget_failures(self) -> None:

@@ -7,11 +7,13 @@ journal does. Nothing is fetched or committed here.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from celery_neli.clients import group_properties
+from celery_neli.deaf import Brokers, Step, Watch, hears, let_go
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafkalog import KafkaLog
 from celery_neli.threads import spawn
@@ -21,13 +23,15 @@ if TYPE_CHECKING:
 
 BATCH = 16  # events served by one poll
 CLOSE = 0.2  # seconds that `close` waits for the coordinator
+CHECK_EVERY = 10.0  # seconds between two looks whether this client still finds brokers
 
 
 class KafkaGroup:
     """This member's part in the consumer group. After the constructor for one thread only, and never in a forked child.
 
     `log`: a `logging.Logger` or alike whose calls only enqueue. Raises `ConfigurationError` if the Kafka properties are
-    malformed or contradict an election's needs. No method blocks. To `join` before the topic exists is borne, but then
+    malformed or contradict an election's needs. No method blocks, but that `poll` asks for brokers now and then, which
+    may take half a second while they are away. To `join` before the topic exists is borne, but then
     it may take 5 s from its creation until partitions are assigned.
     """
 
@@ -38,9 +42,12 @@ class KafkaGroup:
         self._joined = False
         self._closed = False
         self._trouble: set[str] = set()
-        properties = group_properties(config)
+        self._properties = group_properties(config)
+        self._watch = Watch(Brokers(config, KafkaLog(log, config.properties), config.topic))
+        self._heard = time.monotonic()
+        self._check_at = self._heard + CHECK_EVERY
         try:
-            self._consumer = Consumer({**properties, "logger": self._klog, "error_cb": self._on_error})
+            self._consumer = self._make_consumer()
         except KafkaException as exception:
             raise ConfigurationError(f"neli_kafka: {self._klog.masked(exception.args[0].str())}") from None
 
@@ -53,6 +60,7 @@ class KafkaGroup:
         """Serve what the group has for this member: assignments, revocations, errors, log lines."""
         if self._closed:
             return
+        self._listen()
         for _ in range(BATCH):
             try:
                 message = self._consumer.poll(0)
@@ -106,9 +114,35 @@ class KafkaGroup:
         except (KafkaException, RuntimeError) as exception:
             self._klog.say(logging.WARNING, self._klog.masked(f"group close failed: {exception}"))
 
+    def _make_consumer(self) -> Consumer:
+        return Consumer({**self._properties, "logger": self._klog, "error_cb": self._on_error})
+
+    def _listen(self) -> None:
+        """Make the client anew if it finds no broker though brokers answer (deaf.py): else this member would be induced
+        no more.
+        """
+        if not self._joined or time.monotonic() < self._check_at:
+            return
+        wait = min(0.5, self._config.heartbeat_timeout / 8)
+        if hears(self._consumer, self._config.topic, wait):
+            self._heard = time.monotonic()
+            self._check_at = self._heard + CHECK_EVERY
+            return
+        self._check_at = time.monotonic() + 4 * wait
+        if self._watch.look(self._heard) is Step.RENEW:
+            level = logging.WARNING if self._watch.first else logging.DEBUG
+            self._klog.say(level, "kafka client deaf: group member finds no broker, though brokers answer: made anew")
+            deaf, self._consumer = self._consumer, self._make_consumer()
+            let_go(deaf)
+            self._watch.renewed()
+            self._induced, self._joined = frozenset(), False
+            self.join()
+
     # The callbacks run inside poll(), and at the end in close(); an exception would come out there.
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return  # it was made anew, and this one is being closed, on another thread
         # An explicit offset, so that the group is not asked for a committed one; paused, so that nothing is fetched.
         parts = [TopicPartition(part.topic, part.partition, 0) for part in partitions]
         try:
@@ -122,6 +156,8 @@ class KafkaGroup:
             self._induced |= {part.partition for part in parts if part.partition < len(self._config.roles)}
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return
         self._induced -= {part.partition for part in partitions}
         try:
             consumer.incremental_unassign(partitions)

@@ -3,6 +3,9 @@
 The reader keeps its own positions. A position that is not in the log any more is told (`Lost`), never mended in
 silence: librdkafka is set to `auto.offset.reset=error`, and positions are assigned with their leader epoch, so that a
 truncated log shows too (R9).
+
+A reader that hears nothing is placed anew, then made anew where it stands; so is a producer that finds no broker
+(deaf.py).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from celery_neli.clients import producer_properties, reader_properties
+from celery_neli.deaf import QUIET, Brokers, Step, Watch, hears, let_go
 from celery_neli.events import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import ConfigurationError, TopicError
 from celery_neli.kafkalog import KafkaLog
@@ -46,6 +50,8 @@ class _Position:
     epoch: int = NO_EPOCH  # leader epoch of the last record read
     awaited: bytes | None = None  # last own append, until it is read
     asked: bool = False  # an end was asked for and not told yet
+    sought: int = OFFSET_BEGINNING  # where reading was to begin
+    heard: float = 0.0  # when anything was last told of it, or it was begun anew (monotonic seconds)
 
 
 class KafkaJournal:
@@ -63,9 +69,14 @@ class KafkaJournal:
         self._missing: str | None = None  # why the topic seems to be gone
         self._ask_missing_at = 0.0
         self._positions = {role: _Position(role) for role in range(len(config.roles))}
-        reader, self._producer_properties = reader_properties(config), producer_properties(config)
+        self._reader_properties, self._producer_properties = reader_properties(config), producer_properties(config)
+        self._hearing = Watch(Brokers(config, KafkaLog(log, config.properties), config.topic), placing=True)
+        self._sending = Watch(Brokers(config, KafkaLog(log, config.properties), config.topic))
+        self._sent_at = time.monotonic()  # when a record was last acknowledged
+        self._doubted = False  # whether the producer reaches brokers; records were lost
+        self._ask_producer_at = 0.0
         try:
-            self._reader = Consumer({**reader, "logger": self._klog, "error_cb": self._on_error})
+            self._reader = self._make_reader()
             self._producer = self._make_producer()
         except KafkaException as exception:
             raise ConfigurationError(f"neli_kafka: {self._klog.masked(exception.args[0].str())}") from None
@@ -80,6 +91,9 @@ class KafkaJournal:
         if self._closed:
             return []
         self._producer.poll(0)
+        self._listen()
+        if self._doubted:
+            self._listen_to_producer()
         if self._problem is not None:
             problem, self._problem = self._problem, None
             raise problem
@@ -117,7 +131,7 @@ class KafkaJournal:
                 logging.WARNING, self._klog.masked(f"append dropped role={role} reason={error.name()} {error.str()}")
             )
             if error.fatal() or error.name() == "_FATAL":
-                self._producer = self._make_producer()
+                self._renew_producer()
         else:
             self._positions[role].awaited = value
 
@@ -159,11 +173,76 @@ class KafkaJournal:
         except (KafkaException, RuntimeError) as exception:
             self._klog.say(logging.WARNING, self._klog.masked(f"journal close failed: {exception}"))
 
+    def _make_reader(self) -> Consumer:
+        return Consumer({**self._reader_properties, "logger": self._klog, "error_cb": self._on_error})
+
     def _make_producer(self) -> Producer:
         return Producer({**self._producer_properties, "logger": self._klog, "error_cb": self._klog.remark})
 
     def _make_check(self) -> TopicCheck:
         return TopicCheck(self._config, self._klog, reader=self._reader, producer=self._producer)
+
+    def _listen(self) -> None:
+        """Heal a reader, or one position of it, of which nothing is heard though brokers answer. Does not wait."""
+        if self._check is None:
+            heard = min(position.heard for position in self._positions.values())
+        else:
+            heard = self._check.heard
+        step = self._hearing.look(heard)
+        if step is Step.PLACE:
+            for position in self._positions.values():
+                if position.assigned and position.heard <= time.monotonic() - QUIET:
+                    self._place_anew(position)
+        elif step is Step.RENEW:
+            self._renew_reader(heard)
+
+    def _place_anew(self, position: _Position) -> None:
+        if position.reading:
+            self._ask_end(position)
+        else:
+            self._place(position, position.sought, NO_EPOCH)
+
+    def _renew_reader(self, heard: float) -> None:
+        self._tell_deaf(self._hearing, f"reader hears nothing for {time.monotonic() - heard:.1f} s")
+        let_go(self._reader)
+        self._reader = self._make_reader()
+        self._hearing.renewed()
+        for position in self._positions.values():
+            if position.assigned:
+                position.assigned = False
+                self._place_anew(position)
+        if self._check is not None:
+            self._check.close()
+            self._check = self._make_check()
+
+    def _listen_to_producer(self) -> None:
+        """Heal a producer that finds no broker though brokers answer. Waits for half a second at most, while records
+        are being lost.
+        """
+        if time.monotonic() < self._ask_producer_at:
+            return
+        wait = min(0.5, self._config.heartbeat_timeout / 8)
+        self._ask_producer_at = time.monotonic() + 4 * wait
+        if hears(self._producer, self._config.topic, wait):
+            self._sent_at, self._doubted = time.monotonic(), False
+        elif self._sending.look(self._sent_at) is Step.RENEW:
+            self._tell_deaf(self._sending, "producer finds no broker")
+            self._renew_producer()
+            self._sending.renewed()
+
+    def _renew_producer(self) -> None:
+        # What it had is lost, or too late: a record is worth nothing after the lease that it was to buy.
+        self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+        self._producer.flush(0)
+        let_go(self._producer)
+        self._producer, self._doubted = self._make_producer(), False
+        if self._check is not None:
+            self._check.close()
+            self._check = self._make_check()
+
+    def _tell_deaf(self, watch: Watch, what: str) -> None:
+        level = logging.WARNING if watch.first else logging.DEBUG
+        self._klog.say(level, f"kafka client deaf: {what}, though brokers answer: made anew")
 
     def _topic_ready(self, check: TopicCheck) -> bool:
         try:
@@ -186,6 +265,8 @@ class KafkaJournal:
         role = message.partition()
         position = None if role is None else self._positions.get(role)
         error = message.error()
+        if position is not None and (error is None or error.name() in _OF_PARTITION or error.name()[0] != "_"):
+            position.heard = time.monotonic()
         if error is not None and error.name() not in _OF_PARTITION:
             self._on_error(error)
         elif position is None or not position.assigned:
@@ -294,6 +375,7 @@ class KafkaJournal:
         """Begin anew at `offset`; a `Started` follows."""
         position.reading = position.whole = position.asked = False
         position.epoch = NO_EPOCH
+        position.sought, position.heard = offset, time.monotonic()
         self._place(position, offset, NO_EPOCH)
 
     def _place(self, position: _Position, offset: int, epoch: int) -> None:
@@ -308,7 +390,10 @@ class KafkaJournal:
             self._reader.incremental_unassign([TopicPartition(self._config.topic, position.role)])
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and not self._closed:
+        if error is None:
+            self._sent_at, self._doubted = time.monotonic(), False
+        elif not self._closed:
+            self._doubted |= error.name() in ("_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT")
             level = logging.DEBUG if self._klog.unreachable else logging.WARNING
             self._klog.say(
                 level, self._klog.masked(f"append lost role={message.partition()} reason={error.name()} {error.str()}")

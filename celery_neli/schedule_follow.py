@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from celery_neli.clients import schedule_producer_properties, schedule_reader_properties
+from celery_neli.deaf import Brokers, hears
 from celery_neli.exceptions import TopicError
 from celery_neli.topic import GONE, TopicCheck
 from celery_neli.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 BATCH = 500  # records taken at a time
 SLICE = 0.25  # seconds that the thread waits for a record before it looks at anything else
 PAUSE = 1.0  # seconds between two looks at a topic that an operator must mend
+ASK = 0.5  # seconds for one question
+CHECK_EVERY = 5.0  # seconds between two looks whether clients that say nothing can still be told anything
+CHECK_AGAIN = 1.0  # ... if one is in doubt
 
 
 class Follower:
@@ -47,6 +51,10 @@ class Follower:
         self._missing = False
         self._look_at = 0.0
         self._said = ""
+        self._brokers = Brokers(config, klog, config.schedule_topic)
+        self._check_at = 0.0
+        self._before = self.next  # what was to be read next at the last look
+        self._doubted = ""  # why a client was in doubt then
 
     def rest(self, seconds: float) -> None:
         """Wait."""
@@ -55,13 +63,16 @@ class Follower:
             time.sleep(min(left, SLICE))
 
     def serve(self) -> None:
-        """Follow the topic until `stopping`. Raises what it cannot help; to be called again then."""
+        """Follow the topic until `stopping`, or until the clients must be made anew. Raises what it cannot help. To be
+        called again in either case.
+        """
         extra: dict[str, Any] = {"logger": self._klog, "error_cb": self._on_error}
         reader = Consumer({**schedule_reader_properties(self._config), **extra})
         producer = Producer({**schedule_producer_properties(self._config), **extra})
         self._search(self._make_check(reader))
+        self._check_at = time.monotonic() + CHECK_EVERY
         try:
-            while not self.stopping:
+            while not self.stopping and not self._deaf(reader, producer):
                 if self._check is not None:
                     self._find(reader, producer, self._check)
                 else:
@@ -74,6 +85,44 @@ class Follower:
             producer.purge(in_queue=True, in_flight=True, blocking=False)
             producer.close()
             reader.close()
+
+    def _deaf(self, reader: Consumer, producer: Producer) -> bool:
+        """Whether one of the clients hears nothing although brokers answer (deaf.py), or the reader stands still before
+        the end that they tell. Asks only those that are silent; takes a second at most.
+        """
+        if time.monotonic() < self._check_at:
+            return False
+        # Looked at twice: what came just now is not heard yet, and brokers may have come back just now.
+        answered = self._brokers.told()
+        why = self._doubt(reader, producer)
+        deaf = why != "" and why == self._doubted and answered is True
+        if why:
+            self._brokers.ask()
+        self._doubted, self._before = why, self.next
+        self._check_at = time.monotonic() + (CHECK_AGAIN if why else CHECK_EVERY)
+        if deaf:
+            self._doubted = ""
+            self._klog.say(logging.WARNING, f"kafka client deaf: schedule {why}, though brokers answer: made anew")
+        return deaf
+
+    def _doubt(self, reader: Consumer, producer: Producer) -> str:
+        topic = self._config.schedule_topic
+        if self._check is not None or self.next is self._before:
+            if not hears(reader, topic, ASK):
+                return "reader finds no broker"
+            if self._check is None and self._behind(reader):
+                return "reader stands still"
+        if self._writes.unsaved and not hears(producer, topic, ASK):
+            return "producer finds no broker"
+        return ""
+
+    def _behind(self, reader: Consumer) -> bool:
+        parts = [TopicPartition(self._config.schedule_topic, each) for each in range(SCHEDULE_PARTITIONS)]
+        try:
+            ends = [reader.get_watermark_offsets(part, timeout=ASK)[1] for part in parts]
+        except KafkaException:
+            return False
+        return any(end > max(0, following) for end, following in zip(ends, self.next, strict=True))
 
     def _make_check(self, reader: Consumer) -> TopicCheck:
         return TopicCheck(self._config, self._klog, reader=reader, topic=schedule_topic(self._config))

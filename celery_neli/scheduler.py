@@ -175,12 +175,23 @@ class Scheduler(Facade):
         if self._keeper is not None:
             self._keeper.makers.extend(desk.make for desk in self._desks)
         alarm.connect(leader, drain_timeout=leader.config.drain_timeout)
-        leader.heard = alarm.ring
+        leader.heard = self._heard
         self._leader, self._alarm = leader, alarm
         if self._keeper is not None:
             self._keeper.topic.start()
         leader.start()
         return leader, alarm
+
+    def _heard(self) -> None:
+        """Records of ours were read back (the thread that renews): somebody may wait for what they claim."""
+        leader, alarm = self._leader, self._alarm
+        if leader is None or alarm is None:
+            return
+        for desk in self._desks:
+            data = leader.told(desk.role).data or {}
+            if data.get("claimed") != data.get("done"):
+                alarm.ring()
+                return
 
     def _longest_wait(self) -> float:
         stall_timeout = self.app.conf.get("neli_stall_timeout") or 3 * LONGEST_WAIT

@@ -91,8 +91,9 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="neli_publish_parallel",
-        default="4",
-        meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64)",
+        default="1",
+        meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64): more help "
+        "where the broker takes its time to answer, such as RabbitMQ with `confirm_publish`, or another data centre",
     ),
     Setting(
         name="neli_schedule_version",

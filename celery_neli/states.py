@@ -36,7 +36,7 @@ class States:
     ) -> None:
         self._scheduler, self._owns, self._refuse = scheduler, owns, refuse
         #: Entries that no state was read of.
-        self.unborn: set[str] = set(scheduler.schedule)
+        self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
         #: Entries that the mark *done* does not cover.
         self.open: set[str] = set()
         #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
@@ -74,7 +74,7 @@ class States:
 
     def adopt(self, name: str) -> None:
         """An entry of beat_schedule was added after the topic was read."""
-        self.unborn.add(name)
+        self.unborn[name] = None
         if (stray := self._strays.pop(name, None)) is not None:
             self._apply(self._scheduler.schedule[name], decode_state(stray))
         if (order := self._orders.pop(name, None)) is not None:
@@ -97,7 +97,7 @@ class States:
         where somebody has led before. They are known from now on.
         """
         born = [self._entry(name) for name in self.unborn]
-        self.unborn = set()
+        self.unborn = {}
         if done is not None:
             for entry in born:
                 if entry.name not in self.since and at_of(entry) > done:
@@ -130,9 +130,9 @@ class States:
         """The entry is gone for good."""
         self._scheduler.schedule.pop(name, None)
         self.paused.pop(name, None)
-        for names in (self.open, self.defined, self.unborn):
+        for names in (self.open, self.defined):
             names.discard(name)
-        for values in (self.since, self.sent, self._strays, self._orders):
+        for values in (self.unborn, self.since, self.sent, self._strays, self._orders):
             values.pop(name, None)
         self._scheduler.neli_forget(name)
 
@@ -164,7 +164,7 @@ class States:
                 self._changed(name)
             return
         self.newest = max(self.newest, state.term)
-        self.unborn.discard(name)
+        self.unborn.pop(name, None)
         since = self.since.get(name, 0.0)
         if state.open or state.since != since:
             self.open.add(name)
@@ -202,7 +202,7 @@ class States:
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
-            self.unborn.add(name)
+            self.unborn[name] = None
             place(entry, definition.since)
         else:
             entry.total_run_count = before.total_run_count

@@ -89,6 +89,8 @@ class TopicCheck:
         self._steps = self._run()
         self._future: Future[Any] | None = None
         self._resume_at = float("-inf")
+        self.heard = clock()
+        """When brokers last answered a question for metadata (the clock's seconds); at first: when this was made."""
 
     def poll(self) -> bool:
         """Go on if there is anything to go on with; True: the topic is there and fit.
@@ -149,6 +151,7 @@ class TopicCheck:
         except KafkaException as exception:
             self._klog.say(logging.DEBUG, f"topic metadata not read: {exception}")
             return None
+        self.heard = self._clock()
         return metadata
 
     def _fit(self, metadata: ClusterMetadata) -> bool:

@@ -31,7 +31,7 @@ PERIODS = {
 }
 QUICK = frozenset(entry for entry, period in PERIODS.items() if period == timedelta(seconds=1))
 SENDERS = 4
-"""neli_publish_parallel as it is by default: so many messages may be without an answer when the task broker goes."""
+"""neli_publish_parallel: so many messages may be without an answer when the task broker goes."""
 
 
 @dataclass(kw_only=True)
@@ -135,7 +135,7 @@ def a_rig(
     given = {
         "failover_entries": ENTRIES, "neli_kafka": kafka.bootstrap_servers,
         "broker_url": url, "broker_transport_options": options, "neli_misfire": "fire_all", "neli_misfire_max": 10_000,
-        "task_ignore_result": True, **settings,
+        "neli_publish_parallel": SENDERS, "task_ignore_result": True, **settings,
     }  # fmt: skip
     with (
         members(directory, project="tests.failover.project", **given) as started,

@@ -230,10 +230,10 @@ def test_what_hangs_at_a_hand_over_is_in_doubt(monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_broker_that_hangs_is_no_progress(monkeypatch: pytest.MonkeyPatch, world: World, wire: Wire) -> None:
     """The leader would resign after `neli_stall_timeout`. When something lands, it goes on."""
-    monkeypatch.setattr(flights, "STUCK", 0.15)
     wire.held = set(MANY)
     beat = held_up(world, wire, 4)
     assert not beat.desks[0].failing
+    monkeypatch.setattr(flights, "STUCK", 0.15)
     eventually(lambda: (beat.turn(), beat.desks[0].failing)[1], what="no progress")
     wire.let_go()
     eventually(lambda: (beat.turn(), not beat.desks[0].failing)[1], what="progress")

@@ -124,6 +124,26 @@ def test_with_skip_slots_in_doubt_are_left_out(place: str, caplog: pytest.LogCap
     assert world.state().last == 10
 
 
+def test_the_doubt_of_an_entry_is_told_once_for_all_its_slots(caplog: pytest.LogCaptureFixture) -> None:
+    """A line and not one for each slot; the count has them all."""
+    world = World({"e": 0.1}, **ALL)
+    beat = world.leader()
+    world.ticks(until=5)
+    beat.topic.up = False
+    world.ticks(until=5.45)
+    beat.crash(arrives=True)
+    claimed, done = world.marks()
+    doubtful = [slot for slot in seconds(claimed, 0.1, 0.1) if slot > done]
+    assert len(doubtful) > 2
+    world.now = 7.0
+    successor = world.leader()
+    with caplog.at_level(logging.WARNING):
+        world.ticks(until=7.05)
+    assert caplog.text.count("slots in doubt") == 1
+    assert f"count={len(doubtful)} " in caplog.text
+    assert successor.inner.neli_in_doubt == len(doubtful)
+
+
 def test_a_crash_between_state_and_beat_doubles_nothing() -> None:
     """The state tells of the slot before the mark does."""
     world = World({"e": 1.0}, **ALL)
@@ -202,13 +222,14 @@ def test_every_kind_of_schedule_is_taken_over(kind: str, end: str) -> None:
     schedules: dict[str, Any] = {
         "interval": {"task": "t", "schedule": 60.0},
         "crontab": {"task": "t", "schedule": crontab()},
-        "solar": {"task": "t", "schedule": solar("solar_noon", 52.5, 13.4)},
         "relative": {"task": "t", "schedule": timedelta(minutes=1), "relative": True},
     }
-    world = World({"e": schedules[kind]}, **ALL)
     every = 60.0
     if kind == "solar":
-        every, world.interval = 86400.0, 30.0
+        schedules["solar"] = {"task": "t", "schedule": solar("solar_noon", 52.5, 13.4)}
+        every = 86400.0
+    world = World({"e": schedules[kind]}, **ALL)
+    world.interval = min(every / 120, 30.0)  # seconds; no lease is longer than 300
     world.leader()
     world.ticks(until=1.5 * every)
     first = len(world.sent)

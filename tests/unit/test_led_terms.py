@@ -68,6 +68,25 @@ def test_a_term_that_is_cut_off_between_reservation_and_wire_still_owes_the_slot
     assert world.slots() == seconds(8)
 
 
+def test_a_new_term_tries_at_once_what_failed_in_the_one_before() -> None:
+    """The pause was that term's."""
+    world = World({"bad": 10.0})
+    beat = world.leader()
+
+    def fail(entry: str) -> None:
+        raise ValueError("it cannot be sent")
+
+    world.before_wire = fail
+    world.ticks(until=45)
+    world.before_wire = lambda entry: None
+    beat.hand_over()
+    world.ticks(until=48)
+    beat.member.lead()
+    world.ticks(until=49)
+    assert world.slots("bad") == [40]
+    assert not world.state("bad").open
+
+
 def test_a_blind_leader_with_states_takes_what_is_past_for_in_doubt(caplog: pytest.LogCaptureFixture) -> None:
     """The election's log is gone, the schedule topic is not: somebody may have sent what no state tells of."""
     for policy, sent in (("send", [20.0]), ("skip", [])):
@@ -134,8 +153,10 @@ def test_a_deposed_leader_s_late_state_takes_nothing_back() -> None:
     world.ticks(until=36)
     assert (world.state().last, world.state().term) == (30, 2)
     assert (standby.entry().last_run_at - NOON).total_seconds() == 30
-    world.put_state("e", 10.0, term=1, runs=1)
     leader.crash()
+    world.put_state("e", 10.0, term=1, runs=1)
+    standby.turn()
+    assert ((standby.entry().last_run_at - NOON).total_seconds(), standby.entry().total_run_count) == (30, 3)
     successor = world.leader()
     world.ticks(until=45)
     assert world.slots() == [10, 20, 30, 40]

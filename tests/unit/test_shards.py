@@ -253,6 +253,16 @@ def test_a_beat_with_a_lower_number_resigns(caplog: pytest.LogCaptureFixture) ->
     assert "set neli_shards = 2" in caplog.text
 
 
+def test_a_new_shard_begins_as_soon_as_its_parent_does() -> None:
+    """The parent says so in a record that leaves at once, however long nothing of it is due."""
+    world = World({})
+    beat = world.beat(shards=2)
+    for role in beat.keeper.roles:
+        beat.member.lead(role)
+    world.ticks(until=0.3)
+    assert all(desk.inner is not None for desk in beat.desks)
+
+
 def test_runtime_entries_are_their_shards_too() -> None:
     """Of a beat that leads all: each is in one scheduler."""
     world = World({}, **ALL)
