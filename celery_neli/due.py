@@ -131,9 +131,14 @@ def restart(entry: Any, *, before: float) -> None:
 
 def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
     """``slot`` as a `last_run_at`: on the clock of the entry, for relative intervals are rounded on that of the last
-    run.
+    run. Of a solar event, which was the last one owed, as Celery has it: now.
     """
     at = last_run(entry.schedule, slot)
+    if at > slot:
+        aware = maybe_make_aware(now)
+        following = next_slot(entry.schedule, at)
+        if following is None or following > aware:
+            at = max(at, aware)
     if now.tzinfo is None:
         return at.astimezone(timezone.utc).replace(tzinfo=None)
     return at.astimezone(now.tzinfo)
