@@ -236,7 +236,7 @@ class LedMixin(Dispatching):
         with self._fast.one_look():
             while True:
                 wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
-                if wait > 0 or self._flights or time.monotonic() > end:
+                if wait > 0 or (self._flights and not self._flights.free()) or time.monotonic() > end:
                     return wait
 
     def _rest(self, due: float | None, wait: float) -> float:

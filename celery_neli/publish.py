@@ -130,7 +130,8 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
 def slot_id(group: str, entry: str, slot: str) -> str:
     """The task id of a slot, the same whoever sends it: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
     # What str(uuid5(…)) is (RFC 9562, 5.5), in a third of the time.
-    digest = sha1(_NAMESPACE + f"{group}\n{entry}\n{slot}".encode(), usedforsecurity=False).hexdigest()
+    name = f"{group}\n{entry}\n{slot}".encode("utf-8", "surrogatepass")
+    digest = sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 

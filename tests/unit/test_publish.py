@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
+from uuid import uuid5
 
 import kombu
 import pytest
@@ -11,7 +12,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule
 from kombu.transport.memory import Channel, Transport
 
-from celery_neli.publish import due_slot, leased_producer
+from celery_neli.publish import NAMESPACE, due_slot, leased_producer, slot_id
 from celery_neli.tenure import LeaseEnded, Tenure
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import make_app
@@ -116,6 +117,18 @@ def test_the_lease_is_asked_after_the_queue_was_declared(
     with pytest.raises(LeaseEnded):
         producer.publish({}, routing_key="q", declare=[kombu.Queue("q", channel=producer.channel)])
     assert channel_class.wire == []
+
+
+@pytest.mark.parametrize("entry", ["tidy", "täglich \u2603", "a\nb", ""])
+def test_the_id_of_a_slot_is_a_uuid_of_version_5(entry: str) -> None:
+    """The one that RFC 9562 says, so that others can reckon it, too."""
+    slot = "2026-03-01T12:00:00+00:00"
+    assert slot_id("shop.beat", entry, slot) == str(uuid5(NAMESPACE, f"shop.beat\n{entry}\n{slot}"))
+
+
+def test_a_name_that_is_no_text_has_an_id() -> None:
+    """Celery takes any str for an entry's name."""
+    assert slot_id("shop.beat", "\udcff", "x") != slot_id("shop.beat", "\udcfe", "x")
 
 
 def test_nothing_waits_in_a_batch(leadership: FakeLeadership) -> None:
