@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from abc import ABC, abstractmethod
 from datetime import timedelta
@@ -135,9 +136,13 @@ class NeliLed(Celerys):
         return self.scheduler._inners[0]
 
     def send(self, due: int) -> None:
-        """By the outer scheduler's turns, which wait by themselves and always return 0."""
-        for _ in range(due):
+        """By the outer scheduler's turns, each of which sends many, waits by itself when nothing is due, and always
+        returns 0.
+        """
+        heap = self.inner._heap
+        while heap and heap[0].time <= time.time():
             self.scheduler.tick()
+            heap = self.inner._heap
         while self.broker.waiting() < due:
             self.scheduler.tick()
 
@@ -146,7 +151,7 @@ class NeliLed(Celerys):
 
 
 class NeliParallel(NeliLed):
-    """The same on four connections, the default."""
+    """The same on four connections."""
 
     parallel = 4
 
