@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Simulated seconds that are watched. By hand: NELI_SOAK_SECONDS=3600, which takes about as long.
-SECONDS = int(os.environ.get("NELI_SOAK_SECONDS", "15"))
+#: Simulated seconds that are watched. By hand: NELI_SOAK_SECONDS=3600, which takes some hours.
+SECONDS = int(os.environ.get("NELI_SOAK_SECONDS", "8"))
 #: Simulated seconds before: caches fill, of which the largest holds a thousand schedules.
 WARM_UP = max(11, SECONDS // 5)
 #: Bytes: dicts in which keys come and go are made anew, larger, now and then. A leak of one object a message is more.
