@@ -11,7 +11,7 @@ from tests.simulation.scenarios import SCENARIOS
 from tests.simulation.world import run
 
 BATCH = 9
-SEEDS = int(os.environ.get("NELI_SIM_SEEDS", "9"))
+SEEDS = int(os.environ.get("NELI_SIM_SEEDS", "6"))
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BATCH))

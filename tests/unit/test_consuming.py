@@ -111,7 +111,9 @@ def test_a_worker_that_could_never_consume_a_role_queue_ends(caplog: pytest.LogC
         worker.connect()
     assert ended.value.code == 1
     (record,) = [each for each in caplog.records if each.levelname == "CRITICAL"]
-    assert all(each in record.message for each in (worker.queue("mail"), "PRECONDITION_FAILED", "neli_leader_queue"))
+    assert all(
+        each in record.getMessage() for each in (worker.queue("mail"), "PRECONDITION_FAILED", "neli_leader_queue")
+    )
     assert record.exc_info is None
 
 

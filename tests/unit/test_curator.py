@@ -88,7 +88,7 @@ def test_a_standby_says_whom_it_stands_by_for(make: Callable[..., Neli], caplog:
     third.start()
 
     def lines(name: str) -> list[str]:
-        said = [record.message for record in caplog.records if f"name={name} " in record.message]
+        said = [record.getMessage() for record in caplog.records if f"name={name} " in record.getMessage()]
         return [line.split(" term=")[0] for line in said if line.startswith("standing by")]
 
     wait_until(lambda: lines("m1") and lines("m2"))
@@ -203,9 +203,9 @@ def test_what_a_barrier_raises_is_logged_and_holds_up_nothing(
     assert neli.pulse(timeout=5)
     neli.close()
     assert neli.state is State.CLOSED
-    assert [record.message.split(" event=")[0] for record in caplog.records if record.levelno == logging.ERROR] == [
-        "barrier failed"
-    ] * 2
+    assert [
+        record.getMessage().split(" event=")[0] for record in caplog.records if record.levelno == logging.ERROR
+    ] == ["barrier failed"] * 2
 
 
 def test_pulse_after_close_is_a_clear_error(make: Callable[..., Neli]) -> None:
@@ -278,7 +278,8 @@ def test_a_leader_that_is_not_pulsed_resigns_and_is_a_candidate_again_when_it_is
     neli.deliver(0)
     wait_until(
         lambda: any(
-            "no progress for 1 s" in record.message and "test_curator.py" in record.message for record in caplog.records
+            "no progress for 1 s" in record.getMessage() and "test_curator.py" in record.getMessage()
+            for record in caplog.records
         )
     )
     assert neli.pulse(timeout=5)
@@ -323,7 +324,7 @@ def test_clients_that_cannot_be_made_do_not_end_the_member(
     log.failing = OSError("no route")
     neli = make()
     assert not neli.pulse(timeout=0.1)
-    wait_until(lambda: any("election failed" in record.message for record in caplog.records))
+    wait_until(lambda: any("election failed" in record.getMessage() for record in caplog.records))
     log.failing = None
     assert neli.pulse(timeout=10)
 
@@ -373,7 +374,7 @@ def test_a_member_made_anew_is_no_candidate_while_its_owner_is_stalled(
     neli.deliver(0)
     wait_until(lambda: decode(log.records[-1]).kind == "release")
     log.broken = RuntimeError("a bug")
-    wait_until(lambda: any(record.message.startswith("election failed") for record in caplog.records))
+    wait_until(lambda: any(record.getMessage().startswith("election failed") for record in caplog.records))
     log.broken = None
     wait_until(lambda: log.connected == 2)
     released = len(log.records)

@@ -310,7 +310,7 @@ def test_a_receiver_that_exits_ends_nothing(
     signals.leadership_acquired.connect(receiver)
     leadership = make()
     leadership.start()
-    wait(lambda: any("raised WorkerShutdown" in record.message for record in caplog.records))
+    wait(lambda: any("raised WorkerShutdown" in record.getMessage() for record in caplog.records))
     leadership.stop()
     assert "leadership_revoked" in [name for name, *_ in heard]
 
