@@ -12,10 +12,10 @@ from celery import Celery
 from celery.app.trace import build_tracer
 
 from benchmarks.results import Results
-from celery_neli.clock import boottime
-from celery_neli.gate import leader_only
-from celery_neli.grant import Grant
-from celery_neli.shared import SharedLease, share
+from celery_neli.election.clock import boottime
+from celery_neli.election.grant import Grant
+from celery_neli.election.shared import SharedLease, share
+from celery_neli.worker.gate import leader_only
 
 ROUNDS, CALLS, TRACED = 15, 20_000, 500
 

@@ -24,7 +24,7 @@ from benchmarks.measure import ratio
 from benchmarks.results import Results
 from celery_neli import install, leader_only
 from celery_neli.embedded import EmbeddedKafka
-from celery_neli.queues import leader_queue
+from celery_neli.worker.queues import leader_queue
 
 TASKS, ROUNDS, PATIENCE = 1000, 7, 60.0
 PARKED = "parked"

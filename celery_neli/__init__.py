@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celery_neli.bootsteps import install
     from celery_neli.config import Config
-    from celery_neli.curator import Neli, State
+    from celery_neli.election.curator import Neli, State
+    from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked
     from celery_neli.exceptions import (
         ClosedError,
         ConfigurationError,
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
         NotLeader,
         TopicError,
     )
-    from celery_neli.gate import current_term, leader_only, roles, still_leader
-    from celery_neli.grant import LeaderAcquired, LeaderFenced, LeaderRevoked
-    from celery_neli.replicated import ReplicatedScheduler
     from celery_neli.scheduler import Scheduler
-    from celery_neli.singletons import singleton
+    from celery_neli.singletons.decorator import singleton
+    from celery_neli.tick.replicated import ReplicatedScheduler
+    from celery_neli.worker.gate import current_term, leader_only, roles, still_leader
 
 __version__ = "0.1.0"
 __all__ = [
@@ -65,21 +65,21 @@ _HOMES = {
     "ClosedError": "exceptions",
     "NeliError": "exceptions",
     "TopicError": "exceptions",
-    "LeaderAcquired": "grant",
-    "LeaderFenced": "grant",
-    "LeaderRevoked": "grant",
-    "Neli": "curator",
-    "State": "curator",
-    "ReplicatedScheduler": "replicated",
+    "LeaderAcquired": "election.grant",
+    "LeaderFenced": "election.grant",
+    "LeaderRevoked": "election.grant",
+    "Neli": "election.curator",
+    "State": "election.curator",
+    "ReplicatedScheduler": "tick.replicated",
     "Scheduler": "scheduler",
     "install": "bootsteps",
     "LeadershipLost": "exceptions",
     "NotLeader": "exceptions",
-    "current_term": "gate",
-    "leader_only": "gate",
-    "roles": "gate",
-    "still_leader": "gate",
-    "singleton": "singletons",
+    "current_term": "worker.gate",
+    "leader_only": "worker.gate",
+    "roles": "worker.gate",
+    "still_leader": "worker.gate",
+    "singleton": "singletons.decorator",
 }
 
 

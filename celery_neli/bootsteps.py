@@ -13,20 +13,20 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 
 from celery_neli.config import enabled, worker_settings
-from celery_neli.drain import begin_drain
+from celery_neli.election.leadership import leadership_for
+from celery_neli.election.shared import shared
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.handover import Handover
-from celery_neli.leadership import leadership_for
-from celery_neli.refusal import refusing
-from celery_neli.shared import shared
-from celery_neli.strategy import check_all
-from celery_neli.worker_events import tell
+from celery_neli.worker.drain import begin_drain
+from celery_neli.worker.events import tell
+from celery_neli.worker.handover import Handover
+from celery_neli.worker.refusal import refusing
+from celery_neli.worker.strategy import check_all
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from celery_neli.drain import Drain
-    from celery_neli.leadership import Leadership
+    from celery_neli.election.leadership import Leadership
+    from celery_neli.worker.drain import Drain
 
 REFUSED_POOLS = ("eventlet",)
 
@@ -77,7 +77,7 @@ class Office(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Listen to what becomes of the lease; nothing has joined the election yet."""
-        import celery_neli.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
+        import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
         if self._drain is not None:
             self._handover = Handover(self._drain)
@@ -182,5 +182,5 @@ def install(app: Celery) -> Celery:
     "celery_neli.Scheduler"`. Does not load the app's configuration, starts nothing.
     """
     app.steps["worker"].update((Office, Election))
-    app.steps["consumer"].add("celery_neli.consuming:LeaderQueues")
+    app.steps["consumer"].add("celery_neli.worker.consuming:LeaderQueues")
     return app

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 
-import celery_neli.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
+import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS
-from celery_neli.schedule_cli import schedule
+from celery_neli.schedule.cli import schedule
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
@@ -130,7 +130,7 @@ def _log() -> Any:
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """Members elsewhere cannot: the embedded Kafka answers no such request, and makes topics of four partitions."""
     from celery_neli.config import from_app
-    from celery_neli.topic_spec import schedule_topic
+    from celery_neli.kafka.topic_spec import schedule_topic
 
     if app.conf.get("neli_group"):
         for election in ELECTIONS:

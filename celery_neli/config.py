@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from celery_neli.election.records import MAX_LEASE
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.records import MAX_LEASE
 from celery_neli.settings import check_names
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Config:
                 "of at most 100 of the characters A-Z a-z 0-9 . _ -"
             )
         self._compare()
-        from celery_neli.clients import check  # it needs a configuration to begin with
+        from celery_neli.kafka.clients import check  # it needs a configuration to begin with
 
         check(self)
 

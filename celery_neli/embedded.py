@@ -28,7 +28,7 @@ import confluent_kafka.cimpl
 from confluent_kafka import KafkaError
 
 from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
-from celery_neli.mock_cluster import MockCluster, load
+from celery_neli.kafka.mock_cluster import MockCluster, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

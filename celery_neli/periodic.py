@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule_editor import ScheduleEditor
-from celery_neli.schedule_records import Change
-from celery_neli.schedule_view import Periodic, look, names
+from celery_neli.schedule.editor import ScheduleEditor
+from celery_neli.schedule.records import Change
+from celery_neli.schedule.view import Periodic, look, names
 
 if TYPE_CHECKING:
     import builtins
 
     from celery.result import AsyncResult
 
-    from celery_neli.schedule_editor import Record
-    from celery_neli.schedule_records import Kind
+    from celery_neli.schedule.editor import Record
+    from celery_neli.schedule.records import Kind
 
 __all__ = ["Change", "Periodic", "get", "list", "pause", "put", "remove", "resume", "run_now"]
 
@@ -50,7 +50,7 @@ def put(
 ) -> Periodic:
     """Add an entry, or replace the one of this name; the entry as it is now.
 
-    ``task``: a task, or its name; this process need not know it. ``schedule``: text (:mod:`celery_neli.schedule_text`),
+    ``task``: a task, or its name; this process need not know it. ``schedule``: text (:mod:`celery_neli.schedule.text`),
     a number of seconds, a `timedelta`, a `datetime`, or a schedule of Celery's. ``options``: those of
     `Task.apply_async`, and the misfire and overlap policies. Arguments must be JSON (datetimes pass). ``by``: who does
     it, for `changes`; by default user@host.
@@ -115,12 +115,12 @@ class Topic:
         self._log = logging.getLogger(__name__)
 
     def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        from celery_neli.schedule_client import read_all
+        from celery_neli.schedule.client import read_all
 
         return read_all(self._config, log=self._log)
 
     def write(self, records: builtins.list[Record]) -> None:
-        from celery_neli.schedule_client import write
+        from celery_neli.schedule.client import write
 
         write(self._config, records, log=self._log)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from celery_neli.clients import producer_properties
+from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import NeliError
-from celery_neli.kafkalog import KafkaLog
-from celery_neli.records import Record, encode
+from celery_neli.kafka.clients import producer_properties
+from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.status import RoleStatus, look
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
 """``celery beat -S celery_neli.Scheduler``: a scheduler that sends only while this process leads.
 
 For each role that it leads (one, or as many as ``neli_shards``) it runs an inner scheduler (``neli_scheduler``), at a
-desk (:mod:`celery_neli.desk`): put down at the term's end, retired while the lease still holds (a hand-over), abandoned
-unwritten when it does not (a fence). A standby writes nothing and waits to be woken.
+desk (:mod:`celery_neli.beat.desk`): put down at the term's end, retired while the lease still holds (a hand-over),
+abandoned unwritten when it does not (a fence). A standby writes nothing and waits to be woken.
 
 Nothing here is safe because of a signal: revocation *pauses* the scheduler through the leadership's signals, but each
-entry and each message asks the lease itself (:mod:`celery_neli.inner`, :mod:`celery_neli.publish`).
+entry and each message asks the lease itself (:mod:`celery_neli.beat.inner`, :mod:`celery_neli.beat.publish`).
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from celery_neli import inner as inners
-from celery_neli.alarm import Alarm
+from celery_neli.beat import inner as inners
+from celery_neli.beat.alarm import Alarm
+from celery_neli.beat.desk import Desk
+from celery_neli.beat.facade import Facade
+from celery_neli.beat.tenure import Leader, LeaseEnded
 from celery_neli.config import beat_settings, enabled, from_app
-from celery_neli.desk import Desk
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.facade import Facade
-from celery_neli.keeper import Keeper
-from celery_neli.tenure import Leader, LeaseEnded
+from celery_neli.led.keeper import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_neli.config import Config
-    from celery_neli.schedule_topic import ScheduleTopic
+    from celery_neli.schedule.topic import ScheduleTopic
 
 __all__ = ["Scheduler"]
 
@@ -35,13 +35,13 @@ LONGEST_WAIT = 5.0
 
 
 def _leadership(app: Any) -> Leader:
-    from celery_neli.leadership import leadership_for  # threads and Kafka begin there, with the first tick
+    from celery_neli.election.leadership import leadership_for  # threads and Kafka begin there, with the first tick
 
     return leadership_for(app, "beat")
 
 
 def _topic(config: Config, changed: Callable[[], None]) -> ScheduleTopic:
-    from celery_neli.schedule_topic import ScheduleTopic  # likewise
+    from celery_neli.schedule.topic import ScheduleTopic  # likewise
 
     return ScheduleTopic(config, log=logging.getLogger("celery_neli.schedule"), changed=changed)
 

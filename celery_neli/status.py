@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from celery_neli.clients import admin_properties, reader_properties
+from celery_neli.election.lease import Lease, Timing, name_of
+from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, RecordError
-from celery_neli.kafkalog import KafkaLog
-from celery_neli.lease import Lease, Timing, name_of
-from celery_neli.records import Record, decode
-from celery_neli.schedule_client import read_notes
-from celery_neli.schedule_notes import MemberSchedule, disagreement, living
-from celery_neli.schedule_records import Note
+from celery_neli.kafka.clients import admin_properties, reader_properties
+from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.schedule.client import read_notes
+from celery_neli.schedule.notes import MemberSchedule, disagreement, living
+from celery_neli.schedule.records import Note
 
 if TYPE_CHECKING:
     import logging

@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from celery_neli.clock import boottime
+from celery_neli.election.clock import boottime
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Clean stops of the only broker: a client that asks at the wrong moment forgets it (see celery_neli/deaf.py)."""
+"""Clean stops of the only broker: a client that asks at the wrong moment forgets it (see celery_neli/kafka/deaf.py)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from celery_neli import schedule_client
 from celery_neli.config import Config
-from celery_neli.events import Entry
-from celery_neli.group import KafkaGroup
-from celery_neli.journal import KafkaJournal
-from celery_neli.schedule_records import ENTRY
-from celery_neli.schedule_topic import ScheduleTopic
+from celery_neli.election.events import Entry
+from celery_neli.kafka.group import KafkaGroup
+from celery_neli.kafka.journal import KafkaJournal
+from celery_neli.schedule import client as schedule_client
+from celery_neli.schedule.records import ENTRY
+from celery_neli.schedule.topic import ScheduleTopic
 from tests import services
 from tests.kafka.cluster import KafkaCluster
 from tests.processes import wait_until

@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from celery_neli.config import Config
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.group import KafkaGroup
+from celery_neli.kafka.group import KafkaGroup
 
 pytestmark = pytest.mark.integration
 LOG = logging.getLogger("celery_neli.kafka")

@@ -13,9 +13,9 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.beat import Scheduler as CelerysScheduler
 
-from celery_neli.fastpath import FastPath
-from celery_neli.publishers import Publishers, drop_connection
-from celery_neli.replicated import ReplicatedScheduler
+from celery_neli.led.publishers import Publishers, drop_connection
+from celery_neli.tick.fastpath import FastPath
+from celery_neli.tick.replicated import ReplicatedScheduler
 
 if TYPE_CHECKING:
     from tests.brokers.redis_server import RedisServer

@@ -1,8 +1,8 @@
 """A leader's scheduler: real entries and real claims, on a wall clock of its own, with a task broker that fails at
 times.
 
-What decides about a slot is what celery-neli runs (`celery_neli.claims`, `due` and `slots`); what is between them here
-is what celery_neli's scheduler does with threads.
+What decides about a slot is what celery-neli runs (`celery_neli.led.claims`, `tick.due` and `tick.slots`); what is
+between them here is what celery_neli's scheduler does with threads.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.claims import Claims, Marks
-from celery_neli.due import advance, look, pass_over
-from celery_neli.misfire import Misfire
-from celery_neli.slots import next_slot
+from celery_neli.led.claims import Claims, Marks
+from celery_neli.tick.due import advance, look, pass_over
+from celery_neli.tick.misfire import Misfire
+from celery_neli.tick.slots import next_slot
 from tests.simulation.faults import Crash
 from tests.simulation.judge import Failure
 from tests.simulation.schedule import BORN, State, new_entries, task_id

@@ -1,11 +1,11 @@
-"""The log, journal and group as a member meets them, without Kafka (what they promise: celery_neli/events.py)."""
+"""The log, journal and group as a member meets them, without Kafka (they promise what `election/events.py` says)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from celery_neli.events import End, Entry, Event, Lost, Started
+from celery_neli.election.events import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import TopicError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from celery_neli.records import Record, encode
+from celery_neli.election.records import Record, encode
 from tests.simulation import forgery
 
 if TYPE_CHECKING:

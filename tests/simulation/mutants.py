@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery_neli import claims, grant, lease, member, rebalance
+from celery_neli.election import grant, lease, member, rebalance
+from celery_neli.led import claims
 from tests.simulation import dispatcher
 from tests.simulation.judge import Failure
 from tests.simulation.world import run
@@ -143,7 +144,7 @@ def mutated(mutant: Mutant) -> tuple[Any, Any]:
             source = source.replace(mutant.text, mutant.put)
         for copied in COPIED:
             source = source.replace(
-                f"from celery_neli.{copied} import", f"from tests.simulation.mutant_{copied} import"
+                f"from {COPIED[copied].__name__} import", f"from tests.simulation.mutant_{copied} import"
             )
         copy = modules[name] = types.ModuleType(f"tests.simulation.mutant_{name}")
         sys.modules[copy.__name__] = copy  # dataclasses look their module up

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from celery_neli import member as real
+from celery_neli.election import member as real
 from tests.simulation import faults
 from tests.simulation.actor import Actor
 from tests.simulation.coordinator import Coordinator

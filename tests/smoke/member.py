@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 
 from celery_neli import Config, Neli
-from celery_neli.grant import LeaderEvent
-from celery_neli.leadership import Standing
+from celery_neli.election.grant import LeaderEvent
+from celery_neli.election.leadership import Standing
 from tests.smoke.recorder import Recorder
 
 

@@ -13,11 +13,11 @@ from celery.signals import beat_embedded_init, beat_init, worker_ready
 
 from celery_neli import install, signals
 from celery_neli.config import enabled
-from celery_neli.leadership import leadership_for
+from celery_neli.election.leadership import leadership_for
 from tests.smoke.recorder import Recorder
 
 if TYPE_CHECKING:
-    from celery_neli.leadership import Leadership
+    from celery_neli.election.leadership import Leadership
 
 app = Celery("smoke")
 app.conf.update(json.loads(os.environ["SMOKE_SETTINGS"]))

@@ -17,13 +17,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_neli.clock import boottime
+from celery_neli.election.clock import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from celery_neli.shared import Standing
+    from celery_neli.election.shared import Standing
 
 FLUSH = 0.05
 

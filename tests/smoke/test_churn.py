@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_neli.clock import boottime
+from celery_neli.election.clock import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

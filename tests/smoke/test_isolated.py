@@ -13,12 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from celery_neli.clock import boottime
-from celery_neli.grant import Grant
-from celery_neli.isolated import Isolated
-from celery_neli.registry import Singleton
-from celery_neli.shared import SharedLease
-from celery_neli.turns import ChildFailed, Unelected
+import celery_neli
+from celery_neli.election.clock import boottime
+from celery_neli.election.grant import Grant
+from celery_neli.election.shared import SharedLease
+from celery_neli.singletons.isolated import Isolated
+from celery_neli.singletons.registry import Singleton
+from celery_neli.singletons.turns import ChildFailed, Unelected
 from tests.processes import start_process, stop_process, wait_until
 
 pytestmark = pytest.mark.smoke
@@ -199,7 +200,7 @@ def test_it_runs_under_celerys_own_command(how: str, tmp_path: Path) -> None:
     # celery_neli must be found wherever the tests have it, and the project must not.
     library = tmp_path / "library"
     library.mkdir()
-    (library / "celery_neli").symlink_to(Path(boottime.__code__.co_filename).parent)
+    (library / "celery_neli").symlink_to(Path(celery_neli.__file__).parent)
     environment = {**os.environ, "PYTHONPATH": str(library)}
     log_path = tmp_path / "log"
     with log_path.open("wb") as log:

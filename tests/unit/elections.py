@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.grant import Told
+from celery_neli.election.grant import Told
 from tests.unit.fakes import FakeStanding
 
 if TYPE_CHECKING:

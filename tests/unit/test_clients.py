@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from celery_neli.clients import group_properties, producer_properties, reader_properties
 from celery_neli.config import Config
-from celery_neli.curator import connect_kafka
+from celery_neli.election.curator import connect_kafka
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafkalog import REMEMBERED, KafkaLog
+from celery_neli.kafka.clients import group_properties, producer_properties, reader_properties
+from celery_neli.kafka.kafkalog import REMEMBERED, KafkaLog
 from tests.processes import wait_until
 
 TASKS = Path("/proc/self/task")

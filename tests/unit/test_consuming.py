@@ -7,8 +7,8 @@ import logging
 import pytest
 from celery.exceptions import WorkerShutdown
 
-from celery_neli.consuming import apply
-from celery_neli.handover import Handover
+from celery_neli.worker.consuming import apply
+from celery_neli.worker.handover import Handover
 from tests.unit.workers import Worker
 
 

@@ -12,12 +12,13 @@ import pytest
 from celery import Celery
 from celery.worker.control import Panel
 
-from celery_neli import control, singleton
-from celery_neli.clock import boottime
+from celery_neli import singleton
 from celery_neli.config import Config
-from celery_neli.counts import counts
-from celery_neli.grant import Grant
-from celery_neli.shared import SharedLease, share
+from celery_neli.election.clock import boottime
+from celery_neli.election.grant import Grant
+from celery_neli.election.shared import SharedLease, share
+from celery_neli.worker import control
+from celery_neli.worker.counts import counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ def lease(app: Celery) -> SharedLease:
 @pytest.fixture
 def leadership(monkeypatch: pytest.MonkeyPatch) -> FakeLeadership:
     fake = FakeLeadership()
-    monkeypatch.setattr("celery_neli.leadership.leadership_for", lambda *_: fake)
+    monkeypatch.setattr("celery_neli.election.leadership.leadership_for", lambda *_: fake)
     return fake
 
 
@@ -172,8 +173,9 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    needed = ("cli", "config", "control", "exceptions", "records", "schedule_cli", "settings")
-    assert set(loaded.split()) == {f"celery_neli.{each}" for each in needed}
+    packages = ("election", "schedule", "worker")
+    modules = ("cli", "config", "exceptions", "settings", "election.records", "schedule.cli", "worker.control")
+    assert set(loaded.split()) == {f"celery_neli.{each}" for each in (*packages, *modules)}
 
 
 def test_both_are_commands_with_help() -> None:

@@ -22,15 +22,15 @@ from celery_neli import (
     Neli,
     State,
 )
-from celery_neli.grant import Told
-from celery_neli.records import decode
+from celery_neli.election.grant import Told
+from celery_neli.election.records import decode
 from tests.processes import wait_until as wait
 from tests.unit.memory_log import MemoryLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from celery_neli.grant import LeaderEvent
+    from celery_neli.election.grant import LeaderEvent
 
 QUICK = {"heartbeat_interval": 0.05, "heartbeat_timeout": 0.4, "takeover_delay": 0.02, "drain_timeout": 2.0}
 

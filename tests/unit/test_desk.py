@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from celery_neli import desk as desks
+from celery_neli.beat import desk as desks
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.keeper import fingerprint
-from celery_neli.replicated import ReplicatedScheduler
-from celery_neli.schedule_records import MEMBER, decode_note
+from celery_neli.led.keeper import fingerprint
+from celery_neli.schedule.records import MEMBER, decode_note
 from celery_neli.scheduler import Scheduler
+from celery_neli.tick.replicated import ReplicatedScheduler
 from tests.unit.beats import NOON, Process, World
 from tests.unit.schedulers import eventually
 

@@ -11,8 +11,8 @@ from celery.beat import event_t
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_neli.entries import Entries
-from celery_neli.heapview import HeapView
+from celery_neli.tick.entries import Entries
+from celery_neli.tick.heapview import HeapView
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli import dispatching, flights
+from celery_neli.led import dispatching, flights
 from tests.unit.beats import World
 from tests.unit.schedulers import eventually
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 
-from celery_neli.forward import forward, give_back
-from celery_neli.strategy import came_by
+from celery_neli.worker.forward import forward, give_back
+from celery_neli.worker.strategy import came_by
 
 _number = itertools.count()
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from celery_neli.importing import Found, LeftOut, Row, Source, carry_over
-from celery_neli.schedule_records import ENTRY, STATE, Definition, State
+from celery_neli.schedule.importing import Found, LeftOut, Row, Source, carry_over
+from celery_neli.schedule.records import ENTRY, STATE, Definition, State
 from tests.unit.schedules import NOON, Desk
 
 LAST = NOON - 3600

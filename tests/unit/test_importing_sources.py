@@ -13,10 +13,10 @@ import celery.beat
 import pytest
 from celery.schedules import crontab, schedule
 
-from celery_neli import importing_django, importing_file, importing_redbeat
 from celery_neli.exceptions import NeliError
-from celery_neli.importing import Found, LeftOut, Row, carry_over
-from celery_neli.once import once
+from celery_neli.schedule import importing_django, importing_file, importing_redbeat
+from celery_neli.schedule.importing import Found, LeftOut, Row, carry_over
+from celery_neli.tick.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from celery_neli.importing import Source
+    from celery_neli.schedule.importing import Source
 
 UTC = timezone.utc
 LAST = datetime(2026, 6, 1, 10, 30, tzinfo=UTC)

@@ -16,9 +16,9 @@ from celery.signals import worker_shutdown
 from celery_neli import ConfigurationError, install, signals
 from celery_neli.bootsteps import Election, Office
 from celery_neli.config import Config
-from celery_neli.grant import Told
-from celery_neli.leadership import Leadership, leadership_for
-from celery_neli.shared import shared
+from celery_neli.election.grant import Told
+from celery_neli.election.leadership import Leadership, leadership_for
+from celery_neli.election.shared import shared
 from tests.processes import wait_until
 from tests.unit.memory_log import MemoryLog
 
@@ -350,7 +350,7 @@ def test_install_adds_the_steps_once_and_does_not_load_the_configuration() -> No
     app = Celery("shop", set_as_current=False)
     assert install(install(app)) is app
     assert app.steps["worker"] == {Office, Election}
-    assert app.steps["consumer"] == {"celery_neli.consuming:LeaderQueues"}
+    assert app.steps["consumer"] == {"celery_neli.worker.consuming:LeaderQueues"}
     assert not app.configured
 
 

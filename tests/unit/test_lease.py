@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.lease import CLOCK_RATES, FOREVER, Lease, Timing
-from celery_neli.records import Record
+from celery_neli.election.lease import CLOCK_RATES, FOREVER, Lease, Timing
+from celery_neli.election.records import Record
 
 TIMING = Timing(heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
 

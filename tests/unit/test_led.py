@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery.schedules import crontab, schedule
 
-from celery_neli.claims import Marks
-from celery_neli.publish import slot_id
+from celery_neli.beat.publish import slot_id
+from celery_neli.led.claims import Marks
 from tests.unit.beats import NOON, START, World
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery.schedules import crontab
 
-from celery_neli.schedule_records import ENTRY, NO_TERM, STATE
+from celery_neli.schedule.records import ENTRY, NO_TERM, STATE
 from tests.unit.beats import NOON, START, Process, World, seconds
 
 SKIP = {"neli_in_doubt": "skip", "neli_misfire": "fire_all"}

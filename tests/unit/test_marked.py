@@ -14,14 +14,14 @@ from kombu import Exchange, Queue
 
 from celery_neli import ConfigurationError, leader_only
 from celery_neli.exceptions import NotLeader
-from celery_neli.marked import mark_of
+from celery_neli.worker.marked import mark_of
 from tests.unit.leases import Lease, make_app, own_world
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROLE_QUEUE = "shop.leader.leader"
-STRATEGY = "celery_neli.strategy:leader_only"
+STRATEGY = "celery_neli.worker.strategy:leader_only"
 
 
 @pytest.fixture

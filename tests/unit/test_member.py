@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.events import End, Entry, Event, Lost, Started
+from celery_neli.election.events import End, Entry, Event, Lost, Started
+from celery_neli.election.grant import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked, Told
+from celery_neli.election.member import Member
+from celery_neli.election.records import Record, decode, encode
 from celery_neli.exceptions import TopicError
-from celery_neli.grant import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked, Told
-from celery_neli.member import Member
-from celery_neli.records import Record, decode, encode
 
 
 class HandJournal:

@@ -13,7 +13,7 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.beat import ScheduleEntry
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.overlap_gate import OverlapGate
+from celery_neli.led.overlap_gate import OverlapGate
 from tests.processes import wait_until
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from celery.local import Proxy
 from kombu import Exchange
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.queues import leader_queue, refuse_lone_quorum, refuse_shared, role_of
+from celery_neli.worker.queues import leader_queue, refuse_lone_quorum, refuse_shared, role_of
 from tests.unit.leases import make_app
 
 

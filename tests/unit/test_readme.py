@@ -14,12 +14,12 @@ from celery import Celery
 from celery.worker.control import Panel
 from click.testing import CliRunner
 
-from celery_neli import records
 from celery_neli.config import Config
-from celery_neli.misfire import POLICIES
-from celery_neli.records import Record, encode
-from celery_neli.schedule_text import parse
-from celery_neli.topic_spec import create_command, schedule_topic
+from celery_neli.election import records
+from celery_neli.election.records import Record, encode
+from celery_neli.kafka.topic_spec import create_command, schedule_topic
+from celery_neli.schedule.text import parse
+from celery_neli.tick.misfire import POLICIES
 
 ROOT = Path(__file__).parents[2]
 README, OPERATIONS, PROTOCOL = ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "protocol.md"
@@ -115,7 +115,9 @@ def test_the_policies_exist() -> None:
     """Every misfire and overlap policy of the examples is one, and every policy has its line in the table."""
     judge = """
 import sys
-from celery_neli import heaped, misfire, overlap
+from celery_neli.tick import heaped
+from celery_neli.tick import misfire
+from celery_neli.tick import overlap
 for text in sys.argv[1:]:
     shop = {"__name__": "shop"}
     exec(text, shop)
@@ -200,9 +202,12 @@ def test_links(page: Path) -> None:
 
 
 def test_map() -> None:
-    """The map in CONTRIBUTING names every module, and no other."""
-    named = set(re.findall(r"`(\w+\.py)`", between(CONTRIBUTING, "## The map", "\n## ")))
-    assert named == {each.name for each in (ROOT / "celery_neli").glob("*.py")} - {"__init__.py"}
+    """The map in CONTRIBUTING names every module of every package, and no other."""
+    rows = [row.split("|")[1:3] for row in between(CONTRIBUTING, "| | files |", "\n## ").splitlines() if "`" in row]
+    named = {package.strip(" `") + file for package, files in rows for file in re.findall(r"`(\w+\.py)`", files)}
+    package = ROOT / "celery_neli"
+    modules = [each for each in package.rglob("*.py") if each.name != "__init__.py"]
+    assert named == {str(each.relative_to(package)) for each in modules}
 
 
 def test_record_fields() -> None:

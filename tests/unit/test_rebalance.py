@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from celery_neli.lease import FOREVER, Lease, Timing
-from celery_neli.rebalance import PATIENCE, Rebalance
-from celery_neli.records import Record
+from celery_neli.election.lease import FOREVER, Lease, Timing
+from celery_neli.election.rebalance import PATIENCE, Rebalance
+from celery_neli.election.records import Record
 
 TIMING = Timing(heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
 AFTER = 30.0

@@ -14,9 +14,9 @@ from celery import beat as celery_beat
 from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 
-from celery_neli.entries import Entries
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.replicated import ReplicatedScheduler
+from celery_neli.tick.entries import Entries
+from celery_neli.tick.replicated import ReplicatedScheduler
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import Beat, Kind, eventually, in_mid_dispatch, make_app
 
@@ -516,7 +516,7 @@ def test_messages_of_one_entry_leave_in_the_order_of_their_slots() -> None:
 class Own(Kind):
     """This scheduler inside celery_neli.Scheduler."""
 
-    name = "celery_neli.replicated.ReplicatedScheduler"
+    name = "celery_neli.tick.replicated.ReplicatedScheduler"
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from celery_neli.schedule_notes import disagreement, living
-from celery_neli.schedule_records import Note
+from celery_neli.schedule.notes import disagreement, living
+from celery_neli.schedule.records import Note
 
 NOW = 1_732_365_000.0
 

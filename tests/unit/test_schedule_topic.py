@@ -12,12 +12,12 @@ from contextlib import ExitStack
 import pytest
 from confluent_kafka import Producer
 
-from celery_neli import schedule_client
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import RecordError
-from celery_neli.schedule_records import ENTRY, MEMBER, STATE, Note, State, encode_note, encode_state
-from celery_neli.schedule_topic import ScheduleTopic
+from celery_neli.schedule import client as schedule_client
+from celery_neli.schedule.records import ENTRY, MEMBER, STATE, Note, State, encode_note, encode_state
+from celery_neli.schedule.topic import ScheduleTopic
 from tests.processes import wait_until
 
 LOG = logging.getLogger("celery_neli.schedule")

@@ -13,10 +13,10 @@ from confluent_kafka import KafkaError, KafkaException
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import TopicError
-from celery_neli.journal import KafkaJournal
-from celery_neli.kafkalog import KafkaLog
-from celery_neli.topic import TopicCheck
-from celery_neli.topic_spec import schedule_topic
+from celery_neli.kafka.journal import KafkaJournal
+from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.topic import TopicCheck
+from celery_neli.kafka.topic_spec import schedule_topic
 from tests.processes import wait_until
 
 LOG = logging.getLogger("celery_neli.kafka")

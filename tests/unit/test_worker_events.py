@@ -14,7 +14,7 @@ from celery.bootsteps import CLOSE, RUN
 from celery.signals import worker_shutdown
 
 from celery_neli import signals
-from celery_neli.worker_events import KEPT, Outbox, tell
+from celery_neli.worker.events import KEPT, Outbox, tell
 from tests.processes import wait_until
 
 if TYPE_CHECKING:

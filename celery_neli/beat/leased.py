@@ -1,0 +1,187 @@
+"""A scheduler class held to the lease of one term.
+
+Celery's own code decides what is due; :class:`LeasedMixin` asks the lease at the moments that count: before an entry
+advances, before it is applied, and before anything is written. (The last one, before a message leaves, is
+:mod:`celery_neli.beat.publish`.)
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
+
+from celery_neli.beat.publish import beat_headers
+from celery_neli.beat.reservation import Ledger, Reservation
+
+if TYPE_CHECKING:
+    from celery_neli.beat.tenure import Tenure
+
+__all__ = ["LeasedMixin", "release_connection"]
+
+logger = get_logger(__name__)
+
+#: Seconds between two log lines about a task broker that cannot be reached.
+BROKER_DOWN_LOG_INTERVAL = 30.0
+
+
+class LeasedMixin:
+    """In front of a scheduler class: asks the lease before an entry advances, before it is applied, and before a write.
+
+    Used by :func:`build` only, which gives the class its tenure. Everything runs on the thread that ticks.
+    """
+
+    neli_tenure: Tenure
+    neli_reservation: Reservation | None = None
+    neli_ledger: Ledger
+    neli_reservation_class: type[Reservation] = Reservation
+
+    def reserve(self, entry: Any) -> Any:
+        """Advance the entry.
+
+        :raises LeaseEnded: the term may start nothing more; the entry is as it was.
+        """
+        advance = super().reserve  # type: ignore[misc]
+        tenure = self.neli_tenure
+        tenure.ask_start()
+        tenure.left, tenure.wired = 0, False
+        tenure.headers = beat_headers(entry, term=tenure.term, slot=getattr(self, "neli_slot", None))
+        self.neli_reservation = self.neli_reservation_class(scheduler=self, entry=entry)
+        return self.neli_reservation.take(advance)
+
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
+        """Send the entry's task.
+
+        The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer.
+
+        :raises LeaseEnded: the term ended first; nothing was sent.
+        """
+        base: Any = super()
+        self.neli_tenure.ask_finish()
+        try:
+            result = base.apply_async(entry, producer=producer, advance=advance, **kwargs)
+        except Exception as exc:
+            self.neli_tenure.ask_finish()
+            if self._neli_broker_lost(exc):
+                # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
+                # counted as progress.
+                release_connection(self)
+            self._neli_settle(failed=True)
+            raise
+        self._neli_settle()
+        return result
+
+    def _neli_broker_lost(self, exc: Exception) -> bool:
+        connection = vars(self).get("connection")
+        errors = (OperationalError, *(connection.recoverable_connection_errors if connection else ()))
+        return isinstance(exc.__cause__ or exc.__context__, errors)
+
+    def _neli_settle(self, *, failed: bool = False) -> None:
+        """The entry in flight is done with. May raise (its store is down): tried again before the next tick."""
+        tenure = self.neli_tenure
+        tenure.headers = None
+        if failed and self.neli_reservation is not None and self.neli_reservation.fail():
+            self.neli_reservation = None
+        if self.neli_reservation is not None:
+            tenure.left = tenure.left or 1  # an eager task has left, too
+            self._neli_enter(self.neli_reservation)
+        self.neli_reservation = None  # only now: SystemExit may cut in anywhere
+        scheduler: Any = self
+        if scheduler.should_sync():
+            scheduler._do_sync()
+
+    def _neli_enter(self, reservation: Reservation) -> None:
+        ledger = self.neli_ledger
+        ledger.sent[reservation.entry.name] = reservation.advanced.last_run_at
+        if not self.neli_tenure.may_finish():
+            return  # the store is the successor's, and may know better by now
+        ledger.owed, ledger.owed_term = reservation, self.neli_tenure.term
+        reservation.confirm()
+        ledger.owed = None
+
+    def neli_cut_off(self, *, write: bool) -> None:
+        """The tick may have been cut off anywhere: what was not sent is not recorded as sent.
+
+        ``write``: the lease still holds, so the store may be written. May raise what the store raises.
+        """
+        reservation, self.neli_reservation = self.neli_reservation, None
+        self.neli_tenure.headers = None
+        if reservation is not None and self.neli_tenure.left:
+            self.neli_ledger.sent[reservation.entry.name] = reservation.advanced.last_run_at
+            if write:
+                self._neli_enter(reservation)
+        elif reservation is not None and write:
+            reservation.cancel()
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:
+        """One turn of the scheduler's own tick. :raises LeaseEnded: the term may start nothing more."""
+        ledger = self.neli_ledger
+        if ledger.owed is not None:
+            self.neli_tenure.ask_start()
+            if ledger.owed_term == self.neli_tenure.term:  # else a successor may have written since
+                ledger.owed.confirm()
+            ledger.owed = None
+        return super().tick(*args, **kwargs)  # type: ignore[misc]
+
+    def sync(self) -> None:
+        """Write the schedule, if the term still holds and no entry is half done (its run would be written too)."""
+        if not self._neli_may_write():
+            return
+        dirty = set(getattr(self, "_dirty", ()))
+        try:
+            super().sync()  # type: ignore[misc]
+        except BaseException:
+            # Celery's SIGTERM handler raises anywhere. What was being written is written again by the next sync:
+            # DatabaseScheduler has forgotten the row that it was saving, a shelf that it is to write its cache.
+            if dirty:
+                vars(self)["_dirty"] |= dirty
+            if (store := getattr(self, "_store", None)) is not None:
+                store.writeback = True
+            raise
+
+    def _do_sync(self) -> None:
+        if self._neli_may_write():
+            super()._do_sync()  # type: ignore[misc]
+
+    def _neli_may_write(self) -> bool:
+        half_done = self.neli_reservation is not None and not self.neli_tenure.left
+        return not half_done and self.neli_tenure.may_finish()
+
+    def _ensure_connected(self) -> Any:
+        """Wait for the task broker for as long as this term may start work: Celery's beat ends after 100 attempts.
+
+        Tries once a second (plus the transport's own connection timeout); leaves within that time once the term ends.
+
+        :raises LeaseEnded: the term may start nothing more.
+        """
+        said = 0.0
+
+        def on_error(exc: Exception, interval: float) -> None:
+            nonlocal said
+            if not said or time.monotonic() - said > BROKER_DOWN_LOG_INTERVAL:
+                logger.error(
+                    "beat: cannot reach the task broker (%s); trying again, handing over after neli_stall_timeout",
+                    exc,
+                )
+                said = time.monotonic()
+
+        scheduler: Any = self
+        connection = scheduler.connection.ensure_connection(
+            on_error, None, interval_start=0.2, interval_step=0.4, interval_max=1.0, callback=self.neli_tenure.ask_start
+        )
+        if said:
+            logger.info("beat: the task broker answers again")
+        return connection
+
+
+def release_connection(inner: Any) -> None:
+    """Drop the connection to the task broker (Celery 5.5 and 5.6 leave it open), without waiting for the broker."""
+    vars(inner).pop("producer", None)
+    connection = vars(inner).pop("connection", None)
+    if connection is not None:
+        try:
+            connection.collect(socket_timeout=1.0)
+        except Exception as exc:  # noqa: BLE001 - any transport's; it is being thrown away
+            logger.debug("beat: closing the task broker's connection: %r", exc)

@@ -1,0 +1,214 @@
+"""Leadership: the one curator of this process in one election, and its transitions as Celery signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery_neli import signals
+from celery_neli.config import Config, from_app
+from celery_neli.election.curator import Neli, State
+from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked, Told
+from celery_neli.election.shared import SharedLease, Standing, share
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+DELIVER_EVERY = 1.0
+JOIN = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Leadership:
+    """One election, seen from this process. Made without work; `start` joins. A role left out is the first, or the only
+    one; an unknown one is a ValueError.
+
+    `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does,
+    while `working` says so. A worker's leases are shared with the children that it forks from now on.
+    All methods may be called from any thread, none but `leading`, `held`, `snapshot` and `progress` from a signal
+    handler.
+    """
+
+    def __init__(self, app: Celery, election: str, config: Config, *, owned: bool, **options: Any) -> None:
+        self.app, self.election, self.config = app, election, config
+        self.roles = config.roles
+        self.working: Callable[[], bool] | None = None
+        """Asked about once a second, on the leadership's thread; False: no progress is made (the task broker is gone),
+        which `neli_stall_timeout` bounds. None: always.
+        """
+        self.barrier: Callable[[str], None] | None = None
+        """Called with a revoked role after all receivers of the signal, on the same thread: the hand-over waits for it,
+        too.
+        """
+        self.heard: Callable[[], None] | None = None
+        """Called on the thread that renews the lease when other data than before were read back from a record of this
+        process's own (`told`). Must not block; what it raises is logged.
+        """
+        if election == "worker":
+            options["mirror"] = share(app, SharedLease(config.roles)).write
+        self._owned = owned
+        self._neli = Neli(config, self._announce, heard=self._hear, **options)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Join the election; returns at once, may be repeated. Raises `ClosedError` after `stop`, and
+        `ConfigurationError` if Kafka's client refuses `neli_kafka`.
+        """
+        with self._lock:
+            if self._thread is None:
+                self._neli.start()
+                self._begin()
+
+    def leading(self, role: str | None = None) -> bool:
+        """New work may start now (R3). Takes no lock."""
+        return self._grant(role).leading(self._neli.clock())
+
+    def held(self, role: str | None = None) -> bool:
+        """Work in flight may finish now: also while a hand-over drains (R3). Takes no lock."""
+        return self._grant(role).held(self._neli.clock())
+
+    @property
+    def term(self) -> int | None:
+        """Of the (first role's) lease in force, or of the last one; None before the first."""
+        return self._grant(None).term
+
+    def snapshot(self, role: str | None = None) -> Standing:
+        """Term, `leading` and `held` of one and the same moment."""
+        grant, now = self._grant(role), self._neli.clock()
+        return Standing(term=grant.term, until=grant.until, leading=grant.leading(now), held=grant.held(now))
+
+    def _grant(self, role: str | None) -> Grant:
+        return self._neli.grant(self.roles[0] if role is None else role)
+
+    def told(self, role: str | None = None) -> Told:
+        """What the newest effective record of the role carried, and whether it was this process's own. Takes no
+        lock.
+        """
+        return self._neli.told(self.roles[0] if role is None else role)
+
+    def offer(self, role: str | None, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        """Put `data` into every further record of the role in this `term`; in another term, nothing happens. Returns at
+        once. With `hurry` they leave at once. Raises ValueError for data that no record can carry.
+        """
+        self._neli.offer(self.roles[0] if role is None else role, term, data, hurry=hurry)
+
+    def ask(self, role: str | None = None) -> None:
+        """Ask whoever leads the role to hand it over to this process; returns at once. Without effect if nobody else
+        leads.
+        """
+        self._neli.ask(self.roles[0] if role is None else role)
+
+    def _hear(self) -> None:
+        if self.heard is not None:
+            self.heard()
+
+    def leader(self, role: str | None = None) -> str | None:
+        """The name of whoever leads, as far as this process has read; for people. None: nobody, or unknown."""
+        found = self._neli.leader(self.roles[0] if role is None else role)
+        return None if found is None else found[0]
+
+    def led_until(self, role: str | None = None) -> datetime | None:
+        """Until when (UTC) the owner of the last leader before the present term of the role made progress, as far as
+        its heartbeats told: they go on while it hangs or drains. None if none was read.
+        """
+        heard = self._neli.led_until(self.roles[0] if role is None else role)
+        if heard is None:
+            return None
+        return datetime.now(timezone.utc) - timedelta(seconds=self._neli.clock() - heard)
+
+    def progress(self) -> None:
+        """The owner's loop made a turn. Without one for `neli_stall_timeout` a leader logs its stack and resigns. No
+        lock.
+        """
+        self._neli.progress()
+
+    def resign(self, role: str | None = None) -> None:
+        """Ask for a hand-over of `role`, or of all; returns at once."""
+        self._neli.resign(role)
+
+    def close(self) -> None:
+        """Begin to stop: claim no more, drain what is held. Returns at once."""
+        self._neli.request_close()
+
+    def stop(self) -> None:
+        """Hand over if leading (signals, then the release), leave the group, end the threads. At most
+        `neli_drain_timeout` and some seconds; may be repeated. A receiver of a signal that calls it only begins it.
+        """
+        self._neli.request_close()
+        thread = self._thread
+        if thread is not None and not self._neli.delivering and thread.is_alive():
+            self._neli.wait_closed(self._neli.close_timeout)
+            thread.join(JOIN)  # a receiver that does not return cannot hold up the end any more
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped: it cannot start again."""
+        return self._neli.state is State.CLOSED
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"neli-{self.election}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._neli.state is not State.CLOSED and self._thread is threading.current_thread():
+            if not self._owned:
+                if self.working is None or self.working():
+                    self._neli.progress()
+                else:
+                    self._neli.hindered("task broker out of reach, or the main thread hangs,")
+            self._neli.deliver(min(DELIVER_EVERY, self.config.stall_timeout / 3))
+        self._neli.deliver(0)
+
+    def _announce(self, event: LeaderEvent) -> None:
+        if isinstance(event, LeaderAcquired):
+            signal = signals.leadership_acquired
+        elif isinstance(event, LeaderRevoked):
+            signal = signals.leadership_revoked
+            if len(self.roles) > 1 and self._thread is threading.current_thread():
+                self._begin()  # a hand-over may take its time; the other roles' events go on, on another thread
+        else:
+            signal = signals.leadership_fenced
+        try:
+            signal.send(sender=self, election=self.election, role=event.role, term=event.term)
+        except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would end this thread, no more
+            logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
+        if isinstance(event, LeaderRevoked) and self.barrier is not None:
+            self.barrier(event.role)
+
+
+_made: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Leadership]] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+_inherited: list[Any] = []
+
+
+def leadership_for(app: Celery, election: str) -> Leadership:
+    """This process's leadership in `election` ("beat" or "worker") of `app`, made at the first call; a forked child
+    gets its own.
+
+    One that was stopped is replaced. Raises `ConfigurationError`. Starts nothing.
+    """
+    with _making:
+        of_app = _made.setdefault(app, {})
+        key = (election, os.getpid())
+        found = of_app.get(key)
+        if found is None or found.stopped:
+            found = of_app[key] = Leadership(app, election, from_app(app, election), owned=election == "beat")
+        return found
+
+
+def _after_fork() -> None:
+    """In a child: another lock, and the parent's clients kept for ever, for their finalisers must not run here."""
+    global _making
+    _making = threading.Lock()
+    _inherited.extend(list(of_app.values()) for of_app in _made.values())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,368 @@
+"""The rules of the election, R1-R9, for one role: a fold over records and time.
+
+No thread, no clock and no Kafka in here: whoever holds a `Lease` reads records into it with the local time of their
+reading, and sends what `tick` returns. Times are seconds on one local clock that never stops (R8). `docs/protocol.md`
+tells the rules in prose and why they hold; the numbers below are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from celery_neli.election.records import Record
+
+NOTHING = -1
+"""The offset before the first."""
+NEVER = float("-inf")
+FOREVER = float("inf")
+CLOCK_RATES = 1.01
+"""Two clocks may differ in rate by this factor (R2)."""
+
+
+def name_of(member: str) -> str:
+    """The name in a member's identity, which is its name, a slash and a nonce."""
+    return member.rpartition("/")[0] or member
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How one member keeps time, in seconds (the settings of the same names)."""
+
+    heartbeat_interval: float
+    heartbeat_timeout: float
+    takeover_delay: float
+    drain_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Unjudged:
+    offset: int
+    record: Record
+    now: float
+    before: int
+
+
+class Lease:
+    """What one member knows of one role, and whether it may act. Not thread-safe.
+
+    `induced` and `candidate` are set from outside: the group has assigned the role to this member (R2); this member may
+    claim at all.
+    """
+
+    def __init__(self, member: str, timing: Timing, *, delay: Callable[[], float] | None = None) -> None:
+        """`delay` draws the seconds by which a member that is not induced stands behind (default: all of
+        `takeover_delay`).
+        """
+        self.timing = timing
+        self.induced = False
+        self.candidate = True
+        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
+        self._draw = delay or (lambda: timing.takeover_delay)
+        self._others = NEVER  # when the last lease of anybody else that may be running has run out (R7)
+        self._floor = NEVER  # no claim before: inherited from a log that is gone (R7)
+        self._forget(member)
+
+    def _forget(self, member: str) -> None:
+        """Begin as `member`, who has sent nothing and read nothing."""
+        self.member = member
+        self.start: int | None = None  # first offset that is read; None: reading has not begun
+        self.oldest = False  # there is nothing to read before `start`
+        self.known = False  # R7: the state below is exact
+        self.caught_up = False  # the log was read to its end, since the last own claim if there was one
+        self.lost: str | None = None  # why this log is not the one that was read (R9)
+        self.newest = NOTHING  # offset of the last record read, of whatever kind
+        self.last = NOTHING  # offset of the last effective record
+        self.term = NOTHING  # offset of the effective claim
+        self.holder: str | None = None
+        self.until = NEVER  # end of the own lease
+        self.resigning = False
+        self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any
+        self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
+        self._data_seq = NOTHING
+        self._hurried = False  # the next beat is
+        self._awaited: int | None = None  # own record that was sent in a hurry, and not read back
+        self._seq = 0
+        self._sent: dict[int, float] = {}  # own records under way: seq -> time of sending (R1)
+        self._vacant = NEVER  # R2: from when the role counts as vacant, if nothing more is read
+        self._next_beat = NEVER
+        self._claimed_at: float | None = None
+        self._drained = False
+        self._drain_end = FOREVER
+        self._released = False  # a release was sent; it may have taken effect
+        self._favoured: str | None = None  # the member in whose favour the holder was asked to resign
+        self._delay = self._draw()
+        self._unjudged: list[_Unjudged] = []
+
+    # Reading
+
+    def begin(self, offset: int, now: float, *, oldest: bool) -> None:
+        """Reading begins, or begins again from further back, at `offset`; `oldest`: the log holds nothing older."""
+        if offset > 0:
+            # An empty log proves nothing: a lease of our own length may be running (R7).
+            self._others = max(self._others, now + self.timing.heartbeat_timeout * CLOCK_RATES)
+        self.start, self.oldest = offset, oldest or offset == 0
+        self.known = offset == 0  # nothing ever came before
+        self.newest, self.last, self.term, self.holder = offset - 1, NOTHING, NOTHING, None
+        self.caught_up, self.data, self._vacant, self._favoured = False, None, NEVER, None
+        self._end_term()
+        self._unjudged.clear()
+
+    def read(self, offset: int, record: Record | None, now: float) -> None:
+        """Fold what stands at `offset`, read at `now`; None: something that is no record, which all skip alike (R9).
+
+        Sets `lost` if the record tells that the log is not the one read before; then only `begin_anew` or `lose` help.
+        """
+        if offset <= self.newest or self.lost is not None or self.start is None:
+            return
+        before, self.newest = self.newest, offset
+        if record is None:
+            return
+        if record.refers >= offset:
+            self.lost = f"the record at offset {offset} refers to offset {record.refers}"
+            return
+        if record.member == self.member and record.seq > self._seq:
+            self.lost = f"the record at offset {offset} bears our name and was never sent"
+            return
+        if record.kind == "request":
+            # One that names its term and comes late, or twice, must not hit the next holder.
+            meant = offset > self.term and record.term in (None, self.term)
+            if self.known and meant and self.holder is not None:
+                self.requested = record.to or ""
+                self._favoured = record.to
+            return
+        if record.member != self.member and record.kind != "release":
+            self._others = max(self._others, now + record.lease * CLOCK_RATES)
+        if self.known:
+            self._fold(_Unjudged(offset, record, now, before))
+            return
+        self._unjudged.append(_Unjudged(offset, record, now, before))
+        self._certify(offset, record, before)
+
+    def _certify(self, offset: int, record: Record, before: int) -> None:
+        """R7: know the state, if `record` tells it."""
+        start = NOTHING if self.start is None else self.start
+        seen, term = record.seen, record.term
+        if record.end is not None and before < record.end:
+            self.last = offset - 1
+        elif record.kind != "claim" and seen is not None and term is not None and seen >= start - 1:
+            # Its author held the role when `seen` was the last effective record; nothing since was missed here.
+            self.holder, self.term, self.last = record.member, term, seen
+        else:
+            return
+        self.known = True
+        unjudged, self._unjudged = self._unjudged, []
+        for each in unjudged:
+            if each.offset > self.last and self.lost is None:
+                self._fold(each)
+
+    def _fold(self, read: _Unjudged) -> None:
+        record, now = read.record, read.now
+        mine = record.member == self.member
+        sent = self._sent.pop(record.seq, None) if mine else None
+        if record.kind == "claim":
+            if mine and record.seq == self._seq:
+                self._claimed_at = None
+            if read.before >= record.end if record.end is not None else record.seen != self.last:
+                return  # void: something (effective) came in between
+            self.term, self.holder = read.offset, record.member
+            self._end_term()
+            self._favoured = None
+        else:
+            term = NOTHING if record.term is None else record.term
+            if term > self.term or (term == self.term and self.holder not in (None, record.member)):
+                # A claim took effect that was judged void here: never lead on such knowledge (R9).
+                self.lost = f"the record at offset {read.offset} tells of a leader that we do not know"
+                return
+            if term != self.term or self.holder is None:
+                return  # a deposed holder's, or one from after its release
+        self.last = read.offset
+        self._claimed_at = None  # a claim under way is void by now
+        self._take(record)
+        if mine and self._awaited is not None and record.seq >= self._awaited:
+            self._awaited = None
+        if record.kind == "release":
+            self.holder = None
+            self._end_term()
+            # R4: stand back; if another was asked for by name and does not come, only for its head start.
+            stands_back = mine and (self._favoured is None or self._favours_me)
+            self._vacant = now + (self.timing.heartbeat_timeout if stands_back else 0)
+        elif not mine:
+            self._vacant = now + record.lease * CLOCK_RATES  # R2: the holder's lease, not the reader's setting
+        elif sent is not None:
+            self.until = max(self.until, sent + self.timing.heartbeat_timeout)  # R1
+
+    def _end_term(self) -> None:
+        self.until, self.resigning, self._released, self._drained, self._drain_end = NEVER, False, False, False, FOREVER
+        self.requested = self.data_out = self._awaited = None
+        self._hurried = False
+        self._data_seq = NOTHING
+        self._delay = self._draw()
+
+    def _take(self, record: Record) -> None:
+        """Keep the newest data of a term: a doubled, late beat must not move it back."""
+        if record.data is not None and record.seq > self._data_seq:
+            self.data, self._data_seq = record.data, record.seq
+
+    @property
+    def data_own(self) -> bool:
+        """`data` is from a record of this member's own, present term."""
+        return self.holder == self.member and self._data_seq != NOTHING
+
+    def end(self) -> None:
+        """The log was read to its end."""
+        self.caught_up = self.start is not None
+
+    # Another log (R9)
+
+    def begin_anew(self, member: str, now: float) -> None:
+        """After `lost`: go on behind the record that told, as the new `member`; what came before is not looked at
+        again.
+
+        Only for a member that was `known` or read from the `oldest` on: it has met every lease that may be running. Any
+        other must look further back first (`reread`), and meets the record again when it knows.
+        """
+        offset = self.newest + 1
+        self._inherit()
+        self._forget(member)
+        self.begin(offset, now, oldest=True)
+
+    def reread(self) -> None:
+        """Know nothing until `begin`, which will name a lower offset of the same log."""
+        self.start, self.lost, self.caught_up = None, None, False
+
+    def lose(self, member: str) -> None:
+        """The position is gone from the log: know nothing, as the new `member`, until `begin`."""
+        self._inherit()
+        self._forget(member)
+
+    def _inherit(self) -> None:
+        self._floor = self._others = max(self._others, self.until, self._floor)
+
+    # Acting
+
+    def held(self, now: float) -> bool:
+        """Work in flight may finish (R3)."""
+        return self.holder == self.member and not self._released and self.lost is None and now < self.until
+
+    def leading(self, now: float) -> bool:
+        """New work may start (R3)."""
+        return self.held(now) and not self.resigning
+
+    def resign(self, now: float) -> None:
+        """Stop leading at once; release when `drained` was called or `drain_timeout` is over (R4). Without effect on
+        others.
+        """
+        if self.leading(now):
+            self.resigning, self._drained, self._drain_end = True, False, now + self.timing.drain_timeout
+
+    def drained(self) -> None:
+        """The barrier is done: a resigning holder may release."""
+        self._drained = self.resigning
+
+    @property
+    def asked(self) -> bool:
+        """The holder was asked to resign, and not in its own favour."""
+        return self.requested not in (None, self.name, self.member)
+
+    @property
+    def led_by_another(self) -> bool:
+        """The log was read to its end, and another member holds the role."""
+        return self.known and self.caught_up and self.lost is None and self.holder not in (None, self.member)
+
+    def ask(self) -> Record:
+        """A request to the holder of this term, to resign in favour of this very member. To be sent."""
+        self._seq += 1
+        return Record(kind="request", member=self.member, seq=self._seq, lease=0.0, to=self.member, term=self.term)
+
+    def hurry(self) -> None:
+        """Let the next beat leave at the next tick, not at its time; it is `awaited`."""
+        self._next_beat, self._hurried = NEVER, True
+
+    def awaited(self, now: float) -> bool:
+        """A record that was sent in a hurry has not been read back."""
+        return self._awaited is not None and self.held(now)
+
+    def claiming(self, now: float) -> bool:
+        """A claim is under way and may still be judged."""
+        return self._claimed_at is not None and now - self._claimed_at < self.timing.heartbeat_timeout
+
+    def beating(self, now: float) -> bool:
+        """A beat is due."""
+        return self.held(now) and now >= self._next_beat
+
+    def tick(self, now: float, *, early: float = 0.0) -> Record | None:
+        """The record that is due, if any; a beat also if it is due within `early` seconds. It must be sent after this
+        call and never before `now`: the lease counts from `now` (R1).
+        """
+        if self.lost is not None or self.start is None:
+            return None
+        if self.holder == self.member and now < self.until:  # R5: beat only while held
+            releasing = self.resigning and not self._released and (self._drained or now >= self._drain_end)
+            if now < self._next_beat - early and not releasing:
+                return None
+            self._released |= releasing
+            self._next_beat = now + self.timing.heartbeat_interval
+            data = self.data if self.data_out is None else self.data_out
+            if self._hurried:
+                self._hurried, self._awaited = False, self._seq + 1
+            return self._record("release" if self._released else "beat", now, term=self.term, seen=self.last, data=data)
+        if not self.caught_up or now < self._claim_time():
+            return None
+        self._claimed_at, self.caught_up = now, False
+        if self.known:
+            return self._record("claim", now, seen=self.last, data=self.data)
+        return self._record("claim", now, seen=None, end=self.newest + 1, data=self.data)
+
+    def wake(self, now: float) -> float:
+        """When `tick` may next have something to say or a question of R3 changes its answer, if nothing is read until
+        then.
+        """
+        if self.lost is not None or self.start is None:
+            return FOREVER
+        if self.holder == self.member and now < self.until:
+            if self.resigning and self._drained and not self._released:
+                return now
+            return min(
+                self._next_beat, self.until, self._drain_end if self.resigning and not self._released else FOREVER
+            )
+        return self._claim_time() if self.caught_up else FOREVER
+
+    def _claim_time(self) -> float:
+        """R2, R7: from when this member may claim, all else being as it is."""
+        if not self.candidate or not (self.known or self.oldest):
+            return FOREVER
+        vacant = self._vacant if self.known else self._others
+        if self.holder == self.member:
+            if self.resigning:
+                vacant = self.until + self.timing.heartbeat_timeout  # R4: the release was lost
+        else:
+            vacant = max(vacant, self._floor)
+        if self._claimed_at is not None:
+            vacant = max(vacant, self._claimed_at + self.timing.heartbeat_timeout)
+        return vacant + self._head_start()
+
+    def _head_start(self) -> float:
+        """What others are let go ahead: the member that was asked for by name, then the induced one."""
+        if self._favoured is not None:
+            # a leader of other roles reads the release half an interval late (curator.Neli._pause)
+            late = self.timing.takeover_delay + self.timing.heartbeat_interval / 2
+            return 0.0 if self._favours_me else self._delay + late
+        return 0.0 if self.induced else self._delay
+
+    @property
+    def _favours_me(self) -> bool:
+        return self._favoured in (self.name, self.member)
+
+    @property
+    def name(self) -> str:
+        """The member's name without its nonce."""
+        return name_of(self.member)
+
+    def _record(self, kind: Any, now: float, **more: Any) -> Record:
+        self._seq += 1
+        self._sent[self._seq] = now
+        for seq in [seq for seq, sent in self._sent.items() if sent + self.timing.heartbeat_timeout < now]:
+            del self._sent[seq]  # read back now, it would buy nothing
+        return Record(kind=kind, member=self.member, seq=self._seq, lease=self.timing.heartbeat_timeout, **more)

@@ -1,0 +1,178 @@
+"""The consumer group, which induces: who owns a role's partition is asked to lead it (R2, R6).
+
+Kafka's group protocol spreads the partitions over the members and notices the dead. It does not decide who leads: the
+journal does. Nothing is fetched or committed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.clients import group_properties
+from celery_neli.kafka.deaf import Brokers, Step, Watch, hears, let_go
+from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.threads import spawn
+
+if TYPE_CHECKING:
+    from celery_neli.config import Config
+
+BATCH = 16  # events served by one poll
+CLOSE = 0.2  # seconds that `close` waits for the coordinator
+CHECK_EVERY = 10.0  # seconds between two looks whether this client still finds brokers
+
+
+class KafkaGroup:
+    """This member's part in the consumer group. After the constructor for one thread only, and never in a forked child.
+
+    `log`: a `logging.Logger` or alike whose calls only enqueue. Raises `ConfigurationError` if the Kafka properties are
+    malformed or contradict an election's needs. No method blocks, but that `poll` asks for brokers now and then, which
+    may take half a second while they are away. To `join` before the topic exists is borne, but then
+    it may take 5 s from its creation until partitions are assigned.
+    """
+
+    def __init__(self, config: Config, *, log: logging.Logger) -> None:
+        self._config = config
+        self._klog = KafkaLog(log, config.properties)
+        self._induced: frozenset[int] = frozenset()
+        self._joined = False
+        self._closed = False
+        self._trouble: set[str] = set()
+        self._properties = group_properties(config)
+        self._watch = Watch(Brokers(config, KafkaLog(log, config.properties), config.topic))
+        self._heard = time.monotonic()
+        self._check_at = self._heard + CHECK_EVERY
+        try:
+            self._consumer = self._make_consumer()
+        except KafkaException as exception:
+            raise ConfigurationError(f"neli_kafka: {self._klog.masked(exception.args[0].str())}") from None
+
+    @property
+    def induced(self) -> frozenset[int]:
+        """The roles whose partition the group has assigned to this member; empty from `leave` on."""
+        return self._induced
+
+    def poll(self) -> None:
+        """Serve what the group has for this member: assignments, revocations, errors, log lines."""
+        if self._closed:
+            return
+        self._listen()
+        for _ in range(BATCH):
+            try:
+                message = self._consumer.poll(0)
+            except KafkaException as exception:
+                self._on_error(exception.args[0])
+                return
+            if message is None:
+                return
+            error = message.error()
+            if error is not None:
+                self._on_error(error)
+
+    def join(self) -> None:
+        """Ask for membership."""
+        if self._joined or self._closed:
+            return
+        try:
+            self._consumer.subscribe(
+                [self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        except KafkaException as exception:
+            self._on_error(exception.args[0])
+        else:
+            self._joined = True
+
+    def leave(self) -> None:
+        """Give up membership; the others are told by the next polls."""
+        self._induced = frozenset()
+        if not self._joined or self._closed:
+            return
+        self._joined = False
+        try:
+            self._consumer.unsubscribe()
+        except KafkaException as exception:
+            self._on_error(exception.args[0])
+
+    def close(self) -> None:
+        """Leave the group and end; takes milliseconds, or 0.4 s at most if the coordinator does not answer."""
+        if self._closed:
+            return
+        self._closed = True
+        self._joined = False
+        self._induced = frozenset()
+        # librdkafka waits up to 4 s for the coordinator's answer when that is frozen, or in the midst of a rebalance.
+        closing = spawn(self._close, name="neli-group-close")
+        closing.join(CLOSE)
+
+    def _close(self) -> None:
+        try:
+            self._consumer.close()
+        except (KafkaException, RuntimeError) as exception:
+            self._klog.say(logging.WARNING, self._klog.masked(f"group close failed: {exception}"))
+
+    def _make_consumer(self) -> Consumer:
+        return Consumer({**self._properties, "logger": self._klog, "error_cb": self._on_error})
+
+    def _listen(self) -> None:
+        """Make the client anew if it finds no broker though brokers answer (deaf.py): else this member would be induced
+        no more.
+        """
+        if not self._joined or time.monotonic() < self._check_at:
+            return
+        wait = min(0.5, self._config.heartbeat_timeout / 8)
+        if hears(self._consumer, self._config.topic, wait):
+            self._heard = time.monotonic()
+            self._check_at = self._heard + CHECK_EVERY
+            return
+        self._check_at = time.monotonic() + 4 * wait
+        if self._watch.look(self._heard) is Step.RENEW:
+            level = logging.WARNING if self._watch.first else logging.DEBUG
+            self._klog.say(level, "kafka client deaf: group member finds no broker, though brokers answer: made anew")
+            deaf, self._consumer = self._consumer, self._make_consumer()
+            let_go(deaf)
+            self._watch.renewed()
+            self._induced, self._joined = frozenset(), False
+            self.join()
+
+    # The callbacks run inside poll(), and at the end in close(); an exception would come out there.
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return  # it was made anew, and this one is being closed, on another thread
+        # An explicit offset, so that the group is not asked for a committed one; paused, so that nothing is fetched.
+        parts = [TopicPartition(part.topic, part.partition, 0) for part in partitions]
+        try:
+            consumer.incremental_assign(parts)
+            if parts:
+                consumer.pause(parts)
+        except KafkaException as exception:
+            self._on_error(exception.args[0])
+        self._trouble.clear()
+        if self._joined:
+            self._induced |= {part.partition for part in parts if part.partition < len(self._config.roles)}
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if consumer is not self._consumer:
+            return
+        self._induced -= {part.partition for part in partitions}
+        try:
+            consumer.incremental_unassign(partitions)
+        except KafkaException as exception:
+            self._on_error(exception.args[0])
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._klog.say(
+            logging.INFO, f"group membership lost partitions={sorted(part.partition for part in partitions)}"
+        )
+        self._on_revoke(consumer, partitions)
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Said once per kind until the group assigns again; the lease works without the group, only slower (R2)."""
+        if error.name() in self._trouble or error.name() == "_AUTO_OFFSET_RESET":  # the latter of a paused partition
+            return
+        self._trouble.add(error.name())
+        self._klog.remark(error)

@@ -1,0 +1,208 @@
+"""The handle of librdkafka's mock cluster: its functions, its start and its end, and what a fork must not inherit."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
+from celery_neli.kafka.relay import BootstrapRelay
+
+__all__ = ["MockCluster", "load"]
+
+RD_KAFKA_PRODUCER = 0
+
+# Seconds. The mock cluster's thread empties its wake-up pipe after it has answered: a call that follows at once on
+# another's answer may lose its own wake-up, and would wait for the thread's next look, a second later.
+SETTLE = 0.002
+
+_P, _I32, _STR = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
+_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "rd_kafka_conf_new": (_P, ()),
+    "rd_kafka_conf_set_log_cb": (None, (_P, _P)),
+    "rd_kafka_new": (_P, (ctypes.c_int, _P, _STR, ctypes.c_size_t)),
+    "rd_kafka_destroy": (None, (_P,)),
+    "rd_kafka_mock_cluster_new": (_P, (_P, ctypes.c_int)),
+    "rd_kafka_mock_cluster_destroy": (None, (_P,)),
+    "rd_kafka_mock_cluster_bootstraps": (_STR, (_P,)),
+    "rd_kafka_mock_topic_create": (ctypes.c_int, (_P, _STR, ctypes.c_int, ctypes.c_int)),
+    "rd_kafka_mock_partition_set_leader": (ctypes.c_int, (_P, _STR, _I32, _I32)),
+    "rd_kafka_mock_coordinator_set": (ctypes.c_int, (_P, _STR, _STR, _I32)),
+    "rd_kafka_mock_broker_set_down": (ctypes.c_int, (_P, _I32)),
+    "rd_kafka_mock_broker_set_up": (ctypes.c_int, (_P, _I32)),
+    "rd_kafka_mock_broker_set_rtt": (ctypes.c_int, (_P, _I32, ctypes.c_int)),
+    "rd_kafka_mock_push_request_errors_array": (None, (_P, ctypes.c_int16, ctypes.c_size_t, _P)),
+    "rd_kafka_mock_clear_request_errors": (None, (_P, ctypes.c_int16)),
+}
+# Younger than the rest: without them a group's first rebalance takes 3 s, and a topic cannot be deleted.
+_OPTIONAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "rd_kafka_mock_group_initial_rebalance_delay_ms": (None, (_P, _I32)),
+    "rd_kafka_mock_topic_delete": (ctypes.c_int, (_P, _STR)),
+}
+
+
+def load(path: str) -> ctypes.CDLL:
+    """Load the library at ``path`` and declare the functions used here; its calls release the GIL (CDLL, not PyDLL).
+
+    :raises EmbeddedKafkaUnavailable: it cannot be loaded, or a function is missing; the message names it.
+    """
+    remedy = (
+        "install confluent-kafka from its wheel (pip install confluent-kafka), pass library= the path of a librdkafka "
+        "that has it, or use a real Kafka"
+    )
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as exc:
+        raise EmbeddedKafkaUnavailable(f"librdkafka cannot be loaded from {path}: {exc}; {remedy}") from exc
+    missing = [name for name in _PROTOTYPES if not hasattr(library, name)]
+    if missing:
+        raise EmbeddedKafkaUnavailable(f"librdkafka's mock cluster is not in {path} (no {missing[0]}); {remedy}")
+    for name, (restype, argtypes) in (_PROTOTYPES | _OPTIONAL).items():
+        if hasattr(library, name):
+            function = getattr(library, name)
+            function.restype, function.argtypes = restype, argtypes
+    return library
+
+
+class MockCluster:
+    """A started mock cluster and, with a chosen port, its relay. :meth:`stop` ends both."""
+
+    def __init__(self, library: ctypes.CDLL, *, port: int | None, brokers: int) -> None:
+        self.pid = os.getpid()
+        self._library = library
+        self._lock = threading.Lock()
+        self._relay: BootstrapRelay | None = None
+        try:
+            # Bound before there is anything to take down again.
+            self._relay = BootstrapRelay(port) if port is not None else None
+        except OSError as exc:
+            raise ConfigurationError(f"port={port} on 127.0.0.1 cannot be had: {exc}; choose another") from exc
+        conf = library.rd_kafka_conf_new()
+        library.rd_kafka_conf_set_log_cb(conf, None)  # it would tell stderr that it has no bootstrap.servers, and more
+        error = ctypes.create_string_buffer(512)
+        self._client = library.rd_kafka_new(RD_KAFKA_PRODUCER, conf, error, len(error))
+        self._cluster = library.rd_kafka_mock_cluster_new(self._client, brokers) if self._client else None
+        if not self._cluster:
+            if self._client:
+                library.rd_kafka_destroy(self._client)
+            if self._relay is not None:
+                self._relay.close()
+            raise NeliError(f"librdkafka could not start a mock cluster of {brokers} brokers {error.value.decode()!r}")
+        if hasattr(library, "rd_kafka_mock_group_initial_rebalance_delay_ms"):
+            # A first rebalance waits 3 s for more members, as Kafka's default does; a broker of tests need not.
+            library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
+        self.bootstrap_servers: str = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
+        addresses = [(host, int(p)) for host, _, p in (b.rpartition(":") for b in self.bootstrap_servers.split(","))]
+        self._ports = frozenset(number for _, number in addresses)
+        if self._relay is not None:
+            self._relay.start(addresses)
+            self.bootstrap_servers = f"127.0.0.1:{port}"
+        if hasattr(os, "register_at_fork"):
+            _close_in_forks(self)
+
+    def has(self, function: str) -> bool:
+        """Whether this librdkafka has ``rd_kafka_mock_<function>``."""
+        return hasattr(self._library, f"rd_kafka_mock_{function}")
+
+    def call(self, function: str, *args: object) -> int | None:
+        """Call ``rd_kafka_mock_<function>`` on the cluster, one call at a time, and return librdkafka's error code.
+
+        :raises NeliError: the cluster was stopped.
+        """
+        with self._lock:
+            if not self._cluster:
+                raise NeliError("this embedded Kafka was closed")
+            code: int | None = getattr(self._library, f"rd_kafka_mock_{function}")(self._cluster, *args)
+            time.sleep(SETTLE)
+        return code
+
+    def stop(self) -> None:
+        """Destroy the cluster; nothing in a forked child, where librdkafka's threads do not exist to be waited for."""
+        if os.getpid() != self.pid:
+            return
+        _running.discard(self)
+        if self._relay is not None:
+            self._relay.close()
+        with self._lock:
+            cluster, self._cluster = self._cluster, None
+            self._library.rd_kafka_mock_cluster_destroy(cluster)
+            self._library.rd_kafka_destroy(self._client)
+
+    def drop_inherited_sockets(self) -> None:
+        """In a forked child: close the brokers' sockets.
+
+        A listening socket that lives on in a child keeps its port: the parent's clients would wait for an answer there
+        after the parent has ended, and a broker that was taken down could not bind again (librdkafka aborts).
+        """
+        if self._relay is not None:
+            self._relay.abandon()
+        for entry in Path("/dev/fd").iterdir():
+            with contextlib.suppress(OSError):  # not a socket, or the descriptor of this very listing
+                _close_if_bound_to(int(entry.name), self._ports)
+
+
+def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> bool:
+    """Create `topic` on the cluster of this process at `bootstrap_servers`; False if there is none, or it refuses.
+
+    Waits some milliseconds for the cluster's thread.
+    """
+    address = bootstrap_servers.replace("localhost", "127.0.0.1")
+    for cluster in list(_running):
+        if cluster.pid == os.getpid() and cluster.bootstrap_servers == address:
+            return cluster.call("topic_create", topic.encode(), partitions, 1) == 0
+    return False
+
+
+_running: weakref.WeakSet[MockCluster] = weakref.WeakSet()
+_hooks: list[bool] = []
+_forking = threading.local()
+
+
+def _close_in_forks(cluster: MockCluster) -> None:
+    _running.add(cluster)
+    if not _hooks:  # a hook cannot be taken away again: one set for all, and only once a mock cluster was started
+        _hooks.append(True)
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+        )
+
+
+def _before_fork() -> None:
+    _forking.pipe = os.pipe() if _running else None
+
+
+def _after_fork_in_parent() -> None:
+    # Wait for the child to let go, so that whoever forked may take a broker down at once. A second is ample, and a
+    # bound is needed: a child of a fork on another thread may hold the pipe for as long as it lives.
+    if _forking.pipe is not None:
+        reading, writing = _forking.pipe
+        os.close(writing)
+        select.select([reading], [], [], 1.0)
+        os.close(reading)
+
+
+def _after_fork_in_child() -> None:
+    for cluster in list(_running):
+        cluster.drop_inherited_sockets()
+    _running.clear()
+    if _forking.pipe is not None:
+        for end in _forking.pipe:
+            os.close(end)
+
+
+def _close_if_bound_to(descriptor: int, ports: frozenset[int]) -> None:
+    sock = socket.socket(fileno=descriptor)
+    try:
+        ours = sock.family == socket.AF_INET and sock.getsockname()[1] in ports
+    finally:
+        sock.detach()
+    if ours:
+        os.close(descriptor)

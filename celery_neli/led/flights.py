@@ -1,0 +1,156 @@
+"""Entries on their way: sent side by side, by publishers, while more is due than one connection can send in time.
+
+Only what the fast path knows is sent so: nobody's own code runs there, but for what is around `apply_entry`. An entry
+has one slot in flight at a time, so its slots stay in order; until it is settled, the mark *done* stays below it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery_neli.beat.publish import beat_headers, leased_producer
+from celery_neli.beat.tenure import LeaseEnded
+from celery_neli.led.publishers import Publishers, Unsent
+from celery_neli.tick.due import advance
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from celery_neli.tick.due import Look
+    from celery_neli.tick.heap import DueHeap
+
+__all__ = ["Flight", "Flights"]
+
+#: Seconds by which an entry must be late before publishers are called in.
+BACKLOG = 0.05
+#: Seconds for which they are left out after one of them failed: the ticking thread waits for a broker that is gone.
+CALM = 2.0
+#: Seconds to wait for an outcome at a time.
+PATIENCE = 0.05
+#: Seconds without an outcome after which an entry does not go on.
+STUCK = 5.0
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """One slot of an entry on its way. ``entry``: before it, ``advanced``: after it, ``sent``: as it is sent."""
+
+    entry: Any
+    advanced: Any
+    sent: Any
+    found: Look
+    now: datetime
+    headers: dict[str, Any]
+    error: Exception | None = None
+    wired: bool = False
+    #: When it took off (`time.monotonic`).
+    at: float = field(default_factory=time.monotonic)
+
+
+class Flights:
+    """The entries of one scheduler and term that are in flight. The thread that ticks, but for `current`."""
+
+    def __init__(self, scheduler: Any, *, count: int) -> None:
+        self._scheduler = scheduler
+        self._publishers: Publishers[Flight] | None = None
+        self._count = count
+        self._by_name: dict[str, Flight] = {}
+        self._by_thread: dict[int, Flight] = {}
+        self._calm_until = 0.0
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    @property
+    def stuck(self) -> bool:
+        """An entry is in flight, and nothing has come of it for a while."""
+        first = next(iter(self._by_name.values()), None)  # they take off in this order
+        return first is not None and time.monotonic() - first.at > STUCK
+
+    def wants(self, heap: DueHeap, late: float, now: float) -> bool:
+        """Whether an entry that is ``late`` by so many seconds should be sent side by side with others."""
+        if self._count < 2 or time.monotonic() < self._calm_until:
+            return False
+        second = heap.second()
+        return late > BACKLOG and second is not None and second <= now
+
+    def free(self) -> bool:
+        """Whether somebody is free to send another one."""
+        return self._publishers is None or self._publishers.free() > 0
+
+    def begin(self, entry: Any, sent: Any, found: Look, now: datetime) -> None:
+        """Send this slot; somebody is `free`. Does not block. :raises LeaseEnded: the term may start nothing more."""
+        scheduler = self._scheduler
+        if self._publishers is None:
+            self._publishers = Publishers(count=self._count, connect=self._connect, send=self._send)
+        tenure = scheduler.neli_tenure
+        tenure.ask_start()
+        headers = beat_headers(entry, term=tenure.term, slot=found.slot)
+        flight = Flight(entry, advance(entry, found.slot, now), sent, found, now, headers)
+        self._by_name[entry.name] = flight
+        self._publishers.submit(flight)
+
+    def landed(self) -> list[tuple[Flight, BaseException | None]]:
+        """What came of flights since the last call: None where the message left. Does not block. Each is in flight
+        until it is `settled`.
+        """
+        if self._publishers is None:
+            return []
+        finished = self._publishers.finished()
+        outcomes = [(flight, each if isinstance(each, BaseException) else None) for flight, each in finished]
+        for _, error in outcomes:
+            if isinstance(error, Exception) and not isinstance(error, Unsent):
+                self._calm_until = time.monotonic() + CALM
+        return outcomes
+
+    def settled(self, flight: Flight) -> None:
+        """It was dealt with."""
+        del self._by_name[flight.entry.name]
+
+    def lost(self) -> list[Flight]:
+        """Those that have not landed."""
+        return list(self._by_name.values())
+
+    def wait(self) -> None:
+        """Wait until one lands, for a moment at most."""
+        if self._publishers is not None:
+            self._publishers.wait(PATIENCE)
+
+    def close(self, timeout: float) -> None:
+        """Begin nothing more; wait up to ``timeout`` seconds for those in flight. `landed` tells of them; what became
+        of others nobody knows.
+        """
+        if self._publishers is not None:
+            self._publishers.close(timeout)
+
+    def current(self) -> Flight | None:
+        """The flight that the calling thread sends."""
+        return self._by_thread.get(threading.get_ident())
+
+    def _connect(self) -> Any:
+        scheduler = self._scheduler
+        connection = scheduler.app.connection_for_write()
+        connection.ensure_connection(max_retries=1, interval_start=0.2)
+        producer = leased_producer(scheduler.neli_producer_base, scheduler.neli_tenure.twin())
+        return producer(connection, auto_declare=False)
+
+    def _send(self, flight: Flight, producer: Any) -> None:
+        tenure = producer.neli_tenure
+        tenure.headers, tenure.left, tenure.wired = flight.headers, 0, False
+        me = threading.get_ident()
+        self._by_thread[me] = flight
+        try:
+            self._scheduler.apply_entry(flight.sent, producer=producer)
+        finally:
+            del self._by_thread[me]
+            tenure.headers, flight.wired = None, tenure.wired
+        if flight.error is not None:
+            raise flight.error
+        if not tenure.left:
+            raise LeaseEnded("nothing left")

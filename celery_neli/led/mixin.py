@@ -1,0 +1,335 @@
+"""The scheduler of our own, led: a slot is claimed in the leader topic before it runs, and its state kept in Kafka.
+
+:class:`LedMixin` stands in front of `ReplicatedScheduler` and lives as long as the process: while standing by, its
+entries follow the schedule topic, so that a term can begin at once. The rules are in docs/protocol.md ("Slots").
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.beat.publish import is_unconfirmed
+from celery_neli.led.claims import Marks
+from celery_neli.led.dispatching import Dispatching
+from celery_neli.led.flights import Flights
+from celery_neli.led.overlap_gate import OverlapGate
+from celery_neli.led.settling import FLUSH, StateReservation, iso
+from celery_neli.led.shards import owner
+from celery_neli.led.states import States
+from celery_neli.led.term import Term
+from celery_neli.schedule.records import STATE
+from celery_neli.tick.due import pass_over
+from celery_neli.tick.overlap import Overlap
+from celery_neli.tick.slots import missed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from celery_neli.beat.reservation import Reservation
+    from celery_neli.beat.tenure import Tenure
+    from celery_neli.schedule.records import Kind
+    from celery_neli.tick.due import Look
+    from celery_neli.tick.heap import DueHeap
+
+__all__ = ["LedMixin"]
+
+logger = get_logger(__name__)
+
+#: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.
+CONFIRM = 0.25
+#: Seconds after which a tick returns although more is due.
+TURN = 0.02
+
+
+class LedMixin(Dispatching):
+    """In front of `LeasedMixin` and `ReplicatedScheduler`. The thread that ticks, but for what publishers call."""
+
+    neli_shard: int
+    neli_reservation_class = StateReservation
+    #: Slots that were in doubt when a term began here.
+    neli_in_doubt = 0
+
+    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        self._warned = False
+        #: Whether the present turn of `tick` has made its claim.
+        self._claimed = False
+        #: The present term, or the last.
+        self._term: Term | None = None
+        self._retries = {}
+        self._gone = {}
+        self._buried = set()
+        self._left = {}
+        self._overlaps = OverlapGate(app)
+        self._flights = Flights(self, count=1)
+        super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
+        self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse)
+
+    # -- the schedule: of all entries, those of this shard --
+
+    def _owns(self, name: str) -> bool:
+        return owner(name, self.neli_keeper.shards) == self.neli_shard
+
+    def merge_inplace(self, b: Mapping[str, Any]) -> None:
+        """As Celery does, for the entries of this shard."""
+        if self.neli_keeper.shards > 1:
+            b = {name: entry for name, entry in b.items() if self._owns(name)}
+        super().merge_inplace(b)  # type: ignore[misc]
+
+    def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
+        """As Celery does, for the entries of this shard."""
+        super().update_from_dict(  # type: ignore[misc]
+            {name: entry for name, entry in dict_.items() if self._owns(name)}
+        )
+
+    def add(self, **kwargs: Any) -> Any:
+        """As Celery does; an entry of another shard is made, and not added."""
+        scheduler: Any = self
+        if not self._owns(kwargs["name"]):
+            return scheduler.Entry(app=scheduler.app, **kwargs)
+        entry = super().add(**kwargs)  # type: ignore[misc]
+        self.neli_states.adopt(entry.name)
+        return entry
+
+    def check(self, entry: Any) -> None:
+        """:raises ConfigurationError: the entry has a policy that does not exist, or that it cannot have."""
+        super().check(entry)  # type: ignore[misc]
+        Overlap.of(entry).check(self.app, entry)
+
+    # -- standing by, and the term --
+
+    def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
+        """The schedule topic says so."""
+        self.neli_states.fold(changes, leading=self.neli_leads)
+
+    def neli_stand_by(self) -> None:
+        """Have every change in the heap, so that a term that begins need not. The first time, a look at every entry."""
+        self._due_heap()
+
+    def neli_is_over(self, term: int) -> bool:
+        """Whether that term was served here, and ended: it is not taken up again, though late heartbeats may bring its
+        lease back. What came of its last slots is not known any more.
+        """
+        return self._term is not None and self._term.number == term
+
+    def neli_begin(self, tenure: Tenure, *, led_until: datetime | None) -> bool:
+        """A term begins; what is in the schedule topic was folded. What is said to be done is passed over.
+
+        False: not yet, for another shard still serves the entries of this one.
+
+        Costs a look at the entries that ran last, and at those of which nobody wrote a state.
+        """
+        keeper, states = self.neli_keeper, self.neli_states
+        now = self._moment()
+        self.neli_tenure = tenure
+        beginning = keeper.begin(self.neli_shard, now)
+        if beginning is None:
+            return False
+        marks = beginning.marks
+        if marks is None and led_until is not None and not states.read_any:
+            # Another scheduler was led, which leaves no marks: its slots were served until then, as far as is known.
+            marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp())
+        self._term = Term(
+            keeper,
+            shard=self.neli_shard,
+            number=tenure.term,
+            inherited=marks,
+            newest=states.newest,
+            blind=states.read_any,
+            now=now,
+            more=beginning.data,
+        )
+        states.newest = self._term.rank
+        self._flights = Flights(self, count=keeper.settings.parallel)
+        if is_unconfirmed(self.app) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "beat: the task broker does not confirm what is published, so a slot counts as done before the broker "
+                "has its task: set broker_transport_options = {'confirm_publish': True}"
+            )
+        for name in self._retries:  # at its time again
+            if name in self.schedule:
+                self._due_heap().put(name, self._first_look(self.schedule[name]))
+        self._retries.clear()
+        self._overlaps.begin()
+        for entry in states.births(None if marks is None else marks.done or None):
+            self.neli_write(entry)
+        if marks is not None:
+            self._settle_done(marks.done)
+        self._gone = states.gone()
+        self._term.claims.resolve()
+        if keeper.shards > 1:
+            first = self._due_heap().peek()
+            self._term.tell(now, None if first is None else first.time)  # another shard may wait for it
+        return True
+
+    def _settle_done(self, done: float) -> None:
+        """Slots up to ``done`` were settled, though not every state may have been written since."""
+        heap = self._due_heap()
+        until = datetime.fromtimestamp(done, timezone.utc)
+        left: list[Any] = []
+        while (top := heap.peek()) is not None and top.time <= done:
+            entry = self.schedule[top.name]
+            owed = None
+            if top.name not in self.neli_states.open and self._reckons(entry):
+                owed = missed(entry.schedule, entry.last_run_at, until, 1)
+            if owed is not None and owed.total:
+                entry = pass_over(entry, owed.newest[-1], entry.default_now())
+                entry.total_run_count += owed.total
+                self.schedule[entry.name] = entry
+                self._settle(entry.name)
+                self.neli_write(entry)
+            left.append(entry)
+            heap.remove(entry.name)
+        with self._at_once():
+            for entry in left:
+                heap.put(entry.name, self._first_look(entry))
+
+    def neli_cut_off(self, *, write: bool) -> None:
+        """The term is over, or about to be; the tick may have been cut off anywhere. While the lease holds
+        (``write``), blocks for a second at most: states are written, and what was claimed and not used is given back.
+        """
+        term, reservation = self._term, self.neli_reservation
+        self.neli_reservation = None
+        if self.neli_tenure is not None:
+            self.neli_tenure.headers = None
+        if term is None or not term.goes_on:
+            return
+        try:
+            self._ground(wait=write)
+            if reservation is not None and self.neli_tenure is not None and not self.neli_tenure.left:
+                reservation.cancel()
+                slot = getattr(reservation, "slot", None)
+                if self.neli_tenure.wired and slot is not None:
+                    term.perhaps[reservation.entry.name] = slot.timestamp()
+            elif reservation is not None and reservation.advanced is not None:
+                reservation.confirm()
+            self._overlaps.begin()
+            if write and self.neli_keeper.topic.flush(FLUSH):
+                first = self._due_heap().peek()
+                term.close(self._moment(), None if first is None else first.time)
+        finally:
+            term.goes_on = False
+        if not write:
+            self.neli_keeper.forget_unsaved()
+
+    @property
+    def neli_leads(self) -> bool:
+        """In a term that goes on."""
+        return self._term is not None and self._term.goes_on
+
+    # -- the tick --
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """As `ReplicatedScheduler`. Asks nothing of Kafka that it would have to wait for."""
+        self.neli_keeper.pull()
+        if (ended := self._land()) is not None:
+            raise ended
+        if self._gone or self._buried:
+            self._bury()
+        end = time.monotonic() + TURN
+        self._claimed = False
+        with self._fast.one_look():
+            while True:
+                wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
+                if wait > 0 or (self._flights and not self._flights.free()) or time.monotonic() > end:
+                    return wait
+
+    def _rest(self, due: float | None, wait: float) -> float:
+        moment = self._moment()
+        self._claim(moment, due)
+        if self._flights:
+            self._flights.wait()
+            return 0.0
+        return max(0.0, min(wait, self._present.claims.wake(due) - moment))
+
+    def _must_wait(self, due: float, moment: float) -> float:
+        covers = self._present.claims.covers
+        if not self._claimed or not covers(due):  # what was read back stays so
+            self._claim(moment, due)
+        return 0.0 if covers(due) else CONFIRM
+
+    def _act(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
+        if entry.name in self._flights:  # defined anew meanwhile
+            self._flights.wait()
+            return 0.0
+        if found.due and found.slot is not None:
+            slot, moment = found.slot.timestamp(), maybe_make_aware(now).timestamp()
+            if not self._present.claims.covers(slot):
+                return CONFIRM
+            if self._in_doubt(entry, found, now) or self._overlaps_last(entry, found, now):
+                return 0.0
+            if self._flights.wants(heap, moment - slot, moment) and self._take_off(heap, entry, found, now):
+                return 0.0
+        return super()._act(heap, entry, found, now)  # type: ignore[misc,no-any-return]
+
+    def _was_set_back(self, entry: Any, now: float) -> bool:
+        if not super()._was_set_back(entry, now):  # type: ignore[misc]
+            return False
+        for each in list(self.schedule.values()):
+            if self._first_look(each) <= self._present.claims.done:
+                self.neli_states.open.add(each.name)  # the mark *done* was told for slots of another time
+                self.neli_write(each)
+        return True
+
+    def _claim(self, moment: float, due: float | None) -> None:
+        self._claimed, term = True, self._present
+        for name in [name for name in term.unsettled if name in self._retries]:
+            # A slot that failed does not hold up the mark *done* once everybody can know that its entry is open.
+            if self.neli_keeper.topic.saved(STATE, name):
+                del term.unsettled[name]
+        term.claim(moment, due)
+
+    # -- slots that do not simply run --
+
+    def _in_doubt(self, entry: Any, found: Look, now: datetime) -> bool:
+        """Whether the slots in doubt of the entry are left out, as told; told in any case."""
+        doubtful = self._present.in_doubt(entry, None if found.owed is None else found.owed.first)
+        if doubtful is None:
+            return False
+        sends = self.neli_keeper.settings.sends_in_doubt
+        if self._present.is_told(entry.name) and sends:
+            return False
+        self.neli_in_doubt += doubtful.total
+        logger.warning(
+            "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
+            entry.name, doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first), iso(doubtful.newest[-1]),
+            "send" if sends else "skip",
+        )  # fmt: skip
+        if not sends:
+            self._pass_over(entry, doubtful.newest[-1], now)
+        return not sends
+
+    def _overlaps_last(self, entry: Any, found: Look, now: datetime) -> bool:
+        name, states = entry.name, self.neli_states
+        if not entry.options or not Overlap.of(entry).skips or found.slot is None:
+            return False
+        last = states.sent.get(name)
+        last_id = None if last is None else self._slot_id(name, datetime.fromtimestamp(last, timezone.utc))
+        if not self._overlaps.holds(entry, last_id, last or 0.0, self._moment()):
+            return False
+        if found.left_out:
+            self._tell(entry, found)
+        self.neli_left_out += 1
+        logger.warning("slot left out entry=%s slot=%s policy=overlap unfinished=%s", name, iso(found.slot), last_id)
+        self._pass_over(entry, found.slot, now)
+        return True
+
+    def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
+        self._left.pop(entry.name, None)
+        passed = super()._pass_over(entry, slot, now)  # type: ignore[misc]
+        self.neli_write(passed)
+        return passed
+
+    def neli_stop(self) -> None:
+        """The process ends."""
+        self._overlaps.close()
+
+    # What the classes behind bring.
+    neli_reservation: Reservation | None
+    neli_left_out: int
+    _at_once: Any

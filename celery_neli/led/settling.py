@@ -1,0 +1,230 @@
+"""What becomes of a slot that was sent, or could not be: the state of its entry, in the schedule topic.
+
+The rules of what a state tells are in docs/protocol.md ("Slots").
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import celery.app.base
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.beat.publish import slot_id
+from celery_neli.beat.reservation import Reservation
+from celery_neli.led.states import at_of
+from celery_neli.schedule.records import ENTRY, STATE, encode_state
+from celery_neli.tick.genuine import is_genuine, source_of
+from celery_neli.tick.once import once
+from celery_neli.tick.overlap import Overlap
+from celery_neli.tick.slots import next_slot
+
+if TYPE_CHECKING:
+    from celery_neli.beat.tenure import Tenure
+    from celery_neli.led.keeper import Keeper
+    from celery_neli.led.overlap_gate import OverlapGate
+    from celery_neli.led.states import States
+    from celery_neli.led.term import Term
+    from celery_neli.tick.due import Look
+    from celery_neli.tick.heap import DueHeap
+
+__all__ = ["FLUSH", "Settling", "StateReservation", "iso"]
+
+logger = get_logger(__name__)
+
+_BASE = source_of(celery.app.base)
+
+#: Seconds that a hand-over waits for the states of what ran to be in Kafka.
+FLUSH = 1.0
+#: Seconds after which a slot whose publishing failed is tried again; doubled each time, up to the last.
+FIRST_RETRY, LAST_RETRY = 1.0, 60.0
+
+
+class StateReservation(Reservation):
+    """A run of an entry whose state is kept in the schedule topic."""
+
+    def __init__(self, *, scheduler: Any, entry: Any) -> None:
+        super().__init__(scheduler=scheduler, entry=entry)
+        self.slot: datetime | None = scheduler.neli_slot
+
+    def confirm(self) -> None:
+        """The message has left: the slot is settled."""
+        self.scheduler.neli_sent(self.advanced, self.slot)
+
+    def fail(self) -> bool:
+        """It could not be sent: the slot is still owed, and tried again later."""
+        self.scheduler.neli_failed(self.entry, self.slot, wired=self.scheduler.neli_tenure.wired)
+        return True
+
+
+class Settling:
+    """The part of a led scheduler that keeps the states of its entries. The thread that ticks."""
+
+    neli_keeper: Keeper
+    neli_states: States
+    neli_tenure: Tenure | None
+    neli_slot: datetime | None
+    _term: Term | None
+    _overlaps: OverlapGate
+    #: Seconds after which an entry is tried again, by name.
+    _retries: dict[str, float]
+    #: Entries of one slot that ran, and are to be removed, with their `since`; those whose states are still to be.
+    _gone: dict[str, float]
+    _buried: set[str]
+    #: How many of its slots were told to be left out, of an entry that is tried again.
+    _left: dict[str, int]
+
+    def _entry_to_send(self, entry: Any) -> Any:
+        """The entry with the task id of the slot that it runs for, unless its options name one."""
+        sent = super()._entry_to_send(entry)  # type: ignore[misc]
+        if "task_id" not in sent.options:
+            options = dict(sent.options, task_id=self._id_of_run(entry))
+            sent = object.__new__(type(sent))
+            sent.__dict__.update(vars(entry), options=options)
+        return sent
+
+    def _id_of_run(self, entry: Any) -> str:
+        slot = self.neli_slot
+        if slot is None:  # its schedule knows no slots: the run after so many, and after that moment, is this one
+            return self._slot_id(entry.name, None, f"{entry.total_run_count} {at_of(entry)}")
+        return self._slot_id(entry.name, slot)
+
+    def _neli_enter(self, reservation: Reservation) -> None:
+        if self.neli_tenure is not None and self.neli_tenure.may_finish():
+            reservation.confirm()
+
+    def neli_sent(self, entry: Any, slot: datetime | None) -> None:
+        """The ``slot`` of ``entry`` (advanced) is published and confirmed, as far as the transport can."""
+        name, states = entry.name, self.neli_states
+        self._retries.pop(name, None)
+        self._present.unsettled.pop(name, None)
+        self._present.perhaps.pop(name, None)
+        self._left.pop(name, None)
+        if isinstance(entry.schedule, once) and name in states.defined:
+            self._gone[name] = states.since[name]
+        if slot is not None and entry.options and Overlap.of(entry).skips:
+            states.sent[name] = slot.timestamp()
+            self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
+        self.neli_write(entry)
+
+    def neli_failed(self, entry: Any, slot: datetime | None, *, wired: bool) -> None:
+        """The ``slot`` of ``entry`` could not be published (perhaps it was, if ``wired``): it is still owed."""
+        name, term = entry.name, self._present
+        self.schedule[name] = entry
+        self._settle(name)
+        self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
+        self.neli_states.open.add(name)
+        if slot is not None:
+            term.unsettled[name] = self._first_look(entry)
+            if wired:
+                term.perhaps[name] = slot.timestamp()
+        self.neli_write(entry)
+
+    def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
+        retry = self._retries.get(advanced.name)
+        if retry is not None:
+            logger.warning("beat: entry=%s could not be sent; trying again in %.0f s", advanced.name, retry)
+            return self._moment() + retry
+        if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
+            if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
+                return found.owed.upcoming.timestamp()
+            return self._first_look(advanced)
+        return super()._next_look(advanced, found, now)  # type: ignore[misc,no-any-return]
+
+    def _put_off(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
+        wait = float(super()._put_off(heap, entry, found, now))  # type: ignore[misc]
+        if found.exact:  # as above
+            heap.put(entry.name, self._first_look(self.schedule[entry.name]))
+        return wait
+
+    def neli_forget(self, name: str) -> None:
+        """The entry is gone."""
+        self._retries.pop(name, None)
+        self._left.pop(name, None)
+
+    def _bury(self) -> None:
+        """Remove entries that ran for the only time, unless they were defined anew. In a turn of its own: what others
+        wrote meanwhile was read. The state goes last, for without one an entry is owed what it has not run.
+        """
+        topic, states = self.neli_keeper.topic, self.neli_states
+        for name in [name for name in self._buried if topic.saved(ENTRY, name)]:
+            self._buried.discard(name)
+            if name not in states.defined:
+                topic.write(STATE, name, None)
+        gone, self._gone = self._gone, {}
+        for name, since in gone.items():
+            if name in states.defined and states.since.get(name) == since:
+                topic.write(ENTRY, name, None)
+                self._buried.add(name)
+                states.forget(name)
+                logger.info("schedule: entry=%s ran, for the only time, and was removed", name)
+
+    def neli_write(self, entry: Any) -> None:
+        """Write the state of an entry, in a term. Returns at once."""
+        term, states = self._present, self.neli_states
+        if entry.name in states.open and entry.name not in self._retries and self._reckons(entry):
+            # From now on the mark *done* covers it, if it has not passed its next slot already.
+            following = next_slot(entry.schedule, entry.last_run_at)
+            if following is None or following.timestamp() > term.claims.done:
+                states.open.discard(entry.name)
+        state = states.state_of(entry, term=term.rank)
+        self.neli_keeper.topic.write(STATE, entry.name, encode_state(state))
+
+    def _tell(self, entry: Any, found: Look) -> None:
+        before = self._left.get(entry.name, 0)  # an entry that fails is looked at again and again
+        if found.left_out > before:
+            super()._tell(entry, found)  # type: ignore[misc]
+            self.neli_left_out -= before
+            self._left[entry.name] = found.left_out
+
+    def neli_write_all(self) -> None:
+        """The schedule topic is another one, or was cut: write what this leader knows."""
+        if self._term is not None and self._term.goes_on:
+            for entry in (*self.schedule.values(), *self.neli_states.paused.values()):
+                self.neli_write(entry)
+
+    def sync(self) -> None:
+        """Wait until the state of what ran is in Kafka; for a second at most."""
+        self.neli_keeper.topic.flush(FLUSH)
+
+    # -- when to look at an entry again --
+
+    def _first_look(self, entry: Any) -> float:
+        """The entry's next slot itself, also if it is past: the mark *done* must not pass it."""
+        try:
+            found = self._next(entry)
+        except Exception:  # noqa: BLE001 - of a user's schedule; said below
+            found = None
+        if found is not None and found.delay < math.inf:
+            return float(found.now + found.delay)
+        return float(super()._first_look(entry))  # type: ignore[misc]
+
+    def _slot_id(self, name: str, slot: datetime | None, run: str = "") -> str:
+        return slot_id(self.neli_keeper.group, name, iso(slot) if slot is not None else run)
+
+    @property
+    def _present(self) -> Term:
+        assert self._term is not None, "in a term, or after one"
+        return self._term
+
+    def _moment(self) -> float:
+        if is_genuine(self.app, "now", _BASE):
+            return time.time()
+        return float(maybe_make_aware(self.app.now()).timestamp())
+
+    # What the classes behind bring.
+    app: Any
+    neli_left_out: int
+    schedule: Any
+    _next: Any
+    _reckons: Any
+    _settle: Any
+
+
+def iso(slot: datetime | None) -> str:
+    """A slot as text, in UTC."""
+    return "-" if slot is None else slot.astimezone(timezone.utc).isoformat()

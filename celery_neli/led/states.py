@@ -1,0 +1,275 @@
+"""What the schedule topic says, applied to the entries of a scheduler: their state, and the entries made at runtime.
+
+A standby's entries follow the records as they come; a leader's know better, but for what others may define while it
+leads. The rules of what a state means to a successor are in docs/protocol.md ("Slots").
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.schedule.defined import entry_of
+from celery_neli.schedule.records import ENTRY, NO_TERM, STATE, Definition, Kind, State, decode_definition, decode_state
+from celery_neli.tick.once import once
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["States", "at_of", "place"]
+
+logger = logging.getLogger(__name__)
+
+
+class States:
+    """The entries of one scheduler, as far as they are known from the schedule topic. The thread that ticks.
+
+    ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is told records that are none.
+    """
+
+    def __init__(
+        self, scheduler: Any, *, owns: Callable[[str], bool], refuse: Callable[[Kind, str, RecordError], None]
+    ) -> None:
+        self._scheduler, self._owns, self._refuse = scheduler, owns, refuse
+        #: Entries that no state was read of.
+        self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
+        #: Entries that the mark *done* does not cover.
+        self.open: set[str] = set()
+        #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
+        self.since: dict[str, float] = {}
+        self.paused: dict[str, Any] = {}
+        #: Entries that were defined at runtime.
+        self.defined: set[str] = set()
+        #: Records of entries that are not here (yet); kept, for their entries may come.
+        self._strays: dict[str, bytes] = {}
+        self._orders: dict[str, Definition] = {}
+        #: The highest rank of a term that wrote a state.
+        self.newest = -1
+        #: Slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
+        self.sent: dict[str, float] = {}
+        #: Whether any state was ever read.
+        self.read_any = False
+
+    def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool) -> None:
+        """Apply what was read. ``leading``: this process knows the states better."""
+        for (kind, name), value in changes.items():
+            if not self._owns(name):
+                continue
+            try:
+                if kind == STATE:
+                    self._read_state(name, value, leading=leading)
+                elif kind == ENTRY:
+                    self._read_entry(name, None if value is None else decode_definition(value))
+            except RecordError as exc:
+                self._refuse(kind, name, exc)
+            except ConfigurationError as exc:
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
+                self._leave_out(name)
+            except (ValueError, OverflowError, OSError) as exc:  # numbers that are no dates
+                self._refuse(kind, name, RecordError(str(exc)))
+
+    def adopt(self, name: str) -> None:
+        """An entry of beat_schedule was added after the topic was read."""
+        self.unborn[name] = None
+        if (stray := self._strays.pop(name, None)) is not None:
+            self._apply(self._scheduler.schedule[name], decode_state(stray))
+        if (order := self._orders.pop(name, None)) is not None:
+            self._read_entry(name, order)
+
+    def state_of(self, entry: Any, *, term: int) -> State:
+        """What is to be written of ``entry``."""
+        name = entry.name
+        return State(
+            last=at_of(entry),
+            runs=entry.total_run_count,
+            term=term,
+            since=self.since.get(name, 0.0),
+            open=name in self.open,
+            sent=self.sent.get(name),
+        )
+
+    def births(self, done: float | None) -> list[Any]:
+        """The entries of which nobody wrote a state: they begin now, or count as served until ``done`` (Unix seconds),
+        where somebody has led before. They are known from now on.
+        """
+        born = [self._entry(name) for name in self.unborn]
+        self.unborn = {}
+        if done is not None:
+            for entry in born:
+                if entry.name not in self.since and at_of(entry) > done:
+                    place(entry, done)
+                    self._changed(entry.name)
+        return born
+
+    def gone(self) -> dict[str, float]:
+        """Entries of one slot that ran and are still defined: by name, since when."""
+        defined = ((name, self._scheduler.schedule.get(name)) for name in self.defined)
+        return {
+            name: self.since[name]
+            for name, entry in defined
+            if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
+        }
+
+    def static(self) -> Iterator[Any]:
+        """The entries of beat_schedule, paused ones too."""
+        for entries in (self._scheduler.schedule, self.paused):
+            yield from (entry for name, entry in entries.items() if name not in self.defined)
+
+    def ran(self, name: str, last: float) -> None:
+        """The entry ran for a slot while it was defined anew or paused."""
+        entry = self._entry(name)
+        if entry is not None and at_of(entry) < last:
+            place(entry, last)
+            self._changed(name)
+
+    def forget(self, name: str) -> None:
+        """The entry is gone for good."""
+        self._scheduler.schedule.pop(name, None)
+        self.paused.pop(name, None)
+        for names in (self.open, self.defined):
+            names.discard(name)
+        for values in (self.unborn, self.since, self.sent, self._strays, self._orders):
+            values.pop(name, None)
+        self._scheduler.neli_forget(name)
+
+    # -- states --
+
+    def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
+        entry = self._entry(name)
+        if value is None:
+            self._strays.pop(name, None)
+        elif entry is None:
+            self._strays[name] = value
+        else:
+            state = decode_state(value)
+            if not leading or (state.term == NO_TERM and state.last > at_of(entry)):
+                self._apply(entry, state)
+            elif state.term != NO_TERM:
+                # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
+                self._scheduler.neli_write(entry)
+
+    def _apply(self, entry: Any, state: State) -> None:
+        name = entry.name
+        self.read_any = True
+        if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
+            return
+        if NO_TERM < state.term < self.newest and name not in self.unborn:
+            # Of a deposed leader, late: that it ran may be news, nothing else is.
+            if state.last > at_of(entry):
+                place(entry, state.last)
+                self._changed(name)
+            return
+        self.newest = max(self.newest, state.term)
+        self.unborn.pop(name, None)
+        since = self.since.get(name, 0.0)
+        if state.open or state.since != since:
+            self.open.add(name)
+        else:
+            self.open.discard(name)
+        place(entry, max(state.last, since))
+        entry.total_run_count = state.runs
+        if state.sent is not None:
+            self.sent[name] = state.sent
+        self._changed(name)
+
+    # -- definitions --
+
+    def _read_entry(self, name: str, definition: Definition | None) -> None:
+        static = name not in self.defined and self._entry(name) is not None
+        if static and (definition is None or definition.static):
+            self._pause(name, definition)
+        elif definition is None:
+            self._orders.pop(name, None)
+            if name in self.defined:
+                self.forget(name)
+                logger.info("schedule: entry=%s was removed", name)
+        elif definition.static:
+            self._orders[name] = definition  # this version of the schedule does not have it
+        elif static:
+            logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
+        else:
+            self._define(name, definition)
+
+    def _define(self, name: str, definition: Definition) -> None:
+        before = self._entry(name)
+        entry = entry_of(definition, name, self._scheduler.app)
+        self._scheduler.check(entry)
+        if before is not None and definition.since == self.since.get(name) and _alike(before, entry):
+            self._pause_or_go_on(before, paused=definition.paused)
+            return
+        if before is None:
+            self.unborn[name] = None
+            place(entry, definition.since)
+        else:
+            entry.total_run_count = before.total_run_count
+            place(entry, max(at_of(before), definition.since))
+        if before is None or definition.since != self.since.get(name):
+            self.open.add(name)
+        self.since[name] = definition.since
+        self.defined.add(name)
+        self._show(entry, paused=definition.paused)
+        if (stray := self._strays.pop(name, None)) is not None:
+            self._apply(entry, decode_state(stray))
+        logger.info("schedule: entry=%s was %s", name, "defined" if before is None else "changed")
+
+    def _pause(self, name: str, definition: Definition | None) -> None:
+        """What was ordered for an entry of beat_schedule."""
+        entry = self._entry(name)
+        assert entry is not None, "entries of beat_schedule are shown or paused"
+        paused = definition is not None and definition.paused
+        if definition is not None and definition.since != self.since.get(name, 0.0):
+            self.since[name] = definition.since
+            self.open.add(name)
+            if not paused:
+                place(entry, max(at_of(entry), definition.since))
+        self._pause_or_go_on(entry, paused=paused)
+
+    def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
+        if paused != (entry.name in self.paused):
+            logger.info("schedule: entry=%s was %s", entry.name, "paused" if paused else "resumed")
+            self._show(entry, paused=paused)
+        elif not paused:
+            self._changed(entry.name)
+
+    def _leave_out(self, name: str) -> None:
+        if name in self.defined:
+            self._scheduler.schedule.pop(name, None)
+            self.paused.pop(name, None)
+
+    def _show(self, entry: Any, *, paused: bool) -> None:
+        schedule, name = self._scheduler.schedule, entry.name
+        if paused:
+            schedule.pop(name, None)
+            self.paused[name] = entry
+        else:
+            self.paused.pop(name, None)
+            schedule[name] = entry
+
+    def _entry(self, name: str) -> Any:
+        found = self._scheduler.schedule.get(name)
+        return self.paused.get(name) if found is None else found
+
+    def _changed(self, name: str) -> None:
+        if name in self._scheduler.schedule:
+            self._scheduler.schedule.note((name,))
+
+
+def _alike(before: Any, entry: Any) -> bool:
+    fields = ("task", "schedule", "args", "kwargs", "options")
+    return all(getattr(before, field) == getattr(entry, field) for field in fields)
+
+
+def at_of(entry: Any) -> float:
+    """The entry's `last_run_at` as Unix seconds."""
+    return float(maybe_make_aware(entry.last_run_at).timestamp())
+
+
+def place(entry: Any, at: float) -> None:
+    """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
+    zone = entry.last_run_at.tzinfo
+    moment = datetime.fromtimestamp(at, timezone.utc)
+    entry.last_run_at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)

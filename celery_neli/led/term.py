@@ -1,0 +1,110 @@
+"""One term of a led scheduler: which slots it has claimed, which are in doubt, and which are not settled yet.
+
+The rules are in docs/protocol.md ("Slots"). Belongs to the thread that ticks; never waits.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from celery_neli.led.claims import MICROSECOND, Claims, Marks
+from celery_neli.led.shards import BASE
+from celery_neli.tick.slots import missed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from celery_neli.led.keeper import Keeper
+    from celery_neli.tick.slots import Owed
+
+__all__ = ["Term"]
+
+#: Slots in doubt that are counted one by one.
+COUNTED = 100
+NEVER = float("-inf")
+
+
+class Term:
+    """Term ``number`` of a shard, which found these ``inherited`` marks when it began at ``now`` (Unix seconds), and
+    tells ``more`` besides its own.
+
+    ``blind``: it found none, although somebody has led before: every slot that is past is in doubt. ``newest``: the
+    highest rank that a state of the shard's entries tells of.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        *,
+        shard: int,
+        number: int,
+        newest: int,
+        inherited: Marks | None,
+        blind: bool,
+        now: float,
+        more: Mapping[str, Any],
+    ) -> None:
+        self.number = number
+        self.goes_on = True
+        base = more.get(BASE, 0)
+        if base + number <= newest:
+            base = newest + 1 - number
+        #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
+        #: would not do: entries move from shard to shard, and a leader topic that is made anew counts from 0.
+        self.rank: int = base + number
+        self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
+        #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
+        self.unsettled: dict[str, float] = {}
+        #: Slots that may have been published, or not, by entry: they stay in doubt after a clean release.
+        self.perhaps: dict[str, float] = {}
+        self._keeper, self._shard = keeper, shard
+        self._more = {**more, BASE: base} if base else more
+        if inherited is None:
+            self._doubt = now if blind else NEVER
+        else:
+            self._doubt = inherited.claimed
+        self._told: set[str] = set()
+
+    def tell(self, now: float, due: float | None) -> None:
+        """Let the others know at once what this term goes by; nothing is claimed yet."""
+        self._offer(self.claims.closing(now, self._first(due)), hurry=True)
+
+    def claim(self, now: float, due: float | None) -> None:
+        """Claim what is due soon, and tell what is done. ``due``: the first slot in the heap, past or future."""
+        keeper = self._keeper
+        told = keeper.leader.told(keeper.roles[self._shard])
+        # An entry that is late may run for a newer slot than the first that it owes: claim up to now.
+        offer = self.claims.turn(now, None if due is None else max(due, now), self._first(due), told)
+        if offer is not None:
+            self._offer(offer.marks, hurry=offer.hurry)
+
+    def close(self, now: float, due: float | None) -> None:
+        """Give back what was claimed and not used: the states of all that ran are in Kafka."""
+        marks = self.claims.closing(now, self._first(due))
+        doubtful = max(self.perhaps.values(), default=NEVER) + MICROSECOND  # as floats, slots are a little less exact
+        self._offer(Marks(max(marks.claimed, doubtful), marks.done))
+
+    def in_doubt(self, entry: Any, first: datetime | None) -> Owed | None:
+        """The slots of an entry, of which ``first`` is the first owed, that may have been published before; None if
+        there are none.
+        """
+        if first is None or first.timestamp() > self._doubt:
+            return None
+        until = datetime.fromtimestamp(self._doubt, timezone.utc)
+        found = missed(entry.schedule, entry.last_run_at, until, COUNTED)
+        return found if found is not None and found.total else None
+
+    def is_told(self, name: str) -> bool:
+        """Whether this was asked of the entry ``name`` before, in this term: its doubt was told."""
+        if name in self._told:
+            return True
+        self._told.add(name)
+        return False
+
+    def _first(self, due: float | None) -> float | None:
+        return min((*self.unsettled.values(), *(() if due is None else (due,))), default=None)
+
+    def _offer(self, marks: Marks, *, hurry: bool = False) -> None:
+        self._keeper.offer(self._shard, self.number, marks, self._more, hurry=hurry)

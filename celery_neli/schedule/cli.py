@@ -1,0 +1,240 @@
+"""`celery neli schedule …`: the runtime schedule from the command line.
+
+Every `celery` command imports this module: what reads the schedule is loaded when one of its own commands runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery.bin.base import CeleryCommand
+
+if TYPE_CHECKING:
+    from celery_neli.schedule.importing import Row, Source
+    from celery_neli.schedule.view import Periodic
+
+SOURCES = ("redbeat", "django", "file")
+_BY = click.option("--by", help="Who does it, for `show`; user@host by default.")
+
+
+@click.group(name="schedule")
+def schedule() -> None:
+    """Periodic tasks at runtime: list, add, pause, remove, run, import."""
+
+
+@schedule.command(name="list", cls=CeleryCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@click.pass_context
+def list_(ctx: click.Context, as_json: bool) -> None:
+    """All entries: those of beat_schedule and those of the runtime schedule."""
+    from celery_neli.schedule.text import human
+
+    with _errors(ctx) as (app, periodic):
+        found = periodic.list(app)
+    if as_json:
+        click.echo(_json([each.as_dict() for each in found]))
+        return
+    rows = [
+        (each.name, human(each.schedule or "?"), _when(each.next), _when(each.last), str(each.runs), _standing(each))
+        for each in found
+    ]
+    _table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
+
+
+@schedule.command(cls=CeleryCommand)
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def show(ctx: click.Context, name: str, as_json: bool) -> None:
+    """One entry, and who changed what and when."""
+    from celery_neli.schedule.text import human
+    from celery_neli.schedule.view import look, names
+
+    with _errors(ctx) as (app, periodic):
+        editor = periodic.editor(app)
+        if name not in names(editor):
+            raise editor.unknown(name)
+        found = look(editor, name)
+    if as_json:
+        click.echo(_json(found.as_dict()))
+        return
+    text = found.schedule or "?"
+    rows = {
+        "name": found.name,
+        "task": found.task or "?",
+        "schedule": text if human(text) == text else f"{text} ({human(text)})",
+        **{field: _json(getattr(found, field)) for field in ("args", "kwargs", "options")},
+        "state": _standing(found),
+        "next": _when(found.next),
+        "last": _when(found.last),
+        "runs": str(found.runs),
+    }
+    for field, value in rows.items():
+        click.echo(f"{field:9} {value}")
+    for change in reversed(found.changes):
+        click.echo(f"{_when(change.at)}  {change.by}  {change.what}")
+
+
+@schedule.command(cls=CeleryCommand)
+@click.argument("name")
+@click.argument("task")
+@click.argument("when", metavar="SCHEDULE")
+@click.option("--args", default="[]", help="Arguments: a JSON array.")
+@click.option("--kwargs", default="{}", help="Keyword arguments: a JSON object.")
+@click.option("--options", default="{}", help="Options of apply_async: a JSON object.")
+@click.option("--queue", help="The queue, as in --options.")
+@click.option("--misfire", type=click.Choice(("fire_once", "fire_all", "skip")), help="What becomes of missed slots.")
+@click.option("--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot waits for the last task.")
+@_BY
+@click.pass_context
+def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
+    """Add an entry, or replace the one of this NAME.
+
+    SCHEDULE is a crontab ('*/5 * * * *'), an interval (PT30S, P1DT2H), a solar event (solar:sunset,-37.81,144.96) or
+    a time (at:2026-12-01T10:00:00Z).
+    """
+    options = _parsed("options", given["options"], dict)
+    chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
+    options.update((key, value) for key, value in chosen.items() if value is not None)
+    args, kwargs = _parsed("args", given["args"], list), _parsed("kwargs", given["kwargs"], dict)
+    with _errors(ctx) as (app, periodic):
+        found = periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by)
+        if task not in app.tasks:
+            click.echo(f"note: this app knows no task {task!r}; the workers must", err=True)
+    _say(found)
+
+
+@schedule.command(cls=CeleryCommand)
+@click.argument("name")
+@_BY
+@click.pass_context
+def pause(ctx: click.Context, name: str, by: str | None) -> None:
+    """Let the slots of an entry pass until it is resumed, also of one in beat_schedule."""
+    with _errors(ctx) as (app, periodic):
+        _say(periodic.pause(app, name, by=by))
+
+
+@schedule.command(cls=CeleryCommand)
+@click.argument("name")
+@_BY
+@click.pass_context
+def resume(ctx: click.Context, name: str, by: str | None) -> None:
+    """End the pause of an entry. The slots of the pause do not run."""
+    with _errors(ctx) as (app, periodic):
+        _say(periodic.resume(app, name, by=by))
+
+
+@schedule.command(cls=CeleryCommand)
+@click.argument("name")
+@_BY
+@click.pass_context
+def remove(ctx: click.Context, name: str, by: str | None) -> None:
+    """Delete a runtime entry and its state."""
+    with _errors(ctx) as (app, periodic):
+        periodic.remove(app, name, by=by)
+    click.echo(f"{name}: removed")
+
+
+@schedule.command(cls=CeleryCommand)
+@click.argument("name")
+@_BY
+@click.pass_context
+def run(ctx: click.Context, name: str, by: str | None) -> None:
+    """Send the task of an entry at once, from here. Its schedule stays as it is."""
+    with _errors(ctx) as (app, periodic):
+        result = periodic.run_now(app, name, by=by)
+    click.echo(f"{name}: sent as {getattr(result, 'id', '?')}")
+
+
+@schedule.command(name="import", cls=CeleryCommand)
+@click.argument("source", type=click.Choice(SOURCES))
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--replace", is_flag=True, help="Replace entries that are in the runtime schedule already.")
+@_BY
+@click.pass_context
+def import_(ctx: click.Context, source: str, path: Path | None, dry_run: bool, replace: bool, by: str | None) -> None:
+    """Take over the schedule of RedBeat, of django-celery-beat, or of a file of celery beat (PATH, by default
+    celerybeat-schedule), with the last run and the count of each entry. Exit status 1 if any entry was left out.
+    """
+    from celery_neli.schedule.importing import carry_over, source_of
+
+    if path is not None and source != "file":
+        raise click.UsageError(f"{source} takes no PATH")
+    with _errors(ctx) as (app, periodic):
+        found = source_of(app, source, path)
+        rows = carry_over(found, periodic.editor(app, by=by), dry_run=dry_run, replacing=replace)
+    ctx.exit(_report(found, rows, dry_run=dry_run))
+
+
+def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
+    from celery_neli.schedule.text import human
+
+    shown = [
+        (each.name, each.action, human(each.schedule or "-"), _when(each.last), str(each.runs), "; ".join(each.notes))
+        for each in rows
+    ]
+    _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)
+    counts = {action: sum(each.action == action for each in rows) for action in dict.fromkeys(r.action for r in rows)}
+    told = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing there"
+    click.echo(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
+    if source.warning:
+        click.echo(f"note: {source.warning}", err=True)
+    return 1 if counts.get("left out") else 0
+
+
+@contextlib.contextmanager
+def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
+    """The app, with its tasks and periodic tasks loaded, and what changes its schedule; our errors as one line."""
+    from celery.beat import SchedulingError
+
+    from celery_neli import periodic
+    from celery_neli.exceptions import NeliError
+
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    try:
+        yield app, periodic
+    except (NeliError, SchedulingError) as exc:
+        raise click.ClickException(str(exc)) from None
+
+
+def _parsed(field: str, text: str, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise click.ClickException(f"--{field} {text!r} is no JSON: {exc}") from None
+    if not isinstance(value, kind):
+        raise click.ClickException(f"--{field} {text!r}: give a JSON {'array' if kind is list else 'object'}")
+    return value
+
+
+def _say(found: Periodic) -> None:
+    click.echo(f"{found.name}: {_standing(found)}, next {_when(found.next)}")
+
+
+def _standing(found: Periodic) -> str:
+    words = f"{'paused' if found.paused else 'active'}, {found.source}"
+    return words + (f" ({found.problem})" if found.problem else "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _when(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)

@@ -1,0 +1,225 @@
+"""Reads the schedule topic from its beginning and follows it: the work of a beat's thread for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from celery_neli.exceptions import TopicError
+from celery_neli.kafka.clients import schedule_producer_properties, schedule_reader_properties
+from celery_neli.kafka.deaf import Brokers, hears
+from celery_neli.kafka.topic import GONE, TopicCheck
+from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
+
+if TYPE_CHECKING:
+    from celery_neli.config import Config
+    from celery_neli.kafka.kafkalog import KafkaLog
+    from celery_neli.schedule.found import Found
+    from celery_neli.schedule.writes import Writes
+
+BATCH = 500  # records taken at a time
+SLICE = 0.25  # seconds that the thread waits for a record before it looks at anything else
+PAUSE = 1.0  # seconds between two looks at a topic that an operator must mend
+ASK = 0.5  # seconds for one question
+CHECK_EVERY = 5.0  # seconds between two looks whether clients that say nothing can still be told anything
+CHECK_AGAIN = 1.0  # ... if one is in doubt
+
+
+class Follower:
+    """Puts what it reads into `found`, and gives `writes` a producer while the topic is there and fit.
+
+    For one real thread, but for the public attributes. `told` is called on it after each step of the reading, with
+    whether there is something new in `found`.
+    """
+
+    def __init__(
+        self, config: Config, klog: KafkaLog, found: Found, writes: Writes, told: Callable[[bool], None]
+    ) -> None:
+        self._config, self._klog = config, klog
+        self._found, self._writes, self._told = found, writes, told
+        self.stopping = False
+        """Set by anybody; `serve` and `rest` return within a second."""
+        self.next = [-1] * SCHEDULE_PARTITIONS
+        """The offsets of the records to be read next: replaced, never changed."""
+        self.generation = 0
+        """How often it was read anew from its beginning."""
+        self._check: TopicCheck | None = None
+        self._missing = False
+        self._look_at = 0.0
+        self._said = ""
+        self._brokers = Brokers(config, klog, config.schedule_topic)
+        self._check_at = 0.0
+        self._before = self.next  # what was to be read next at the last look
+        self._doubted = ""  # why a client was in doubt then
+
+    def rest(self, seconds: float) -> None:
+        """Wait."""
+        end = time.monotonic() + seconds
+        while not self.stopping and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, SLICE))
+
+    def serve(self) -> None:
+        """Follow the topic until `stopping`, or until the clients must be made anew. Raises what it cannot help. To be
+        called again in either case.
+        """
+        extra: dict[str, Any] = {"logger": self._klog, "error_cb": self._on_error}
+        reader = Consumer({**schedule_reader_properties(self._config), **extra})
+        producer = Producer({**schedule_producer_properties(self._config), **extra})
+        self._search(self._make_check(reader))
+        self._check_at = time.monotonic() + CHECK_EVERY
+        try:
+            while not self.stopping and not self._deaf(reader, producer):
+                if self._check is not None:
+                    self._find(reader, producer, self._check)
+                else:
+                    self._read(reader)
+                    if self._missing:
+                        self._look_for_topic(reader)
+                self._writes.serve()
+        finally:
+            self._writes.use(None)
+            producer.purge(in_queue=True, in_flight=True, blocking=False)
+            producer.close()
+            reader.close()
+
+    def _deaf(self, reader: Consumer, producer: Producer) -> bool:
+        """Whether one of the clients hears nothing although brokers answer (deaf.py), or the reader stands still before
+        the end that they tell. Asks only those that are silent; takes a second at most.
+        """
+        if time.monotonic() < self._check_at:
+            return False
+        # Looked at twice: what came just now is not heard yet, and brokers may have come back just now.
+        answered = self._brokers.told()
+        why = self._doubt(reader, producer)
+        deaf = why != "" and why == self._doubted and answered is True
+        if why:
+            self._brokers.ask()
+        self._doubted, self._before = why, self.next
+        self._check_at = time.monotonic() + (CHECK_AGAIN if why else CHECK_EVERY)
+        if deaf:
+            self._doubted = ""
+            self._klog.say(logging.WARNING, f"kafka client deaf: schedule {why}, though brokers answer: made anew")
+        return deaf
+
+    def _doubt(self, reader: Consumer, producer: Producer) -> str:
+        topic = self._config.schedule_topic
+        if self._check is not None or self.next is self._before:
+            if not hears(reader, topic, ASK):
+                return "reader finds no broker"
+            if self._check is None and self._behind(reader):
+                return "reader stands still"
+        if self._writes.unsaved and not hears(producer, topic, ASK):
+            return "producer finds no broker"
+        return ""
+
+    def _behind(self, reader: Consumer) -> bool:
+        parts = [TopicPartition(self._config.schedule_topic, each) for each in range(SCHEDULE_PARTITIONS)]
+        try:
+            ends = [reader.get_watermark_offsets(part, timeout=ASK)[1] for part in parts]
+        except KafkaException:
+            return False
+        return any(end > max(0, following) for end, following in zip(ends, self.next, strict=True))
+
+    def _make_check(self, reader: Consumer) -> TopicCheck:
+        return TopicCheck(self._config, self._klog, reader=reader, topic=schedule_topic(self._config))
+
+    def _search(self, check: TopicCheck) -> None:
+        self._writes.use(None)
+        self._check = check
+
+    def _find(self, reader: Consumer, producer: Producer, check: TopicCheck) -> None:
+        reader.poll(0.05)  # for its log lines and errors
+        try:
+            if not check.poll():
+                return
+        except TopicError as exception:
+            self._search(self._make_check(reader))
+            if str(exception) != self._said:
+                self._said = str(exception)
+                self._klog.say(logging.ERROR, str(exception))
+            self.rest(PAUSE)
+            return
+        self._check, self._missing, self._said = None, False, ""
+        self._begin(reader)
+        self._writes.use(producer)
+
+    def _begin(self, reader: Consumer) -> None:
+        self.next = [-1] * SCHEDULE_PARTITIONS
+        topic = self._config.schedule_topic
+        reader.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in range(SCHEDULE_PARTITIONS)])
+
+    def _begin_anew(self, reader: Consumer, reason: str) -> None:
+        self._klog.say(
+            logging.WARNING, f"schedule lost topic={self._config.schedule_topic} reason={reason!r}: reading it anew"
+        )
+        self._found.take()
+        self.generation += 1
+        self._begin(reader)
+        self._told(False)
+
+    def _read(self, reader: Consumer) -> None:
+        try:
+            first = reader.poll(SLICE)
+            messages = [] if first is None else [first, *reader.consume(BATCH, 0)]
+        except KafkaException as exception:
+            self._on_error(exception.args[0])
+            return
+        read, found, lost = self.next[:], False, ""
+        for message in messages:
+            error = message.error()
+            partition, offset = message.partition() or 0, message.offset() or 0
+            if error is None:
+                found |= self._take(message)
+                read[partition] = offset + 1
+            elif error.name() == "_PARTITION_EOF":
+                read[partition] = max(read[partition], offset)
+            elif error.name() == "_AUTO_OFFSET_RESET":
+                lost = error.str()
+                break
+            else:
+                self._on_error(error)
+        if lost:
+            self._begin_anew(reader, lost)
+        elif messages:
+            self.next, self._writes.quiet = read, False
+            self._told(found)
+
+    def _take(self, message: Message) -> bool:
+        key, value = message.key(), message.value()
+        assert not isinstance(value, str)
+        return self._found.add(key if isinstance(key, bytes) else None, value)
+
+    def _on_error(self, error: KafkaError) -> None:
+        """What is wrong with more than one position; called by librdkafka, too, while it is polled."""
+        if error.name() in GONE:
+            self._missing = True
+        if error.name() == "_ALL_BROKERS_DOWN":
+            self._writes.quiet = True
+        if error.name() == "TOPIC_AUTHORIZATION_FAILED":
+            topic = self._config.schedule_topic
+            self._klog.say(
+                logging.ERROR, f"Kafka does not let this member use the schedule topic {topic}: allow READ and WRITE"
+            )
+        else:
+            self._klog.remark(error)
+
+    def _look_for_topic(self, reader: Consumer) -> None:
+        """The topic seems to be gone. If brokers say so when asked, it is made anew; if not, another may have made it
+        anew meanwhile, and the old position says nothing.
+        """
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + 1.0
+        check = self._make_check(reader)
+        present = check.present()
+        if present is None:
+            return
+        self._missing = False
+        self._begin_anew(reader, "the topic is, or was, gone")
+        if not present:
+            reader.unassign()
+            self._search(check)

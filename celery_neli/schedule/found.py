@@ -1,0 +1,64 @@
+"""What was read from the schedule topic and not taken yet: the latest value of each key."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery_neli.schedule.records import STATE, Kind, kind_of, outdated
+from celery_neli.threads import original
+
+REFUSED_EVERY = 60.0
+_NONE: Any = object()
+
+Entries = dict[tuple[Kind, str], bytes | None]
+
+
+def fold(entries: Entries, entry: tuple[Kind, str], value: bytes | None) -> bool:
+    """Put what was read into `entries`, at their end; False: a state of a higher term stays."""
+    before = entries.pop(entry, None)
+    if entry[0] == STATE and before is not None and outdated(value, by=before):
+        entries[entry] = before
+        return False
+    entries[entry] = value
+    return True
+
+
+class Found:
+    """Records that one thread reads and another takes. `own(key, value)` tells whether one was written here."""
+
+    def __init__(self, own: Callable[[bytes, bytes | None], bool], log: logging.Logger) -> None:
+        self._own, self._log = own, log
+        self._lock: Any = original("_thread", "allocate_lock")()  # for greenlets and threads alike
+        self._entries: Entries = {}
+        self._refused: dict[str, float] = {}
+
+    def add(self, key: bytes | None, value: bytes | None) -> bool:
+        """Take in a record; whether there is something new to take."""
+        own = key is not None and self._own(key, value)
+        if own and not self._entries:
+            return False
+        entry = kind_of(key)
+        if entry is None:
+            self.refuse("", f"key={key!r}: nothing of ours")
+            return False
+        with self._lock:
+            new = fold(self._entries, entry, value)
+            if new and own:
+                del self._entries[entry]
+        return new and not own
+
+    def take(self) -> Entries:
+        """What was added since the last call, but own records and what they replaced."""
+        with self._lock:
+            entries, self._entries = self._entries, {}
+        return entries
+
+    def refuse(self, kind: str, what: str) -> None:
+        """Say that a record is skipped: one line of a kind a minute."""
+        now = time.monotonic()
+        if now - self._refused.get(kind, -REFUSED_EVERY) >= REFUSED_EVERY:
+            self._refused[kind] = now
+            self._log.warning("schedule record skipped %s", what)

@@ -1,0 +1,215 @@
+"""Schedules as text, both ways: what the schedule topic holds, the command line takes, and people read.
+
+| text | schedule |
+|---|---|
+| `*/5 8-18 * * mon-fri` | a crontab: minute, hour, day of the month, month, day of the week; in the app's zone |
+| `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly` | the crontabs that cron means by these |
+| `PT30S`, `P1DT2H` | an interval: an ISO 8601 duration of weeks, days, hours, minutes, seconds |
+| `relative:PT1H` | the same, rounded to its resolution: Celery's `relative` |
+| `solar:sunset,-37.81,144.96` | a solar event at a latitude and a longitude |
+| `at:2026-12-01T10:00:00Z` | one time. Without an offset it is in the app's time zone; `at:` may be left out |
+
+Pure; nothing blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from typing import Any, NoReturn
+
+from celery.exceptions import ImproperlyConfigured
+from celery.schedules import ParseException, crontab, schedule, solar
+
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.tick.once import once
+
+__all__ = ["human", "parse", "read", "text_of"]
+
+FORMS = (
+    "write a crontab ('*/5 * * * *'), an interval ('PT30S', 'P1DT2H'), a solar event ('solar:sunset,-37.81,144.96') "
+    "or a time ('at:2026-12-01T10:00:00Z')"
+)
+NICKNAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+LEAST = timedelta(milliseconds=1)
+_SECOND = timedelta(seconds=1)
+_RELATIVE, _SOLAR, _AT = "relative:", "solar:", "at:"
+_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
+_DURATION = re.compile(
+    r"P(?:(\d+)W)?(?:(\d+)D)?(?:T(?=\d)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:[.,]\d{1,6})?)S)?)?", re.IGNORECASE
+)
+_YEARS_OR_MONTHS = re.compile(r"P[^T]*\d[YM]", re.IGNORECASE)
+_MOMENT = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,6}))?)?(Z|[+-]\d{2}(?::?\d{2})?)?", re.IGNORECASE
+)
+_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+
+def parse(value: Any, *, app: Any) -> tuple[str, Any]:
+    """The text of a schedule, and the schedule itself, from either: text as above; or a number of seconds, a
+    `timedelta`, a `datetime` (naive: in the app's time zone), `once`, Celery's `schedule`, `crontab` or `solar`.
+
+    The text is the same for the same schedule, however it was written. Raises `ConfigurationError`, which says what is
+    wrong with it; also for what text cannot express: a class of one's own, or a `nowfun`.
+    """
+    text = text_of(_from_text(value.strip(), value, app) if isinstance(value, str) else _from_object(value, app))
+    return text, read(text, app=app)  # not the caller's own object
+
+
+def read(text: str, *, app: Any) -> Any:
+    """The schedule that `parse` wrote as ``text``. Raises `ConfigurationError`: this release cannot read it."""
+    when = _from_text(text, text, app)
+    when.app = app
+    return when
+
+
+def text_of(when: Any) -> str:
+    """The text of a schedule object. Raises `ConfigurationError`: text cannot express it."""
+    kind = type(when)
+    if kind not in (schedule, crontab, solar, once):
+        _refuse(when, f"{kind.__name__} cannot be written as text; {FORMS}, or put it into beat_schedule")
+    if when.nowfun is not None:
+        _refuse(when, "a nowfun cannot be written as text; put it into beat_schedule, or leave the nowfun out")
+    if kind is crontab:
+        return " ".join(_field(getattr(when, f"_orig_{name}")) for name in _FIELDS)
+    if kind is solar:
+        return f"{_SOLAR}{when.event},{float(when.lat)!r},{float(when.lon)!r}"
+    if kind is once:
+        return f"{_AT}{_moment_text(when.at)}"
+    return (_RELATIVE if when.relative else "") + _duration_text(when.run_every)
+
+
+def human(text: str) -> str:
+    """The text in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81, 144.96`; a crontab stays."""
+    body = text[len(_RELATIVE) :] if text.startswith(_RELATIVE) else text
+    if (found := _DURATION.fullmatch(body)) is not None:
+        parts = zip(found.groups(), ("w", "d", "h", "min", "s"), strict=True)
+        words = " ".join(f"{number} {unit}" for number, unit in parts if number)
+        return f"every {words}" + (", rounded" if body is not text else "")
+    if text.startswith(_AT):
+        return f"at {text[len(_AT) :].replace('T', ' ').replace('Z', ' UTC')}"
+    if text.startswith(_SOLAR):
+        event, latitude, longitude = text[len(_SOLAR) :].split(",")
+        return f"{event} at {latitude}, {longitude}"
+    return text
+
+
+def _from_object(value: Any, app: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            every = timedelta(seconds=value)
+        except (OverflowError, ValueError):
+            _refuse(value, "no number of seconds that a timedelta can hold")
+        return schedule(_checked(every, value))
+    if isinstance(value, timedelta):
+        return schedule(_checked(value, value))
+    if isinstance(value, datetime):
+        return once(value if value.utcoffset() is not None else value.replace(tzinfo=app.timezone))
+    if type(value) is schedule:
+        _checked(value.run_every, value, relative=value.relative)
+    return value  # text_of judges it
+
+
+def _from_text(text: str, given: str, app: Any) -> Any:
+    if text.startswith("@"):
+        if text.lower() not in NICKNAMES:
+            _refuse(given, f"write one of {', '.join(NICKNAMES)}")
+        return _crontab(NICKNAMES[text.lower()], given)
+    if text.lower().startswith(_SOLAR):
+        return _solar(text[len(_SOLAR) :], given)
+    if text.lower().startswith(_AT) or _MOMENT.match(text):
+        return once(_moment(text[len(_AT) :] if text.lower().startswith(_AT) else text, given, app))
+    relative = text.lower().startswith(_RELATIVE)
+    body = text[len(_RELATIVE) :] if relative else text
+    if relative or re.match(r"P[\dT]", body, re.IGNORECASE):
+        return schedule(_duration(body, given, relative=relative), relative)
+    if len(text.split()) != len(_FIELDS):
+        _refuse(given, FORMS)
+    return _crontab(text, given)
+
+
+def _crontab(text: str, given: str) -> crontab:
+    try:
+        return crontab.from_string(" ".join(text.split()))
+    except (ParseException, ValueError, TypeError, KeyError) as exc:
+        _refuse(given, f"no crontab ({exc}); its fields are minute, hour, day of the month, month, day of the week")
+
+
+def _solar(text: str, given: str) -> solar:
+    try:
+        event, latitude, longitude = text.split(",")
+        return solar(event.strip().lower(), float(latitude), float(longitude))
+    except ImproperlyConfigured:
+        _refuse(given, "solar events need the package ephem here, too: install celery[solar]")
+    except ValueError as exc:
+        _refuse(given, f"no solar event ({exc}); write 'solar:sunset,-37.81,144.96': event, latitude, longitude")
+
+
+def _moment(text: str, given: str, app: Any) -> datetime:
+    found = _MOMENT.fullmatch(text.strip())
+    if found is None:
+        _refuse(given, "no time; write 'at:2026-12-01T10:00:00Z', or without the Z in the app's time zone")
+    day, minute, second, fraction, zone = found.groups()
+    zone = {"Z": "+00:00"}.get((zone or "").upper(), zone or "")
+    if zone and ":" not in zone:
+        zone = f"{zone[:3]}:{zone[3:] or '00'}"
+    try:
+        at = datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone}")
+    except ValueError as exc:
+        _refuse(given, f"no time ({exc})")
+    return at if zone else at.replace(tzinfo=app.timezone)
+
+
+def _duration(text: str, given: str, *, relative: bool) -> timedelta:
+    if _YEARS_OR_MONTHS.match(text):
+        _refuse(given, "years and months differ in length; write days ('P30D'), or a crontab ('0 0 1 * *')")
+    found = _DURATION.fullmatch(text)
+    if found is None or not any(found.groups()):
+        _refuse(given, "no ISO 8601 duration; write e.g. 'PT30S', 'PT1H30M', 'P1D', 'P2W'")
+    numbers = [float((number or "0").replace(",", ".")) for number in found.groups()]
+    try:
+        every = timedelta(**dict(zip(_UNITS, numbers, strict=True)))
+    except OverflowError:
+        _refuse(given, "longer than a timedelta can be")
+    return _checked(every, given, relative=relative)
+
+
+def _checked(every: timedelta, given: Any, *, relative: bool = False) -> timedelta:
+    if every < LEAST:
+        _refuse(given, "an interval lasts a millisecond at least")
+    if relative and every < _SECOND:
+        _refuse(given, "a relative interval lasts a second at least: Celery rounds a shorter one to the past")
+    return every
+
+
+def _duration_text(every: timedelta) -> str:
+    minutes, seconds = divmod(every.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{every.microseconds:06}".rstrip("0") if every.microseconds else ""
+    time = (f"{hours}H" if hours else "") + (f"{minutes}M" if minutes else "")
+    time += f"{seconds}{fraction}S" if seconds or fraction else ""
+    return "P" + (f"{every.days}D" if every.days else "") + (f"T{time}" if time else "")
+
+
+def _moment_text(at: datetime) -> str:
+    return at.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def _field(spec: Any) -> str:
+    """One field of a crontab: a number, a text, or numbers."""
+    if isinstance(spec, Iterable) and not isinstance(spec, str):
+        return ",".join(map(str, sorted(spec)))
+    return "".join(str(spec).split())
+
+
+def _refuse(given: Any, why: str) -> NoReturn:
+    raise ConfigurationError(f"schedule = {given!r}: {why}") from None

@@ -1,0 +1,125 @@
+"""The entries of the schedule and their state, as users see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.schedule.defined import entry_of, moment
+from celery_neli.schedule.text import text_of
+from celery_neli.tick.slots import next_slot
+
+if TYPE_CHECKING:
+    from celery_neli.schedule.editor import ScheduleEditor
+    from celery_neli.schedule.records import Change, Definition
+
+__all__ = ["Periodic", "look", "names"]
+
+BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Periodic:
+    """One entry of the schedule and its state. Times are Unix seconds.
+
+    `schedule` is its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
+    `runtime`. `last`: the last slot that it ran for, `runs`: how often. `next`: the next one, in the past if it is
+    overdue; None if there is none, it is paused, or only the schedule itself can tell. `since`: no slot at or before it
+    runs (runtime entries; of others, the end of their last pause). `changes`: who did what and when, oldest first, the
+    last 20. `problem`: why this process cannot make an entry of it, if so.
+    """
+
+    name: str
+    task: str | None
+    schedule: str | None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: str = RUNTIME
+    paused: bool = False
+    last: float | None = None
+    runs: int = 0
+    next: float | None = None
+    since: float | None = None
+    changes: tuple[Change, ...] = ()
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values; what `args`, `kwargs` and `options` hold stays as it is."""
+        return asdict(self)
+
+
+def names(editor: ScheduleEditor) -> set[str]:
+    """The names of all entries: of `beat_schedule` and of the runtime schedule. Blocks at the first time."""
+    known = editor.known
+    return {*editor.static, *known.unreadable, *(name for name in known.definitions if editor.runtime(name))}
+
+
+def look(editor: ScheduleEditor, name: str) -> Periodic:
+    """One entry of `names`. Blocks at the first time."""
+    definition = editor.known.definitions.get(name)
+    if name in editor.static:
+        return _of_static(editor, name, definition)
+    if definition is None:
+        return Periodic(name=name, task=None, schedule=None, problem=editor.known.unreadable[name])
+    try:
+        entry, problem = entry_of(definition, name, editor.app), None
+    except ConfigurationError as exc:
+        entry, problem = None, str(exc)
+    state = editor.known.states.get(name)
+    return Periodic(
+        name=name,
+        task=definition.task,
+        schedule=definition.schedule,
+        args=tuple(definition.args) if entry is None else entry.args,
+        kwargs=definition.kwargs if entry is None else entry.kwargs,
+        options=definition.options if entry is None else entry.options,
+        source=RUNTIME,
+        paused=definition.paused,
+        last=state.last if state else None,
+        runs=state.runs if state else 0,
+        next=None if entry is None or definition.paused else _next(editor, name, entry.schedule, definition.since),
+        since=definition.since,
+        changes=definition.changes,
+        problem=problem,
+    )
+
+
+def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None) -> Periodic:
+    entry, state = editor.static[name], editor.known.states.get(name)
+    hides = definition is not None and not definition.static
+    pause = None if hides else definition
+    try:
+        text = text_of(entry.schedule)
+    except ConfigurationError:
+        text = repr(entry.schedule)
+    return Periodic(
+        name=name,
+        task=entry.task,
+        schedule=text,
+        args=tuple(entry.args or ()),
+        kwargs=entry.kwargs,
+        options=entry.options,
+        source=BEAT_SCHEDULE,
+        paused=pause is not None and pause.paused,
+        last=state.last if state else None,
+        runs=state.runs if state else 0,
+        next=None if pause and pause.paused else _next(editor, name, entry.schedule, pause.since if pause else 0),
+        since=pause.since if pause and pause.since else None,
+        changes=pause.changes if pause else (),
+        problem="hides a runtime entry of this name: remove that one" if hides else None,
+    )
+
+
+def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
+    state = editor.known.states.get(name)
+    after = max(since, state.last if state else 0.0) or editor.now
+    try:
+        slot = next_slot(when, moment(after))
+    except Exception:  # noqa: BLE001 - of a user's schedule; beat logs it
+        return None
+    return None if slot is None else maybe_make_aware(slot).timestamp()

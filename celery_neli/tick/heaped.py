@@ -1,0 +1,170 @@
+"""The entries of a schedule in a heap of due times, which follows every change of the schedule by itself."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import celery.beat
+from celery.beat import Scheduler as CelerysScheduler
+from celery.utils.functional import is_numeric_value
+from celery.utils.time import humanize_seconds
+
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.tick.due import reckoned, rule_of
+from celery_neli.tick.entries import Entries
+from celery_neli.tick.forecast import Forecast
+from celery_neli.tick.heapview import HeapView
+from celery_neli.tick.misfire import OPTIONS, Misfire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from celery_neli.tick.forecast import Next
+    from celery_neli.tick.heap import DueHeap
+
+__all__ = ["HeapedScheduler"]
+
+
+class HeapedScheduler(CelerysScheduler):
+    """Celery's `Scheduler` with its schedule and its heap, and without its comparison of all entries at each tick.
+
+    What may be done with `schedule` in Celery may be done here: entries are set, deleted, updated, merged; the mapping
+    is replaced, or is one of the caller's own. The next tick knows.
+    """
+
+    _view: HeapView | None = None
+    _forecast: Forecast | None = None
+
+    def __init__(self, app: Any, schedule: Any = None, *args: Any, **kwargs: Any) -> None:
+        self._misfire = Misfire.from_settings({name: app.conf.get(name) for name in OPTIONS})
+        super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
+
+    # -- the schedule --
+
+    def setup_schedule(self) -> None:
+        """Take over `beat_schedule`, then the default entries.
+
+        Celery's PersistentScheduler does it in this order; its Scheduler in the other, and so drops the default ones.
+
+        :raises ConfigurationError: an entry has a misfire policy that does not exist.
+        """
+        self.merge_inplace(self.app.conf.beat_schedule)
+        self.install_default_entries(self.schedule)
+        for entry in self.schedule.values():
+            self.check(entry)
+
+    def add(self, **kwargs: Any) -> Any:
+        """As Celery does. :raises ConfigurationError: its misfire policy does not exist; nothing was added."""
+        entry = self.Entry(app=self.app, **kwargs)
+        self.check(entry)
+        self.schedule[entry.name] = entry
+        return entry
+
+    def merge_inplace(self, b: Any) -> None:
+        """As Celery does; what changes in place is noticed."""
+        super().merge_inplace(b)
+        if isinstance(self.schedule, Entries):
+            self.schedule.note(b)
+
+    def check(self, entry: Any) -> None:
+        """:raises ConfigurationError: the entry has a policy that does not exist."""
+        self._rule(entry)
+
+    def _rule(self, entry: Any) -> Misfire:
+        try:
+            return rule_of(entry, self._misfire)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
+
+    # -- the heap --
+
+    @property
+    def _heap(self) -> HeapView | None:
+        """The due times as Celery knows them: a list of `event_t`; None before the first tick."""
+        return self._view
+
+    @_heap.setter
+    def _heap(self, events: Iterable[Any] | None) -> None:
+        self._view = None
+        if events is not None:
+            self._view = HeapView(self.schedule, events)
+            if isinstance(self.schedule, Entries):
+                self.schedule.changes()
+
+    def populate_heap(self, *args: Any, **kwargs: Any) -> None:
+        """Look at every entry: O(N). Done once; whoever changes entries in place may call it. Never raises."""
+        schedule = self.schedule
+        if isinstance(schedule, Entries):
+            schedule.changes()
+        else:
+            self.old_schedulers = copy.copy(schedule)
+        self._view = HeapView(schedule)
+        with self._at_once():
+            self._view.heap.fill((name, self._first_look(entry)) for name, entry in list(schedule.items()))
+
+    def _first_look(self, entry: Any) -> float:
+        """When to look at an entry that is new or was changed, on Celery's clock (`_when`)."""
+        try:
+            found = self._next(entry)
+            if found is not None:
+                return float(found.now + (self.adjust(max(found.delay, 0.0)) or 0.0))
+            is_due, delay = entry.is_due()
+            delay = 0 if is_due else delay
+        except Exception:  # noqa: BLE001 - of a user's schedule; logged
+            delay = self._is_due_failed(entry)[1]
+        return self._when(entry, max(delay, 0) if is_numeric_value(delay) else delay) or 0
+
+    def _next(self, entry: Any) -> Next | None:
+        """How far the entry's next slot is; None if it is to be asked."""
+        forecast = self._forecast or Forecast()
+        return forecast.next(entry) if type(self).is_due is CelerysScheduler.is_due else None
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Look at many entries as at one moment."""
+        self._forecast = Forecast()
+        try:
+            yield
+        finally:
+            self._forecast = None
+
+    def _due_heap(self) -> DueHeap:
+        """The heap, with everything in it that happened to the schedule."""
+        view, schedule = self._view, self.schedule
+        if view is None or view.schedule is not schedule:
+            self.populate_heap()
+        elif not isinstance(schedule, Entries):
+            # A mapping of the caller's own, who may change it anywhere: compared as Celery does, at its cost.
+            if not self.schedules_equal(self.old_schedulers, schedule):
+                self.populate_heap()
+        elif schedule.changed:
+            with self._at_once():
+                for name in schedule.changes():
+                    entry = schedule.get(name)
+                    if entry is None:
+                        view.heap.remove(name)
+                    else:
+                        view.heap.put(name, self._first_look(entry))
+        assert self._view is not None, "populate_heap makes it"
+        return self._view.heap
+
+    def _is_due_failed(self, entry: Any) -> tuple[bool, float]:
+        """One entry that cannot be reckoned stops neither beat nor the others: as Celery 5.7 does."""
+        celery.beat.error(
+            "beat: Cannot calculate the next run of %r, trying again in %s.",
+            entry.name,
+            humanize_seconds(self.max_interval),
+            exc_info=True,
+        )
+        return False, self.max_interval
+
+    def _reckons(self, entry: Any) -> bool:
+        return type(self).is_due is CelerysScheduler.is_due and reckoned(entry)
+
+    def _settle(self, name: str) -> None:
+        if isinstance(self.schedule, Entries):
+            self.schedule.settle(name)
+        elif self.old_schedulers is not self.schedule:
+            self.old_schedulers[name] = self.schedule[name]

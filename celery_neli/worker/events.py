@@ -1,0 +1,126 @@
+"""A worker's transitions as Celery's worker events: `worker-neli-acquired`, `worker-neli-revoked`,
+`worker-neli-fenced`.
+
+They leave by a thread and a connection of their own: the worker's event dispatcher takes a lock and may wait for a task
+broker that is gone, and a hand-over must wait for nobody who only watches.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from celery.bootsteps import RUN
+from celery.signals import worker_shutdown
+
+from celery_neli import signals
+
+if TYPE_CHECKING:
+    from celery_neli.election.leadership import Leadership
+
+KINDS = {
+    "worker-neli-acquired": signals.leadership_acquired,
+    "worker-neli-revoked": signals.leadership_revoked,
+    "worker-neli-fenced": signals.leadership_fenced,
+}
+KEPT = 100
+"""Events that wait for a task broker that is away; further ones are dropped."""
+RETRY = 2.0
+LAST_WORDS = 2.0
+
+Send = Callable[[dict[str, Any]], None]
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Events on their way out, in order. Has a thread only while there are any."""
+
+    def __init__(self, connect: Callable[[], AbstractContextManager[Send]], *, retry: float = RETRY) -> None:
+        """`connect` gives what sends one event; both may block, and raise: then it is tried again after `retry` s."""
+        self._connect, self._retry = connect, retry
+        self._events: deque[dict[str, Any]] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Have `event` sent. From any thread; waits for no broker."""
+        with self._lock:
+            if len(self._events) < KEPT and not self._closed.is_set():
+                self._events.append(event)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="neli-events", daemon=True)
+                    self._thread.start()
+
+    def close(self, timeout: float = LAST_WORDS) -> None:
+        """Send what is left, for up to `timeout` seconds; what cannot be sent at once is given up."""
+        with self._lock:
+            self._closed.set()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while (event := self._next()) is not None:
+            try:
+                with self._connect() as send:
+                    while event is not None:
+                        send(event)
+                        event = self._events.popleft() if self._events else None
+            except Exception as exc:  # noqa: BLE001 - whatever a transport raises: it concerns those who watch only
+                logger.debug("worker event %s waits for the task broker: %r", event and event["type"], exc)
+                if event is not None:
+                    self._events.appendleft(event)
+                if self._closed.wait(self._retry):
+                    return
+
+    def _next(self) -> dict[str, Any] | None:
+        with self._lock:
+            if not self._events:
+                self._thread = None
+                return None
+            return self._events.popleft()
+
+
+def tell(worker: Any, leadership: Leadership) -> None:
+    """Send the transitions of `leadership` as events of `worker`, as long as it sends worker events at all (Celery's
+    default; not with both `--without-gossip` and `--without-heartbeat`, unless `-E`).
+
+    Each has `election`, `role` and `term`, and the time of the transition. Starts nothing yet.
+    """
+    outbox = Outbox(lambda: _dispatcher(worker))
+
+    def receiver(kind: str) -> Callable[..., None]:
+        def on_transition(election: str, role: str, term: int, **_: Any) -> None:
+            if _wanted(worker):
+                outbox.put({"type": kind, "election": election, "role": role, "term": term, "timestamp": time.time()})
+
+        return on_transition
+
+    for kind, signal in KINDS.items():
+        signal.connect(receiver(kind), sender=leadership, weak=False)
+    worker_shutdown.connect(lambda **_: outbox.close(), sender=worker, weak=False)
+
+
+def _wanted(worker: Any) -> bool:
+    """Whether the worker sends worker events now; also changed by `celery control enable_events`."""
+    dispatcher = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
+    return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "worker" in dispatcher.groups)
+
+
+@contextmanager
+def _dispatcher(worker: Any) -> Iterator[Send]:
+    with worker.app.connection_for_write() as connection:
+        connection.connect()  # tries once; a channel would be waited for without end
+        with worker.app.events.Dispatcher(
+            connection, hostname=worker.hostname, channel=connection.channel(), buffer_while_offline=False
+        ) as dispatcher:
+            yield lambda event: dispatcher.send(**event)
+            if worker.blueprint.state != RUN:  # after its "worker-offline" an event would bring it back for who watches
+                dispatcher.send("worker-offline")

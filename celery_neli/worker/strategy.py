@@ -1,0 +1,175 @@
+"""What a worker does with a message of a leader-only task, in its main process, before the pool (Celery:
+`Task.Strategy`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from billiard.einfo import ExceptionInfo
+from celery.exceptions import InvalidTaskError
+from celery.utils.imports import symbol_by_name
+from celery.worker.strategy import default, hybrid_to_proto2
+
+from celery_neli.config import enabled
+from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.worker.consuming import apply
+from celery_neli.worker.counts import counts
+from celery_neli.worker.drain import drain_of
+from celery_neli.worker.forward import forward, give_back
+from celery_neli.worker.marked import mark_of
+from celery_neli.worker.queues import leader_queue, role_of
+from celery_neli.worker.refusal import end_worker
+from celery_neli.worker.tracked import tracked, untracked
+
+if TYPE_CHECKING:
+    from kombu.entity import Queue
+
+    from celery_neli.worker.drain import Drain
+
+Handler = Callable[..., Any]
+
+logger = logging.getLogger(__name__)
+
+
+def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
+    """The strategy of a task marked `@leader_only`: a handler of its messages, made anew with each connection.
+
+    This worker leads: Celery's own handler. It does not, and the message came by the role's queue: back, for the
+    leader. By another queue: as `on_standby` says. Ends a worker that cannot: its settings are wrong.
+    """
+    if not enabled(app):
+        handler: Handler = default(task, app, consumer, **options)
+        return handler
+    mark = mark_of(task)
+    assert mark is not None, f"{task.name} has the strategy of @leader_only and no mark"
+    try:
+        role = check(task, app)
+        drain = _drain(task, app)
+    except ConfigurationError as exc:
+        end_worker(exc)
+    kind = symbol_by_name(task.Request)
+    task.Request = untracked(kind)
+    fail: Handler = default(task, app, consumer, **options)
+    task.Request = tracked(kind, drain, role)
+    handle: Handler = default(task, app, consumer, **options)
+    queue = leader_queue(app, role)
+
+    def leave(message: Any) -> None:
+        apply(consumer, drain)
+        give_back(message, queue)
+        counts.sent_back[role] += 1
+
+    # Nothing in here may wait for the broker: py-amqp delivers the next messages inside of such a wait, and then takes
+    # one answer for another.
+    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
+        if drain.lease.leading(role) is not None:
+            return handle(message, body, ack, reject, callbacks)
+        if came_by(message, queue):
+            consumer.call_soon(leave, message)  # it would come again at once as long as we consume
+        elif mark.on_standby == "forward":
+            _forward(message, queue)
+            counts.forwarded[role] += 1
+        elif mark.on_standby == "fail":
+            return fail(message, body, ack, reject, callbacks)  # the gate in the pool raises NotLeader
+        elif _awaited(message):
+            _fail(task, app, consumer, message, ack, reject)
+        else:
+            message.ack_log_error(logger, consumer.connection_errors)
+            counts.skipped[role] += 1
+        return None
+
+    return on_message
+
+
+def check(task: Any, app: Any) -> str:
+    """The role of a task marked `@leader_only`. Raises `ConfigurationError` if there is none such, or if the mark
+    contradicts the task.
+    """
+    mark = mark_of(task)
+    assert mark is not None
+    try:
+        role = role_of(app, mark.role)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{task.name}: {exc}") from None
+    if mark.on_standby == "skip" and not task.ignore_result:
+        raise ConfigurationError(
+            f"{task.name} is @leader_only(on_standby='skip') and has a result, which nobody would ever get: "
+            "set ignore_result=True, or on_standby='forward'"
+        )
+    return role
+
+
+def check_all(app: Any) -> None:
+    """Raise `ConfigurationError` for the first task of `app` that no worker could run, by name. Finalises `app`."""
+    for _, task in sorted(app.tasks.items()):
+        if mark_of(task) is not None:
+            check(task, app)
+
+
+def _drain(task: Any, app: Any) -> Drain:
+    drain = drain_of(app)
+    if drain is None:
+        raise ConfigurationError(
+            f"{task.name} is @leader_only, and this worker takes part in no election: call celery_neli.install(app), "
+            "or set imports = ['celery_neli.auto']"
+        )
+    return drain
+
+
+def came_by(message: Any, queue: Queue) -> bool:
+    """Whether `message` was published to `queue`, or, held back by RabbitMQ until its ETA, was to be."""
+    info = message.delivery_info or {}
+    exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
+    if exchange in ("", queue.exchange.name) and key == queue.routing_key:  # "": what Celery makes of a direct exchange
+        return True
+    return exchange.startswith("celery_delayed") and key.endswith(f".{queue.routing_key}")
+
+
+def _forward(message: Any, queue: Queue) -> None:
+    """What goes wrong ends the connection: Celery makes another one, with a pause, and the broker hands the message
+    out again. Most errors of a broker would end the worker in place of that.
+    """
+    try:
+        forward(message, queue)
+    except Exception as exc:
+        raise ConnectionResetError(f"message not forwarded id={message.headers.get('id')}: {exc!r}") from exc
+
+
+def _awaited(message: Any) -> bool:
+    """Whether somebody waits for the end of this run: its caller, or a chord.
+
+    Raises what Celery discards a message for, and no other error: on Redis some count as a lost connection, and the
+    message would come again for ever.
+    """
+    embed = message.payload
+    try:
+        if not isinstance(embed, dict):
+            _, _, embed = embed
+        elif "args" not in embed:  # protocol 1, or what Celery calls a hybrid
+            raise InvalidTaskError("the message has no args")
+        chord = (embed or {}).get("chord")
+    except (TypeError, ValueError, AttributeError) as exc:
+        raise InvalidTaskError(f"the body of the message is no task's: {exc}") from exc
+    return bool(chord) or message.headers.get("ignore_result") is False
+
+
+def _fail(task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> None:
+    body, headers, decoded, utc = message.body, message.headers, False, True
+    if isinstance(message.payload, dict):
+        body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+    options = {"body": body, "headers": headers, "decoded": decoded, "utc": utc, "on_ack": ack, "on_reject": reject}
+    try:
+        request: Any = untracked(task.Request)(  # it never waits for anything
+            message, app=app, hostname=consumer.hostname, eventer=consumer.event_dispatcher, task=task,
+            connection_errors=consumer.connection_errors, **options,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise InvalidTaskError(f"the headers of the message are no task's: {exc!r}") from exc
+    request.acknowledge()
+    try:
+        raise NotLeader(f"{task.name}[{request.id}] was to be skipped by a standby, and somebody waits for its result")
+    except NotLeader:
+        request.on_failure(ExceptionInfo())
