@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 
+from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
 
@@ -181,7 +182,4 @@ def release_connection(inner: Any) -> None:
     vars(inner).pop("producer", None)
     connection = vars(inner).pop("connection", None)
     if connection is not None:
-        try:
-            connection.collect(socket_timeout=1.0)
-        except Exception as exc:  # noqa: BLE001 - any transport's; it is being thrown away
-            logger.debug("beat: closing the task broker's connection: %r", exc)
+        drop_connection(connection)

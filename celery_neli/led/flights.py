@@ -9,20 +9,27 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import beat_headers, leased_producer
 from celery_neli.beat.tenure import LeaseEnded
+from celery_neli.led.batch import batch_of
 from celery_neli.led.publishers import Publishers, Unsent
 from celery_neli.tick.due import advance
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from celery_neli.led.batch import Batch
     from celery_neli.tick.due import Look
     from celery_neli.tick.heap import DueHeap
 
 __all__ = ["Flight", "Flights"]
+
+logger = get_logger(__name__)
 
 #: Seconds by which an entry must be late before publishers are called in.
 BACKLOG = 0.05
@@ -30,6 +37,8 @@ BACKLOG = 0.05
 CALM = 2.0
 #: Seconds to wait for an outcome at a time.
 PATIENCE = 0.05
+#: How many a publisher sends before it waits for the broker's answers, where the transport can.
+BATCH = 20
 #: Seconds without an outcome after which an entry does not go on.
 STUCK = 5.0
 
@@ -88,7 +97,7 @@ class Flights:
         """Send this slot; somebody is `free`. Does not block. :raises LeaseEnded: the term may start nothing more."""
         scheduler = self._scheduler
         if self._publishers is None:
-            self._publishers = Publishers(count=self._count, connect=self._connect, send=self._send)
+            self._publishers = Publishers(count=self._count, connect=self._connect, send=self._send, batch=BATCH)
         tenure = scheduler.neli_tenure
         tenure.ask_start()
         headers = beat_headers(entry, term=tenure.term, slot=found.slot)
@@ -137,10 +146,38 @@ class Flights:
         scheduler = self._scheduler
         connection = scheduler.app.connection_for_write()
         connection.ensure_connection(max_retries=1, interval_start=0.2)
-        producer = leased_producer(scheduler.neli_producer_base, scheduler.neli_tenure.twin())
-        return producer(connection, auto_declare=False)
+        leased = leased_producer(scheduler.neli_producer_base, scheduler.neli_tenure.twin())
+        producer = leased(connection, auto_declare=False)
+        producer.neli_batch = batch_of(producer)
+        return producer
 
-    def _send(self, flight: Flight, producer: Any) -> None:
+    def _send(self, flights: list[Flight], producer: Any) -> list[BaseException | None]:
+        """What came of each: None where its message left, and the broker said so if it can."""
+        batch: Batch = producer.neli_batch
+        batch.begin()
+        marks = [batch.mark()]
+        outcomes: list[BaseException | None] = []
+        for flight in flights:
+            error: BaseException | None = None
+            try:
+                self._send_one(flight, producer)
+            except BaseException as exc:  # noqa: BLE001 - the ticking thread's to judge
+                error = exc
+            outcomes.append(error)
+            marks.append(batch.mark())
+            if error is not None:  # the connection may be gone
+                break
+        batch.settle(producer.neli_tenure.ask_finish)
+        for n, (since, until) in enumerate(pairwise(marks)):
+            if outcomes[n] is None:
+                outcomes[n] = batch.failure(since, until)
+                if isinstance(outcomes[n], Exception):
+                    logger.error(
+                        "beat: entry=%s was not confirmed by the task broker: %r", flights[n].entry.name, outcomes[n]
+                    )
+        return outcomes + [Unsent("another one failed before it")] * (len(flights) - len(outcomes))
+
+    def _send_one(self, flight: Flight, producer: Any) -> None:
         tenure = producer.neli_tenure
         tenure.headers, tenure.left, tenure.wired = flight.headers, 0, False
         me = threading.get_ident()

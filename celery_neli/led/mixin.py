@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import is_unconfirmed
+from celery_neli.led.births import Births
 from celery_neli.led.claims import Marks
 from celery_neli.led.dispatching import Dispatching
 from celery_neli.led.flights import Flights
@@ -66,6 +68,7 @@ class LedMixin(Dispatching):
         self._left = {}
         self._overlaps = OverlapGate(app)
         self._flights = Flights(self, count=1)
+        self._births = Births(self)
         super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
         self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse)
 
@@ -109,6 +112,11 @@ class LedMixin(Dispatching):
     def neli_stand_by(self) -> None:
         """Have every change in the heap, so that a term that begins need not. The first time, a look at every entry."""
         self._due_heap()
+        _ = self._is_unconfirmed  # imports the broker's driver, which takes as long as an election
+
+    @cached_property
+    def _is_unconfirmed(self) -> bool:
+        return is_unconfirmed(self.app)
 
     def neli_is_over(self, term: int) -> bool:
         """Whether that term was served here, and ended: it is not taken up again, though late heartbeats may bring its
@@ -121,7 +129,8 @@ class LedMixin(Dispatching):
 
         False: not yet, for another shard still serves the entries of this one.
 
-        Costs a look at the entries that ran last, and at those of which nobody wrote a state.
+        Costs a look at the entries that ran last, and a short one at those of which nobody wrote a state: theirs are
+        written by and by (`Births`).
         """
         keeper, states = self.neli_keeper, self.neli_states
         now = self._moment()
@@ -145,7 +154,7 @@ class LedMixin(Dispatching):
         )
         states.newest = self._term.rank
         self._flights = Flights(self, count=keeper.settings.parallel)
-        if is_unconfirmed(self.app) and not self._warned:
+        if self._is_unconfirmed and not self._warned:
             self._warned = True
             logger.warning(
                 "beat: the task broker does not confirm what is published, so a slot counts as done before the broker "
@@ -156,8 +165,8 @@ class LedMixin(Dispatching):
                 self._due_heap().put(name, self._first_look(self.schedule[name]))
         self._retries.clear()
         self._overlaps.begin()
-        for entry in states.births(None if marks is None else marks.done or None):
-            self.neli_write(entry)
+        self._births = Births(self)
+        states.births(None if marks is None else marks.done or None)
         if marks is not None:
             self._settle_done(marks.done)
         self._gone = states.gone()
@@ -237,7 +246,7 @@ class LedMixin(Dispatching):
             while True:
                 wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
                 if wait > 0 or (self._flights and not self._flights.free()) or time.monotonic() > end:
-                    return wait
+                    return 0.0 if self._births.write_some() else wait
 
     def _rest(self, due: float | None, wait: float) -> float:
         moment = self._moment()
@@ -282,6 +291,7 @@ class LedMixin(Dispatching):
             # A slot that failed does not hold up the mark *done* once everybody can know that its entry is open.
             if self.neli_keeper.topic.saved(STATE, name):
                 del term.unsettled[name]
+        self._births.write_due(self._due_heap(), moment)
         term.claim(moment, due)
 
     # -- slots that do not simply run --

@@ -13,27 +13,22 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from celery.utils.log import get_logger
+from celery_neli.beat.connections import DROP_TIMEOUT, drop_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Publishers", "Unsent", "drop_connection"]
-
-logger = get_logger(__name__)
+__all__ = ["Publishers", "Unsent"]
 
 Job = TypeVar("Job")
 _Item = TypeVar("_Item")
 
-#: Jobs that a publisher has at hand: the one that it sends, and one so that it does not run dry.
+#: Batches that a publisher has at hand: the one that it sends, and one so that it does not run dry.
 AHEAD = 2
 #: Seconds without a job after which a publisher ends and its connection is closed.
 IDLE = 30.0
-#: Seconds that dropping a connection may take, which waits for nobody but a socket.
-DROP_TIMEOUT = 2.0
 
 _NOTHING: Any = object()
-_dropping = threading.Lock()
 
 
 class Unsent(Exception):
@@ -43,21 +38,28 @@ class Unsent(Exception):
 class Publishers(Generic[Job]):
     """Up to ``count`` publishers. Threads and connections are made as jobs need them, and end after ``idle`` seconds.
 
-    ``connect()`` returns a kombu Producer that is connected; ``send(job, producer)`` sends. Both run on a publisher's
-    thread, may block and raise anything: what they raise, a BaseException too, is the outcome of the job. The
-    connection is dropped then, and made anew for the publisher's next job. What hangs in ``connect`` does not hold up
-    `close`; what hangs in ``send`` does, for its timeout.
+    ``connect()`` returns a kombu Producer that is connected; ``send(jobs, producer)`` sends up to ``batch`` jobs and
+    returns what became of each. Both run on a publisher's thread, may block and raise anything: what they raise, a
+    BaseException too, is the outcome of all these jobs. If one of the outcomes is an exception, the connection is
+    dropped, and made anew for the publisher's next jobs. What hangs in ``connect`` does not hold up `close`; what hangs
+    in ``send`` does, for its timeout.
 
     Jobs begin in the order of `submit`, but overtake each other: whatever must stay in order has one in flight at a
     time. All methods belong to the one thread that coordinates; none blocks but `wait` and `close`.
     """
 
     def __init__(
-        self, *, count: int, connect: Callable[[], Any], send: Callable[[Job, Any], Any], idle: float = IDLE
+        self,
+        *,
+        count: int,
+        connect: Callable[[], Any],
+        send: Callable[[list[Job], Any], list[Any]],
+        batch: int = 1,
+        idle: float = IDLE,
     ) -> None:
-        self._count, self._connect, self._send, self._idle = count, connect, send, idle
+        self._count, self._connect, self._send, self._batch, self._idle = count, connect, send, batch, idle
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[list[tuple[Job, Any]]] = queue.SimpleQueue()
         self._seen: list[tuple[Job, Any]] = []
         self._in_flight = 0
         self._lock = threading.Lock()
@@ -72,7 +74,7 @@ class Publishers(Generic[Job]):
 
     def free(self) -> int:
         """How many jobs may be submitted now: enough that no publisher runs dry; 0 once closed."""
-        return 0 if self._closed else max(0, AHEAD * self._count - self._in_flight)
+        return 0 if self._closed else max(0, AHEAD * self._batch * self._count - self._in_flight)
 
     def submit(self, job: Job) -> None:
         """Hand out a job. :raises RuntimeError: none is `free`."""
@@ -88,7 +90,7 @@ class Publishers(Generic[Job]):
 
     def finished(self) -> list[tuple[Job, Any]]:
         """The jobs that finished since the last call, each with its result or with the BaseException that it raised."""
-        finished = self._seen + _emptied(self._done)
+        finished = self._seen + [each for batch in _emptied(self._done) for each in batch]
         self._seen = []
         self._in_flight -= len(finished)
         return finished
@@ -97,7 +99,7 @@ class Publishers(Generic[Job]):
         """Wait up to ``timeout`` seconds until a job has finished; whether one has. At once if none is in flight."""
         if not self._seen and self._in_flight:
             try:
-                self._seen.append(self._done.get(timeout=max(timeout, 0)))
+                self._seen += self._done.get(timeout=max(timeout, 0))
             except queue.Empty:
                 return False
         return bool(self._seen)
@@ -112,75 +114,91 @@ class Publishers(Generic[Job]):
         with self._lock:
             self._closed = True
             publishers, self._publishers = self._publishers, []
-            for job in _emptied(self._jobs):
-                self._done.put((job, Unsent("closed before it was begun")))
+            if left := _emptied(self._jobs):
+                self._done.put([(job, Unsent("closed before it was begun")) for job in left])
             for publisher in publishers:
                 self._jobs.put(_NOTHING)
-                if publisher.job is not _NOTHING and not publisher.sending:
+                if publisher.jobs and not publisher.sending:
                     publisher.abandoned = True
-                    self._done.put((publisher.job, Unsent("closed while its publisher was connecting")))
+                    unsent = Unsent("closed while its publisher was connecting")
+                    self._done.put([(job, unsent) for job in publisher.jobs])
         waited = [publisher for publisher in publishers if not publisher.abandoned]
         for publisher in waited:
             publisher.thread.join(max(deadline - time.monotonic(), 0))
         with self._lock:
-            hanging = [publisher for publisher in waited if publisher.job is not _NOTHING]
+            hanging = [publisher for publisher in waited if publisher.jobs]
             for publisher in hanging:
                 publisher.abandoned = True
+            lost = [job for publisher in hanging for job in publisher.jobs]
         deadline = time.monotonic() + DROP_TIMEOUT
         for publisher in waited:
             if publisher not in hanging:
                 publisher.thread.join(max(deadline - time.monotonic(), 0))
-        self._in_flight -= len(hanging)
-        return [publisher.job for publisher in hanging]
+        self._in_flight -= len(lost)
+        return lost
 
     # -- on a publisher's thread --
 
     def _run(self, publisher: _Publisher) -> None:
         producer = None
         try:
-            while (job := self._next(publisher)) is not _NOTHING:
-                producer = self._do(publisher, job, producer)
+            while jobs := self._next(publisher):
+                producer = self._do(publisher, jobs, producer)
         finally:
             if producer is not None:
                 drop_connection(producer.connection)
 
-    def _next(self, publisher: _Publisher) -> Job:
+    def _next(self, publisher: _Publisher) -> list[Job]:
+        """The next jobs, no more than this publisher's share; none if it is to end."""
         while True:
             try:
-                return self._jobs.get(timeout=self._idle)
+                first = self._jobs.get(timeout=self._idle)
+                break
             except queue.Empty:
                 with self._lock:
                     if not self._jobs.empty():
                         continue  # it came this very moment, and counts on this publisher
                     if publisher in self._publishers:
                         self._publishers.remove(publisher)
-                return _NOTHING  # type: ignore[no-any-return]
+                return []
+        jobs = [] if first is _NOTHING else [first]
+        share = min(self._batch, 1 + self._jobs.qsize() // self._count)
+        while jobs and len(jobs) < share:
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is _NOTHING:  # for one that ends, and this one has jobs
+                self._jobs.put(job)
+                break
+            jobs.append(job)
+        return jobs
 
-    def _do(self, publisher: _Publisher, job: Job, producer: Any) -> Any:
-        """Send and report; the producer for the next job, None if there is to be another."""
-        outcome: Any
+    def _do(self, publisher: _Publisher, jobs: list[Job], producer: Any) -> Any:
+        """Send and report; the producer for the next jobs, None if there is to be another."""
+        outcomes: list[Any]
         try:
             if producer is None:
-                self._begin(publisher, job, sending=False)
+                self._begin(publisher, jobs, sending=False)
                 producer = self._connect()
-            self._begin(publisher, job, sending=True)
-            outcome = self._send(job, producer)
+            self._begin(publisher, jobs, sending=True)
+            outcomes = self._send(jobs, producer)
         except BaseException as exc:  # noqa: BLE001 - the coordinator's to judge
-            outcome = exc
+            outcomes = [exc] * len(jobs)
         with self._lock:
-            publisher.job = _NOTHING
+            publisher.jobs = []
             if not publisher.abandoned:
-                self._done.put((job, outcome))
-        if isinstance(outcome, BaseException) and producer is not None:
+                self._done.put(list(zip(jobs, outcomes, strict=True)))
+        if producer is not None and any(isinstance(outcome, BaseException) for outcome in outcomes):
             drop_connection(producer.connection)
             return None
         return producer
 
-    def _begin(self, publisher: _Publisher, job: Job, *, sending: bool) -> None:
+    def _begin(self, publisher: _Publisher, jobs: list[Job], *, sending: bool) -> None:
         with self._lock:
             if self._closed:
                 raise Unsent("closed before it was begun")
-            publisher.job, publisher.sending = job, sending
+            publisher.jobs, publisher.sending = jobs, sending
 
 
 class _Publisher:
@@ -188,10 +206,10 @@ class _Publisher:
 
     def __init__(self, run: Callable[[_Publisher], None]) -> None:
         self.thread = threading.Thread(target=run, args=(self,), name="celery-neli-publisher", daemon=True)
-        self.job: Any = _NOTHING
-        #: Whether the job may have left, at least in part.
+        self.jobs: list[Any] = []
+        #: Whether the jobs may have left, at least in part.
         self.sending = False
-        #: The coordinator knows all that it will know of the job.
+        #: The coordinator knows all that it will know of the jobs.
         self.abandoned = False
 
 
@@ -202,13 +220,3 @@ def _emptied(full: queue.SimpleQueue[_Item]) -> list[_Item]:
             taken.append(full.get_nowait())
     except queue.Empty:
         return taken
-
-
-def drop_connection(connection: Any) -> None:
-    """Drop a kombu connection without waiting for the broker, on the thread that used it. Never raises."""
-    # One at a time: kombu sets the whole process's default timeout of sockets meanwhile, and back to what it found.
-    with _dropping:
-        try:
-            connection.collect(socket_timeout=1.0)
-        except Exception as exc:  # noqa: BLE001 - any transport's; it is being thrown away
-            logger.debug("beat: closing the task broker's connection: %r", exc)

@@ -171,6 +171,7 @@ class Settling:
             following = next_slot(entry.schedule, entry.last_run_at)
             if following is None or following.timestamp() > term.claims.done:
                 states.open.discard(entry.name)
+        states.unwritten.pop(entry.name, None)
         state = states.state_of(entry, term=term.rank)
         self.neli_keeper.topic.write(STATE, entry.name, encode_state(state))
 

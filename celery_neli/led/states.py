@@ -18,7 +18,7 @@ from celery_neli.schedule.records import ENTRY, NO_TERM, STATE, Definition, Kind
 from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = ["States", "at_of", "place"]
 
@@ -37,6 +37,8 @@ class States:
         self._scheduler, self._owns, self._refuse = scheduler, owns, refuse
         #: Entries that no state was read of.
         self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
+        #: Entries that were born here, and whose states are still to be written.
+        self.unwritten: dict[str, None] = {}
         #: Entries that the mark *done* does not cover.
         self.open: set[str] = set()
         #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
@@ -92,18 +94,27 @@ class States:
             sent=self.sent.get(name),
         )
 
-    def births(self, done: float | None) -> list[Any]:
-        """The entries of which nobody wrote a state: they begin now, or count as served until ``done`` (Unix seconds),
-        where somebody has led before. They are known from now on.
+    def births(self, done: float | None) -> None:
+        """The entries of which nobody wrote a state begin now, or count as served until ``done`` (Unix seconds), where
+        somebody has led before. They are known from now on, and `unwritten`: of many, that takes seconds.
         """
-        born = [self._entry(name) for name in self.unborn]
+        self.unwritten.update(self.unborn)
         self.unborn = {}
         if done is not None:
-            for entry in born:
-                if entry.name not in self.since and at_of(entry) > done:
+            for name in self.unwritten:
+                entry = self._entry(name)
+                if entry is not None and name not in self.since and at_of(entry) > done:
                     place(entry, done)
-                    self._changed(entry.name)
-        return born
+                    self._changed(name)
+
+    def take_unwritten(self, names: Iterable[str]) -> list[Any]:
+        """Of these entries, those that are `unwritten`, and are there; whoever asks writes them."""
+        taken = []
+        for name in names:
+            if name in self.unwritten:
+                del self.unwritten[name]
+                taken.append(self._entry(name))
+        return [entry for entry in taken if entry is not None]
 
     def gone(self) -> dict[str, float]:
         """Entries of one slot that ran and are still defined: by name, since when."""
@@ -132,7 +143,7 @@ class States:
         self.paused.pop(name, None)
         for names in (self.open, self.defined):
             names.discard(name)
-        for values in (self.unborn, self.since, self.sent, self._strays, self._orders):
+        for values in (self.unborn, self.unwritten, self.since, self.sent, self._strays, self._orders):
             values.pop(name, None)
         self._scheduler.neli_forget(name)
 
@@ -165,6 +176,7 @@ class States:
             return
         self.newest = max(self.newest, state.term)
         self.unborn.pop(name, None)
+        self.unwritten.pop(name, None)
         since = self.since.get(name, 0.0)
         if state.open or state.since != since:
             self.open.add(name)

@@ -9,11 +9,18 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
+from amqp.exceptions import MessageNacked
 from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.beat import Scheduler as CelerysScheduler
+from kombu import Exchange, Queue
+from kombu.messaging import Producer
 
-from celery_neli.led.publishers import Publishers, drop_connection
+from celery_neli.beat.connections import drop_connection
+from celery_neli.beat.tenure import LeaseEnded
+from celery_neli.led.batch import batch_of
+from celery_neli.led.publishers import Publishers
 from celery_neli.tick.fastpath import FastPath
 from celery_neli.tick.replicated import ReplicatedScheduler
 
@@ -37,20 +44,35 @@ class Side:
         )
         self.scheduler = ReplicatedScheduler(app=self.app, lazy=True)
         self.fast = FastPath(self.app)
-        self.publishers: Publishers[ScheduleEntry] = Publishers(count=count, connect=self.connect, send=self.send)
+        self.publishers: Publishers[ScheduleEntry] = Publishers(
+            count=count, connect=self.connect, send=self.send, batch=20
+        )
+
+    def ask(self) -> None:
+        """Asked before what waits in this process leaves."""
 
     def connect(self) -> Any:
         connection = self.app.connection_for_write(connect_timeout=2)
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
             producer = self.app.amqp.Producer(connection, auto_declare=False)
-            assert producer.channel is not None
+            producer.batch_of_it = batch_of(producer)
         except BaseException:
             drop_connection(connection)
             raise
         return producer
 
-    def send(self, entry: ScheduleEntry, producer: Any) -> str:
+    def send(self, entries: list[ScheduleEntry], producer: Any) -> list[Any]:
+        batch = producer.batch_of_it
+        batch.begin()
+        marks, ids = [batch.mark()], []
+        for entry in entries:
+            ids.append(self.send_one(entry, producer))
+            marks.append(batch.mark())
+        batch.settle(self.ask)
+        return [batch.failure(marks[n], marks[n + 1]) or each for n, each in enumerate(ids)]
+
+    def send_one(self, entry: ScheduleEntry, producer: Any) -> str:
         kind = self.fast.key(self.scheduler, entry, producer)
         assert kind is not None
         template = self.fast.get(kind)
@@ -113,6 +135,49 @@ def test_a_broker_that_is_away_for_a_while_is_found_again(own_redis: RedisServer
     own_redis.start()
     assert side.publish(after) == {each: each for each in after}
     assert sorted(side.arrived()) == sorted(before + after)
+    assert side.publishers.close(5.0) == []
+
+
+def test_what_rabbitmq_refuses_is_told_and_nothing_else(rabbitmq_url: str) -> None:
+    """A full queue that refuses: exactly what was reported as sent is there, though confirms are awaited together."""
+    side = Side(rabbitmq_url, count=2)
+    full = {"x-max-length": 30, "x-overflow": "reject-publish"}
+    side.app.conf.task_queues = [Queue(QUEUE, Exchange(""), routing_key=QUEUE, queue_arguments=full)]
+    ids = [f"id-{n}" for n in range(60)]
+    outcomes = side.publish(ids)
+    sent = [each for each in ids if outcomes[each] == each]
+    assert 30 <= len(sent) < 60
+    assert all(isinstance(outcomes[each], MessageNacked) for each in ids if each not in sent)
+    assert sorted(side.arrived()) == sorted(sent)
+    assert side.publishers.close(5.0) == []
+
+
+def test_what_a_full_redis_refuses_is_told(own_redis: RedisServer) -> None:
+    """Nothing is reported as sent that is not there; when there is room again, all is."""
+    side = Side(own_redis.url)
+    ids = [f"id-{n}" for n in range(60)]
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory", 1)
+        assert all(isinstance(outcome, Exception) for outcome in side.publish(ids).values())
+        client.config_set("maxmemory", 0)
+    assert side.arrived() == []
+    assert side.publish(ids) == {each: each for each in ids}
+    assert sorted(side.arrived()) == sorted(ids)
+    assert side.publishers.close(5.0) == []
+
+
+@pytest.mark.skipif(not hasattr(Producer, "batch"), reason="kombu sends batches to Redis from 5.7 on")
+def test_what_waits_for_a_pipeline_does_not_leave_after_the_lease(redis_url: str) -> None:
+    """It is asked once more, right before the pipeline."""
+
+    class Ended(Side):
+        def ask(self) -> None:
+            raise LeaseEnded("over")
+
+    side = Ended(redis_url)
+    outcomes = side.publish([f"id-{n}" for n in range(40)])
+    assert {type(outcome) for outcome in outcomes.values()} == {LeaseEnded}
+    assert side.arrived() == []
     assert side.publishers.close(5.0) == []
 
 

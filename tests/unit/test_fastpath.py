@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import threading
@@ -211,6 +212,69 @@ def test_what_is_overridden_or_patched_is_not_passed_by(
     assert kind_of(entry, app) is not None
     change(app, monkeypatch)
     assert kind_of(entry, app) is None
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        lambda app, patch: patch.setattr(app, "send_task", MagicMock()),
+        lambda app, patch: patch.setattr(app.tasks["plain"], "apply_async", MagicMock(), raising=False),
+    ],
+    ids=["app.send_task", "task.apply_async"],
+)
+@pytest.mark.parametrize("ends", ["ends", "is cut off"])
+def test_what_is_patched_during_a_turn_is_noticed_in_the_next(
+    patch: Callable[[Any, pytest.MonkeyPatch], None], ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once in a turn, however the turn ends; outside of turns, each time."""
+    app, _ = app_on_a_wire()
+    scheduler, fast, entry = ReplicatedScheduler(app=app, lazy=True), FastPath(app), entry_of(app, "plain")
+    with contextlib.suppress(SystemExit), fast.one_look():
+        assert fast.key(scheduler, entry, scheduler.producer) is not None
+        patch(app, monkeypatch)
+        assert fast.key(scheduler, entry, scheduler.producer) is not None, "asked before, in this turn"
+        if ends == "is cut off":
+            raise SystemExit
+    assert fast.key(scheduler, entry, scheduler.producer) is None
+    with fast.one_look():
+        assert fast.key(scheduler, entry, scheduler.producer) is None
+        monkeypatch.undo()
+    with fast.one_look():
+        assert fast.key(scheduler, entry, scheduler.producer) is not None
+
+
+def test_another_task_and_another_producer_are_asked_about_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found of one says nothing of the next."""
+    app, _ = app_on_a_wire()
+    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), FastPath(app)
+    monkeypatch.setattr(app.tasks["plain"], "apply_async", MagicMock(), raising=False)
+    own = app.amqp.Producer(app.connection_for_write(), auto_declare=False)
+    own.publish = MagicMock()
+    with fast.one_look():
+        assert fast.key(scheduler, entry_of(app, "strict"), scheduler.producer) is not None
+        assert fast.key(scheduler, entry_of(app, "plain"), scheduler.producer) is None
+        assert fast.key(scheduler, entry_of(app, "strict"), own) is None
+        assert fast.key(scheduler, entry_of(app, "strict"), scheduler.producer) is not None
+
+
+@pytest.mark.parametrize(
+    "signal", [signals.before_task_publish, signals.after_task_publish, signals.task_sent], ids=lambda each: each.name
+)
+def test_receivers_of_publishing_signals_count_within_a_turn(signal: Any) -> None:
+    """A turn may last, and what comes and goes may be a debugger."""
+    app, _ = app_on_a_wire()
+    scheduler, fast, entry = ReplicatedScheduler(app=app, lazy=True), FastPath(app), entry_of(app, "plain")
+
+    def receiver(**kwargs: Any) -> None: ...
+
+    with fast.one_look():
+        assert fast.key(scheduler, entry, scheduler.producer) is not None
+        signal.connect(receiver, weak=False, dispatch_uid="seen")
+        try:
+            assert fast.key(scheduler, entry, scheduler.producer) is None
+        finally:
+            signal.disconnect(dispatch_uid="seen")
+        assert fast.key(scheduler, entry, scheduler.producer) is not None
 
 
 @pytest.mark.parametrize(

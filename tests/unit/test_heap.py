@@ -81,6 +81,18 @@ def test_names_leave_in_the_order_of_their_times_and_ties_as_they_came(changes: 
     assert heap.peek() is None
 
 
+@given(st.lists(st.tuples(NAMES, TIMES), max_size=60), TIMES)
+def test_what_is_due_until_a_time_is_found(changes: list[tuple[str, float]], time: float) -> None:
+    """All of it, and nothing else; the heap stays as it is."""
+    heap = DueHeap()
+    expected: dict[str, float] = {}
+    for name, each in changes:
+        heap.put(name, each)
+        expected[name] = each
+    assert sorted(heap.until(time)) == sorted(name for name, each in expected.items() if each <= time)
+    assert len(heap) == len(expected)
+
+
 def test_the_first_one_is_the_same_object_until_it_is_another_or_put_anew() -> None:
     """So one may tell by identity that nothing came in between."""
     heap = DueHeap()

@@ -110,6 +110,17 @@ def test_claims_are_not_far_ahead_and_never_go_back() -> None:
     assert marks[-1].claimed <= 70.5
 
 
+def test_the_claim_covers_the_newest_slot_of_an_entry_that_is_late() -> None:
+    """After a standstill of the process the first slot that is owed was claimed, and the one to run was not."""
+    world = World({"e": 0.1})
+    world.leader()
+    world.ticks(until=5.45)
+    assert world.marks()[0] > 5.8
+    world.now = 9.43
+    world.ticks(until=10.05)
+    assert world.slots()[-3:] == pytest.approx([9.8, 9.9, 10.0])
+
+
 # -- states --
 
 

@@ -51,7 +51,7 @@ def channel_class() -> type[WatchedChannel]:
 
 
 @pytest.fixture
-def producer(leadership: FakeLeadership, channel_class: type[WatchedChannel]) -> Any:
+def connection(channel_class: type[WatchedChannel]) -> Any:
     transport = type(
         "WatchedTransport",
         (Transport,),
@@ -61,9 +61,14 @@ def producer(leadership: FakeLeadership, channel_class: type[WatchedChannel]) ->
             "connection_errors": (ConnectionError,),
         },
     )
-    tenure = Tenure(leader=leadership, role="leader", term=3, stopping=lambda: False)
     with kombu.Connection(transport=transport) as connection:
-        yield leased_producer(kombu.Producer, tenure)(connection, auto_declare=False)
+        yield connection
+
+
+@pytest.fixture
+def producer(leadership: FakeLeadership, connection: Any) -> Any:
+    tenure = Tenure(leader=leadership, role="leader", term=3, stopping=lambda: False)
+    return leased_producer(kombu.Producer, tenure)(connection, auto_declare=False)
 
 
 def test_a_message_leaves_while_the_lease_holds(producer: Any, channel_class: type[WatchedChannel]) -> None:
@@ -117,6 +122,58 @@ def test_the_lease_is_asked_after_the_queue_was_declared(
     with pytest.raises(LeaseEnded):
         producer.publish({}, routing_key="q", declare=[kombu.Queue("q", channel=producer.channel)])
     assert channel_class.wire == []
+
+
+class Asked(kombu.Producer):  # type: ignore[misc]
+    """Counts how often kombu is asked to declare something, with all that it does to be able to try again."""
+
+    asked = 0
+
+    def maybe_declare(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked += 1
+        return super().maybe_declare(*args, **kwargs)
+
+
+def test_a_queue_is_declared_once_for_each_connection(
+    leadership: FakeLeadership, channel_class: type[WatchedChannel], connection: Any
+) -> None:
+    """The broker may have lost it with the connection: also in the retry of the message that noticed."""
+    declared: list[int] = []
+    channel_class.declare = staticmethod(lambda: declared.append(len(channel_class.wire)))  # type: ignore[assignment]
+    tenure = Tenure(leader=leadership, role="leader", term=3, stopping=lambda: False)
+    producer = leased_producer(Asked, tenure)(connection, auto_declare=False)
+
+    def publish() -> None:
+        producer.publish({}, routing_key="q", declare=[kombu.Queue("q")], retry=True)
+
+    def lose() -> None:
+        raise ConnectionError
+
+    for _ in range(3):
+        publish()
+    assert (declared, producer.asked) == ([0], 1)
+    channel_class.script.append(lose)
+    for _ in range(3):
+        publish()
+    assert (declared, producer.asked) == ([0, 3], 2)
+    connection.collect()
+    connection.ensure_connection()
+    producer.revive(connection.default_channel)
+    for _ in range(3):
+        publish()
+    assert (declared, producer.asked) == ([0, 3, 6], 3)
+
+
+def test_queues_that_go_by_themselves_are_declared_with_each_message(
+    producer: Any, channel_class: type[WatchedChannel]
+) -> None:
+    """The broker deletes them when nobody reads them; each of several queues is its own."""
+    declared: list[int] = []
+    channel_class.declare = staticmethod(lambda: declared.append(len(channel_class.wire)))  # type: ignore[assignment]
+    for _ in range(2):
+        producer.publish({}, routing_key="q", declare=[kombu.Queue("q", auto_delete=True)])
+    producer.publish({}, routing_key="r", declare=[kombu.Queue("r")])
+    assert declared == [0, 1, 2]
 
 
 @pytest.mark.parametrize("entry", ["tidy", "täglich \u2603", "a\nb", ""])

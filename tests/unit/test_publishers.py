@@ -42,6 +42,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.producers: list[FakeProducer] = []
+        self.batches: list[int] = []
         self.connecting: Callable[[], Any] = lambda: None
         self.release, self.hanging = threading.Event(), threading.Event()
 
@@ -50,10 +51,11 @@ class Broker:
         self.producers.append(FakeProducer())
         return self.producers[-1]
 
-    def send(self, job: Callable[[], Any], producer: FakeProducer) -> Any:
+    def send(self, jobs: list[Callable[[], Any]], producer: FakeProducer) -> list[Any]:
         assert producer.thread == threading.get_ident(), "a producer belongs to one thread"
         assert producer.connection.dropped_by is None
-        return job()
+        self.batches.append(len(jobs))
+        return [job() for job in jobs]
 
     def open(self) -> int:
         return sum(each.connection.dropped_by is None for each in self.producers)

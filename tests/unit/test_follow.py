@@ -1,0 +1,252 @@
+"""The follower of the schedule topic finds out that a client of its own hears nothing though brokers answer. It ends
+then, so that its clients are made anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from celery_neli.config import Config
+from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.schedule import follow as follow_module
+from celery_neli.schedule.follow import ASK, CHECK_AGAIN, CHECK_EVERY, Follower
+from celery_neli.schedule.found import Found
+from celery_neli.schedule.records import STATE, key_of
+from celery_neli.schedule.writes import Writes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOG = logging.getLogger("celery_neli.kafka")
+NO_BROKER = KafkaError(-195)  # _TRANSPORT
+CONFIG = Config(group="g", topic="t", kafka="k:1")
+KEY = key_of(STATE, "e")
+#: Seconds within which a deaf client is replaced: two looks find it where it was, and another one soon has the answer.
+SOON = 2 * CHECK_EVERY + 2 * CHECK_AGAIN + 4 * ASK
+
+
+class Kafka:
+    """The clock, a broker's log of the first partition, and what each kind of client is told of them."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.records = [(KEY, b"1")]
+        #: Whether a client made for the question is told of brokers.
+        self.answers = True
+        self.deaf_readers = self.deaf_producers = False
+        #: The reader finds brokers, and is not sent the records.
+        self.stuck = False
+        self.made: list[Client] = []
+        self.asked = 0
+        #: Called as time goes by.
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._pending = False
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile()
+
+    def ask(self) -> None:
+        self.asked += 1
+        self._pending = True
+
+    def told(self) -> bool | None:
+        pending, self._pending = self._pending, False
+        return self.answers if pending else None
+
+
+class Client:
+    """A client; librdkafka's deafness stays with it until it is closed."""
+
+    def __init__(self, kafka: Kafka, *, deaf: bool) -> None:
+        self.kafka, self.deaf, self.closed = kafka, deaf, False
+        self.place: int | None = None
+        self.produced: list[Any] = []
+        kafka.made.append(self)
+
+    def assign(self, parts: list[Any]) -> None:
+        self.place = 0
+
+    def poll(self, timeout: float) -> Any:
+        if timeout:
+            self.kafka.sleep(timeout)
+        records, place = self.kafka.records, self.place
+        if self.deaf or self.kafka.stuck or place is None or place == len(records):
+            return None
+        self.place = place + 1
+        key, value = records[place]
+        return SimpleNamespace(
+            partition=lambda: 0, offset=lambda: place, error=lambda: None, key=lambda: key, value=lambda: value
+        )
+
+    def consume(self, count: int, timeout: float) -> list[Any]:
+        return []
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        if self.deaf or not self.kafka.answers:
+            self.kafka.sleep(timeout)
+            raise KafkaException(NO_BROKER)
+        return SimpleNamespace(brokers={1: None})
+
+    def get_watermark_offsets(self, part: Any, timeout: float) -> tuple[int, int]:
+        if self.deaf:
+            raise KafkaException(NO_BROKER)
+        return 0, 0 if part.partition else len(self.kafka.records)
+
+    def produce(self, *record: Any, **how: Any) -> None:
+        self.produced.append(record)
+
+    def __len__(self) -> int:
+        return len(self.produced)
+
+    def purge(self, **how: bool) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
+    kafka = Kafka()
+    for name, stand_in in {
+        "time": kafka,
+        "Consumer": lambda properties: Client(kafka, deaf=kafka.deaf_readers),
+        "Producer": lambda properties: Client(kafka, deaf=kafka.deaf_producers),
+        "Brokers": lambda *args: kafka,
+        "TopicCheck": lambda *args, **kwargs: SimpleNamespace(poll=lambda: True),
+    }.items():
+        monkeypatch.setattr(follow_module, name, stand_in)
+    return kafka
+
+
+class Following:
+    """A follower, and what it is about."""
+
+    def __init__(self, kafka: Kafka) -> None:
+        self.kafka = kafka
+        klog = KafkaLog(LOG, {})
+        self.writes = Writes("t.schedule", klog)
+        self.found = Found(self.writes.own, LOG)
+        self.follower = Follower(CONFIG, klog, self.found, self.writes, lambda new: None)
+
+    def lasts(self, seconds: float, meanwhile: Callable[[], object] = lambda: None) -> bool:
+        """Whether the clients are kept for so long; else, whoever calls `serve` is to call it again."""
+        until, self.follower.stopping = self.kafka.now + seconds, False
+
+        def passing() -> None:
+            meanwhile()
+            self.follower.stopping = self.kafka.now >= until
+
+        self.kafka.meanwhile = passing
+        self.follower.serve()
+        return self.follower.stopping
+
+
+@pytest.fixture
+def following(kafka: Kafka) -> Following:
+    return Following(kafka)
+
+
+def test_clients_that_hear_are_kept_and_no_broker_is_asked(following: Following) -> None:
+    """A schedule may say nothing for days."""
+    assert following.lasts(600)
+    assert len(following.kafka.made) == 2
+    assert following.kafka.asked == 0
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["from the start", "later"])
+def test_a_deaf_reader_is_made_anew_and_reads_from_the_beginning(
+    following: Following, kafka: Kafka, caplog: pytest.LogCaptureFixture, *, late: bool
+) -> None:
+    """One warning says so; what was missed meanwhile is found."""
+    if late:
+        assert following.lasts(20)
+        following.found.take()
+        kafka.records.append((KEY, b"2"))
+    kafka.deaf_readers = True
+    assert not following.lasts(SOON)
+    assert all(client.closed for client in kafka.made)
+    assert following.found.take() == {}
+    assert [record.message for record in caplog.records] == [
+        "kafka client deaf: schedule reader finds no broker, though brokers answer: made anew"
+    ]
+    kafka.deaf_readers = False
+    assert following.lasts(60)
+    assert following.found.take() == {(STATE, "e"): kafka.records[-1][1]}
+    assert following.follower.next[0] == len(kafka.records)
+    assert len(caplog.records) == 1
+
+
+def test_while_brokers_are_away_nothing_is_made_anew(
+    following: Following, kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new client would find none, either. When they are back, one that does not find them by itself is replaced."""
+    kafka.answers, kafka.deaf_readers = False, True
+    assert following.lasts(300)
+    assert kafka.asked > 10
+    assert caplog.text == ""
+
+    def back() -> None:
+        kafka.answers = kafka.now > 450
+
+    assert not following.lasts(60 + SOON, back)
+    assert kafka.now > 450
+
+
+def test_a_client_that_finds_its_brokers_after_a_moment_is_kept(following: Following, kafka: Kafka) -> None:
+    """One look at it is not enough: brokers may have come back just now."""
+    kafka.deaf_readers = True
+
+    def hear() -> None:
+        kafka.made[0].deaf = kafka.asked == 0
+
+    assert following.lasts(60, hear)
+    assert kafka.asked == 1
+    assert following.found.take() == {(STATE, "e"): b"1"}
+
+
+def test_each_client_is_looked_at_twice(following: Following, kafka: Kafka) -> None:
+    """The reader hears again, and now it is the producer that does not: it has its time, too."""
+    kafka.deaf_readers = True
+
+    def hear() -> None:
+        reader, producer = kafka.made
+        if kafka.asked == 1 and reader.deaf:
+            following.writes.put(KEY, 0, b"mine")
+        reader.deaf, producer.deaf = kafka.asked == 0, kafka.asked == 1
+
+    assert following.lasts(60, hear)
+    assert kafka.asked == 2
+
+
+def test_a_reader_that_finds_brokers_and_is_sent_nothing_is_made_anew(
+    following: Following, kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By what brokers tell of the topic's end, there is more."""
+    assert following.lasts(20)
+    kafka.stuck = True
+    kafka.records.append((KEY, b"2"))
+    assert not following.lasts(SOON)
+    assert "kafka client deaf: schedule reader stands still, though brokers answer: made anew" in caplog.text
+
+
+def test_a_deaf_producer_is_made_anew_and_what_it_had_is_written_again(
+    following: Following, kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked while something is not acknowledged."""
+    kafka.deaf_producers = True
+    assert following.lasts(60), "nobody asks a producer that has nothing to do"
+    following.writes.put(KEY, 0, b"mine")
+    assert not following.lasts(SOON)
+    assert "kafka client deaf: schedule producer finds no broker, though brokers answer: made anew" in caplog.text
+    kafka.deaf_producers = False
+    assert following.lasts(60)
+    assert [record[:3] for record in kafka.made[-1].produced] == [("t.schedule", b"mine", KEY)]

@@ -1,0 +1,137 @@
+"""Slots that could not be published: what the successor makes of them, and what is told while they are tried again."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from celery.beat import BeatLazyFunc
+
+from tests.unit.beats import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit.beats import Process
+
+
+class Failing:
+    """A world with an entry `bad` that fails until told otherwise, at one ``place``."""
+
+    def __init__(self, place: str, every: float = 10.0, *, error: BaseException | None = None, **conf: object) -> None:
+        self.fails = True
+        self.tries = 0
+        self._error = ValueError("it cannot be sent") if error is None else error
+        entry = {"task": "t", "schedule": every}
+        if place == "before the wire":
+            entry["args"] = (BeatLazyFunc(self._fail),)
+        self.world = World({"bad": entry}, **conf)
+        if place == "on the wire":
+            self.world.before_wire = self._fail
+
+    def _fail(self, entry: str = "bad") -> None:
+        if self.fails:
+            self.tries += 1
+            raise self._error
+
+    def succeeded(self, beat: Process) -> Process:
+        """The leader hands over; its successor, which does not fail."""
+        beat.hand_over()
+        self.fails = False
+        successor = self.world.leader()
+        self.world.ticks(until=self.world.now + 1)
+        return successor
+
+
+#: By where its message came to grief: whether the slot is in doubt for the successor.
+PLACES = {"before the wire": False, "on the wire": True}
+
+
+@pytest.mark.parametrize("policy", ["skip", "send"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_that_cuts_off_a_message_leaves_it_in_doubt_if_the_transport_had_it(place: str, policy: str) -> None:
+    """Celery's handlers raise anywhere. A message that the transport did not have is owed, and no more."""
+    failing = Failing(place, error=SystemExit(0), neli_in_doubt=policy)
+    beat = failing.world.leader()
+    with pytest.raises(SystemExit):
+        failing.world.ticks(until=12)
+    successor = failing.succeeded(beat)
+    doubtful = PLACES[place]
+    assert successor.inner.neli_in_doubt == doubtful
+    assert failing.world.slots("bad") == ([] if doubtful and policy == "skip" else [10])
+    failing.world.ticks(until=25)
+    assert failing.world.slots("bad")[-1] == 20
+
+
+@pytest.mark.parametrize("policy", ["skip", "send"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("before the wire", marks=pytest.mark.xfail(strict=True, reason="taken for in doubt")),
+        "on the wire",
+    ],
+)
+def test_a_slot_that_fails_is_in_doubt_for_the_successor_if_the_transport_had_it(place: str, policy: str) -> None:
+    """A clean release tells which: one that failed before the wire is owed, and no more."""
+    failing = Failing(place, neli_in_doubt=policy)
+    beat = failing.world.leader()
+    failing.world.ticks(until=12.5)
+    assert failing.tries == 2
+    successor = failing.succeeded(beat)
+    doubtful = PLACES[place]
+    assert successor.inner.neli_in_doubt == doubtful
+    assert failing.world.slots("bad") == ([] if doubtful and policy == "skip" else [10])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_slot_that_was_sent_in_the_end_leaves_no_doubt(place: str) -> None:
+    """It failed before that, and is settled now."""
+    failing = Failing(place, neli_in_doubt="skip")
+    beat = failing.world.leader()
+    failing.world.ticks(until=12.5)
+    failing.fails = False
+    failing.world.ticks(until=14.5)
+    successor = failing.succeeded(beat)
+    failing.world.ticks(until=25)
+    assert failing.world.slots("bad") == [10, 20]
+    assert successor.inner.neli_in_doubt == 0
+
+
+@pytest.fixture
+def missed(caplog: pytest.LogCaptureFixture) -> Callable[[], int]:
+    """How many lines told of missed slots."""
+    caplog.set_level(logging.WARNING)
+    return lambda: caplog.text.count("slots missed entry=bad")
+
+
+def test_slots_that_are_left_out_are_told_once_however_often_their_entry_fails(missed: Callable[[], int]) -> None:
+    """And again only when there are more of them; each counts once."""
+    failing = Failing("on the wire", every=100.0)
+    world = failing.world
+    world.put_state("bad", 0.0)
+    world.now = 1050.0
+    beat = world.leader()
+    world.ticks(until=1099)
+    assert failing.tries > 4
+    assert (missed(), beat.inner.neli_left_out) == (1, 9)
+    world.ticks(until=1199)
+    assert (missed(), beat.inner.neli_left_out) == (2, 10)
+
+
+def test_slots_that_are_left_out_after_a_success_are_told_again(missed: Callable[[], int]) -> None:
+    """They are others, though there may be fewer."""
+    failing = Failing("on the wire", every=100.0)
+    world = failing.world
+    world.put_state("bad", 0.0)
+    world.now = 1050.0
+    beat = world.leader()
+    world.ticks(until=1055)
+    failing.fails = False
+    world.ticks(until=1110)
+    assert world.slots("bad") == [1000, 1100]
+    assert (missed(), beat.inner.neli_left_out) == (1, 9)
+    world.now = 1450.0  # nobody had a turn meanwhile
+    world.ticks(until=1460)
+    assert world.slots("bad") == [1000, 1100, 1400]
+    assert (missed(), beat.inner.neli_left_out) == (2, 9 + 2)
