@@ -117,7 +117,8 @@ class Scheduler(Facade):
         Blocks for ``max_interval`` or 5 s at most, apart from what the inner schedulers do. Returns 0: Celery is to
         come back at once, for its own ``time.sleep`` could not be woken (once closed, seconds to sleep).
 
-        :raises ConfigurationError: at the first turn, before joining the election.
+        :raises ConfigurationError: at the first turn, before joining the election. Then a schedule that cannot be built
+            may raise anything else, too.
         """
         self._ticking = True
         try:
@@ -174,6 +175,7 @@ class Scheduler(Facade):
         ]  # fmt: skip
         if self._keeper is not None:
             self._keeper.makers.extend(desk.make for desk in self._desks)
+            self._keeper.make_all()  # a schedule that cannot be built ends the process before it takes part
         alarm.connect(leader, drain_timeout=leader.config.drain_timeout)
         leader.heard = self._heard
         self._leader, self._alarm = leader, alarm

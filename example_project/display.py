@@ -80,5 +80,6 @@ def report(summary: Summary) -> str:
         lines.append("Not to be judged: no messages, or messages that name no term.")
     if of.exit_status == 0:
         whole = not (of.missed_in_handovers or of.missed_otherwise or of.doubled)
-        lines.append("Never did two lead at once" + (", and no slot was lost or doubled." if whole else "."))
+        again = f"; {of.repeated} went out again, recognisable by their task ids" if of.repeated else ""
+        lines.append("Never did two lead at once" + (f", and no slot was lost or doubled{again}." if whole else "."))
     return "\n".join(lines)

@@ -34,6 +34,7 @@ class LeasedMixin:
     Used by :func:`build` only, which gives the class its tenure. Everything runs on the thread that ticks.
     """
 
+    neli_alone = False
     neli_tenure: Tenure
     neli_reservation: Reservation | None = None
     neli_ledger: Ledger

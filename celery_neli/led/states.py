@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["States", "at_of", "place"]
 
+#: Records that come at once above which each is not worth a line in the log.
+MANY = 20
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,9 +58,12 @@ class States:
         self.sent: dict[str, float] = {}
         #: Whether any state was ever read.
         self.read_any = False
+        self._level = logging.INFO
 
     def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool) -> None:
         """Apply what was read. ``leading``: this process knows the states better."""
+        many = len(changes) > MANY  # of all that is there when a beat starts, one line
+        self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():
             if not self._owns(name):
                 continue
@@ -73,6 +79,8 @@ class States:
                 self._leave_out(name)
             except (ValueError, OverflowError, OSError) as exc:  # numbers that are no dates
                 self._refuse(kind, name, RecordError(str(exc)))
+        if many:
+            logger.info("schedule read records=%d entries=%d", len(changes), len(self._scheduler.schedule))
 
     def adopt(self, name: str) -> None:
         """An entry of beat_schedule was added after the topic was read."""
@@ -198,7 +206,7 @@ class States:
             self._orders.pop(name, None)
             if name in self.defined:
                 self.forget(name)
-                logger.info("schedule: entry=%s was removed", name)
+                logger.log(self._level, "schedule: entry=%s was removed", name)
         elif definition.static:
             self._orders[name] = definition  # this version of the schedule does not have it
         elif static:
@@ -226,7 +234,7 @@ class States:
         self._show(entry, paused=definition.paused)
         if (stray := self._strays.pop(name, None)) is not None:
             self._apply(entry, decode_state(stray))
-        logger.info("schedule: entry=%s was %s", name, "defined" if before is None else "changed")
+        logger.log(self._level, "schedule: entry=%s was %s", name, "defined" if before is None else "changed")
 
     def _pause(self, name: str, definition: Definition | None) -> None:
         """What was ordered for an entry of beat_schedule."""
@@ -242,7 +250,7 @@ class States:
 
     def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
         if paused != (entry.name in self.paused):
-            logger.info("schedule: entry=%s was %s", entry.name, "paused" if paused else "resumed")
+            logger.log(self._level, "schedule: entry=%s was %s", entry.name, "paused" if paused else "resumed")
             self._show(entry, paused=paused)
         elif not paused:
             self._changed(entry.name)

@@ -27,10 +27,10 @@ class Periodic:
     """One entry of the schedule and its state. Times are Unix seconds.
 
     `schedule` is its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
-    `runtime`. `last`: the last slot that it ran for, `runs`: how often. `next`: the next one, in the past if it is
-    overdue; None if there is none, it is paused, or only the schedule itself can tell. `since`: no slot at or before it
-    runs (runtime entries; of others, the end of their last pause). `changes`: who did what and when, oldest first, the
-    last 20. `problem`: why this process cannot make an entry of it, if so.
+    `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often. `next`: the next one, in
+    the past if it is overdue; None if there is none, it is paused, or only the schedule itself can tell. `since`: no
+    slot at or before it runs (runtime entries; of others, the end of their last pause). `changes`: who did what and
+    when, oldest first, the last 20. `problem`: why this process cannot make an entry of it, if so.
     """
 
     name: str
@@ -80,7 +80,7 @@ def look(editor: ScheduleEditor, name: str) -> Periodic:
         options=definition.options if entry is None else entry.options,
         source=RUNTIME,
         paused=definition.paused,
-        last=state.last if state else None,
+        last=state.last if state and state.runs else None,
         runs=state.runs if state else 0,
         next=None if entry is None or definition.paused else _next(editor, name, entry.schedule, definition.since),
         since=definition.since,
@@ -106,7 +106,7 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
         options=entry.options,
         source=BEAT_SCHEDULE,
         paused=pause is not None and pause.paused,
-        last=state.last if state else None,
+        last=state.last if state and state.runs else None,
         runs=state.runs if state else 0,
         next=None if pause and pause.paused else _next(editor, name, entry.schedule, pause.since if pause else 0),
         since=pause.since if pause and pause.since else None,

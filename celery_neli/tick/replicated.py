@@ -11,6 +11,7 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -19,6 +20,7 @@ from celery.utils.functional import is_numeric_value
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
 from celery_neli.tick.fastpath import FastPath
 from celery_neli.tick.heaped import HeapedScheduler
@@ -49,6 +51,9 @@ class ReplicatedScheduler(HeapedScheduler):
     part of its message.
     """
 
+    #: No lease is asked: whatever beat has this scheduler, it sends.
+    neli_alone = True
+
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         #: The slot (UTC) that is being run, while one is.
         self.neli_slot: datetime | None = None
@@ -58,6 +63,27 @@ class ReplicatedScheduler(HeapedScheduler):
         self._latest = 0.0
         self._fast = FastPath(app)
         super().__init__(app, *args, **kwargs)
+
+    def setup_schedule(self) -> None:
+        """As Celery does.
+
+        :raises ConfigurationError: an entry is wrong; or the app has an election, which this scheduler would not ask.
+        """
+        conf = self.app.conf
+        if self.neli_alone and conf.get("neli_group") and conf.get("neli_enabled") is not False:
+            raise ConfigurationError(
+                "celery_neli.ReplicatedScheduler by itself asks no election, and every beat that has it sends: set "
+                "beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
+            )
+        super().setup_schedule()
+
+    def check(self, entry: Any) -> None:
+        """:raises ConfigurationError: the entry has a policy that does not exist."""
+        super().check(entry)
+        for name in entry.options:
+            if name.startswith("neli_") and name not in OPTIONS:
+                near = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.0)[0]
+                raise ConfigurationError(f"beat entry {entry.name!r}: there is no option {name}; did you mean {near}?")
 
     # -- the tick --
 

@@ -43,7 +43,6 @@ class Kafka:
         self.stuck = False
         self.made: list[Client] = []
         self.asked = 0
-        #: Called as time goes by.
         self.meanwhile: Callable[[], object] = lambda: None
         self._pending = False
 
@@ -82,10 +81,8 @@ class Client:
         if self.deaf or self.kafka.stuck or place is None or place == len(records):
             return None
         self.place = place + 1
-        key, value = records[place]
-        return SimpleNamespace(
-            partition=lambda: 0, offset=lambda: place, error=lambda: None, key=lambda: key, value=lambda: value
-        )
+        record = {"partition": 0, "offset": place, "error": None, "key": records[place][0], "value": records[place][1]}
+        return SimpleNamespace(**{name: lambda value=value: value for name, value in record.items()})
 
     def consume(self, count: int, timeout: float) -> list[Any]:
         return []

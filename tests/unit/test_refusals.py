@@ -1,0 +1,51 @@
+"""What is refused before a beat takes part: nobody finds out at three in the morning."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from celery_neli import ReplicatedScheduler, Scheduler
+from celery_neli.exceptions import ConfigurationError
+from tests.unit.fakes import FakeLeadership, FakeTopic
+from tests.unit.schedulers import make_app
+
+EVERY_MINUTE = {"task": "t", "schedule": timedelta(minutes=1)}
+
+
+def test_our_scheduler_by_itself_is_refused_where_there_is_an_election() -> None:
+    """Each of several beats would send, and nothing would tell."""
+    app = make_app(neli_group="shop")
+    with pytest.raises(ConfigurationError, match=r"set beat_scheduler = 'celery_neli\.Scheduler'"):
+        ReplicatedScheduler(app)
+    ReplicatedScheduler(app, lazy=True)  # the banner's
+    app.conf.neli_enabled = False
+    ReplicatedScheduler(app)
+
+
+def test_an_option_that_is_misspelt_is_refused() -> None:
+    """As the runtime schedule does."""
+    app = make_app(beat_schedule={"tidy": {**EVERY_MINUTE, "options": {"neli_misfre": "skip"}}})
+    with pytest.raises(ConfigurationError, match=r"'tidy'.*neli_misfre; did you mean neli_misfire\?"):
+        ReplicatedScheduler(app)
+
+
+@pytest.mark.parametrize(
+    ("conf", "told"),
+    [
+        ({"neli_misfire": "fireonce"}, "neli_misfire = 'fireonce'"),
+        ({"beat_schedule": {"tidy": {**EVERY_MINUTE, "options": {"neli_misfire": "skp"}}}}, "'tidy'.*'skp'"),
+    ],
+)
+def test_a_schedule_that_cannot_be_built_ends_a_beat_before_it_takes_part(conf: dict[str, object], told: str) -> None:
+    """It would be elected, fail and hand over, again and again."""
+    leader, topic = FakeLeadership(), FakeTopic()
+    made = type("Made", (Scheduler,), {"topic_factory": staticmethod(lambda *_: topic)})
+    scheduler = made(
+        make_app(neli_group="shop", neli_scheduler="celery_neli.ReplicatedScheduler", **conf), leadership=leader
+    )
+    with pytest.raises(ConfigurationError, match=told):
+        scheduler.tick()
+    assert not leader.started
+    scheduler.close()
