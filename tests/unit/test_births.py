@@ -57,14 +57,5 @@ def test_states_that_a_leader_did_not_come_to_write_are_written_by_its_successor
     assert world.slots() == [0]
 
 
-def test_an_entry_that_goes_before_its_state_was_written_gets_none() -> None:
-    """And keeps nobody busy."""
-    world = World(schedule())
-    beat = world.leader()
-    world.before_wire = lambda entry: beat.inner.schedule.pop(OTHERS[-1], None)
-    world.ticks(until=1)
-    assert written(world) == {"e", *OTHERS[:-1]}
-
-
 def crash(entry: str) -> None:
     raise Crash
