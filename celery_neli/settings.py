@@ -4,12 +4,12 @@ celery_neli.settings`); what is checked of them is in `config.py`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.nearest import nearest
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -162,8 +162,7 @@ def refuse_unknown(names: Iterable[str]) -> None:
     known = [setting.name for setting in SETTINGS]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {near}?")
+            raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {nearest(name, known)}?")
 
 
 def table() -> str:

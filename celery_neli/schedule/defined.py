@@ -5,7 +5,6 @@ Pure; imports no Kafka client.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -16,6 +15,7 @@ from celery.beat import ScheduleEntry
 from kombu.utils.json import dumps, object_hook
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.nearest import nearest
 from celery_neli.schedule.records import Definition, check_name, encode_definition
 from celery_neli.schedule.text import parse, read
 from celery_neli.tick import misfire, overlap
@@ -146,8 +146,7 @@ def _options(value: Any) -> dict[str, Any]:
         if name in _NOT:
             raise ConfigurationError(f"options: {name} cannot be set: {_NOT[name]}")
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, sorted(OPTIONS), n=1, cutoff=0.0)[0]
-            raise ConfigurationError(f"options: there is no option {name}; did you mean {near}?")
+            raise ConfigurationError(f"options: there is no option {name}; did you mean {nearest(name, OPTIONS)}?")
     return options
 
 

@@ -11,7 +11,6 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -20,7 +19,9 @@ from celery.utils.functional import is_numeric_value
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.nearest import nearest
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
 from celery_neli.tick.fastpath import FastPath
 from celery_neli.tick.heaped import HeapedScheduler
@@ -69,8 +70,7 @@ class ReplicatedScheduler(HeapedScheduler):
 
         :raises ConfigurationError: an entry is wrong; or the app has an election, which this scheduler would not ask.
         """
-        conf = self.app.conf
-        if self.neli_alone and conf.get("neli_group") and conf.get("neli_enabled") is not False:
+        if self.neli_alone and self.app.conf.get("neli_group") and enabled(self.app):
             raise ConfigurationError(
                 "celery_neli.ReplicatedScheduler by itself asks no election, and every beat that has it sends: set "
                 "beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
@@ -82,7 +82,7 @@ class ReplicatedScheduler(HeapedScheduler):
         super().check(entry)
         for name in entry.options:
             if name.startswith("neli_") and name not in OPTIONS:
-                near = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.0)[0]
+                near = nearest(name, OPTIONS)
                 raise ConfigurationError(f"beat entry {entry.name!r}: there is no option {name}; did you mean {near}?")
 
     # -- the tick --

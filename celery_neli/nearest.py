@@ -1,0 +1,16 @@
+"""What somebody meant who wrote a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["nearest"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The one of the ``known`` names, of which there is at least one, that looks most like ``name``."""
+    return difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
