@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SCHEDULE = {"tick": {"task": "smoke.tick", "schedule": 0.2}}
+#: Seconds that a process has to end. A worker of Celery's may need 30, with or without celery-neli: billiard's children
+#: wait so long for the worker to read their last results (`Worker._ensure_messages_consumed`), which it may not do.
+ENDS = 45.0
 
 
 @dataclass(eq=False, kw_only=True)
@@ -74,7 +77,7 @@ class Process:
         self.frozen = number == signal.SIGSTOP
         return at
 
-    def wait_end(self, timeout: float = 30.0) -> int:
+    def wait_end(self, timeout: float = ENDS) -> int:
         """Wait for its end; the exit status."""
         return self.process.wait(timeout)
 

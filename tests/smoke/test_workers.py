@@ -138,6 +138,7 @@ def test_beat_embedded_in_a_worker_leads(pool: str, on_node: Members, redis_url:
     on_node.wait_leader()
     wait_until(lambda: "smoke.tick" in one.log and "succeeded" in one.log, timeout=30, what="a task of beat's")
     one.signal(signal.SIGTERM)
+    wait_until(lambda: releases(on_node) == ["one"], timeout=15, what="the worker's release, before its pool ends")
     assert one.wait_end() == 0
     assert releases(on_node, "beat") == releases(on_node) == ["one"]
     assert "Traceback" not in one.log
