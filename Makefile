@@ -10,6 +10,8 @@ ARGS ?=
 
 # The floor of coverage is checked where everything runs: in CI, and not for a part of the tests.
 COVERAGE := $(if $(filter true 1,$(CI)),$(if $(ARGS),,--cov))
+# Tests with services wait most of their time: the others run beside them.
+LANES := $(if $(ARGS),,-n 2 --dist loadgroup)
 
 export SECONDS JSON
 
@@ -31,7 +33,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+	$(BIN)/python -m pytest $(LANES) $(COVERAGE) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

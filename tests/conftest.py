@@ -39,6 +39,14 @@ def pytest_report_header() -> list[str]:
     return [found, f"what lacks its service {policy}"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those with services stay together, one after another: they share the services."""
+    for item in items:
+        if item.get_closest_marker("integration") or item.get_closest_marker("smoke"):
+            item.add_marker(pytest.mark.xdist_group("services"))
+
+
 @pytest.fixture(scope="session")
 def kafka_libs() -> Path:
     """The directory of Kafka's jars, fetched once."""
