@@ -32,10 +32,15 @@ NEVER, FOREVER = float("-inf"), float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What the slots of a term have come to, as of one record: `done` is never above `claimed`."""
+    """What the slots of a term have come to, as of one record: `done` is never above `claimed`.
+
+    `tried`: of a term that was handed over cleanly: of the slots that are not settled, those behind it were never given
+    to the transport. None: that is not known.
+    """
 
     claimed: float
     done: float
+    tried: float | None = None
 
     @classmethod
     def of(cls, data: Mapping[str, Any] | None, *, now: float | None = None) -> Marks | None:
@@ -49,14 +54,21 @@ class Marks:
         if first is None or second is None:
             return None
         claimed, done = max(first, second), min(first, second)
+        tried = None if data is None or first < second else _time(data.get("tried"))
         if now is not None and claimed > now + ASTRAY:
             done = now if done > now + ASTRAY else done
             claimed = max(now, done)
-        return cls(claimed, done)
+        return cls(claimed, done, None if tried is None else min(tried, claimed))
 
     def as_data(self) -> dict[str, Any]:
         """For a record."""
-        return {"claimed": self.claimed, "done": self.done}
+        data: dict[str, Any] = {"claimed": self.claimed, "done": self.done}
+        return data if self.tried is None else {**data, "tried": self.tried}
+
+    @property
+    def doubtful(self) -> float:
+        """Up to where slots that are not settled are in doubt."""
+        return self.claimed if self.tried is None else self.tried
 
     def settled(self, last: float, *, open_: bool) -> float:
         """Up to where the slots of an entry are settled whose state tells `last`, and is or is not `open_`."""
@@ -64,7 +76,7 @@ class Marks:
 
     def doubts(self, slot: float) -> bool:
         """Whether a slot that is not settled is in doubt: may have been published. If not, nobody has."""
-        return slot <= self.claimed
+        return slot <= self.doubtful
 
 
 class Offer(NamedTuple):
@@ -114,7 +126,8 @@ class Claims:
         then be protected by their states alone. If it was set back by less, the marks stay, and wait for it.
         """
         marks = Marks.of(told.data) if told.own and told.term == self.term else None
-        self._read = NEVER if marks is None else marks.claimed
+        # With `tried` in it, it is what the claim repeated: a slot that is published must not be told to be untried.
+        self._read = NEVER if marks is None or marks.tried is not None else marks.claimed
         hurry = self._set_back(now) or self._claim(now, next_due)
         self._settle(now, unsettled)
         pending = min(FOREVER if each is None else each for each in (next_due, unsettled))

@@ -58,6 +58,8 @@ class Dispatching(Settling):
                 self._present.unsettled.pop(name, None)
                 if error is None:
                     self.neli_states.ran(name, at_of(flight.advanced))
+                elif flight.wired and flight.found.slot is not None:
+                    self._present.perhaps[name] = flight.found.slot.timestamp()
             elif error is None:
                 self.schedule[name] = flight.advanced
                 self._settle(name)

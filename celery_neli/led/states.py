@@ -144,6 +144,7 @@ class States:
         if entry is not None and at_of(entry) < last:
             place(entry, last)
             self._changed(name)
+            self._scheduler.neli_write(entry)
 
     def forget(self, name: str) -> None:
         """The entry is gone for good."""

@@ -57,14 +57,15 @@ class Term:
         self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
         #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
         self.unsettled: dict[str, float] = {}
-        #: Slots that may have been published, or not, by entry: they stay in doubt after a clean release.
+        #: Slots that may have been published, or not, by entry: they stay in doubt after a clean release, which leaves
+        #: nothing in doubt behind the last of them.
         self.perhaps: dict[str, float] = {}
         self._keeper, self._shard = keeper, shard
         self._more = {**more, BASE: base} if base else more
         if inherited is None:
             self._doubt = now if blind else NEVER
         else:
-            self._doubt = inherited.claimed
+            self._doubt = inherited.doubtful
         self._told: set[str] = set()
 
     def tell(self, now: float, due: float | None) -> None:
@@ -81,10 +82,13 @@ class Term:
             self._offer(offer.marks, hurry=offer.hurry)
 
     def close(self, now: float, due: float | None) -> None:
-        """Give back what was claimed and not used: the states of all that ran are in Kafka."""
+        """Give back what was claimed and not used: nothing more is sent, and the states of all that ran are in Kafka.
+
+        What was found in doubt may still be, be it that an entry failed since.
+        """
         marks = self.claims.closing(now, self._first(due))
         doubtful = max(self.perhaps.values(), default=NEVER) + MICROSECOND  # as floats, slots are a little less exact
-        self._offer(Marks(max(marks.claimed, doubtful), marks.done))
+        self._offer(Marks(max(marks.claimed, doubtful), marks.done, tried=max(doubtful, self._doubt, 0.0)))
 
     def in_doubt(self, entry: Any, first: datetime | None) -> Owed | None:
         """The slots of an entry, of which ``first`` is the first owed, that may have been published before; None if

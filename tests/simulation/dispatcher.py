@@ -45,6 +45,7 @@ class Dispatcher:
         self.due: dict[str, float] = {}  # the earliest slot of each entry that is not settled
         self.not_before: dict[str, float] = {}  # a publish that failed is tried again
         self.open: dict[str, Opening] = {}
+        self.perhaps: dict[str, float] = {}  # slots that may have been published, though they failed
         self.unwritten: set[str] = set()  # entries whose last state was not confirmed
 
     def wall(self) -> float:
@@ -97,7 +98,7 @@ class Dispatcher:
         self.term = term
         marks = Marks.of(told.data, now=now)
         self.claims = Claims(term=term, interval=self.actor.config.heartbeat_interval, inherited=marks, now=now)
-        self.entries, self.due, self.not_before, self.open, self.unwritten = {}, {}, {}, {}, set()
+        self.entries, self.due, self.not_before, self.open, self.perhaps, self.unwritten = {}, {}, {}, {}, {}, set()
         self.read_at = self.world.now + self.world.slots.rnd.uniform(0, 1)
         self.world.wake(self.actor, self.read_at - self.world.now)
         self.world.slots.begun(self.role, term, marks)
@@ -129,6 +130,8 @@ class Dispatcher:
         self.world.slots.topics[self.role].flush(self.actor.name, states)
         marks = self.claims.closing(self.wall(), self._unsettled())
         self.world.slots.handed_back(self.role, self.term, marks)
+        perhaps, found = max(self.perhaps.values(), default=0.0), self.claims.inherited.doubtful
+        marks = Marks(max(marks.claimed, perhaps), marks.done, tried=max(perhaps, found))
         self.actor.member.offer(self.name, marks.as_data(), term=self.term)
 
     # A slot
@@ -145,12 +148,19 @@ class Dispatcher:
             slots.left_out(self.role, name, slot)
             self.entries[name] = pass_over(entry, found.slot, _utc(now))
         elif not self.world.calm and slots.rnd.random() < self.world.scenario.publish_fails:
+            if slots.rnd.random() < 0.5:  # on the wire
+                self.perhaps[name] = slot
+                if slots.rnd.random() < 0.5:
+                    slots.published(
+                        self.role, name, slot, task_id(self.role, name, found.slot), self.term, now, told=False
+                    )
             self.not_before[name] = now + slots.rnd.uniform(0.1, 3)
             self.open.setdefault(name, Opening())
             self._write(name)
             return False
         else:
             slots.published(self.role, name, slot, task_id(self.role, name, found.slot), self.term, now)
+            self.perhaps.pop(name, None)
             self.entries[name] = advance(entry, found.slot, _utc(now))
             self._crash()
         self.due[name] = next_slot(entry.schedule, self.entries[name].last_run_at).timestamp()

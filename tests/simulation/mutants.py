@@ -120,13 +120,16 @@ MUTANTS = (
     Mutant(name="done waits for what is not settled", where="claims", scenario="slots", text="min(now, unsettled - MICROSECOND)", put="now"),
     Mutant(name="done waits for the entries", where="claims", scenario="slots", text="if self._resolved:", put="if True:"),
     Mutant(name="a clean release leaves no doubt", where="claims", scenario="slots", text="max(self._done, self._doubtful), NEVER", put="self._claimed, NEVER"),
-    Mutant(name="a clean release leaves the doubt that it found", where="claims", scenario="slots", text="max(self._done, self._doubtful), NEVER", put="self._done, NEVER", seed=11),
+    Mutant(name="a clean release leaves the doubt that it found", where="claims", scenario="slots", text="max(self._done, self._doubtful), NEVER", put="self._done, NEVER", seed=60),
+    Mutant(name="what was on the wire stays in doubt", where="dispatcher", scenario="slots", text="self.perhaps[name] = slot", put="pass", seed=25),
+    Mutant(name="what was found in doubt stays so", where="dispatcher", scenario="slots", text="tried=max(perhaps, found)", put="tried=perhaps"),
+    Mutant(name="untried is what nobody has tried since", where="claims", scenario="slots", text="if marks is None or marks.tried is not None else", put="if marks is None else"),
     Mutant(name="a successor heeds doubt", where="dispatcher", scenario="slots", text="slots.skip and self.claims.inherited.doubts(slot)", put="False"),
     Mutant(name="a successor heeds done", where="dispatcher", scenario="slots", text="self.claims.inherited.settled(state.last, open_=state.open)", put="state.last", seed=13),
     Mutant(name="done says nothing of an open entry", where="dispatcher", scenario="slots", text="open_=state.open)", put="open_=False)"),
     Mutant(name="that an entry is open is confirmed before done passes it", where="dispatcher", scenario="slots", text="items() if opening.confirmed}", put="items()}"),
     Mutant(name="an entry is open until it has caught up", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if True:", seed=7),
-    Mutant(name="an entry is open until it has caught up with done", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if self.due[name] > now:", seed=150),
+    Mutant(name="an entry is open until it has caught up with done", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if self.due[name] > now:", seed=400),
     Mutant(name="what is released was written", where="dispatcher", scenario="slots", text="for name in self.unwritten}", put="for name in ()}", seed=55),
 )  # fmt: skip
 

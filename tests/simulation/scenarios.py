@@ -59,7 +59,7 @@ class Scenario:
     slots: bool = True  # slots are judged: not where records are lost
     slot_roles: int = 1  # so many roles, the first, have slots
     skew: float = 0.3  # the machines' wall clocks differ from true time by up to so many seconds
-    publish_fails: float = 0.05  # probability that a publish fails, to be tried again
+    publish_fails: float = 0.05  # probability that a publish fails, half of them on the wire, to be tried again
     crash: float = 0.01  # ... that a process dies right after a publish, or after the state of a slot was sent
     state_lost: float = 0.1  # ... that the state of an entry never reaches the schedule topic
     state_late: float = 0.1  # ... that it takes up to 8 s

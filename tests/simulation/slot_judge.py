@@ -35,7 +35,8 @@ class Slots:
         self.found: list[dict[int, Marks | None]] = [{} for _ in world.roles]  # by term
         self.open: list[dict[int, set[str]]] = [{} for _ in world.roles]
         self.claimed: list[dict[tuple[str, int], float]] = [{} for _ in world.roles]  # by member and term
-        self.doubled = 0
+        self.untold: set[tuple[int, str, float, int]] = set()  # role, entry, slot, term
+        self.doubled = self.owed = 0
 
     def fail(self, what: str) -> None:
         if self.judged:
@@ -76,7 +77,10 @@ class Slots:
         if marks.claimed > max(marks.done, 0.0 if found is None else found.claimed):
             self.fail(f"term {term} of role {role} is released with {marks}")
 
-    def published(self, role: int, name: str, slot: float, task_id: UUID, term: int, now: float) -> None:
+    def published(
+        self, role: int, name: str, slot: float, task_id: UUID, term: int, now: float, *, told: bool = True
+    ) -> None:
+        """A message reached the task broker; its leader is `told` so, or takes it for a failure."""
         what = f"{name} {slot - BORN:g} of role {role}, term {term},"
         if not is_slot(name, slot) or slot > now:
             self.fail(f"{what} is no slot, or is early at {now - BORN:.3f}")
@@ -84,15 +88,18 @@ class Slots:
         if not authors:
             self.fail(f"{what} is published, and no record in the log claims it")
         terms = self.terms[role].setdefault((name, slot), set())
-        if term in terms:
+        if term in terms and (role, name, slot, term) not in self.untold:
             self.fail(f"{what} is published twice in this term")
+        if not told:
+            self.untold.add((role, name, slot, term))
         if self.ids[role].setdefault((name, slot), task_id) != task_id:
             self.fail(f"{what} has two ids")
-        if terms:
+        marks, opened = self.found[role][term], self.open[role][term]
+        self.owed += marks is not None and marks.doubtful < slot <= marks.done and name in opened
+        if terms - {term}:
             self.doubled += 1
-            marks, opened = self.found[role][term], self.open[role][term]
             if marks is not None:  # else nothing was left to know
-                doubt = slot <= marks.claimed and (slot > marks.done or name in opened)
+                doubt = marks.doubts(slot) and (slot > marks.done or name in opened)
                 if self.skip or not doubt:
                     self.fail(f"{what} was published in {terms}; in doubt: {doubt}, {marks}")
         terms.add(term)

@@ -38,6 +38,7 @@ def test_the_runs_are_not_idle() -> None:
     worlds = [run("slots", seed) for seed in range(20, 35)]
     assert {world.slots.skip for world in worlds} == {True, False}
     assert sum(world.slots.doubled for world in worlds) > 0
+    assert sum(world.slots.owed for world in worlds) > 0
     assert sum(len(world.slots.out[0]) for world in worlds) > 0
     assert sum(len(opened) for world in worlds for opened in world.slots.open[0].values()) > 0
 

@@ -61,6 +61,17 @@ def test_slots_in_doubt_are_covered_by_the_claim_that_repeats_them() -> None:
     assert not term.claims.covers(T0 - 0.5)
 
 
+def test_what_a_clean_release_tells_to_be_untried_is_covered_by_a_claim_without_those_words_only() -> None:
+    """Whoever leads next would take a slot that was published for one that nobody has tried."""
+    term = Term(Marks(T0, T0, tried=T0 - 9))
+    offer = term.turn(T0, T0 - 2)
+    assert not term.claims.covers(T0 - 2)
+    assert offer == Offer(Marks(T0 + INTERVAL, T0), hurry=True)
+    term.read_back()
+    term.turn(T0, T0 - 2)
+    assert term.claims.covers(T0 - 2)
+
+
 def test_slots_are_claimed_half_an_interval_before_they_are_due() -> None:
     """So that a slot need not wait for Kafka; who sleeps is told when to come back."""
     term = Term()
@@ -186,6 +197,22 @@ def test_marks_tell_what_a_slot_of_an_entry_has_come_to() -> None:
     assert not marks.doubts(T0 + 5.1)
 
 
+def test_after_a_clean_release_there_is_no_doubt_behind_what_was_tried() -> None:
+    """Whatever was claimed, and be it done for other entries."""
+    marks = Marks(claimed=T0, done=T0, tried=T0 - 5)
+    assert Marks.of(marks.as_data()) == marks
+    assert marks.doubts(T0 - 5)
+    assert not marks.doubts(T0 - 4)
+
+
+@pytest.mark.parametrize("marks", [{"claimed": 9, "done": 8, "tried": "1"}, {"claimed": 5, "done": 9, "tried": 1}])
+def test_where_marks_are_nonsense_all_that_is_claimed_is_in_doubt(marks: dict[str, Any]) -> None:
+    """Anybody may have written it."""
+    found = Marks.of(marks)
+    assert found is not None
+    assert found.doubtful == 9
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -211,6 +238,7 @@ def test_marks_that_contradict_each_other_leave_doubt_between_them() -> None:
         (Marks(T0 + 1e6, T0 - 1), Marks(T0, T0 - 1)),
         (Marks(T0 + 1e6, T0 + 1e6), Marks(T0, T0)),
         (Marks(T0 + 1e6, T0 + 100), Marks(T0 + 100, T0 + 100)),
+        (Marks(T0 + 1e6, T0 + 1e6, T0 + 9e5), Marks(T0, T0, T0)),
     ],
 )
 def test_marks_of_a_clock_that_was_wrong_count_as_of_now(marks: Marks, seen: Marks) -> None:

@@ -278,6 +278,33 @@ def test_an_entry_may_change_while_it_is_in_flight(change: str, lands: bool) -> 
     assert world.marks()[1] > 120, "nothing holds up the mark"
 
 
+@pytest.mark.parametrize("fate", ["leaves", "fails on the wire"])
+def test_the_slot_of_an_entry_that_changed_in_flight_is_known_after_a_hand_over(fate: str) -> None:
+    """That it was sent is in its state, or else it is in doubt: it is not sent twice."""
+    world = late(neli_in_doubt="skip")
+    world.now = -2.5
+    first = world.leader()
+    world.ticks(until=-2)
+    first.hand_over()  # and leaves its marks
+    world.put("r1", "PT1M")
+    world.put_state("r1", -2.0, open=True)  # *done* says nothing of it
+    world.now = 90.0
+    wire = Wire(world)
+    wire.held = {"r1"}
+    beat = held_up(world, wire, 1)
+    world.put("r1", "PT1M", args=[2])
+    beat.turn()
+    if fate != "leaves":
+        wire.broken = {"r1": ValueError("the connection broke")}
+    wire.let_go()
+    beat.hand_over()
+    wire.broken, wire.held = {}, set()
+    successor = world.leader()
+    world.ticks(until=119)
+    assert world.slots("r1") == ([58, 118] if fate == "leaves" else [118])
+    assert successor.inner.neli_in_doubt == (fate != "leaves")
+
+
 def test_an_entry_with_receivers_of_signals_goes_the_ticking_thread_s_way(world: World, wire: Wire) -> None:
     """A user's own code runs nowhere else."""
     from celery.signals import before_task_publish

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from celery.beat import BeatLazyFunc
 
-from tests.unit.beats import World
+from tests.unit.beats import Crash, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tests.unit.beats import Process
 
@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 class Failing:
     """A world with an entry `bad` that fails until told otherwise, at one ``place``."""
 
-    def __init__(self, place: str, every: float = 10.0, *, error: BaseException | None = None, **conf: object) -> None:
+    def __init__(
+        self,
+        place: str,
+        every: float = 10.0,
+        *,
+        error: BaseException | None = None,
+        others: Mapping[str, float] | None = None,
+        **conf: object,
+    ) -> None:
         self.fails = True
         self.tries = 0
         self._error = ValueError("it cannot be sent") if error is None else error
         entry = {"task": "t", "schedule": every}
         if place == "before the wire":
             entry["args"] = (BeatLazyFunc(self._fail),)
-        self.world = World({"bad": entry}, **conf)
+        self.world = World({"bad": entry, **(others or {})}, **conf)
         if place == "on the wire":
             self.world.before_wire = self._fail
 
@@ -35,13 +43,24 @@ class Failing:
             self.tries += 1
             raise self._error
 
+    def fail_on_the_wire(self, entry: str) -> None:
+        """Whatever else is so."""
+        self.tries += 1
+        raise self._error
+
     def succeeded(self, beat: Process) -> Process:
         """The leader hands over; its successor, which does not fail."""
         beat.hand_over()
         self.fails = False
+        self.world.before_wire = lambda entry: None
         successor = self.world.leader()
         self.world.ticks(until=self.world.now + 1)
         return successor
+
+
+def crash(entry: str) -> None:
+    """The leader dies at this very place."""
+    raise Crash
 
 
 #: By where its message came to grief: whether the slot is in doubt for the successor.
@@ -65,13 +84,7 @@ def test_a_signal_that_cuts_off_a_message_leaves_it_in_doubt_if_the_transport_ha
 
 
 @pytest.mark.parametrize("policy", ["skip", "send"])
-@pytest.mark.parametrize(
-    "place",
-    [
-        pytest.param("before the wire", marks=pytest.mark.xfail(strict=True, reason="taken for in doubt")),
-        "on the wire",
-    ],
-)
+@pytest.mark.parametrize("place", PLACES)
 def test_a_slot_that_fails_is_in_doubt_for_the_successor_if_the_transport_had_it(place: str, policy: str) -> None:
     """A clean release tells which: one that failed before the wire is owed, and no more."""
     failing = Failing(place, neli_in_doubt=policy)
@@ -82,6 +95,117 @@ def test_a_slot_that_fails_is_in_doubt_for_the_successor_if_the_transport_had_it
     doubtful = PLACES[place]
     assert successor.inner.neli_in_doubt == doubtful
     assert failing.world.slots("bad") == ([] if doubtful and policy == "skip" else [10])
+
+
+def test_a_slot_that_the_transport_had_once_stays_in_doubt() -> None:
+    """That a later try failed before the wire says nothing about the first."""
+    failing = Failing("before the wire", neli_in_doubt="skip")
+    failing.fails = False
+    failing.world.before_wire = failing.fail_on_the_wire
+    beat = failing.world.leader()
+    failing.world.ticks(until=10.5)
+    failing.fails = True
+    failing.world.ticks(until=12.5)
+    assert failing.tries == 2
+    assert failing.succeeded(beat).inner.neli_in_doubt == 1
+    assert failing.world.slots("bad") == []
+
+
+def test_a_hand_over_whose_states_could_not_be_written_leaves_the_doubt() -> None:
+    """What is in Kafka is old: nobody can tell which slots were sent since."""
+    failing = Failing("before the wire", neli_in_doubt="skip")
+    beat = failing.world.leader()
+    failing.world.ticks(until=12.5)
+    beat.topic.up = False
+    failing.world.ticks(until=13.5)
+    assert beat.topic.unsaved
+    assert failing.succeeded(beat).inner.neli_in_doubt == 1
+    assert failing.world.slots("bad") == []
+
+
+def test_a_slot_that_is_owed_is_so_after_every_clean_hand_over() -> None:
+    """The next leader fails, too, and hands over."""
+    failing = Failing("before the wire", neli_in_doubt="skip")
+    first = failing.world.leader()
+    failing.world.ticks(until=12.5)
+    first.hand_over()
+    second = failing.world.leader()
+    failing.world.ticks(until=15.5)
+    assert failing.tries > 3
+    assert failing.succeeded(second).inner.neli_in_doubt == 0
+    assert failing.world.slots("bad") == [10]
+
+
+def test_a_slot_that_was_owed_is_in_doubt_once_a_leader_died_over_it() -> None:
+    """It sends what it found owed, and dies before it has told anything more."""
+    failing = Failing("before the wire", neli_in_doubt="skip")
+    world = failing.world
+    first = world.leader()
+    world.ticks(until=12.5)
+    first.hand_over()
+    failing.fails = False
+    second = world.leader()
+
+    def die(entry: str) -> None:
+        second.crash(arrives=False)
+        raise Crash
+
+    world.after_wire = die
+    world.ticks(until=13.5)
+    assert world.slots("bad") == [10]
+    world.after_wire = lambda entry: None
+    third = world.leader()
+    world.ticks(until=18)
+    assert third.inner.neli_in_doubt == 1
+    assert world.slots("bad") == [10]
+
+
+def test_a_slot_that_was_found_in_doubt_stays_so_though_its_next_try_fails_before_the_wire() -> None:
+    """The leader that died may have sent it, whatever the next one did."""
+    failing = Failing("before the wire", neli_in_doubt="send")
+    world = failing.world
+    failing.fails = False
+    world.after_wire = crash
+    world.leader()
+    world.ticks(until=11)
+    assert world.slots("bad") == [10]
+    world.after_wire = lambda entry: None
+    failing.fails = True
+    second = world.leader()
+    world.ticks(until=18)
+    assert (failing.tries > 1, second.inner.neli_in_doubt) == (True, 1)
+    assert failing.succeeded(second).inner.neli_in_doubt == 1
+    assert world.slots("bad") == [10, 10]
+
+
+def test_a_slot_that_fails_does_not_bring_back_what_others_sent_since() -> None:
+    """Nor are any of theirs lost, or taken for in doubt."""
+    failing = Failing("before the wire", neli_in_doubt="skip", others={"good": 3.0})
+    world = failing.world
+    beat = world.leader()
+    world.ticks(until=19.5)
+    assert world.slots("good") == [3, 6, 9, 12, 15, 18]
+    successor = failing.succeeded(beat)
+    world.ticks(until=25)
+    assert world.slots("good") == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert (world.slots("bad"), successor.inner.neli_in_doubt) == ([10, 20], 0)
+
+
+def test_doubt_about_a_slot_that_was_sent_in_the_end_is_no_doubt_about_others() -> None:
+    """Their slots before it are still owed: nothing that the transport had is left unsettled."""
+    failing = Failing("before the wire", neli_in_doubt="skip", others={"worse": 11.0})
+    world, broken = failing.world, [True]
+
+    def break_once(entry: str) -> None:
+        if broken.pop() if broken else False:
+            raise ValueError("the connection broke")
+
+    world.before_wire = break_once
+    beat = world.leader()
+    world.ticks(until=12.5)
+    assert (world.slots("worse"), broken) == ([11], [])
+    assert failing.succeeded(beat).inner.neli_in_doubt == 0
+    assert world.slots("bad") == [10]
 
 
 @pytest.mark.parametrize("place", PLACES)
