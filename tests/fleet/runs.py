@@ -3,15 +3,17 @@
 Every process appends to a file of its own, `runs.WORKER.PID`, one whole line for each event:
 
     received TASK AT                the worker has it in hand (its main process)
-    start TASK TERM AT              its body begins (a process of the pool)
-    end TASK TERM AT STILL          its body ends; STILL: what still_leader() says, 1 or 0
+    start TASK TERM THREAD AT       its body begins (a process of the pool)
+    end TASK TERM THREAD AT STILL   its body ends; STILL: what still_leader() says, 1 or 0
 
-Times are CLOCK_BOOTTIME, which all processes of a machine share. TERM is "-" for a task that needs none.
+Times are CLOCK_BOOTTIME, which all processes of a machine share. TERM is "-" for a task that needs none. THREAD (a
+number) tells which start an end belongs to: a task that came twice may be run by two threads at once.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,11 +55,11 @@ class RunLog:
 
     def start(self, task: str, term: int | None) -> None:
         """A body begins."""
-        self._write(f"start {task} {_word(term)} {boottime():.6f}")
+        self._write(f"start {task} {_word(term)} {threading.get_ident()} {boottime():.6f}")
 
     def end(self, task: str, term: int | None, *, still: bool) -> None:
         """A body ends."""
-        self._write(f"end {task} {_word(term)} {boottime():.6f} {int(still)}")
+        self._write(f"end {task} {_word(term)} {threading.get_ident()} {boottime():.6f} {int(still)}")
 
     def _write(self, line: str) -> None:
         if self._pid != os.getpid():
@@ -91,7 +93,7 @@ class _File:
         _, self._worker, pid = path.name.split(".")
         self._pid, self._at = int(pid), 0
         self.runs: list[Run] = []
-        self.begun: dict[str, Run] = {}  # under threads, several at a time
+        self.begun: dict[str, Run] = {}  # by thread
         self.received: list[Received] = []
 
     def read_on(self) -> None:
@@ -108,14 +110,16 @@ class _File:
         if word == "received":
             self.received.append(Received(task, self._worker, float(values[0])))
             return
-        term, at = None if values[0] == "-" else int(values[0]), float(values[1])
+        term, thread, at = None if values[0] == "-" else int(values[0]), values[1], float(values[2])
+        begun = self.begun.pop(thread, None)
         if word == "start":
-            if task in self.begun:
-                self.runs.append(self.begun[task])
-            self.begun[task] = Run(task, self._worker, term, at, pid=self._pid)
+            if begun is not None:  # the thread went on without its end: it raised
+                self.runs.append(begun)
+            self.begun[thread] = Run(task, self._worker, term, at, pid=self._pid)
         else:
-            start = self.begun.pop(task).start
-            self.runs.append(Run(task, self._worker, term, start, at, values[2] == "1", pid=self._pid))
+            assert begun is not None, f"{self._path}: {line}"
+            assert begun.task == task, f"{self._path}: {line} after the start of {begun.task}"
+            self.runs.append(Run(task, self._worker, term, begun.start, at, values[3] == "1", pid=self._pid))
 
 
 def _word(term: int | None) -> str:

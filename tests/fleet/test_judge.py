@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -125,3 +126,29 @@ def test_what_workers_write_is_read(tmp_path: Path) -> None:
     ]
     assert [run.end is None for run in found] == [False, True, True]
     assert [each.task for each in received] == ["t1"]
+
+
+def test_a_task_that_two_threads_run_at_once_is_two_runs(tmp_path: Path) -> None:
+    """It came twice, as tasks acknowledged late may; each end belongs to the start of its own thread."""
+    log = RunLog(tmp_path, "a")
+    with ThreadPoolExecutor(1) as other:
+        log.start("t1", 5)
+        other.submit(log.start, "t1", 5).result()
+        log.end("t1", 5, still=True)
+        other.submit(log.end, "t1", 5, still=False).result()
+    found, _ = runs.Reader(tmp_path).read()
+    first, second = found
+    assert (first.task, first.still, second.task, second.still) == ("t1", True, "t1", False)
+    assert first.end is not None
+    assert second.end is not None
+    assert first.start <= second.start <= first.end <= second.end
+
+
+def test_a_body_that_raised_has_no_end(tmp_path: Path) -> None:
+    """Its thread begins the next."""
+    log = RunLog(tmp_path, "a")
+    log.start("t1", 5)
+    log.start("t1", 5)
+    log.end("t1", 5, still=True)
+    found, _ = runs.Reader(tmp_path).read()
+    assert [(run.task, run.end is None) for run in found] == [("t1", True), ("t1", False)]

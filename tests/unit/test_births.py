@@ -57,5 +57,18 @@ def test_states_that_a_leader_did_not_come_to_write_are_written_by_its_successor
     assert world.slots() == [0]
 
 
+def test_an_entry_that_goes_before_its_state_was_written_gets_none() -> None:
+    """And keeps nobody busy. One turn writes a portion, whatever the machine, so most are still to be written then."""
+    world = World(schedule())
+    beat = world.leader()
+    while not written(world):
+        world.election.catch_up()
+        beat.turn()
+    gone = min({*OTHERS} - written(world))  # they are written in no order
+    del beat.inner.schedule[gone]
+    world.ticks(until=1)
+    assert written(world) == {"e", *OTHERS} - {gone}
+
+
 def crash(entry: str) -> None:
     raise Crash

@@ -174,7 +174,16 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     types, loaded = told.splitlines()
     assert types == "inspect control"
     packages = ("election", "schedule", "worker")
-    modules = ("cli", "config", "exceptions", "nearest", "settings", "election.records", "schedule.cli", "worker.control")
+    modules = (
+        "cli",
+        "config",
+        "exceptions",
+        "nearest",
+        "settings",
+        "election.records",
+        "schedule.cli",
+        "worker.control",
+    )
     assert set(loaded.split()) == {f"celery_neli.{each}" for each in (*packages, *modules)}
 
 
