@@ -75,12 +75,13 @@ def main() -> None:
         f"fast{n}": {"task": "bench.task", "schedule": EVERY, "last_run_at": now + EVERY * (n / SPEC["fast"])}
         for n in range(SPEC["fast"])
     }
+    case = SPEC["case"]
     app.conf.update(
         result_expires=None, beat_schedule={**schedule_of(SPEC["idle"]), **fast}, neli_group=SPEC["group"],
+        neli_enabled=case != "neli",
         neli_kafka=SPEC["kafka"], neli_name=SPEC["name"], neli_scheduler="benchmarks.beat_process.NotingNeli",
         redbeat_redis_url=SPEC["redis"], redbeat_redis_options={}, redbeat_key_prefix=f"{SPEC['group']}:",
     )  # fmt: skip
-    case = SPEC["case"]
     schedulers = {"celery": NotingCelerys, "neli": NotingNeli, "neli led": Scheduler}
     celery.beat.Service(app, scheduler_cls=redbeat() if case == "redbeat" else schedulers[case]).start()
 

@@ -112,6 +112,9 @@ class Neli(Celerys):
 
     cls = ReplicatedScheduler
 
+    def settings(self) -> dict[str, Any]:
+        return {"neli_enabled": False}  # where there is an election, it refuses to run by itself
+
 
 class NeliLed(Celerys):
     """Ours as `celery beat` runs it, under a leader that is never lost, without Kafka; on one connection."""
