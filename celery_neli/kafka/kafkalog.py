@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from celery_neli.log_limit import LogLimit
+
 REPEAT_AFTER = 10.0  # seconds until the same line may be said again
 _CONSEQUENCE = "nobody leads until it answers"
-REMEMBERED = 256  # lines kept in mind
 _NUMBERS = re.compile(r"\d+")
 _SECRET = re.compile(r"password|secret|token|jaas|\.key\b|key\.pem|oauthbearer\.config|credential", re.IGNORECASE)
 # Lines about single connections: a broker that is down makes some twenty a second. That all are, `error` says once.
@@ -46,10 +46,9 @@ class KafkaLog:
         self, log: logging.Logger, properties: Mapping[str, Any], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._log = log
-        self._clock = clock
         self._servers = str(properties.get("bootstrap.servers", properties.get("metadata.broker.list", "")))
         self._secrets = sorted(secrets_of(properties), key=len, reverse=True)
-        self._said: OrderedDict[str, float] = OrderedDict()
+        self._limit = LogLimit(REPEAT_AFTER, clock=clock)
         self._unreachable = False
         self._reason = ""
 
@@ -94,16 +93,8 @@ class KafkaLog:
         """Log `line` unless one that differs in numbers only was logged less than ten seconds ago."""
         if not self._log.isEnabledFor(level):
             return
-        key = _NUMBERS.sub("#", line)
-        now = self._clock()
-        said = self._said.get(key)
-        if said is not None and now - said < REPEAT_AFTER:
-            return
-        self._said[key] = now
-        self._said.move_to_end(key)
-        if len(self._said) > REMEMBERED:
-            self._said.popitem(last=False)
-        self._log.log(level, "%s", line)
+        if self._limit.allows(_NUMBERS.sub("#", line)):
+            self._log.log(level, "%s", line)
 
     def masked(self, text: str) -> str:
         """`text` without the values of secret properties."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
+from celery_neli.log_limit import LogLimit
 from celery_neli.schedule.records import STATE, Kind, kind_of, outdated
 from celery_neli.threads import original
 
@@ -33,7 +33,7 @@ class Found:
         self._own, self._log = own, log
         self._lock: Any = original("_thread", "allocate_lock")()  # for greenlets and threads alike
         self._entries: Entries = {}
-        self._refused: dict[str, float] = {}
+        self._limit = LogLimit(REFUSED_EVERY)
 
     def add(self, key: bytes | None, value: bytes | None) -> bool:
         """Take in a record; whether there is something new to take."""
@@ -58,7 +58,5 @@ class Found:
 
     def refuse(self, kind: str, what: str) -> None:
         """Say that a record is skipped: one line of a kind a minute."""
-        now = time.monotonic()
-        if now - self._refused.get(kind, -REFUSED_EVERY) >= REFUSED_EVERY:
-            self._refused[kind] = now
+        if self._limit.allows(kind):
             self._log.warning("schedule record skipped %s", what)
