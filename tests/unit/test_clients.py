@@ -10,7 +10,8 @@ from celery_neli.config import Config
 from celery_neli.election.curator import connect_kafka
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.clients import group_properties, producer_properties, reader_properties
-from celery_neli.kafka.kafkalog import REMEMBERED, KafkaLog
+from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.log_limit import REMEMBERED
 from tests.processes import wait_until
 
 TASKS = Path("/proc/self/task")
