@@ -1,140 +1,16 @@
-"""A member on a journal and a group that the test plays by hand, on a clock that it moves."""
+"""One process in one election, record by record and turn by turn (`Stage`)."""
 
 from __future__ import annotations
 
-import itertools
-import random
 from typing import Any
 
 import pytest
 
-from celery_neli.config import Config
-from celery_neli.election.events import End, Entry, Event, Lost, Started
-from celery_neli.election.grant import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked, Told
-from celery_neli.election.member import Member
-from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.events import End, Entry, Lost, Started
+from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked, Told
+from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import TopicError
-
-
-class HandJournal:
-    """Tells what the test puts in; what is appended goes into `log`, and is told when the test echoes it."""
-
-    def __init__(self, roles: int) -> None:
-        self.next: list[Event] = []
-        self.log: list[list[bytes]] = [[] for _ in range(roles)]
-        self.told = [0] * roles
-        self.sent: list[Record] = []
-        self.asked: list[tuple[str, int]] = []
-        self.trouble: TopicError | None = None
-        self.on_append: Any = lambda record: None
-
-    def read(self, timeout: float) -> list[Event]:
-        if self.trouble is not None:
-            raise self.trouble
-        events, self.next = self.next, []
-        return events
-
-    def append(self, role: int, key: str, value: bytes) -> None:
-        self.log[role].append(value)
-        self.sent.append(decode(value))
-        self.on_append(self.sent[-1])
-
-    def look_back(self, role: int) -> None:
-        self.asked.append(("look_back", role))
-
-    def ask_end(self, role: int) -> None:
-        self.asked.append(("ask_end", role))
-
-    def close(self) -> None:
-        pass
-
-
-class HandGroup:
-    def __init__(self) -> None:
-        self.induced: frozenset[int] = frozenset()
-        self.joined = False
-
-    def poll(self) -> None:
-        pass
-
-    def join(self) -> None:
-        self.joined = True
-
-    def leave(self) -> None:
-        self.joined = False
-
-    def close(self) -> None:
-        pass
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def info(self, msg: str, *args: Any) -> None:
-        self.lines.append(msg % args)
-
-    warning = error = info
-
-
-class Stage:
-    """One member, `m`, and everything around it."""
-
-    def __init__(self, *roles: str, empty: bool = True) -> None:
-        roles = roles or ("leader",)
-        self.now = 100.0
-        self.journal, self.group, self.log = HandJournal(len(roles)), HandGroup(), Lines()
-        nonces = itertools.count(1)
-        self.heard = 0
-        self.member = Member(
-            Config(group="g", name="m", roles=roles),
-            self.journal,
-            self.group,
-            clock=lambda: self.now,
-            log=self.log,
-            rng=random.Random(0),
-            nonce=lambda: str(next(nonces)),
-            heard=self.hear,
-        )
-        self.group.induced = frozenset(range(len(roles)))
-        if empty:
-            for role in range(len(roles)):
-                self.journal.next += [Started(role, 0, oldest=True), End(role)]
-
-    def hear(self) -> None:
-        self.heard += 1
-
-    def turn(self, *events: Event, after: float = 0.0) -> list[Any]:
-        self.now += after
-        self.journal.next += events
-        return self.member.step(0)
-
-    def echo(self, after: float = 0.0) -> list[Any]:
-        """Read back what was appended since the last echo."""
-        journal = self.journal
-        for role, log in enumerate(journal.log):
-            journal.next += [Entry(role, offset, log[offset]) for offset in range(journal.told[role], len(log))]
-            journal.next.append(End(role))
-            journal.told[role] = len(log)
-        return self.turn(after=after)
-
-    def write(self, record: Record | bytes, role: int = 0) -> None:
-        self.journal.log[role].append(record if isinstance(record, bytes) else encode(record))
-
-    def lead(self) -> Stage:
-        self.turn()
-        assert [type(change) for change in self.echo()] == [LeaderAcquired] * len(self.journal.log)
-        self.journal.sent.clear()
-        return self
-
-    def grant(self, role: str = "leader") -> Grant:
-        return self.member.grant(role)
-
-    def leads(self, role: str = "leader") -> bool:
-        return self.grant(role).leading(self.now)
-
-    def holds(self, role: str = "leader") -> bool:
-        return self.grant(role).held(self.now)
+from tests.unit.stage import Stage
 
 
 def beat(author: str, **more: Any) -> Record:
@@ -359,6 +235,16 @@ def test_junk_is_skipped_with_one_warning_a_minute() -> None:
         stage.echo(after=0.5)
     assert stage.leads()
     assert len([line for line in stage.log.lines if "skipped" in line]) == 1
+
+
+def test_junk_of_a_kind_is_one_kind_whatever_it_holds() -> None:
+    """A stranger who writes another number each time gets no further line."""
+    stage = Stage().lead()
+    for exponent in range(400, 700):
+        stage.write(b'{"v":1,"x":1e%d}' % exponent)
+        stage.write(b'{"v":1,"x":%d}' % 10 ** (exponent // 5))
+    stage.echo(after=0.5)
+    assert len([line for line in stage.log.lines if "skipped" in line]) == 2
 
 
 def test_a_missing_topic_is_kept_as_trouble_and_ends_no_lease_early() -> None:
