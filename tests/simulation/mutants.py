@@ -54,7 +54,7 @@ class Mutant:
 
 # Not in the table, for only one run in hundreds would tell, or another rule steps in: reading to the end before each claim, the leases
 # seen by a blind claimant, data that end with their term, and what else is done about another log (a record from its future, a what is
-# inherited, a new name, reading it again). tests/unit/test_lease.py and test_member.py have them one by one.
+# inherited, a new name, reading it again, what comes while it looks back). tests/unit/test_lease.py and test_member.py have them one by one.
 MUTANTS = (
     # The rules of the fold
     Mutant(name="a lease counts from the send", scenario="base", text="self.until = max(self.until, sent + ", put="self.until = max(self.until, now + "),
@@ -113,6 +113,7 @@ MUTANTS = (
     # Slots
     Mutant(name="late data are ignored", scenario="rough", text="and record.seq > self._data_seq", put=""),
     Mutant(name="a claim repeats the data", scenario="base", text="seen=self.last, data=self.data)", put="seen=self.last)"),
+    Mutant(name="what is repeated leaves room for what is added", scenario="long-data", text="repeatable(record.data), record.seq", put="record.data, record.seq"),
     Mutant(name="data are counted by term", scenario="base", text="        self._data_seq = NOTHING\n        self._delay", put="        self._delay"),
     Mutant(name="a term repeats what its claim has found", where="member", scenario="slots", text="lease.data if lease.data_out is None else lease.data_out", put="lease.data_out"),
     Mutant(name="a slot is published once its claim was read back", where="claims", scenario="slots", text="slot <= min(self._read, self._claimed)", put="slot <= self._claimed"),
