@@ -100,6 +100,20 @@ def test_a_claim_does_not_depose_a_leader_whose_beat_came_first() -> None:
     assert a.term == 0
 
 
+def test_a_blind_claim_is_void_for_those_who_know_if_anything_lies_between() -> None:
+    """Effective or not, a record or none; they judge it like a reader that knows nothing."""
+    log = Log()
+    a = elected(log)
+    log.append(Record(kind="request", member="x/1", seq=0, lease=0.0, to="a"))
+    log.append(Record(kind="claim", member="b/1", seq=1, lease=4.0, end=1))
+    log.read(a, 0.5)
+    a.read(3, None, 0.5)
+    a.read(4, Record(kind="claim", member="b/1", seq=2, lease=4.0, end=3), 0.5)
+    assert (a.leading(0.5), a.term) == (True, 0)
+    a.read(5, Record(kind="claim", member="b/1", seq=3, lease=4.0, end=5), 0.5)
+    assert (a.holder, a.term) == ("b/1", 5)
+
+
 def test_others_wait_for_the_lease_that_the_holder_announces() -> None:
     """Not for their own setting; and by a hundredth longer, for clocks differ in rate (R2)."""
     log, b = Log(), member("b")
@@ -125,6 +139,19 @@ def test_a_released_role_is_claimed_at_once_by_the_induced_member_and_later_by_o
     assert other.tick(1.1) is not None
 
 
+def test_a_beat_that_arrives_behind_the_release_of_its_term_is_void() -> None:
+    """The role is vacant, and stays so: its author has stopped."""
+    log, b = Log(), member("b")
+    b.induced = True
+    log.append(Record(kind="claim", member="a/1", seq=1, lease=4.0, seen=-1))
+    log.append(Record(kind="release", member="a/1", seq=3, lease=4.0, seen=0, term=0))
+    log.append(beat("a/1", term=0, seen=0, seq=2))
+    log.read(b, 0.0)
+    claim = b.tick(0.0)
+    assert claim is not None
+    assert claim.seen == 1
+
+
 def test_a_member_named_in_a_request_goes_before_the_induced_one() -> None:
     """Whoever asked the holder to resign chose the successor."""
     log, induced, named = Log(), member("b"), member("c")
@@ -138,6 +165,22 @@ def test_a_member_named_in_a_request_goes_before_the_induced_one() -> None:
     assert induced.tick(1.0) is None
     assert induced.tick(1.44) is None, "the named one may lead other roles, and read late"
     assert induced.tick(1.46) is not None, "the named one may not come"
+
+
+def test_a_favour_is_for_the_next_term_only() -> None:
+    """When the member that was asked for has led and released, nobody waits for it again."""
+    log, b = Log(), member("b")
+    b.induced = True
+    for record in (
+        Record(kind="claim", member="a/1", seq=1, lease=4.0, seen=-1),
+        Record(kind="request", member="cli/1", seq=0, lease=0.0, to="c"),
+        Record(kind="release", member="a/1", seq=2, lease=4.0, seen=0, term=0),
+        Record(kind="claim", member="c/1", seq=1, lease=4.0, seen=2),
+        Record(kind="release", member="c/1", seq=2, lease=4.0, seen=3, term=3),
+    ):
+        log.append(record)
+    log.read(b, 0.0)
+    assert b.tick(0.0) is not None
 
 
 def test_a_member_that_asked_for_itself_goes_first_and_no_namesake() -> None:
@@ -218,6 +261,20 @@ def test_after_a_claim_comes_no_other_before_the_log_was_read_to_its_end_and_the
     assert a.tick(4.0) is not None
 
 
+def test_a_claim_is_judged_as_soon_as_another_record_takes_effect() -> None:
+    """Nothing can come of it any more: its author need not wait until it is old before it claims again."""
+    log, a = Log(), member("a")
+    a.end()
+    a.induced = True
+    a.tick(0.0)
+    log.append(Record(kind="claim", member="b/1", seq=1, lease=0.5, seen=-1))
+    log.read(a, 0.0)
+    assert not a.claiming(0.0)
+    vacant = 0.5 * CLOCK_RATES
+    assert a.tick(vacant - 0.01) is None
+    assert a.tick(vacant) is not None
+
+
 def test_a_resigning_leader_holds_until_its_release_is_sent() -> None:
     """It leads no more at once, beats while the barrier runs, and gives the role up when that is done (R3, R4)."""
     log = Log()
@@ -241,6 +298,27 @@ def test_a_barrier_is_awaited_for_drain_timeout_at_most() -> None:
         assert log.append(a.tick(beats * 0.5 - 0.25)).kind == "beat"
         log.read(a, beats * 0.5 - 0.25)
     assert log.append(a.tick(10.0)).kind == "release"
+
+
+def test_a_release_is_sent_again_until_it_is_read_back_or_the_lease_ends() -> None:
+    """It may be lost, and the others would wait for the whole lease; what it gave up stays given up."""
+    a = elected(Log())
+    a.resign(0.0)
+    a.drained()
+    sent = [a.tick(turn * 0.25) for turn in range(16)]
+    assert [record.kind for record in sent if record is not None] == ["release"] * 8
+    assert not a.held(0.1)
+    assert a.tick(4.0) is None
+
+
+def test_who_was_fenced_has_nothing_to_resign() -> None:
+    """Asked to resign then, it does not stand back from claiming."""
+    a = elected(Log())
+    a.end()
+    a.resign(4.0)
+    claim = a.tick(4.0)
+    assert claim is not None
+    assert claim.kind == "claim"
 
 
 def test_who_resigned_stands_back_for_its_own_lease() -> None:
@@ -281,6 +359,17 @@ def test_late_beats_bring_a_lease_back() -> None:
     assert a.until == 7.0
 
 
+def test_beats_that_change_places_shorten_no_lease() -> None:
+    """The older one is read last, and was sent first."""
+    log = Log()
+    a = elected(log)
+    older, newer = a.tick(1.0), a.tick(2.0)
+    log.append(newer)
+    log.append(older)
+    log.read(a, 2.5)
+    assert a.until == 2.0 + 4.0
+
+
 def test_a_doubled_beat_buys_nothing_twice() -> None:
     """Its send is known, and counts once."""
     log = Log()
@@ -311,6 +400,48 @@ def test_a_beat_that_has_seen_the_first_record_read_is_a_certificate() -> None:
     assert not a.known, "something between 8 and 10 may have been effective"
     a.read(12, beat("b/1", term=4, seen=9, seq=51), 0.0)
     assert (a.known, a.holder, a.term, a.last) == (True, "b/1", 4, 12)
+
+
+def test_a_release_is_a_certificate_too() -> None:
+    """Its author held the role until then: now nobody does."""
+    a = member("a", start=10, oldest=False)
+    a.read(10, Record(kind="release", member="b/1", seq=5, lease=4.0, term=4, seen=9), 0.0)
+    assert (a.known, a.holder, a.term, a.last) == (True, None, 4, 10)
+
+
+def test_the_longest_lease_that_was_announced_is_waited_for_not_the_last() -> None:
+    """A blind claimant cannot tell whose lease runs."""
+    a = member("a", start=10)
+    a.induced = True
+    a.read(10, Record(kind="claim", member="b/1", seq=1, lease=20.0, seen=3), 0.0)
+    a.read(11, Record(kind="claim", member="c/1", seq=1, lease=1.0, seen=3), 1.0)
+    a.end()
+    assert a.tick(20.0 * CLOCK_RATES - 0.01) is None
+    assert a.tick(20.0 * CLOCK_RATES) is not None
+
+
+def test_what_was_read_before_looking_back_is_read_again_and_not_kept() -> None:
+    """Else a record that was no certificate would be judged by a state that it does not belong to."""
+    a = member("a", start=10, oldest=False)
+    a.read(10, Record(kind="claim", member="c/1", seq=9, lease=4.0, seen=8), 0.0)
+    a.read(11, beat("c/1", term=10, seen=3, seq=10), 0.0)
+    a.begin(8, 0.0, oldest=False)
+    a.read(8, beat("b/1", term=4, seen=7), 0.0)
+    assert (a.known, a.holder, a.term, a.last) == (True, "b/1", 4, 8)
+
+
+def test_who_begins_again_trusts_the_log_again() -> None:
+    """It meets the record that contradicted when it knows, and judges it then."""
+    a = member("a", start=10, oldest=False)
+    contradiction = beat("b/1", term=90, seen=95)
+    a.read(10, contradiction, 0.0)
+    assert a.lost
+    a.begin(8, 0.0, oldest=True)
+    assert a.lost is None
+    a.read(8, None, 0.0)
+    a.read(9, None, 0.0)
+    a.read(10, contradiction, 0.0)
+    assert a.lost
 
 
 def test_a_log_without_a_certificate_is_claimed_blind_after_every_lease_that_may_run() -> None:
@@ -346,6 +477,7 @@ def test_any_record_at_all_voids_a_blind_claim(between: Record | None) -> None:
         Record(kind="claim", member="b/1", seq=1, lease=4.0, end=2),
         Record(kind="beat", member="a/1", seq=99, lease=4.0, term=0, seen=0),
         beat("b/1", term=0, seen=0),
+        Record(kind="beat", member="a/1", seq=2, lease=4.0, term=0, seen=0),
     ],
     ids=[
         "refers to a later offset",
@@ -353,6 +485,7 @@ def test_any_record_at_all_voids_a_blind_claim(between: Record | None) -> None:
         "blind claim past itself",
         "own name, never sent",
         "own term, other holder",
+        "own name, the number that comes next",
     ],
 )
 def test_a_record_that_the_log_cannot_hold_ends_the_trust_in_it(record: Record) -> None:

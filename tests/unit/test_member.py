@@ -8,6 +8,7 @@ import pytest
 
 from celery_neli.election.events import End, Entry, Lost, Started
 from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked, Told
+from celery_neli.election.lease import CLOCK_RATES
 from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import TopicError
 from tests.unit.stage import Stage
@@ -159,6 +160,26 @@ def test_without_a_certificate_up_to_the_end_it_looks_further_back() -> None:
     assert stage.journal.sent == []
     stage.turn(after=4.1)
     assert [record.blind for record in stage.journal.sent] == [True]
+
+
+def test_a_lease_that_another_announces_is_waited_for_from_when_its_record_was_read() -> None:
+    """Not from when the member began to wait for something to read: that may have taken long (R1, R2)."""
+    stage = Stage()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    read = stage.journal.read
+
+    def late(timeout: float) -> list[Any]:
+        stage.now += 0.5
+        return read(timeout)
+
+    stage.journal.read = late  # type: ignore[method-assign]
+    stage.echo()
+    read_at = stage.now
+    stage.journal.read = read  # type: ignore[method-assign]
+    stage.turn(after=4.0 * CLOCK_RATES - 0.01)
+    assert stage.journal.sent == []
+    stage.turn(after=read_at + 4.0 * CLOCK_RATES - stage.now)
+    assert [record.kind for record in stage.journal.sent] == ["claim"]
 
 
 def test_the_end_is_asked_for_again_after_a_claim_that_was_lost() -> None:
