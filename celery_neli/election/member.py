@@ -277,8 +277,9 @@ class Member:
             lease.read(event.offset, record, now)
             if lease.term != term:
                 post.led_until = post.heard
-            if lease.last != before:
-                post.heard = now - _idle(None if record is None else record.data)
+            # A claim tells of no progress, for its author may die before it does anything.
+            if record is not None and lease.last != before and (post.heard is None or record.kind != "claim"):
+                post.heard = now - _idle(record.data)
             if lease.lost is not None:
                 self._diverged(post, now)
         elif isinstance(event, End):

@@ -448,6 +448,21 @@ def test_led_until_is_when_the_last_leaders_owner_last_made_progress(data: dict[
     assert stage.member.led_until("leader") == pytest.approx(read - idle)
 
 
+def test_a_claim_is_no_progress() -> None:
+    """Who dies right after it leaves to its successor what the leader before it has left."""
+    stage = Stage()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    stage.write(Record(kind="beat", member="x/1", seq=2, lease=4.0, seen=0, term=0, data={"idle": 2.0}))
+    stage.echo()
+    read = stage.now
+    stage.write(Record(kind="claim", member="y/1", seq=1, lease=4.0, seen=1))
+    stage.echo(after=3.0)
+    stage.echo(after=5.0)
+    stage.echo(after=0.1)
+    assert stage.leads()
+    assert stage.member.led_until("leader") == pytest.approx(read - 2.0)
+
+
 def stage_beside(*roles: str) -> Stage:
     """`m`, to which every one of `roles` is assigned, and `x`, which leads them all."""
     stage = Stage(*roles)

@@ -201,3 +201,15 @@ def test_a_member_that_loses_its_position_anywhere_in_a_batch_is_ready_to_lead_a
     """Whatever it was doing: it comes to the end of the log, and claims when every lease has run out."""
     log = written(history)
     assert outcome(log, tail=max(0, len(log) - back), ends=ends, lost=lost, sizes=sizes)
+
+
+def test_leases_that_were_announced_before_looking_back_are_remembered_when_the_log_is_another() -> None:
+    """A topic made anew is empty, but who led by the old one may still believe in its lease (R7)."""
+    stage = Stage(empty=False)
+    announced = encode(Record(kind="claim", member="b/1", seq=1, lease=60.0, seen=8))
+    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, announced), End(0), Lost(0, "leader topic gone"))
+    stage.turn(Started(0, 0, oldest=True), End(0))
+    stage.turn(after=60.0)
+    assert stage.journal.sent == []
+    stage.turn(after=0.7)
+    assert [record.kind for record in stage.journal.sent] == ["claim"]
