@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.lease import CLOCK_RATES, FOREVER, Lease, Timing
+from celery_neli.election.lease import CLOCK_RATES, FOREVER, Lease, Timing, name_of
 from celery_neli.election.records import Record
 
 TIMING = Timing(heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
@@ -50,6 +51,12 @@ def elected(log: Log, name: str = "a") -> Lease:
 
 def beat(author: str, *, term: int, seen: int, seq: int = 50, lease: float = 4.0, **more: Any) -> Record:
     return Record(kind="beat", member=author, seq=seq, lease=lease, term=term, seen=seen, **more)
+
+
+@pytest.mark.parametrize(("identity", "name"), [("a/1", "a"), ("a/b/1", "a/b"), ("stranger", "stranger"), ("/1", "/1")])
+def test_a_name_is_an_identity_without_its_nonce(identity: str, name: str) -> None:
+    """A stranger may write an identity that has none: it is shown as it is."""
+    assert name_of(identity) == name
 
 
 def test_a_lease_runs_from_the_send_of_the_record_that_bought_it() -> None:
@@ -150,6 +157,20 @@ def test_a_beat_that_arrives_behind_the_release_of_its_term_is_void() -> None:
     claim = b.tick(0.0)
     assert claim is not None
     assert claim.seen == 1
+
+
+def test_a_head_start_is_drawn_for_each_term() -> None:
+    """So that several members that are not induced do not claim together, again and again."""
+    draws = itertools.count()
+    log, c = Log(), Lease("c/1", TIMING, delay=lambda: next(draws) / 100)
+    c.begin(0, 0.0, oldest=True)
+    waits = []
+    for term in (0, 2, 4):
+        log.append(Record(kind="claim", member="a/1", seq=term + 1, lease=4.0, seen=term - 1))
+        log.append(Record(kind="release", member="a/1", seq=term + 2, lease=4.0, seen=term, term=term))
+        log.read(c, 1.0)
+        waits.append(c.wake(1.0) - 1.0)
+    assert len(set(waits)) == 3
 
 
 def test_a_member_named_in_a_request_goes_before_the_induced_one() -> None:
