@@ -519,6 +519,44 @@ def test_a_record_that_the_log_cannot_hold_ends_the_trust_in_it(record: Record) 
     assert a.tick(0.6) is None
 
 
+def test_an_offset_that_was_read_already_is_ignored() -> None:
+    """A journal may tell it again: the record there is judged once."""
+    log = Log()
+    a = elected(log)
+    a.read(0, beat("b/1", term=0, seen=0), 0.1)
+    assert a.lost is None
+    assert a.leading(0.1)
+
+
+def test_a_log_that_contradicts_is_read_no_further_until_it_is_begun_anew() -> None:
+    """That begins behind the record that told, whatever came with it."""
+    log = Log()
+    a = elected(log)
+    a.read(1, beat("b/1", term=0, seen=0), 0.1)
+    a.read(2, Record(kind="claim", member="c/1", seq=1, lease=4.0, seen=0), 0.1)
+    assert (a.lost is not None, a.term, a.newest) == (True, 0, 1)
+    a.begin_anew("a/2", 0.1)
+    assert (a.start, a.lost) == (2, None)
+
+
+@pytest.mark.parametrize("ends", ["never begun", "reread", "lose"])
+def test_what_comes_before_reading_has_begun_says_nothing(ends: str) -> None:
+    """Records, ends and contradictions are of a position that is given up."""
+    a = Lease("a/1", TIMING)
+    if ends == "reread":
+        a.begin(10, 0.0, oldest=False)
+        a.reread()
+    elif ends == "lose":
+        a.begin(10, 0.0, oldest=False)
+        a.lose("a/2")
+    for offset, record in enumerate((beat("b/1", term=90, seen=95), beat("b/1", term=9, seen=9)), 10):
+        a.read(offset, record, 0.0)
+    a.end()
+    assert (a.lost, a.known, a.caught_up, a.holder) == (None, False, False, None)
+    assert a.tick(1000.0) is None
+    assert a.wake(0.0) == FOREVER
+
+
 def test_who_begins_anew_has_a_new_name_and_waits_for_its_own_old_lease() -> None:
     """The others may not have noticed; what was announced and bought before still runs."""
     log = Log()
