@@ -391,6 +391,43 @@ def test_beats_that_change_places_shorten_no_lease() -> None:
     assert a.until == 2.0 + 4.0
 
 
+def test_a_record_of_another_with_the_same_number_takes_nothing_from_ones_own() -> None:
+    """Numbers are each author's own."""
+    log = Log()
+    a = elected(log)
+    own = log.append(a.tick(1.0))
+    log.records.insert(1, Record(kind="claim", member="b/1", seq=own.seq, lease=4.0, seen=-1))
+    log.read(a, 1.0)
+    assert a.until == 1.0 + 4.0
+
+
+def test_a_late_beat_of_an_earlier_term_is_void_and_contradicts_nothing() -> None:
+    """Neither that of a deposed holder, nor the holder's own of a term that it had before."""
+    log, c = Log(), member("c")
+    log.append(Record(kind="claim", member="a/1", seq=1, lease=1.0, seen=-1))
+    log.append(Record(kind="claim", member="b/1", seq=1, lease=1.0, seen=0))
+    log.append(beat("a/1", term=0, seen=0))
+    log.read(c, 0.0)
+    assert (c.lost, c.holder, c.last) == (None, "b/1", 1)
+    log.append(Record(kind="claim", member="a/1", seq=60, lease=1.0, seen=1))
+    log.append(beat("a/1", term=0, seen=0, seq=51))
+    log.read(c, 0.0)
+    assert (c.lost, c.holder, c.term, c.last) == (None, "a/1", 3, 3)
+
+
+def test_a_hurried_beat_is_awaited_until_it_is_read_back_itself() -> None:
+    """An earlier record of one's own, or one of another, tells nothing of it."""
+    log = Log()
+    a = elected(log)
+    log.append(a.tick(0.5))
+    a.hurry()
+    hurried = log.append(a.tick(0.6))
+    a.read(1, log.records[1], 0.7)
+    assert a.awaited(0.7)
+    a.read(2, hurried, 0.8)
+    assert not a.awaited(0.8)
+
+
 def test_a_doubled_beat_buys_nothing_twice() -> None:
     """Its send is known, and counts once."""
     log = Log()
@@ -451,6 +488,39 @@ def test_what_was_read_before_looking_back_is_read_again_and_not_kept() -> None:
     assert (a.known, a.holder, a.term, a.last) == (True, "b/1", 4, 8)
 
 
+def test_a_holder_that_begins_to_read_again_holds_nothing() -> None:
+    """It knows nothing of what came in between."""
+    a = elected(Log())
+    a.begin(5, 1.0, oldest=True)
+    assert not a.held(1.0)
+    assert a.holder is None
+
+
+def test_leases_that_were_announced_before_looking_back_are_waited_for() -> None:
+    """If the log holds no certificate at all, they may be running (R7)."""
+    a = member("a", start=10, oldest=False)
+    a.induced = True
+    a.read(10, Record(kind="claim", member="b/1", seq=1, lease=60.0, seen=8), 0.0)
+    a.begin(5, 0.0, oldest=True)
+    a.end()
+    assert a.tick(60.0 * CLOCK_RATES - 0.01) is None
+    assert a.tick(60.0 * CLOCK_RATES) is not None
+
+
+def test_a_release_and_ones_own_records_announce_no_lease_to_wait_for() -> None:
+    """Who released has stopped, and one's own lease is known."""
+    a = member("a", start=10)
+    a.induced = True
+    a.end()
+    claim = a.tick(5.0)
+    assert claim is not None
+    a.read(10, Record(kind="release", member="b/1", seq=1, lease=200.0, seen=3, term=2), 5.0)
+    a.read(11, claim, 8.0)
+    a.end()
+    assert not a.known
+    assert a.tick(9.0) is not None
+
+
 def test_who_begins_again_trusts_the_log_again() -> None:
     """It meets the record that contradicted when it knows, and judges it then."""
     a = member("a", start=10, oldest=False)
@@ -485,7 +555,7 @@ def test_any_record_at_all_voids_a_blind_claim(between: Record | None) -> None:
     a = member("a", start=10, now=0.0)
     a.read(10, between, 0.0)
     a.read(11, Record(kind="claim", member="b/1", seq=1, lease=4.0, end=10), 0.0)
-    assert a.holder is None
+    assert (a.known, a.holder) == (False, None), "a void claim is no certificate"
     a.read(12, Record(kind="claim", member="b/1", seq=2, lease=4.0, end=12), 0.0)
     assert (a.known, a.holder, a.term) == (True, "b/1", 12)
 
