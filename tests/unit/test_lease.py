@@ -652,6 +652,47 @@ def test_a_member_that_may_not_claim_does_not() -> None:
     assert a.wake(0.0) == FOREVER
 
 
+def test_a_member_that_knows_by_a_certificate_may_claim() -> None:
+    """It need not have read the log from its oldest record on (R7)."""
+    a = member("a", start=10, oldest=False)
+    a.induced = True
+    a.read(10, Record(kind="release", member="b/1", seq=5, lease=4.0, term=4, seen=9), 0.0)
+    a.end()
+    claim = a.tick(0.0)
+    assert claim is not None
+    assert claim.seen == 10
+
+
+def test_a_claim_under_way_shortens_no_wait() -> None:
+    """A lease that was announced since runs longer than the claim is young."""
+    a = member("a", start=10)
+    a.induced = True
+    a.end()
+    assert a.tick(5.0) is not None
+    a.read(10, Record(kind="claim", member="b/1", seq=1, lease=60.0, seen=3), 6.0)
+    a.end()
+    assert a.tick(6.0 + 60.0 * CLOCK_RATES - 0.01) is None
+    assert a.tick(6.0 + 60.0 * CLOCK_RATES) is not None
+
+
+def test_a_member_wakes_when_its_barrier_must_end_and_not_for_a_log_that_it_cannot_use() -> None:
+    """Nothing is due while the log contradicts, or before it was read to its end."""
+    log = Log()
+    a = elected(log)
+    a.resign(0.25)
+    for beats in range(1, 22):
+        log.append(a.tick(beats * 0.5 - 0.5))
+        log.read(a, beats * 0.5 - 0.5)
+    assert a.wake(10.2) == 10.25
+    assert log.append(a.tick(10.25)).kind == "release"
+    assert a.wake(10.3) == 10.75, "the release may be lost"
+    contradicted = elected(Log())
+    contradicted.read(1, beat("b/1", term=0, seen=0), 0.1)
+    assert contradicted.wake(0.1) == FOREVER
+    late = member("b")
+    assert late.wake(0.0) == FOREVER
+
+
 def test_data_are_repeated_by_claims_and_never_move_back_within_a_term() -> None:
     """A doubled, late beat is effective as a beat, its data are old."""
     log = Log()

@@ -396,6 +396,39 @@ def test_an_abandoned_member_holds_nothing_more() -> None:
     assert not stage.holds()
 
 
+def test_an_abandoned_member_tells_nothing_and_fences_once() -> None:
+    """Other threads that still ask it hear of no term."""
+    stage = Stage().lead()
+    stage.member.abandon()
+    assert stage.member.told("leader") == Told()
+    assert stage.member.abandon() == []
+
+
+def test_a_leader_is_told_of_while_there_is_one() -> None:
+    """Not before the log is known, and not when the role was released."""
+    stage = Stage(empty=False)
+    assert stage.member.leader("leader") is None
+    claim = encode(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    release = encode(Record(kind="release", member="x/1", seq=2, lease=4.0, seen=0, term=0))
+    stage.turn(Started(0, 0, oldest=True), Entry(0, 0, claim))
+    assert stage.member.leader("leader") == ("x", 0)
+    stage.turn(Entry(0, 1, release))
+    assert stage.member.leader("leader") is None
+
+
+def test_a_step_waits_for_a_record_as_long_as_it_may_and_nothing_is_due() -> None:
+    """Not beyond the next beat, and never for less than nothing."""
+    stage = Stage().lead()
+    stage.turn()
+    waits: list[float] = []
+    stage.journal.read = lambda timeout: waits.append(timeout) or []  # type: ignore[method-assign,func-returns-value]
+    stage.member.step(0.1)
+    stage.member.step(9.0)
+    stage.now += 3.0
+    stage.member.step(9.0)
+    assert waits == [0.1, pytest.approx(0.5), 0.0]
+
+
 def test_it_wakes_for_the_next_beat_and_at_once_for_a_release() -> None:
     """Whoever turns it may wait so long for something to read."""
     stage = Stage().lead()
