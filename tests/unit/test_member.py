@@ -231,6 +231,71 @@ def test_a_contradiction_before_anything_is_known_sends_the_reader_further_back(
     assert [(record.member, record.end) for record in stage.journal.sent] == [("m/2", 11)]
 
 
+CERTIFICATE = encode(beat("b/1", term=4, seen=9))
+
+
+def test_who_knows_does_not_look_back() -> None:
+    """At the end of the log, or on a contradiction: it begins anew behind that, as it has met every lease (R7, R9)."""
+    stage = Stage(empty=False)
+    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, CERTIFICATE), End(0))
+    stage.turn(Entry(0, 11, encode(beat("c/1", term=4, seen=9))), End(0))
+    stage.turn(Entry(0, 12, encode(beat("c/1", term=90, seen=90))), End(0))
+    assert stage.journal.asked == []
+    assert len([line for line in stage.log.lines if line.startswith("journal differs role=leader")]) == 1
+    stage.turn(after=4.1)
+    assert [(record.kind, record.end) for record in stage.journal.sent] == [("claim", 13)]
+
+
+def test_a_contradiction_sends_a_reader_that_knows_nothing_further_back_at_once() -> None:
+    """Not only when the log was read to its end, which may be far."""
+    stage = Stage(empty=False)
+    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, encode(beat("b/1", term=90, seen=90))))
+    assert stage.journal.asked == [("look_back", 0)]
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("claimed", "x claimed the role"),
+        ("late", "no heartbeat sent in the last 4.0 s was read back: Kafka is away or slow"),
+        ("stood still", "this process stood still for 4.5 s"),
+        ("overrun", "its work was not done within neli_drain_timeout, 10 s"),
+        ("lost", "the log was lost, or it differs from the one that was read"),
+    ],
+)
+def test_a_fenced_leader_says_why(case: str, reason: str) -> None:
+    """For who reads the log."""
+    stage = Stage().lead()
+    if case == "claimed":
+        stage.echo()
+        stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=len(stage.journal.log[0]) - 1))
+        changes = stage.echo()
+    elif case == "late":
+        changes = [change for _ in range(9) for change in stage.turn(after=0.5)]
+    elif case == "stood still":
+        changes = stage.turn(after=4.5)
+    elif case == "overrun":
+        stage.member.resign()
+        stage.echo()
+        changes = [change for _ in range(21) for change in stage.echo(after=0.5)]
+    else:
+        changes = stage.turn(Lost(0, "truncated"))
+    assert [(type(change), change.reason) for change in changes] == [(LeaderFenced, reason)]
+
+
+def test_led_until_stays_while_a_term_lasts() -> None:
+    """It is about the last leader before, whatever the present one writes."""
+    stage = Stage()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    stage.echo()
+    read = stage.now
+    stage.echo(after=5.0)
+    for _ in range(5):
+        stage.echo(after=0.5)
+    assert stage.leads()
+    assert stage.member.led_until("leader") == read
+
+
 def test_a_newer_version_sets_it_aside_for_good() -> None:
     """It leads no more, claims no more, in no role, and does not read the log again and again (R9)."""
     stage = Stage("leader", "second").lead()
