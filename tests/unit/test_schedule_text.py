@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.text import human, parse, read, text_of
+from celery_neli.schedule.text import MOST, human, parse, read, text_of
 from celery_neli.tick.once import once
 from tests.unit.schedulers import make_app
 
@@ -68,7 +68,7 @@ def test_solar_events() -> None:
     assert when.app is APP
 
 
-@given(st.timedeltas(min_value=timedelta(milliseconds=1)))
+@given(st.timedeltas(min_value=timedelta(milliseconds=1), max_value=MOST))
 def test_every_interval_comes_back(every: timedelta) -> None:
     """To the microsecond."""
     text, when = parse(every, app=APP)
