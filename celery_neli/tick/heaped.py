@@ -61,7 +61,7 @@ class HeapedScheduler(CelerysScheduler):
                 self.check(entry)
             except ConfigurationError as exc:
                 del self.schedule[name]
-                found.mistakes[name] = [str(exc)]
+                found.mistakes[name] = [str(exc).removeprefix(f"beat entry {name!r}: ")]
         tell(found, logger)
 
     def beat_schedule(self) -> Any:
