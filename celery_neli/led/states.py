@@ -27,7 +27,7 @@ __all__ = ["States", "at_of", "place"]
 
 #: Records that come at once above which each is not worth a line in the log.
 MANY = 20
-#: Seconds between two lines about an entry that cannot be read.
+#: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
 REFUSED_EVERY = 60.0
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class States:
         #: Whether any state was ever read.
         self.read_any = False
         self._level = logging.INFO
-        self._limit = LogLimit(REFUSED_EVERY)
+        self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
 
     def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool) -> None:
         """Apply what was read. ``leading``: this process knows the states better."""
@@ -162,7 +162,7 @@ class States:
             yield
         except ConfigurationError as exc:
             self._leave_out(name)
-            if self._limit.allows(name):
+            if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
                 logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
         except RecordError as exc:
             self._refuse(kind, name, exc)

@@ -16,7 +16,7 @@ from celery_neli.printable import printable
 if TYPE_CHECKING:
     from celery_neli.schedule.records import Definition
 
-__all__ = ["EARLIEST", "LATEST", "check_definition", "check_made", "check_plain", "shown"]
+__all__ = ["EARLIEST", "LATEST", "check_definition", "check_made", "check_plain", "check_time", "shown"]
 
 MAX_DEPTH: Final = 64
 """How deep lists and dicts may be nested. Parsers and serializers follow some hundreds, depending on their stack."""
@@ -39,10 +39,11 @@ def check_definition(definition: Definition) -> None:
         _check_text("task", definition.task, MAX_TASK)
         _check_text("schedule", definition.schedule, MAX_SCHEDULE)
     for field in ("args", "kwargs", "options"):
-        check_plain(field, getattr(definition, field))
-    _check_time("since", definition.since)
+        if value := getattr(definition, field):
+            check_plain(field, value)
+    check_time("since", definition.since)
     for change in definition.changes:
-        _check_time("changes", change.at)
+        check_time("changes", change.at)
         for text, most in ((change.by, MAX_AUTHOR), (change.what, MAX_CHANGE)):
             if len(text) > most or _has_surrogates(text):
                 raise ConfigurationError(f"changes = {shown(text)}: give at most {most} characters that UTF-8 has")
@@ -107,9 +108,14 @@ def _check_text(field: str, value: Any, most: int) -> None:
         raise ConfigurationError(f"{field}: {shown(value)} is none: give a string of 1 to {most} characters")
 
 
-def _check_time(field: str, value: float) -> None:
-    if not EARLIEST <= value <= LATEST:
-        raise ConfigurationError(f"{field}: {value!r} is no time of the years 1 to 9999: give Unix seconds")
+def check_time(field: str, value: Any) -> None:
+    """Check a time in Unix seconds.
+
+    Raises:
+        ConfigurationError: it is no number, or none of the years 1 to 9999.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not EARLIEST <= value <= LATEST:
+        raise ConfigurationError(f"{field}: {shown(value)} is no time of the years 1 to 9999: give Unix seconds")
 
 
 def _has_surrogates(text: str) -> bool:

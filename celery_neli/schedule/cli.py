@@ -239,8 +239,8 @@ def _when(seconds: float | None) -> str:
         return "-"
     try:
         return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
-    except (ValueError, OverflowError, OSError):  # a state tells it that a stranger wrote
-        return f"? ({seconds:g})"
+    except (TypeError, ValueError, OverflowError, OSError):  # a state tells it that a stranger wrote
+        return f"? ({printable(seconds, 20)})"
 
 
 def _json(value: Any) -> str:

@@ -110,6 +110,11 @@ class ScheduleEditor:
         """The entries of `beat_schedule` that every beat leaves out, by name, and all that is wrong with each."""
         return {name: "; ".join(mistakes) for name, mistakes in self._checked.mistakes.items()}
 
+    @property
+    def doubts(self) -> Mapping[str, str]:
+        """What may be wrong with entries of `beat_schedule` that beats run nevertheless, by name."""
+        return {name: "; ".join(doubts) for name, doubts in self._checked.doubts.items()}
+
     @cached_property
     def _checked(self) -> StaticEntries:
         self.app.finalize()

@@ -18,7 +18,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.printable import printable
-from celery_neli.schedule.checks import shown
+from celery_neli.schedule.checks import check_time, shown
 from celery_neli.schedule.defined import check_comes, define
 from celery_neli.schedule.records import (
     ENTRY,
@@ -129,6 +129,9 @@ def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = Fals
 
 def _row_of(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
     try:
+        for field, at in (("last", found.last), ("since", found.since)):
+            if at is not None:
+                check_time(field, at)
         return _row(source, editor, found, replacing)
     except Exception as exc:  # noqa: BLE001 - of somebody's classes: it costs this entry alone
         return Row(name=str(found.name), action="left out", notes=(_why(exc),))
@@ -204,9 +207,7 @@ def _state(editor: ScheduleEditor, found: Found, *, since: float) -> list[Record
     try:
         decode_state(state)  # what cannot be read is not written
     except RecordError:
-        raise ConfigurationError(
-            f"its last run or its count is none: {shown(found.last)} (Unix seconds), {shown(found.runs)}"
-        ) from None
+        raise ConfigurationError(f"its count is none: {shown(found.runs)}") from None
     return [(STATE, found.name, state)]
 
 

@@ -131,7 +131,7 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
         next=None if pause and pause.paused else _next(editor, name, entry.schedule, pause.since if pause else 0),
         since=pause.since if pause and pause.since else None,
         changes=pause.changes if pause else (),
-        problem="hides a runtime entry of this name: remove that one" if hides else None,
+        problem="hides a runtime entry of this name: remove that one" if hides else editor.doubts.get(name),
     )
 
 

@@ -16,6 +16,7 @@ from celery.local import Proxy
 from celery.result import AsyncResult
 from kombu import Queue
 
+from celery_neli import install, periodic
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.defined import define
 from tests.unit.schedulers import make_app
@@ -142,6 +143,14 @@ def test_a_shared_task_is_of_every_app() -> None:
 def test_the_app_may_be_behind_a_proxy() -> None:
     """Such as `celery.current_app`."""
     assert define(Proxy(lambda: APP), "x", tidy, 60, args=[7]).task == "shop.tidy"
+
+
+@pytest.mark.parametrize("app", [None, "shop", object(), Celery, types.SimpleNamespace(conf={}, steps={})])
+def test_what_is_no_app_is_refused_by_its_name(app: Any) -> None:
+    """Wherever an app is asked for."""
+    for asks in (install, periodic.list, lambda given: periodic.put(given, "x", "t", 60)):
+        with pytest.raises(ConfigurationError, match=r"^app = .*give the Celery app"):
+            asks(app)
 
 
 def test_a_name_may_be_of_an_enum() -> None:
