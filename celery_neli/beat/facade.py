@@ -10,7 +10,7 @@ import click
 
 from celery_neli.beat.inner import DEFAULT
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.static import sound_schedule
+from celery_neli.schedule.static import with_sound_schedule
 
 if TYPE_CHECKING:
     from celery_neli.beat.desk import Desk
@@ -38,8 +38,7 @@ class Facade(celery.beat.Scheduler):
 
         :raises ConfigurationError: the schedule is none; nothing was added.
         """
-        if kwargs.get("schedule") is not None:
-            kwargs["schedule"] = sound_schedule(kwargs, self.app)
+        kwargs = with_sound_schedule(kwargs.get("name"), kwargs, self.app)
         self._added.append(kwargs)
         added = [desk.scheduler.add(**kwargs) for desk in self._desks if desk.scheduler is not None]
         return added[0] if added else super().add(**kwargs)

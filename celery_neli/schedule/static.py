@@ -26,7 +26,7 @@ from celery_neli.schedule.text import schedule_of
 from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.overlap import Overlap
 
-__all__ = ["StaticEntries", "check_static", "sound_schedule", "tell"]
+__all__ = ["StaticEntries", "check_static", "tell", "with_sound_schedule"]
 
 #: Beside those of a runtime entry, options that Celery and kombu take; what else there is, a task's own class may take.
 TAKEN = OPTIONS | {
@@ -97,6 +97,20 @@ def sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
     if fields.get("relative") and type(when) is schedule and when is not value:
         when = schedule_of(schedule(when.run_every, relative=True), app=app)
     return when if isinstance(value, (str, datetime)) else value
+
+
+def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
+    """Return the fields of an entry that an application adds, its schedule as Celery takes it (`sound_schedule`).
+
+    Raises:
+        ConfigurationError: it names the entry, whose schedule is none.
+    """
+    if not isinstance(fields, Mapping) or fields.get("schedule") is None:
+        return fields  # an entry already, or left to Celery's class
+    try:
+        return {**fields, "schedule": sound_schedule(fields, app)}
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"beat entry {shown(name)}: {exc}") from None
 
 
 def tell(found: StaticEntries, log: logging.Logger) -> None:

@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.static import check_static, sound_schedule, tell
+from celery_neli.schedule.static import check_static, tell, with_sound_schedule
 from celery_neli.tick.due import reckoned, rule_of
 from celery_neli.tick.entries import Entries
 from celery_neli.tick.forecast import Forecast
@@ -70,16 +70,20 @@ class HeapedScheduler(CelerysScheduler):
 
     def add(self, **kwargs: Any) -> Any:
         """As Celery does; the schedule may be text. :raises ConfigurationError: what it takes; nothing was added."""
-        if kwargs.get("schedule") is not None:
-            kwargs["schedule"] = sound_schedule(kwargs, self.app)
-        entry = self.Entry(app=self.app, **kwargs)
+        entry = self.Entry(app=self.app, **with_sound_schedule(kwargs.get("name"), kwargs, self.app))
         self.check(entry)
         self.schedule[entry.name] = entry
         return entry
 
+    def _maybe_entry(self, name: str, entry: Any) -> Any:
+        return super()._maybe_entry(name, with_sound_schedule(name, entry, self.app))
+
     def merge_inplace(self, b: Any) -> None:
-        """As Celery does; what changes in place is noticed."""
-        super().merge_inplace(b)
+        """As Celery does; what changes in place is noticed, and a schedule may be text.
+
+        :raises ConfigurationError: one is none; nothing was changed.
+        """
+        super().merge_inplace({name: with_sound_schedule(name, entry, self.app) for name, entry in b.items()})
         if isinstance(self.schedule, Entries):
             self.schedule.note(b)
 

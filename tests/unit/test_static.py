@@ -76,6 +76,10 @@ def test_texts_mean_the_same_as_at_runtime(given: Any, expected: Any) -> None:
     assert scheduler.schedule["e"].schedule == expected
     scheduler.add(name="added", task="t", schedule=given)
     assert scheduler.schedule["added"].schedule == expected
+    scheduler.update_from_dict({"updated": entry(schedule=given)})
+    assert scheduler.schedule["updated"].schedule == expected
+    scheduler.merge_inplace({"merged": entry(schedule=given)})
+    assert scheduler.schedule["merged"].schedule == expected
     desk = Desk()
     desk.put("e", given)
     assert desk.editor().entry("e").schedule == expected
@@ -242,8 +246,13 @@ def test_an_entry_that_is_added_to_a_running_scheduler_is_refused_where_it_is_ad
     """Nothing was added, and nothing ends."""
     scheduler = ReplicatedScheduler(app=make_app(beat_schedule={"good": entry()}))
     for given in (0, "often", float("nan"), {}):
-        with pytest.raises(ConfigurationError, match=r"^schedule = "):
-            scheduler.add(name="e", task="t", schedule=given)
+        for adds in (
+            lambda fields: scheduler.add(name="e", **fields),
+            lambda fields: scheduler.update_from_dict({"other": entry(), "e": fields}),
+            lambda fields: scheduler.merge_inplace({"other": entry(), "e": fields}),
+        ):
+            with pytest.raises(ConfigurationError, match=r"^beat entry 'e': schedule = "):
+                adds({"task": "t", "schedule": given})
     assert list(scheduler.schedule) == ["good"]
 
 
