@@ -210,10 +210,12 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
 def _parsed(field: str, text: str, kind: type) -> Any:
     try:
         value = json.loads(text)
-    except ValueError as exc:
-        raise click.ClickException(f"--{field} {text!r} is no JSON: {exc}") from None
+    except (ValueError, RecursionError) as exc:
+        raise click.ClickException(f"--{field} {printable(repr(text))} is no JSON: {exc}") from None
     if not isinstance(value, kind):
-        raise click.ClickException(f"--{field} {text!r}: give a JSON {'array' if kind is list else 'object'}")
+        raise click.ClickException(
+            f"--{field} {printable(repr(text))}: give a JSON {'array' if kind is list else 'object'}"
+        )
     return value
 
 

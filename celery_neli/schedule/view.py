@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.printable import printable
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.defined import entry_of, moment
 from celery_neli.schedule.text import text_of
@@ -88,8 +89,8 @@ def _look(editor: ScheduleEditor, name: str) -> Periodic:
     state = editor.known.states.get(name)
     return Periodic(
         name=name,
-        task=definition.task,
-        schedule=definition.schedule,
+        task=definition.task if entry else printable(definition.task),
+        schedule=definition.schedule if entry else printable(definition.schedule),
         args=tuple(definition.args) if entry is None else entry.args,
         kwargs=definition.kwargs if entry is None else entry.kwargs,
         options=definition.options if entry is None else entry.options,

@@ -138,6 +138,21 @@ def test_a_bad_definition_stops_no_neighbour(hostile: tuple[bytes, str], caplog:
     assert sorted(set(world.slots("static"))) == [10, 20, 30]
 
 
+def test_a_flood_of_bad_definitions_is_twenty_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """A minute; each of a few has a line of its own, once, however often it comes."""
+    world = World({"static": 10.0})
+    world.leader()
+    world.ticks(until=1)
+    for number in range(500):
+        world.log.append((ENTRY, f"bad-{number % 5}", HOSTILE["a decimal that is none"][0], None))
+        world.ticks(until=world.now)
+    assert len([line for line in caplog.messages if "cannot be read here" in line]) == 5
+    world.log.extend((ENTRY, f"more-{number}", HOSTILE["a decimal that is none"][0], None) for number in range(500))
+    world.ticks(until=11)
+    assert len([line for line in caplog.messages if "cannot be read here" in line]) == 20
+    assert world.slots("static") == [10]
+
+
 def test_a_bad_definition_is_mended_by_a_good_one() -> None:
     """It left nothing behind."""
     world = World({"static": 10.0})
