@@ -62,9 +62,12 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
         fields: dict[str, Any] = {}
         try:
             fields = _fields(name, entry, app, takes, wrong)
-            doubts.extend(() if wrong else _doubts(fields, app))
+            if not wrong:
+                doubts.extend(_doubts(fields, app))
+                if takes is not None:
+                    kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
         except Exception as exc:  # noqa: BLE001 - of a user's class: it costs this entry alone
-            wrong.append(f"{type(exc).__name__}: {printable(str(exc))}")
+            wrong.append(f"Celery can make no entry of {shown(entry)}: {type(exc).__name__}: {printable(str(exc))}")
         if wrong:
             found.mistakes[plain(name) if isinstance(name, str) else shown(name)] = wrong
             continue

@@ -26,6 +26,7 @@ from celery_neli.schedule.records import (
     ENTRY,
     MEMBER,
     STATE,
+    Change,
     Definition,
     Kind,
     Note,
@@ -299,6 +300,36 @@ def test_put_refuses_what_is_nested_too_deeply(depth: int) -> None:
         return
     with pytest.raises(ConfigurationError, match=r"args = .*nested more than 64 deep"):
         define(APP, "e", "t", 60, args=[value])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("since", 3e12),
+        ("since", float("nan")),
+        ("task", "t\ud800"),
+        ("task", "t" * 600),
+        ("schedule", ",".join(["1"] * 2000) + " * * * *"),
+        ("args", ["\udfff"]),
+        ("kwargs", {"\ud800": 1}),
+        ("options", {"headers": {"a": float("inf")}}),
+        ("changes", (Change(at=1e15, by="a", what="b"),)),
+        ("changes", (Change(at=1.0, by="\ud800", what="b"),)),
+        ("changes", (Change(at=1.0, by="a", what="b" * 10_000),)),
+    ],
+)
+def test_what_no_reader_accepts_is_not_written(field: str, value: Any) -> None:
+    """The writer asks the reader's check, and names the field."""
+    with pytest.raises(ConfigurationError, match=f"^{field}"):
+        encode_definition(replace(GOOD, **{field: value}))
+
+
+@pytest.mark.parametrize("value", [None, 5, "text", [1], {}])
+@pytest.mark.parametrize("kind", [STATE, ENTRY, MEMBER])
+def test_a_decoder_raises_one_error_only_whatever_it_is_given(kind: Kind, value: Any) -> None:
+    """What nobody foresaw, too."""
+    with pytest.raises(RecordError):
+        decode(kind, value)
 
 
 def test_what_put_refuses_the_reader_refuses_with_the_same_words() -> None:

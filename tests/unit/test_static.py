@@ -256,6 +256,16 @@ def test_an_entry_that_is_added_to_a_running_scheduler_is_refused_where_it_is_ad
     assert list(scheduler.schedule) == ["good"]
 
 
+def test_an_entry_that_was_added_before_the_first_tick_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """By `Scheduler.add`, which keeps what it was given until there is a scheduler: a wrong one is told then."""
+    world = World({"e": 10.0})
+    fine = {"name": "fine", "task": "t", "schedule": timedelta(seconds=10)}
+    world.beat(added=[{**fine, "name": "bad", "options": {"neli_misfire": "often"}}, fine]).member.lead()
+    world.ticks(until=11)
+    assert (world.slots("e"), world.slots("fine"), world.slots("bad")) == ([10], [10], [])
+    assert "beat: entry=bad is left out: beat entry 'bad': neli_misfire = 'often': " in caplog.text
+
+
 def test_a_beat_schedule_that_is_no_dict_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """What was made at runtime could run all the same."""
     assert dict(ReplicatedScheduler(app=make_app(beat_schedule=["e"])).schedule) == {}
@@ -304,6 +314,23 @@ def test_an_entry_that_is_left_out_is_changed_in_the_code(what: str) -> None:
     with pytest.raises(NeliError, match="beat_schedule"):
         change("bad")
     assert not desk.store.writes
+
+
+def test_a_schedule_that_cannot_be_looked_at_is_a_row() -> None:
+    """A crontab of another release, say, that lacks what this one reads."""
+    odd = crontab(0)
+    vars(odd).clear()
+    app = make_app(beat_schedule={"good": entry(), "e": entry(schedule=odd)})
+    editor = Desk(app).editor()
+    assert "AttributeError" in str(look(editor, "e").problem)
+    assert look(editor, "good").problem is None
+    assert list(ReplicatedScheduler(app=app).schedule) == ["good"]
+    odd = crontab(0)
+    del vars(odd)["_orig_minute"]
+    app.conf.beat_schedule["e"] = entry(schedule=odd)
+    editor = Desk(app).editor()
+    assert "AttributeError" in str(look(editor, "e").problem)
+    assert look(editor, "good").problem is None
 
 
 def test_a_schedule_whose_repr_raises_is_a_row() -> None:
