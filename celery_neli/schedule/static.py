@@ -10,7 +10,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import celery.beat
@@ -64,7 +64,7 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
             fields = _fields(name, entry, app, takes, wrong)
             if not wrong:
                 doubts.extend(_doubts(fields, app))
-                if takes is not None:
+                if takes is not None and not _is_plain(kind, fields):
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
         except Exception as exc:  # noqa: BLE001 - of a user's class: it costs this entry alone
             wrong.append(f"Celery can make no entry of {shown(entry)}: {type(exc).__name__}: {printable(str(exc))}")
@@ -75,6 +75,11 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
         if doubts:
             found.doubts[plain(name)] = doubts
     return found
+
+
+def _is_plain(kind: type[Any], fields: Mapping[str, Any]) -> bool:
+    """Return True if Celery's own class is made of an interval: nothing of an application's is asked then."""
+    return kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
 
 
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
@@ -192,6 +197,8 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
             wrong.append(f"options: there is no option {printable(name)}; did you mean {nearest(name, OWN_OPTIONS)}?")
         elif near := difflib.get_close_matches(name, sorted(TAKEN), n=1, cutoff=LIKE):
             wrong.append(f"options: there is no option {printable(name)}; did you mean {near[0]}?")
+    if options.keys().isdisjoint(OWN_OPTIONS):
+        return
     for check in (Misfire.from_settings, Overlap.from_options):
         try:
             check(options)
