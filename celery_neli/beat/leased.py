@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
-from celery_neli.schedule.static import check_static, tell
+from celery_neli.schedule.static import check_static, log_mistakes
 
 if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
@@ -54,7 +54,7 @@ class LeasedMixin:
         if given is not scheduler.app.conf.beat_schedule:
             return given  # of the scheduler's own
         found = check_static(given, scheduler.app, kind=scheduler.Entry)
-        tell(found, logger)
+        log_mistakes(found, logger)
         return found.entries
 
     def reserve(self, entry: Any) -> Any:

@@ -164,10 +164,12 @@ class States:
             self._leave_out(name)
             if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
                 logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
-        except RecordError as exc:
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
+            if not isinstance(exc, RecordError):
+                exc = RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}")
+            if kind == ENTRY:
+                self._leave_out(name)  # here as on a beat that starts now
             self._refuse(kind, name, exc)
-        except Exception as exc:  # noqa: BLE001 - that nobody foresaw: its neighbours are read all the same
-            self._refuse(kind, name, RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"))
 
     # -- states --
 

@@ -119,7 +119,7 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
     for field in ("kwargs", "options"):
         if given[field] and held[field]:
             if not is_mapping(given[field]):
-                continue  # which is told when the fields are checked
+                continue  # the check of the fields refuses it
             both = sorted(given[field].keys() & held[field].keys())
             if both:
                 raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What a definition may hold, whoever wrote it: one check for `put`, which refuses, and for every reader, which skips.
+"""What a definition may hold: one check for `put`, which refuses, and for every reader, which skips.
 
 Pure. What passes here, every process can read, make an entry of, and send.
 """

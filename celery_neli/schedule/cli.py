@@ -241,7 +241,7 @@ def _when(seconds: float | None) -> str:
         return "-"
     try:
         return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
-    except (TypeError, ValueError, OverflowError, OSError):  # a state tells it that a stranger wrote
+    except (TypeError, ValueError, OverflowError, OSError):  # of a state that a stranger wrote
         return f"? ({printable(seconds, 20)})"
 
 

@@ -41,7 +41,7 @@ class Found:
         """Take in a record; whether there is something new to take. What is wrong with it costs this record alone."""
         try:
             return self._add(key, value)
-        except Exception as exc:  # noqa: BLE001 - that nobody foresaw: the records around it are read all the same
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: the records around it are read all the same
             self.refuse("", f"key={printable(key)}: {type(exc).__name__}: {printable(str(exc))}")
             return False
 

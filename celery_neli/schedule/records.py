@@ -162,7 +162,7 @@ def encode_definition(definition: Definition) -> bytes:
 
 
 def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
-    """Let a decoder raise `RecordError` only: an exception that nobody foresaw must cost its own record alone."""
+    """Let a decoder raise `RecordError` only: an unforeseen exception must cost its own record alone."""
 
     @wraps(decoder)
     def decode_alone(value: bytes) -> _Value:

@@ -26,7 +26,7 @@ from celery_neli.schedule.text import schedule_of
 from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.overlap import Overlap
 
-__all__ = ["StaticEntries", "check_static", "tell", "with_sound_schedule"]
+__all__ = ["StaticEntries", "check_static", "log_mistakes", "with_sound_schedule"]
 
 #: Beside those of a runtime entry, options that Celery and kombu take; what else there is, a task's own class may take.
 TAKEN = OPTIONS | {
@@ -121,7 +121,7 @@ def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
         raise ConfigurationError(f"beat entry {shown(name)}: {exc}") from None
 
 
-def tell(found: StaticEntries, log: logging.Logger) -> None:
+def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
     """Log each mistake on a line of its own."""
     for name, wrong in found.mistakes.items():
         for mistake in wrong:
@@ -208,7 +208,10 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
 
 def _fields_of(kind: type[Any]) -> frozenset[str] | None:
     """What the class of the entries takes; None if that may be anything, or if the class is not made of fields."""
-    parameters = inspect.signature(kind).parameters.values()
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except (TypeError, ValueError):
+        return None
     names = frozenset(each.name for each in parameters)
     if "schedule" not in names or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
         return None

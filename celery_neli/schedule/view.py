@@ -65,7 +65,7 @@ def names(editor: ScheduleEditor) -> set[str]:
 
 
 def look(editor: ScheduleEditor, name: str) -> Periodic:
-    """One entry of `names`. Blocks at the first time. Whatever is wrong with the entry is told as its `problem`."""
+    """One entry of `names`. Blocks at the first time. What is wrong with the entry is its `problem`."""
     try:
         return _look(editor, name)
     except NeliError:

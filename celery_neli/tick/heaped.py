@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.static import check_static, tell, with_sound_schedule
+from celery_neli.schedule.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.tick.due import reckoned, rule_of
 from celery_neli.tick.entries import Entries
 from celery_neli.tick.forecast import Forecast
@@ -62,7 +62,7 @@ class HeapedScheduler(CelerysScheduler):
             except ConfigurationError as exc:
                 del self.schedule[name]
                 found.mistakes[name] = [str(exc).removeprefix(f"beat entry {name!r}: ")]
-        tell(found, logger)
+        log_mistakes(found, logger)
 
     def beat_schedule(self) -> Any:
         """The `beat_schedule` of the configuration, as far as it is this scheduler's."""

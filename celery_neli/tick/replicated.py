@@ -66,7 +66,7 @@ class ReplicatedScheduler(HeapedScheduler):
         super().__init__(app, *args, **kwargs)
 
     def setup_schedule(self) -> None:
-        """As Celery does; an entry that is wrong is left out, and told.
+        """As Celery does; an entry that is wrong is left out and logged.
 
         :raises ConfigurationError: the app has an election, which this scheduler would not ask.
         """

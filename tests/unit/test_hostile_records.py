@@ -1,4 +1,4 @@
-"""Records that nobody foresaw, in every place that reads them: each costs itself, and nothing else."""
+"""Records that were not foreseen, in every place that reads them: each costs itself, and nothing else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def marked(kind: Any, value: Any) -> dict[str, Any]:
     return {"__type__": kind, "__value__": value}
 
 
-#: Definitions that no beat can run, each with a reason that it is told by.
+#: Definitions that no beat can run, each with the reason that its line gives.
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "a decimal that is none": (spelt(args=[marked("decimal", "x")]), "InvalidOperation"),
     "a decimal that is not finite": (spelt(args=[marked("decimal", "sNaN")]), "finite"),
@@ -137,6 +137,26 @@ def test_a_bad_definition_stops_no_neighbour(hostile: tuple[bytes, str], caplog:
     world.ticks(until=36)
     assert sorted(set(world.slots("a"))) == sorted(set(world.slots("z"))) == [15, 25, 35]
     assert sorted(set(world.slots("static"))) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("name", ["a decimal that is none", "lists nested 900 deep", "no JSON"])
+def test_an_entry_whose_definition_becomes_bad_runs_on_no_beat(name: str) -> None:
+    """On the leader as on its successors, as lists say; and again once it is mended, from then on."""
+    world = World({"static": 10.0})
+    world.leader()
+    world.ticks(until=5)
+    world.put("e", "PT10S")
+    world.ticks(until=16)
+    world.log.append((ENTRY, "e", HOSTILE[name][0], None))
+    world.ticks(until=27)
+    assert world.slots() == [15]
+    world.beats[0].crash()
+    world.leader()
+    world.ticks(until=37)
+    assert world.slots() == [15]
+    world.put("e", "PT10S")
+    world.ticks(until=48)
+    assert world.slots() == [15, 47]
 
 
 def test_a_flood_of_bad_definitions_is_twenty_lines(caplog: pytest.LogCaptureFixture) -> None:
@@ -327,7 +347,7 @@ def test_what_no_reader_accepts_is_not_written(field: str, value: Any) -> None:
 @pytest.mark.parametrize("value", [None, 5, "text", [1], {}])
 @pytest.mark.parametrize("kind", [STATE, ENTRY, MEMBER])
 def test_a_decoder_raises_one_error_only_whatever_it_is_given(kind: Kind, value: Any) -> None:
-    """What nobody foresaw, too."""
+    """Also what no record can be."""
     with pytest.raises(RecordError):
         decode(kind, value)
 
@@ -371,7 +391,7 @@ BYTES = (
 @SLOW
 @given(value=BYTES, kind=st.sampled_from([STATE, ENTRY, MEMBER]))
 def test_a_decoder_raises_one_error_only(value: bytes, kind: Kind) -> None:
-    """So whoever reads a record knows what to catch; and of what it accepts, an entry comes or one error."""
+    """So a reader knows what to catch; and of what it accepts, an entry comes or one error."""
     try:
         found = decode(kind, value)
     except RecordError:
@@ -453,7 +473,7 @@ def test_each_bad_record_has_a_line_and_a_flood_has_twenty(caplog: pytest.LogCap
 
 
 def test_the_api_asks_for_an_app() -> None:
-    """Anything else is told in one line."""
+    """Anything else is one line."""
     for app in (None, "shop", object(), type(APP)):
         with pytest.raises(ConfigurationError, match=r"^app = .*give the Celery app"):
             periodic.list(app)

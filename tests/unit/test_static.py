@@ -1,4 +1,4 @@
-"""Entries of `beat_schedule`: the same texts as at runtime, each mistake told on a line of its own, and no other entry
+"""Entries of `beat_schedule`: the same texts as at runtime, each mistake on a line of its own, and no other entry
 stopped by one.
 """
 
@@ -34,7 +34,7 @@ def tidy(shop: int = 0) -> None:
 
 
 def wrong(entry: Any, name: Any = "e") -> list[str]:
-    """What is told of one entry."""
+    """What is wrong with one entry."""
     found = check_static({name: entry}, APP)
     assert bool(found.mistakes) != bool(found.entries)
     return [line for lines in (*found.mistakes.values(), *found.doubts.values()) for line in lines]
@@ -257,7 +257,7 @@ def test_an_entry_that_is_added_to_a_running_scheduler_is_refused_where_it_is_ad
 
 
 def test_an_entry_that_was_added_before_the_first_tick_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    """By `Scheduler.add`, which keeps what it was given until there is a scheduler: a wrong one is told then."""
+    """By `Scheduler.add`, which keeps what it was given until there is a scheduler: a wrong one is logged then."""
     world = World({"e": 10.0})
     fine = {"name": "fine", "task": "t", "schedule": timedelta(seconds=10)}
     world.beat(added=[{**fine, "name": "bad", "options": {"neli_misfire": "often"}}, fine]).member.lead()
@@ -276,7 +276,7 @@ def test_a_beat_schedule_that_is_no_dict_is_told(caplog: pytest.LogCaptureFixtur
 def test_another_scheduler_under_the_lease_runs_the_good_entries(
     scheduler: str, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would not be built otherwise: each mistake is told by the entry's name."""
+    """It would not be built otherwise: each mistake is logged with the name of the entry."""
     leadership = FakeLeadership()
     leadership.predecessor_led_until = an_hour_ago()
     app = make_app(neli_scheduler=scheduler, beat_schedule={"good": entry(schedule="30m"), **BAD})
