@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
-from celery_neli.printable import printable
-
 if TYPE_CHECKING:
     from celery_neli.schedule.importing import Row, Source
     from celery_neli.schedule.view import Periodic
@@ -208,6 +206,8 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
 
 
 def _parsed(field: str, text: str, kind: type) -> Any:
+    from celery_neli.printable import printable
+
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -237,6 +237,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _when(seconds: float | None) -> str:
+    from celery_neli.printable import printable
+
     if seconds is None:
         return "-"
     try:
@@ -254,6 +256,8 @@ def _json(value: Any) -> str:
 
 def _as_text(value: Any) -> Any:
     """The rows and fields as they are, and each value in them that is no JSON as its `repr`."""
+    from celery_neli.printable import printable
+
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     if not isinstance(value, dict):
