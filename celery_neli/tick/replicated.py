@@ -228,7 +228,7 @@ class ReplicatedScheduler(HeapedScheduler):
         self.apply_entry(entry, producer=producer)
 
     def _tell_refused(self, name: str, slot: datetime | None, error: BaseException) -> None:
-        logger.error(
+        celery.beat.error(  # by Celery's logger, where its own line about that would come
             "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
             printable(name), "-" if slot is None else slot.isoformat(),
             printable(f"{type(error).__name__}: {error}", MOST_OF_AN_ERROR),
