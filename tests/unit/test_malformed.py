@@ -331,7 +331,7 @@ messages = st.one_of(
         properties=properties,
     ),
 )
-fuzzed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzzed = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(odd=st.lists(messages, min_size=1, max_size=3))
