@@ -46,9 +46,11 @@ def is_transport_error(connection: Any, exc: BaseException, *, given: bool = Fal
 
 
 def without_wrapper(exc: BaseException) -> BaseException:
-    """Return the error behind Celery's `SchedulingError`, or ``exc`` itself if it is none."""
+    """Return the error behind Celery's `SchedulingError` and behind kombu's word for a KeyError, or ``exc`` itself."""
     behind = exc.__cause__ or exc.__context__
-    return behind if isinstance(exc, SchedulingError) and behind is not None else exc
+    if isinstance(exc, SchedulingError) and behind is not None:
+        exc = behind
+    return exc.__cause__ if _is_wrapped_key_error(exc) and exc.__cause__ is not None else exc
 
 
 def _explicit_causes(exc: BaseException | None) -> Iterator[BaseException]:
@@ -60,14 +62,18 @@ def _explicit_causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def _is_transport(connection: Any, exc: BaseException) -> bool:
-    if isinstance(exc, OperationalError):
-        # kombu 5.7 counts any KeyError as an error of Redis, and wraps it: an unknown compression, for example.
-        return not isinstance(exc.__cause__, KeyError)
+    if _is_wrapped_key_error(exc):
+        return False
     if isinstance(exc, amqp.exceptions.FrameSyntaxError):
         return False  # py-amqp's own word for headers and properties that AMQP cannot express
     if isinstance(exc, OSError):
         return exc.filename is None  # else a file's error, not a socket's
     return isinstance(exc, (*_KNOWN, *_of_redis(), *_of_connection(connection)))
+
+
+def _is_wrapped_key_error(exc: BaseException) -> bool:
+    """kombu 5.7 counts any KeyError as an error of Redis, and wraps it: an unknown compression, for example."""
+    return isinstance(exc, OperationalError) and isinstance(exc.__cause__, KeyError)
 
 
 def _of_redis() -> tuple[type[BaseException], ...]:

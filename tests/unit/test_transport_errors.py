@@ -112,6 +112,7 @@ def test_kombus_word_for_a_key_error_is_no_transport_error() -> None:
     with pytest.raises((OperationalError, KeyError)) as caught, connection._reraise_as_library_errors():  # noqa: SLF001
         raise KeyError("nope")
     assert not is_transport_error(connection, caught.value)
+    assert isinstance(without_wrapper(caught.value), KeyError), "that is what a log line shows"
 
 
 def test_causes_that_go_in_circles_end() -> None:
