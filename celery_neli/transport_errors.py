@@ -35,7 +35,7 @@ def is_transport_error(connection: Any, exc: BaseException, *, given: bool = Fal
     Args:
         connection: kombu's Connection to the task broker, whose transport knows further errors; or None.
         exc: what was raised; Celery's `SchedulingError` stands for the error behind it.
-        given: whether the transport had the message by then. It raises AttributeError on a connection that was closed.
+        given: True if the transport had the message by then. It raises AttributeError on a connection that was closed.
 
     Does not block and does not connect. May be called from any thread.
     """
@@ -72,7 +72,7 @@ def _is_transport(connection: Any, exc: BaseException) -> bool:
 
 
 def _is_wrapped_key_error(exc: BaseException) -> bool:
-    """kombu 5.7 counts any KeyError as an error of Redis, and wraps it: an unknown compression, for example."""
+    """Kombu 5.7 counts any KeyError as an error of Redis, and wraps it: an unknown compression, for example."""
     return isinstance(exc, OperationalError) and isinstance(exc.__cause__, KeyError)
 
 

@@ -57,6 +57,7 @@ class Dispatching(Settling):
             ended = error if isinstance(error, LeaseEnded) else ended
             if current is not flight.entry:  # defined anew, paused or removed meanwhile
                 self._present.unsettled.pop(name, None)
+                self._attempts.over(name)
                 if error is None and flight.refused is None:
                     self.neli_states.ran(name, at_of(flight.advanced))
                 elif flight.wired and flight.found.slot is not None:

@@ -221,7 +221,7 @@ class ReplicatedScheduler(HeapedScheduler):
 
     @property
     def neli_in_tick(self) -> bool:
-        """Whether an entry is being run by `tick`."""
+        """Return True while `tick` runs an entry."""
         return self._now is not None
 
     def _apply(self, entry: Any, producer: Any) -> None:
@@ -289,7 +289,7 @@ class ReplicatedScheduler(HeapedScheduler):
             self._count_sent()
 
     def _was_attempted(self, entry: Any) -> bool:
-        """Whether an earlier attempt sent this very entry for the same slot."""
+        """Return True if an earlier attempt sent this very entry for the same slot."""
         return False
 
     def _count_sent(self) -> None:

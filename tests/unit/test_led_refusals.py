@@ -231,7 +231,7 @@ def test_a_refused_entry_of_one_slot_is_removed(caplog: pytest.LogCaptureFixture
 
 
 def test_a_caller_of_apply_async_is_told_of_a_refusal() -> None:
-    """Only a tick has nobody to tell but the log."""
+    """A tick has only the log to tell."""
     from celery.beat import SchedulingError
 
     world = World({"e": 10.0})
@@ -319,7 +319,7 @@ def test_entries_sent_side_by_side_are_one_attempt_each(method: str, monkeypatch
     assert sorted(monitor.arrived) == list(range(12))
 
 
-def test_an_entry_that_is_defined_anew_while_it_is_retried_is_sent_as_it_is_now(
+def test_an_entry_that_is_redefined_while_it_is_retried_is_sent_as_it_is_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was attempted before is another message."""

@@ -115,7 +115,7 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
     "arguments that are a number": (wire(body=b"[5, 5, {}]"), RUNS),
     "links that are a number": (wire(body=b"[[1], {}, 5]"), RUNS),
     "a body too deep": (wire(body=b"[" * 100_000 + b"]" * 100_000), REFUSED),
-    "a content type that nobody accepts": (wire(content_type="application/x-python-serialize"), REFUSED),
+    "a content type that is not accepted": (wire(content_type="application/x-python-serialize"), REFUSED),
     "a content type that does not exist": (wire(content_type="what/ever"), REFUSED),
     "a content type that is a number": (wire(content_type=5), REFUSED),
     "no content type": (wire(content_type=None), REFUSED),
@@ -246,7 +246,7 @@ def test_a_standby_that_does_not_forward_refuses_an_odd_message_and_takes_the_ne
 
 @pytest.mark.parametrize("odd", MESSAGES)
 def test_a_standby_gives_back_an_odd_message_that_came_by_the_roles_queue(odd: str) -> None:
-    """It was delivered before the lease was lost: the next leader has it, if anybody can read it."""
+    """It was delivered before the lease was lost: the next leader gets it."""
     bench = Bench(leads=True)
     bench.worker.lease.lose()
     receive_between_neighbours(bench, MESSAGES[odd][0], bench.worker.queue())
