@@ -2,7 +2,7 @@
 
 Celery rejects a message for which a handler raises `InvalidTaskError`. Most other errors that a message can cause end a
 worker, and some count as a lost connection (kombu's Redis lists KeyError): the worker reconnects, and gets the same
-message again. So these become an `InvalidTaskError` here, or reject the request where nobody would catch that.
+message again. So these become an `InvalidTaskError` here, or reject the request where no caller would catch that.
 """
 
 from __future__ import annotations

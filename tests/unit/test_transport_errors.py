@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+from typing import Any
 
 import amqp.exceptions
 import pytest
@@ -128,3 +129,28 @@ def test_what_a_closed_connection_stumbles_over_is_a_transport_error() -> None:
     assert is_transport_error(None, exc, given=True)
     assert not is_transport_error(None, exc, given=False)
     assert not is_transport_error(None, TypeError("not serializable"), given=True)
+
+
+@pytest.mark.parametrize("url", ["redis_url", "rabbitmq_url"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"odd": object()}},
+        {"headers": {"odd": int}},
+        {"serializer": "nope"},
+        {"compression": "nope"},
+        {"content_type": "text/plain", "content_encoding": "nope"},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_a_message_that_a_real_broker_cannot_be_given_is_no_failure_of_the_broker(
+    url: str, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    """Whatever the driver raises over it; the connection is good for the next message."""
+    with Connection(request.getfixturevalue(url)) as connection:
+        producer = connection.Producer()
+        library_errors = connection._reraise_as_library_errors()  # noqa: SLF001 - as Celery does
+        with pytest.raises(Exception) as caught, library_errors:
+            producer.publish("body", routing_key="nowhere", retry=True, **options)
+        assert not is_transport_error(connection, caught.value, given=True)
+        producer.publish("body", routing_key="nowhere")
