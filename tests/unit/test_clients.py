@@ -156,17 +156,11 @@ def test_an_outage_is_one_warning_and_its_end_one_line():
     assert log.loud() == [
         (
             "WARNING",
-            "kafka unreachable servers=k:9092 reason='k:9092: Connection refused': nobody leads until it answers",
+            "kafka unreachable servers=k:9092 reason='k:9092: Connection refused': check that Kafka runs there, and "
+            "bootstrap.servers; nobody leads until it answers",
         ),
         ("INFO", "kafka reachable again servers=k:9092"),
     ]
-
-
-def test_trouble_with_rights_is_said_though_connections_are_quiet():
-    """An authentication failure is not mistaken for an outage."""
-    log = Lines()
-    KafkaLog(log, {}).error(KafkaTrouble("_AUTHENTICATION", "SASL authentication failed"))
-    assert log.loud() == [("WARNING", "kafka error=_AUTHENTICATION SASL authentication failed")]
 
 
 def test_one_set_of_properties_for_consumers_and_producers_makes_no_noise():

@@ -1,0 +1,32 @@
+"""One question to brokers by a client that was made for it, which is told why there is no answer."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import Consumer, KafkaException
+
+if TYPE_CHECKING:
+    from celery_neli.kafka.kafkalog import KafkaLog
+
+__all__ = ["metadata"]
+
+SLICE: Final = 0.5
+
+
+def metadata(client: Consumer, klog: KafkaLog, topic: str, timeout: float) -> Any:
+    """Return what brokers know of `topic` (confluent_kafka's `TopicMetadata`); an error in it is the caller's to judge.
+
+    Blocks for `timeout` seconds at most; not so long if the brokers cannot be used and waiting would not help.
+    Raises `KafkaException`.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return client.list_topics(topic, timeout=max(0.01, min(SLICE, deadline - time.monotonic()))).topics[topic]
+        except KafkaException:
+            client.poll(0)  # serves the log lines and errors
+            cause = klog.reachability.cause
+            if time.monotonic() >= deadline or (cause is not None and cause.lasting):
+                raise
