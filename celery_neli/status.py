@@ -121,9 +121,7 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
             return found
         names = None if found.members is None else {each.name for each in found.members}
         told, why = notes.result()
-        return replace(
-            found, schedules=living(told, names, time.time()), missing_rights=[*found.missing_rights, *why]
-        )
+        return replace(found, schedules=living(told, names, time.time()), missing_rights=[*found.missing_rights, *why])
 
 
 def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:

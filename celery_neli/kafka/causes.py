@@ -15,7 +15,7 @@ from celery_neli.masking import HIDDEN, is_secret
 from celery_neli.nearest import nearest
 from celery_neli.printable import printable
 
-__all__ = ["OF_NO_READER", "Cause", "is_denied", "missing_right", "of_connection", "refused", "untrusted"]
+__all__ = ["AWAY", "OF_NO_READER", "Cause", "is_denied", "missing_right", "of_connection", "refused", "untrusted"]
 
 AWAY: Final = "away"
 """The key of every cause that waiting may mend: brokers are down, or out of reach."""
@@ -48,6 +48,8 @@ class Cause:
     reason: str
     remedy: str
     where: str = ""
+    guess: bool = False
+    """A proxy without a broker behind it may look the same."""
 
     @property
     def lasting(self) -> bool:
@@ -85,6 +87,7 @@ def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) 
             "plaintext",
             f"{where} closes the connection at the first request, as a port for TLS does",
             f"set security.protocol, which is {protocol}, to {_with_tls(protocol)}, or use the port for {protocol}",
+            guess=True,
         )
     if "Disconnected" in words and not protocol.startswith("sasl") and state == "UP":
         return Cause(
@@ -92,6 +95,7 @@ def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) 
             f"{where} closes the connection at the first request without a login",
             f"set security.protocol, which is {protocol}, to {'SASL_SSL' if protocol == 'ssl' else 'SASL_PLAINTEXT'}, "
             "sasl.mechanism, sasl.username and sasl.password, or use a port without SASL",
+            guess=True,
         )
     if "resolve" in words:
         return Cause("host", f"{where}: {words}", "check the spelling in bootstrap.servers, and this host's DNS")
@@ -117,7 +121,9 @@ def _of_login(words: str, where: str, properties: Mapping[str, Any]) -> Cause | 
         offered = _MECHANISMS.search(words)
         known = f", only {printable(offered['names'].strip())}" if offered and offered["names"].strip() else ""
         return Cause(
-            "mechanism", f"{where} does not know the mechanism {mechanism}{known}", "set sasl.mechanism to one of its own"
+            "mechanism",
+            f"{where} does not know the mechanism {mechanism}{known}",
+            "set sasl.mechanism to one that it knows",
         )
     if "SASL" not in words and "authentication" not in words.lower():
         return None
@@ -139,6 +145,7 @@ def _of_tls(words: str, where: str, properties: Mapping[str, Any]) -> Cause | No
             f"{where} does not speak TLS",
             f"set security.protocol, which is {protocol}, to {protocol.replace('ssl', 'plaintext').upper()}, "
             "or use the port for TLS",
+            guess="Disconnected" in words,
         )
     if "certificate verify failed" in words:
         return Cause(
@@ -166,7 +173,9 @@ def untrusted(where: str, code: int, message: str, properties: Mapping[str, Any]
         return Cause("certificate expired", f"the certificate of {where} has expired", "renew it on the broker")
     if code == 9:
         return Cause(
-            "certificate early", f"the certificate of {where} is not valid yet", "check this host's clock and the broker's"
+            "certificate early",
+            f"the certificate of {where} is not valid yet",
+            "check this host's clock and the broker's",
         )
     if code in (62, 64):
         return Cause(
@@ -212,17 +221,19 @@ def refused(
     unknown = _UNKNOWN.search(text)
     if unknown is not None:
         meant = nearest(unknown["name"], names())
-        return f"neli_kafka has {printable(unknown['name'])!r}, which is no property of librdkafka; did you mean {meant}?"
+        return (
+            f"neli_kafka has {printable(unknown['name'])!r}, which is no property of librdkafka; did you mean {meant}?"
+        )
     if "sasl.username and sasl.password must be set" in text:
         lacking = [each for each in ("sasl.username", "sasl.password") if not properties.get(each)]
         return f"neli_kafka lacks {' and '.join(lacking)}: the mechanism {_mechanism(properties)} needs both"
     if "Unsupported hash function" in text or "No provider for SASL mechanism" in text:
         return (
-            f"neli_kafka has sasl.mechanism = {_mechanism(properties)!r}, which this librdkafka does not have: use PLAIN, "
-            "SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+            f"neli_kafka has sasl.mechanism = {_mechanism(properties)}, which this librdkafka does not have: use "
+            "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
         )
     named = _NAMED.search(text)
-    name = (named["name"] or named["other"]) if named else None
+    name = str(named["name"] or named["other"]) if named else ""
     if name in properties:
         shown = HIDDEN if is_secret(name) else printable(repr(properties[name]))
         return f"neli_kafka has {name} = {shown}, which librdkafka refuses: {printable(text)}"

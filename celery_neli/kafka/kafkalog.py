@@ -18,6 +18,7 @@ from celery_neli.log_limit import LogLimit
 from celery_neli.masking import masked, secrets_of
 
 REPEAT_AFTER = 10.0  # seconds until the same line may be said again
+UNEXPLAINED = "check bootstrap.servers, this host's DNS, and firewalls on the way"
 _NUMBERS = re.compile(r"\d+")
 # Lines about single connections: a broker that is down makes some twenty a second. What they mean is said once.
 _CONNECTION_FACILITIES = frozenset({"FAIL", "ERROR", "REQTMOUT", "CLOSE", "TIMEOUT"})
@@ -111,6 +112,8 @@ class KafkaLog:
             cause = self.reachability.explanation()
             if cause is not None:
                 return str(cause)
+            if error.name() in ("_TRANSPORT", "_TIMED_OUT"):
+                return f"no broker answered in time ({self.masked(error.str())}): {UNEXPLAINED}"
         return self.masked(error.str())
 
     def lacks(self, operations: Iterable[str], kind: str, name: str) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from celery_neli.kafka import certificate
-from celery_neli.kafka.causes import Cause
+from celery_neli.kafka.causes import AWAY, Cause
 from celery_neli.log_limit import LogLimit
 from celery_neli.threads import original, spawn
 
@@ -47,6 +47,7 @@ class Reachability:
         self._servers = servers_of(properties)
         self._lock: Any = original("_thread", "allocate_lock")()
         self._unreachable = False
+        self._worked = False  # brokers answered before
         self._cause: Cause | None = None
         self._looking = False  # at a certificate, on another thread
         self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
@@ -78,12 +79,16 @@ class Reachability:
         """
         if cause is None:
             return
+        if cause.guess and self._worked:
+            cause = Cause(AWAY, cause.reason, "")  # the properties are right
         look, lines = False, []
         with self._lock:
-            if self._cause is None or cause.lasting or not self._cause.lasting:
+            if self._cause is not None and _says_no_more(cause, self._cause):
+                look, cause = self._must_look(cause), self._cause
+            elif self._cause is None or cause.lasting or not self._cause.lasting:
                 self._cause = cause
             if log is not None and cause.lasting:
-                look = self._must_look(cause)
+                look = look or self._must_look(cause)
                 if not look and not self._looking:
                     lines = self._lines(cause)
         if log is None:
@@ -107,6 +112,7 @@ class Reachability:
 
     def reached(self, log: logging.Logger) -> None:
         """Something was read from a broker: said to `log` if none answered before."""
+        self._worked = True
         if not self._unreachable and self._cause is None:
             return  # mostly; without the lock
         with self._lock:
@@ -127,8 +133,7 @@ class Reachability:
 
     def _lines(self, cause: Cause) -> list[str]:
         if self._unreachable:
-            # A less exact word for what was said is no news.
-            if any(f"{each} ".startswith(f"{cause.key} ") for each in self._told):
+            if cause.key in self._told:
                 return []
             return [self._outage(cause)]
         now = self._clock()
@@ -162,6 +167,11 @@ class Reachability:
             lines = [self._outage(found)] if owed is not None else self._lines(found)
         for line in lines:
             (owed or log).warning("%s", line)
+
+
+def _says_no_more(cause: Cause, known: Cause) -> bool:
+    """Return True if `cause` is a less exact word for `known`."""
+    return known.key.startswith(f"{cause.key} ")
 
 
 def servers_of(properties: Mapping[str, Any]) -> str:

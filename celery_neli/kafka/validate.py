@@ -58,7 +58,7 @@ def _is_readable(path: str) -> bool:
 
 
 def _nothing() -> logging.Logger:
-    log = logging.Logger("celery_neli.validate")  # not of logging's tree
+    log = logging.Logger("celery_neli.validate")  # noqa: LOG001 - not of logging's tree
     log.addHandler(logging.NullHandler())
     return log
 

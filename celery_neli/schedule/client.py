@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError, TopicError
-from celery_neli.kafka.asking import metadata
+from celery_neli.kafka.asking import is_hopeless, metadata
 from celery_neli.kafka.causes import OF_NO_READER, is_denied
 from celery_neli.kafka.clients import schedule_producer_properties, schedule_reader_properties
 from celery_neli.kafka.kafkalog import KafkaLog
@@ -107,11 +107,11 @@ def _clients(config: Config, log: logging.Logger) -> Iterator[tuple[KafkaLog, di
 
 def _find_topic(config: Config, klog: KafkaLog, producer: Producer, deadline: float) -> None:
     """Wait for the topic, or make it."""
+    began = time.monotonic()
     check = TopicCheck(config, klog, reader=producer, topic=schedule_topic(config))
     while not check.poll():
         producer.poll(0)  # for its log lines and errors, which tell why there is no answer
-        cause = klog.reachability.cause
-        if time.monotonic() > deadline or (cause is not None and cause.lasting):
+        if time.monotonic() > deadline or is_hopeless(klog, began):
             cause = klog.reachability.explanation()
             reason = "does not answer" if cause is None else f"does not answer: {cause}"
             raise NeliError(

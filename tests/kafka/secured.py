@@ -67,7 +67,7 @@ class Right:
     name: str
 
     def __str__(self) -> str:
-        return f"{self.operation} on {self.kind} {self.name}"
+        return f"{self.operation} on the {self.kind} {self.name}"
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,11 @@ class SecuredKafka:
         return found
 
     def client_certificate(self, name: str, *, trusted: bool = True) -> dict[str, str]:
-        """Return the properties of a client that shows a certificate of this name; `trusted`: of the CA that brokers
-        trust.
+        """Return the properties of a client that shows a certificate of this name, of 64 characters at most. `trusted`:
+        of the CA that brokers trust.
         """
         ca = self._ca if trusted else self._other_ca
-        path = str(self._certificate(f"client-{name}-{trusted}", f"{name}.example.org", ca=ca, common_name=name))
+        path = str(self._certificate(f"client-{name}-{trusted}", "client.example.org", ca=ca, common_name=name))
         return {"ssl.certificate.location": path, "ssl.key.location": path}
 
     def create_user(self, name: str) -> User:

@@ -14,8 +14,8 @@ from celery.worker import WorkController
 
 from celery_neli import install, leader_only
 from celery_neli.bootsteps import Election, Office
-from celery_neli.election.shared import shared
 from celery_neli.config import Config
+from celery_neli.election.shared import shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.worker.consuming import LeaderQueues
 from celery_neli.worker.drain import drain_of
