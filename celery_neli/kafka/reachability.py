@@ -22,6 +22,8 @@ SETTLE: Final = 5.0
 """Seconds that a lasting cause is kept back: if it concerns all brokers, the line about the outage tells it."""
 FORGET: Final = 60.0
 """Seconds after which a cause that comes again is a new one."""
+LOOK: Final = 5.0
+"""Seconds that a look at a certificate may take: then the outage is told without."""
 REMIND: Final = 600.0
 """Seconds until a cause that concerns single brokers is said again."""
 
@@ -49,7 +51,7 @@ class Reachability:
         self._unreachable = False
         self._worked = False  # brokers answered before
         self._cause: Cause | None = None
-        self._looking = False  # at a certificate, on another thread
+        self._looking = float("-inf")  # until when a look at a certificate is waited for
         self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
         self._owed: logging.Logger | None = None  # the line about the outage, until that is known
         self._told: set[str] = set()  # keys of the lasting causes that were said in this outage
@@ -89,7 +91,7 @@ class Reachability:
                 self._cause = cause
             if log is not None and cause.lasting:
                 look = look or self._must_look(cause)
-                if not look and not self._looking:
+                if not look and not self._is_looking():
                     lines = self._lines(cause)
         if log is None:
             return
@@ -104,7 +106,7 @@ class Reachability:
             if self._unreachable:
                 return
             self._unreachable = True
-            if self._looking:
+            if self._is_looking():
                 self._owed = log
                 return
             line = self._outage(self._cause)
@@ -126,13 +128,17 @@ class Reachability:
 
     def _must_look(self, cause: Cause) -> bool:
         now = self._clock()
-        if not cause.where or self._looking or now - self._looked.get(cause.where, float("-inf")) < FORGET:
+        if not cause.where or self._is_looking() or now - self._looked.get(cause.where, float("-inf")) < FORGET:
             return False
-        self._looking, self._looked[cause.where] = True, now
+        self._looking, self._looked[cause.where] = now + LOOK, now
         return True
+
+    def _is_looking(self) -> bool:
+        return self._clock() < self._looking
 
     def _lines(self, cause: Cause) -> list[str]:
         if self._unreachable:
+            self._owed = None
             if cause.key in self._told:
                 return []
             return [self._outage(cause)]
@@ -161,7 +167,7 @@ class Reachability:
         except Exception:  # noqa: BLE001 - the less exact cause is told, whatever Python's TLS makes of the certificate
             found = cause
         with self._lock:
-            self._looking, owed, self._owed = False, self._owed, None
+            self._looking, owed, self._owed = float("-inf"), self._owed, None
             if self._cause is not None:
                 self._cause = found
             lines = [self._outage(found)] if owed is not None else self._lines(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -15,6 +16,7 @@ from celery_neli.kafka.clients import reader_properties
 from celery_neli.kafka.validate import validate
 from celery_neli.masking import hide_from_reports, is_secret, masked, secrets_of
 
+TASKS = Path("/proc/self/task")
 SECRETS = {
     "sasl.password": "hunter-1",
     "ssl.key.password": "hunter-2",
@@ -121,6 +123,10 @@ def test_properties_that_can_never_work_are_one_line_without_secrets(wrong: dict
     assert any(name in message for name in wrong)
 
 
-def test_properties_that_may_work_pass() -> None:
-    """Whether a broker is there is not asked."""
-    validate(Config(group="g", kafka={**PUBLIC, "sasl.username": "shop", "sasl.password": "hunter22"}))
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_properties_that_may_work_pass_and_leave_no_thread() -> None:
+    """Whether a broker is there is not asked. A worker forks afterwards."""
+    before = len(list(TASKS.iterdir()))
+    for _ in range(3):
+        validate(Config(group="g", kafka={**PUBLIC, "sasl.username": "shop", "sasl.password": "hunter22"}))
+        assert len(list(TASKS.iterdir())) <= before

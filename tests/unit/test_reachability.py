@@ -161,6 +161,26 @@ def test_the_line_about_an_outage_waits_for_what_is_wrong_with_the_certificate(
     assert looked == ["k:9093"]
 
 
+def test_a_look_that_does_not_return_holds_up_no_line(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """The less exact cause is told, once; if the look comes to an end after all, the exact one."""
+    go = threading.Event()
+
+    def look(where: str, properties: Any) -> Cause:
+        go.wait(10)
+        return untrusted(where, 10, "", properties)
+
+    klog = KafkaLog(LOG, SERVERS, reachability=Reachability(SERVERS, clock=clock, look=look))
+    for _ in range(10):
+        klog.error(Error("_SSL", VERIFY))
+        klog.error(DOWN)
+        clock.now += 1
+    assert len(said(caplog)) == 1
+    assert "the certificate of k:9093 is not trusted" in said(caplog)[0]
+    go.set()
+    wait_until(lambda: len(said(caplog)) == 2, timeout=10, what="the exact cause")
+    assert "has expired" in said(caplog)[1]
+
+
 def test_a_look_that_fails_leaves_the_less_exact_cause(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever it raises."""
 
