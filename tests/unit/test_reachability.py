@@ -82,19 +82,21 @@ def test_clients_of_other_brokers_say_it_of_those(caplog: pytest.LogCaptureFixtu
 def test_another_lasting_cause_in_the_same_outage_is_said(
     kafka: Reachability, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker comes back, and refuses: whoever waits for it waits in vain. Each once."""
+    """A broker comes back, and refuses: whoever waits for it waits in vain. Each once, in each outage."""
     klog = KafkaLog(LOG, SERVERS, reachability=kafka)
-    for _ in range(3):
-        klog.error(Error("_TRANSPORT", REFUSED))
-        klog.error(DOWN)
-    for _ in range(3):
-        kafka.failed(LOGIN, LOG)
-        klog.error(Error("_TRANSPORT", REFUSED))
-        klog.error(DOWN)
-    assert len(said(caplog)) == 2
-    assert "Connection refused" in said(caplog)[0]
-    assert f"reason={LOGIN.reason!r}: check it; nobody leads" in said(caplog)[1]
-    assert kafka.cause == LOGIN
+    for outage in (1, 2):
+        for _ in range(3):
+            klog.error(Error("_TRANSPORT", REFUSED))
+            klog.error(DOWN)
+        for _ in range(3):
+            kafka.failed(LOGIN, LOG)
+            klog.error(Error("_TRANSPORT", REFUSED))
+            klog.error(DOWN)
+        assert len(said(caplog)) == 2 * outage
+        assert "Connection refused" in said(caplog)[-2]
+        assert f"reason={LOGIN.reason!r}: check it; nobody leads" in said(caplog)[-1]
+        assert kafka.cause == LOGIN
+        klog.reachable()
 
 
 def test_after_it_worked_again_the_same_cause_is_news(kafka: Reachability, caplog: pytest.LogCaptureFixture) -> None:
