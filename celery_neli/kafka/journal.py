@@ -24,6 +24,7 @@ from celery_neli.kafka.clients import producer_properties, reader_properties
 from celery_neli.kafka.deaf import QUIET, Brokers, Step, Watch, hears, let_go
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.kafka.topic import GONE, TopicCheck
+from celery_neli.kafka.trouble import Trouble
 from celery_neli.kafka.validate import making
 
 if TYPE_CHECKING:
@@ -67,9 +68,7 @@ class KafkaJournal:
         self._config = config
         self._klog = KafkaLog(log, config.properties)
         self._closed = False
-        self._problem: TopicError | None = None
-        self._trouble: TopicError | None = None  # what was raised last, until the topic can be used again
-        self._denied: set[str] = set()  # the rights that were found to be missing
+        self._trouble = Trouble(config.topic, self._klog)
         self._missing: str | None = None  # why the topic seems to be gone
         self._ask_missing_at = 0.0
         self._positions = {role: _Position(role) for role in range(len(config.roles))}
@@ -96,9 +95,7 @@ class KafkaJournal:
         self._listen()
         if self._doubted:
             self._listen_to_producer()
-        if self._problem is not None:
-            problem, self._problem = self._problem, None
-            raise self._same(problem)
+        self._trouble.tell()
         if self._check is not None:
             # Waiting in the reader's poll serves its log lines and errors meanwhile.
             self._poll_reader(min(timeout, 0.05))
@@ -183,34 +180,11 @@ class KafkaJournal:
         with making(self._config.properties):
             return Producer({**self._producer_properties, "logger": self._klog, "error_cb": self._klog.remark})
 
-    def _same(self, problem: TopicError) -> TopicError:
-        """Return `problem`, or what was raised before if that says the same."""
-        if self._trouble is None or str(self._trouble) != str(problem):
-            self._trouble = problem
-        return self._trouble.with_traceback(None)
-
-    def _deny(self, operation: str) -> None:
-        self._denied.add(operation)
-        topic = self._config.topic
-        self._problem = TopicError(
-            f"Kafka does not let this member {operation.lower()} the leader topic {topic}: "
-            f"{self._klog.lacks([operation], 'topic', topic)}"
-        )
-
-    def _allow(self, operation: str) -> None:
-        """Something was read, or written."""
-        self._denied.discard(operation)
-        if self._trouble is not None and not self._denied:
-            self._trouble = None
-            self._klog.say(logging.INFO, f"leader topic usable again topic={self._config.topic}")
-
     def _make_check(self) -> TopicCheck:
         return TopicCheck(self._config, self._klog, reader=self._reader, producer=self._producer)
 
     def _listen(self) -> None:
         """Heal a reader, or one position of it, of which nothing is heard though brokers answer. Does not wait."""
-        if self._denied:
-            return  # it hears why, once, and goes on asking
         if self._check is None:
             heard = min(position.heard for position in self._positions.values())
         else:
@@ -276,10 +250,10 @@ class KafkaJournal:
             ready = check.poll()
         except TopicError as problem:
             self._check = self._make_check()
-            raise self._same(problem) from None
+            raise self._trouble.same(problem) from None
         if ready:
             self._check = None
-            self._denied.clear()
+            self._trouble.found()
         return ready
 
     def _poll_reader(self, timeout: float) -> Message | None:
@@ -313,7 +287,7 @@ class KafkaJournal:
         if error.name() in GONE and self._check is None:
             self._missing = error.str()
         if error.name() == "TOPIC_AUTHORIZATION_FAILED":
-            self._deny("Read")
+            self._trouble.deny("Read")
         else:
             self._klog.error(error)
 
@@ -321,7 +295,7 @@ class KafkaJournal:
         offset = message.offset()
         assert offset is not None
         self._klog.reachable()
-        self._allow("Read")
+        self._trouble.allow("Read")
         self._start(position, offset, events)
         position.next = offset + 1
         epoch = message.leader_epoch()
@@ -336,7 +310,7 @@ class KafkaJournal:
         offset = message.offset()
         assert offset is not None
         self._klog.reachable()
-        self._allow("Read")
+        self._trouble.allow("Read")
         self._start(position, offset, events)
         position.next = max(position.next, offset)
         if position.awaited is not None:
@@ -421,9 +395,9 @@ class KafkaJournal:
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self._sent_at, self._doubted = time.monotonic(), False
-            self._allow("Write")
+            self._trouble.allow("Write")
         elif is_denied(error.name()):
-            self._deny("Write")
+            self._trouble.deny("Write")
         elif not self._closed:
             self._doubted |= error.name() in ("_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT")
             level = logging.DEBUG if self._klog.unreachable else logging.WARNING
