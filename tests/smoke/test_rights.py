@@ -128,6 +128,35 @@ def test_a_member_names_the_right_that_is_missing(
     assert complaints(member) == [line]
 
 
+def test_a_member_that_may_not_create_its_topics_says_who_can(secured: Secured) -> None:
+    """Of each topic, with the command that makes it and the right that would do; given that, it makes them."""
+    secured.grant("a beat", "beat")
+    create = [secured.right("beat", column, "Create") for column in ("leader", "schedule")]
+    beat, address = secured.members.beat(), secured.kafka.address("SASL_SSL")
+    for right in create:
+        wait_until(lambda right=right: f"lacks the right {right}: " in beat.log, timeout=60, what=str(right))
+        assert f"kafka-topics.sh --bootstrap-server {address} --create --topic {right.name} " in beat.log
+    assert len(complaints(beat)) == 2
+    secured.kafka.grant(secured.user, *create)
+    wait_until(lambda: "leadership acquired" in beat.log, timeout=60, what="a leader")
+    assert len(complaints(beat)) == 2
+    assert beat.log.count("topic usable again") == 2
+
+
+def test_a_member_that_may_not_add_partitions_says_who_can(secured: Secured) -> None:
+    """For a role that was appended; given the right, it adds them."""
+    secured.make_topics("worker")
+    secured.grant("a worker", "worker")
+    alter = secured.right("worker", "leader", "Alter")
+    worker = secured.members.worker("-P", "solo", name="worker1", neli_roles=["a", "b"])
+    wait_until(lambda: f"lacks the right {alter}: " in worker.log, timeout=60, what="the missing right")
+    (line,) = complaints(worker)
+    assert f"--alter --topic {alter.name} --partitions 2" in line
+    secured.kafka.grant(secured.user, alter)
+    wait_until(lambda: worker.log.count("leadership acquired") == 2, timeout=60, what="both roles")
+    assert complaints(worker) == [line]
+
+
 @pytest.mark.parametrize("column", ["leader", "schedule"])
 @pytest.mark.parametrize("operation", ["Read", "Write"])
 def test_a_leader_that_loses_a_right_says_so(secured: Secured, column: str, operation: str) -> None:
