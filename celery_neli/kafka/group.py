@@ -184,4 +184,4 @@ class KafkaGroup:
                 "this member still leads where no other member does, only later",
             )
         elif error.name() != "TOPIC_AUTHORIZATION_FAILED":  # of the leader topic, and said of that
-            self._klog.remark(error)
+            self._klog.remark(error, joined=True)

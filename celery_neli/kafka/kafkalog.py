@@ -89,15 +89,15 @@ class KafkaLog:
         if error.name() == "_ALL_BROKERS_DOWN":
             self.reachability.down(self._log)
 
-    def remark(self, error: Error) -> None:
-        """A client-wide error of any client. Why connections fail is noted for the line that says so; the rest is
-        said.
+    def remark(self, error: Error, *, joined: bool = False) -> None:
+        """A client-wide error of any client; `joined`: of one that takes part in the group. Why connections fail is
+        noted for the line that says so; the rest is said.
         """
         text = self.masked(error.str())
         connection = error.name() in _CONNECTION_ERRORS
         if connection and error.name() not in _SILENT:
             self._note(text)
-        quiet = connection or error.name() in OF_NO_READER or self._loud is None
+        quiet = connection or self._loud is None or (error.name() in OF_NO_READER and not joined)
         self.say(logging.DEBUG if quiet else logging.WARNING, f"kafka error={error.name()} {text}")
 
     def reachable(self) -> None:

@@ -165,6 +165,16 @@ def test_an_outage_is_one_warning_and_its_end_one_line():
     ]
 
 
+def test_what_concerns_the_group_is_the_group_members_matter():
+    """A client that only reads looks for a coordinator, too, and needs none."""
+    log = Lines()
+    klog = KafkaLog(log, {})
+    klog.error(KafkaTrouble("COORDINATOR_NOT_AVAILABLE", "no coordinator"))
+    assert log.loud() == []
+    klog.remark(KafkaTrouble("NOT_COORDINATOR", "another coordinator"), joined=True)
+    assert log.loud() == [("WARNING", "kafka error=NOT_COORDINATOR another coordinator")]
+
+
 def test_one_set_of_properties_for_consumers_and_producers_makes_no_noise():
     """Librdkafka remarks on every property that is not for the kind of client; nobody needs to read that."""
     log = Lines()
