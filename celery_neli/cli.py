@@ -57,11 +57,11 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
         raise click.ClickException(str(exc)) from None
     shown = [each for each in found if each.exists or election] or found[:1]
     unseen = [right for each in found if not each.exists for right in each.missing_rights]
-    if not any(each.exists for each in found) and unseen:
+    if all(not each.exists and each.missing_rights for each in shown):
         if as_json:
-            print(json.dumps({"led": False, "error": unseen[0], "elections": []}))
+            print(json.dumps({"led": False, "error": shown[0].missing_rights[0], "elections": []}))
             ctx.exit(1)
-        raise click.ClickException(unseen[0])
+        raise click.ClickException(shown[0].missing_rights[0])
     led = all(each.led for each in shown)
     if as_json:
         print(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))

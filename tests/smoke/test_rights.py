@@ -250,6 +250,25 @@ def test_status_names_the_right_that_is_missing(secured: Secured, but: tuple[str
     assert f"lacks the right {missing}" in json.dumps(told)
 
 
+@pytest.mark.usefixtures("led")
+def test_status_of_all_elections_is_no_failure_for_want_of_rights_on_another(secured: Secured) -> None:
+    """Whoever runs beats alone has none on the workers' topic, which need not exist: it is a remark, not an error."""
+    secured.grant("`celery neli status`", "beat")
+    code, out, error = status(secured)
+    assert (code, "leads" in out) == (0, True)
+    assert f"not looked at: the user {secured.user.name} lacks the right Read on the topic" in error
+    assert [each["election"] for each in json.loads(status(secured, "--json")[1])["elections"]] == ["beat"]
+
+
+def test_status_before_any_member_has_started_says_so(secured: Secured) -> None:
+    """With the right to look; what other elections lack is a remark."""
+    secured.grant("`celery neli status`", "beat")
+    code, out, error = status(secured)
+    assert code == 1
+    assert "the leader topic does not exist: no member has started yet" in out
+    assert "worker.neli" in error
+
+
 RESIGN = documented("`celery neli resign`")
 
 
