@@ -178,6 +178,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "cli",
         "config",
         "exceptions",
+        "masking",
         "nearest",
         "settings",
         "election.records",
