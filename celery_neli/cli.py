@@ -124,7 +124,9 @@ def kafka(ctx: click.Context, port: int) -> None:
 def _log() -> Any:
     import logging
 
-    return logging.getLogger("celery_neli.cli")
+    from celery_neli.logs import escaping
+
+    return escaping(logging.getLogger("celery_neli.cli"))
 
 
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:

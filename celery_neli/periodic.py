@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
 from celery_neli.schedule.editor import ScheduleEditor
 from celery_neli.schedule.records import Change
 from celery_neli.schedule.view import Periodic, look, names
@@ -112,7 +113,7 @@ class Topic:
         if not enabled(app):
             raise ConfigurationError("neli_enabled is off: there is no runtime schedule without Kafka")
         self._config = from_app(app, "beat")
-        self._log = logging.getLogger(__name__)
+        self._log = escaping(logging.getLogger(__name__))
 
     def read(self) -> Mapping[tuple[Kind, str], bytes]:
         from celery_neli.schedule.client import read_all

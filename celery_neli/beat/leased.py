@@ -16,13 +16,14 @@ from kombu.exceptions import OperationalError
 from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
+from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
 
 __all__ = ["LeasedMixin", "release_connection"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds between two log lines about a task broker that cannot be reached.
 BROKER_DOWN_LOG_INTERVAL = 30.0

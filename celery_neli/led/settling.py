@@ -17,6 +17,7 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
 from celery_neli.led.states import at_of
+from celery_neli.logs import escaping
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FLUSH", "Settling", "StateReservation", "iso"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 _BASE = source_of(celery.app.base)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.logs import escaping
 from celery_neli.schedule.defined import entry_of
 from celery_neli.schedule.records import ENTRY, NO_TERM, STATE, Definition, Kind, State, decode_definition, decode_state
 from celery_neli.tick.once import once
@@ -25,7 +26,7 @@ __all__ = ["States", "at_of", "place"]
 #: Records that come at once above which each is not worth a line in the log.
 MANY = 20
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class States:

@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
+from celery_neli.printable import printable
+from celery_neli.terminal import failure, say
+
 if TYPE_CHECKING:
     from celery_neli.schedule.importing import Row, Source
     from celery_neli.schedule.view import Periodic
 
+WIDEST = 400
+"""Characters of a cell."""
 SOURCES = ("redbeat", "django", "file")
 _BY = click.option("--by", help="Who does it, for `show`; user@host by default.")
 
@@ -76,9 +81,9 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         "runs": str(found.runs),
     }
     for field, value in rows.items():
-        click.echo(f"{field:9} {value}")
+        say(f"{field:9} {value}")
     for change in reversed(found.changes):
-        click.echo(f"{_when(change.at)}  {change.by}  {change.what}")
+        say(f"{_when(change.at)}  {printable(change.by)}  {printable(change.what)}")
 
 
 @schedule.command(cls=CeleryCommand)
@@ -106,7 +111,7 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
     with _errors(ctx) as (app, periodic):
         found = periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by)
         if task not in app.tasks:
-            click.echo(f"note: this app knows no task {task!r}; the workers must", err=True)
+            say(f"note: this app knows no task {task!r}; the workers must", err=True)
     _say(found)
 
 
@@ -138,7 +143,7 @@ def remove(ctx: click.Context, name: str, by: str | None) -> None:
     """Delete a runtime entry and its state."""
     with _errors(ctx) as (app, periodic):
         periodic.remove(app, name, by=by)
-    click.echo(f"{name}: removed")
+    say(f"{printable(name)}: removed")
 
 
 @schedule.command(cls=CeleryCommand)
@@ -149,7 +154,7 @@ def run(ctx: click.Context, name: str, by: str | None) -> None:
     """Send the task of an entry at once, from here. Its schedule stays as it is."""
     with _errors(ctx) as (app, periodic):
         result = periodic.run_now(app, name, by=by)
-    click.echo(f"{name}: sent as {getattr(result, 'id', '?')}")
+    say(f"{printable(name)}: sent as {getattr(result, 'id', '?')}")
 
 
 @schedule.command(name="import", cls=CeleryCommand)
@@ -183,9 +188,9 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
     _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)
     counts = {action: sum(each.action == action for each in rows) for action in dict.fromkeys(r.action for r in rows)}
     told = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing there"
-    click.echo(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
+    say(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
     if source.warning:
-        click.echo(f"note: {source.warning}", err=True)
+        say(f"note: {source.warning}", err=True)
     return 1 if counts.get("left out") else 0
 
 
@@ -202,7 +207,7 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
     try:
         yield app, periodic
     except (NeliError, SchedulingError) as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
 
 
 def _parsed(field: str, text: str, kind: type) -> Any:
@@ -216,7 +221,7 @@ def _parsed(field: str, text: str, kind: type) -> Any:
 
 
 def _say(found: Periodic) -> None:
-    click.echo(f"{found.name}: {_standing(found)}, next {_when(found.next)}")
+    say(f"{printable(found.name)}: {_standing(found)}, next {_when(found.next)}")
 
 
 def _standing(found: Periodic) -> str:
@@ -225,15 +230,19 @@ def _standing(found: Periodic) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    rows = [[printable(cell, WIDEST) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _when(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    except (ValueError, OverflowError, OSError):  # whoever wrote it, it is no date
+        return f"{seconds:g}"
 
 
 def _json(value: Any) -> str:

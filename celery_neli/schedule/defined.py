@@ -77,6 +77,9 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
     """
     if definition.task is None or definition.schedule is None:
         raise ConfigurationError(f"beat entry {name!r}: is defined in beat_schedule, not here")
+    check_name(name)
+    if not definition.task.isprintable():
+        raise ConfigurationError(f"task = {definition.task!r}: give the name of a task, in printable characters")
     try:
         if not definition.options.keys().isdisjoint(misfire.OPTIONS):
             Misfire.from_settings(definition.options)

@@ -77,11 +77,14 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so."""
+    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so (Unix
+    seconds), and the name of its Celery app (None if that has none, or an older release wrote the note).
+    """
 
     schedule: str
     version: int | None
     at: float
+    app: str | None = None
 
 
 def key_of(kind: Kind, name: str) -> bytes:
@@ -125,7 +128,10 @@ def encode_state(state: State) -> bytes:
 
 def encode_note(note: Note) -> bytes:
     """Its bytes."""
-    return spell({"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}).encode()
+    fields = {"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}
+    if note.app is not None:
+        fields["app"] = note.app
+    return spell(fields).encode()
 
 
 def encode_definition(definition: Definition) -> bytes:
@@ -209,7 +215,8 @@ def decode_note(value: bytes) -> Note:
     version = fields.get("version")
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
-    return Note(schedule=typed(fields, "schedule", str), version=version, at=number("at", fields.get("at")))
+    app = None if fields.get("app") is None else typed(fields, "app", str)
+    return Note(schedule=typed(fields, "schedule", str), version=version, at=number("at", fields.get("at")), app=app)
 
 
 _DECODERS: Mapping[Kind, Callable[[bytes], State | Definition | Note]] = {

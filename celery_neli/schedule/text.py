@@ -97,7 +97,7 @@ def human(text: str) -> str:
         return f"every {words}" + (", rounded" if body is not text else "")
     if text.startswith(_AT):
         return f"at {text[len(_AT) :].replace('T', ' ').replace('Z', ' UTC')}"
-    if text.startswith(_SOLAR):
+    if text.startswith(_SOLAR) and text.count(",") == 2:
         event, latitude, longitude = text[len(_SOLAR) :].split(",")
         return f"{event} at {latitude}, {longitude}"
     return text

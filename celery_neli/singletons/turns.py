@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from celery_neli.election.shared import SharedLease
+from celery_neli.logs import escaping
 from celery_neli.singletons.registry import Singleton
 from celery_neli.worker.working import in_term
 
@@ -26,7 +27,7 @@ BACKOFF_LEAST, BACKOFF_MOST = 0.1, 10.0
 REST_LEAST, REST_MOST = 10.0, 300.0
 """Seconds between giving up and the next stretch: the first time in a row, and at most. The role moves each time."""
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Unelected:

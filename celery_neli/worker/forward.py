@@ -12,7 +12,9 @@ from typing import Any
 from kombu.entity import Queue
 from kombu.messaging import Producer
 
-logger = logging.getLogger(__name__)
+from celery_neli.logs import escaping
+
+logger = escaping(logging.getLogger(__name__))
 
 _PROPERTIES = ("priority", "correlation_id", "reply_to", "delivery_mode", "message_id", "timestamp", "type", "app_id")
 """Of AMQP; the others are the broker's, or (user_id) refused when another user sends them."""
