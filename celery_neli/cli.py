@@ -15,14 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.beat import beat
+from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS
+from celery_neli.ordinary_beat import guard
+from celery_neli.printable import printable
 from celery_neli.schedule.cli import schedule
+from celery_neli.terminal import failure, say
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
+
+
+guard(beat, worker)
+_GONE = "  does not answer: its lease has run out"
 
 
 @click.group(name="neli")
@@ -42,7 +51,9 @@ neli.add_command(schedule)
 )
 @click.pass_context
 def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
-    """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader."""
+    """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader, or if
+    different apps share the group.
+    """
     from celery_neli.exceptions import NeliError
 
     try:
@@ -51,7 +62,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
         if as_json:
             print(json.dumps({"led": False, "error": str(exc), "elections": []}))
             ctx.exit(1)
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
     shown = [each for each in found if each.exists or election] or found[:1]
     led = all(each.led for each in shown)
     if as_json:
@@ -59,7 +70,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     else:
         for each in shown:
             _print(each)
-    ctx.exit(0 if led else 1)
+    ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
 @neli.command(cls=CeleryCommand)
@@ -84,15 +95,17 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
         config = from_app(ctx.obj.app, election)
         before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
     except NeliError as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
     if to not in (None, after.leader):
-        raise click.ClickException(
-            f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
-            f"not {to}"
+        raise failure(
+            NeliError(
+                f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
+                f"not {to}"
+            )
         )
-    print(
-        f"{election} role {before.role}: {before.leader} (term {before.term}) handed over to {after.leader} "
-        f"(term {after.term}) in {seconds:.1f} s"
+    say(
+        f"{election} role {before.role}: {printable(before.leader)} (term {before.term}) handed over to "
+        f"{printable(after.leader)} (term {after.term}) in {seconds:.1f} s"
     )
 
 
@@ -118,7 +131,7 @@ def kafka(ctx: click.Context, port: int) -> None:
             )
             ended.wait()
     except NeliError as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
 
 
 def _log() -> Any:
@@ -157,39 +170,50 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
 
 
 def _print(status: ElectionStatus) -> None:
-    print(f"{status.election}  topic={status.topic} group={status.group}")
+    say(f"{status.election}  topic={status.topic} group={status.group}")
     if not status.exists:
-        print("  the leader topic does not exist: no member has started yet")
+        say("  the leader topic does not exist: no member has started yet")
         return
     width = max((len(role.role) for role in status.roles), default=0) + 1
     for role in status.roles:
         name = f"{role.role}:".ljust(width)
         if role.leader is None:
-            print(f"  role {name} NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
+            say(f"  role {name} NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
         else:
             since = "?" if role.since is None else _when(role.since)
             age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
-            print(f"  role {name} {role.leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
-    schedules = {each.name: f"  schedule {each.shown}" for each in status.schedules}
+            leader = printable(role.leader)
+            say(f"  role {name} {leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
+    _print_members(status)
+    for line in (status.sharing, status.disagreement):
+        if line is not None:
+            say(f"  {line}")
+
+
+def _print_members(status: ElectionStatus) -> None:
+    schedules = {each.name: f"  schedule {printable(each.shown)}" for each in status.schedules}
+    heard = {each.name: f"  last heard {each.age:.0f} s ago" for each in status.schedules if each.silent}
     if status.members is None:
-        print("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
+        say("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
         for name, told in schedules.items():
-            print(f"    {name}{told}")
-    else:
-        print(f"  members: {len(status.members)} (group {status.group_state})")
-        for member in status.members:
-            print(
-                f"    {member.name}  {member.host}"
-                + (f"  leads {', '.join(member.leads)}" if member.leads else "")
-                + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
-                + schedules.get(member.name, "")
-            )
-    if status.disagreement is not None:
-        print(f"  {status.disagreement}")
+            say(f"    {printable(name)}{told}" + (_GONE if name in status.gone else heard.get(name, "")))
+        return
+    say(f"  members: {len(status.members)} (group {status.group_state})")
+    for member in status.members:
+        say(
+            f"    {printable(member.name)}  {printable(member.host)}"
+            + (f"  leads {', '.join(member.leads)}" if member.leads else "")
+            + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
+            + schedules.get(member.name, "")
+            + ("" if member.answers else heard.get(member.name, _GONE))
+        )
 
 
 def _when(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    try:
+        moment = datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):  # a record's time may be anything
+        return f"{seconds:g}"
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({_span(time.time() - seconds)})"
 
 

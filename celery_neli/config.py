@@ -258,12 +258,9 @@ def _group(app: Celery) -> str:
     group = app.conf.get("neli_group")
     if not group:
         hint = not_read(app, "neli_group")
+        example = "name this deployment, e.g. neli_group = 'shop-production'"
         raise ConfigurationError(
-            "neli_group is not set: "
-            + (
-                hint
-                or "name this deployment, e.g. neli_group = 'shop-production'; two environments on one Kafka must differ"
-            )
+            f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
         )
     if not isinstance(group, str):
         raise ConfigurationError(f"neli_group = {group!r}: give a string")

@@ -120,8 +120,8 @@ class Member:
         return self._post(role).newest
 
     def leader(self, role: str) -> tuple[str, int] | None:
-        """Name and term of the member that holds `role`, as far as this member knows; None: its lease has run out, there
-        is none, or it is not known.
+        """Name and term of the member that holds `role`, as far as this member knows; None: there is none, or its lease
+        has run out, or this member does not know.
         """
         lease = self._post(role).lease
         holder, term = lease.holder, lease.term

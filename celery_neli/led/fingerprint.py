@@ -78,7 +78,7 @@ def _named(value: Any, plain: type, text: str) -> str:
 
 
 def _of_crontab(value: Any, inside: Callable[[Any], str]) -> str:
-    """As `repr(crontab)` of Celery 5.7, whose fields may be sets; with the further attributes of a class of the user's."""
+    """As `repr(crontab)` of Celery 5.7, whose fields may be sets; with what a class of the user's adds."""
     fields = [getattr(value, f"_orig_{name}") for name in _CRONTAB]
     shown = " ".join(each if isinstance(each, str) else inside(each) for each in fields)
     text = f"<crontab: {shown} (m/h/dM/MY/d)>"
@@ -102,7 +102,7 @@ def _of_object(value: Any, inside: Callable[[Any], str]) -> str:
         text = repr(value)
     except Exception as exc:  # noqa: BLE001 - of a user's class; it must not cost the whole fingerprint
         text = f"<{type(value).__qualname__} without a repr: {type(exc).__name__}>"
-    if "{" not in text and _ADDRESS.search(text) is None or isinstance(value, (str, bytes)):
+    if ("{" not in text and _ADDRESS.search(text) is None) or isinstance(value, (str, bytes)):
         return text
     attributes = dict(getattr(value, "__dict__", {}))
     for cls in type(value).__mro__:

@@ -50,6 +50,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         for each in found
     ]
     _table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
+    _note(periodic.not_run(app))
 
 
 @schedule.command(cls=CeleryCommand)
@@ -65,7 +66,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         editor = periodic.editor(app)
         if name not in names(editor):
             raise editor.unknown(name)
-        found = look(editor, name)
+        found = periodic.as_run(app, look(editor, name))
     if as_json:
         click.echo(_json(found.as_dict()))
         return
@@ -110,9 +111,8 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
     args, kwargs = _parsed("args", given["args"], list), _parsed("kwargs", given["kwargs"], dict)
     with _errors(ctx) as (app, periodic):
         found = periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by)
-        if task not in app.tasks:
-            say(f"note: this app knows no task {task!r}; the workers must", err=True)
-    _say(found)
+        _say(found)
+        _note_doubts(app, found)
 
 
 @schedule.command(cls=CeleryCommand)
@@ -132,7 +132,9 @@ def pause(ctx: click.Context, name: str, by: str | None) -> None:
 def resume(ctx: click.Context, name: str, by: str | None) -> None:
     """End the pause of an entry. The slots of the pause do not run."""
     with _errors(ctx) as (app, periodic):
-        _say(periodic.resume(app, name, by=by))
+        found = periodic.resume(app, name, by=by)
+        _say(found)
+        _note_doubts(app, found)
 
 
 @schedule.command(cls=CeleryCommand)
@@ -173,8 +175,9 @@ def import_(ctx: click.Context, source: str, path: Path | None, dry_run: bool, r
     if path is not None and source != "file":
         raise click.UsageError(f"{source} takes no PATH")
     with _errors(ctx) as (app, periodic):
+        editor = periodic.changing(app, by=by)
         found = source_of(app, source, path)
-        rows = carry_over(found, periodic.editor(app, by=by), dry_run=dry_run, replacing=replace)
+        rows = carry_over(found, editor, dry_run=dry_run, replacing=replace)
     ctx.exit(_report(found, rows, dry_run=dry_run))
 
 
@@ -224,8 +227,46 @@ def _say(found: Periodic) -> None:
     say(f"{printable(found.name)}: {_standing(found)}, next {_when(found.next)}")
 
 
+def _note(text: str | None) -> None:
+    if text is not None:
+        say(f"note: {text}", err=True)
+
+
+def _note_doubts(app: Any, found: Periodic) -> None:
+    """Say on what the entry's next run depends, where this is not given: a task, a leader of its shard."""
+    if found.task not in app.tasks:
+        _note(f"this app knows no task {found.task!r}; the workers must")
+    if not found.paused:
+        _note(_leaderless(app, found.name))
+
+
+def _leaderless(app: Any, name: str) -> str | None:
+    """Return that no beat leads the shard of this entry, if Kafka says so."""
+    import logging
+
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
+    from celery_neli.led.shards import owner
+    from celery_neli.logs import escaping
+    from celery_neli.status import look
+
+    config = from_app(app, "beat")
+    try:
+        found = look(config, "beat", log=escaping(logging.getLogger("celery_neli.cli")), schedules=True)
+    except NeliError:
+        return None  # it has answered before, and stored the entry
+    role = config.roles[owner(name, len(config.roles))]
+    if all(each.leader is None for each in found.roles if each.role == role):
+        return (
+            f"no beat leads role {role} of neli_group = {app.conf.neli_group!r}, so the entry does not run yet: start "
+            "one with celery beat -S celery_neli.Scheduler"
+        )
+    return found.sharing
+
+
 def _standing(found: Periodic) -> str:
-    words = f"{'paused' if found.paused else 'active'}, {found.source}"
+    over = found.source == "runtime" and found.next is None and found.problem is None
+    words = f"{'paused' if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")
 
 
