@@ -36,10 +36,12 @@ def misspelt(name: Any) -> str | None:
     if not close:
         return None
     try:
-        _resolve(name)
+        if isinstance(_resolve(name), type):
+            return None
+        reason = "it is no class"
     except (ImportError, AttributeError, ValueError) as exc:
-        return f"the scheduler {name!r} cannot be imported ({exc}); did you mean {close[0]!r}?"
-    return None
+        reason = str(exc)
+    return f"the scheduler {name!r} cannot be imported ({reason}); did you mean {close[0]!r}?"
 
 
 def check_scheduler(command: click.Command) -> None:

@@ -1,0 +1,97 @@
+"""The leader of a beat election says that members are of different apps."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from celery_neli.led.roll import MOST, Roll
+from celery_neli.schedule.notes import apps_of, living, sharing
+from celery_neli.schedule.records import MEMBER, Note, decode_note, encode_note
+
+NOW = 1_732_365_000.0
+
+
+def note(app: str | None, *, ago: float = 5.0) -> bytes:
+    return encode_note(Note(schedule="0123abcd", version=None, at=NOW - ago, app=app))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "celery_neli.led.roll"]
+
+
+@pytest.fixture
+def roll() -> Roll:
+    return Roll("beat1", "shop", "g.beat", clock=lambda: NOW)
+
+
+def test_members_of_another_app_are_named_once_a_minute(roll: Roll, caplog: pytest.LogCaptureFixture) -> None:
+    """With both apps, what it means and the way out, as an error."""
+    roll.read({(MEMBER, "beat2"): note("shop"), (MEMBER, "blog1"): note("blog")})
+    for _ in range(3):
+        roll.call()
+    (line,) = said(caplog)
+    assert "app shop: beat1, beat2; app blog: blog1" in line
+    assert "neli_group of its own" in line
+    assert caplog.records[-1].levelno == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"beat2": note("shop")},
+        {"beat2": note(None)},
+        {"blog1": note("blog", ago=300)},
+        {"blog1": b"?"},
+        {"beat1": note("blog")},
+    ],
+)
+def test_of_one_app_nothing_is_said(roll: Roll, caplog: pytest.LogCaptureFixture, others: dict[str, bytes]) -> None:
+    """Nor of an older release, of a member long gone, of what is no note, and of this process's name before."""
+    roll.read({(MEMBER, name): value for name, value in others.items()})
+    roll.call()
+    assert said(caplog) == []
+
+
+def test_a_member_that_left_counts_no_more(roll: Roll, caplog: pytest.LogCaptureFixture) -> None:
+    """Its note is deleted when it ends."""
+    roll.read({(MEMBER, "blog1"): note("blog")})
+    roll.read({(MEMBER, "blog1"): None})
+    roll.call()
+    assert said(caplog) == []
+
+
+def test_an_app_without_a_name_is_compared_with_none(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be any."""
+    roll = Roll("beat1", None, "g.beat", clock=lambda: NOW)
+    roll.read({(MEMBER, "blog1"): note("blog")})
+    roll.call()
+    assert said(caplog) == []
+
+
+def test_names_of_apps_cannot_forge_a_line(roll: Roll, caplog: pytest.LogCaptureFixture) -> None:
+    """Notes may be written by anybody who can write to the topic; and their number is bounded."""
+    roll.read({(MEMBER, f"m{number}\n"): note("blog\nERROR\x1b[2J") for number in range(2 * MOST)})
+    roll.call()
+    (line,) = said(caplog)
+    assert line.isprintable()
+
+
+def test_the_name_of_the_app_is_an_addition_to_the_note() -> None:
+    """A release that does not know it still reads the note, and this one reads a note without it."""
+    fields = json.loads(note("shop"))
+    assert (fields.pop("app"), fields.keys()) == ("shop", {"v", "schedule", "version", "at"})
+    assert decode_note(json.dumps(fields).encode()).app is None
+    assert decode_note(json.dumps({**fields, "app": "shop", "later": [1]}).encode()).app == "shop"
+
+
+def test_status_tells_apps_apart() -> None:
+    """As the leader does."""
+    told = living({"a": decode_note(note("shop")), "b": decode_note(note("blog"))}, None, NOW)
+    line = sharing(apps_of(told), "g.beat")
+    assert line is not None
+    assert "(app shop: a; app blog: b)" in line
+    assert sharing(apps_of(told[:1]), "g.beat") is None
