@@ -95,6 +95,8 @@ class Keeper:
 
     def note(self) -> None:
         """Tell the others which app and schedule this member has, every 15 seconds; `celery neli status` compares."""
+        if any(each.neli_leads for each in self.followers):
+            self._roll.call()
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
             return
@@ -107,8 +109,6 @@ class Keeper:
         self._noted = now
         note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
         self.topic.write(MEMBER, self.name, encode_note(note))
-        if any(each.neli_leads for each in self.followers):
-            self._roll.call()
 
     def _take_fingerprint(self, entries: list[Any]) -> None:
         self._fingerprint = fingerprint(entries)

@@ -34,6 +34,7 @@ class Roll:
         """`name` and `app` are those of this member; `clock` returns Unix seconds."""
         self._name, self._app, self._group, self._clock = name, app, group, clock
         self._notes: dict[str, Note] = {}
+        self._strangers = False
         self._limit = LogLimit(REPEAT_AFTER)
 
     def read(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
@@ -50,10 +51,11 @@ class Roll:
                 continue  # of a newer release or of a stranger
             if len(self._notes) > MOST:
                 del self._notes[next(iter(self._notes))]
+        self._strangers = any(note.app not in (None, self._app) for note in self._notes.values())
 
     def call(self) -> None:
-        """Log an error, once a minute at most, if members of another app are alive. To be called by a leader."""
-        if self._app is None:
+        """Log an error, once a minute at most, if members of another app are alive. A leader calls it each turn."""
+        if self._app is None or not self._strangers:
             return
         now = self._clock()
         others = {name: note for name, note in self._notes.items() if name != self._name}

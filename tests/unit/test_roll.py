@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 
 from celery_neli.led.roll import MOST, Roll
 from celery_neli.schedule.notes import apps_of, living, sharing
 from celery_neli.schedule.records import MEMBER, Note, decode_note, encode_note
+from tests.unit.fakes import FakeTopic
+from tests.unit.schedulers import Beat, eventually, make_app
 
 NOW = 1_732_365_000.0
 
@@ -95,3 +98,21 @@ def test_status_tells_apps_apart() -> None:
     assert line is not None
     assert "(app shop: a; app blog: b)" in line
     assert sharing(apps_of(told[:1]), "g.beat") is None
+
+
+def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_its_group(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only while it leads: of the standbys, each would say the same."""
+    topic = FakeTopic()
+    other = encode_note(Note(schedule="89abcdef", version=None, at=time.time(), app="blog"))
+    topic.log.append((MEMBER, "blog1", other, None))
+    app = make_app(neli_scheduler=None, beat_schedule={"e": {"task": "t", "schedule": 3600.0}})
+    with Beat(app, topic=topic) as beat:
+        beat.turns()
+        assert said(caplog) == []
+        beat.leadership.grant(1)
+        eventually(lambda: said(caplog), what="the line")
+        mine = [decode_note(value) for kind, _, value, writer in topic.log if kind == MEMBER and writer is topic]
+        assert [each.app for each in mine] == ["test"]
+    assert "app blog: blog1" in said(caplog)[0]
