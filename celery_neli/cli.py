@@ -63,6 +63,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
             print(json.dumps({"led": False, "error": str(exc), "elections": []}))
             ctx.exit(1)
         raise failure(exc) from None
+    _note_switched_off(ctx.obj.app)
     shown = [each for each in found if each.exists or election] or found[:1]
     led = all(each.led for each in shown)
     if as_json:
@@ -93,6 +94,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 
     try:
         config = from_app(ctx.obj.app, election)
+        _note_switched_off(ctx.obj.app)
         before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
     except NeliError as exc:
         raise failure(exc) from None
@@ -132,6 +134,11 @@ def kafka(ctx: click.Context, port: int) -> None:
             ended.wait()
     except NeliError as exc:
         raise failure(exc) from None
+
+
+def _note_switched_off(app: Any) -> None:
+    if app.conf.get("neli_enabled", True) is False:
+        say("note: neli_enabled = False: processes with this setting take part in no election", err=True)
 
 
 def _log() -> Any:

@@ -113,7 +113,7 @@ class Topic:
 
     def __init__(self, app: Any) -> None:
         if not enabled(app):
-            raise ConfigurationError("neli_enabled is off: there is no runtime schedule without Kafka")
+            raise ConfigurationError("neli_enabled = False: there is no runtime schedule without Kafka; switch it on")
         self._config = from_app(app, "beat")
         self._log = escaping(logging.getLogger(__name__))
 

@@ -175,9 +175,9 @@ def import_(ctx: click.Context, source: str, path: Path | None, dry_run: bool, r
     if path is not None and source != "file":
         raise click.UsageError(f"{source} takes no PATH")
     with _errors(ctx) as (app, periodic):
-        editor = periodic.changing(app, by=by)
         found = source_of(app, source, path)
-        rows = carry_over(found, editor, dry_run=dry_run, replacing=replace)
+        rows = carry_over(found, periodic.editor(app, by=by), dry_run=dry_run, replacing=replace)
+        _note(periodic.not_run(app))  # an import may come before the change of the setting
     ctx.exit(_report(found, rows, dry_run=dry_run))
 
 
@@ -255,6 +255,11 @@ def _leaderless(app: Any, name: str) -> str | None:
         found = look(config, "beat", log=escaping(logging.getLogger("celery_neli.cli")), schedules=True)
     except NeliError:
         return None  # it has answered before, and stored the entry
+    if not found.exists:
+        return (
+            f"the leader topic {config.topic} does not exist, or this user may not see it: if no beat of this group "
+            "runs, the entry does not run either"
+        )
     role = config.roles[owner(name, len(config.roles))]
     if all(each.leader is None for each in found.roles if each.role == role):
         return (

@@ -16,6 +16,7 @@ from celery.worker.strategy import default, hybrid_to_proto2
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.worker.consuming import apply
 from celery_neli.worker.counts import counts
 from celery_neli.worker.drain import drain_of
@@ -136,7 +137,7 @@ def _forward(message: Any, queue: Queue) -> None:
     try:
         forward(message, queue)
     except Exception as exc:
-        raise ConnectionResetError(f"message not forwarded id={message.headers.get('id')}: {exc!r}") from exc
+        raise ConnectionResetError(f"message not forwarded id={printable(message.headers.get('id'))}: {exc!r}") from exc
 
 
 def _awaited(message: Any) -> bool:
@@ -153,7 +154,7 @@ def _awaited(message: Any) -> bool:
             raise InvalidTaskError("the message has no args")
         chord = (embed or {}).get("chord")
     except (TypeError, ValueError, AttributeError) as exc:
-        raise InvalidTaskError(f"the body of the message is no task's: {exc}") from exc
+        raise InvalidTaskError(f"the body of the message is no task's: {printable(str(exc))}") from exc
     return bool(chord) or message.headers.get("ignore_result") is False
 
 
@@ -171,6 +172,8 @@ def _fail(task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: An
         raise InvalidTaskError(f"the headers of the message are no task's: {exc!r}") from exc
     request.acknowledge()
     try:
-        raise NotLeader(f"{task.name}[{request.id}] was to be skipped by a standby, and somebody waits for its result")
+        raise NotLeader(
+            f"{task.name}[{printable(request.id)}] was to be skipped by a standby, and somebody waits for its result"
+        )
     except NotLeader:
         request.on_failure(ExceptionInfo())

@@ -143,6 +143,16 @@ def test_apps_that_share_a_group_are_told_and_fail_the_command(election: Electio
     assert "app blog: blog1" in json.loads(told.output)["elections"][0]["sharing"]
 
 
+def test_commands_say_that_the_election_is_switched_off(election: Election) -> None:
+    """What they show is what other processes do."""
+    election.record("claim", "leader")
+    assert "neli_enabled" not in election.run("status").output
+    election.app.conf.neli_enabled = False
+    assert "note: neli_enabled = False" in election.run("status").output
+    told = election.run("schedule", "add", "e", "shop.tidy", "PT1M")
+    assert (told.exit_code, told.output[:27]) == (1, "Error: neli_enabled = False")
+
+
 # -- what commands on the schedule say when nothing will run --
 
 
@@ -175,12 +185,7 @@ OTHERS = ["celery.beat.Scheduler", "celery.beat.PersistentScheduler"]
 @pytest.mark.parametrize("other", OTHERS)
 @pytest.mark.parametrize(
     "arguments",
-    [
-        ("add", "x", "shop.tidy", "PT1M"),
-        ("pause", "e"),
-        ("resume", "e"),
-        ("import", "file", "/nowhere/celerybeat-schedule"),
-    ],
+    [("add", "x", "shop.tidy", "PT1M"), ("pause", "e"), ("resume", "e")],
 )
 def test_where_another_scheduler_runs_a_change_is_refused(
     election: Election, other: str, arguments: tuple[str, ...]
