@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shelve
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.beat import ScheduleEntry
+from celery.schedules import schedule
 from click.testing import CliRunner
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
@@ -25,6 +28,7 @@ from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 LOG = logging.getLogger("celery_neli.cli")
 
@@ -32,11 +36,13 @@ LOG = logging.getLogger("celery_neli.cli")
 class Election:
     """A beat election whose records are written by hand; `ago` is in seconds."""
 
-    def __init__(self, kafka: EmbeddedKafka) -> None:
+    def __init__(self, kafka: EmbeddedKafka, *, begun: bool = True) -> None:
+        """`begun`: a member has started before, and made the leader topic."""
         self.kafka = kafka
         self.app = make_app(neli_group="g", neli_kafka=kafka.bootstrap_servers, neli_scheduler=None, neli_name="asker")
         self.config = from_app(self.app, "beat")
-        kafka.create_topic(self.config.topic)
+        if begun:
+            kafka.create_topic(self.config.topic)
         self._end = 0
 
     def record(self, kind: Any, member: str, *, ago: float = 0.0, **fields: Any) -> None:
@@ -169,6 +175,25 @@ def test_a_change_says_that_no_beat_leads(election: Election) -> None:
     election.note("leader")
     election.note("blog1", app="blog")
     assert "different apps share" in election.run("schedule", "add", "f", "shop.tidy", "PT1M").output
+
+
+def test_a_change_before_any_beat_has_started_says_so() -> None:
+    """There is no leader topic yet."""
+    with EmbeddedKafka() as kafka:
+        told = Election(kafka, begun=False).run("schedule", "add", "e", "shop.tidy", "PT1M")
+    assert told.exit_code == 0
+    assert "g.beat.neli does not exist" in told.output
+
+
+def test_an_import_may_come_before_the_change_of_the_setting(election: Election, tmp_path: Path) -> None:
+    """That is the order of a migration; what it brought does not run until then, which it says."""
+    path = tmp_path / "celerybeat-schedule"
+    with shelve.open(str(path)) as store:  # noqa: S301 - written here
+        store["entries"] = {"e": ScheduleEntry("e", "t", schedule=schedule(60), app=election.app)}
+    election.app.conf.beat_schedule = {"e": {"task": "t", "schedule": 60.0}}
+    election.app.conf.neli_scheduler = "celery.beat.PersistentScheduler"
+    told = election.run("schedule", "import", "file", str(path))
+    assert "note: neli_scheduler = 'celery.beat.PersistentScheduler'" in told.output
 
 
 def test_an_entry_that_is_over_is_not_called_active(election: Election) -> None:
