@@ -30,6 +30,16 @@ def escaping(logger: logging.Logger) -> logging.Logger:
     return logger
 
 
+class Lines:
+    """An argument that stays several lines, such as a stack: each of them is escaped by itself."""
+
+    def __init__(self, text: object) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return "\n".join(printable(line, LONGEST_ARGUMENT) for line in str(self.text).split("\n"))
+
+
 class _Escape(logging.Filter):
     """Makes text, bytes and errors among a line's arguments printable; numbers and other objects stay as they are."""
 

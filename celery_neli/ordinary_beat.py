@@ -71,16 +71,21 @@ class OrdinaryBeat:
 
     def on_beat(self, sender: Any, **_: Any) -> None:
         """`celery beat` starts: end it with a line in its log if elected beats run. Blocks for 2 s at most."""
-        line = None if self._asked else self._why_not(sender.app, type(sender.scheduler))
+        line = None
+        if not self._asked:
+            scheduler = sender.scheduler
+            _warn_of_a_setting_not_read(scheduler.app)
+            line = self._why_not(scheduler.app, type(scheduler))
         if line is not None:
             _logger().critical("%s", line)
             raise SystemExit(1)  # celery.signals swallows what is no more than an Exception
 
     def on_worker(self, instance: Any, options: Any, **_: Any) -> None:
         """`celery worker` starts: end it with a line if it has an ordinary beat (`-B`) and elected beats run."""
+        app = instance.app
+        _warn_of_a_setting_not_read(app)
         if not options.get("beat"):
             return
-        app = instance.app
         name = options.get("scheduler") or app.conf.beat_scheduler
         line = misspelt(name)
         if line is None:
@@ -139,6 +144,17 @@ class OrdinaryBeat:
             app.conf.neli_group, reasons[0] if reasons else f"no answer within {self._patience:g} s",
         )  # fmt: skip
         return None
+
+
+def _warn_of_a_setting_not_read(app: Any) -> None:
+    """Say that the group is given under a name that Celery does not read: the process takes part in no election."""
+    if app.conf.get("neli_group") or getattr(app, "namespace", None):
+        return  # with a namespace, another one may be that of another app
+    from celery_neli.settings import not_read
+
+    hint = not_read(app, "neli_group")
+    if hint is not None:
+        _logger().warning("neli_group is not set, so this process takes part in no election: %s", hint)
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import celery_neli
-from celery_neli.logs import LONGEST_ARGUMENT, MOST, BackgroundLog, escaping
+from celery_neli.logs import LONGEST_ARGUMENT, MOST, BackgroundLog, Lines, escaping
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -140,6 +140,12 @@ def test_no_argument_of_a_line_makes_another_line_or_reaches_the_terminal(
     lines.logger("celery_neli.test").info(line, *arguments)
     wait_until(lambda: len(handler.seen) == 2, timeout=5, what="the lines")
     assert [each.getMessage() for each in handler.seen] == [shown, shown]
+
+
+def test_what_stays_several_lines_is_escaped_line_by_line(handler: Handler) -> None:
+    """A stack from another process has its lines."""
+    escaping(logging.getLogger("celery_neli.test")).info("failed: %s", Lines("a\x1b[2J\n  there"))
+    assert handler.seen[0].getMessage() == "failed: a\\x1b[2J\n  there"
 
 
 def test_a_huge_argument_makes_no_huge_line(handler: Handler) -> None:

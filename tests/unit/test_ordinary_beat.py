@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 import pytest
-from celery import signals
 from celery.beat import PersistentScheduler, Scheduler
+from celery.utils.dispatch import Signal
 from click.testing import CliRunner
 
 import celery_neli.scheduler
@@ -52,18 +52,16 @@ class Kafka:
 class Service:
     """The part of `celery.beat.Service` that is looked at."""
 
-    def __init__(self, app: Any, scheduler: Any) -> None:
-        self.app, self.scheduler = app, scheduler
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
 
 
 def beat_starts(watch: OrdinaryBeat, scheduler: Any = Scheduler, **conf: Any) -> None:
     """Send `beat_init` as Celery does when a beat with this scheduler starts."""
     app = make_app(**{**GROUP, **conf})
-    signals.beat_init.connect(watch.on_beat, weak=False)
-    try:
-        signals.beat_init.send(sender=Service(app, scheduler(app, lazy=True)))
-    finally:
-        signals.beat_init.disconnect(watch.on_beat)
+    beat_init = Signal("beat_init")  # of Celery's kind; its own may have the plug-in connected
+    beat_init.connect(watch.on_beat, weak=False)
+    beat_init.send(sender=Service(scheduler(app, lazy=True)))
 
 
 @pytest.mark.parametrize(
@@ -146,12 +144,10 @@ def test_a_setting_that_is_wrong_is_told_and_does_not_end_an_ordinary_beat(
 
 def worker_starts(watch: OrdinaryBeat, **options: Any) -> None:
     """As Celery's signal does before a worker is made."""
-    signals.celeryd_init.connect(watch.on_worker, weak=False)
-    try:
-        app = make_app(**GROUP)
-        signals.celeryd_init.send(sender="w", instance=SimpleNamespace(app=app), conf=app.conf, options=options)
-    finally:
-        signals.celeryd_init.disconnect(watch.on_worker)
+    celeryd_init = Signal("celeryd_init")
+    celeryd_init.connect(watch.on_worker, weak=False)
+    app = make_app(**GROUP)
+    celeryd_init.send(sender="w", instance=SimpleNamespace(app=app), conf=app.conf, options=options)
 
 
 def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
@@ -167,6 +163,18 @@ def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
     worker_starts(watch, beat=True)
     beat_starts(watch)  # in the process that is forked for it
     assert kafka.asked == 1
+
+
+def test_a_group_under_a_name_that_celery_does_not_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """By beats and workers that are ordinary ones for that reason alone."""
+    kafka = Kafka(ABSENT)
+    beat_starts(OrdinaryBeat(kafka), neli_group=None, CELERY_NELI_GROUP="g")
+    app = make_app(CELERY_NELI_GROUP="g")
+    OrdinaryBeat(kafka).on_worker(SimpleNamespace(app=app), {})
+    lines = [record.getMessage() for record in caplog.records if record.name == "celery_neli.ordinary_beat"]
+    assert len(lines) == 2
+    assert all("CELERY_NELI_GROUP is set, which this app does not read" in line for line in lines)
+    assert kafka.asked == 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from celery_neli.config import from_app
 from celery_neli.election.records import Record, decode, encode
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError
+from celery_neli.led.shards import owner
 from celery_neli.request import hand_over
 from celery_neli.schedule.client import write
 from celery_neli.schedule.records import MEMBER, STATE, Note, State, encode_note, encode_state
@@ -36,13 +37,19 @@ LOG = logging.getLogger("celery_neli.cli")
 class Election:
     """A beat election whose records are written by hand; `ago` is in seconds."""
 
-    def __init__(self, kafka: EmbeddedKafka, *, begun: bool = True) -> None:
+    def __init__(self, kafka: EmbeddedKafka, *, begun: bool = True, **conf: Any) -> None:
         """`begun`: a member has started before, and made the leader topic."""
         self.kafka = kafka
-        self.app = make_app(neli_group="g", neli_kafka=kafka.bootstrap_servers, neli_scheduler=None, neli_name="asker")
+        common = {
+            "neli_group": "g",
+            "neli_kafka": kafka.bootstrap_servers,
+            "neli_scheduler": None,
+            "neli_name": "asker",
+        }
+        self.app = make_app(**{**common, **conf})
         self.config = from_app(self.app, "beat")
         if begun:
-            kafka.create_topic(self.config.topic)
+            kafka.create_topic(self.config.topic, partitions=len(self.config.roles))
         self._end = 0
 
     def record(self, kind: Any, member: str, *, ago: float = 0.0, **fields: Any) -> None:
@@ -175,6 +182,18 @@ def test_a_change_says_that_no_beat_leads(election: Election) -> None:
     election.note("leader")
     election.note("blog1", app="blog")
     assert "different apps share" in election.run("schedule", "add", "f", "shop.tidy", "PT1M").output
+
+
+def test_a_change_of_an_entry_whose_shard_has_no_leader_says_so() -> None:
+    """The other shard's leader does not run it."""
+    with EmbeddedKafka() as kafka:
+        election = Election(kafka, neli_shards=2)
+        election.record("claim", "leader")  # of role leader
+        told = {
+            owner(name, 2): "no beat leads role leader-1" in election.run("schedule", "add", name, "t", "PT1M").output
+            for name in "abcdef"
+        }
+    assert told == {0: False, 1: True}
 
 
 def test_a_change_before_any_beat_has_started_says_so() -> None:
