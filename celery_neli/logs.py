@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import traceback
 from typing import Any
 
 from celery_neli.printable import printable
@@ -41,11 +42,15 @@ class Lines:
 
 
 class _Escape(logging.Filter):
-    """Makes text, bytes and errors among a line's arguments printable; numbers and other objects stay as they are."""
+    """Makes text, bytes and errors among a line's arguments printable; numbers and other objects stay as they are. So
+    it does with the messages of errors in a traceback.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
             record.args = tuple(map(_escaped, record.args))
+        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
+            record.exc_text = _traceback(record.exc_info[1])
         return True
 
 
@@ -67,6 +72,15 @@ def _escaped(value: object) -> object:
     if isinstance(value, str):
         return value if len(value) <= LONGEST_ARGUMENT and value.isprintable() else _Escaped(value)
     return _Escaped(value) if isinstance(value, (bytes, BaseException)) else value
+
+
+def _traceback(error: BaseException) -> str:
+    """As logging has it, but the message of each error is one line."""
+    lines = []
+    for part in traceback.TracebackException.from_exception(error).format():
+        frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # of a file, or between two errors
+        lines.append(part if frame else f"{printable(part[:-1], LONGEST_ARGUMENT)}\n")
+    return "".join(lines).rstrip("\n")
 
 
 _ESCAPE = _Escape()

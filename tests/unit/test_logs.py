@@ -148,6 +148,25 @@ def test_what_stays_several_lines_is_escaped_line_by_line(handler: Handler) -> N
     assert handler.seen[0].getMessage() == "failed: a\\x1b[2J\n  there"
 
 
+def test_the_message_of_an_error_makes_no_line_in_its_traceback(handler: Handler, lines: BackgroundLog) -> None:
+    """Nor does that of the error before it; the frames stay as they are."""
+    try:
+        try:
+            raise KeyError("a\n[2026] ERROR forged")
+        except KeyError as exc:
+            raise ValueError("b\n[2026] ERROR forged\x1b[2J") from exc
+    except ValueError:
+        escaping(logging.getLogger("celery_neli.test")).exception("failed")
+        lines.logger("celery_neli.test").exception("failed")
+    wait_until(lambda: len(handler.seen) == 2, timeout=5, what="the lines")
+    for record in handler.seen:
+        shown = logging.Formatter().format(record).splitlines()
+        assert shown[:2] == ["failed", "Traceback (most recent call last):"]
+        assert shown[-1] == "ValueError: b\\n[2026] ERROR forged\\x1b[2J"
+        assert not any(line.startswith("[2026]") for line in shown)
+        assert sum(line.startswith("  File ") for line in shown) == 2
+
+
 def test_a_huge_argument_makes_no_huge_line(handler: Handler) -> None:
     """Names and errors have no limit of their own in a record that anybody may write."""
     escaping(logging.getLogger("celery_neli.test")).info("%s", "x" * 100_000)
