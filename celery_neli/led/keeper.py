@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.led.fingerprint import fingerprint
-from celery_neli.led.roll import Roll
+from celery_neli.led.member_notes import MemberNotes
 from celery_neli.led.shards import begin
 from celery_neli.logs import escaping
 from celery_neli.schedule.records import MEMBER, Note, encode_note
@@ -56,7 +56,7 @@ class Keeper:
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
         self._app = app
-        self._roll = Roll(config.name, app, config.group)
+        self._notes_of_others = MemberNotes(config.name, app, config.group)
 
     def make_all(self) -> None:
         """Have the schedulers of all shards: what is read is told once, to all of them. Raises what making one does."""
@@ -70,7 +70,7 @@ class Keeper:
         if changes:
             for each in self.followers:
                 each.neli_fold(changes)
-            self._roll.read(changes)
+            self._notes_of_others.read(changes)
         if self.topic.generation != self._generation:
             self._generation = self.topic.generation
             for each in self.followers:
@@ -98,7 +98,7 @@ class Keeper:
     def note(self) -> None:
         """Tell the others which app and schedule this member has, every 15 seconds; `celery neli status` compares."""
         if any(each.neli_leads for each in self.followers):
-            self._roll.call()
+            self._notes_of_others.warn()
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
             return

@@ -13,6 +13,7 @@ from celery_neli.schedule.records import Note
 
 LIVING = 180.0  # seconds; members of older releases write a note once a minute
 SILENT = 50.0  # seconds without a note after which a member is shown as not heard
+NAMED = 4  # members and apps that a line names
 SHOWN = 8  # hexadecimal digits of a hash
 
 
@@ -65,11 +66,19 @@ def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
     """Return a line that says which apps share a group, where there is more than one; else None."""
     if len(apps) < 2:
         return None
-    told = "; ".join(f"app {printable(app)}: {', '.join(map(printable, names))}" for app, names in apps.items())
+    told = _some(
+        [f"app {printable(app, 60)}: {_some([printable(each, 60) for each in apps[app]])}" for app in apps], "; "
+    )
     return (
         f"different apps share one neli_group ({told}): only the schedule of the app that leads {group} runs; "
         "give each app a neli_group of its own"
     )
+
+
+def _some(words: Sequence[str], separator: str = ", ") -> str:
+    """Return the first few words, and how many more there are."""
+    more = len(words) - NAMED
+    return separator.join([*words[:NAMED], *([f"{more} more"] if more > 0 else [])])
 
 
 def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:

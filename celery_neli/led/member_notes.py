@@ -17,7 +17,7 @@ from celery_neli.logs import escaping
 from celery_neli.schedule.notes import apps_of, living, sharing
 from celery_neli.schedule.records import MEMBER, Kind, Note, decode_note
 
-__all__ = ["Roll"]
+__all__ = ["MemberNotes"]
 
 #: Seconds until the same line may be logged again.
 REPEAT_AFTER: Final = 60.0
@@ -27,7 +27,7 @@ MOST: Final = 1_000
 logger = escaping(logging.getLogger(__name__))
 
 
-class Roll:
+class MemberNotes:
     """What the notes of the other members say. Belongs to the thread that ticks; waits for nothing."""
 
     def __init__(self, name: str, app: str | None, group: str, *, clock: Callable[[], float] = time.time) -> None:
@@ -53,7 +53,7 @@ class Roll:
                 del self._notes[next(iter(self._notes))]
         self._strangers = any(note.app not in (None, self._app) for note in self._notes.values())
 
-    def call(self) -> None:
+    def warn(self) -> None:
         """Log an error, once a minute at most, if members of another app are alive. A leader calls it each turn."""
         if self._app is None or not self._strangers:
             return

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from celery_neli.led.roll import MOST, Roll
+from celery_neli.led.member_notes import MOST, MemberNotes
 from celery_neli.schedule.notes import apps_of, living, sharing
 from celery_neli.schedule.records import MEMBER, Note, decode_note, encode_note
 from tests.unit.fakes import FakeTopic
@@ -22,19 +22,19 @@ def note(app: str | None, *, ago: float = 5.0) -> bytes:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "celery_neli.led.roll"]
+    return [record.getMessage() for record in caplog.records if record.name == "celery_neli.led.member_notes"]
 
 
 @pytest.fixture
-def roll() -> Roll:
-    return Roll("beat1", "shop", "g.beat", clock=lambda: NOW)
+def notes() -> MemberNotes:
+    return MemberNotes("beat1", "shop", "g.beat", clock=lambda: NOW)
 
 
-def test_members_of_another_app_are_named_once_a_minute(roll: Roll, caplog: pytest.LogCaptureFixture) -> None:
+def test_members_of_another_app_are_named_once_a_minute(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
     """With both apps, what it means and the way out, as an error."""
-    roll.read({(MEMBER, "beat2"): note("shop"), (MEMBER, "blog1"): note("blog")})
+    notes.read({(MEMBER, "beat2"): note("shop"), (MEMBER, "blog1"): note("blog")})
     for _ in range(3):
-        roll.call()
+        notes.warn()
     (line,) = said(caplog)
     assert "app shop: beat1, beat2; app blog: blog1" in line
     assert "neli_group of its own" in line
@@ -52,35 +52,39 @@ def test_members_of_another_app_are_named_once_a_minute(roll: Roll, caplog: pyte
         {"beat1": note("blog")},
     ],
 )
-def test_of_one_app_nothing_is_said(roll: Roll, caplog: pytest.LogCaptureFixture, others: dict[str, bytes]) -> None:
+def test_of_one_app_nothing_is_said(
+    notes: MemberNotes, caplog: pytest.LogCaptureFixture, others: dict[str, bytes]
+) -> None:
     """Nor of an older release, of a member long gone, of what is no note, and of this process's name before."""
-    roll.read({(MEMBER, name): value for name, value in others.items()})
-    roll.call()
+    notes.read({(MEMBER, name): value for name, value in others.items()})
+    notes.warn()
     assert said(caplog) == []
 
 
-def test_a_member_that_left_counts_no_more(roll: Roll, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_member_that_left_counts_no_more(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
     """Its note is deleted when it ends."""
-    roll.read({(MEMBER, "blog1"): note("blog")})
-    roll.read({(MEMBER, "blog1"): None})
-    roll.call()
+    notes.read({(MEMBER, "blog1"): note("blog")})
+    notes.read({(MEMBER, "blog1"): None})
+    notes.warn()
     assert said(caplog) == []
 
 
 def test_an_app_without_a_name_is_compared_with_none(caplog: pytest.LogCaptureFixture) -> None:
     """It may be any."""
-    roll = Roll("beat1", None, "g.beat", clock=lambda: NOW)
-    roll.read({(MEMBER, "blog1"): note("blog")})
-    roll.call()
+    notes = MemberNotes("beat1", None, "g.beat", clock=lambda: NOW)
+    notes.read({(MEMBER, "blog1"): note("blog")})
+    notes.warn()
     assert said(caplog) == []
 
 
-def test_names_of_apps_cannot_forge_a_line(roll: Roll, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_of_apps_cannot_forge_a_line(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
     """Notes may be written by anybody who can write to the topic; and their number is bounded."""
-    roll.read({(MEMBER, f"m{number}\n"): note("blog\nERROR\x1b[2J") for number in range(2 * MOST)})
-    roll.call()
+    notes.read({(MEMBER, f"m{number}\n"): note("blog\nERROR\x1b[2J") for number in range(2 * MOST)})
+    notes.warn()
     (line,) = said(caplog)
     assert line.isprintable()
+    assert f"{MOST - 4} more" in line
+    assert line.endswith("give each app a neli_group of its own")
 
 
 def test_the_name_of_the_app_is_an_addition_to_the_note() -> None:
