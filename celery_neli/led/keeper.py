@@ -31,6 +31,8 @@ __all__ = ["Keeper"]
 NOTE_EVERY = 15.0
 #: Entries up to which a fingerprint is taken at once, in some ten milliseconds; of 100,000 it takes seconds.
 FEW = 1_000
+#: Characters of an app's name in a note, which has a limit.
+LONGEST_APP = 200
 VERSION = "version"
 
 logger = escaping(logging.getLogger(__name__))
@@ -55,8 +57,8 @@ class Keeper:
         self._noted = self._asked = float("-inf")
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
-        self._app = app
-        self._notes_of_others = MemberNotes(config.name, app, config.group)
+        self._app = app[:LONGEST_APP] if app else None
+        self._notes_of_others = MemberNotes(config.name, self._app, config.group)
 
     def make_all(self) -> None:
         """Have the schedulers of all shards: what is read is told once, to all of them. Raises what making one does."""

@@ -30,5 +30,5 @@ def definition(text: str, **fields: Any) -> bytes:
 
 
 def note(text: str, *, at: float) -> bytes:
-    """A member's note."""
-    return json.dumps({"v": 1, "schedule": text, "version": None, "at": at, "app": text}).encode()
+    """A member's note, short enough to be one."""
+    return json.dumps({"v": 1, "schedule": text[:100], "version": None, "at": at, "app": text[:100]}).encode()
