@@ -140,13 +140,14 @@ def changing(app: Any, *, by: str | None = None) -> ScheduleEditor:
 
     :raises ConfigurationError: the beats of ``app`` do not run the runtime schedule.
     """
+    found = editor(app, by=by)
     reason = not_run(app)
     if reason is not None:
         raise ConfigurationError(
             f"{reason}: nothing was changed. Leave neli_scheduler out, or keep the entry where that scheduler keeps "
             "its own"
         )
-    return editor(app, by=by)
+    return found
 
 
 def not_run(app: Any) -> str | None:
