@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.election.records import MAX_LEASE
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.masking import Masked
-from celery_neli.settings import check_names
+from celery_neli.settings import check_names, not_read
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -261,9 +261,10 @@ def _group(app: Celery) -> str:
     """The setting `neli_group`. Raises `ConfigurationError` without it."""
     group = app.conf.get("neli_group")
     if not group:
+        hint = not_read(app, "neli_group")
+        example = "name this deployment, e.g. neli_group = 'shop-production'"
         raise ConfigurationError(
-            "neli_group is not set: name this deployment, e.g. neli_group = 'shop-production'; "
-            "two environments on one Kafka must differ"
+            f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
         )
     if not isinstance(group, str):
         raise ConfigurationError(f"neli_group = {group!r}: give a string")

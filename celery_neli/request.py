@@ -13,7 +13,7 @@ from celery_neli.exceptions import NeliError
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.clients import producer_properties
 from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.status import RoleStatus, look
+from celery_neli.status import ElectionStatus, RoleStatus, look
 
 if TYPE_CHECKING:
     import logging
@@ -42,16 +42,18 @@ def hand_over(
             f"the {election} election has no role {role!r}; it has {', '.join(config.roles)}"
             " (choose the election with --election)"
         )
-    status = look(config, election, log=log)
+    status = look(config, election, log=log, schedules=election == "beat")
     if not status.exists and status.missing_rights:
         raise NeliError(status.missing_rights[0])
     before = next((each for each in status.roles if each.role == role), None)
     if before is None or before.leader is None:
         reason = "its leader topic does not exist" if before is None else before.reason
         raise NeliError(f"nobody leads {election} role {role}: {reason}")
-    if to is not None and status.members is not None and to not in [each.name for each in status.members]:
-        names = ", ".join(each.name for each in status.members) or "none"
-        raise NeliError(f"the {election} election has no member {to!r}; its members: {names}")
+    if to is not None and to not in status.known:
+        raise NeliError(_unknown(status, to))
+    gone = status.members is not None and not any(each.answers for each in status.members if each.name == to)
+    if to is not None and gone:
+        raise NeliError(f"{to} is still in the {election} group, but does not answer: name another member")
     if to == before.leader:
         raise NeliError(f"{to} leads {election} role {role} already")
     began = time.monotonic()
@@ -63,6 +65,16 @@ def hand_over(
         time.sleep(PAUSE)
     raise NeliError(
         f"{before.leader} was asked to hand over, but {election} role {role} had no other leader within {timeout:g} s"
+    )
+
+
+def _unknown(status: ElectionStatus, to: str) -> str:
+    names = ", ".join(status.known) or "none"
+    if status.members is not None:
+        return f"the {status.election} election has no member {to!r}; its members: {names}"
+    return (
+        f"the {status.election} election has no sign of a member {to!r}, and Kafka does not describe the group (the "
+        f"embedded one cannot); members that wrote of late: {names}. Leave --to out to hand over to any of them"
     )
 
 

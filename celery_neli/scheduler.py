@@ -169,6 +169,7 @@ class Scheduler(Facade):
                 config=leader.config,
                 settings=beat_settings(self.app),
                 topic=type(self).topic_factory(leader.config, alarm.ring),
+                app=self.app.main,
             )
         self._desks = [
             Desk(

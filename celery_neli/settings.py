@@ -4,6 +4,7 @@ celery_neli.settings`); what is checked of them is in `config.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -136,18 +137,53 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 
+_NAME = re.compile(r"(?:(?P<prefix>\w+)_)?(?P<name>neli_\w+)", re.IGNORECASE)
+
+
 def _neli_keys(app: Celery) -> Iterable[str]:
-    """The `neli_*` settings that the user gave, whatever the namespace and the case."""
-    prefix = (getattr(app, "namespace", None) or "").lower()
-    prefix = f"{prefix}_" if prefix else ""
+    """Yield the `neli_*` settings that the user gave, in lower case and without the namespace.
+
+    Raises `ConfigurationError` for one that Celery would never read under the name that it has: in the wrong case, or
+    with a prefix that is not the app's namespace. A prefix of its own may be another app's namespace, so beside a
+    namespace only `not_read` tells.
+    """
+    namespace = getattr(app, "namespace", None) or ""
     for key in list(app.conf.keys()):
-        if isinstance(key, str):
-            lower = key.lower()
-            if key.startswith("NELI_"):
-                raise ConfigurationError(f"{key} is not read: write {lower} (or, in a namespace, with its prefix)")
-            lower = lower[len(prefix) :] if prefix and lower.startswith(prefix) else lower
-            if lower.startswith("neli_"):
-                yield lower
+        found = _NAME.fullmatch(key) if isinstance(key, str) else None
+        if found is None:
+            continue
+        name, prefix = found["name"].lower(), found["prefix"]
+        right = _spelt(name, namespace)
+        if key in (name, right):
+            yield name
+        elif prefix is None or prefix.lower() == namespace.lower() or (not namespace and is_setting(name)):
+            raise ConfigurationError(f"{key} is not read: {_remedy(key, name, right)}")
+
+
+def _spelt(name: str, namespace: str) -> str:
+    spelt = f"{namespace}_{name}" if namespace else name
+    return spelt.upper() if namespace.isupper() else spelt
+
+
+def _remedy(key: str, name: str, right: str) -> str:
+    prefix = key[: -len(name)].rstrip("_")
+    if right == name and prefix:
+        return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
+    return f"write {right}"
+
+
+def is_setting(name: str) -> bool:
+    """Return True if there is a setting of this name."""
+    return any(setting.name == name for setting in SETTINGS)
+
+
+def not_read(app: Celery, name: str) -> str | None:
+    """Return a hint for a setting that the app lacks, where the user gave it with another prefix; else None."""
+    for key in list(app.conf.keys()):
+        if isinstance(key, str) and key.lower().endswith(f"_{name}"):
+            right = _spelt(name, getattr(app, "namespace", None) or "")
+            return f"{key} is set, which this app does not read: {_remedy(key, name, right)}"
+    return None
 
 
 def check_names(app: Celery) -> None:

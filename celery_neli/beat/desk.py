@@ -15,6 +15,7 @@ from celery_neli.beat import inner as inners
 from celery_neli.beat.reservation import Ledger
 from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Desk"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds to pause after a failure: the first one, doubled each time up to the last one.
 FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0

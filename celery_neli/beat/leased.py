@@ -15,6 +15,7 @@ from celery.utils.log import get_logger
 from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
+from celery_neli.logs import escaping
 from celery_neli.schedule.static import check_static, log_mistakes
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LeasedMixin", "release_connection"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds between two log lines about a task broker that cannot be reached.
 BROKER_DOWN_LOG_INTERVAL = 30.0

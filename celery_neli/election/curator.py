@@ -32,7 +32,7 @@ from celery_neli.election.pulser import Pulser
 from celery_neli.election.records import sound
 from celery_neli.election.report import Report
 from celery_neli.exceptions import ClosedError, ConfigurationError
-from celery_neli.logs import BackgroundLog
+from celery_neli.logs import BackgroundLog, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn
 
 SLICE = 0.5
@@ -47,7 +47,7 @@ CLOSE_SLACK = 10.0
 KAFKA_LOGGER = "celery_neli.kafka"
 _NOBODY = Grant()
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 Barrier = Callable[[LeaderEvent], None]
 Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
 

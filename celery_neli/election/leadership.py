@@ -15,6 +15,7 @@ from celery_neli.config import Config, from_app
 from celery_neli.election.curator import Neli, State
 from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked, Told
 from celery_neli.election.shared import SharedLease, Standing, share
+from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 DELIVER_EVERY = 1.0
 JOIN = 1.0
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Leadership:

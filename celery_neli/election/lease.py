@@ -79,6 +79,7 @@ class Lease:
         self.resigning = False
         self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any, without `idle`
         self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
+        self.live = False  # a record of the holder was read after the end of the log: it is not one of long ago
         self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
         self._data_seq = NOTHING
         self._hurried = False  # the next beat is
@@ -178,6 +179,7 @@ class Lease:
             if term != self.term or self.holder is None:
                 return  # a deposed holder's, or one from after its release
         self.last = read.offset
+        self.live = self.live or self.caught_up
         self._claimed_at = None  # a claim under way is void by now
         self._take(record)
         if mine and self._awaited is not None and record.seq >= self._awaited:
@@ -196,7 +198,7 @@ class Lease:
     def _end_term(self) -> None:
         self.until, self.resigning, self._released, self._drained, self._drain_end = NEVER, False, False, False, FOREVER
         self.requested = self.data_out = self._awaited = None
-        self._hurried = False
+        self._hurried = self.live = False
         self._data_seq = NOTHING
         self._delay = self._draw()
 
@@ -270,6 +272,10 @@ class Lease:
     def led_by_another(self) -> bool:
         """The log was read to its end, and another member holds the role."""
         return self.known and self.caught_up and self.lost is None and self.holder not in (None, self.member)
+
+    def may_be_held(self, now: float) -> bool:
+        """Return True unless the lease of the last holder has run out, by the records that were read (R2)."""
+        return self.holder is not None and now < (self.until if self.holder == self.member else self._vacant)
 
     def ask(self) -> Record:
         """A request to the holder of this term, to resign in favour of this very member. To be sent."""

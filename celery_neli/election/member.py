@@ -120,10 +120,17 @@ class Member:
         return self._post(role).newest
 
     def leader(self, role: str) -> tuple[str, int] | None:
-        """Name and term of whoever holds `role`, as far as this member knows; None: nobody, or unknown."""
+        """Name and term of the member that holds `role`, as far as this member knows; None: there is none, or its lease
+        has run out, or this member does not know.
+        """
         lease = self._post(role).lease
         holder, term = lease.holder, lease.term
-        return (name_of(holder), term) if lease.known and holder is not None else None
+        known = lease.known and lease.may_be_held(self._clock())
+        return (name_of(holder), term) if known and holder is not None else None
+
+    def hears(self, role: str) -> bool:
+        """Return True if a record of the holder of `role` was read after the end of the log: it is there now."""
+        return self._post(role).lease.live
 
     def led_until(self, role: str) -> float | None:
         """Until when (member's clock) the owner of the last leader before the present term of `role` made progress, as

@@ -18,6 +18,7 @@ from celery_neli.beat.publish import beat_headers, leased_producer
 from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.led.batch import batch_of
 from celery_neli.led.publishers import Publishers, Unsent
+from celery_neli.logs import escaping
 from celery_neli.tick.due import advance
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Flight", "Flights"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds by which an entry must be late before publishers are called in.
 BACKLOG = 0.05

@@ -5,17 +5,19 @@ Shared by the schedulers of all shards. Belongs to the thread that ticks; nothin
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from celery_neli.led.fingerprint import fingerprint
+from celery_neli.led.member_notes import MemberNotes
 from celery_neli.led.shards import begin
+from celery_neli.logs import escaping
 from celery_neli.schedule.records import MEMBER, Note, encode_note
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from celery_neli.beat.tenure import Leader
     from celery_neli.config import BeatSettings, Config
@@ -23,19 +25,26 @@ if TYPE_CHECKING:
     from celery_neli.led.shards import Beginning
     from celery_neli.schedule.topic import ScheduleTopic
 
-__all__ = ["Keeper", "fingerprint"]
+__all__ = ["Keeper"]
 
 #: Seconds between two notes of a member, which `celery neli status` compares.
-NOTE_EVERY = 60.0
+NOTE_EVERY = 15.0
+#: Entries up to which a fingerprint is taken at once, in some ten milliseconds; of 100,000 it takes seconds.
+FEW = 1_000
+#: Characters of an app's name in a note, which has a limit.
+LONGEST_APP = 200
 VERSION = "version"
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Keeper:
     """The schedule topic and the roles' marks, for the schedulers of one process (`followers`)."""
 
-    def __init__(self, *, leader: Leader, config: Config, settings: BeatSettings, topic: ScheduleTopic) -> None:
+    def __init__(
+        self, *, leader: Leader, config: Config, settings: BeatSettings, topic: ScheduleTopic, app: str | None = None
+    ) -> None:
+        """`app` is the name of the Celery app, None if it has none."""
         self.leader, self.topic, self.settings = leader, topic, settings
         self.group, self.name = config.group, config.name
         self.roles, self.shards = config.roles, len(config.roles)
@@ -48,6 +57,8 @@ class Keeper:
         self._noted = self._asked = float("-inf")
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
+        self._app = app[:LONGEST_APP] if app else None
+        self._notes_of_others = MemberNotes(config.name, self._app, config.group)
 
     def make_all(self) -> None:
         """Have the schedulers of all shards: what is read is told once, to all of them. Raises what making one does."""
@@ -61,6 +72,7 @@ class Keeper:
         if changes:
             for each in self.followers:
                 each.neli_fold(changes)
+            self._notes_of_others.read(changes)
         if self.topic.generation != self._generation:
             self._generation = self.topic.generation
             for each in self.followers:
@@ -86,18 +98,23 @@ class Keeper:
         self.leader.offer(self.roles[shard], term, data, hurry=hurry)
 
     def note(self) -> None:
-        """Tell the others which schedule this member has, once a minute; they and `celery neli status` may differ."""
+        """Tell the others which app and schedule this member has, every 15 seconds; `celery neli status` compares."""
+        if any(each.neli_leads for each in self.followers):
+            self._notes_of_others.warn()
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
             return
-        if self._fingerprint is None:
-            if not self._asked_fingerprint:  # of a hundred thousand entries it takes seconds: not on this thread
-                self._asked_fingerprint = True
-                entries = [entry for each in self.followers for entry in each.neli_states.static()]
+        if not self._asked_fingerprint:
+            self._asked_fingerprint = True
+            entries = [entry for each in self.followers for entry in each.neli_states.static()]
+            if len(entries) > FEW:
                 spawn(lambda: self._take_fingerprint(entries), name="neli-fingerprint")
+            else:
+                self._take_fingerprint(entries)
+        if self._fingerprint is None:
             return
         self._noted = now
-        note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time())
+        note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
         self.topic.write(MEMBER, self.name, encode_note(note))
 
     def _take_fingerprint(self, entries: list[Any]) -> None:
@@ -120,12 +137,3 @@ class Keeper:
             each.neli_stop()
         self.topic.write(MEMBER, self.name, None)
         self.topic.stop()
-
-
-def fingerprint(entries: Iterable[Any]) -> str:
-    """Eight hex digits that differ where the entries of beat_schedule differ, in whatever order they are."""
-    digest = 0
-    for entry in entries:
-        text = repr((entry.name, entry.task, entry.schedule, entry.args, entry.kwargs, entry.options))
-        digest ^= int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "big")
-    return f"{digest:08x}"

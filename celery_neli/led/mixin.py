@@ -26,6 +26,7 @@ from celery_neli.led.settling import FLUSH, StateReservation, iso
 from celery_neli.led.shards import owner
 from celery_neli.led.states import States
 from celery_neli.led.term import Term
+from celery_neli.logs import escaping
 from celery_neli.schedule.records import STATE
 from celery_neli.tick.due import pass_over
 from celery_neli.tick.overlap import Overlap
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LedMixin"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.
 CONFIRM = 0.25

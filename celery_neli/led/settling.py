@@ -17,7 +17,7 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
 from celery_neli.led.states import at_of
-from celery_neli.printable import printable
+from celery_neli.logs import escaping
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FLUSH", "Settling", "StateReservation", "iso"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 _BASE = source_of(celery.app.base)
 
@@ -67,7 +67,7 @@ class StateReservation(Reservation):
         if self.scheduler.neli_tenure.left:
             logger.error(
                 "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
-                printable(self.entry.name), iso(self.slot), printable(repr(error)),
+                self.entry.name, iso(self.slot), repr(error),
             )  # fmt: skip
             self.confirm()
         else:
@@ -120,11 +120,11 @@ class Settling:
         if retried is None or (retried.sent is not entry and retried.run != self._id_of_run(entry)):
             super()._apply(entry, producer)  # type: ignore[misc]
             return
-        logger.info("beat: retrying entry=%s task=%s", printable(entry.name), printable(entry.task))
+        logger.info("beat: retrying entry=%s task=%s", entry.name, entry.task)
         try:
             self.apply_async(entry, producer=producer, advance=False)
         except Exception as exc:  # noqa: BLE001 - as in Celery's apply_entry; the slot is settled by now
-            logger.error("beat: entry=%s could not be sent: %s", printable(entry.name), printable(repr(exc)))
+            logger.error("beat: entry=%s could not be sent: %s", entry.name, repr(exc))
 
     def _id_of_run(self, entry: Any) -> str:
         slot = self.neli_slot
@@ -217,7 +217,7 @@ class Settling:
                 topic.write(ENTRY, name, None)
                 self._buried.add(name)
                 states.forget(name)
-                logger.info("schedule: entry=%s %s, and was removed", printable(name), how)
+                logger.info("schedule: entry=%s %s, and was removed", name, how)
 
     def neli_write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""

@@ -15,6 +15,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.log_limit import LogLimit
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.schedule.defined import entry_of
 from celery_neli.schedule.records import ENTRY, NO_TERM, STATE, Definition, Kind, State, decode_definition, decode_state
@@ -30,7 +31,7 @@ MANY = 20
 #: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
 REFUSED_EVERY = 60.0
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class States:

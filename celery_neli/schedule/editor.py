@@ -19,6 +19,7 @@ import celery.beat
 from celery.utils.log import get_logger
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
+from celery_neli.logs import escaping
 from celery_neli.schedule.call import check_app, plain
 from celery_neli.schedule.defined import OWN_OPTIONS, check_comes, define, entry_of
 from celery_neli.schedule.records import (
@@ -38,7 +39,7 @@ from celery_neli.schedule.static import StaticEntries, check_static
 
 __all__ = ["Known", "ScheduleEditor", "Store", "default_author"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 Record: TypeAlias = "tuple[Kind, str, bytes | None]"
 

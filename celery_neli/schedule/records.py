@@ -82,11 +82,14 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so."""
+    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so (Unix
+    seconds), and the name of its Celery app (None if that has none, or an older release wrote the note).
+    """
 
     schedule: str
     version: int | None
     at: float
+    app: str | None = None
 
 
 def key_of(kind: Kind, name: str) -> bytes:
@@ -129,7 +132,10 @@ def encode_state(state: State) -> bytes:
 
 def encode_note(note: Note) -> bytes:
     """Its bytes."""
-    return spell({"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}).encode()
+    fields = {"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}
+    if note.app is not None:
+        fields["app"] = note.app
+    return spell(fields).encode()
 
 
 def encode_definition(definition: Definition) -> bytes:
@@ -240,10 +246,11 @@ def decode_note(value: bytes) -> Note:
     version = fields.get("version")
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
+    app = None if fields.get("app") is None else typed(fields, "app", str)
     at = number("at", fields.get("at"))
     if not EARLIEST <= at <= LATEST:
         raise RecordError("bad 'at'")
-    return Note(schedule=typed(fields, "schedule", str), version=version, at=at)
+    return Note(schedule=typed(fields, "schedule", str), version=version, at=at, app=app)
 
 
 _DECODERS: Mapping[Kind, Callable[[bytes], State | Definition | Note]] = {

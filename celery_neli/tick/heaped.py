@@ -13,6 +13,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
 from celery_neli.schedule.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.tick.due import reckoned, rule_of
 from celery_neli.tick.entries import Entries
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeapedScheduler"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 
 class HeapedScheduler(CelerysScheduler):

@@ -21,6 +21,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
 from celery_neli.printable import printable
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplicatedScheduler"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: A clock that was set back by more seconds than this is noticed.
 SET_BACK = 60.0

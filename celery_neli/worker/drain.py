@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
 
+from celery_neli.logs import escaping
 from celery_neli.worker.counts import counts
 from celery_neli.worker.forward import give_back
 from celery_neli.worker.kill import abandon, kill
@@ -30,7 +31,7 @@ LOOK_EVERY = 0.02
 TURN = 5.0
 """Seconds within which the consumer's loop turns: it waits 2 s at most for a message (pools without an event loop)."""
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Drain:

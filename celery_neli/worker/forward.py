@@ -12,9 +12,10 @@ from typing import Any, cast
 from kombu import compression
 from kombu.entity import PERSISTENT_DELIVERY_MODE, Queue
 
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 _compress: Any = compression.compress  # kombu's comes without types
 
 _PROPERTIES = (

@@ -19,6 +19,7 @@ from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
 
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 
 MESSAGE_ERRORS: Final = (
@@ -27,7 +28,7 @@ MESSAGE_ERRORS: Final = (
 """What code raises over data that it did not expect. No broker and no socket raises these."""
 MOST_OF_AN_ERROR: Final = 300
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 @contextmanager

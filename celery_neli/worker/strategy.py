@@ -15,6 +15,7 @@ from celery.worker.strategy import default, hybrid_to_proto2
 
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.transport_errors import is_transport_error
 from celery_neli.worker.consuming import apply
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[..., Any]
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:

@@ -23,7 +23,7 @@ from celery_neli import (
     State,
 )
 from celery_neli.election.grant import Told
-from celery_neli.election.records import decode
+from celery_neli.election.records import Record, decode, encode
 from celery_neli.exceptions import TopicError
 from tests.processes import wait_until as wait
 from tests.unit.memory_log import MemoryLog
@@ -99,6 +99,17 @@ def test_a_standby_says_whom_it_stands_by_for(make: Callable[..., Neli], caplog:
     wait_until(lambda: len(lines(standby)) == 2)
     assert lines(standby) == ["standing by role=leader leader=m0", f"standing by role=leader leader={leader}"]
     assert lines("m0") == []
+
+
+def test_a_standby_does_not_stand_by_for_a_leader_long_gone(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log of an election that ended with a crash names the dead at its end; a new member just takes over."""
+    caplog.set_level(logging.INFO, "celery_neli")
+    log.records.append(encode(Record(kind="claim", member="dead/1", seq=1, lease=0.5, seen=-1)))
+    neli = make()
+    assert neli.pulse(timeout=10)
+    assert "dead" not in caplog.text
 
 
 def test_nothing_starts_before_the_first_pulse(make: Callable[..., Neli], log: MemoryLog) -> None:

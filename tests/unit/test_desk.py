@@ -10,7 +10,7 @@ import pytest
 
 from celery_neli.beat import desk as desks
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.led.keeper import fingerprint
+from celery_neli.led.fingerprint import fingerprint
 from celery_neli.schedule.records import MEMBER, decode_note
 from celery_neli.scheduler import Scheduler
 from celery_neli.tick.replicated import ReplicatedScheduler

@@ -82,6 +82,26 @@ def test_a_claim_that_is_read_back_after_its_lease_makes_no_leader() -> None:
     assert not a.held(4.5)
 
 
+def test_a_holder_is_heard_only_by_what_comes_after_the_end_of_the_log() -> None:
+    """The last record of a log may be of one long gone; its lease may be running nevertheless, for its own length."""
+    log = Log()
+    elected(log)
+    reader = member("b", now=100.0)
+    log.read(reader, 100.0)
+    assert reader.holder == "a/1"
+    assert not reader.live
+    assert reader.may_be_held(104.0)
+    assert not reader.may_be_held(104.1)
+    log.append(beat("a/1", term=0, seen=0))
+    log.read(reader, 100.5)
+    assert reader.live
+    assert reader.may_be_held(104.5)
+    log.append(Record(kind="release", member="a/1", seq=60, lease=0.01, term=0, seen=1))
+    log.read(reader, 101.0)
+    assert not reader.live
+    assert not reader.may_be_held(101.0)
+
+
 def test_of_two_claims_the_first_in_the_log_is_effective() -> None:
     """For everybody alike: a claim is a compare-and-set on the log's position."""
     log, a, b = Log(), member("a"), member("b")
