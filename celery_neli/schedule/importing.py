@@ -8,7 +8,7 @@ that `beat_schedule` has, the state alone is carried over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -95,13 +95,15 @@ def plan(source: Source, editor: ScheduleEditor, *, replacing: bool = False) -> 
     return [
         Row(name=found.name, action="left out", notes=(found.why,))
         if isinstance(found, LeftOut)
-        else _row(source, editor, found, replacing)
+        else _checked(source, editor, found, replacing)
         for found in source.entries
     ]
 
 
-def source_of(app: Any, kind: str, path: Path | None = None) -> Source:
-    """What a source has: ``kind`` is "redbeat", "django" or "file" (at ``path``). Blocks; raises `NeliError`."""
+def source_of(app: Any, kind: str, path: Path | None = None, *, trust: Collection[str] = ()) -> Source:
+    """What a source has: ``kind`` is "redbeat", "django" or "file" (at ``path``, with classes to ``trust``). Blocks;
+    raises `NeliError`.
+    """
     if kind == "redbeat":
         from celery_neli.schedule import importing_redbeat
 
@@ -112,7 +114,7 @@ def source_of(app: Any, kind: str, path: Path | None = None) -> Source:
         return importing_django.read(app)
     from celery_neli.schedule import importing_file
 
-    return importing_file.read(app, path or Path(app.conf.beat_schedule_filename))
+    return importing_file.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
 
 
 def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = False, dry_run: bool = False) -> list[Row]:
@@ -121,6 +123,14 @@ def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = Fals
     if not dry_run:
         editor.write([record for row in rows for record in row.records])
     return rows
+
+
+def _checked(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
+    editor.static, editor.known  # noqa: B018 - what these raise is no entry's fault
+    try:
+        return _row(source, editor, found, replacing)
+    except Exception as exc:  # noqa: BLE001 - of whatever somebody stored in it; told, and no other entry suffers
+        return _left_out(found, f"cannot be carried over: {type(exc).__name__}: {exc}")
 
 
 def _row(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
