@@ -101,6 +101,15 @@ class LedMixin(Dispatching):
         self.neli_states.adopt(entry.name)
         return entry
 
+    def neli_put(self, entry: Any) -> None:
+        """Have an entry that code has put into the schedule, if it is of this shard. :raises ConfigurationError: as
+        `check`; nothing was changed.
+        """
+        if self._owns(entry.name):
+            self.check(entry)
+            self.schedule[entry.name] = entry
+            self.neli_states.adopt(entry.name)
+
     def check(self, entry: Any) -> None:
         """:raises ConfigurationError: the entry has a policy that does not exist, or that it cannot have."""
         super().check(entry)  # type: ignore[misc]
