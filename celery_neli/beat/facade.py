@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import celery.beat
 import click
-from celery.utils.functional import maybe_evaluate
 from celery.utils.log import get_logger
 
 from celery_neli.beat.draft import Draft
@@ -67,6 +66,8 @@ class Facade(celery.beat.Scheduler):
         self._desks: list[Desk] = []
         self._added: list[dict[str, Any]] = []
         self._drafted: Draft | None = None
+        #: The mapping that Celery's constructor was given, evaluated.
+        self._given: Any = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -107,7 +108,7 @@ class Facade(celery.beat.Scheduler):
     def _draft(self) -> Draft:
         """The schedule while there is no scheduler. Made when somebody asks for it, which Celery by itself does not."""
         if self._drafted is None:
-            self._drafted = Draft(self.app, {**self._rows(), **(maybe_evaluate(self.data) or {})})
+            self._drafted = Draft(self.app, {**self._rows(), **self._given})
         return self._drafted
 
     def _rows(self) -> Mapping[str, Any]:
@@ -138,6 +139,18 @@ class Facade(celery.beat.Scheduler):
         raise NotImplementedError
 
     schedule = property(get_schedule, set_schedule)
+
+    @property
+    def data(self) -> Any:
+        """The schedule, as Celery's scheduler keeps it."""
+        return self.get_schedule()
+
+    @data.setter
+    def data(self, schedule: Any) -> None:
+        if self._given is None:
+            self._given = schedule
+        else:
+            self.set_schedule(schedule)
 
     def should_sync(self) -> bool:
         """Whether :meth:`_do_sync` is due."""

@@ -116,6 +116,15 @@ def by_default_entries(scheduler: Any, entry: Any) -> None:
     scheduler.get_schedule()["new"] = entry
 
 
+def by_data(scheduler: Any, entry: Any) -> None:
+    scheduler.data["new"] = entry
+
+
+def by_setup(scheduler: Any, entry: Any) -> None:
+    scheduler.setup_schedule()
+    scheduler.data = {**scheduler.data, "new": entry}
+
+
 def under_another_name(scheduler: Any, entry: Any) -> None:
     entry.name = "old"
     scheduler.schedule["new"] = entry
@@ -123,7 +132,7 @@ def under_another_name(scheduler: Any, entry: Any) -> None:
 
 WAYS = [
     by_item, by_update, by_setdefault, by_dict, by_entry, by_merge, by_add, by_plain_dict, by_mapping,
-    by_default_entries, under_another_name,
+    by_default_entries, by_data, by_setup, under_another_name,
 ]  # fmt: skip
 
 
