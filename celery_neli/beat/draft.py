@@ -76,7 +76,7 @@ class Draft:
                 if stored:
                     raise TypeError("this scheduler keeps its entries in a store: change them there")
                 self._change(scheduler, name)
-            except Exception as exc:  # noqa: BLE001 - of whatever somebody put there
+            except Exception as exc:  # noqa: BLE001 - of whatever was put there
                 if name not in self._told:
                     self._told.add(name)
                     logger.error(
@@ -92,7 +92,7 @@ class Draft:
         before, self._built = self._built, None
         now = scheduler.schedule
         for name in before.keys() - now.keys():
-            self.entries[name] = None  # lest it be no change
+            self.entries[name] = None  # so that the deletion is a change
             del self.entries[name]
         for name, entry in now.items():
             if name not in before or _defined(entry) != before[name]:
@@ -121,7 +121,7 @@ class Draft:
         if not isinstance(made.task, str) or not hasattr(made.schedule, "is_due"):
             raise TypeError(f"task = {made.task!r}, schedule = {made.schedule!r}: give a task's name and a schedule")
         made.name = name
-        if maybe_make_aware(made.last_run_at) >= self._made:  # nobody said when it ran
+        if maybe_make_aware(made.last_run_at) >= self._made:  # it does not say when it ran
             made.last_run_at = made.default_now()
         put = getattr(scheduler, "neli_put", None)
         if put is None:

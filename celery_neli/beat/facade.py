@@ -106,7 +106,7 @@ class Facade(celery.beat.Scheduler):
 
     @property
     def _draft(self) -> Draft:
-        """The schedule while there is no scheduler. Made when somebody asks for it, which Celery by itself does not."""
+        """The schedule while there is no scheduler. Made on first use; Celery itself does not use it."""
         if self._drafted is None:
             self._drafted = Draft(self.app, {**self._rows(), **self._given})
         return self._drafted

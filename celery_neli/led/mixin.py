@@ -182,7 +182,7 @@ class LedMixin(Dispatching):
         states.births(None if marks is None else marks.done or None)
         if marks is not None:
             self._settle_done(marks)
-        elif not blind:  # nobody has led before: an entry of beat_schedule begins now, and has missed nothing
+        elif not blind:  # the first leader: an entry of beat_schedule begins now, and has missed nothing
             self._settle_done(Marks(now, now, saved=now), made=self._made)
         self._gone = states.gone()
         self._term.claims.resolve()
@@ -194,7 +194,7 @@ class LedMixin(Dispatching):
     def _settle_done(self, marks: Marks, *, made: float = float("-inf")) -> None:
         """Slots up to the mark *done* were settled, though not every state may have been written since. (Of entries
         that last ran when they were ``made`` or later.) Those behind *saved* have run; what had run before that mark
-        has its state, so the others are of a schedule that nobody had then.
+        has its state, so the others are of a schedule that came later.
         """
         heap = self._due_heap()
         until = datetime.fromtimestamp(marks.done, timezone.utc)
@@ -303,7 +303,7 @@ class LedMixin(Dispatching):
             if defined > moment:  # by a clock that is ahead of this one
                 heap.put(entry.name, defined)
                 return 0.0
-            # A successor takes what no leader had claimed when the entry was imported for what nobody has sent.
+            # A successor assumes that slots of an import that no claim reached have not been sent.
             if not self._present.claims.covers(max(slot, defined)):
                 return CONFIRM
             if self._in_doubt(entry, found, now) or self._overlaps_last(entry, found, now):

@@ -129,7 +129,7 @@ def _checked(source: Source, editor: ScheduleEditor, found: Found, replacing: bo
     editor.static, editor.known  # noqa: B018 - what these raise is no entry's fault
     try:
         return _row(source, editor, found, replacing)
-    except Exception as exc:  # noqa: BLE001 - of whatever somebody stored in it; told, and no other entry suffers
+    except Exception as exc:  # noqa: BLE001 - of whatever is stored in it; told, and no other entry suffers
         return _left_out(found, f"cannot be carried over: {type(exc).__name__}: {exc}")
 
 

@@ -118,7 +118,9 @@ class Revival:
 
     def __init__(self, trust: frozenset[str] = frozenset()) -> None:
         self._trust = trust
-        self._done: dict[int, tuple[Any, Any]] = {}  # by id: what was made; and the original, lest its id be another's
+        self._done: dict[
+            int, tuple[Any, Any]
+        ] = {}  # by id: what was made; and the original, so that its id stays its own
 
     def refused(self, value: Any) -> str | None:
         """The dotted path of something in ``value`` that is not admitted, or None: it may be made."""

@@ -110,7 +110,7 @@ class Slots:
         marks = self.found[role][term]
         if name == IMPORTED and self.imported is not None and (marks is None or marks.claimed < self.imported):
             self.fail(
-                f"{name} {slot - BORN:g} of role {role} is left out in term {term}, and nobody had the entry before"
+                f"{name} {slot - BORN:g} of role {role} is left out in term {term}, and no leader had the entry before"
             )
         self.out[role].add((name, slot))
 

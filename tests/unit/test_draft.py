@@ -35,7 +35,7 @@ SCHEDULE = {
 
 @pytest.fixture(params=[OURS, CELERYS])
 def beat(request: pytest.FixtureRequest) -> Any:
-    """A beat that nobody started, over each scheduler that keeps its entries in memory."""
+    """A beat that is not started yet, over each scheduler that keeps its entries in memory."""
     made = Beat(make_app(neli_scheduler=request.param, beat_schedule=copy.deepcopy(SCHEDULE)))
     yield made
     made.stop()
@@ -50,10 +50,10 @@ def names(beat: Beat, count: int) -> set[str]:
     return {each["neli_beat_entry"] for each in beat.sends(count)}
 
 
-# -- before anybody leads --
+# -- before there is a leader --
 
 
-def test_the_schedule_is_there_before_anybody_leads(beat: Beat, tmp_path: Path) -> None:
+def test_the_schedule_is_there_before_there_is_a_leader(beat: Beat, tmp_path: Path) -> None:
     """As Celery's has it: with tasks, arguments, options and default entries."""
     found = beat.scheduler.schedule
     assert set(found) == {"static", "other"}
@@ -137,7 +137,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_entry_that_is_added_before_anybody_leads_runs(beat: Beat, way: Callable[[Any, Any], None]) -> None:
+def test_an_entry_that_is_added_before_there_is_a_leader_runs(beat: Beat, way: Callable[[Any, Any], None]) -> None:
     """Whichever way it comes; it is in the schedule at once, and in that of the leader, with the others."""
     way(beat.scheduler, due("new", beat.app))
     assert set(beat.scheduler.schedule) == {"static", "other", "new"}
@@ -216,7 +216,7 @@ def test_an_entry_that_is_changed_in_place_is_changed(beat: Beat) -> None:
     assert message["argsrepr"] in ("(2,)", "[2]")
 
 
-def test_what_is_put_into_beat_schedule_meanwhile_counts(beat: Beat) -> None:
+def test_what_is_put_into_beat_schedule_after_that_counts(beat: Beat) -> None:
     """Cronitor takes an entry's headers away, and adds the entry again by `add_periodic_task`, with its own."""
     scheduler, app = beat.scheduler, beat.app
 
@@ -304,7 +304,7 @@ def test_what_is_changed_while_it_leads_stays_so_in_the_next_term(beat: Beat) ->
 
 
 def test_with_shards_each_entry_goes_to_its_own() -> None:
-    """Before anybody leads, while some shards are led here, and when all are: one schedule."""
+    """Before there is a leader, while some shards are led here, and when all are: one schedule."""
     entries = {f"e{n}": 1.0 for n in range(8)}
     world = World(entries)
     process = world.beat(shards=3)

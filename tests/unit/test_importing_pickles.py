@@ -44,11 +44,11 @@ class Touch:
 
 
 class Tides(schedule):
-    """A schedule of somebody's own."""
+    """A schedule of a user's own."""
 
 
 class OwnEntry(ScheduleEntry):
-    """An entry of somebody's own."""
+    """An entry of a user's own."""
 
 
 class Colour(enum.Enum):
@@ -143,7 +143,7 @@ def test_plain_values_in_arguments_stop_nothing(path: Path) -> None:
         assert isinstance(read(write(path, {"e": entry(args=values)}, protocol))["e"], Found)
 
 
-# -- what nobody should write --
+# -- what Celery never writes --
 
 
 @pytest.mark.parametrize("where", ["the entry", "its schedule", "its arguments", "its last run", "its name"])

@@ -30,7 +30,7 @@ def bring_in(world: World, name: str = "e", schedule: Any = HOUR, *, last: float
 def test_what_was_missed_before_an_import_is_missed(
     policy: str, *, static: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody has led: the misfire policy decides, whatever becomes of slots in doubt."""
+    """There was no leader: the misfire policy decides, whatever becomes of slots in doubt."""
     world = World({"e": HOUR} if static else {}, neli_in_doubt=policy)
     bring_in(world, last=-4200.0)
     world.now = 10.0
@@ -43,7 +43,7 @@ def test_what_was_missed_before_an_import_is_missed(
 
 
 @pytest.mark.parametrize("end", ["hand_over", "crash"])
-def test_what_is_imported_while_nobody_leads_is_not_in_doubt(end: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_imported_while_there_is_no_leader_is_not_in_doubt(end: str, caplog: pytest.LogCaptureFixture) -> None:
     """Not even where an earlier leader had claimed: it did not have the entry."""
     world = World({"other": 10.0}, **SKIP)
     first = world.leader()
@@ -60,7 +60,7 @@ def test_what_is_imported_while_nobody_leads_is_not_in_doubt(end: str, caplog: p
     assert "in doubt entry=new" not in caplog.text
 
 
-def test_what_is_imported_while_somebody_leads_is_not_in_doubt() -> None:
+def test_what_is_imported_while_there_is_a_leader_is_not_in_doubt() -> None:
     """What its predecessor had claimed is not what it might have sent of this entry."""
     world = World({"other": 10.0}, **SKIP)
     first = world.leader()
@@ -104,7 +104,7 @@ def test_what_a_leader_may_have_sent_of_an_imported_entry_is_in_doubt(policy: st
 
 
 def test_an_imported_slot_waits_for_a_claim_behind_the_import() -> None:
-    """For its successor takes an entry that came later than all claims for one that nobody had."""
+    """For its successor takes an entry that came later than all claims for one that no leader had."""
     world = World({"other": 10.0}, **SKIP)
     first = world.leader()
     world.ticks(until=31)
