@@ -15,6 +15,7 @@ from celery_neli.beat import inner as inners
 from celery_neli.beat.reservation import Ledger
 from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -153,8 +154,7 @@ class Desk:
         if self._keeper is None:
             built = inners.build(self._cls, app=self._app, tenure=tenure, ledger=self._ledger, options=self._options)
             self.inner = built  # from here on, whatever happens puts it down
-            for fields in self._added:
-                built.add(**fields)
+            self._add_to(built)
             self._amend(built)
             inners.count_births(built, born_since=now, since=self._began[1])
             return True
@@ -189,10 +189,16 @@ class Desk:
                 self._cls, app=self._app, shard=self._shard, keeper=self._keeper, ledger=self._ledger,
                 options=self._options,
             )  # fmt: skip
-            for fields in self._added:
-                self._kept.add(**fields)
+            self._add_to(self._kept)
             self._amend(self._kept)
             self._keeper.followers.append(self._kept)
+
+    def _add_to(self, scheduler: Any) -> None:
+        for fields in self._added:
+            try:
+                scheduler.add(**fields)
+            except ConfigurationError as exc:
+                logger.error("beat: entry=%s is left out: %s", printable(fields.get("name")), exc)
 
     def _stand_by(self) -> None:
         term = self.inner.neli_tenure.term if self.inner is not None else None

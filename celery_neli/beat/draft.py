@@ -15,6 +15,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.printable import printable
+from celery_neli.schedule.static import check_static, with_sound_schedule
 from celery_neli.tick.entries import Entries
 
 if TYPE_CHECKING:
@@ -38,17 +39,13 @@ class Draft:
         self._app = app
         self._made: datetime = maybe_make_aware(app.now())
         lazy = celery.beat.Scheduler(app, schedule=dict(given), lazy=True)
-        for name, fields in app.conf.beat_schedule.items():
-            try:
-                lazy.update_from_dict({name: fields})
-            except Exception as exc:  # noqa: BLE001 - the scheduler that is built says it, in its own way
-                logger.debug("beat: entry=%s is not in the draft of the schedule: %r", printable(name), exc)
+        lazy.update_from_dict(check_static(app.conf.beat_schedule, app).entries)  # what is wrong is said by those built
         lazy.install_default_entries(lazy.schedule)
         #: The schedule; may be changed in every way in which a dict may.
         self.entries = Entries(lazy.schedule)
         self.entries.changes()
         self._was = {name: _fields(entry) for name, entry in self.entries.items()}
-        self._configured = dict(app.conf.beat_schedule)
+        self._configured = self._configuration()
         self._changed: dict[str, None] = {}
         self._told: set[str] = set()
         #: What the scheduler of the present term had when it was built, of one whose changes are learned.
@@ -101,7 +98,7 @@ class Draft:
     def _changes(self) -> list[str]:
         """Names that were set or deleted, or whose entries were changed in place, and not in `beat_schedule` since."""
         self._changed.update(self.entries.changes())
-        configured = self._app.conf.beat_schedule
+        configured = self._configuration()
         for name, was in self._was.items():
             if name in self._changed or configured.get(name) is not self._configured.get(name):
                 continue
@@ -109,11 +106,17 @@ class Draft:
                 self._changed[name] = None
         return list(self._changed)
 
+    def _configuration(self) -> dict[str, Any]:
+        given = self._app.conf.beat_schedule
+        return dict(given) if isinstance(given, dict) else {}
+
     def _change(self, scheduler: Any, name: str) -> None:
         if name not in self.entries:
             scheduler.schedule.pop(name, None)
             return
         entry = self.entries[name]
+        if isinstance(entry, dict):
+            entry = with_sound_schedule(name, entry, self._app)
         made = scheduler._maybe_entry(name, entry)
         if made is entry:  # each scheduler has its own: they run at different times
             made = object.__new__(type(entry))

@@ -14,6 +14,7 @@ from celery_neli.beat.inner import DEFAULT, is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.shards import owner
 from celery_neli.printable import printable
+from celery_neli.schedule.static import with_sound_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,11 @@ class Facade(celery.beat.Scheduler):
         return [desk.inner for desk in self._desks if desk.inner is not None]
 
     def add(self, **kwargs: Any) -> Any:
-        """Add an entry (Celery's fields); kept for the inner schedulers of later terms too."""
+        """Add an entry (Celery's fields; the schedule may be text); kept for the inner schedulers of later terms too.
+
+        :raises ConfigurationError: the schedule is none; nothing was added.
+        """
+        kwargs = with_sound_schedule(kwargs.get("name"), kwargs, self.app)
         added = [desk.scheduler.add(**kwargs) for desk in self._desks if desk.scheduler is not None]
         if not added:
             added = [self.Entry(app=self.app, **kwargs)]

@@ -7,12 +7,15 @@ leads. The rules of what a state means to a successor are in docs/protocol.md ("
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.log_limit import LogLimit
+from celery_neli.printable import printable
 from celery_neli.schedule.defined import entry_of
 from celery_neli.schedule.records import (
     ENTRY,
@@ -34,6 +37,8 @@ __all__ = ["States", "at_of", "place"]
 
 #: Records that come at once above which each is not worth a line in the log.
 MANY = 20
+#: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
+REFUSED_EVERY = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -70,36 +75,30 @@ class States:
         #: and that no leader wrote a state of.
         self.imported: dict[str, float] = {}
         self._level = logging.INFO
+        self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
 
     def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool) -> None:
         """Apply what was read. ``leading``: this process knows the states better."""
         many = len(changes) > MANY  # of all that is there when a beat starts, one line
         self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():
-            if not self._owns(name):
-                continue
-            try:
+            with self._alone(kind, name):
+                if not self._owns(name):
+                    continue
                 if kind == STATE:
                     self._read_state(name, value, leading=leading)
                 elif kind == ENTRY:
                     self._read_entry(name, None if value is None else decode_definition(value))
-            except RecordError as exc:
-                self._refuse(kind, name, exc)
-            except ConfigurationError as exc:
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
-                self._leave_out(name)
-            except (ValueError, OverflowError, OSError) as exc:  # numbers that are no dates
-                self._refuse(kind, name, RecordError(str(exc)))
         if many:
             logger.info("schedule read records=%d entries=%d", len(changes), len(self._scheduler.schedule))
 
     def adopt(self, name: str) -> None:
         """An entry of beat_schedule was added after the topic was read."""
         self.unborn[name] = None
-        if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(self._scheduler.schedule[name], decode_state(stray))
+        self._take_stray(self._scheduler.schedule[name])
         if (order := self._orders.pop(name, None)) is not None:
-            self._read_entry(name, order)
+            with self._alone(ENTRY, name):
+                self._read_entry(name, order)
 
     def state_of(self, entry: Any, *, term: int) -> State:
         """What is to be written of ``entry``."""
@@ -174,6 +173,22 @@ class States:
             values.pop(name, None)
         self._scheduler.neli_forget(name)
 
+    @contextmanager
+    def _alone(self, kind: Kind, name: str) -> Iterator[None]:
+        """Read one record: whatever that raises costs this record alone, and one line."""
+        try:
+            yield
+        except ConfigurationError as exc:
+            self._leave_out(name)
+            if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
+            if not isinstance(exc, RecordError):
+                exc = RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}")
+            if kind == ENTRY:
+                self._leave_out(name)  # here as on a beat that starts now
+            self._refuse(kind, name, exc)
+
     # -- states --
 
     def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
@@ -189,6 +204,12 @@ class States:
             elif state.term != NO_TERM:
                 # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
                 self._scheduler.neli_write(entry)
+
+    def _take_stray(self, entry: Any) -> None:
+        """Apply the state that was read before its entry was there."""
+        if (stray := self._strays.pop(entry.name, None)) is not None:
+            with self._alone(STATE, entry.name):
+                self._apply(entry, decode_state(stray))
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
@@ -255,8 +276,7 @@ class States:
         self.since[name] = definition.since
         self.defined.add(name)
         self._show(entry, paused=definition.paused)
-        if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(entry, decode_state(stray))
+        self._take_stray(entry)
         logger.log(self._level, "schedule: entry=%s was %s", name, "defined" if before is None else "changed")
 
     def _pause(self, name: str, definition: Definition | None) -> None:

@@ -58,7 +58,7 @@ def _entry(row: Any, app: Any) -> Found | LeftOut:
         return _found(row, app, datetime.now(timezone.utc))
     except _CannotCarry as exc:
         return LeftOut(name=row.name, why=str(exc))
-    except Exception as exc:  # noqa: BLE001 - whatever is stored there; told to the user
+    except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
         return LeftOut(name=row.name, why=f"cannot be read: {exc}")
 
 

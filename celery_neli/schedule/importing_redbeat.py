@@ -45,10 +45,10 @@ def _entry(kind: Any, key: str, prefix: str, app: Any) -> Found | LeftOut | None
 
     try:
         entry = kind.from_key(key, app=app)
-        return of_entry(entry, paused=not entry.enabled)
     except KeyError:  # deleted by hand: RedBeat drops it, too
         return None
     except RedisError:
         raise
     except Exception as exc:  # noqa: BLE001 - whatever is stored there; told to the user
         return LeftOut(name=key.removeprefix(prefix), why=f"RedBeat itself cannot read it: {exc!r}")
+    return of_entry(entry, name=key.removeprefix(prefix), paused=not getattr(entry, "enabled", True))

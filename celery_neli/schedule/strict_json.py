@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from celery_neli.exceptions import ConfigurationError, RecordError, UnknownVersion
+from celery_neli.printable import printable
 
 VERSION = 1
 MAX_INT = 1 << 62
@@ -28,7 +29,7 @@ def read(value: bytes) -> dict[str, Any]:
         fields, end = _SCAN(text, 0)
     except RecordError:
         raise
-    except (ValueError, RecursionError, StopIteration) as exc:
+    except (ValueError, RecursionError, MemoryError, StopIteration) as exc:
         raise RecordError("not JSON") from exc
     if end != len(text) or not isinstance(fields, dict):
         raise RecordError("not a JSON object")
@@ -36,7 +37,7 @@ def read(value: bytes) -> dict[str, Any]:
     if type(version) is not int:
         raise RecordError("no version")
     if version != VERSION:
-        raise UnknownVersion(f"its version is {version}, this member knows {VERSION}")
+        raise UnknownVersion(f"its version is {printable(version, 40)}, this member knows {VERSION}")
     return fields
 
 
