@@ -175,6 +175,7 @@ class Scheduler(Facade):
             Desk(
                 app=self.app, cls=cls, shard=shard, role=role, leader=leader, alarm=alarm, keeper=self._keeper,
                 options=self._options, added=self._added, stopping=lambda: self._close_asked,
+                amend=self._amend, learn=self._learn,
             )
             for shard, role in enumerate(roles)
         ]  # fmt: skip

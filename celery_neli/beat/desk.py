@@ -59,8 +59,12 @@ class Desk:
         options: Mapping[str, Any],
         added: list[dict[str, Any]],
         stopping: Callable[[], bool],
+        amend: Callable[[Any], None] = lambda scheduler: None,
+        learn: Callable[[Any], None] = lambda scheduler: None,
     ) -> None:
-        """``keeper``: of a scheduler that is led from Kafka's schedule topic; None for any other."""
+        """``keeper``: of a scheduler that is led from Kafka's schedule topic; None for any other. ``amend`` is told of
+        each scheduler that was built, ``learn`` of each that is put down for good.
+        """
         self.role = role
         #: The inner scheduler of the present term.
         self.inner: Any = None
@@ -70,6 +74,7 @@ class Desk:
         self._leader, self._alarm, self._keeper = leader, alarm, keeper
         self._ledger = Ledger()
         self._options, self._added, self._stopping = options, added, stopping
+        self._amend, self._learn = amend, learn
         #: Ours, standing by between terms.
         self._kept: Any = None
         self._waited = False
@@ -150,8 +155,9 @@ class Desk:
         if self._keeper is None:
             built = inners.build(self._cls, app=self._app, tenure=tenure, ledger=self._ledger, options=self._options)
             self.inner = built  # from here on, whatever happens puts it down
-            inners.count_births(built, born_since=now, since=self._began[1])
             self._add_to(built)
+            self._amend(built)
+            inners.count_births(built, born_since=now, since=self._began[1])
             return True
         self._keep()
         if not self._keeper.topic.read_to_end(CATCH_UP):
@@ -185,6 +191,7 @@ class Desk:
                 options=self._options,
             )  # fmt: skip
             self._add_to(self._kept)
+            self._amend(self._kept)
             self._keeper.followers.append(self._kept)
 
     def _add_to(self, scheduler: Any) -> None:
@@ -209,6 +216,8 @@ class Desk:
             if inner is not None:
                 held = not self._is_fenced() and inner.neli_tenure.may_finish()
                 try:
+                    if inner is not self._kept:
+                        self._learn(inner)
                     (inners.retire if held else inners.abandon)(inner)
                 except Exception:
                     logger.exception("beat: closing %r failed", inner)

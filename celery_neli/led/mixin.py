@@ -24,7 +24,7 @@ from celery_neli.led.flights import Flights
 from celery_neli.led.overlap_gate import OverlapGate
 from celery_neli.led.settling import FLUSH, StateReservation, iso
 from celery_neli.led.shards import owner
-from celery_neli.led.states import States
+from celery_neli.led.states import States, at_of
 from celery_neli.led.term import Term
 from celery_neli.logs import escaping
 from celery_neli.schedule.records import STATE
@@ -71,6 +71,9 @@ class LedMixin(Dispatching):
         self._overlaps = OverlapGate(app)
         self._flights = Flights(self, count=1)
         self._births = Births(self)
+        self.app = app
+        #: When the entries of beat_schedule were made (Unix seconds).
+        self._made = self._moment()
         super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
         self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse)
 
@@ -106,6 +109,15 @@ class LedMixin(Dispatching):
         entry = super().add(**kwargs)  # type: ignore[misc]
         self.neli_states.adopt(entry.name)
         return entry
+
+    def neli_put(self, entry: Any) -> None:
+        """Have an entry that code has put into the schedule, if it is of this shard. :raises ConfigurationError: as
+        `check`; nothing was changed.
+        """
+        if self._owns(entry.name):
+            self.check(entry)
+            self.schedule[entry.name] = entry
+            self.neli_states.adopt(entry.name)
 
     def check(self, entry: Any) -> None:
         """:raises ConfigurationError: the entry has a policy that does not exist, or that it cannot have."""
@@ -147,17 +159,18 @@ class LedMixin(Dispatching):
         beginning = keeper.begin(self.neli_shard, now)
         if beginning is None:
             return False
-        marks = beginning.marks
-        if marks is None and led_until is not None and not states.read_any:
+        marks, blind = beginning.marks, states.led
+        if marks is None and led_until is not None and not blind:
             # Another scheduler was led, which leaves no marks: its slots were served until then, as far as is known.
-            marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp())
+            # What was imported from it says by itself what ran.
+            marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp(), tried=0.0)
         self._term = Term(
             keeper,
             shard=self.neli_shard,
             number=tenure.term,
             inherited=marks,
             newest=states.newest,
-            blind=states.read_any,
+            blind=blind,
             now=now,
             more=beginning.data,
         )
@@ -177,7 +190,9 @@ class LedMixin(Dispatching):
         self._births = Births(self)
         states.births(None if marks is None else marks.done or None)
         if marks is not None:
-            self._settle_done(marks.done)
+            self._settle_done(marks)
+        elif not blind:  # the first leader: an entry of beat_schedule begins now, and has missed nothing
+            self._settle_done(Marks(now, now, saved=now), made=self._made)
         self._gone = states.gone()
         self._term.claims.resolve()
         if keeper.shards > 1:
@@ -185,19 +200,23 @@ class LedMixin(Dispatching):
             self._term.tell(now, None if first is None else first.time)  # another shard may wait for it
         return True
 
-    def _settle_done(self, done: float) -> None:
-        """Slots up to ``done`` were settled, though not every state may have been written since."""
+    def _settle_done(self, marks: Marks, *, made: float = float("-inf")) -> None:
+        """Slots up to the mark *done* were settled, though not every state may have been written since. (Of entries
+        that last ran when they were ``made`` or later.) Those behind *saved* have run; what had run before that mark
+        has its state, so the others are of a schedule that came later.
+        """
         heap = self._due_heap()
-        until = datetime.fromtimestamp(done, timezone.utc)
+        until = datetime.fromtimestamp(marks.done, timezone.utc)
         left: list[Any] = []
-        while (top := heap.peek()) is not None and top.time <= done:
+        while (top := heap.peek()) is not None and top.time <= marks.done:
             entry = self.schedule[top.name]
             owed = None
-            if top.name not in self.neli_states.open and self._reckons(entry):
+            if top.name not in self.neli_states.open and self._reckons(entry) and at_of(entry) >= made:
                 owed = missed(entry.schedule, entry.last_run_at, until, 1)
             if owed is not None and owed.total:
+                ran = owed.total - self._never_ran(entry, marks)
                 entry = pass_over(entry, owed.newest[-1], entry.default_now())
-                entry.total_run_count += owed.total
+                entry.total_run_count += ran
                 self.schedule[entry.name] = entry
                 self._settle(entry.name)
                 self.neli_write(entry)
@@ -206,6 +225,14 @@ class LedMixin(Dispatching):
         with self._at_once():
             for entry in left:
                 heap.put(entry.name, self._first_look(entry))
+
+    def _never_ran(self, entry: Any, marks: Marks) -> int:
+        """How many of the entry's slots the schedule topic would tell of, had they run."""
+        saved = marks.done if marks.saved is None else marks.saved
+        if saved <= at_of(entry):
+            return 0
+        found = missed(entry.schedule, entry.last_run_at, datetime.fromtimestamp(saved, timezone.utc), 1)
+        return 0 if found is None else found.total
 
     def neli_cut_off(self, *, write: bool) -> None:
         """The term is over, or about to be; the tick may have been cut off anywhere. While the lease holds
@@ -227,11 +254,15 @@ class LedMixin(Dispatching):
             elif reservation is not None and reservation.advanced is not None:
                 reservation.confirm()
             self._overlaps.begin()
+            for name in term.perhaps:  # a successor must know that a leader had it
+                if (entry := self.schedule.get(name) or self.neli_states.paused.get(name)) is not None:
+                    self.neli_write(entry)
             if write and self.neli_keeper.topic.flush(FLUSH):
                 first = self._due_heap().peek()
                 term.close(self._moment(), None if first is None else first.time)
         finally:
             term.goes_on = False
+            self.neli_states.imported.clear()  # a later term finds this one's claims, which are later
         if not write:
             self.neli_keeper.forget_unsaved()
 
@@ -277,7 +308,12 @@ class LedMixin(Dispatching):
             return 0.0
         if found.due and found.slot is not None:
             slot, moment = found.slot.timestamp(), maybe_make_aware(now).timestamp()
-            if not self._present.claims.covers(slot):
+            defined = self.neli_states.imported.get(entry.name, 0.0)
+            if defined > moment:  # by a clock that is ahead of this one
+                heap.put(entry.name, defined)
+                return 0.0
+            # A successor assumes that slots of an import that no claim reached have not been sent.
+            if not self._present.claims.covers(max(slot, defined)):
                 return CONFIRM
             if self._in_doubt(entry, found, now) or self._overlaps_last(entry, found, now):
                 return 0.0
@@ -307,7 +343,11 @@ class LedMixin(Dispatching):
 
     def _in_doubt(self, entry: Any, found: Look, now: datetime) -> bool:
         """Whether the slots in doubt of the entry are left out, as told; told in any case."""
-        doubtful = self._present.in_doubt(entry, None if found.owed is None else found.owed.first)
+        first, defined = (
+            None if found.owed is None else found.owed.first,
+            self.neli_states.imported.get(entry.name, 0.0),
+        )
+        doubtful = self._present.in_doubt(entry, first, defined=defined)
         if doubtful is None:
             return False
         sends = self.neli_keeper.settings.sends_in_doubt

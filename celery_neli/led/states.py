@@ -18,7 +18,17 @@ from celery_neli.log_limit import LogLimit
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.schedule.defined import entry_of
-from celery_neli.schedule.records import ENTRY, NO_TERM, STATE, Definition, Kind, State, decode_definition, decode_state
+from celery_neli.schedule.records import (
+    ENTRY,
+    MAX_CHANGES,
+    NO_TERM,
+    STATE,
+    Definition,
+    Kind,
+    State,
+    decode_definition,
+    decode_state,
+)
 from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
@@ -62,8 +72,9 @@ class States:
         self.newest = -1
         #: Slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
         self.sent: dict[str, float] = {}
-        #: Whether any state was ever read.
-        self.read_any = False
+        #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
+        #: and that no leader wrote a state of.
+        self.imported: dict[str, float] = {}
         self._level = logging.INFO
         self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
 
@@ -138,12 +149,19 @@ class States:
         for entries in (self._scheduler.schedule, self.paused):
             yield from (entry for name, entry in entries.items() if name not in self.defined)
 
+    @property
+    def led(self) -> bool:
+        """Whether a leader has written a state of any entry, as far as was read; an import has no term."""
+        return self.newest > NO_TERM
+
     def ran(self, name: str, last: float) -> None:
         """The entry ran for a slot while it was defined anew or paused."""
         entry = self._entry(name)
-        if entry is not None and at_of(entry) < last:
-            place(entry, last)
-            self._changed(name)
+        if entry is not None:
+            entry.total_run_count += 1
+            if at_of(entry) < last:
+                place(entry, last)
+                self._changed(name)
             self._scheduler.neli_write(entry)
 
     def forget(self, name: str) -> None:
@@ -152,7 +170,7 @@ class States:
         self.paused.pop(name, None)
         for names in (self.open, self.defined):
             names.discard(name)
-        for values in (self.unborn, self.unwritten, self.since, self.sent, self._strays, self._orders):
+        for values in (self.unborn, self.unwritten, self.since, self.sent, self.imported, self._strays, self._orders):
             values.pop(name, None)
         self._scheduler.neli_forget(name)
 
@@ -196,16 +214,18 @@ class States:
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
-        self.read_any = True
         if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
             return
         if NO_TERM < state.term < self.newest and name not in self.unborn:
             # Of a deposed leader, late: that it ran may be news, nothing else is.
             if state.last > at_of(entry):
                 place(entry, state.last)
+                entry.total_run_count = max(entry.total_run_count, state.runs)
                 self._changed(name)
             return
         self.newest = max(self.newest, state.term)
+        if state.term > NO_TERM:
+            self.imported.pop(name, None)
         self.unborn.pop(name, None)
         self.unwritten.pop(name, None)
         since = self.since.get(name, 0.0)
@@ -245,6 +265,8 @@ class States:
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
+            if name not in self.since and (at := _defined_at(definition)) > definition.since:
+                self.imported[name] = at
             self.unborn[name] = None
             place(entry, definition.since)
         else:
@@ -303,6 +325,12 @@ class States:
 def _alike(before: Any, entry: Any) -> bool:
     fields = ("task", "schedule", "args", "kwargs", "options")
     return all(getattr(before, field) == getattr(entry, field) for field in fields)
+
+
+def _defined_at(definition: Definition) -> float:
+    """When it came to be (Unix seconds); infinitely long ago where its oldest changes may have been dropped."""
+    changes = definition.changes
+    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
 
 
 def at_of(entry: Any) -> float:

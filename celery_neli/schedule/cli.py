@@ -162,30 +162,57 @@ def run(ctx: click.Context, name: str, by: str | None) -> None:
 @schedule.command(name="import", cls=CeleryCommand)
 @click.argument("source", type=click.Choice(SOURCES))
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Read all of it, and say what would be done; write nothing.")
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="CLASS",
+    help="Of a file: import this class and run its code, where an entry holds one (shop.schedules.Tides). Repeatable.",
+)
 @click.option("--replace", is_flag=True, help="Replace entries that are in the runtime schedule already.")
 @_BY
 @click.pass_context
-def import_(ctx: click.Context, source: str, path: Path | None, dry_run: bool, replace: bool, by: str | None) -> None:
+def import_(
+    ctx: click.Context,
+    source: str,
+    path: Path | None,
+    dry_run: bool,
+    trust: tuple[str, ...],
+    replace: bool,
+    by: str | None,
+) -> None:
     """Take over the schedule of RedBeat, of django-celery-beat, or of a file of celery beat (PATH, by default
     celerybeat-schedule), with the last run and the count of each entry. Exit status 1 if any entry was left out.
+
+    The file holds pickles, which could run any code. None of it is run, with or without --dry-run, but for classes
+    that you --trust: an entry that holds another class than Celery's own and plain values is left out, and named.
     """
     from celery_neli.schedule.importing import carry_over, source_of
 
     if path is not None and source != "file":
         raise click.UsageError(f"{source} takes no PATH")
+    if trust and source != "file":
+        raise click.UsageError(f"{source} takes no --trust: it holds no classes")
     with _errors(ctx) as (app, periodic):
-        found = source_of(app, source, path)
+        found = source_of(app, source, path, trust=trust)
         rows = carry_over(found, periodic.editor(app, by=by), dry_run=dry_run, replacing=replace)
         _note(periodic.not_run(app))  # an import may come before the change of the setting
     ctx.exit(_report(found, rows, dry_run=dry_run))
 
 
 def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
+    from celery_neli.printable import printable
     from celery_neli.schedule.text import human
 
     shown = [
-        (each.name, each.action, human(each.schedule or "-"), _when(each.last), str(each.runs), "; ".join(each.notes))
+        (
+            printable(each.name),
+            each.action,
+            human(each.schedule or "-"),
+            _when(each.last),
+            str(each.runs),
+            printable("; ".join(each.notes), 1000),
+        )
         for each in rows
     ]
     _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)

@@ -8,7 +8,7 @@ that `beat_schedule` has, the state alone is carried over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -104,8 +104,10 @@ def plan(source: Source, editor: ScheduleEditor, *, replacing: bool = False) -> 
     ]
 
 
-def source_of(app: Any, kind: str, path: Path | None = None) -> Source:
-    """What a source has: ``kind`` is "redbeat", "django" or "file" (at ``path``). Blocks; raises `NeliError`."""
+def source_of(app: Any, kind: str, path: Path | None = None, *, trust: Collection[str] = ()) -> Source:
+    """What a source has: ``kind`` is "redbeat", "django" or "file" (at ``path``, with classes to ``trust``). Blocks;
+    raises `NeliError`.
+    """
     if kind == "redbeat":
         from celery_neli.schedule import importing_redbeat
 
@@ -116,7 +118,7 @@ def source_of(app: Any, kind: str, path: Path | None = None) -> Source:
         return importing_django.read(app)
     from celery_neli.schedule import importing_file
 
-    return importing_file.read(app, path or Path(app.conf.beat_schedule_filename))
+    return importing_file.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
 
 
 def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = False, dry_run: bool = False) -> list[Row]:

@@ -131,6 +131,8 @@ MUTANTS = (
     Mutant(name="that an entry is open is confirmed before done passes it", where="dispatcher", scenario="slots", text="items() if opening.confirmed}", put="items()}"),
     Mutant(name="an entry is open until it has caught up", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if True:", seed=7),
     Mutant(name="an entry is open until it has caught up with done", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if self.due[name] > now:", seed=400),
+    Mutant(name="what no leader had is not in doubt", where="dispatcher", scenario="imports", text=" and defined <= self.claims.inherited.claimed", put=""),
+    Mutant(name="an imported slot waits for a claim behind the import", where="dispatcher", scenario="imports", text="self.claims.covers(max(slot, defined))", put="self.claims.covers(slot)"),
     Mutant(name="what is released was written", where="dispatcher", scenario="slots", text="for name in self.unwritten}", put="for name in ()}", seed=55),
 )  # fmt: skip
 

@@ -68,6 +68,7 @@ class Scenario:
     crash: float = 0.01  # ... that a process dies right after a publish, or after the state of a slot was sent
     state_lost: float = 0.1  # ... that the state of an entry never reaches the schedule topic
     state_late: float = 0.1  # ... that it takes up to 8 s
+    imports: bool = False  # an entry is imported, once, whose first slots are older than itself
 
 
 BASE = Scenario()
@@ -75,6 +76,10 @@ NOTHING = replace(
     BASE, freeze=0, stumble=0, no_write=0, no_read=0, restart=0, close=0, induce=0, resign=0, request=0, overrun=0
 )
 ROUGH = replace(BASE, double=0.1, fifo=False, late=0.05, resign=0.1)
+SLOTS = replace(
+    BASE, restart=0.1, down=1.0, close=0.04, resign=0.08, late=0.02, publish_fails=0.15, crash=0.03, state_lost=0.3,
+    state_late=0.3, skew=3.0,
+)  # fmt: skip
 ORDERLY = replace(NOTHING, close=0.06, induce=0.1, resign=0.06, request=0.03, down=1.0)
 SPREAD = replace(
     NOTHING, roles=8, spread=True, rebalance_after=3.0, takeover=(0.5,), leases=(1.5, 2.5), calm=15, restart=0.04,
@@ -171,18 +176,7 @@ SCENARIOS: dict[str, Scenario] = {
         calm=60,
     ),
     "lossy": replace(BASE, loss=0.3, members=2, resign=0.1, restart=0.02),
-    "slots": replace(
-        BASE,
-        restart=0.1,
-        down=1.0,
-        close=0.04,
-        resign=0.08,
-        late=0.02,
-        publish_fails=0.15,
-        crash=0.03,
-        state_lost=0.3,
-        state_late=0.3,
-        skew=3.0,
-    ),
+    "slots": SLOTS,
+    "imports": replace(SLOTS, imports=True, crash=0.2, state_lost=0.5),
     "unlike": replace(BASE, leases=(1.5, 3.0, 8.0), takeover=(0.0, 1.4), late=0.05),
 }

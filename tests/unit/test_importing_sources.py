@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dbm
 import importlib
+import json
 import shelve
 import time
 from datetime import datetime, timedelta, timezone
@@ -112,6 +113,20 @@ def test_what_redbeat_has_and_text_cannot_say_is_left_out(redbeat_app: Celery) -
     assert {name: row.action for name, row in rows.items()} == {"rule": "left out", "broken": "left out"}
     assert "rrule cannot be written as text" in rows["rule"].notes[0]
     assert "RedBeat itself" in rows["broken"].notes[0]
+
+
+@pytest.mark.parametrize("field", ['"args": 5', '"kwargs": 5', '"options": [1]', '"task": 7', '"schedule": "text"'])
+def test_a_field_of_redbeat_that_is_none_costs_its_entry_alone(redbeat_app: Celery, field: str) -> None:
+    """In one line; the other is carried over."""
+    import redis
+
+    save(redbeat_app, "good", schedule(60))
+    save(redbeat_app, "bad", schedule(60))
+    with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
+        stored = json.loads(client.hget("redbeat:bad", "definition"))
+        client.hset("redbeat:bad", "definition", json.dumps({**stored, **json.loads(f"{{{field}}}")}))
+    _, rows = carried(redbeat_app, importing_redbeat.read(redbeat_app))
+    assert {name: row.action for name, row in rows.items()} == {"good": "added", "bad": "left out"}
 
 
 def test_a_running_redbeat_is_told_of_and_left_alone(redbeat_app: Celery) -> None:
