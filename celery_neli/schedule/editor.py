@@ -32,6 +32,7 @@ from celery_neli.schedule.records import (
     decode_state,
     encode_definition,
 )
+from celery_neli.tick.expiry import expires_of
 
 __all__ = ["Known", "ScheduleEditor", "Store", "default_author"]
 
@@ -172,7 +173,10 @@ class ScheduleEditor:
         found = self.runtime(name)
         if found is not None:
             self._store_definition(name, self._changed(found, "run now"))
+        expires = expires_of(entry.options, None, self.app.timezone)
         entry.options = {key: value for key, value in entry.options.items() if key not in OWN_OPTIONS}
+        if expires is not None:
+            entry.options["expires"] = expires
         entry.options["headers"] = {**(entry.options.get("headers") or {}), "neli_beat_entry": name}
         return celery.beat.Scheduler(self.app, schedule={}, lazy=True).apply_async(entry, advance=False)
 

@@ -24,6 +24,7 @@ from celery.schedules import ParseException, crontab, schedule, solar
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.tick.once import once
+from celery_neli.tick.zones import to_utc
 
 __all__ = ["human", "parse", "read", "text_of"]
 
@@ -113,7 +114,7 @@ def _from_object(value: Any, app: Any) -> Any:
     if isinstance(value, timedelta):
         return schedule(_checked(value, value))
     if isinstance(value, datetime):
-        return once(value if value.utcoffset() is not None else value.replace(tzinfo=app.timezone))
+        return once(value if value.utcoffset() is not None else _in_zone_of(app, value))
     if type(value) is schedule:
         _checked(value.run_every, value, relative=value.relative)
     return value  # text_of judges it
@@ -166,7 +167,14 @@ def _moment(text: str, given: str, app: Any) -> datetime:
         at = datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone}")
     except ValueError as exc:
         _refuse(given, f"no time ({exc})")
-    return at if zone else at.replace(tzinfo=app.timezone)
+    return at if zone else _in_zone_of(app, at)
+
+
+def _in_zone_of(app: Any, local: datetime) -> datetime:
+    try:
+        return to_utc(app.timezone, local)
+    except OverflowError:
+        raise ConfigurationError(f"once({local!r}): in UTC, no datetime can hold it") from None
 
 
 def _duration(text: str, given: str, *, relative: bool) -> timedelta:

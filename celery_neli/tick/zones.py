@@ -13,19 +13,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-__all__ = ["next_change", "offset_at"]
+__all__ = ["next_change", "offset_at", "to_utc"]
 
 #: Two changes within this time that cancel each other are overlooked. Since 1970 none came within less than a week of
 #: the other (the shortest summer: seven days, north-eastern Brazil in October 2000).
 _STEP = timedelta(days=6)
 #: The changes of so much time are kept together.
 _SPAN = 60 * _STEP
-_SECOND, _EPOCH = timedelta(seconds=1), datetime(1970, 1, 1, tzinfo=timezone.utc)
+_SECOND, _DAY, _EPOCH = timedelta(seconds=1), timedelta(days=1), datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)
 
 
 def offset_at(zone: tzinfo, moment: datetime) -> timedelta:
     """Return how far local time in ``zone`` is ahead of UTC at ``moment`` (aware, in UTC)."""
     return moment.astimezone(zone).replace(tzinfo=timezone.utc) - moment
+
+
+def to_utc(zone: tzinfo, local: datetime) -> datetime:
+    """Return the moment (UTC) at which clocks in ``zone`` show ``local`` (naive).
+
+    Of a time that they show twice, the first one, or the second one if its `fold` is 1; of one that they leave out, the
+    moment as if they had not been changed yet.
+    """
+    shown = local.replace(tzinfo=timezone.utc, fold=0)
+    first, last = _FIRST + _DAY, _LAST - _DAY
+    before, after = offset_at(zone, max(shown, first) - _DAY), offset_at(zone, min(shown, last) + _DAY)
+    moments = sorted(each for each in (shown - before, shown - after) if each + offset_at(zone, each) == shown)
+    return moments[-1 if local.fold else 0] if moments else shown - before
 
 
 def next_change(zone: tzinfo, begin: datetime, end: datetime) -> datetime | None:
