@@ -24,7 +24,7 @@ from tests.unit.schedulers import make_app
 from tests.unit.wall_clock import MINUTE, Crontab, WallClock, changes
 
 UTC = timezone.utc
-CASES = int(os.environ.get("NELI_DST_CASES", "24"))
+CASES = int(os.environ.get("NELI_DST_CASES", "12"))
 YEARS = (2007, 2026)
 ZONES = [
     "America/Los_Angeles",
