@@ -15,7 +15,7 @@ from celery.schedules import crontab, schedule
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.tick.due import reckoned, seconds_to_next
-from celery_neli.tick.slots import next_slot
+from celery_neli.tick.slots import is_known, next_slot
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -67,8 +67,7 @@ class Forecast:
             if (
                 (kind is schedule or kind is crontab)
                 and when.nowfun is None
-                and getattr(when.is_due, "__func__", None) is kind.is_due
-                and getattr(when.remaining_estimate, "__func__", None) is kind.remaining_estimate
+                and is_known(when)
                 and last.tzinfo is not None
             ):
                 found = self._of_interval(when, last) if kind is schedule else self._of_crontab(when, last)

@@ -151,9 +151,13 @@ def test_entries_and_schedules_with_ways_of_their_own_are_asked_or_reckoned_alon
     patched.is_due = lambda last: (True, 60)
     clocked = schedule(timedelta(seconds=60), nowfun=lambda: NOW + timedelta(hours=1))
     listed = crontab(minute=[0, 30])
+    plain, deciding = crontab(minute="0"), crontab(minute="0")
+    deciding.remaining_delta = lambda *args, **options: None
     last = NOW - timedelta(seconds=20)
     forecast = Forecast()
     assert forecast.next(entry(app, patched, last)) is None
+    assert forecast.next(entry(app, plain, last)) is not None
+    assert forecast.next(entry(app, deciding, last)) is None, "though it has the same fields"
     assert forecast.next(Own(name="o", task="t", schedule=timedelta(seconds=60), last_run_at=last, app=app)) is None
     assert forecast.next(entry(app, clocked, last)) == (40 - 3600, (NOW + timedelta(hours=1)).timestamp())
     assert forecast.next(entry(app, listed, last)) == (alone(entry(app, listed, last)), NOW.timestamp())
