@@ -67,8 +67,10 @@ def _next_time(when: Any, begin: datetime) -> datetime | None:
         if change is None:
             return slot
         begin, offset = change, offset_at(zone, change)
-        if real_time:
-            due = _next_local(when, begin + offset - _SECOND)
+        if real_time and not reached < begin + offset <= due:
+            # The clock shows times again, or has left out the one that was due.
+            reached = begin + offset - _SECOND
+            due = _next_local(when, reached)
     return None
 
 

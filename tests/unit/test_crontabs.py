@@ -131,6 +131,14 @@ def test_slots_are_those_of_a_clock_that_is_looked_at_each_minute(record_propert
     assert count
 
 
+@pytest.mark.parametrize(("zone", "year"), [("America/Los_Angeles", 2026), ("Africa/Casablanca", 2014)])
+def test_rare_slots_are_those_of_the_clock_through_all_changes_of_a_year(zone: str, year: int) -> None:
+    """From any day in it, with several changes before the next slot."""
+    rare = ["*/30 2 * 3 0", "0 */12 29 * *", "30 2 * 3,11 0", "*/20 1 1-7 11 0", "15 * 31 12 *", "*/30 2 26-31 10 *"]
+    crontabs = [Crontab(*fields.split()) for fields in rare]
+    compare(ZoneInfo(zone), datetime(year, 1, 1, 12, tzinfo=UTC), 365 * 24 * 60, crontabs, random.Random(year))
+
+
 def test_slots_of_ordinary_days_are_those_of_the_clock() -> None:
     """In any zone, on any day."""
     rng = random.Random(7)
