@@ -117,6 +117,7 @@ def compare(zone: Any, start: datetime, minutes: int, crontabs: list[Crontab], r
     return slots
 
 
+@pytest.mark.timeout(3600)
 def test_slots_are_those_of_a_clock_that_is_looked_at_each_minute(record_property: Any) -> None:
     """Around changes of the clock, in both directions, of any length, and where a zone moved for good."""
     rng = random.Random(20261101)
