@@ -14,6 +14,7 @@ import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.schedule.static import check_static, with_sound_schedule
 from celery_neli.tick.entries import Entries
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Draft"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 FIELDS = ("task", "schedule", "args", "kwargs", "options", "last_run_at", "total_run_count")
 

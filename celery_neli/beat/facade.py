@@ -13,6 +13,7 @@ from celery_neli.beat.draft import Draft
 from celery_neli.beat.inner import DEFAULT, is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.shards import owner
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.schedule.static import with_sound_schedule
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Facade"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Schedulers whose entries are in memory, or in a file of their own that is read for the names of `beat_schedule` only.
 _CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)

@@ -36,6 +36,7 @@ from celery_neli.schedule.records import (
     encode_definition,
 )
 from celery_neli.schedule.static import StaticEntries, check_static
+from celery_neli.tick.expiry import expires_of
 
 __all__ = ["Known", "ScheduleEditor", "Store", "default_author"]
 
@@ -198,7 +199,10 @@ class ScheduleEditor:
         found = self.runtime(name)
         if found is not None:
             self._store_definition(name, self._changed(found, "run now"))
+        expires = expires_of(entry.options, None, self.app.timezone)
         entry.options = {key: value for key, value in entry.options.items() if key not in OWN_OPTIONS}
+        if expires is not None:
+            entry.options["expires"] = expires
         entry.options["headers"] = {**(entry.options.get("headers") or {}), "neli_beat_entry": name}
         return celery.beat.Scheduler(self.app, schedule={}, lazy=True).apply_async(entry, advance=False)
 

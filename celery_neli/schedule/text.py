@@ -27,6 +27,7 @@ from celery.schedules import ParseException, crontab, schedule, solar
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.checks import shown
 from celery_neli.tick.once import once
+from celery_neli.tick.zones import to_utc
 
 __all__ = ["human", "parse", "read", "text_of"]
 
@@ -156,7 +157,7 @@ def _from_object(value: Any, app: Any) -> Any:
     if isinstance(value, timedelta):
         return schedule(_checked(timedelta.__add__(timedelta(), value), value))  # a plain one, of subclasses too
     if isinstance(value, datetime):
-        return once(value if value.utcoffset() is not None else value.replace(tzinfo=app.timezone))
+        return once(value if value.utcoffset() is not None else _in_zone_of(app, value))
     if type(value) is schedule:
         if not isinstance(value.run_every, timedelta):
             _refuse(value, f"its interval is {shown(value.run_every)}; give a number of seconds or a timedelta")
@@ -216,7 +217,14 @@ def _moment(text: str, given: str, app: Any) -> datetime:
         at = datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone}")
     except ValueError as exc:
         _refuse(given, f"no time ({exc}); write 'at:2026-12-01T10:00:00Z'")
-    return at if zone else at.replace(tzinfo=app.timezone)
+    return at if zone else _in_zone_of(app, at)
+
+
+def _in_zone_of(app: Any, local: datetime) -> datetime:
+    try:
+        return to_utc(app.timezone, local)
+    except OverflowError:
+        raise ConfigurationError(f"once({local!r}): in UTC, no datetime can hold it") from None
 
 
 def _duration(text: str, given: str, *, relative: bool) -> timedelta:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.log_limit import LogLimit
 from celery_neli.logs import escaping
 from celery_neli.schedule.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.tick.due import reckoned, rule_of
 from celery_neli.tick.entries import Entries
 from celery_neli.tick.forecast import Forecast
 from celery_neli.tick.heapview import HeapView
-from celery_neli.tick.misfire import OPTIONS, Misfire
+from celery_neli.tick.misfire import SETTINGS, Misfire
+from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["HeapedScheduler"]
 
 logger = escaping(get_logger(__name__))
+
+#: Seconds between two lines that say that an entry will never run.
+NEVER_INTERVAL = 3600.0
 
 
 class HeapedScheduler(CelerysScheduler):
@@ -43,7 +49,8 @@ class HeapedScheduler(CelerysScheduler):
     _forecast: Forecast | None = None
 
     def __init__(self, app: Any, schedule: Any = None, *args: Any, **kwargs: Any) -> None:
-        self._misfire = Misfire.from_settings({name: app.conf.get(name) for name in OPTIONS})
+        self._never = LogLimit(NEVER_INTERVAL)
+        self._misfire = Misfire.from_settings({name: app.conf.get(name) for name in SETTINGS})
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
 
     # -- the schedule --
@@ -129,12 +136,21 @@ class HeapedScheduler(CelerysScheduler):
         try:
             found = self._next(entry)
             if found is not None:
+                if found.delay == math.inf:
+                    self._warn_of_never(entry)
                 return float(found.now + (self.adjust(max(found.delay, 0.0)) or 0.0))
             is_due, delay = entry.is_due()
             delay = 0 if is_due else delay
         except Exception:  # noqa: BLE001 - of a user's schedule; logged
             delay = self._is_due_failed(entry)[1]
         return self._when(entry, max(delay, 0) if is_numeric_value(delay) else delay) or 0
+
+    def _warn_of_never(self, entry: Any) -> None:
+        if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
+            logger.warning(
+                "beat: entry never due entry=%s schedule=%s: it names no time that comes; give it another schedule",
+                entry.name, str(entry.schedule),
+            )  # fmt: skip
 
     def _next(self, entry: Any) -> Next | None:
         """How far the entry's next slot is; None if it is to be asked."""

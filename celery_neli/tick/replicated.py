@@ -11,6 +11,7 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -25,6 +26,7 @@ from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
 from celery_neli.printable import printable
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
+from celery_neli.tick.expiry import expires_of
 from celery_neli.tick.fastpath import FastPath, publish_below
 from celery_neli.tick.heaped import HeapedScheduler
 from celery_neli.tick.misfire import OPTIONS as MISFIRE
@@ -32,8 +34,6 @@ from celery_neli.tick.overlap import OPTIONS as OVERLAP
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from celery_neli.tick.heap import DueHeap, Node
 
 __all__ = ["ReplicatedScheduler"]
@@ -53,8 +53,8 @@ OPTIONS = (*MISFIRE, *OVERLAP)
 class ReplicatedScheduler(HeapedScheduler):
     """Celery's `Scheduler`, constructed and used in the same way. All methods belong to the thread that ticks.
 
-    An entry's options may hold a misfire policy (`neli_misfire`, `neli_misfire_max`, `neli_misfire_grace`); they are no
-    part of its message.
+    An entry's options may hold a misfire policy (`neli_misfire`, `neli_misfire_max`, `neli_misfire_grace`) and
+    `neli_expires`, seconds from the slot; they are no part of its message, which has the moment as its `expires`.
     """
 
     #: No lease is asked: whatever beat has this scheduler, it sends.
@@ -238,9 +238,13 @@ class ReplicatedScheduler(HeapedScheduler):
 
     def _entry_to_send(self, entry: Any) -> Any:
         """The entry without what is none of its message's business."""
-        if entry.options.keys().isdisjoint(OPTIONS):
+        given = entry.options
+        expires = given.get("expires")
+        if given.keys().isdisjoint(OPTIONS) and not isinstance(expires, (datetime, str)):
             return entry
-        options = {name: value for name, value in entry.options.items() if name not in OPTIONS}
+        options = {name: value for name, value in given.items() if name not in OPTIONS}
+        if (at := expires_of(given, self.neli_slot, self.app.timezone)) is not None:
+            options["expires"] = at
         bare = object.__new__(type(entry))  # not copy(): it would make the entry anew, without its app
         bare.__dict__.update(vars(entry), options=options)
         return bare
