@@ -24,6 +24,7 @@ _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _LEADER = "leader"
 SHARDS_MOST = 256
 PARALLEL_MOST = 64
+VERSION_MOST = 1 << 53
 SCHEDULE = ".schedule"
 """What a leader topic's name is followed by in that of its schedule topic."""
 _PUBLIC = ("bootstrap.servers", "client.id", "security.protocol", "sasl.mechanism", "sasl.mechanisms")
@@ -236,7 +237,7 @@ def beat_settings(app: Celery) -> BeatSettings:
         raise ConfigurationError(f"neli_in_doubt = {in_doubt!r}: give 'send' or 'skip'")
     version = None
     if app.conf.get("neli_schedule_version") is not None:
-        version = _whole(app, "neli_schedule_version", 0, least=0, most=2**53)
+        version = _whole(app, "neli_schedule_version", 0, least=0, most=VERSION_MOST)
     return BeatSettings(
         sends_in_doubt=in_doubt == "send",
         parallel=_whole(app, "neli_publish_parallel", 1, least=1, most=PARALLEL_MOST),

@@ -66,11 +66,12 @@ class LedMixin(Dispatching):
         self._gone = {}
         self._buried = set()
         self._left = {}
+        self._again = {}
         self._overlaps = OverlapGate(app)
         self._flights = Flights(self, count=1)
         self._births = Births(self)
         super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
-        self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse)
+        self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse, moment=self._moment)
 
     # -- the schedule: of all entries, those of this shard --
 
@@ -105,9 +106,9 @@ class LedMixin(Dispatching):
 
     # -- standing by, and the term --
 
-    def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
-        """The schedule topic says so."""
-        self.neli_states.fold(changes, leading=self.neli_leads)
+    def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, many: bool) -> None:
+        """The schedule topic says so, and says ``many`` things at once."""
+        self.neli_states.fold(changes, leading=self.neli_leads, many=many)
 
     def neli_stand_by(self) -> None:
         """Have every change in the heap, so that a term that begins need not. The first time, a look at every entry."""
@@ -166,6 +167,7 @@ class LedMixin(Dispatching):
         self._retries.clear()
         self._overlaps.begin()
         self._births = Births(self)
+        self._again = {}
         states.births(None if marks is None else marks.done or None)
         if marks is not None:
             self._settle_done(marks.done)
@@ -235,7 +237,8 @@ class LedMixin(Dispatching):
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """As `ReplicatedScheduler`. Asks nothing of Kafka that it would have to wait for."""
-        self.neli_keeper.pull()
+        caught_up = self.neli_keeper.pull()
+        writes = self._write_back()
         if (ended := self._land()) is not None:
             raise ended
         if self._gone or self._buried:
@@ -246,7 +249,7 @@ class LedMixin(Dispatching):
             while True:
                 wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
                 if wait > 0 or (self._flights and not self._flights.free()) or time.monotonic() > end:
-                    return 0.0 if self._births.write_some() else wait
+                    return 0.0 if self._births.write_some() or writes or not caught_up else wait
 
     def _rest(self, due: float | None, wait: float) -> float:
         moment = self._moment()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from datetime import datetime, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import celery.app.base
@@ -16,6 +17,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
+from celery_neli.led.births import PORTION
 from celery_neli.led.states import at_of
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
 from celery_neli.tick.genuine import is_genuine, source_of
@@ -75,6 +77,8 @@ class Settling:
     #: Entries of one slot that ran, and are to be removed, with their `since`; those whose states are still to be.
     _gone: dict[str, float]
     _buried: set[str]
+    #: Entries whose states are to be written again, for the topic has lost them.
+    _again: dict[str, None]
     #: How many of its slots were told to be left out, of an entry that is tried again.
     _left: dict[str, int]
 
@@ -182,11 +186,37 @@ class Settling:
             self.neli_left_out -= before
             self._left[entry.name] = found.left_out
 
-    def neli_write_all(self) -> None:
-        """The schedule topic is another one, or was cut: write what this leader knows."""
-        if self._term is not None and self._term.goes_on:
-            for entry in (*self.schedule.values(), *self.neli_states.paused.values()):
+    def neli_recount(self, *, torn: bool) -> None:
+        """The schedule topic is read from its beginning again. If it is ``torn``, a leader writes all states again, in
+        portions.
+        """
+        self.neli_states.inventory.recount()
+        if torn and self._term is not None and self._term.goes_on:
+            self._again = dict.fromkeys((*self.schedule, *self.neli_states.paused))
+
+    def neli_caught_up(self, *, counted: bool, torn: bool) -> None:
+        """Everything in the schedule topic was read; after `neli_recount`, if ``counted``."""
+        if counted:
+            self.neli_states.counted(torn=torn)
+        self.neli_states.caught_up()
+
+    def neli_count(self) -> int:
+        """Return how many entries there are."""
+        return len(self.schedule)
+
+    def _write_back(self) -> bool:
+        """Write some of what the topic has lost, which only a leader may; return True if more is left."""
+        inventory, states = self.neli_states.inventory, self.neli_states
+        if not inventory.lost and not self._again:
+            return False
+        for name, value in inventory.take_lost(PORTION).items():
+            self.neli_keeper.topic.write(ENTRY, name, value)
+        for name in list(islice(self._again, PORTION)):
+            del self._again[name]
+            entry = self.schedule.get(name) or states.paused.get(name)
+            if entry is not None:
                 self.neli_write(entry)
+        return inventory.lost or bool(self._again)
 
     def sync(self) -> None:
         """Wait until the state of what ran is in Kafka; for a second at most."""

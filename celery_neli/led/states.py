@@ -7,14 +7,31 @@ leads. The rules of what a state means to a successor are in docs/protocol.md ("
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.led.claims import ASTRAY
+from celery_neli.led.inventory import Inventory
+from celery_neli.log_limit import LogLimit
+from celery_neli.printable import printable
 from celery_neli.schedule.defined import entry_of
-from celery_neli.schedule.records import ENTRY, NO_TERM, STATE, Definition, Kind, State, decode_definition, decode_state
+from celery_neli.schedule.records import (
+    ENTRY,
+    FAR_AHEAD,
+    NO_TERM,
+    RUNS_MOST,
+    STATE,
+    Definition,
+    Kind,
+    State,
+    decode_definition,
+    decode_state,
+)
 from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
@@ -22,8 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["States", "at_of", "place"]
 
-#: Records that come at once above which each is not worth a line in the log.
-MANY = 20
+#: Records of entries that are not here of which so many are kept, once the topic was read to its end.
+STRAYS = 1000
+#: Seconds between two log lines of one kind about one entry, and the entries that are told apart.
+TOLD_EVERY, TOLD_APART = 60.0, 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +51,18 @@ class States:
     """The entries of one scheduler, as far as they are known from the schedule topic. The thread that ticks.
 
     ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is told records that are none.
+    ``moment``: the wall clock, Unix seconds.
     """
 
     def __init__(
-        self, scheduler: Any, *, owns: Callable[[str], bool], refuse: Callable[[Kind, str, RecordError], None]
+        self,
+        scheduler: Any,
+        *,
+        owns: Callable[[str], bool],
+        refuse: Callable[[Kind, str, RecordError], None],
+        moment: Callable[[], float],
     ) -> None:
-        self._scheduler, self._owns, self._refuse = scheduler, owns, refuse
+        self._scheduler, self._owns, self._refuse, self._moment = scheduler, owns, refuse, moment
         #: Entries that no state was read of.
         self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
         #: Entries that were born here, and whose states are still to be written.
@@ -50,8 +75,9 @@ class States:
         #: Entries that were defined at runtime.
         self.defined: set[str] = set()
         #: Records of entries that are not here (yet); kept, for their entries may come.
-        self._strays: dict[str, bytes] = {}
-        self._orders: dict[str, Definition] = {}
+        self._strays: OrderedDict[str, State] = OrderedDict()
+        self._orders: OrderedDict[str, Definition] = OrderedDict()
+        self.inventory = Inventory()
         #: The highest rank of a term that wrote a state.
         self.newest = -1
         #: Slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
@@ -59,10 +85,12 @@ class States:
         #: Whether any state was ever read.
         self.read_any = False
         self._level = logging.INFO
+        self._limit = LogLimit(TOLD_EVERY, remembered=TOLD_APART)
 
-    def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool) -> None:
-        """Apply what was read. ``leading``: this process knows the states better."""
-        many = len(changes) > MANY  # of all that is there when a beat starts, one line
+    def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
+        """Apply what was read. ``leading``: this process knows the states better. ``many``: they are some of so many
+        that each is not worth a line in the log.
+        """
         self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():
             if not self._owns(name):
@@ -71,22 +99,45 @@ class States:
                 if kind == STATE:
                     self._read_state(name, value, leading=leading)
                 elif kind == ENTRY:
-                    self._read_entry(name, None if value is None else decode_definition(value))
+                    self.inventory.seen(name, value)
+                    self._read_entry(name, None if value is None else self._decoded(name, value))
             except RecordError as exc:
-                self._refuse(kind, name, exc)
+                self._refused(kind, name, exc, leading=leading)
             except ConfigurationError as exc:
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
+                if self._limit.allows(("left out", name)):
+                    logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
                 self._leave_out(name)
             except (ValueError, OverflowError, OSError) as exc:  # numbers that are no dates
-                self._refuse(kind, name, RecordError(str(exc)))
-        if many:
-            logger.info("schedule read records=%d entries=%d", len(changes), len(self._scheduler.schedule))
+                self._refused(kind, name, RecordError(str(exc)), leading=leading)
+
+    def _decoded(self, name: str, value: bytes) -> Definition:
+        definition = decode_definition(value)
+        self.inventory.keep(name, value)
+        return definition
+
+    def _refused(self, kind: Kind, name: str, error: RecordError, *, leading: bool) -> None:
+        self._refuse(kind, name, error)
+        if leading and kind == STATE and (entry := self._entry(name)) is not None:
+            self._scheduler.neli_write(entry)  # compaction keeps what was written last
+
+    def caught_up(self) -> None:
+        """Forget records of entries that are not here, but for the newest: everything in the topic was read."""
+        while len(self._strays) > STRAYS:
+            self._strays.popitem(last=False)
+        while len(self._orders) > STRAYS:
+            self.inventory.forget(self._orders.popitem(last=False)[0])
+
+    def counted(self, *, torn: bool) -> None:
+        """The topic was read to its end since the inventory's `recount`; see `Inventory.counted`."""
+        for name in self.inventory.counted(torn=torn):
+            self.inventory.forget(name)
+            self._read_entry(name, None)
 
     def adopt(self, name: str) -> None:
         """An entry of beat_schedule was added after the topic was read."""
         self.unborn[name] = None
         if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(self._scheduler.schedule[name], decode_state(stray))
+            self._apply(self._scheduler.schedule[name], stray)
         if (order := self._orders.pop(name, None)) is not None:
             self._read_entry(name, order)
 
@@ -95,7 +146,7 @@ class States:
         name = entry.name
         return State(
             last=at_of(entry),
-            runs=entry.total_run_count,
+            runs=min(entry.total_run_count, RUNS_MOST),
             term=term,
             since=self.since.get(name, 0.0),
             open=name in self.open,
@@ -154,6 +205,7 @@ class States:
             names.discard(name)
         for values in (self.unborn, self.unwritten, self.since, self.sent, self._strays, self._orders):
             values.pop(name, None)
+        self.inventory.forget(name)
         self._scheduler.neli_forget(name)
 
     # -- states --
@@ -162,20 +214,26 @@ class States:
         entry = self._entry(name)
         if value is None:
             self._strays.pop(name, None)
-        elif entry is None:
-            self._strays[name] = value
-        else:
-            state = decode_state(value)
-            if not leading or (state.term == NO_TERM and state.last > at_of(entry)):
-                self._apply(entry, state)
-            elif state.term != NO_TERM:
-                # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
-                self._scheduler.neli_write(entry)
+            return
+        state = decode_state(value)
+        if entry is None:
+            self._strays.pop(name, None)
+            self._strays[name] = state
+        elif not leading:
+            self._apply(entry, state)
+        elif state.term != NO_TERM or self._is_far_ahead(name, "last", state.last):
+            # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
+            self._scheduler.neli_write(entry)
+        elif state.last > at_of(entry):
+            self._apply(entry, state)
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
         self.read_any = True
         if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
+            return
+        if self._is_far_ahead(name, "last", state.last):
+            self.newest = max(self.newest, state.term)  # so that what is written in its place counts
             return
         if NO_TERM < state.term < self.newest and name not in self.unborn:
             # Of a deposed leader, late: that it ran may be news, nothing else is.
@@ -183,19 +241,33 @@ class States:
                 place(entry, state.last)
                 self._changed(name)
             return
+        since = self.since.get(name, 0.0)
+        place(entry, max(state.last, 0.0 if since > self._moment() + FAR_AHEAD else since))  # may raise: first of all
         self.newest = max(self.newest, state.term)
         self.unborn.pop(name, None)
         self.unwritten.pop(name, None)
-        since = self.since.get(name, 0.0)
         if state.open or state.since != since:
             self.open.add(name)
         else:
             self.open.discard(name)
-        place(entry, max(state.last, since))
         entry.total_run_count = state.runs
-        if state.sent is not None:
+        if state.sent is not None and not self._is_far_ahead(name, "sent", state.sent):
             self.sent[name] = state.sent
         self._changed(name)
+
+    def _is_far_ahead(self, name: str, field: str, at: float) -> bool:
+        """Return True if this time is so far ahead of the clock that it is not believed. Say so, and also if the entry
+        is to wait for it.
+        """
+        ahead = at - self._moment()
+        if ahead > ASTRAY and self._limit.allows((field, name)):
+            logger.warning(
+                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", printable(name), field,
+                datetime.fromtimestamp(at, timezone.utc).isoformat(), ahead,
+                "it is not believed, and the entry runs without it" if ahead > FAR_AHEAD
+                else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",
+            )  # fmt: skip
+        return ahead > FAR_AHEAD
 
     # -- definitions --
 
@@ -207,11 +279,16 @@ class States:
             self._orders.pop(name, None)
             if name in self.defined:
                 self.forget(name)
-                logger.log(self._level, "schedule: entry=%s was removed", name)
+                self._tell(name, "removed")
         elif definition.static:
-            self._orders[name] = definition  # this version of the schedule does not have it
+            # This version of the schedule does not have it.
+            self._orders.pop(name, None)
+            self._orders[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
-            logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
+            if self._limit.allows(("hidden", name)):
+                logger.warning(
+                    "schedule: entry=%s is in beat_schedule: what was put under its name is not used", printable(name)
+                )
         else:
             self._define(name, definition)
 
@@ -224,18 +301,18 @@ class States:
             return
         if before is None:
             self.unborn[name] = None
-            place(entry, definition.since)
+            place(entry, self._moment() if self._is_far_ahead(name, "since", definition.since) else definition.since)
         else:
             entry.total_run_count = before.total_run_count
-            place(entry, max(at_of(before), definition.since))
+            place(entry, self._not_before(before, definition.since))
         if before is None or definition.since != self.since.get(name):
             self.open.add(name)
         self.since[name] = definition.since
         self.defined.add(name)
         self._show(entry, paused=definition.paused)
         if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(entry, decode_state(stray))
-        logger.log(self._level, "schedule: entry=%s was %s", name, "defined" if before is None else "changed")
+            self._apply(entry, stray)
+        self._tell(name, "defined" if before is None else "changed")
 
     def _pause(self, name: str, definition: Definition | None) -> None:
         """What was ordered for an entry of beat_schedule."""
@@ -246,15 +323,24 @@ class States:
             self.since[name] = definition.since
             self.open.add(name)
             if not paused:
-                place(entry, max(at_of(entry), definition.since))
+                place(entry, self._not_before(entry, definition.since))
         self._pause_or_go_on(entry, paused=paused)
 
     def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
         if paused != (entry.name in self.paused):
-            logger.log(self._level, "schedule: entry=%s was %s", entry.name, "paused" if paused else "resumed")
+            self._tell(entry.name, "paused" if paused else "resumed")
             self._show(entry, paused=paused)
         elif not paused:
             self._changed(entry.name)
+
+    def _not_before(self, entry: Any, since: float) -> float:
+        return at_of(entry) if self._is_far_ahead(entry.name, "since", since) else max(at_of(entry), since)
+
+    def _tell(self, name: str, what: str) -> None:
+        suppressed = self._limit.ask((what, name))
+        if suppressed is not None:
+            more = f" suppressed={suppressed}" if suppressed else ""
+            logger.log(self._level, "schedule: entry=%s was %s%s", printable(name), what, more)
 
     def _leave_out(self, name: str) -> None:
         if name in self.defined:

@@ -12,11 +12,30 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.schedule.strict_json import MAX_INT, VERSION, number, read, spell, spell_field, typed
+from celery_neli.schedule.strict_json import (
+    FIRST_TIME,
+    LAST_TIME,
+    MAX_INT,
+    VERSION,
+    instant,
+    number,
+    read,
+    spell,
+    spell_field,
+    typed,
+)
 
 MAX_BYTES = 1 << 18
 """Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
+MAX_STATE = 1 << 12
+"""Bytes of a state. Ours have some 150."""
 MAX_NAME = 512
+RANK_MOST = 1 << 53
+"""The highest term that a state may have. Ranks come from Kafka's offsets, so none of ours comes near."""
+RUNS_MOST = 1 << 53
+"""The highest count of runs that is written. Readers take more, so that a count that reached it can be read."""
+FAR_AHEAD = 86_400.0
+"""Seconds. A time that is further ahead of the reader's clock is not believed."""
 MAX_CHANGES = 20
 """How many of its changes a definition remembers."""
 
@@ -159,6 +178,8 @@ def encode_definition(definition: Definition) -> bytes:
 
 def decode_state(value: bytes) -> State:
     """The state in `value`. Raises `RecordError`, and `UnknownVersion` if a newer version wrote it. Takes some 3 µs."""
+    if len(value) > MAX_STATE:
+        raise RecordError(f"longer than {MAX_STATE} bytes")
     fields = read(value)
     try:
         last, runs, term = fields["last"], fields["runs"], fields["term"]
@@ -166,17 +187,17 @@ def decode_state(value: bytes) -> State:
         raise RecordError(f"no {exc.args[0]!r}") from None
     since, open_, sent = fields.get("since", 0.0), fields.get("open", False), fields.get("sent")
     # Types are compared, not asked for: bool is an int, and this is read a hundred thousand times.
-    if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= MAX_INT:
+    if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= RANK_MOST:
         raise RecordError("bad 'runs' or 'term'")
     if type(open_) is not bool:
         raise RecordError("bad 'open'")
     return State(
-        last if type(last) is float and -MAX_INT <= last <= MAX_INT else number("last", last),
+        last if type(last) is float and FIRST_TIME <= last <= LAST_TIME else instant("last", last),
         runs,
         term,
-        0.0 if not since else number("since", since),
+        0.0 if since is None or since == 0 else instant("since", since),
         open_,
-        None if sent is None else number("sent", sent),
+        None if sent is None else instant("sent", sent),
     )
 
 
@@ -197,7 +218,7 @@ def decode_definition(value: bytes) -> Definition:
         kwargs=kwargs,
         options=options,
         paused=typed(fields, "paused", bool),
-        since=number("since", fields.get("since")),
+        since=instant("since", fields.get("since")),
         static=static,
         changes=tuple(map(_change, typed(fields, "changes", list))),
     )

@@ -10,6 +10,9 @@ from celery_neli.exceptions import ConfigurationError, RecordError, UnknownVersi
 
 VERSION = 1
 MAX_INT = 1 << 62
+_DAYS = 2 * 86_400.0  # so that every time zone has a date for it
+FIRST_TIME, LAST_TIME = -62_135_596_800.0 + _DAYS, 253_402_300_799.0 - _DAYS
+"""The times that a record may hold, in Unix seconds: the years 1 to 9999, without two days at either end."""
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -53,6 +56,14 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_INT <= value <= MAX_INT:
         raise RecordError(f"bad {name!r}")
     return float(value)
+
+
+def instant(name: str, value: Any) -> float:
+    """Return the field's value as Unix seconds. Raises `RecordError`, which names the field, if it is no date."""
+    seconds = number(name, value)
+    if not FIRST_TIME <= seconds <= LAST_TIME:
+        raise RecordError(f"bad {name!r}: {value!r} is no date")
+    return seconds
 
 
 def spell(value: Any) -> str:

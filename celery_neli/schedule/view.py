@@ -10,6 +10,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.defined import entry_of, moment
+from celery_neli.schedule.records import FAR_AHEAD
 from celery_neli.schedule.text import text_of
 from celery_neli.tick.slots import next_slot
 
@@ -117,7 +118,8 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
 
 def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
     state = editor.known.states.get(name)
-    after = max(since, state.last if state else 0.0) or editor.now
+    latest = editor.now + FAR_AHEAD  # as a beat, which does not believe what is further ahead
+    after = max(each for each in (0.0, since, state.last if state else 0.0) if each <= latest) or editor.now
     try:
         slot = next_slot(when, moment(after))
     except Exception:  # noqa: BLE001 - of a user's schedule; beat logs it
