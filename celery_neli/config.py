@@ -235,6 +235,7 @@ def beat_settings(app: Celery) -> BeatSettings:
     in_doubt = app.conf.get("neli_in_doubt", "send")
     if in_doubt not in ("send", "skip"):
         raise ConfigurationError(f"neli_in_doubt = {in_doubt!r}: give 'send' or 'skip'")
+    least_interval(app)
     version = None
     if app.conf.get("neli_schedule_version") is not None:
         version = _whole(app, "neli_schedule_version", 0, least=0, most=VERSION_MOST)
@@ -243,6 +244,12 @@ def beat_settings(app: Celery) -> BeatSettings:
         parallel=_whole(app, "neli_publish_parallel", 1, least=1, most=PARALLEL_MOST),
         version=version,
     )
+
+
+def least_interval(app: Celery) -> float:
+    """Return `neli_least_interval` in seconds. Loads the app's configuration. Raises `ConfigurationError`."""
+    value = app.conf.get("neli_least_interval")
+    return 1.0 if value is None else _seconds("least_interval", value)
 
 
 def _whole(app: Celery, name: str, default: int, *, least: int, most: int) -> int:

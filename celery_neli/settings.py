@@ -90,6 +90,11 @@ SETTINGS: tuple[Setting, ...] = (
         "with the same task id) or `skip` (logged, each of them)",
     ),
     Setting(
+        name="neli_least_interval",
+        default="1 s",
+        meaning="the shortest interval that an entry put at runtime may have; one in `beat_schedule` may be shorter",
+    ),
+    Setting(
         name="neli_publish_parallel",
         default="1",
         meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64): more help "

@@ -159,8 +159,8 @@ class Member:
         early = self.config.heartbeat_interval / 2 if any(post.lease.beating(now) for post in self._posts) else 0.0
         for post in self._posts:
             post.lease.induced = post.index in induced
-            fit = self.candidate and now >= post.stand_back.until
-            post.lease.candidate = fit and not self.closing and not self.aside
+            post.lease.candidate = self.candidate and not self.closing and not self.aside
+            post.lease.candidate &= now >= post.stand_back.until
             self._yield(post, now)
             self._tell_idle(post, now)
             self._ask(post, now)

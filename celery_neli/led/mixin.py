@@ -24,6 +24,8 @@ from celery_neli.led.settling import FLUSH, StateReservation, iso
 from celery_neli.led.shards import owner
 from celery_neli.led.states import States
 from celery_neli.led.term import Term
+from celery_neli.log_limit import EntryLines
+from celery_neli.printable import printable
 from celery_neli.schedule.records import STATE
 from celery_neli.tick.due import pass_over
 from celery_neli.tick.overlap import Overlap
@@ -308,10 +310,10 @@ class LedMixin(Dispatching):
         if self._present.is_told(entry.name) and sends:
             return False
         self.neli_in_doubt += doubtful.total
-        logger.warning(
-            "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
-            entry.name, doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first), iso(doubtful.newest[-1]),
-            "send" if sends else "skip",
+        self._lines.warning(
+            "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
+            printable(entry.name), doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first),
+            iso(doubtful.newest[-1]), "send" if sends else "skip",
         )  # fmt: skip
         if not sends:
             self._pass_over(entry, doubtful.newest[-1], now)
@@ -328,7 +330,10 @@ class LedMixin(Dispatching):
         if found.left_out:
             self._tell(entry, found)
         self.neli_left_out += 1
-        logger.warning("slot left out entry=%s slot=%s policy=overlap unfinished=%s", name, iso(found.slot), last_id)
+        self._lines.warning(
+            "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
+            printable(name), iso(found.slot), last_id,
+        )  # fmt: skip
         self._pass_over(entry, found.slot, now)
         return True
 
@@ -346,3 +351,4 @@ class LedMixin(Dispatching):
     neli_reservation: Reservation | None
     neli_left_out: int
     _at_once: Any
+    _lines: EntryLines

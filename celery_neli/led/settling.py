@@ -19,6 +19,8 @@ from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
 from celery_neli.led.births import PORTION
 from celery_neli.led.states import at_of
+from celery_neli.log_limit import EntryLines
+from celery_neli.printable import printable
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
@@ -131,7 +133,9 @@ class Settling:
     def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
         retry = self._retries.get(advanced.name)
         if retry is not None:
-            logger.warning("beat: entry=%s could not be sent; trying again in %.0f s", advanced.name, retry)
+            name = advanced.name
+            text = "beat: entry=%s could not be sent; trying again in %.0f s"
+            self._lines.warning("could not be sent", name, text, printable(name), retry)
             return self._moment() + retry
         if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
             if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
@@ -249,6 +253,7 @@ class Settling:
 
     # What the classes behind bring.
     app: Any
+    _lines: EntryLines
     neli_left_out: int
     schedule: Any
     _next: Any

@@ -25,6 +25,7 @@ from celery_neli.schedule.records import (
     FAR_AHEAD,
     NO_TERM,
     RUNS_MOST,
+    START_AHEAD,
     STATE,
     Definition,
     Kind,
@@ -219,20 +220,19 @@ class States:
         if entry is None:
             self._strays.pop(name, None)
             self._strays[name] = state
-        elif not leading:
+        elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
-        elif state.term != NO_TERM or self._is_far_ahead(name, "last", state.last):
+        elif state.term != NO_TERM or state.last > at_of(entry):
             # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
             self._scheduler.neli_write(entry)
-        elif state.last > at_of(entry):
-            self._apply(entry, state)
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
         self.read_any = True
         if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
             return
-        if self._is_far_ahead(name, "last", state.last):
+        since = self._begins(name, self.since.get(name, 0.0))
+        if state.last > since and self._is_far_ahead(name, "last", state.last):
             self.newest = max(self.newest, state.term)  # so that what is written in its place counts
             return
         if NO_TERM < state.term < self.newest and name not in self.unborn:
@@ -241,12 +241,11 @@ class States:
                 place(entry, state.last)
                 self._changed(name)
             return
-        since = self.since.get(name, 0.0)
-        place(entry, max(state.last, 0.0 if since > self._moment() + FAR_AHEAD else since))  # may raise: first of all
+        place(entry, max(state.last, since))  # may raise: first of all
         self.newest = max(self.newest, state.term)
         self.unborn.pop(name, None)
         self.unwritten.pop(name, None)
-        if state.open or state.since != since:
+        if state.open or state.since != self.since.get(name, 0.0):
             self.open.add(name)
         else:
             self.open.discard(name)
@@ -255,19 +254,23 @@ class States:
             self.sent[name] = state.sent
         self._changed(name)
 
-    def _is_far_ahead(self, name: str, field: str, at: float) -> bool:
-        """Return True if this time is so far ahead of the clock that it is not believed. Say so, and also if the entry
-        is to wait for it.
+    def _begins(self, name: str, since: float) -> float:
+        """Return when the entry begins: never before the time from which on it was defined, if that is believed."""
+        return 0.0 if since > 0 and self._is_far_ahead(name, "since", since, START_AHEAD) else since
+
+    def _is_far_ahead(self, name: str, field: str, at: float, most: float = FAR_AHEAD) -> bool:
+        """Return True if this time is further ahead of the clock than ``most`` seconds, and not believed. Say so, and
+        also if the entry is to wait for it.
         """
         ahead = at - self._moment()
         if ahead > ASTRAY and self._limit.allows((field, name)):
             logger.warning(
                 "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", printable(name), field,
                 datetime.fromtimestamp(at, timezone.utc).isoformat(), ahead,
-                "it is not believed, and the entry runs without it" if ahead > FAR_AHEAD
+                "it is not believed, and the entry runs without it" if ahead > most
                 else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",
             )  # fmt: skip
-        return ahead > FAR_AHEAD
+        return ahead > most
 
     # -- definitions --
 
@@ -301,7 +304,7 @@ class States:
             return
         if before is None:
             self.unborn[name] = None
-            place(entry, self._moment() if self._is_far_ahead(name, "since", definition.since) else definition.since)
+            place(entry, self._begins(name, definition.since) or self._moment())
         else:
             entry.total_run_count = before.total_run_count
             place(entry, self._not_before(before, definition.since))
@@ -334,7 +337,7 @@ class States:
             self._changed(entry.name)
 
     def _not_before(self, entry: Any, since: float) -> float:
-        return at_of(entry) if self._is_far_ahead(entry.name, "since", since) else max(at_of(entry), since)
+        return max(at_of(entry), self._begins(entry.name, since))
 
     def _tell(self, name: str, what: str) -> None:
         suppressed = self._limit.ask((what, name))

@@ -35,7 +35,9 @@ RANK_MOST = 1 << 53
 RUNS_MOST = 1 << 53
 """The highest count of runs that is written. Readers take more, so that a count that reached it can be read."""
 FAR_AHEAD = 86_400.0
-"""Seconds. A time that is further ahead of the reader's clock is not believed."""
+"""Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
+START_AHEAD = 3650 * 86_400.0
+"""Seconds. Likewise the time at which an entry begins, which may lie ahead on purpose."""
 MAX_CHANGES = 20
 """How many of its changes a definition remembers."""
 

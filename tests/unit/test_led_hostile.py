@@ -143,7 +143,23 @@ def test_a_last_run_less_far_ahead_is_waited_for_and_said(caplog: pytest.LogCapt
     assert world.slots() == [610]
 
 
-@pytest.mark.parametrize("ahead", [DAY + 60, YEAR_2200 - START])
+def test_a_start_in_two_months_is_waited_for_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    """It is no forgery: an entry may begin later. Its state says the same time, and is believed by a successor."""
+    world = World({})
+    definition = Definition(task="t", schedule="P1D", since=START + 60 * DAY)
+    world.log.append((ENTRY, "r", encode_definition(definition), None))
+    world.leader()
+    world.ticks(until=25)
+    succeed(world)
+    world.ticks(until=45)
+    assert world.slots("r") == []
+    assert world.state("r").last == 60 * DAY
+    assert look(world.edit(), "r").next == START + 61 * DAY
+    assert "the entry does not run before" in caplog.text
+    assert "is not believed" not in caplog.text
+
+
+@pytest.mark.parametrize("ahead", [3651 * DAY, YEAR_2200 - START])
 def test_a_definition_since_a_far_time_runs_from_now_on(ahead: float, caplog: pytest.LogCaptureFixture) -> None:
     """Also in the next term, whose beat reads its state; `list` says the same."""
     world = World({})
@@ -174,7 +190,7 @@ def test_a_last_sent_task_far_ahead_holds_up_nothing() -> None:
 @pytest.mark.parametrize("field", ["last", "since", "sent"])
 @pytest.mark.parametrize("value", [1e308, -1e308, 1e18, -1e18, 253402300799, True, "1", None, [], 10**400])
 def test_a_time_that_is_no_date_is_refused(field: str, value: Any) -> None:
-    """Before anything is made of it. (Without `since` and `sent`, a state has none.)"""
+    """Before anything is made of it. A state may lack `since` and `sent`."""
     text = json.dumps({"v": 1, "last": 1.0, "runs": 0, "term": 0, field: value}).encode()
     if value is None and field != "last":
         decode_state(text)
