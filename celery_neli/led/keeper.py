@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.config import VERSION_MOST
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from celery_neli.config import BeatSettings, Config
     from celery_neli.led.claims import Marks
     from celery_neli.led.shards import Beginning
-    from celery_neli.schedule.found import Entries
+    from celery_neli.schedule.records import Kind
     from celery_neli.schedule.topic import ScheduleTopic
 
 __all__ = ["Keeper", "fingerprint"]
@@ -51,7 +52,7 @@ class Keeper:
         #: What makes them.
         self.makers: list[Callable[[], None]] = []
         #: What was read and is not handed over yet, of which generation of the topic, and whether it ends that.
-        self._backlog: Entries = {}
+        self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many = 0
         self._noted = self._asked = float("-inf")
@@ -100,15 +101,14 @@ class Keeper:
             self._generation, self._counting = self.topic.drained, True
             for each in self.followers:
                 each.neli_recount(torn=self.topic.torn)
-        self._backlog, self._whole = changes, whole
+        self._backlog, self._whole = deque(changes.items()), whole
         self._many = len(changes) if len(changes) > MANY else 0
         if not changes:
             self._caught_up()
         return bool(changes)
 
     def _fold_next(self) -> None:
-        key = next(iter(self._backlog))
-        change = {key: self._backlog.pop(key)}
+        change = dict((self._backlog.popleft(),))
         for each in self.followers:
             each.neli_fold(change, many=self._many > 0)
         if not self._backlog:
