@@ -110,7 +110,7 @@ SETTINGS: tuple[Setting, ...] = (
         name="neli_shards",
         default="1",
         meaning="roles of the beat election (1 to 256), over which the entries are spread by name: so many beats can "
-        "send side by side. May be raised, never lowered",
+        "send side by side. May be raised; to lower it, stop all beats, and run `celery neli repair`",
     ),
     Setting(
         name="neli_roles",
