@@ -90,10 +90,15 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
     member.candidate = False
     try:
         end = time.monotonic() + timeout
-        _step(member, lambda: _all_known(member), until=min(end, time.monotonic() + KNOWN))
+        read = _step(member, lambda: member.caught_up, until=min(end, time.monotonic() + KNOWN))
         shards, roles = len(config.roles), wide.roles
+        if dry_run and not read:
+            raise NeliError(
+                "what the records of the roles tell is not known before one leads them: they have expired, or Kafka is "
+                "slow; start the beats, or repair without --dry-run"
+            )
         changes = plan([member.told(role).data for role in roles], shards, now=time.time())
-        if dry_run or not changes:
+        if dry_run or (read and not changes):
             return changes
         member.candidate = True
         if not _step(member, lambda: all(_leads(member, role) for role in roles), until=end):
@@ -139,10 +144,6 @@ def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
             if isinstance(event, LeaderRevoked):
                 member.drained(event.role, event.term)
     return True
-
-
-def _all_known(member: Member) -> bool:
-    return all(member.told(role).known for role in member.config.roles)
 
 
 def _leads(member: Member, role: str) -> bool:

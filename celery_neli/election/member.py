@@ -254,6 +254,11 @@ class Member:
         return any(post.grant.leading(now) for post in self._posts)
 
     @property
+    def caught_up(self) -> bool:
+        """The log of every role was read to its end, and who leads it is known."""
+        return all(post.lease.known and post.lease.caught_up for post in self._posts)
+
+    @property
     def draining(self) -> bool:
         """A barrier is under way: whoever turns this member should turn it often."""
         return any(post.told is not None and post.draining for post in self._posts)

@@ -103,6 +103,7 @@ def test_a_mark_is_raised_only_after_the_state_was_accepted() -> None:
     beat.member.lead()
     world.ticks(until=12)
     assert world.slots() == [11]
+    assert world.state().runs == 3 + 1
 
 
 # -- times --

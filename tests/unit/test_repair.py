@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from celery_neli.cli import neli
 from celery_neli.config import Config, from_app
@@ -98,8 +98,21 @@ def forge(config: Config, data: Mapping[str, Any]) -> None:
     """Somebody claims the first role of an empty log."""
     producer = Producer({"bootstrap.servers": config.properties["bootstrap.servers"], "log_level": 0})
     claim = Record(kind="claim", member="forger/1", seq=1, lease=0.5, seen=-1, data=data)
-    producer.produce(config.topic, encode(claim), "leader", partition=0)
+    beats = [
+        Record(kind="beat", member="forger/1", seq=2 + n, lease=0.5, seen=n, term=0, data=data) for n in range(400)
+    ]
+    for record in (claim, *beats):
+        producer.produce(config.topic, encode(record), "leader", partition=0)
     assert producer.flush(20) == 0
+
+
+def end(config: Config) -> int:
+    """How many records the first role has."""
+    reader = Consumer({"bootstrap.servers": config.properties["bootstrap.servers"], "group.id": "end", "log_level": 0})
+    try:
+        return reader.get_watermark_offsets(TopicPartition(config.topic, 0), timeout=20)[1]
+    finally:
+        reader.close()
 
 
 def repair(app: Celery, *args: str) -> tuple[int, str]:
@@ -123,9 +136,12 @@ def test_a_forged_claim_is_got_rid_of(app: Celery) -> None:
     assert status == 0
     assert "role 0: shards 200 -> 1, its marks stay" in output
     assert "nothing was written" in output
+    assert end(config) == 401
     status, output = repair(app)
     assert (status, "done" in output) == (0, True), output
+    written = end(config)
     assert repair(app)[1].startswith("nothing to repair")
+    assert end(config) == written
     assert carried(config) == marks(0, -5, shards=1)
 
 

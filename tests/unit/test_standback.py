@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pytest
 
 from celery_neli.beat import desk as desks
 from celery_neli.election.grant import LeaderAcquired
+from celery_neli.election.records import Record
 from celery_neli.election.standback import FIRST, MOST, StandBack
 from tests.unit.beats import World
 from tests.unit.test_member import Stage
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_pauses_double_up_to_a_bound() -> None:
@@ -63,12 +61,15 @@ def test_a_member_that_stands_back_claims_again_after_its_pause_and_not_before()
 def test_a_member_that_stands_back_asks_nobody_for_the_role() -> None:
     """Not by the group's wish, nor for its newer schedule: it could not serve."""
     stage = Stage()
-    stage.turn()
+    stage.write(Record(kind="claim", member="other/1", seq=1, lease=4.0, seen=-1))
     stage.echo()
     stage.member.stand_back("leader")
-    stage.turn()
+    stage.echo()
     stage.member.ask("leader")
-    assert "request" not in [record.kind for record in stage.journal.sent]
+    assert stage.journal.sent == []
+    stage.echo(after=FIRST)
+    stage.member.ask("leader")
+    assert [record.kind for record in stage.journal.sent] == ["request"]
 
 
 def test_a_beat_that_cannot_serve_says_so_once_and_stands_back(
@@ -88,3 +89,39 @@ def test_a_beat_that_cannot_serve_says_so_once_and_stands_back(
     assert caplog.text.count("spread over 200") == 1
     assert "celery neli repair" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["topic", "scheduler"])
+def test_a_beat_that_fails_for_long_stands_back(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its schedule topic cannot be read, or its scheduler raises until the lease is lost: others may do better."""
+    monkeypatch.setattr(desks, "FIRST_PAUSE", 0.0)
+    world = World({"e": 1.0})
+    beat = world.leader()
+    if fault == "topic":
+        beat.topic.up = False
+    else:
+        beat.turn()
+        monkeypatch.setattr(type(beat.inner), "tick", broken, raising=False)
+    beat.turn()
+    assert beat.member.stood_back == [], "not for a moment's trouble"
+    monkeypatch.setattr(desks, "UNREAD", -1.0)
+    if fault == "scheduler":
+        beat.fence()
+    beat.turn()
+    beat.turn()
+    assert beat.member.stood_back == ["leader"], "once a term"
+
+
+def test_a_term_that_was_lost_in_a_moments_trouble_is_claimed_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka was away: the next leader is there as soon as it is back."""
+    world = World({"e": 1.0})
+    beat = world.leader()
+    beat.topic.up = False
+    beat.turn()
+    beat.fence()
+    beat.turn()
+    assert beat.member.stood_back == []
+
+
+def broken(*args: object, **kwargs: object) -> float:
+    raise RuntimeError("no calendar")
