@@ -133,8 +133,7 @@ class Desk:
                 down.set()
                 if self._reason and self._fails_for_long():  # the term was led, and not served
                     self._give_way()
-                self._keep()
-                return None
+                return None if self._keep() else 0.0
             if not self._begin(standing.term):
                 return LATER
         elif self._waited and self.inner.should_sync():
@@ -180,14 +179,17 @@ class Desk:
         self.inner = self._kept
         return True
 
-    def _keep(self) -> None:
-        """Have our own scheduler ready, its entries as the schedule topic tells."""
+    def _keep(self) -> bool:
+        """Have our own scheduler ready, its entries as the schedule topic tells; return False if more of that is to be
+        taken in.
+        """
         if self._keeper is None:
-            return
+            return True
         self._keeper.make_all()
-        self._keeper.pull()
+        caught_up = self._keeper.pull()
         self._kept.neli_stand_by()
         self._keeper.prefer_newest(self._shard)
+        return caught_up
 
     def make(self) -> None:
         """Have our own scheduler. Raises what its construction raises."""

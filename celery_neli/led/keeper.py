@@ -54,7 +54,7 @@ class Keeper:
         #: What was read and is not handed over yet, of which generation of the topic, and whether it ends that.
         self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
         self._generation, self._whole, self._counting = topic.generation, -1, False
-        self._many = 0
+        self._many, self._resume_at = 0, 0.0
         self._noted = self._asked = float("-inf")
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
@@ -69,10 +69,13 @@ class Keeper:
         """Hand what was read to the schedulers, all of which are there, in the order of reading, for `PORTION` seconds
         at most. Return True if nothing is left.
         """
-        end = time.perf_counter() + PORTION
+        began = time.perf_counter()
+        if began < self._resume_at:  # another scheduler of this process has just had its portion
+            return not self._backlog
         while self._backlog or self._refill():
             self._fold_next()
-            if time.perf_counter() > end and self._backlog:
+            if time.perf_counter() > began + PORTION and self._backlog:
+                self._resume_at = time.perf_counter() + PORTION
                 return False
         return True
 

@@ -38,6 +38,8 @@ FAR_AHEAD = 86_400.0
 """Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
 START_AHEAD = 3650 * 86_400.0
 """Seconds. Likewise the time at which an entry begins, which may lie ahead on purpose."""
+MAX_KEY = 1 << 13
+"""Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and everybody keeps the names that it reads."""
 MAX_CHANGES = 20
 """How many of its changes a definition remembers."""
 
@@ -113,7 +115,7 @@ def key_of(kind: Kind, name: str) -> bytes:
 def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
     """What `key_of` made the key from; None: another made it."""
     kind = None if key is None else _PREFIXES.get(key[:2])
-    if key is None or kind is None:
+    if key is None or kind is None or len(key) > MAX_KEY:
         return None
     try:
         return kind, key[2:].decode("utf-8", "surrogatepass")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +21,8 @@ from celery_neli.schedule.records import (
     decode_definition,
     encode_definition,
     encode_state,
+    key_of,
+    kind_of,
 )
 from tests.unit.beats import START, World
 
@@ -83,6 +87,39 @@ def test_portions_keep_the_order_of_the_topic() -> None:
     world.put("r", "PT30S")
     world.ticks(until=2.5)
     assert beat.entry("r").schedule.seconds == 30
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_standby_comes_back_at_once_for_what_is_left() -> None:
+    """It has everything soon, however much came at once."""
+    world = World({"good": 1.0})
+    beat = world.beat()
+    beat.turn()
+    flood(world, 30)
+    for _ in range(29):
+        assert beat.turn() == 0
+    beat.turn()
+    assert known(beat) == 30
+    assert beat.turn() > 0
+
+
+def test_all_shards_of_a_beat_share_one_portion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many it has, the slots of one wait for no more than that."""
+    monkeypatch.setattr(keepers, "PORTION", 60.0)
+    world = World({"good": 1.0})
+    beat = world.beat(shards=4)
+    beat.turn()
+    flood(world, 30)
+    clock = iter([0.0, *([100.0] * 1000)])
+    monkeypatch.setattr(keepers, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=time.monotonic))
+    beat.turn()
+    assert sum(name.startswith("flood") for desk in beat.desks for name in desk.scheduler.schedule) == 1
+
+
+def test_a_name_without_end_is_none_of_ours() -> None:
+    """Everybody would keep it in memory."""
+    assert kind_of(key_of(ENTRY, "x" * 5000)) == (ENTRY, "x" * 5000)
+    assert kind_of(key_of(ENTRY, "x" * 10_000)) is None
 
 
 @pytest.mark.usefixtures("slow")
