@@ -68,7 +68,6 @@ class LedMixin(Dispatching):
         self._gone = {}
         self._buried = set()
         self._left = {}
-        self._again = {}
         self._overlaps = OverlapGate(app)
         self._flights = Flights(self, count=1)
         self._births = Births(self)
@@ -169,7 +168,6 @@ class LedMixin(Dispatching):
         self._retries.clear()
         self._overlaps.begin()
         self._births = Births(self)
-        self._again = {}
         states.births(None if marks is None else marks.done or None)
         if marks is not None:
             self._settle_done(marks.done)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from datetime import datetime, timezone
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import celery.app.base
@@ -79,8 +78,6 @@ class Settling:
     #: Entries of one slot that ran, and are to be removed, with their `since`; those whose states are still to be.
     _gone: dict[str, float]
     _buried: set[str]
-    #: Entries whose states are to be written again, for the topic has lost them.
-    _again: dict[str, None]
     #: How many of its slots were told to be left out, of an entry that is tried again.
     _left: dict[str, int]
 
@@ -191,12 +188,8 @@ class Settling:
             self._left[entry.name] = found.left_out
 
     def neli_recount(self, *, torn: bool) -> None:
-        """The schedule topic is read from its beginning again. If it is ``torn``, a leader writes all states again, in
-        portions.
-        """
-        self.neli_states.inventory.recount()
-        if torn and self._term is not None and self._term.goes_on:
-            self._again = dict.fromkeys((*self.schedule, *self.neli_states.paused))
+        """The schedule topic is read from its beginning again; ``torn``: it has lost records."""
+        self.neli_states.recount(torn=torn)
 
     def neli_caught_up(self, *, counted: bool, torn: bool) -> None:
         """Everything in the schedule topic was read; after `neli_recount`, if ``counted``."""
@@ -210,17 +203,14 @@ class Settling:
 
     def _write_back(self) -> bool:
         """Write some of what the topic has lost, which only a leader may; return True if more is left."""
-        inventory, states = self.neli_states.inventory, self.neli_states
-        if not inventory.lost and not self._again:
+        states, inventory = self.neli_states, self.neli_states.inventory
+        if not inventory.lost and not states.again:
             return False
         for name, value in inventory.take_lost(PORTION).items():
             self.neli_keeper.topic.write(ENTRY, name, value)
-        for name in list(islice(self._again, PORTION)):
-            del self._again[name]
-            entry = self.schedule.get(name) or states.paused.get(name)
-            if entry is not None:
-                self.neli_write(entry)
-        return inventory.lost or bool(self._again)
+        for entry in states.take_again(PORTION):
+            self.neli_write(entry)
+        return inventory.lost or bool(states.again)
 
     def sync(self) -> None:
         """Wait until the state of what ran is in Kafka; for a second at most."""

@@ -10,12 +10,13 @@ import logging
 from collections import OrderedDict
 from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.led.claims import ASTRAY
+from celery_neli.led.ahead import Ahead
 from celery_neli.led.inventory import Inventory
 from celery_neli.log_limit import LogLimit
 from celery_neli.printable import printable
@@ -25,7 +26,6 @@ from celery_neli.schedule.records import (
     FAR_AHEAD,
     NO_TERM,
     RUNS_MOST,
-    START_AHEAD,
     STATE,
     Definition,
     Kind,
@@ -68,6 +68,8 @@ class States:
         self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
         #: Entries that were born here, and whose states are still to be written.
         self.unwritten: dict[str, None] = {}
+        #: Entries whose states the topic has lost, and nobody has written again.
+        self.again: dict[str, None] = {}
         #: Entries that the mark *done* does not cover.
         self.open: set[str] = set()
         #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
@@ -87,6 +89,7 @@ class States:
         self.read_any = False
         self._level = logging.INFO
         self._limit = LogLimit(TOLD_EVERY, remembered=TOLD_APART)
+        self._ahead = Ahead(moment, self._limit)
 
     def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
         """Apply what was read. ``leading``: this process knows the states better. ``many``: they are some of so many
@@ -128,8 +131,21 @@ class States:
         while len(self._orders) > STRAYS:
             self.inventory.forget(self._orders.popitem(last=False)[0])
 
+    def recount(self, *, torn: bool) -> None:
+        """The topic is read from its beginning again; ``torn``: it has lost records."""
+        self.inventory.recount()
+        if torn:
+            self.again = dict.fromkeys((*self._scheduler.schedule, *self.paused))
+
+    def take_again(self, most: int) -> list[Any]:
+        """Return up to so many entries whose states are to be written again, as far as they are there."""
+        taken = list(islice(self.again, most))
+        for name in taken:
+            del self.again[name]
+        return [entry for entry in map(self._entry, taken) if entry is not None]
+
     def counted(self, *, torn: bool) -> None:
-        """The topic was read to its end since the inventory's `recount`; see `Inventory.counted`."""
+        """The topic was read to its end since `recount`; see `Inventory.counted`."""
         for name in self.inventory.counted(torn=torn):
             self.inventory.forget(name)
             self._read_entry(name, None)
@@ -204,7 +220,7 @@ class States:
         self.paused.pop(name, None)
         for names in (self.open, self.defined):
             names.discard(name)
-        for values in (self.unborn, self.unwritten, self.since, self.sent, self._strays, self._orders):
+        for values in (self.unborn, self.unwritten, self.again, self.since, self.sent, self._strays, self._orders):
             values.pop(name, None)
         self.inventory.forget(name)
         self._scheduler.neli_forget(name)
@@ -231,8 +247,8 @@ class States:
         self.read_any = True
         if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
             return
-        since = self._begins(name, self.since.get(name, 0.0))
-        if state.last > since and self._is_far_ahead(name, "last", state.last):
+        since = self._ahead.begins(name, self.since.get(name, 0.0))
+        if state.last > since and self._ahead.is_far(name, "last", state.last):
             self.newest = max(self.newest, state.term)  # so that what is written in its place counts
             return
         if NO_TERM < state.term < self.newest and name not in self.unborn:
@@ -245,32 +261,15 @@ class States:
         self.newest = max(self.newest, state.term)
         self.unborn.pop(name, None)
         self.unwritten.pop(name, None)
+        self.again.pop(name, None)
         if state.open or state.since != self.since.get(name, 0.0):
             self.open.add(name)
         else:
             self.open.discard(name)
         entry.total_run_count = state.runs
-        if state.sent is not None and not self._is_far_ahead(name, "sent", state.sent):
+        if state.sent is not None and not self._ahead.is_far(name, "sent", state.sent):
             self.sent[name] = state.sent
         self._changed(name)
-
-    def _begins(self, name: str, since: float) -> float:
-        """Return when the entry begins: never before the time from which on it was defined, if that is believed."""
-        return 0.0 if since > 0 and self._is_far_ahead(name, "since", since, START_AHEAD) else since
-
-    def _is_far_ahead(self, name: str, field: str, at: float, most: float = FAR_AHEAD) -> bool:
-        """Return True if this time is further ahead of the clock than ``most`` seconds, and not believed. Say so, and
-        also if the entry is to wait for it.
-        """
-        ahead = at - self._moment()
-        if ahead > ASTRAY and self._limit.allows((field, name)):
-            logger.warning(
-                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", printable(name), field,
-                datetime.fromtimestamp(at, timezone.utc).isoformat(), ahead,
-                "it is not believed, and the entry runs without it" if ahead > most
-                else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",
-            )  # fmt: skip
-        return ahead > most
 
     # -- definitions --
 
@@ -304,7 +303,7 @@ class States:
             return
         if before is None:
             self.unborn[name] = None
-            place(entry, self._begins(name, definition.since) or self._moment())
+            place(entry, self._ahead.begins(name, definition.since) or self._moment())
         else:
             entry.total_run_count = before.total_run_count
             place(entry, self._not_before(before, definition.since))
@@ -337,7 +336,7 @@ class States:
             self._changed(entry.name)
 
     def _not_before(self, entry: Any, since: float) -> float:
-        return max(at_of(entry), self._begins(entry.name, since))
+        return max(at_of(entry), self._ahead.begins(entry.name, since))
 
     def _tell(self, name: str, what: str) -> None:
         suppressed = self._limit.ask((what, name))

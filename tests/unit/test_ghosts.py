@@ -92,6 +92,7 @@ def test_a_successor_writes_back_what_the_leader_could_not(end: str) -> None:
     standby.member.lead()
     world.ticks(until=35)
     assert shown(world) == running(standby) == {"e", "p", "q", "r"}
+    assert {name for kind, name in standby.topic.values() if kind == STATE} == {"e", "p", "q", "r"}
     assert set(world.slots("r")) >= {11, 21, 31}
 
 
