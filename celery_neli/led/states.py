@@ -43,7 +43,7 @@ __all__ = ["States", "at_of", "place"]
 #: Records of entries that are not here of which so many are kept, once the topic was read to its end.
 STRAYS = 1000
 #: Seconds between two log lines of one kind about one entry, and the entries that are told apart.
-TOLD_EVERY, TOLD_APART = 60.0, 10_000
+TOLD_EVERY, TOLD_APART = 60.0, 1000
 
 logger = logging.getLogger(__name__)
 
