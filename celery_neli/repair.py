@@ -2,8 +2,8 @@
 
 Beats refuse to serve where the records tell of more shards than they have: entries of the others would run nowhere, or
 twice. That is so after `neli_shards` was lowered, and after somebody forged or garbled a record. The repair is a member
-of the election for a moment: it leads every role, which nobody can who is led by another, and hands them over with
-records that fit.
+of the election for a moment: it leads every role, which is impossible while another member leads it, and hands them
+over with records that fit.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         if not _step(member, lambda: all(_leads(member, role) for role in roles), until=end):
             led = [f"{leader[0]} leads {role}" for role in roles if (leader := member.leader(role)) is not None]
             raise NeliError(
-                f"not every role could be led within {timeout:g} s ({'; '.join(led) or 'nobody leads'}): "
+                f"not every role could be led within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
                 "stop the beats that serve, and try again"
             )
         changes = plan([member.told(role).data for role in roles], shards, now=time.time())

@@ -68,7 +68,7 @@ class States:
         self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
         #: Entries that were born here, and whose states are still to be written.
         self.unwritten: dict[str, None] = {}
-        #: Entries whose states the topic has lost, and nobody has written again.
+        #: Entries whose states the topic has lost, and that were not written again since.
         self.again: dict[str, None] = {}
         #: Entries that the mark *done* does not cover.
         self.open: set[str] = set()
