@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.schedule.call import check_app, plain
 from celery_neli.schedule.editor import ScheduleEditor
 from celery_neli.schedule.records import Change
 from celery_neli.schedule.view import Periodic, look, names
@@ -50,7 +51,8 @@ def put(
 ) -> Periodic:
     """Add an entry, or replace the one of this name; the entry as it is now.
 
-    ``task``: a task, or its name; this process need not know it. ``schedule``: text (:mod:`celery_neli.schedule.text`),
+    ``task``: a task, or its name; this process need not know it. Or a signature, which brings arguments and options:
+    what it says must not be given beside it, too. ``schedule``: text (:mod:`celery_neli.schedule.text`),
     a number of seconds, a `timedelta`, a `datetime`, or a schedule of Celery's. ``options``: those of
     `Task.apply_async`, and the misfire and overlap policies. Arguments must be JSON (datetimes pass). ``by``: who does
     it, for `changes`; by default user@host.
@@ -61,21 +63,21 @@ def put(
     """
     changes = editor(app, by=by)
     changes.put(name, task, schedule, args, kwargs, options)
-    return look(changes, name)
+    return look(changes, plain(name))
 
 
 def pause(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """Let the slots of an entry pass, also of one in `beat_schedule`, until it is resumed; the entry as it is now."""
     changes = editor(app, by=by)
     changes.pause(name)
-    return look(changes, name)
+    return look(changes, plain(name))
 
 
 def resume(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """End the pause of an entry: slots of the pause were not missed, they never run. The entry as it is now."""
     changes = editor(app, by=by)
     changes.resume(name)
-    return look(changes, name)
+    return look(changes, plain(name))
 
 
 def remove(app: Any, name: str, *, by: str | None = None) -> None:
@@ -86,7 +88,7 @@ def remove(app: Any, name: str, *, by: str | None = None) -> None:
 def get(app: Any, name: str) -> Periodic | None:
     """One entry, None if there is none of this name."""
     changes = editor(app)
-    return look(changes, name) if name in names(changes) else None
+    return look(changes, plain(name)) if name in names(changes) else None
 
 
 def list(app: Any) -> builtins.list[Periodic]:  # noqa: A001 - is read as periodic.list
@@ -109,7 +111,7 @@ class Topic:
     """The schedule topic as a store. Kafka's client is loaded when it is first read."""
 
     def __init__(self, app: Any) -> None:
-        if not enabled(app):
+        if not enabled(check_app(app)):
             raise ConfigurationError("neli_enabled is off: there is no runtime schedule without Kafka")
         self._config = from_app(app, "beat")
         self._log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from celery_neli.beat.reservation import Ledger
 from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.log_limit import LogLimit
+from celery_neli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -160,8 +161,7 @@ class Desk:
             built = inners.build(self._cls, app=self._app, tenure=tenure, ledger=self._ledger, options=self._options)
             self.inner = built  # from here on, whatever happens puts it down
             inners.count_births(built, born_since=now, since=self._began[1])
-            for fields in self._added:
-                built.add(**fields)
+            self._add_to(built)
             return True
         self._keep()
         generation = self._keeper.topic.generation
@@ -198,9 +198,15 @@ class Desk:
                 self._cls, app=self._app, shard=self._shard, keeper=self._keeper, ledger=self._ledger,
                 options=self._options,
             )  # fmt: skip
-            for fields in self._added:
-                self._kept.add(**fields)
+            self._add_to(self._kept)
             self._keeper.followers.append(self._kept)
+
+    def _add_to(self, scheduler: Any) -> None:
+        for fields in self._added:
+            try:
+                scheduler.add(**fields)
+            except ConfigurationError as exc:
+                logger.error("beat: entry=%s is left out: %s", printable(fields.get("name")), exc)
 
     def _stand_by(self) -> None:
         term = self.inner.neli_tenure.term if self.inner is not None else None

@@ -10,6 +10,7 @@ import click
 
 from celery_neli.beat.inner import DEFAULT
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.schedule.static import with_sound_schedule
 
 if TYPE_CHECKING:
     from celery_neli.beat.desk import Desk
@@ -33,7 +34,11 @@ class Facade(celery.beat.Scheduler):
         return [desk.inner for desk in self._desks if desk.inner is not None]
 
     def add(self, **kwargs: Any) -> Any:
-        """Add an entry (Celery's fields); kept for the inner schedulers of later terms too."""
+        """Add an entry (Celery's fields; the schedule may be text); kept for the inner schedulers of later terms too.
+
+        :raises ConfigurationError: the schedule is none; nothing was added.
+        """
+        kwargs = with_sound_schedule(kwargs.get("name"), kwargs, self.app)
         self._added.append(kwargs)
         added = [desk.scheduler.add(**kwargs) for desk in self._desks if desk.scheduler is not None]
         return added[0] if added else super().add(**kwargs)

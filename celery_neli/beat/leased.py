@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
+from celery_neli.schedule.static import check_static, log_mistakes
 
 if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
@@ -39,6 +40,22 @@ class LeasedMixin:
     neli_reservation: Reservation | None = None
     neli_ledger: Ledger
     neli_reservation_class: type[Reservation] = Reservation
+
+    def merge_inplace(self, b: Any) -> None:
+        """As the scheduler does it; of `beat_schedule`, without the entries that would keep it from being built."""
+        super().merge_inplace(self._neli_sound(b))  # type: ignore[misc]
+
+    def update_from_dict(self, dict_: Any) -> None:
+        """Likewise, for schedulers that take `beat_schedule` over in this way."""
+        super().update_from_dict(self._neli_sound(dict_))  # type: ignore[misc]
+
+    def _neli_sound(self, given: Any) -> Any:
+        scheduler: Any = self
+        if given is not scheduler.app.conf.beat_schedule:
+            return given  # of the scheduler's own
+        found = check_static(given, scheduler.app, kind=scheduler.Entry)
+        log_mistakes(found, logger)
+        return found.entries
 
     def reserve(self, entry: Any) -> Any:
         """Advance the entry.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery_neli.election.records import Record
+from celery_neli.election.records import Record, repeatable
 
 NOTHING = -1
 """The offset before the first."""
@@ -58,7 +58,6 @@ class Lease:
         self.timing = timing
         self.induced = False
         self.candidate = True
-        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
         self._draw = delay or (lambda: timing.takeover_delay)
         self._others = NEVER  # when the last lease of anybody else that may be running has run out (R7)
         self._floor = NEVER  # no claim before: inherited from a log that is gone (R7)
@@ -78,7 +77,8 @@ class Lease:
         self.holder: str | None = None
         self.until = NEVER  # end of the own lease
         self.resigning = False
-        self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any
+        self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any, without `idle`
+        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
         self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
         self._data_seq = NOTHING
         self._hurried = False  # the next beat is
@@ -102,7 +102,7 @@ class Lease:
         if offset > 0:
             # An empty log proves nothing: a lease of our own length may be running (R7).
             self._others = max(self._others, now + self.timing.heartbeat_timeout * CLOCK_RATES)
-        self.start, self.oldest = offset, oldest or offset == 0
+        self.start, self.oldest, self.lost = offset, oldest or offset == 0, None
         self.known = offset == 0  # nothing ever came before
         self.newest, self.last, self.term, self.holder = offset - 1, NOTHING, NOTHING, None
         self.caught_up, self.data, self._vacant, self._favoured = False, None, NEVER, None
@@ -201,9 +201,9 @@ class Lease:
         self._delay = self._draw()
 
     def _take(self, record: Record) -> None:
-        """Keep the newest data of a term: a doubled, late beat must not move it back."""
+        """Keep the newest data of a term, as a member repeats them: a doubled, late beat must not move them back."""
         if record.data is not None and record.seq > self._data_seq:
-            self.data, self._data_seq = record.data, record.seq
+            self.data, self._data_seq = repeatable(record.data), record.seq
 
     @property
     def data_own(self) -> bool:

@@ -338,6 +338,9 @@ class KafkaJournal:
             self._assign_tail(position)
         else:
             # The log holds fewer records than were asked for, or loses them while it is being asked.
+            if position.sought >= 0:
+                # Looking back, in a log that has lost what was there: it may be another log by now.
+                events.append(Lost(position.role, error.str()))
             if position.whole:
                 self._klog.say(logging.WARNING, self._klog.masked(f"role={position.role} not read yet: {error.str()}"))
             self._assign_beginning(position)
@@ -358,8 +361,7 @@ class KafkaJournal:
         if present:
             return
         for position in self._positions.values():
-            if position.reading:
-                events.append(Lost(position.role, f"leader topic gone: {reason}"))
+            events.append(Lost(position.role, f"leader topic gone: {reason}"))
             self._unassign(position)
             position.reading = False
         self._check = check

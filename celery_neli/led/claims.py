@@ -50,11 +50,13 @@ class Marks:
         With `now`, marks that are far ahead of it (`ASTRAY`) count as of now: they are of a clock that was wrong, and
         nothing would run until ours has caught up.
         """
-        first, second = (None, None) if data is None else (_time(data.get("claimed")), _time(data.get("done")))
+        if not isinstance(data, Mapping):
+            return None
+        first, second = _time(data.get("claimed")), _time(data.get("done"))
         if first is None or second is None:
             return None
         claimed, done = max(first, second), min(first, second)
-        tried = None if data is None or first < second else _time(data.get("tried"))
+        tried = None if first < second else _time(data.get("tried"))
         if now is not None and claimed > now + ASTRAY:
             done = now if done > now + ASTRAY else done
             claimed = max(now, done)

@@ -7,6 +7,7 @@ entries follow the schedule topic, so that a term can begin at once. The rules a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,6 @@ from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import missed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from celery_neli.beat.reservation import Reservation
     from celery_neli.beat.tenure import Tenure
     from celery_neli.schedule.records import Kind
@@ -78,6 +77,13 @@ class LedMixin(Dispatching):
 
     def _owns(self, name: str) -> bool:
         return owner(name, self.neli_keeper.shards) == self.neli_shard
+
+    def beat_schedule(self) -> Any:
+        """Of the configuration's, the entries of this shard."""
+        found = super().beat_schedule()  # type: ignore[misc]
+        if self.neli_keeper.shards == 1 or not isinstance(found, Mapping):
+            return found
+        return {name: entry for name, entry in found.items() if self._owns(str(name))}
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """As Celery does, for the entries of this shard."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import islice
@@ -44,6 +45,8 @@ __all__ = ["States", "at_of", "place"]
 STRAYS = 1000
 #: Seconds between two log lines of one kind about one entry, and the entries that are told apart.
 TOLD_EVERY, TOLD_APART = 60.0, 1000
+#: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
+REFUSED_EVERY, MANY = 60.0, 20
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +93,7 @@ class States:
         self._level = logging.INFO
         self._limit = LogLimit(TOLD_EVERY, remembered=TOLD_APART)
         self._ahead = Ahead(moment, self._limit)
+        self._lines = LogLimit(REFUSED_EVERY)
 
     def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
         """Apply what was read. ``leading``: this process knows the states better. ``many``: they are some of so many
@@ -97,32 +101,19 @@ class States:
         """
         self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():
-            if not self._owns(name):
-                continue
-            try:
+            with self._alone(kind, name, leading=leading):
+                if not self._owns(name):
+                    continue
                 if kind == STATE:
                     self._read_state(name, value, leading=leading)
                 elif kind == ENTRY:
                     self.inventory.seen(name, value)
                     self._read_entry(name, None if value is None else self._decoded(name, value))
-            except RecordError as exc:
-                self._refused(kind, name, exc, leading=leading)
-            except ConfigurationError as exc:
-                if self._limit.allows(("left out", name)):
-                    logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
-                self._leave_out(name)
-            except (ValueError, OverflowError, OSError) as exc:  # numbers that are no dates
-                self._refused(kind, name, RecordError(str(exc)), leading=leading)
 
     def _decoded(self, name: str, value: bytes) -> Definition:
         definition = decode_definition(value)
         self.inventory.keep(name, value)
         return definition
-
-    def _refused(self, kind: Kind, name: str, error: RecordError, *, leading: bool) -> None:
-        self._refuse(kind, name, error)
-        if leading and kind == STATE and (entry := self._entry(name)) is not None:
-            self._scheduler.neli_write(entry)  # compaction keeps what was written last
 
     def caught_up(self) -> None:
         """Forget records of entries that are not here, but for the newest: everything in the topic was read."""
@@ -153,10 +144,10 @@ class States:
     def adopt(self, name: str) -> None:
         """An entry of beat_schedule was added after the topic was read."""
         self.unborn[name] = None
-        if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(self._scheduler.schedule[name], stray)
+        self._take_stray(self._scheduler.schedule[name])
         if (order := self._orders.pop(name, None)) is not None:
-            self._read_entry(name, order)
+            with self._alone(ENTRY, name):
+                self._read_entry(name, order)
 
     def state_of(self, entry: Any, *, term: int) -> State:
         """What is to be written of ``entry``."""
@@ -225,6 +216,24 @@ class States:
         self.inventory.forget(name)
         self._scheduler.neli_forget(name)
 
+    @contextmanager
+    def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
+        """Read one record: whatever that raises costs this record alone, and one line."""
+        try:
+            yield
+        except ConfigurationError as exc:
+            self._leave_out(name)
+            if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
+            if not isinstance(exc, RecordError):
+                exc = RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}")
+            if kind == ENTRY:
+                self._leave_out(name)  # here as on a beat that starts now
+            self._refuse(kind, name, exc)
+            if leading and kind == STATE and (entry := self._entry(name)) is not None:
+                self._scheduler.neli_write(entry)  # compaction keeps what was written last
+
     # -- states --
 
     def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
@@ -241,6 +250,12 @@ class States:
         elif state.term != NO_TERM or state.last > at_of(entry):
             # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
             self._scheduler.neli_write(entry)
+
+    def _take_stray(self, entry: Any) -> None:
+        """Apply the state that was read before its entry was there."""
+        if (stray := self._strays.pop(entry.name, None)) is not None:
+            with self._alone(STATE, entry.name):
+                self._apply(entry, stray)
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
@@ -312,8 +327,7 @@ class States:
         self.since[name] = definition.since
         self.defined.add(name)
         self._show(entry, paused=definition.paused)
-        if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(entry, stray)
+        self._take_stray(entry)
         self._tell(name, "defined" if before is None else "changed")
 
     def _pause(self, name: str, definition: Definition | None) -> None:

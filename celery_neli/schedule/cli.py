@@ -96,8 +96,8 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
     """Add an entry, or replace the one of this NAME.
 
-    SCHEDULE is a crontab ('*/5 * * * *'), an interval (PT30S, P1DT2H), a solar event (solar:sunset,-37.81,144.96) or
-    a time (at:2026-12-01T10:00:00Z).
+    SCHEDULE is a crontab ('*/5 * * * *'), an interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event
+    (solar:sunset,-37.81,144.96) or a time (at:2026-12-01T10:00:00Z).
     """
     options = _parsed("options", given["options"], dict)
     chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
@@ -206,12 +206,16 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
 
 
 def _parsed(field: str, text: str, kind: type) -> Any:
+    from celery_neli.printable import printable
+
     try:
         value = json.loads(text)
-    except ValueError as exc:
-        raise click.ClickException(f"--{field} {text!r} is no JSON: {exc}") from None
+    except (ValueError, RecursionError) as exc:
+        raise click.ClickException(f"--{field} {printable(repr(text))} is no JSON: {exc}") from None
     if not isinstance(value, kind):
-        raise click.ClickException(f"--{field} {text!r}: give a JSON {'array' if kind is list else 'object'}")
+        raise click.ClickException(
+            f"--{field} {printable(repr(text))}: give a JSON {'array' if kind is list else 'object'}"
+        )
     return value
 
 
@@ -220,6 +224,8 @@ def _say(found: Periodic) -> None:
 
 
 def _standing(found: Periodic) -> str:
+    if found.problem and found.task is None:
+        return f"{found.source}, {found.problem}"
     words = f"{'paused' if found.paused else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")
 
@@ -231,10 +237,37 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _when(seconds: float | None) -> str:
+    from celery_neli.printable import printable
+
     if seconds is None:
         return "-"
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    except (TypeError, ValueError, OverflowError, OSError):  # of a state that a stranger wrote
+        return f"? ({printable(seconds, 20)})"
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):  # of beat_schedule: keys that are no strings, or a circle
+        return json.dumps(_as_text(value), default=str)
+
+
+def _as_text(value: Any) -> Any:
+    """The rows and fields as they are, and each value in them that is no JSON as its `repr`."""
+    from celery_neli.printable import printable
+
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    if not isinstance(value, dict):
+        return printable(repr(value))
+    return {str(name): each if _is_json(each) else printable(repr(each)) for name, each in value.items()}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True

@@ -9,7 +9,7 @@ from typing import Any
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.exceptions import NeliError
 from celery_neli.schedule.importing import Found, LeftOut, Source
 from celery_neli.tick.once import once
 from celery_neli.tick.slots import next_slot
@@ -58,7 +58,7 @@ def _entry(row: Any, app: Any) -> Found | LeftOut:
         return _found(row, app, datetime.now(timezone.utc))
     except _CannotCarry as exc:
         return LeftOut(name=row.name, why=str(exc))
-    except (ConfigurationError, ValueError, TypeError, AttributeError) as exc:
+    except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
         return LeftOut(name=row.name, why=f"cannot be read: {exc}")
 
 

@@ -39,11 +39,9 @@ def read(app: Any, path: Path) -> Source:
                 raise NeliError(f"{path} cannot be read as a schedule of celery beat: {exc}") from None
     else:
         raise AssertionError
-    for entry in entries.values():
-        entry.app = entry.schedule.app = app
     return Source(
         what=path.name,
-        entries=[of_entry(entries[name]) for name in sorted(entries)],
+        entries=[of_entry(entries[name], name=name, app=app) for name in sorted(entries, key=str)],
         mirrors=True,
         warning=WARNING,
     )

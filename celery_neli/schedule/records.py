@@ -2,19 +2,19 @@
 
 A value is a UTF-8 JSON object with a version, as in the leader topic (records.py). The key says what it is and whose:
 `s/<entry>`, `e/<entry>`, `m/<member>`; without a value (a tombstone) it is deleted. Reading is strict: what is not
-exactly as written here raises, and is skipped.
+exactly as written here raises `RecordError`, and nothing else, whatever the bytes are; it is skipped alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from functools import wraps
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.schedule.checks import EARLIEST, LATEST, check_definition, shown
 from celery_neli.schedule.strict_json import (
-    FIRST_TIME,
-    LAST_TIME,
     MAX_INT,
     VERSION,
     instant,
@@ -27,8 +27,8 @@ from celery_neli.schedule.strict_json import (
 
 MAX_BYTES = 1 << 18
 """Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
-MAX_STATE = 1 << 12
-"""Bytes of a state. Ours have some 150."""
+MAX_SMALL = 1 << 12
+"""Bytes of a state or a note; ours have some hundred."""
 MAX_NAME = 512
 RANK_MOST = 1 << 53
 """The highest term that a state may have. Ranks come from Kafka's offsets, so none of ours comes near."""
@@ -44,6 +44,7 @@ MAX_CHANGES = 20
 """How many of its changes a definition remembers."""
 
 Kind: TypeAlias = Literal["s", "e", "m"]
+_Value = TypeVar("_Value")
 STATE: Final = "s"
 ENTRY: Final = "e"
 MEMBER: Final = "m"
@@ -129,11 +130,10 @@ def partition_of(kind: Kind) -> int:
 
 
 def check_name(name: object) -> str:
-    """The name of a runtime entry, if it may be one. Raises `ConfigurationError`."""
+    """Return the name of a runtime entry as a plain string, if it may be one. Raises `ConfigurationError`."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        shown = repr(name) if len(repr(name)) < 100 else f"{repr(name)[:90]}…"
-        raise ConfigurationError(f"name: {shown} is none: give 1 to {MAX_NAME} printable characters")
-    return name
+        raise ConfigurationError(f"name: {shown(name)} is none: give 1 to {MAX_NAME} printable characters")
+    return name if type(name) is str else str.__str__(name)
 
 
 def encode_state(state: State) -> bytes:
@@ -152,17 +152,17 @@ def encode_note(note: Note) -> bytes:
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Its bytes. Raises `ConfigurationError`, which names the field that is not JSON, or too long."""
+    """Its bytes. Raises `ConfigurationError`, which names the field that no process could read or send, or is too long.
+
+    What is written can be read: `decode_definition` asks the same check.
+    """
     if not isinstance(definition.args, (list, tuple)):
-        raise ConfigurationError(f"args: {definition.args!r} is no list")
+        raise ConfigurationError(f"args: {shown(definition.args)} is no list")
     for name in ("kwargs", "options"):
         value = getattr(definition, name)
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise ConfigurationError(f"{name}: {value!r} is no dict whose keys are strings")
-    if not definition.static:
-        for name in ("task", "schedule"):
-            if not isinstance(getattr(definition, name), str) or not getattr(definition, name):
-                raise ConfigurationError(f"{name}: {getattr(definition, name)!r} is none: give a string")
+            raise ConfigurationError(f"{name}: {shown(value)} is no dict whose keys are strings")
+    check_definition(definition)
     parts = {
         name: spell_field(name, getattr(definition, name)) for name in ("task", "schedule", "args", "kwargs", "options")
     }
@@ -180,10 +180,26 @@ def encode_definition(definition: Definition) -> bytes:
     return f'{{"v":{VERSION},{body},{flags[1:]}'.encode()
 
 
+def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
+    """Let a decoder raise `RecordError` only: an unforeseen exception must cost its own record alone."""
+
+    @wraps(decoder)
+    def decode_alone(value: bytes) -> _Value:
+        try:
+            return decoder(value)
+        except RecordError:
+            raise
+        except Exception as exc:
+            raise RecordError(f"cannot be read: {type(exc).__name__}: {shown(exc)}") from exc
+
+    return decode_alone
+
+
+@_alone
 def decode_state(value: bytes) -> State:
     """The state in `value`. Raises `RecordError`, and `UnknownVersion` if a newer version wrote it. Takes some 3 µs."""
-    if len(value) > MAX_STATE:
-        raise RecordError(f"longer than {MAX_STATE} bytes")
+    if len(value) > MAX_SMALL:
+        raise RecordError(f"longer than {MAX_SMALL} bytes")
     fields = read(value)
     try:
         last, runs, term = fields["last"], fields["runs"], fields["term"]
@@ -196,7 +212,7 @@ def decode_state(value: bytes) -> State:
     if type(open_) is not bool:
         raise RecordError("bad 'open'")
     return State(
-        last if type(last) is float and FIRST_TIME <= last <= LAST_TIME else instant("last", last),
+        last if type(last) is float and EARLIEST <= last <= LATEST else instant("last", last),
         runs,
         term,
         0.0 if since is None or since == 0 else instant("since", since),
@@ -205,8 +221,9 @@ def decode_state(value: bytes) -> State:
     )
 
 
+@_alone
 def decode_definition(value: bytes) -> Definition:
-    """The definition in `value`. Raises as `decode_state`."""
+    """The definition in `value`. Raises as `decode_state`, also for all that `encode_definition` refuses."""
     if len(value) > MAX_BYTES:
         raise RecordError(f"longer than {MAX_BYTES} bytes")
     fields = read(value)
@@ -215,7 +232,7 @@ def decode_definition(value: bytes) -> Definition:
         if not typed(fields, name, str):
             raise RecordError(f"bad {name!r}")
     kwargs, options = typed(fields, "kwargs", dict), typed(fields, "options", dict)
-    return Definition(
+    definition = Definition(
         task=None if static else fields["task"],
         schedule=None if static else fields["schedule"],
         args=typed(fields, "args", list),
@@ -224,17 +241,28 @@ def decode_definition(value: bytes) -> Definition:
         paused=typed(fields, "paused", bool),
         since=instant("since", fields.get("since")),
         static=static,
-        changes=tuple(map(_change, typed(fields, "changes", list))),
+        changes=tuple(map(_change, typed(fields, "changes", list)[-MAX_CHANGES:])),
     )
+    try:
+        check_definition(definition)
+    except ConfigurationError as exc:
+        raise RecordError(str(exc)) from None
+    return definition
 
 
+@_alone
 def decode_note(value: bytes) -> Note:
     """The note in `value`. Raises as `decode_state`."""
+    if len(value) > MAX_SMALL:
+        raise RecordError(f"longer than {MAX_SMALL} bytes")
     fields = read(value)
     version = fields.get("version")
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
-    return Note(schedule=typed(fields, "schedule", str), version=version, at=number("at", fields.get("at")))
+    at = number("at", fields.get("at"))
+    if not EARLIEST <= at <= LATEST:
+        raise RecordError("bad 'at'")
+    return Note(schedule=typed(fields, "schedule", str), version=version, at=at)
 
 
 _DECODERS: Mapping[Kind, Callable[[bytes], State | Definition | Note]] = {

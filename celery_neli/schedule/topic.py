@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.exceptions import RecordError
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.logs import BackgroundLog
+from celery_neli.printable import printable
 from celery_neli.schedule.end import End, Question
 from celery_neli.schedule.follow import Follower
 from celery_neli.schedule.found import Entries, Found
@@ -101,8 +102,8 @@ class ScheduleTopic:
         return {} if self._inherited else self._found.take()
 
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
-        """Say that a value that was drained cannot be read: one line of a kind a minute."""
-        self._found.refuse(kind, f"kind={kind} name={name!r}: {error}")
+        """Say that a value that was drained cannot be read: one line about each a minute, twenty of a kind at most."""
+        self._found.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything is read that is in the topic now, by the broker's word; whether

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import celery.beat
 from celery.beat import Scheduler as CelerysScheduler
 from celery.utils.functional import is_numeric_value
+from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.schedule.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.tick.due import reckoned, rule_of
 from celery_neli.tick.entries import Entries
 from celery_neli.tick.forecast import Forecast
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from celery_neli.tick.heap import DueHeap
 
 __all__ = ["HeapedScheduler"]
+
+logger = get_logger(__name__)
 
 
 class HeapedScheduler(CelerysScheduler):
@@ -47,24 +51,39 @@ class HeapedScheduler(CelerysScheduler):
         """Take over `beat_schedule`, then the default entries.
 
         Celery's PersistentScheduler does it in this order; its Scheduler in the other, and so drops the default ones.
-
-        :raises ConfigurationError: an entry has a misfire policy that does not exist.
+        An entry that is wrong is left out, with one line for each mistake (:mod:`celery_neli.schedule.static`).
         """
-        self.merge_inplace(self.app.conf.beat_schedule)
+        found = check_static(self.beat_schedule(), self.app, kind=self.Entry)
+        self.merge_inplace(found.entries)
         self.install_default_entries(self.schedule)
-        for entry in self.schedule.values():
-            self.check(entry)
+        for name, entry in list(self.schedule.items()):
+            try:
+                self.check(entry)
+            except ConfigurationError as exc:
+                del self.schedule[name]
+                found.mistakes[name] = [str(exc).removeprefix(f"beat entry {name!r}: ")]
+        log_mistakes(found, logger)
+
+    def beat_schedule(self) -> Any:
+        """The `beat_schedule` of the configuration, as far as it is this scheduler's."""
+        return self.app.conf.beat_schedule
 
     def add(self, **kwargs: Any) -> Any:
-        """As Celery does. :raises ConfigurationError: its misfire policy does not exist; nothing was added."""
-        entry = self.Entry(app=self.app, **kwargs)
+        """As Celery does; the schedule may be text. :raises ConfigurationError: what it takes; nothing was added."""
+        entry = self.Entry(app=self.app, **with_sound_schedule(kwargs.get("name"), kwargs, self.app))
         self.check(entry)
         self.schedule[entry.name] = entry
         return entry
 
+    def _maybe_entry(self, name: str, entry: Any) -> Any:
+        return super()._maybe_entry(name, with_sound_schedule(name, entry, self.app))
+
     def merge_inplace(self, b: Any) -> None:
-        """As Celery does; what changes in place is noticed."""
-        super().merge_inplace(b)
+        """As Celery does; what changes in place is noticed, and a schedule may be text.
+
+        :raises ConfigurationError: one is none; nothing was changed.
+        """
+        super().merge_inplace({name: with_sound_schedule(name, entry, self.app) for name, entry in b.items()})
         if isinstance(self.schedule, Entries):
             self.schedule.note(b)
 

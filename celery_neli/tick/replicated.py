@@ -69,9 +69,9 @@ class ReplicatedScheduler(HeapedScheduler):
         super().__init__(app, *args, **kwargs)
 
     def setup_schedule(self) -> None:
-        """As Celery does.
+        """As Celery does; an entry that is wrong is left out and logged.
 
-        :raises ConfigurationError: an entry is wrong; or the app has an election, which this scheduler would not ask.
+        :raises ConfigurationError: the app has an election, which this scheduler would not ask.
         """
         if self.neli_alone and self.app.conf.get("neli_group") and enabled(self.app):
             raise ConfigurationError(

@@ -39,12 +39,17 @@ class Scenario:
     loss: float = 0.0  # probability that a record is lost on its way
     fifo: bool = True  # each producer's records keep their order
     reread: float = 0.0
+    bundled: float = (
+        0.0  # a reader begins up to so many seconds before it is asked, and tells of the end as it was then
+    )
+    contradicted: bool = False  # in the calm, one that begins meets a contradiction behind the end, and all expires
     missing: float = 0.0  # the journal raises TopicError for a while
     purge: float = 0.0  # all records are deleted; per second, as the next three
     truncate: float = 0.0
     noticed: bool = True
     recreate: float = 0.0
     forge: float = 0.0
+    long_data: bool = False  # forged records carry about as much as a record may
     newer: float = 0.0  # a record of a newer protocol version appears, once, about so late
     overrun: float = 0.1  # probability that a barrier outlasts drain_timeout
     idle: int = 0  # so many records were in the log once, and expired
@@ -138,6 +143,20 @@ SCENARIOS: dict[str, Scenario] = {
     "topic-missing": replace(BASE, missing=0.03),
     "forged": replace(BASE, forge=0.5, one_leader=False, slots=False),
     "forged-rough": replace(ROUGH, forge=0.5, reread=0.1, one_leader=False, slots=False, roles=2),
+    "bundled": replace(
+        BASE,
+        members=2,
+        calm=8.0,
+        forge=2.0,
+        bundled=2.0,
+        contradicted=True,
+        start_back=(0, 2),
+        restart=0.4,
+        one_leader=False,
+        slots=False,
+    ),
+    # forged, and no scheduler replaces what a claim repeats
+    "long-data": replace(BASE, forge=0.5, long_data=True, one_leader=False, slots=False, slot_roles=0),
     "newer-version": replace(BASE, newer=16.0, leads=False, roles=2),
     "clocks": replace(
         NOTHING,

@@ -363,6 +363,19 @@ def test_context_manager_joins_and_hands_over(log: MemoryLog) -> None:
     assert decode(log.records[-1]).kind == "release"
 
 
+def test_a_leader_whose_thread_fails_is_fenced_before_it_leads_again(make: Callable[..., Neli], log: MemoryLog) -> None:
+    """Its barrier hears that the term is over: what began in it must stop."""
+    events: list[LeaderEvent] = []
+    neli = make(events.append)
+    assert neli.pulse(timeout=5)
+    log.broken = RuntimeError("a bug")
+    wait_until(lambda: neli.pulse() is False)
+    log.broken = None
+    assert neli.pulse(timeout=10)
+    assert [type(event) for event in events] == [LeaderAcquired, LeaderFenced, LeaderAcquired]
+    assert events[0].term == events[1].term < events[2].term
+
+
 def test_a_member_made_anew_is_no_candidate_while_its_owner_is_stalled(
     make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
 ) -> None:
