@@ -54,11 +54,14 @@ class Office(bootsteps.StartStopStep):
         """
         if not enabled(worker.app):
             return False
+        from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+
         with refusing():
             fence_kills = worker_settings(worker.app).fence_kills
             refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
             check_all(worker.app)
             leadership = leadership_for(worker.app, "worker")
+            validate(leadership.config)
         lease = shared(worker.app)
         assert lease is not None, "a worker's leadership shares its lease"
         drain = begin_drain(worker.app, leadership, lease)

@@ -18,11 +18,14 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS
+from celery_neli.masking import hide_from_reports
 from celery_neli.schedule.cli import schedule
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
+
+hide_from_reports()  # of `celery report`, too
 
 
 @click.group(name="neli")
@@ -53,12 +56,20 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
             ctx.exit(1)
         raise click.ClickException(str(exc)) from None
     shown = [each for each in found if each.exists or election] or found[:1]
+    unseen = [right for each in found if not each.exists for right in each.missing_rights]
+    if all(not each.exists and each.missing_rights for each in shown):
+        if as_json:
+            print(json.dumps({"led": False, "error": shown[0].missing_rights[0], "elections": []}))
+            ctx.exit(1)
+        raise click.ClickException(shown[0].missing_rights[0])
     led = all(each.led for each in shown)
     if as_json:
         print(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))
     else:
         for each in shown:
             _print(each)
+        for right in unseen:
+            click.echo(f"not looked at: {right}", err=True)
     ctx.exit(0 if led else 1)
 
 
@@ -209,6 +220,8 @@ def _print(status: ElectionStatus) -> None:
             )
     if status.disagreement is not None:
         print(f"  {status.disagreement}")
+    for right in status.missing_rights:
+        print(f"  not looked at: {right}")
 
 
 def _when(seconds: float) -> str:

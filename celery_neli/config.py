@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.election.records import MAX_LEASE
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.masking import Masked
 from celery_neli.settings import check_names
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ PARALLEL_MOST = 64
 VERSION_MOST = 1 << 53
 SCHEDULE = ".schedule"
 """What a leader topic's name is followed by in that of its schedule topic."""
-_PUBLIC = ("bootstrap.servers", "client.id", "security.protocol", "sasl.mechanism", "sasl.mechanisms")
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
 ELECTIONS = ("beat", "worker")
 STALL_LEAST = 1.0
@@ -124,7 +124,7 @@ class Config:
 
     def __repr__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
-        shown["kafka"] = {key: value if key in _PUBLIC else "***" for key, value in self.properties.items()}
+        shown["kafka"] = Masked(self.properties)
         return f"Config({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
 
     @property
@@ -169,15 +169,19 @@ def _kafka(value: Any) -> Mapping[str, Any]:
     servers = value.get("bootstrap.servers", value.get("metadata.broker.list"))
     if not isinstance(servers, str) or not servers.strip():
         raise ConfigurationError("neli_kafka lacks 'bootstrap.servers': give at least one host:port")
+    if "@" in servers:
+        raise ConfigurationError(
+            "neli_kafka has a server with a user or a password in it: give host:port, and sasl.username and "
+            "sasl.password beside 'bootstrap.servers'"
+        )
     for server in servers.split(","):
         scheme, found, _ = server.strip().partition("://")
         if found and scheme.lower() not in _SCHEMES:
             raise ConfigurationError(
                 f"neli_kafka has the server {server.strip()!r}: give host:port, without {scheme}://"
             )
-    return MappingProxyType(
-        {**{k: v for k, v in value.items() if k != "metadata.broker.list"}, "bootstrap.servers": servers}
-    )
+    given = {k: v for k, v in value.items() if k != "metadata.broker.list"}
+    return MappingProxyType(Masked({**given, "bootstrap.servers": servers}))
 
 
 def enabled(app: Celery) -> bool:

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.clients import producer_properties
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.status import RoleStatus, look
@@ -42,6 +43,8 @@ def hand_over(
             " (choose the election with --election)"
         )
     status = look(config, election, log=log)
+    if not status.exists and status.missing_rights:
+        raise NeliError(status.missing_rights[0])
     before = next((each for each in status.roles if each.role == role), None)
     if before is None or before.leader is None:
         reason = "its leader topic does not exist" if before is None else before.reason
@@ -64,7 +67,7 @@ def hand_over(
 
 
 def _send(config: Config, partition: int, role: str, to: str | None, term: int | None, log: logging.Logger) -> None:
-    klog = KafkaLog(log, config.properties)
+    klog = KafkaLog(log, config.properties, one_shot=True)
     producer = Producer({**producer_properties(config), "logger": klog, "error_cb": klog.remark})
     failed: list[KafkaError] = []
     record = Record(kind="request", member=f"request/{secrets.token_hex(6)}", seq=0, lease=0.0, to=to, term=term)
@@ -77,7 +80,10 @@ def _send(config: Config, partition: int, role: str, to: str | None, term: int |
         producer.produce(config.topic, encode(record), role, partition=partition, on_delivery=delivered)
         waiting = producer.flush(config.heartbeat_timeout)
     except KafkaException as exc:
-        raise NeliError(f"the request could not be sent: {klog.masked(exc.args[0].str())}") from None
+        raise NeliError(f"the request could not be sent: {klog.reason(exc.args[0])}") from None
     if failed or waiting:
-        reason = klog.masked(failed[0].str()) if failed else "no answer from Kafka"
+        reason = "no answer from Kafka"
+        if failed:
+            denied = is_denied(failed[0].name())
+            reason = klog.lacks(["Write"], "topic", config.topic) if denied else klog.reason(failed[0])
         raise NeliError(f"the request could not be sent: {reason}")

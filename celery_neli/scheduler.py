@@ -95,8 +95,12 @@ class Scheduler(Facade):
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
         if self._leader is None:
-            self._roles(self._inner_class(self.app), from_app(self.app, "beat"))
+            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+
+            config = from_app(self.app, "beat")
+            self._roles(self._inner_class(self.app), config)
             beat_settings(self.app)
+            validate(config)
         else:
             self._inner_class(self.app)
 
@@ -180,6 +184,7 @@ class Scheduler(Facade):
         leader.heard = self._heard
         self._leader, self._alarm = leader, alarm
         if self._keeper is not None:
+            leader.fit = self._keeper.topic.fit  # who cannot read or write the schedule would lead and serve nothing
             self._keeper.topic.start()
         leader.start()
         return leader, alarm
@@ -227,7 +232,7 @@ class Scheduler(Facade):
             leader, alarm = self._leader, self._alarm
             if leader is not None and alarm is not None:
                 leader.stop()
-                leader.heard = None
+                leader.heard = leader.fit = None
                 alarm.disconnect()
             if self._keeper is not None:
                 self._keeper.stop()

@@ -17,9 +17,12 @@ from confluent_kafka.admin import AdminClient
 
 from celery_neli.election.lease import Lease, Timing, name_of
 from celery_neli.election.records import Record, decode
-from celery_neli.exceptions import NeliError, RecordError
+from celery_neli.exceptions import NeliError, NotAllowed, RecordError
+from celery_neli.kafka.asking import metadata
+from celery_neli.kafka.causes import OF_NO_READER, is_denied
 from celery_neli.kafka.clients import admin_properties, reader_properties
 from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.validate import making
 from celery_neli.schedule.client import read_notes
 from celery_neli.schedule.notes import MemberSchedule, disagreement, living
 from celery_neli.schedule.records import Note
@@ -65,7 +68,10 @@ class MemberStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ElectionStatus:
-    """One election; `members` is None if the group could not be described, `schedules` is what its members told."""
+    """One election; `members` is None if the group could not be described, `schedules` is what its members told.
+    `missing_rights`: sentences about what could not be looked at; without the right to read the topic, `exists` is
+    False.
+    """
 
     election: str
     topic: str
@@ -75,6 +81,7 @@ class ElectionStatus:
     members: list[MemberStatus] | None = None
     group_state: str | None = None
     schedules: list[MemberSchedule] = field(default_factory=list)
+    missing_rights: list[str] = field(default_factory=list)
 
     @property
     def disagreement(self) -> str | None:
@@ -96,25 +103,37 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
 
     Raises `NeliError` if no broker answers.
     """
-    klog = KafkaLog(log, config.properties)
+    klog = KafkaLog(log, config.properties, one_shot=True)
     with ThreadPoolExecutor(1) as pool:
         notes = pool.submit(_notes, config, log) if schedules else None
         try:
-            found = _look(config, election, klog)
+            with making(config.properties):
+                found = _look(config, election, klog)
         except KafkaException as exc:
-            reason = klog.masked(exc.args[0].str())
-            raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
+            error = exc.args[0]
+            if is_denied(error.name()):
+                right = klog.lacks(["Read"], "topic", config.topic)
+                return ElectionStatus(
+                    election=election, topic=config.topic, group=config.group, exists=False, missing_rights=[right]
+                )
+            raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {klog.reason(error)}") from None
         if notes is None:
             return found
         names = None if found.members is None else {each.name for each in found.members}
-        return replace(found, schedules=living(notes.result(), names, time.time()))
+        told, why = notes.result()
+        return replace(found, schedules=living(told, names, time.time()), missing_rights=[*found.missing_rights, *why])
 
 
-def _notes(config: Config, log: logging.Logger) -> dict[str, Note]:
+def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:
+    """Return the members' notes, and why there are none if a right is missing. If they take too long, the election is
+    told without.
+    """
     try:
-        return read_notes(config, log=log, timeout=TIMEOUT)
+        return read_notes(config, log=log, timeout=TIMEOUT), []
+    except NotAllowed as exc:
+        return {}, [str(exc)]
     except NeliError:
-        return {}  # no right to read them, or they take too long: the election is told without
+        return {}, []
 
 
 def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
@@ -123,13 +142,16 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
     group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
     reader = Consumer({**reader_properties(config), **extra})
     try:
-        found = reader.list_topics(config.topic, timeout=TIMEOUT).topics[config.topic]
+        found = metadata(reader, klog, config.topic, TIMEOUT)
+        if found.error is not None and is_denied(found.error.name()):
+            raise KafkaException(found.error)
         if found.error is not None or not found.partitions:
             return ElectionStatus(election=election, topic=config.topic, group=config.group, exists=False)
         roles = _roles(reader, config, min(len(found.partitions), len(config.roles)))
     finally:
         reader.close()
     members, state = _members(group, config, roles)
+    denied = members is None and _is_refused(group)
     return ElectionStatus(
         election=election,
         topic=config.topic,
@@ -138,7 +160,13 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
         roles=roles,
         members=members,
         group_state=state,
+        missing_rights=[klog.lacks(["Describe"], "group", config.group)] if denied else [],
     )
+
+
+def _is_refused(group: Future[Any]) -> bool:
+    error = group.exception() if group.done() else None
+    return isinstance(error, KafkaException) and is_denied(error.args[0].name())
 
 
 class _Observer:
@@ -193,7 +221,7 @@ def _roles(reader: Consumer, config: Config, partitions: int) -> list[RoleStatus
                 observer.read(message)
             elif error.name() == "_PARTITION_EOF":
                 observer.ended = True
-            else:
+            elif error.name() not in OF_NO_READER:
                 raise KafkaException(error)
         ended = all(each.ended for each in observers.values())
         if ended and (time.monotonic() > watched or all(each.sure for each in observers.values())):

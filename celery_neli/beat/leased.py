@@ -11,12 +11,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
-from kombu.exceptions import OperationalError
 
 from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
 from celery_neli.schedule.static import check_static, log_mistakes
+from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
@@ -71,11 +71,12 @@ class LeasedMixin:
         return self.neli_reservation.take(advance)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """Send the entry's task.
+        """Send the entry's task. Return None in a tick of a scheduler with slots if the application refuses to send it.
 
         The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer.
 
         :raises LeaseEnded: the term ended first; nothing was sent.
+        :raises celery.beat.SchedulingError: it could not be sent.
         """
         base: Any = super()
         self.neli_tenure.ask_finish()
@@ -83,19 +84,26 @@ class LeasedMixin:
             result = base.apply_async(entry, producer=producer, advance=advance, **kwargs)
         except Exception as exc:
             self.neli_tenure.ask_finish()
-            if self._neli_broker_lost(exc):
+            if is_transport_error(vars(self).get("connection"), exc, given=self.neli_tenure.wired):
                 # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
                 # counted as progress.
                 release_connection(self)
-            self._neli_settle(failed=True)
+                self._neli_settle(failed=True)
+                raise
+            if self._neli_refused(exc) and getattr(self, "neli_in_tick", False):
+                return None
             raise
         self._neli_settle()
         return result
 
-    def _neli_broker_lost(self, exc: Exception) -> bool:
-        connection = vars(self).get("connection")
-        errors = (OperationalError, *(connection.recoverable_connection_errors if connection else ()))
-        return isinstance(exc.__cause__ or exc.__context__, errors)
+    def _neli_refused(self, exc: Exception) -> bool:
+        """The application refused the entry in flight; return True if that was logged."""
+        reservation = self.neli_reservation
+        logged = reservation is not None and reservation.refuse(without_wrapper(exc))
+        if logged:
+            self.neli_reservation = None
+        self._neli_settle()
+        return logged
 
     def _neli_settle(self, *, failed: bool = False) -> None:
         """The entry in flight is done with. May raise (its store is down): tried again before the next tick."""

@@ -47,6 +47,8 @@ class Leader(Protocol):
 
     #: Called on the thread that renews when other data were read back from a record of this process's own.
     heard: Callable[[], None] | None
+    #: Asked on the thread that renews: False, and this process neither leads nor claims.
+    fit: Callable[[], bool] | None
 
     @property
     def election(self) -> str:

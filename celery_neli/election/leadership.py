@@ -50,10 +50,14 @@ class Leadership:
         """Called on the thread that renews the lease when other data than before were read back from a record of this
         process's own (`told`). Must not block; what it raises is logged.
         """
+        self.fit: Callable[[], bool] | None = None
+        """Asked often, on the thread that renews the lease; False: this process could not do a leader's work, and
+        neither leads nor claims. Must not block nor raise. None: always.
+        """
         if election == "worker":
             options["mirror"] = share(app, SharedLease(config.roles)).write
         self._owned = owned
-        self._neli = Neli(config, self._announce, heard=self._hear, **options)
+        self._neli = Neli(config, self._announce, heard=self._hear, fit=self._is_fit, **options)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -108,6 +112,9 @@ class Leadership:
     def _hear(self) -> None:
         if self.heard is not None:
             self.heard()
+
+    def _is_fit(self) -> bool:
+        return self.fit is None or self.fit()
 
     def leader(self, role: str | None = None) -> str | None:
         """The name of whoever leads, as far as this process has read; for people. None: nobody, or unknown."""

@@ -54,6 +54,8 @@ class Flight:
     now: datetime
     headers: dict[str, Any]
     error: Exception | None = None
+    #: What the application raised in place of sending it; then it is no `error`.
+    refused: BaseException | None = None
     wired: bool = False
     #: When it took off (`time.monotonic`).
     at: float = field(default_factory=time.monotonic)
@@ -106,8 +108,8 @@ class Flights:
         self._publishers.submit(flight)
 
     def landed(self) -> list[tuple[Flight, BaseException | None]]:
-        """What came of flights since the last call: None where the message left. Does not block. Each is in flight
-        until it is `settled`.
+        """What came of flights since the last call: None where the message left, or was `refused`. Does not block. Each
+        is in flight until it is `settled`.
         """
         if self._publishers is None:
             return []
@@ -152,7 +154,7 @@ class Flights:
         return producer
 
     def _send(self, flights: list[Flight], producer: Any) -> list[BaseException | None]:
-        """What came of each: None where its message left, and the broker said so if it can."""
+        """What came of each: None where its message left (and the broker said so if it can), or it was `refused`."""
         batch: Batch = producer.neli_batch
         batch.begin()
         marks = [batch.mark()]
@@ -169,7 +171,7 @@ class Flights:
                 break
         batch.settle(producer.neli_tenure.ask_finish)
         for n, (since, until) in enumerate(pairwise(marks)):
-            if outcomes[n] is None:
+            if outcomes[n] is None and flights[n].refused is None:
                 outcomes[n] = batch.failure(since, until)
                 if isinstance(outcomes[n], Exception):
                     logger.error(
@@ -183,11 +185,11 @@ class Flights:
         me = threading.get_ident()
         self._by_thread[me] = flight
         try:
-            self._scheduler.apply_entry(flight.sent, producer=producer)
+            self._scheduler.neli_apply(flight.sent, producer)
         finally:
             del self._by_thread[me]
             tenure.headers, flight.wired = None, tenure.wired
         if flight.error is not None:
             raise flight.error
-        if not tenure.left:
+        if flight.refused is None and not tenure.left:
             raise LeaseEnded("nothing left")

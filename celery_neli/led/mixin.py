@@ -16,6 +16,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import is_unconfirmed
+from celery_neli.led.attempts import Attempts
 from celery_neli.led.births import Births
 from celery_neli.led.claims import Marks
 from celery_neli.led.dispatching import Dispatching
@@ -64,6 +65,7 @@ class LedMixin(Dispatching):
         #: The present term, or the last.
         self._term: Term | None = None
         self._retries = {}
+        self._attempts = Attempts()
         self._gone = {}
         self._buried = set()
         self._left = {}

@@ -28,6 +28,7 @@ from celery_neli.tick.slots import next_slot
 
 if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
+    from celery_neli.led.attempts import Attempts
     from celery_neli.led.keeper import Keeper
     from celery_neli.led.overlap_gate import OverlapGate
     from celery_neli.led.states import States
@@ -63,6 +64,18 @@ class StateReservation(Reservation):
         self.scheduler.neli_failed(self.entry, self.slot, wired=self.scheduler.neli_tenure.wired)
         return True
 
+    def refuse(self, error: BaseException) -> bool:
+        """The application refused to send it, or did so after it had left."""
+        if self.scheduler.neli_tenure.left:
+            logger.error(
+                "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
+                printable(self.entry.name), iso(self.slot), printable(repr(error)),
+            )  # fmt: skip
+            self.confirm()
+        else:
+            self.scheduler.neli_refused(self.entry, self.advanced, self.slot, error)
+        return True
+
 
 class Settling:
     """The part of a led scheduler that keeps the states of its entries. The thread that ticks."""
@@ -75,6 +88,7 @@ class Settling:
     _overlaps: OverlapGate
     #: Seconds after which an entry is tried again, by name.
     _retries: dict[str, float]
+    _attempts: Attempts
     #: Entries of one slot that ran, and are to be removed, with their `since`; those whose states are still to be.
     _gone: dict[str, float]
     _buried: set[str]
@@ -82,13 +96,37 @@ class Settling:
     _left: dict[str, int]
 
     def _entry_to_send(self, entry: Any) -> Any:
-        """The entry with the task id of the slot that it runs for, unless its options name one."""
+        """The entry with the task id of the slot that it runs for, unless its options name one; of a retry the same."""
+        run = self._id_of_run(entry)
+        retried = self._attempts.retried(entry)
+        if retried is not None and retried.run == run:
+            return retried.sent
         sent = super()._entry_to_send(entry)  # type: ignore[misc]
         if "task_id" not in sent.options:
-            options = dict(sent.options, task_id=self._id_of_run(entry))
+            options = dict(sent.options, task_id=run)
             sent = object.__new__(type(sent))
             sent.__dict__.update(vars(entry), options=options)
+        self._attempts.begin(entry, run, sent)
         return sent
+
+    def _was_attempted(self, entry: Any) -> bool:
+        retried = self._attempts.retried(entry)
+        return retried is not None and retried.sent is entry
+
+    def _apply(self, entry: Any, producer: Any) -> None:
+        """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot.
+
+        Publishers come here, too, with what they send.
+        """
+        retried = self._attempts.retried(entry)
+        if retried is None or (retried.sent is not entry and retried.run != self._id_of_run(entry)):
+            super()._apply(entry, producer)  # type: ignore[misc]
+            return
+        logger.info("beat: retrying entry=%s task=%s", printable(entry.name), printable(entry.task))
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except Exception as exc:  # noqa: BLE001 - as in Celery's apply_entry; the slot is settled by now
+            logger.error("beat: entry=%s could not be sent: %s", printable(entry.name), printable(repr(exc)))
 
     def _id_of_run(self, entry: Any) -> str:
         slot = self.neli_slot
@@ -102,23 +140,37 @@ class Settling:
 
     def neli_sent(self, entry: Any, slot: datetime | None) -> None:
         """The ``slot`` of ``entry`` (advanced) is published and confirmed, as far as the transport can."""
-        name, states = entry.name, self.neli_states
+        name = entry.name
+        if slot is not None and entry.options and Overlap.of(entry).skips:
+            self.neli_states.sent[name] = slot.timestamp()
+            self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
+        self._slot_is_over(entry)
+
+    def neli_refused(self, entry: Any, advanced: Any, slot: datetime | None, error: BaseException) -> None:
+        """The application refused to send the ``slot`` of ``entry``, so it is over without a run: neither owed nor in
+        doubt. ``advanced`` is the entry after it.
+        """
+        self._tell_refused(entry.name, slot, error)
+        advanced.total_run_count = entry.total_run_count
+        self._slot_is_over(advanced)
+
+    def _slot_is_over(self, advanced: Any) -> None:
+        name, states = advanced.name, self.neli_states
         self._retries.pop(name, None)
+        self._attempts.over(name)
         self._present.unsettled.pop(name, None)
         self._present.perhaps.pop(name, None)
         self._left.pop(name, None)
-        if isinstance(entry.schedule, once) and name in states.defined:
+        if isinstance(advanced.schedule, once) and name in states.defined:
             self._gone[name] = states.since[name]
-        if slot is not None and entry.options and Overlap.of(entry).skips:
-            states.sent[name] = slot.timestamp()
-            self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
-        self.neli_write(entry)
+        self.neli_write(advanced)
 
     def neli_failed(self, entry: Any, slot: datetime | None, *, wired: bool) -> None:
         """The ``slot`` of ``entry`` could not be published (perhaps it was, if ``wired``): it is still owed."""
         name, term = entry.name, self._present
         self.schedule[name] = entry
         self._settle(name)
+        self._attempts.failed(name)
         self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
         self.neli_states.open.add(name)
         if slot is not None:
@@ -149,6 +201,7 @@ class Settling:
     def neli_forget(self, name: str) -> None:
         """The entry is gone."""
         self._retries.pop(name, None)
+        self._attempts.over(name)
         self._left.pop(name, None)
 
     def _bury(self) -> None:
@@ -163,10 +216,12 @@ class Settling:
         gone, self._gone = self._gone, {}
         for name, since in gone.items():
             if name in states.defined and states.since.get(name) == since:
+                entry = self.schedule.get(name)
+                how = "ran, for the only time" if entry is None or entry.total_run_count else "was refused its only run"
                 topic.write(ENTRY, name, None)
                 self._buried.add(name)
                 states.forget(name)
-                logger.info("schedule: entry=%s ran, for the only time, and was removed", name)
+                logger.info("schedule: entry=%s %s, and was removed", printable(name), how)
 
     def neli_write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""
@@ -249,6 +304,8 @@ class Settling:
     _next: Any
     _reckons: Any
     _settle: Any
+    _tell_refused: Any
+    apply_async: Any
 
 
 def iso(slot: datetime | None) -> str:

@@ -11,10 +11,12 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from celery_neli.election.clock import boottime
 from celery_neli.exceptions import TopicError
+from celery_neli.kafka.causes import OF_NO_READER
 from celery_neli.kafka.clients import schedule_producer_properties, schedule_reader_properties
 from celery_neli.kafka.deaf import Brokers, hears
 from celery_neli.kafka.topic import GONE, TopicCheck
 from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
+from celery_neli.kafka.validate import making
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
@@ -55,6 +57,9 @@ class Follower:
         self._first = -1  # the first offset of the entries that was read of this generation
         self._heard = boottime()  # when something was read
         self._watch_at = 0.0
+        self.fit = False
+        """The topic was found, and as far as is known it can be read and written."""
+        self._denied = ""  # the right that is missing, as a broker said when it refused
         self._check: TopicCheck | None = None
         self._missing = False
         self._look_at = 0.0
@@ -75,8 +80,9 @@ class Follower:
         called again in either case.
         """
         extra: dict[str, Any] = {"logger": self._klog, "error_cb": self._on_error}
-        reader = Consumer({**schedule_reader_properties(self._config), **extra})
-        producer = Producer({**schedule_producer_properties(self._config), **extra})
+        with making(self._config.properties):
+            reader = Consumer({**schedule_reader_properties(self._config), **extra})
+            producer = Producer({**schedule_producer_properties(self._config), **extra})
         self._search(self._make_check(reader))
         self._check_at = time.monotonic() + CHECK_EVERY
         try:
@@ -90,6 +96,8 @@ class Follower:
                     elif self._check is None:
                         self._watch_log(reader)
                 self._writes.serve()
+                if self._denied or self._writes.denied:
+                    self._deny(reader)
         finally:
             self._writes.use(None)
             producer.purge(in_queue=True, in_flight=True, blocking=False)
@@ -147,15 +155,35 @@ class Follower:
             if not check.poll():
                 return
         except TopicError as exception:
-            self._search(self._make_check(reader))
-            if str(exception) != self._said:
-                self._said = str(exception)
-                self._klog.say(logging.ERROR, str(exception))
-            self.rest(PAUSE)
+            self._unfit(reader, str(exception))
             return
-        self._check, self._missing, self._said = None, False, ""
+        if self._said:
+            self._klog.say(logging.INFO, f"schedule topic usable again topic={self._config.schedule_topic}")
+        self._check, self._missing, self._said, self.fit = None, False, "", True
         self._begin(reader)
         self._writes.use(producer)
+        self._told(False)
+
+    def _unfit(self, reader: Consumer, why: str) -> None:
+        """An operator must do something: say so, once, and look again after a pause."""
+        self.fit = False
+        self._search(self._make_check(reader))
+        if why != self._said:
+            self._said = why
+            self._klog.say(logging.ERROR, f"{why}; this beat does not lead")
+        self.rest(PAUSE)
+
+    def _deny(self, reader: Consumer) -> None:
+        """A broker refused to let this client read or write."""
+        operation = self._denied or "Write"
+        self._denied, self._writes.denied = "", False
+        topic = self._config.schedule_topic
+        reader.unassign()
+        self._unfit(
+            reader,
+            f"Kafka does not let this member {operation.lower()} the schedule topic {topic}: "
+            f"{self._klog.lacks([operation], 'topic', topic)}",
+        )
 
     def _begin(self, reader: Consumer) -> None:
         self.next, self._first = [-1] * SCHEDULE_PARTITIONS, -1
@@ -236,15 +264,14 @@ class Follower:
 
     def _on_error(self, error: KafkaError) -> None:
         """What is wrong with more than one position; called by librdkafka, too, while it is polled."""
+        if error.name() in OF_NO_READER:
+            return
         if error.name() in GONE:
             self._missing = True
         if error.name() == "_ALL_BROKERS_DOWN":
             self._writes.quiet = True
         if error.name() == "TOPIC_AUTHORIZATION_FAILED":
-            topic = self._config.schedule_topic
-            self._klog.say(
-                logging.ERROR, f"Kafka does not let this member use the schedule topic {topic}: allow READ and WRITE"
-            )
+            self._denied = "Read"
         else:
             self._klog.remark(error)
 

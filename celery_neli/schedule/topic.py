@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.exceptions import RecordError
+from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.logs import BackgroundLog
 from celery_neli.printable import printable
@@ -86,6 +86,12 @@ class ScheduleTopic:
     def torn(self) -> bool:
         """Whether this generation began because records were lost, not because this process was cut off for long."""
         return self._follower.torn
+
+    def fit(self) -> bool:
+        """Return True if the topic was found, and can be read and written as far as is known. Without, this beat had
+        better not lead. Any thread; takes no lock.
+        """
+        return self._follower.fit
 
     def start(self) -> None:
         """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
@@ -168,6 +174,9 @@ class ScheduleTopic:
                 began = time.monotonic()
                 try:
                     self._follower.serve()
+                except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
+                    self._klog.say(logging.ERROR, f"schedule topic not read topic={self._config.schedule_topic}: {exc}")
+                    self._follower.rest(RETRY_MOST)
                 except Exception:  # noqa: BLE001 - whatever it was, the beat goes on with what it knows
                     self._log.exception("schedule topic failed topic=%s: trying again", self._config.schedule_topic)
                     pause = RETRY_LEAST if time.monotonic() - began > RETRY_MOST else min(2 * pause, RETRY_MOST)

@@ -25,10 +25,11 @@ from celery_neli.log_limit import EntryLines
 from celery_neli.nearest import nearest
 from celery_neli.printable import printable
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
-from celery_neli.tick.fastpath import FastPath
+from celery_neli.tick.fastpath import FastPath, publish_below
 from celery_neli.tick.heaped import HeapedScheduler
 from celery_neli.tick.misfire import OPTIONS as MISFIRE
 from celery_neli.tick.overlap import OPTIONS as OVERLAP
+from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,6 +44,8 @@ logger = get_logger(__name__)
 SET_BACK = 60.0
 #: Shorter waits (seconds) are not worth coming early.
 SHORTEST = 0.001
+#: Characters of an error that are logged.
+MOST_OF_AN_ERROR = 400
 #: Options of an entry that are no part of its message.
 OPTIONS = (*MISFIRE, *OVERLAP)
 
@@ -158,7 +161,7 @@ class ReplicatedScheduler(HeapedScheduler):
         try:
             advanced = self.reserve(entry)
             self._settle(entry.name)
-            self.apply_entry(entry, producer=self.producer)
+            self._apply(entry, self.producer)
         finally:
             self.neli_slot = self._now = None
         return advanced
@@ -220,6 +223,22 @@ class ReplicatedScheduler(HeapedScheduler):
 
     # -- publishing --
 
+    @property
+    def neli_in_tick(self) -> bool:
+        """Return True while `tick` runs an entry."""
+        return self._now is not None
+
+    def _apply(self, entry: Any, producer: Any) -> None:
+        self.apply_entry(entry, producer=producer)
+
+    def _tell_refused(self, name: str, slot: datetime | None, error: BaseException) -> None:
+        celery.beat.error(  # by Celery's logger, where its own line about that would come
+            "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
+            printable(name), "-" if slot is None else slot.isoformat(),
+            printable(f"{type(error).__name__}: {error}", MOST_OF_AN_ERROR),
+        )  # fmt: skip
+        logger.debug("beat: what refused entry=%s", printable(name), exc_info=error)
+
     def _entry_to_send(self, entry: Any) -> Any:
         """The entry without what is none of its message's business."""
         if entry.options.keys().isdisjoint(OPTIONS):
@@ -232,18 +251,33 @@ class ReplicatedScheduler(HeapedScheduler):
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send the entry's task, as Celery does; faster where that changes nothing (:mod:`celery_neli.tick.fastpath`).
 
+        In a tick, what the application refuses to send is logged in one line; its slot is over, and no run is counted.
+
         :raises celery.beat.SchedulingError: it could not be sent.
         """
         if advance:
             entry = self.reserve(entry)
         entry = self._entry_to_send(entry)
-        if producer is None or kwargs:
-            return super().apply_async(entry, producer=producer, advance=False, **kwargs)
-        return self._send(entry, producer)
+        try:
+            if producer is None or kwargs:
+                return super().apply_async(entry, producer=producer, advance=False, **kwargs)
+            return self._send(entry, producer)
+        except Exception as exc:
+            connection = getattr(producer, "connection", None)
+            if not (self.neli_alone and self.neli_in_tick) or is_transport_error(connection, exc):
+                raise
+            self._tell_refused(entry.name, self.neli_slot, without_wrapper(exc))
+            self.schedule[entry.name].total_run_count = entry.total_run_count
+            return None
 
     def _send(self, entry: Any, producer: Any) -> Any:
         """Send the entry by the fast path if it is one of those that may, else as Celery does. Any thread."""
         kind = self._fast.key(self, entry, producer)
+        if kind is None and self._was_attempted(entry):
+            try:
+                return publish_below(self, entry, producer)
+            finally:
+                self._count_sent()
         if kind is None:
             return super().apply_async(entry, producer=producer, advance=False)
         template = self._fast.get(kind)
@@ -257,6 +291,10 @@ class ReplicatedScheduler(HeapedScheduler):
             reraise(celery.beat.SchedulingError, error, exc.__traceback__)
         finally:
             self._count_sent()
+
+    def _was_attempted(self, entry: Any) -> bool:
+        """Return True if an earlier attempt sent this very entry for the same slot."""
+        return False
 
     def _count_sent(self) -> None:
         self._tasks_since_sync += 1

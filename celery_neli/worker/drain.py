@@ -130,6 +130,12 @@ class Drain:
         self._dying[request.role] = time.monotonic() + seconds
         self.over(request)
 
+    def rejected(self, message: Any) -> None:
+        """The message was rejected while it was looked at. On the consumer's thread."""
+        for request in [each for each in list(self._waiting) if each.message is message]:
+            self.dropped(request)
+            state.task_ready(request)
+
     def _claim(self, request: Any) -> bool:
         try:
             del self._waiting[request]

@@ -108,6 +108,9 @@ class Topic:
         news, self._news = self._news, {}
         return news
 
+    def fit(self) -> bool:
+        return True
+
     def read_to_end(self, timeout: float) -> bool:
         return True
 

@@ -38,6 +38,8 @@ class FakeLeadership:
         self.config = config or Config(group="test.beat", kafka="127.0.0.1:1", name="me")
         #: Called when what was offered was read back.
         self.heard: Callable[[], None] | None = None
+        #: Whether the owner can do a leader's work.
+        self.fit: Callable[[], bool] | None = None
         #: What the records carry, and whether the newest is this process's own.
         self.data: Mapping[str, Any] | None = None
         self.own = False
@@ -173,6 +175,9 @@ class FakeTopic:
         new, self._next = self.log[self._next :], len(self.log)
         self.drained = self.whole = self.generation
         return {(kind, name): value for kind, name, value, writer in new if writer is not self}
+
+    def fit(self) -> bool:
+        return True
 
     def read_to_end(self, timeout: float) -> bool:
         return self.up

@@ -24,6 +24,7 @@ from celery_neli import (
 )
 from celery_neli.election.grant import Told
 from celery_neli.election.records import decode
+from celery_neli.exceptions import TopicError
 from tests.processes import wait_until as wait
 from tests.unit.memory_log import MemoryLog
 
@@ -326,6 +327,42 @@ def test_clients_that_cannot_be_made_do_not_end_the_member(
     assert not neli.pulse(timeout=0.1)
     wait_until(lambda: any("election failed" in record.getMessage() for record in caplog.records))
     log.failing = None
+    assert neli.pulse(timeout=10)
+
+
+def test_trouble_with_the_topic_is_said_once_for_as_long_as_it_is_the_same(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And again when it comes back, though the words are the same."""
+    said = "Kafka does not let this member read the leader topic t"
+
+    def lines() -> int:
+        return sum(record.getMessage() == said for record in caplog.records)
+
+    neli = make()
+    assert neli.pulse(timeout=5)
+    for times in (1, 2):
+        log.broken = TopicError(said)
+        wait_until(lambda times=times: lines() == times)  # type: ignore[misc]
+        wait_until(lambda: not neli.is_leader)
+        assert lines() == times
+        log.broken = None
+        assert neli.pulse(timeout=10)
+    assert lines() == 2
+
+
+def test_a_file_that_is_gone_when_clients_are_made_again_is_one_line(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a stack; the member goes on when it is back."""
+    neli = make()
+    assert neli.pulse(timeout=5)
+    log.failing = ConfigurationError("neli_kafka has ssl.ca.location = '/gone.pem', a file that cannot be read")
+    log.broken = RuntimeError("clients are to be made again")
+    wait_until(lambda: "/gone.pem" in caplog.text)
+    (line,) = [record for record in caplog.records if "/gone.pem" in record.getMessage()]
+    assert line.exc_info is None
+    log.failing = log.broken = None
     assert neli.pulse(timeout=10)
 
 
