@@ -49,7 +49,8 @@ class SteadyLeadership:
 class Sink:
     """A schedule topic in which whatever is written arrives, and which has nothing to tell."""
 
-    generation = unsaved = 0
+    generation = drained = whole = unsaved = 0
+    torn = False
 
     def __init__(self, *_: object) -> None:
         self.written = 0

@@ -121,6 +121,31 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 
 
 @neli.command(cls=CeleryCommand)
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds to wait for the roles."
+)
+@click.pass_context
+def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
+    """Make the records of the beats' roles fit neli_shards: after it was lowered, or where a record was forged. Refuses
+    while a beat serves a role: to lower neli_shards, stop all beats first.
+    """
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
+    from celery_neli.repair import repair as mend
+
+    try:
+        config = from_app(ctx.obj.app, "beat")
+        changes = mend(config, dry_run=dry_run, timeout=timeout, log=_log())
+    except NeliError as exc:
+        raise click.ClickException(str(exc)) from None
+    for each in changes:
+        print(f"role {each.role}: {each.what}")
+    done = "nothing was written: dry run" if dry_run else "done"
+    print(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
+
+
+@neli.command(cls=CeleryCommand)
 @click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:

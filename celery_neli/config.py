@@ -25,6 +25,7 @@ _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _LEADER = "leader"
 SHARDS_MOST = 256
 PARALLEL_MOST = 64
+VERSION_MOST = 1 << 53
 SCHEDULE = ".schedule"
 """What a leader topic's name is followed by in that of its schedule topic."""
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
@@ -238,14 +239,21 @@ def beat_settings(app: Celery) -> BeatSettings:
     in_doubt = app.conf.get("neli_in_doubt", "send")
     if in_doubt not in ("send", "skip"):
         raise ConfigurationError(f"neli_in_doubt = {in_doubt!r}: give 'send' or 'skip'")
+    least_interval(app)
     version = None
     if app.conf.get("neli_schedule_version") is not None:
-        version = _whole(app, "neli_schedule_version", 0, least=0, most=2**53)
+        version = _whole(app, "neli_schedule_version", 0, least=0, most=VERSION_MOST)
     return BeatSettings(
         sends_in_doubt=in_doubt == "send",
         parallel=_whole(app, "neli_publish_parallel", 1, least=1, most=PARALLEL_MOST),
         version=version,
     )
+
+
+def least_interval(app: Celery) -> float:
+    """Return `neli_least_interval` in seconds. Loads the app's configuration. Raises `ConfigurationError`."""
+    value = app.conf.get("neli_least_interval")
+    return 1.0 if value is None else _seconds("least_interval", value)
 
 
 def _whole(app: Celery, name: str, default: int, *, least: int, most: int) -> int:

@@ -91,6 +91,11 @@ SETTINGS: tuple[Setting, ...] = (
         "with the same task id) or `skip` (logged, each of them)",
     ),
     Setting(
+        name="neli_least_interval",
+        default="1 s",
+        meaning="the shortest interval that an entry put at runtime may have; one in `beat_schedule` may be shorter",
+    ),
+    Setting(
         name="neli_publish_parallel",
         default="1",
         meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64): more help "
@@ -106,7 +111,7 @@ SETTINGS: tuple[Setting, ...] = (
         name="neli_shards",
         default="1",
         meaning="roles of the beat election (1 to 256), over which the entries are spread by name: so many beats can "
-        "send side by side. May be raised, never lowered",
+        "send side by side. May be raised; to lower it, stop all beats, and run `celery neli repair`",
     ),
     Setting(
         name="neli_roles",

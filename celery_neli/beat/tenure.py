@@ -79,6 +79,11 @@ class Leader(Protocol):
     def resign(self, role: str) -> None:
         """Hand the role over, and stand back for a while. Does not wait."""
 
+    def stand_back(self, role: str) -> None:
+        """Hand the role over if this process leads it, and stand back for a while, each time for longer: it cannot be
+        served here. Does not wait.
+        """
+
     def progress(self) -> None:
         """The owner is alive: it made a turn, or sent a message."""
 

@@ -259,6 +259,15 @@ class Neli:
         if not self._inherited:
             self._bell.ring()
 
+    def stand_back(self, role: str) -> None:
+        """Hand over `role` if this member leads it, and do not claim it for a while, which grows from a second to a
+        minute with each failure in a row: the caller cannot serve it. Returns at once; any thread.
+        """
+        self._refuse_unknown(role)
+        self._asked.append(lambda member: member.stand_back(role))
+        if not self._inherited:
+            self._bell.ring()
+
     def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
         """Put `data` into every further record of `role` in this `term`, in the place of what was offered before; in
         another term, nothing happens. Returns at once; any thread.

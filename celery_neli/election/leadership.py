@@ -141,6 +141,12 @@ class Leadership:
         """Ask for a hand-over of `role`, or of all; returns at once."""
         self._neli.resign(role)
 
+    def stand_back(self, role: str) -> None:
+        """Hand the role over if this process leads it, and stand back from it for a while, each time for longer: it
+        cannot be served here. Returns at once.
+        """
+        self._neli.stand_back(role)
+
     def close(self) -> None:
         """Begin to stop: claim no more, drain what is held. Returns at once."""
         self._neli.request_close()

@@ -18,6 +18,7 @@ from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, Leade
 from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, Timing, name_of
 from celery_neli.election.rebalance import Rebalance
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, decode, encode, sound
+from celery_neli.election.standback import StandBack
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
 from celery_neli.log_limit import LogLimit
 
@@ -45,8 +46,8 @@ class Log(Protocol):
 class _Post:
     """One role's lease, and what was told of it."""
 
-    def __init__(self, index: int, role: str, lease: Lease, rebalance: Rebalance) -> None:
-        self.index, self.role, self.lease, self.rebalance = index, role, lease, rebalance
+    def __init__(self, index: int, role: str, lease: Lease, rebalance: Rebalance, stand_back: StandBack) -> None:
+        self.index, self.role, self.lease, self.rebalance, self.stand_back = index, role, lease, rebalance, stand_back
         self.grant = Grant()
         self.newest, self.newest_data = Told(), lease.data  # ... and what its data were made of
         self.told: int | None = None  # the term that was told as acquired
@@ -100,6 +101,7 @@ class Member:
                 role,
                 Lease(self._identity(), self._timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
                 Rebalance(config.rebalance_after if len(config.roles) > 1 else FOREVER),
+                StandBack(2 * config.stall_timeout),
             )
             for index, role in enumerate(config.roles)
         ]
@@ -165,6 +167,7 @@ class Member:
         for post in self._posts:
             post.lease.induced = post.index in induced
             post.lease.candidate = self.candidate and not self.closing and not self.aside
+            post.lease.candidate &= now >= post.stand_back.until
             self._yield(post, now)
             self._tell_idle(post, now)
             self._ask(post, now)
@@ -189,6 +192,15 @@ class Member:
         for post in self._posts:
             if role in (None, post.role):
                 self._give_up(post, now)
+
+    def stand_back(self, role: str) -> None:
+        """Resign `role` if this member leads it, and do not claim it for a while, each time for longer: its owner
+        cannot serve it.
+        """
+        post, now = self._post(role), self._clock()
+        leads = post.told is not None
+        post.stand_back.failed(now, term=post.told, led=now - post.told_at if leads else 0.0)
+        self._give_up(post, now)
 
     def drained(self, role: str, term: int | None = None) -> None:
         """The barrier of the revoked `role` returned; `term`, if given, is the one that it was run for: a late barrier
@@ -247,6 +259,11 @@ class Member:
         """New work may start in some role."""
         now = self._clock()
         return any(post.grant.leading(now) for post in self._posts)
+
+    @property
+    def caught_up(self) -> bool:
+        """The log of every role was read to its end, and who leads it is known."""
+        return all(post.lease.known and post.lease.caught_up for post in self._posts)
 
     @property
     def draining(self) -> bool:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from celery_neli.config import VERSION_MOST
 from celery_neli.led.fingerprint import fingerprint
 from celery_neli.led.member_notes import MemberNotes
 from celery_neli.led.shards import begin
@@ -23,10 +25,15 @@ if TYPE_CHECKING:
     from celery_neli.config import BeatSettings, Config
     from celery_neli.led.claims import Marks
     from celery_neli.led.shards import Beginning
+    from celery_neli.schedule.records import Kind
     from celery_neli.schedule.topic import ScheduleTopic
 
 __all__ = ["Keeper"]
 
+#: Records that come at once above which each is not worth a line in the log.
+MANY = 20
+#: Seconds of a tick for what was read.
+PORTION = 0.02
 #: Seconds between two notes of a member, which `celery neli status` compares.
 NOTE_EVERY = 15.0
 #: Entries up to which a fingerprint is taken at once, in some ten milliseconds; of 100,000 it takes seconds.
@@ -53,7 +60,10 @@ class Keeper:
         self.followers: list[Any] = []
         #: What makes them.
         self.makers: list[Callable[[], None]] = []
-        self._generation = topic.generation
+        #: What was read and is not handed over yet, of which generation of the topic, and whether it ends that.
+        self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
+        self._generation, self._whole, self._counting = topic.generation, -1, False
+        self._many, self._resume_at = 0, 0.0
         self._noted = self._asked = float("-inf")
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
@@ -66,17 +76,66 @@ class Keeper:
             for make in self.makers:
                 make()
 
-    def pull(self) -> None:
-        """Hand what was read to the schedulers, all of which are there."""
+    def pull(self) -> bool:
+        """Hand what was read to the schedulers, all of which are there, in the order of reading, for `PORTION` seconds
+        at most. Return True if nothing is left.
+        """
+        began = time.perf_counter()
+        if began < self._resume_at:  # another scheduler of this process has just had its portion
+            return not self._backlog
+        while self._backlog or self._refill():
+            self._fold_next()
+            if time.perf_counter() > began + PORTION and self._backlog:
+                self._resume_at = time.perf_counter() + PORTION
+                return False
+        return True
+
+    def pull_all(self, generation: int) -> None:
+        """Hand everything that was read by now to the schedulers, however long it takes: that of this generation of the
+        topic was read to its end.
+        """
+        while self._backlog:
+            self._fold_next()
+        self._refill()
+        if self._generation == generation:
+            self._whole = generation
+        while self._backlog:
+            self._fold_next()
+        self._caught_up()
+
+    def _refill(self) -> bool:
+        """Take over what was read since; return False if there is nothing."""
+        whole = self.topic.whole  # asked before: what is drained then reaches that end
         changes = self.topic.drain()
-        if changes:
+        if self._many:
             for each in self.followers:
-                each.neli_fold(changes)
-            self._notes_of_others.read(changes)
-        if self.topic.generation != self._generation:
-            self._generation = self.topic.generation
+                logger.info("schedule read records=%d entries=%d", self._many, each.neli_count())
+            self._many = 0
+        self._notes_of_others.read(changes)
+        if self.topic.drained != self._generation:
+            self._generation, self._counting = self.topic.drained, True
             for each in self.followers:
-                each.neli_write_all()
+                each.neli_recount(torn=self.topic.torn)
+        self._backlog, self._whole = deque(changes.items()), whole
+        self._many = len(changes) if len(changes) > MANY else 0
+        if not changes:
+            self._caught_up()
+        return bool(changes)
+
+    def _fold_next(self) -> None:
+        change = dict((self._backlog.popleft(),))
+        for each in self.followers:
+            each.neli_fold(change, many=self._many > 0)
+        if not self._backlog:
+            self._caught_up()
+
+    def _caught_up(self) -> None:
+        """What was drained was handed over: all of the topic, if its end was in it."""
+        if self._whole == self._generation:
+            torn = self._counting and self.topic.torn
+            for each in self.followers:
+                each.neli_caught_up(counted=self._counting, torn=torn)
+            self._counting = False
 
     def forget_unsaved(self) -> None:
         """A term is over that was not handed over: what was not written of it yet, a successor may know better."""
@@ -126,8 +185,8 @@ class Keeper:
         if mine is None or now - self._asked < self.timeout:
             return
         told = self.leader.told(self.roles[shard])
-        theirs = (told.data or {}).get(VERSION, -1)
-        if told.known and not told.own and told.term is not None and isinstance(theirs, int) and theirs < mine:
+        theirs = version_of(told.data)
+        if told.known and not told.own and told.term is not None and theirs < mine:
             self._asked = now
             self.leader.ask(self.roles[shard])
 
@@ -137,3 +196,9 @@ class Keeper:
             each.neli_stop()
         self.topic.write(MEMBER, self.name, None)
         self.topic.stop()
+
+
+def version_of(data: Mapping[str, Any] | None) -> int:
+    """Return the `neli_schedule_version` in a record's data, or -1 for none and for what the setting cannot be."""
+    value = (data or {}).get(VERSION)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= VERSION_MOST else -1

@@ -26,7 +26,9 @@ from celery_neli.led.settling import FLUSH, StateReservation, iso
 from celery_neli.led.shards import owner
 from celery_neli.led.states import States, at_of
 from celery_neli.led.term import Term
+from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.schedule.records import STATE
 from celery_neli.tick.due import pass_over
 from celery_neli.tick.overlap import Overlap
@@ -75,7 +77,7 @@ class LedMixin(Dispatching):
         #: When the entries of beat_schedule were made (Unix seconds).
         self._made = self._moment()
         super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
-        self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse)
+        self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse, moment=self._moment)
 
     # -- the schedule: of all entries, those of this shard --
 
@@ -126,9 +128,9 @@ class LedMixin(Dispatching):
 
     # -- standing by, and the term --
 
-    def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
-        """The schedule topic says so."""
-        self.neli_states.fold(changes, leading=self.neli_leads)
+    def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, many: bool) -> None:
+        """The schedule topic says so, and says ``many`` things at once."""
+        self.neli_states.fold(changes, leading=self.neli_leads, many=many)
 
     def neli_stand_by(self) -> None:
         """Have every change in the heap, so that a term that begins need not. The first time, a look at every entry."""
@@ -275,7 +277,8 @@ class LedMixin(Dispatching):
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """As `ReplicatedScheduler`. Asks nothing of Kafka that it would have to wait for."""
-        self.neli_keeper.pull()
+        caught_up = self.neli_keeper.pull()
+        writes = self._write_back()
         if (ended := self._land()) is not None:
             raise ended
         if self._gone or self._buried:
@@ -286,7 +289,7 @@ class LedMixin(Dispatching):
             while True:
                 wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
                 if wait > 0 or (self._flights and not self._flights.free()) or time.monotonic() > end:
-                    return 0.0 if self._births.write_some() else wait
+                    return 0.0 if self._births.write_some() or writes or not caught_up else wait
 
     def _rest(self, due: float | None, wait: float) -> float:
         moment = self._moment()
@@ -354,10 +357,10 @@ class LedMixin(Dispatching):
         if self._present.is_told(entry.name) and sends:
             return False
         self.neli_in_doubt += doubtful.total
-        logger.warning(
-            "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
-            entry.name, doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first), iso(doubtful.newest[-1]),
-            "send" if sends else "skip",
+        self._lines.warning(
+            "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
+            printable(entry.name), doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first),
+            iso(doubtful.newest[-1]), "send" if sends else "skip",
         )  # fmt: skip
         if not sends:
             self._pass_over(entry, doubtful.newest[-1], now)
@@ -374,7 +377,10 @@ class LedMixin(Dispatching):
         if found.left_out:
             self._tell(entry, found)
         self.neli_left_out += 1
-        logger.warning("slot left out entry=%s slot=%s policy=overlap unfinished=%s", name, iso(found.slot), last_id)
+        self._lines.warning(
+            "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
+            printable(name), iso(found.slot), last_id,
+        )  # fmt: skip
         self._pass_over(entry, found.slot, now)
         return True
 
@@ -392,3 +398,4 @@ class LedMixin(Dispatching):
     neli_reservation: Reservation | None
     neli_left_out: int
     _at_once: Any
+    _lines: EntryLines

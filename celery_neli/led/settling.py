@@ -16,8 +16,11 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
+from celery_neli.led.births import PORTION
 from celery_neli.led.states import at_of
+from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
@@ -180,7 +183,9 @@ class Settling:
     def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
         retry = self._retries.get(advanced.name)
         if retry is not None:
-            logger.warning("beat: entry=%s could not be sent; trying again in %.0f s", advanced.name, retry)
+            name = advanced.name
+            text = "beat: entry=%s could not be sent; trying again in %.0f s"
+            self._lines.warning("could not be sent", name, text, printable(name), retry)
             return self._moment() + retry
         if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
             if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
@@ -238,11 +243,30 @@ class Settling:
             self.neli_left_out -= before
             self._left[entry.name] = found.left_out
 
-    def neli_write_all(self) -> None:
-        """The schedule topic is another one, or was cut: write what this leader knows."""
-        if self._term is not None and self._term.goes_on:
-            for entry in (*self.schedule.values(), *self.neli_states.paused.values()):
-                self.neli_write(entry)
+    def neli_recount(self, *, torn: bool) -> None:
+        """The schedule topic is read from its beginning again; ``torn``: it has lost records."""
+        self.neli_states.recount(torn=torn)
+
+    def neli_caught_up(self, *, counted: bool, torn: bool) -> None:
+        """Everything in the schedule topic was read; after `neli_recount`, if ``counted``."""
+        if counted:
+            self.neli_states.counted(torn=torn)
+        self.neli_states.caught_up()
+
+    def neli_count(self) -> int:
+        """Return how many entries there are."""
+        return len(self.schedule)
+
+    def _write_back(self) -> bool:
+        """Write some of what the topic has lost, which only a leader may; return True if more is left."""
+        states, inventory = self.neli_states, self.neli_states.inventory
+        if not inventory.lost and not states.again:
+            return False
+        for name, value in inventory.take_lost(PORTION).items():
+            self.neli_keeper.topic.write(ENTRY, name, value)
+        for entry in states.take_again(PORTION):
+            self.neli_write(entry)
+        return inventory.lost or bool(states.again)
 
     def sync(self) -> None:
         """Wait until the state of what ran is in Kafka; for a second at most."""
@@ -275,6 +299,7 @@ class Settling:
 
     # What the classes behind bring.
     app: Any
+    _lines: EntryLines
     neli_left_out: int
     schedule: Any
     _next: Any

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from celery_neli.led.claims import MICROSECOND, Claims, Marks
 from celery_neli.led.shards import BASE
+from celery_neli.schedule.records import RANK_MOST
 from celery_neli.tick.slots import missed
 
 if TYPE_CHECKING:
@@ -49,12 +50,11 @@ class Term:
     ) -> None:
         self.number = number
         self.goes_on = True
-        base = more.get(BASE, 0)
-        if base + number <= newest:
-            base = newest + 1 - number
         #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
         #: would not do: entries move from shard to shard, and a leader topic that is made anew counts from 0.
-        self.rank: int = base + number
+        #: At the highest that readers accept it stays: of equal ranks the later state counts, so ours still wins.
+        self.rank: int = min(max(more.get(BASE, 0) + number, newest + 1), RANK_MOST)
+        base = self.rank - number
         self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
         #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
         self.unsettled: dict[str, float] = {}

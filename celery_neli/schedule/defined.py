@@ -11,8 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 from celery.beat import ScheduleEntry
+from celery.schedules import schedule
 from kombu.utils.json import dumps, object_hook
 
+from celery_neli.config import least_interval
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
@@ -46,7 +48,8 @@ def define(
     """
     name = check_name(name)
     call = call_of(app, task, args, kwargs, options)
-    text, _ = parse(schedule, app=app)
+    text, when = parse(schedule, app=app)
+    _check_interval(text, when, app)
     if not isinstance(call.args, (list, tuple)):
         raise ConfigurationError(f"args = {shown(call.args)}: give a list")
     definition = Definition(
@@ -112,8 +115,24 @@ def revive(value: Any) -> Any:
     return value
 
 
-#: Of a hundred thousand entries, most have one of a few schedules.
-_schedule = lru_cache(maxsize=1024)(lambda text, app: read(text, app=app))
+@lru_cache(maxsize=1024)  # of a hundred thousand entries, most have one of a few schedules
+def _schedule(text: str, app: Any) -> Any:
+    when = read(text, app=app)
+    _check_interval(text, when, app)
+    return when
+
+
+def _check_interval(text: str, when: Any, app: Any) -> None:
+    """Raise `ConfigurationError` for an interval that is shorter than `neli_least_interval`."""
+    least = least_interval(app)
+    if type(when) is not schedule:
+        return
+    every = when.run_every.total_seconds()
+    if every < least:
+        raise ConfigurationError(
+            f"schedule = {text!r}: every {every:g} s is more often than an entry put at runtime may run: "
+            f"neli_least_interval = {least:g} s; give a longer interval, or lower that setting for all beats"
+        )
 
 
 def check_comes(definition: Definition, app: Any, *, after: float) -> None:

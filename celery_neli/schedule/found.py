@@ -35,6 +35,10 @@ class Found:
         self._own, self._log = own, log
         self._lock: Any = original("_thread", "allocate_lock")()  # for greenlets and threads alike
         self._entries: Entries = {}
+        self.generation = 0
+        """How often the topic was read from its beginning again, as of what is read now."""
+        self.taken = 0
+        """Of which generation was what `take` returned last."""
         self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
 
     def add(self, key: bytes | None, value: bytes | None) -> bool:
@@ -63,7 +67,14 @@ class Found:
         """What was added since the last call, but own records and what they replaced."""
         with self._lock:
             entries, self._entries = self._entries, {}
+            self.taken = self.generation
         return entries
+
+    def begin_again(self) -> None:
+        """The topic is read from its beginning again: what was not taken yet will come again, or is not there."""
+        with self._lock:
+            self._entries = {}
+            self.generation += 1
 
     def refuse(self, kind: str, what: str) -> None:
         """Say that a record is skipped: one line about each a minute, no more than twenty about one ``kind``, and one

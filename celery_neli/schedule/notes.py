@@ -49,7 +49,7 @@ def living(notes: Mapping[str, Note], members: Collection[str] | None, now: floa
             name=name, schedule=note.schedule[:SHOWN], version=note.version, age=max(0.0, now - note.at), app=note.app
         )
         for name, note in sorted(notes.items())
-        if now - note.at < LIVING and (members is None or name in members)
+        if abs(now - note.at) < LIVING and (members is None or name in members)
     ]
 
 

@@ -14,13 +14,32 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.schedule.checks import EARLIEST, LATEST, check_definition, shown
-from celery_neli.schedule.strict_json import MAX_INT, VERSION, number, read, spell, spell_field, typed
+from celery_neli.schedule.strict_json import (
+    MAX_INT,
+    VERSION,
+    instant,
+    number,
+    read,
+    spell,
+    spell_field,
+    typed,
+)
 
 MAX_BYTES = 1 << 18
 """Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
 MAX_SMALL = 1 << 12
 """Bytes of a state or a note; ours have some hundred."""
 MAX_NAME = 512
+RANK_MOST = 1 << 53
+"""The highest term that a state may have. Ranks come from Kafka's offsets, so none of ours comes near."""
+RUNS_MOST = 1 << 53
+"""The highest count of runs that is written. Readers take more, so that a count that reached it can be read."""
+FAR_AHEAD = 86_400.0
+"""Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
+START_AHEAD = 3650 * 86_400.0
+"""Seconds. Likewise the time at which an entry begins, which may lie ahead on purpose."""
+MAX_KEY = 1 << 13
+"""Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and everybody keeps the names that it reads."""
 MAX_CHANGES = 20
 """How many of its changes a definition remembers."""
 
@@ -100,7 +119,7 @@ def key_of(kind: Kind, name: str) -> bytes:
 def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
     """What `key_of` made the key from; None: another made it."""
     kind = None if key is None else _PREFIXES.get(key[:2])
-    if key is None or kind is None:
+    if key is None or kind is None or len(key) > MAX_KEY:
         return None
     try:
         return kind, key[2:].decode("utf-8", "surrogatepass")
@@ -194,17 +213,17 @@ def decode_state(value: bytes) -> State:
         raise RecordError(f"no {exc.args[0]!r}") from None
     since, open_, sent = fields.get("since", 0.0), fields.get("open", False), fields.get("sent")
     # Types are compared, not asked for: bool is an int, and this is read a hundred thousand times.
-    if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= MAX_INT:
+    if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= RANK_MOST:
         raise RecordError("bad 'runs' or 'term'")
     if type(open_) is not bool:
         raise RecordError("bad 'open'")
     return State(
-        last if type(last) is float and -MAX_INT <= last <= MAX_INT else number("last", last),
+        last if type(last) is float and EARLIEST <= last <= LATEST else instant("last", last),
         runs,
         term,
-        0.0 if not since else number("since", since),
+        0.0 if since is None or since == 0 else instant("since", since),
         open_,
-        None if sent is None else number("sent", sent),
+        None if sent is None else instant("sent", sent),
     )
 
 
@@ -226,7 +245,7 @@ def decode_definition(value: bytes) -> Definition:
         kwargs=kwargs,
         options=options,
         paused=typed(fields, "paused", bool),
-        since=number("since", fields.get("since")),
+        since=instant("since", fields.get("since")),
         static=static,
         changes=tuple(map(_change, typed(fields, "changes", list)[-MAX_CHANGES:])),
     )

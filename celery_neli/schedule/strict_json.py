@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from celery_neli.exceptions import ConfigurationError, RecordError, UnknownVersion
 from celery_neli.printable import printable
+from celery_neli.schedule.checks import EARLIEST, LATEST
 
 VERSION = 1
 MAX_INT = 1 << 62
@@ -54,6 +55,14 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_INT <= value <= MAX_INT:
         raise RecordError(f"bad {name!r}")
     return float(value)
+
+
+def instant(name: str, value: Any) -> float:
+    """Return the field's value as Unix seconds. Raises `RecordError`, which names the field, if it is no date."""
+    seconds = number(name, value)
+    if not EARLIEST <= seconds <= LATEST:
+        raise RecordError(f"bad {name!r}: {value!r} is no date in the years 1 to 9999")
+    return seconds
 
 
 def spell(value: Any) -> str:

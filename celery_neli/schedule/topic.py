@@ -67,10 +67,25 @@ class ScheduleTopic:
 
     @property
     def generation(self) -> int:
-        """Grows when the position was lost, or the topic: it is read anew from its beginning, and what was drained
-        before and does not come again up to the end is not there any more. Look at it before `drain`.
+        """Grows when the position was lost, or the topic: it is read from its beginning again, and what was drained
+        before and does not come again up to the end is not there any more.
         """
-        return self._follower.generation
+        return self._found.generation
+
+    @property
+    def drained(self) -> int:
+        """The generation of what `drain` returned last. For the thread that drains."""
+        return self._found.taken
+
+    @property
+    def whole(self) -> int:
+        """The generation that was last read to its end; -1 before the first. Ask before `drain`."""
+        return self._follower.whole
+
+    @property
+    def torn(self) -> bool:
+        """Whether this generation began because records were lost, not because this process was cut off for long."""
+        return self._follower.torn
 
     def fit(self) -> bool:
         """Return True if the topic was found, and can be read and written as far as is known. Without, this beat had

@@ -12,6 +12,7 @@ from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import printable
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.defined import entry_of, moment
+from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
 from celery_neli.schedule.text import text_of
 from celery_neli.tick.slots import next_slot
 
@@ -138,7 +139,10 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
 
 def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
     state = editor.known.states.get(name)
-    after = max(since, state.last if state else 0.0) or editor.now
+    # As a beat, which does not believe what is further ahead.
+    begins = since if since <= editor.now + START_AHEAD else 0.0
+    last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
+    after = max(begins, last) or editor.now
     try:
         slot = next_slot(when, moment(after))
     except Exception:  # noqa: BLE001 - of a user's schedule; beat logs it

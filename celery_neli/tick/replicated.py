@@ -22,6 +22,7 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
 from celery_neli.printable import printable
@@ -68,6 +69,7 @@ class ReplicatedScheduler(HeapedScheduler):
         self._now: datetime | None = None
         self._latest = 0.0
         self._fast = FastPath(app)
+        self._lines = EntryLines(logger, clock=lambda: maybe_make_aware(app.now()).timestamp())
         super().__init__(app, *args, **kwargs)
 
     def setup_schedule(self) -> None:
@@ -105,6 +107,7 @@ class ReplicatedScheduler(HeapedScheduler):
         now = entry.default_now()
         moment = maybe_make_aware(now).timestamp()
         if top.time > moment:
+            self._lines.summarize(moment)
             if self._was_set_back(entry, moment):
                 return 0.0
             return self._rest(top.time, float(min(top.time - moment, self.max_interval)))
@@ -195,9 +198,10 @@ class ReplicatedScheduler(HeapedScheduler):
         self.neli_left_out += found.left_out
         owed = found.owed
         assert owed is not None, "what is left out was owed"
-        logger.warning(
+        self._lines.warning(
+            "slots missed", entry.name,
             "beat: slots missed entry=%s left_out=%s%s first=%s last=%s policy=%s runs=%s",
-            entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
+            printable(entry.name), found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
             self._rule(entry).policy, found.slot,
         )  # fmt: skip
 

@@ -102,7 +102,7 @@ def apply(consumer: Any, drain: Drain) -> None:
                 declare(consumer, queue)
             except ConfigurationError as exc:
                 logger.error("role resigned role=%s: %s", role, exc)
-                drain.leadership.resign(role)
+                drain.leadership.stand_back(role)
                 continue
             tasks.add_queue(queue)
             added = True

@@ -91,7 +91,8 @@ class Leader:
 class Topic:
     """A schedule topic that is compacted at once."""
 
-    generation = unsaved = 0
+    generation = drained = whole = unsaved = 0
+    torn = False
 
     def __init__(self) -> None:
         self.records: dict[tuple[Kind, str], bytes] = {}

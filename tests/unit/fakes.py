@@ -80,6 +80,9 @@ class FakeLeadership:
     def resign(self, role: str) -> None:
         self.resigned.append(role)
 
+    def stand_back(self, role: str) -> None:
+        self.resigned.append(role)
+
     def ask(self, role: str) -> None:
         self.asked.append(role)
 
@@ -151,7 +154,9 @@ class FakeTopic:
 
     def __init__(self, log: list[Any] | None = None) -> None:
         self.log: list[Any] = [] if log is None else log  # (kind, name, value, writer)
-        self.generation = 0
+        self.generation = self.drained = self.whole = 0
+        #: Whether the present generation began because records were lost.
+        self.torn = True
         #: Whether writes arrive and reads reach the end.
         self.up = True
         self.writes = 0
@@ -168,6 +173,7 @@ class FakeTopic:
 
     def drain(self) -> dict[tuple[Kind, str], bytes | None]:
         new, self._next = self.log[self._next :], len(self.log)
+        self.drained = self.whole = self.generation
         return {(kind, name): value for kind, name, value, writer in new if writer is not self}
 
     def fit(self) -> bool:

@@ -183,6 +183,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "printable",
         "terminal",
         "nearest",
+        "printable",
         "settings",
         "election.records",
         "schedule.cli",

@@ -222,7 +222,7 @@ def test_a_row_of_django_celery_beat_is_carried_over(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "period", "text"), [(3, "days", "P3D"), (90, "minutes", "PT1H30M"), (500_000, "microseconds", "PT0.5S")]
+    ("every", "period", "text"), [(3, "days", "P3D"), (90, "minutes", "PT1H30M"), (1_500_000, "microseconds", "PT1.5S")]
 )
 def test_intervals_of_django_celery_beat(rows: Rows, every: int, period: str, text: str) -> None:
     """Of any period."""

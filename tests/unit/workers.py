@@ -117,6 +117,9 @@ class Leadership:
     def resign(self, role: str | None = None) -> None:
         self.resigned.append(role)
 
+    def stand_back(self, role: str) -> None:
+        self.resigned.append(role)
+
     def held(self, role: str | None = None) -> bool:
         self.asked += 1
         return self.holds
