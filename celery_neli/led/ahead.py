@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from celery_neli.led.claims import ASTRAY
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ahead"]
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Ahead:

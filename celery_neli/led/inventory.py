@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 from itertools import islice
 
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 
 __all__ = ["Inventory"]
 
 SHOWN = 10
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Inventory:

@@ -92,12 +92,12 @@ def test_a_schedule_without_slots_expires_from_the_sending() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, "5", True, float("nan"), float("inf"), 1e300, timedelta(seconds=5)])
-def test_an_expiry_that_is_no_number_of_seconds_is_refused(value: Any) -> None:
+def test_an_expiry_that_is_no_number_of_seconds_is_refused(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Where it is given, with entry, option and value."""
-    with pytest.raises(
-        ConfigurationError, match=r"beat entry 'e': neli_expires = .*: give a number of seconds above 0"
-    ):
-        Rig(beat_schedule={"e": {"task": "t", "schedule": 10, "options": {"neli_expires": value}}})
+    entry = {"task": "t", "schedule": 10, "options": {"neli_expires": value}}
+    rig = Rig(beat_schedule={"e": entry, "good": {"task": "t", "schedule": 10}})
+    assert set(rig.scheduler.schedule) == {"good"}
+    assert f"entry=e is left out: neli_expires = {value!r}: give a number of seconds above 0" in caplog.text
     with pytest.raises(ConfigurationError, match="neli_expires"):
         Misfire(expires=value)
 

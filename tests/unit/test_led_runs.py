@@ -34,7 +34,7 @@ def test_a_schedule_that_was_changed_counts_only_what_ran(end: str, before: Any,
 @pytest.mark.parametrize("then", [0.5, 30.0])
 def test_a_runtime_entry_that_is_changed_counts_only_what_ran(then: float) -> None:
     """With a leader, and with none."""
-    world = World({"other": 1.0})
+    world = World({"other": 1.0}, neli_least_interval=0.5)
     first = world.leader()
     world.put("e", 10.0)
     world.ticks(until=25.2)
