@@ -287,10 +287,9 @@ def _leaderless(app: Any, name: str) -> str | None:
     except NeliError:
         return None  # it has answered before, and stored the entry
     if not found.exists:
-        return (
-            f"the leader topic {config.topic} does not exist, or this user may not see it: if no beat of this group "
-            "runs, the entry does not run either"
-        )
+        if found.missing_rights:
+            return None  # who only manages entries needs no right to see who leads
+        return f"the leader topic {config.topic} does not exist: the entry runs once a beat of this group has started"
     role = config.roles[owner(name, len(config.roles))]
     if all(each.leader is None for each in found.roles if each.role == role):
         return (
