@@ -15,7 +15,7 @@ LANES := $(if $(ARGS),,-n 2 --dist loadgroup)
 
 export SECONDS JSON
 
-.PHONY: help install test lint format typing demo bench clean
+.PHONY: help install test lint format typing demo bench dist clean
 .DEFAULT_GOAL := help
 
 help:
@@ -55,6 +55,10 @@ $(BENCH_STAMP): $(STAMP)
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) .cache .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
