@@ -20,6 +20,7 @@ class SteadyLeadership:
     def __init__(self, *, leading: bool = True) -> None:
         self.config = Config(group="bench.beat", kafka="127.0.0.1:1")
         self.heard: Callable[[], None] | None = None
+        self.fit: Callable[[], bool] | None = None
         self._data: Mapping[str, Any] | None = None
         self._term: int | None = 1 if leading else None
 
@@ -48,7 +49,8 @@ class SteadyLeadership:
 class Sink:
     """A schedule topic in which whatever is written arrives, and which has nothing to tell."""
 
-    generation = unsaved = 0
+    generation = drained = whole = unsaved = 0
+    torn = False
 
     def __init__(self, *_: object) -> None:
         self.written = 0
@@ -60,6 +62,9 @@ class Sink:
 
     def drain(self) -> dict[Any, Any]:
         return {}
+
+    def fit(self) -> bool:
+        return True
 
     def read_to_end(self, timeout: float) -> bool:
         return True

@@ -16,6 +16,7 @@ from celery_neli.config import enabled, worker_settings
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared import shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.schedule.call import check_app
 from celery_neli.worker.drain import begin_drain
 from celery_neli.worker.events import tell
 from celery_neli.worker.handover import Handover
@@ -53,11 +54,14 @@ class Office(bootsteps.StartStopStep):
         """
         if not enabled(worker.app):
             return False
+        from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+
         with refusing():
             fence_kills = worker_settings(worker.app).fence_kills
             refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
             check_all(worker.app)
             leadership = leadership_for(worker.app, "worker")
+            validate(leadership.config)
         lease = shared(worker.app)
         assert lease is not None, "a worker's leadership shares its lease"
         drain = begin_drain(worker.app, leadership, lease)
@@ -179,8 +183,10 @@ def install(app: Celery) -> Celery:
     """Let every worker of `app` join the worker election. Returns `app`; may be repeated.
 
     `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler =
-    "celery_neli.Scheduler"`. Does not load the app's configuration, starts nothing.
+    "celery_neli.Scheduler"`. Does not load the app's configuration, starts nothing. Raises `ConfigurationError` for
+    anything but an app.
     """
+    check_app(app)
     app.steps["worker"].update((Office, Election))
     app.steps["consumer"].add("celery_neli.worker.consuming:LeaderQueues")
     return app

@@ -15,14 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.beat import beat
+from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS
+from celery_neli.masking import hide_from_reports
+from celery_neli.ordinary_beat import guard
+from celery_neli.printable import printable
 from celery_neli.schedule.cli import schedule
+from celery_neli.terminal import failure, say
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
+
+hide_from_reports()  # of `celery report`, too
+guard(beat, worker)
+_GONE = "  does not answer: its lease has run out"
 
 
 @click.group(name="neli")
@@ -42,7 +52,9 @@ neli.add_command(schedule)
 )
 @click.pass_context
 def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
-    """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader."""
+    """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader, or if
+    different apps share the group.
+    """
     from celery_neli.exceptions import NeliError
 
     try:
@@ -51,15 +63,24 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
         if as_json:
             print(json.dumps({"led": False, "error": str(exc), "elections": []}))
             ctx.exit(1)
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
+    _note_switched_off(ctx.obj.app)
     shown = [each for each in found if each.exists or election] or found[:1]
+    unseen = [right for each in found if not each.exists for right in each.missing_rights]
+    if all(not each.exists and each.missing_rights for each in shown):
+        if as_json:
+            print(json.dumps({"led": False, "error": shown[0].missing_rights[0], "elections": []}))
+            ctx.exit(1)
+        raise failure(NeliError(shown[0].missing_rights[0]))
     led = all(each.led for each in shown)
     if as_json:
         print(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))
     else:
         for each in shown:
             _print(each)
-    ctx.exit(0 if led else 1)
+        for right in unseen:
+            say(f"not looked at: {right}", err=True)
+    ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
 @neli.command(cls=CeleryCommand)
@@ -82,18 +103,46 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 
     try:
         config = from_app(ctx.obj.app, election)
+        _note_switched_off(ctx.obj.app)
         before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
     except NeliError as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
     if to not in (None, after.leader):
-        raise click.ClickException(
-            f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
-            f"not {to}"
+        raise failure(
+            NeliError(
+                f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
+                f"not {to}"
+            )
         )
-    print(
-        f"{election} role {before.role}: {before.leader} (term {before.term}) handed over to {after.leader} "
-        f"(term {after.term}) in {seconds:.1f} s"
+    say(
+        f"{election} role {before.role}: {printable(before.leader)} (term {before.term}) handed over to "
+        f"{printable(after.leader)} (term {after.term}) in {seconds:.1f} s"
     )
+
+
+@neli.command(cls=CeleryCommand)
+@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds to wait for the roles."
+)
+@click.pass_context
+def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
+    """Make the records of the beats' roles fit neli_shards: after it was lowered, or where a record was forged. Refuses
+    while a beat serves a role: to lower neli_shards, stop all beats first.
+    """
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
+    from celery_neli.repair import repair as mend
+
+    try:
+        config = from_app(ctx.obj.app, "beat")
+        changes = mend(config, dry_run=dry_run, timeout=timeout, log=_log())
+    except NeliError as exc:
+        raise click.ClickException(str(exc)) from None
+    for each in changes:
+        print(f"role {each.role}: {each.what}")
+    done = "nothing was written: dry run" if dry_run else "done"
+    print(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
 @neli.command(cls=CeleryCommand)
@@ -118,13 +167,20 @@ def kafka(ctx: click.Context, port: int) -> None:
             )
             ended.wait()
     except NeliError as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
+
+
+def _note_switched_off(app: Any) -> None:
+    if app.conf.get("neli_enabled", True) is False:
+        say("note: neli_enabled = False: processes with this setting take part in no election", err=True)
 
 
 def _log() -> Any:
     import logging
 
-    return logging.getLogger("celery_neli.cli")
+    from celery_neli.logs import escaping
+
+    return escaping(logging.getLogger("celery_neli.cli"))
 
 
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:
@@ -155,39 +211,52 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
 
 
 def _print(status: ElectionStatus) -> None:
-    print(f"{status.election}  topic={status.topic} group={status.group}")
+    say(f"{status.election}  topic={status.topic} group={status.group}")
     if not status.exists:
-        print("  the leader topic does not exist: no member has started yet")
+        say("  the leader topic does not exist: no member has started yet")
         return
     width = max((len(role.role) for role in status.roles), default=0) + 1
     for role in status.roles:
         name = f"{role.role}:".ljust(width)
         if role.leader is None:
-            print(f"  role {name} NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
+            say(f"  role {name} NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
         else:
             since = "?" if role.since is None else _when(role.since)
             age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
-            print(f"  role {name} {role.leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
-    schedules = {each.name: f"  schedule {each.shown}" for each in status.schedules}
+            leader = printable(role.leader)
+            say(f"  role {name} {leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
+    _print_members(status)
+    for line in (status.sharing, status.disagreement):
+        if line is not None:
+            say(f"  {line}")
+    for right in status.missing_rights:
+        say(f"  not looked at: {right}")
+
+
+def _print_members(status: ElectionStatus) -> None:
+    schedules = {each.name: f"  schedule {printable(each.shown)}" for each in status.schedules}
+    heard = {each.name: f"  last heard {each.age:.0f} s ago" for each in status.schedules if each.silent}
     if status.members is None:
-        print("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
+        say("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
         for name, told in schedules.items():
-            print(f"    {name}{told}")
-    else:
-        print(f"  members: {len(status.members)} (group {status.group_state})")
-        for member in status.members:
-            print(
-                f"    {member.name}  {member.host}"
-                + (f"  leads {', '.join(member.leads)}" if member.leads else "")
-                + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
-                + schedules.get(member.name, "")
-            )
-    if status.disagreement is not None:
-        print(f"  {status.disagreement}")
+            say(f"    {printable(name)}{told}" + (_GONE if name in status.gone else heard.get(name, "")))
+        return
+    say(f"  members: {len(status.members)} (group {status.group_state})")
+    for member in status.members:
+        say(
+            f"    {printable(member.name)}  {printable(member.host)}"
+            + (f"  leads {', '.join(member.leads)}" if member.leads else "")
+            + (f"  induced for {', '.join(member.induced)}" if member.induced else "")
+            + schedules.get(member.name, "")
+            + ("" if member.answers else heard.get(member.name, _GONE))
+        )
 
 
 def _when(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    try:
+        moment = datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):  # a record's time may be anything
+        return f"{seconds:g}"
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({_span(time.time() - seconds)})"
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.election.records import MAX_LEASE
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.settings import check_names
+from celery_neli.masking import Masked
+from celery_neli.settings import check_names, not_read
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -24,9 +25,9 @@ _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _LEADER = "leader"
 SHARDS_MOST = 256
 PARALLEL_MOST = 64
+VERSION_MOST = 1 << 53
 SCHEDULE = ".schedule"
 """What a leader topic's name is followed by in that of its schedule topic."""
-_PUBLIC = ("bootstrap.servers", "client.id", "security.protocol", "sasl.mechanism", "sasl.mechanisms")
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
 ELECTIONS = ("beat", "worker")
 STALL_LEAST = 1.0
@@ -123,7 +124,7 @@ class Config:
 
     def __repr__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
-        shown["kafka"] = {key: value if key in _PUBLIC else "***" for key, value in self.properties.items()}
+        shown["kafka"] = Masked(self.properties)
         return f"Config({', '.join(f'{key}={value!r}' for key, value in shown.items())})"
 
     @property
@@ -168,15 +169,19 @@ def _kafka(value: Any) -> Mapping[str, Any]:
     servers = value.get("bootstrap.servers", value.get("metadata.broker.list"))
     if not isinstance(servers, str) or not servers.strip():
         raise ConfigurationError("neli_kafka lacks 'bootstrap.servers': give at least one host:port")
+    if "@" in servers:
+        raise ConfigurationError(
+            "neli_kafka has a server with a user or a password in it: give host:port, and sasl.username and "
+            "sasl.password beside 'bootstrap.servers'"
+        )
     for server in servers.split(","):
         scheme, found, _ = server.strip().partition("://")
         if found and scheme.lower() not in _SCHEMES:
             raise ConfigurationError(
                 f"neli_kafka has the server {server.strip()!r}: give host:port, without {scheme}://"
             )
-    return MappingProxyType(
-        {**{k: v for k, v in value.items() if k != "metadata.broker.list"}, "bootstrap.servers": servers}
-    )
+    given = {k: v for k, v in value.items() if k != "metadata.broker.list"}
+    return MappingProxyType(Masked({**given, "bootstrap.servers": servers}))
 
 
 def enabled(app: Celery) -> bool:
@@ -234,14 +239,21 @@ def beat_settings(app: Celery) -> BeatSettings:
     in_doubt = app.conf.get("neli_in_doubt", "send")
     if in_doubt not in ("send", "skip"):
         raise ConfigurationError(f"neli_in_doubt = {in_doubt!r}: give 'send' or 'skip'")
+    least_interval(app)
     version = None
     if app.conf.get("neli_schedule_version") is not None:
-        version = _whole(app, "neli_schedule_version", 0, least=0, most=2**53)
+        version = _whole(app, "neli_schedule_version", 0, least=0, most=VERSION_MOST)
     return BeatSettings(
         sends_in_doubt=in_doubt == "send",
         parallel=_whole(app, "neli_publish_parallel", 1, least=1, most=PARALLEL_MOST),
         version=version,
     )
+
+
+def least_interval(app: Celery) -> float:
+    """Return `neli_least_interval` in seconds. Loads the app's configuration. Raises `ConfigurationError`."""
+    value = app.conf.get("neli_least_interval")
+    return 1.0 if value is None else _seconds("least_interval", value)
 
 
 def _whole(app: Celery, name: str, default: int, *, least: int, most: int) -> int:
@@ -257,9 +269,10 @@ def _group(app: Celery) -> str:
     """The setting `neli_group`. Raises `ConfigurationError` without it."""
     group = app.conf.get("neli_group")
     if not group:
+        hint = not_read(app, "neli_group")
+        example = "name this deployment, e.g. neli_group = 'shop-production'"
         raise ConfigurationError(
-            "neli_group is not set: name this deployment, e.g. neli_group = 'shop-production'; "
-            "two environments on one Kafka must differ"
+            f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
         )
     if not isinstance(group, str):
         raise ConfigurationError(f"neli_group = {group!r}: give a string")

@@ -29,6 +29,7 @@ from confluent_kafka import KafkaError
 
 from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
 from celery_neli.kafka.mock_cluster import MockCluster, load
+from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddedKafka"]
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 ALL_BROKERS = -1  # rdkafka_mock.h: "Use -1 for all brokers"
 

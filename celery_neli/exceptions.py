@@ -23,6 +23,10 @@ class TopicError(NeliError):
     """The leader topic is missing, unfit or out of reach for want of rights; the message says what to do."""
 
 
+class NotAllowed(NeliError):
+    """Kafka refused a question for want of rights; the message names them, and the command that gives them."""
+
+
 class ClosedError(NeliError):
     """The curator was closed: it can be pulsed no more."""
 

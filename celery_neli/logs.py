@@ -1,4 +1,7 @@
-"""Log lines from a thread that must not wait.
+"""Log lines of which each stays one line, and log lines from a thread that must not wait.
+
+Names, tasks, reasons and errors in a line may come from others: from a topic, a message or a broker. `escaping` gives a
+logger that escapes them, wherever the line is written.
 
 A logging handler may block: on its lock, on a full pipe, on a disk. The thread that renews the lease therefore only
 queues its lines; a thread of its own hands them to the ordinary loggers, in order.
@@ -8,12 +11,79 @@ from __future__ import annotations
 
 import logging
 import queue
+import traceback
 from typing import Any
 
+from celery_neli.printable import printable
 from celery_neli.threads import original, spawn
 
 MOST = 10_000
 """Lines that may wait for a handler that blocks; further ones are dropped."""
+LONGEST_ARGUMENT = 1_000
+"""Characters of one argument of a log line; a longer one is cut."""
+
+
+def escaping(logger: logging.Logger) -> logging.Logger:
+    """Return `logger`, which from now on escapes what its lines are filled in with, so that no argument can begin a
+    line of its own or reach the terminal. Changes neither its level nor its handlers. Any thread.
+    """
+    logger.addFilter(_ESCAPE)
+    return logger
+
+
+class Lines:
+    """An argument that stays several lines, such as a stack: each of them is escaped by itself."""
+
+    def __init__(self, text: object) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return "\n".join(printable(line, LONGEST_ARGUMENT) for line in str(self.text).split("\n"))
+
+
+class _Escape(logging.Filter):
+    """Makes text, bytes and errors among a line's arguments printable; numbers and other objects stay as they are. So
+    it does with the messages of errors in a traceback.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_escaped, record.args))
+        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
+            record.exc_text = _traceback(record.exc_info[1])
+        return True
+
+
+class _Escaped:
+    """An argument that is escaped when the line is formatted, whether with `%s` or with `%r`."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __str__(self) -> str:
+        value = self.value
+        return printable(value if isinstance(value, (str, bytes)) else str(value), LONGEST_ARGUMENT)
+
+    def __repr__(self) -> str:
+        return printable(repr(self.value), LONGEST_ARGUMENT)
+
+
+def _escaped(value: object) -> object:
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_ARGUMENT and value.isprintable() else _Escaped(value)
+    return _Escaped(value) if isinstance(value, (bytes, BaseException)) else value
+
+
+def _traceback(error: BaseException) -> str:
+    """As logging has it, but the message of each error is one line."""
+    lines = []
+    for part in traceback.TracebackException.from_exception(error).format():
+        frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # of a file, or between two errors
+        lines.append(part if frame else f"{printable(part[:-1], LONGEST_ARGUMENT)}\n")
+    return "".join(lines).rstrip("\n")
+
+
+_ESCAPE = _Escape()
 
 
 class _Queued(logging.Logger):
@@ -46,6 +116,7 @@ class BackgroundLog:
 
     def logger(self, name: str) -> logging.Logger:
         """One that hands on, in the end, to the ordinary logger called `name`."""
+        escaping(logging.getLogger(name))
         return _Queued(name, self._lines)
 
     def start(self) -> None:

@@ -10,9 +10,10 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.clients import producer_properties
 from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.status import RoleStatus, look
+from celery_neli.status import ElectionStatus, RoleStatus, look
 
 if TYPE_CHECKING:
     import logging
@@ -41,14 +42,18 @@ def hand_over(
             f"the {election} election has no role {role!r}; it has {', '.join(config.roles)}"
             " (choose the election with --election)"
         )
-    status = look(config, election, log=log)
+    status = look(config, election, log=log, schedules=election == "beat")
+    if not status.exists and status.missing_rights:
+        raise NeliError(status.missing_rights[0])
     before = next((each for each in status.roles if each.role == role), None)
     if before is None or before.leader is None:
         reason = "its leader topic does not exist" if before is None else before.reason
         raise NeliError(f"nobody leads {election} role {role}: {reason}")
-    if to is not None and status.members is not None and to not in [each.name for each in status.members]:
-        names = ", ".join(each.name for each in status.members) or "none"
-        raise NeliError(f"the {election} election has no member {to!r}; its members: {names}")
+    if to is not None and to not in status.known:
+        raise NeliError(_unknown(status, to))
+    gone = status.members is not None and not any(each.answers for each in status.members if each.name == to)
+    if to is not None and gone:
+        raise NeliError(f"{to} is still in the {election} group, but does not answer: name another member")
     if to == before.leader:
         raise NeliError(f"{to} leads {election} role {role} already")
     began = time.monotonic()
@@ -63,8 +68,18 @@ def hand_over(
     )
 
 
+def _unknown(status: ElectionStatus, to: str) -> str:
+    names = ", ".join(status.known) or "none"
+    if status.members is not None:
+        return f"the {status.election} election has no member {to!r}; its members: {names}"
+    return (
+        f"the {status.election} election has no sign of a member {to!r}, and Kafka does not describe the group (the "
+        f"embedded one cannot); members that wrote of late: {names}. Leave --to out to hand over to any of them"
+    )
+
+
 def _send(config: Config, partition: int, role: str, to: str | None, term: int | None, log: logging.Logger) -> None:
-    klog = KafkaLog(log, config.properties)
+    klog = KafkaLog(log, config.properties, one_shot=True)
     producer = Producer({**producer_properties(config), "logger": klog, "error_cb": klog.remark})
     failed: list[KafkaError] = []
     record = Record(kind="request", member=f"request/{secrets.token_hex(6)}", seq=0, lease=0.0, to=to, term=term)
@@ -77,7 +92,10 @@ def _send(config: Config, partition: int, role: str, to: str | None, term: int |
         producer.produce(config.topic, encode(record), role, partition=partition, on_delivery=delivered)
         waiting = producer.flush(config.heartbeat_timeout)
     except KafkaException as exc:
-        raise NeliError(f"the request could not be sent: {klog.masked(exc.args[0].str())}") from None
+        raise NeliError(f"the request could not be sent: {klog.reason(exc.args[0])}") from None
     if failed or waiting:
-        reason = klog.masked(failed[0].str()) if failed else "no answer from Kafka"
+        reason = "no answer from Kafka"
+        if failed:
+            denied = is_denied(failed[0].name())
+            reason = klog.lacks(["Write"], "topic", config.topic) if denied else klog.reason(failed[0])
         raise NeliError(f"the request could not be sent: {reason}")

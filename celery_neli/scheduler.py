@@ -95,8 +95,12 @@ class Scheduler(Facade):
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
         if self._leader is None:
-            self._roles(self._inner_class(self.app), from_app(self.app, "beat"))
+            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+
+            config = from_app(self.app, "beat")
+            self._roles(self._inner_class(self.app), config)
             beat_settings(self.app)
+            validate(config)
         else:
             self._inner_class(self.app)
 
@@ -165,11 +169,13 @@ class Scheduler(Facade):
                 config=leader.config,
                 settings=beat_settings(self.app),
                 topic=type(self).topic_factory(leader.config, alarm.ring),
+                app=self.app.main,
             )
         self._desks = [
             Desk(
                 app=self.app, cls=cls, shard=shard, role=role, leader=leader, alarm=alarm, keeper=self._keeper,
                 options=self._options, added=self._added, stopping=lambda: self._close_asked,
+                amend=self._amend, learn=self._learn,
             )
             for shard, role in enumerate(roles)
         ]  # fmt: skip
@@ -180,6 +186,7 @@ class Scheduler(Facade):
         leader.heard = self._heard
         self._leader, self._alarm = leader, alarm
         if self._keeper is not None:
+            leader.fit = self._keeper.topic.fit  # who cannot read or write the schedule would lead and serve nothing
             self._keeper.topic.start()
         leader.start()
         return leader, alarm
@@ -227,7 +234,7 @@ class Scheduler(Facade):
             leader, alarm = self._leader, self._alarm
             if leader is not None and alarm is not None:
                 leader.stop()
-                leader.heard = None
+                leader.heard = leader.fit = None
                 alarm.disconnect()
             if self._keeper is not None:
                 self._keeper.stop()

@@ -17,15 +17,19 @@ from confluent_kafka.admin import AdminClient
 
 from celery_neli.election.lease import Lease, Timing, name_of
 from celery_neli.election.records import Record, decode
-from celery_neli.exceptions import NeliError, RecordError
+from celery_neli.exceptions import NeliError, NotAllowed, RecordError
+from celery_neli.kafka.asking import metadata
+from celery_neli.kafka.causes import OF_NO_READER, is_denied
 from celery_neli.kafka.clients import admin_properties, reader_properties
 from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.validate import making
 from celery_neli.schedule.client import read_notes
-from celery_neli.schedule.notes import MemberSchedule, disagreement, living
+from celery_neli.schedule.notes import MemberSchedule, apps_of, disagreement, living, sharing
 from celery_neli.schedule.records import Note
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Collection
 
     from confluent_kafka import Message
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
 TAIL = 400
 TIMEOUT = 1.5
-WATCH = 1.2  # longer than the default interval between heartbeats
+WATCH = 0.1  # more than the interval between two heartbeats
 FRESH = 2.0
 CLAIMS = 0.5
 
@@ -54,18 +58,24 @@ class RoleStatus:
 @dataclass(frozen=True, kw_only=True)
 class MemberStatus:
     """One member of the consumer group; `leads`: the roles that it leads, `induced`: those that the group has assigned
-    to it, both in the order of the configuration. Members of one name are said to lead the same.
+    to it, both in the order of the configuration. Members of one name are said to lead the same. `answers` is False if
+    the member is known to be gone though its session has not ended: its lease has run out, or its notes have ended.
     """
 
     name: str
     host: str
     leads: list[str]
     induced: list[str]
+    answers: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class ElectionStatus:
-    """One election; `members` is None if the group could not be described, `schedules` is what its members told."""
+    """One election; `members` is None if the group could not be described, `schedules` is what its members told.
+    `missing_rights`: sentences about what could not be looked at; without the right to read the topic, `exists` is
+    False. `seen` names who wrote to the leader topic of late, `gone` who let a lease run out, and when (Unix seconds),
+    and was not heard since.
+    """
 
     election: str
     topic: str
@@ -75,11 +85,26 @@ class ElectionStatus:
     members: list[MemberStatus] | None = None
     group_state: str | None = None
     schedules: list[MemberSchedule] = field(default_factory=list)
+    missing_rights: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    gone: dict[str, float] = field(default_factory=dict)
 
     @property
     def disagreement(self) -> str | None:
         """What members' schedules are, if they differ."""
         return disagreement(self.schedules)
+
+    @property
+    def sharing(self) -> str | None:
+        """Which apps share the group, if they are several: only one of them has its schedule sent."""
+        return sharing(apps_of(self.schedules), self.group)
+
+    @property
+    def known(self) -> list[str]:
+        """The names of the members, as far as they are known: the group's, else those who wrote of late."""
+        if self.members is not None:
+            return sorted({each.name for each in self.members})
+        return sorted({*self.seen, *(each.name for each in self.schedules if not each.silent)}.difference(self.gone))
 
     @property
     def led(self) -> bool:
@@ -88,33 +113,62 @@ class ElectionStatus:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return {**asdict(self), "led": self.led, "disagreement": self.disagreement}
+        return {**asdict(self), "led": self.led, "disagreement": self.disagreement, "sharing": self.sharing}
 
 
 def look(config: Config, election: str, *, log: logging.Logger, schedules: bool = False) -> ElectionStatus:
-    """Look at one election; takes about half a second, two at most. `schedules`: at its members' schedules, too.
+    """Look at one election, with `schedules` at its members' schedules, too; takes some tenths of a second, two seconds
+    at most.
 
     Raises `NeliError` if no broker answers.
     """
-    klog = KafkaLog(log, config.properties)
+    klog = KafkaLog(log, config.properties, one_shot=True)
     with ThreadPoolExecutor(1) as pool:
         notes = pool.submit(_notes, config, log) if schedules else None
         try:
-            found = _look(config, election, klog)
+            with making(config.properties):
+                found = _look(config, election, klog)
         except KafkaException as exc:
-            reason = klog.masked(exc.args[0].str())
-            raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
+            error = exc.args[0]
+            if is_denied(error.name()):
+                right = klog.lacks(["Read"], "topic", config.topic)
+                return ElectionStatus(
+                    election=election, topic=config.topic, group=config.group, exists=False, missing_rights=[right]
+                )
+            raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {klog.reason(error)}") from None
         if notes is None:
             return found
         names = None if found.members is None else {each.name for each in found.members}
-        return replace(found, schedules=living(notes.result(), names, time.time()))
+        notes_read, why = notes.result()
+        now = time.time()
+        found = _with_notes(found, living(notes_read, names, now), now)
+        return replace(found, missing_rights=[*found.missing_rights, *why])
 
 
-def _notes(config: Config, log: logging.Logger) -> dict[str, Note]:
+def _with_notes(found: ElectionStatus, told: list[MemberSchedule], now: float) -> ElectionStatus:
+    """Add what members' notes say: a member whose note is younger than the end of its lease is there again."""
+    heard = {each.name: now - each.age for each in told}
+    gone = {name: since for name, since in found.gone.items() if heard.get(name, since) <= since}
+    silent = {each.name for each in told if each.silent}
+    members = found.members and [
+        replace(
+            each, answers=(each.answers or (each.name in heard and each.name not in gone)) and each.name not in silent
+        )
+        for each in found.members
+    ]
+    return replace(found, schedules=told, members=members, gone=gone)
+
+
+def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:
+    """Return the members' notes, and why there are none if a right is missing. If they take too long, the election is
+    told without.
+    """
     try:
-        return read_notes(config, log=log, timeout=TIMEOUT)
+        return read_notes(config, log=log, timeout=TIMEOUT), []
+    except NotAllowed as exc:
+        return {}, [str(exc)]
     except NeliError:
-        return {}  # no right to read them, or they take too long: the election is told without
+        return {}, []
 
 
 def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
@@ -123,13 +177,18 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
     group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
     reader = Consumer({**reader_properties(config), **extra})
     try:
-        found = reader.list_topics(config.topic, timeout=TIMEOUT).topics[config.topic]
+        found = metadata(reader, klog, config.topic, TIMEOUT)
+        if found.error is not None and is_denied(found.error.name()):
+            raise KafkaException(found.error)
         if found.error is not None or not found.partitions:
             return ElectionStatus(election=election, topic=config.topic, group=config.group, exists=False)
-        roles = _roles(reader, config, min(len(found.partitions), len(config.roles)))
+        roles, seen, gone = _roles(reader, config, min(len(found.partitions), len(config.roles)))
     finally:
         reader.close()
-    members, state = _members(group, config, roles)
+    # Whom the group still has a session after its lease has run out stands by: it would have been put out otherwise.
+    over = time.time() - config.session_timeout
+    members, state = _members(group, config, roles, gone=[name for name, since in gone.items() if since > over])
+    denied = members is None and _is_refused(group)
     return ElectionStatus(
         election=election,
         topic=config.topic,
@@ -138,7 +197,15 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
         roles=roles,
         members=members,
         group_state=state,
+        missing_rights=[klog.lacks(["Describe"], "group", config.group)] if denied else [],
+        seen=sorted(seen - gone.keys()),
+        gone=gone,
     )
+
+
+def _is_refused(group: Future[Any]) -> bool:
+    error = group.exception() if group.done() else None
+    return isinstance(error, KafkaException) and is_denied(error.args[0].name())
 
 
 class _Observer:
@@ -150,6 +217,8 @@ class _Observer:
         self.last: tuple[Record, float] | None = None  # last effective record, when (Unix seconds)
         self.times: dict[int, float] = {}
         self.ended = False
+        self.authors: set[str] = set()
+        self.gone: dict[str, float] = {}  # who let a lease run out, and when (Unix seconds)
 
     def read(self, message: Message) -> None:
         offset, seconds = message.offset() or 0, message.timestamp()[1] / 1000
@@ -157,18 +226,28 @@ class _Observer:
             record: Record | None = decode(message.value() or b"")
         except RecordError:
             record = None
-        before = self.lease.last
+        before, holder = self.lease.last, self.lease.holder
         self.lease.read(offset, record, 0.0)
         if self.lease.lost is not None:
             self.lease.begin_anew("/", 0.0)
         if record is not None and record.kind == "claim":
             self.times[offset] = seconds
+        if record is not None:
+            self.authors.add(name_of(record.member))
+            self.gone.pop(name_of(record.member), None)
         if self.lease.last != before and record is not None:
             self.last = (record, seconds)
+            if record.kind == "claim" and holder not in (None, record.member):
+                self.gone[name_of(holder or "")] = seconds
 
     @property
     def age(self) -> float:
         return float("inf") if self.last is None else time.time() - self.last[1]
+
+    @property
+    def expired(self) -> bool:
+        """Whether the lease of the last holder has run out."""
+        return self.lease.holder is not None and self.last is not None and self.age > self.last[0].lease
 
     @property
     def sure(self) -> bool:
@@ -176,14 +255,15 @@ class _Observer:
         return self.lease.known and (self.lease.holder is None or -0.5 <= self.age <= FRESH)
 
 
-def _roles(reader: Consumer, config: Config, partitions: int) -> list[RoleStatus]:
+def _roles(reader: Consumer, config: Config, partitions: int) -> tuple[list[RoleStatus], set[str], dict[str, float]]:
+    """Return the roles; who wrote the records that were read; and who of them let a lease run out since, and when."""
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
         low, high = reader.get_watermark_offsets(TopicPartition(config.topic, index), timeout=TIMEOUT)
         observers[index] = _Observer(max(low, high - TAIL), oldest=high - TAIL <= low)
     reader.assign([TopicPartition(config.topic, index, each.lease.newest + 1) for index, each in observers.items()])
     end = time.monotonic() + TIMEOUT
-    watched = time.monotonic() + WATCH
+    watched = time.monotonic() + config.heartbeat_interval + WATCH
     while time.monotonic() < end:
         message = reader.poll(0.05)
         if message is not None:
@@ -193,7 +273,7 @@ def _roles(reader: Consumer, config: Config, partitions: int) -> list[RoleStatus
                 observer.read(message)
             elif error.name() == "_PARTITION_EOF":
                 observer.ended = True
-            else:
+            elif error.name() not in OF_NO_READER:
                 raise KafkaException(error)
         ended = all(each.ended for each in observers.values())
         if ended and (time.monotonic() > watched or all(each.sure for each in observers.values())):
@@ -201,7 +281,15 @@ def _roles(reader: Consumer, config: Config, partitions: int) -> list[RoleStatus
     _find_claims(reader, config, observers)
     told = [_role(config.roles[index], each) for index, each in observers.items()]
     missing = "its partition does not exist yet: a member that has the role in neli_roles will add it"
-    return told + [RoleStatus(role=role, reason=missing) for role in config.roles[partitions:]]
+    told += [RoleStatus(role=role, reason=missing) for role in config.roles[partitions:]]
+    seen = {name for each in observers.values() for name in each.authors}
+    gone: dict[str, float] = {}
+    for each in observers.values():
+        gone.update(each.gone)
+        if each.expired and each.last is not None:
+            gone[name_of(each.lease.holder or "")] = each.last[1] + each.last[0].lease
+    leaders = {role.leader for role in told}
+    return told, seen, {name: since for name, since in gone.items() if name not in leaders}
 
 
 def _role(role: str, observer: _Observer) -> RoleStatus:
@@ -220,7 +308,7 @@ def _role(role: str, observer: _Observer) -> RoleStatus:
         "heartbeat_age": max(0.0, observer.age),
         "lease": record.lease,
     }
-    if observer.age > record.lease:
+    if observer.expired:
         return RoleStatus(reason=f"the lease of {name} has run out", **common)
     return RoleStatus(leader=name, since=observer.times.get(lease.term), **common)
 
@@ -248,7 +336,7 @@ def _find_claims(reader: Consumer, config: Config, observers: dict[int, _Observe
 
 
 def _members(
-    group: Future[Any], config: Config, roles: list[RoleStatus]
+    group: Future[Any], config: Config, roles: list[RoleStatus], *, gone: Collection[str]
 ) -> tuple[list[MemberStatus] | None, str | None]:
     try:
         described = group.result(TIMEOUT)
@@ -260,5 +348,10 @@ def _members(
         indexes = sorted(each.partition for each in owned if each.partition < len(config.roles))
         induced = [config.roles[index] for index in indexes]
         leads = [each.role for each in roles if each.leader == member.client_id]
-        members.append(MemberStatus(name=member.client_id, host=member.host, leads=leads, induced=induced))
+        members.append(
+            MemberStatus(
+                name=member.client_id, host=member.host, leads=leads, induced=induced,
+                answers=member.client_id not in gone,
+            )
+        )  # fmt: skip
     return sorted(members, key=lambda each: each.name), described.state.name.lower()

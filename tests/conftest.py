@@ -13,6 +13,7 @@ from tests.brokers.rabbitmq_server import RabbitMQServer
 from tests.brokers.redis_server import RedisServer
 from tests.kafka import libs
 from tests.kafka.cluster import KafkaCluster
+from tests.kafka.secured import SecuredKafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +72,15 @@ def kafka_node(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def kafka(kafka_node: KafkaCluster) -> str:
     """The bootstrap servers of one real broker, which all tests share: take names from `names`."""
     return kafka_node.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """One real broker with TLS, SASL and the authorizer, which all tests share: take users and topics from `names`."""
+    java = services.java()
+    assert java is not None, "kafka_libs has asked for it"
+    with SecuredKafka(java=java, libs=kafka_libs, directory=tmp_path_factory.mktemp("kafka-secured")) as node:
+        yield node
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,11 @@ from typing import Any
 
 from celery.utils.log import get_logger
 
+from celery_neli.logs import escaping
+
 __all__ = ["DROP_TIMEOUT", "drop_connection"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds that dropping one connection may take, which waits for nobody but a socket.
 DROP_TIMEOUT = 2.0

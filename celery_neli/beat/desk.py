@@ -15,6 +15,9 @@ from celery_neli.beat import inner as inners
 from celery_neli.beat.reservation import Ledger
 from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.log_limit import LogLimit
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Desk"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds to pause after a failure: the first one, doubled each time up to the last one.
 FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0
@@ -33,6 +36,10 @@ FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0
 CATCH_UP = 1.0
 #: Seconds after which a shard that cannot begin yet looks again.
 LATER = 0.2
+#: Seconds for which a leader tries to read the schedule topic before it lets another one try.
+UNREAD = 10.0
+#: Seconds between two log lines of one reason why a role cannot be served.
+SAID_EVERY = 60.0
 
 
 class NotRead(Exception):
@@ -57,8 +64,12 @@ class Desk:
         options: Mapping[str, Any],
         added: list[dict[str, Any]],
         stopping: Callable[[], bool],
+        amend: Callable[[Any], None] = lambda scheduler: None,
+        learn: Callable[[Any], None] = lambda scheduler: None,
     ) -> None:
-        """``keeper``: of a scheduler that is led from Kafka's schedule topic; None for any other."""
+        """``keeper``: of a scheduler that is led from Kafka's schedule topic; None for any other. ``amend`` is told of
+        each scheduler that was built, ``learn`` of each that is put down for good.
+        """
         self.role = role
         #: The inner scheduler of the present term.
         self.inner: Any = None
@@ -68,10 +79,14 @@ class Desk:
         self._leader, self._alarm, self._keeper = leader, alarm, keeper
         self._ledger = Ledger()
         self._options, self._added, self._stopping = options, added, stopping
+        self._amend, self._learn = amend, learn
         #: Ours, standing by between terms.
         self._kept: Any = None
         self._waited = False
         self._reason, self._pause, self._retry_at = "", FIRST_PAUSE, 0.0
+        self._failing_since = 0.0
+        self._stood_back = False
+        self._limit = LogLimit(SAID_EVERY)
         #: Term that began, and until when its entries are known to have been served.
         self._began: tuple[int, datetime] | None = None
 
@@ -102,6 +117,8 @@ class Desk:
             self.put_down()
             self.failing = True
             self._say(str(exc))
+            if self._fails_for_long():
+                self._give_way()
             return 0.0
         except Exception as exc:  # noqa: BLE001 - of any scheduler, store or driver; said in _failed
             return self._failed(exc)
@@ -121,8 +138,9 @@ class Desk:
             standing = self._leader.snapshot(self.role)
             if not standing.leading or standing.term is None:
                 down.set()
-                self._keep()
-                return None
+                if self._reason and self._fails_for_long():  # the term was led, and not served
+                    self._give_way()
+                return None if self._keep() else 0.0
             if not self._begin(standing.term):
                 return LATER
         elif self._waited and self.inner.should_sync():
@@ -148,14 +166,15 @@ class Desk:
         if self._keeper is None:
             built = inners.build(self._cls, app=self._app, tenure=tenure, ledger=self._ledger, options=self._options)
             self.inner = built  # from here on, whatever happens puts it down
+            self._add_to(built)
+            self._amend(built)
             inners.count_births(built, born_since=now, since=self._began[1])
-            for fields in self._added:
-                built.add(**fields)
             return True
         self._keep()
+        generation = self._keeper.topic.generation
         if not self._keeper.topic.read_to_end(CATCH_UP):
             raise NotRead("the schedule topic cannot be read to its end: nothing is sent before")
-        self._keeper.pull()
+        self._keeper.pull_all(generation)
         if self._kept.neli_is_over(term):
             self._leader.resign(self.role)
             self._alarm.down[self.role].set()
@@ -167,14 +186,17 @@ class Desk:
         self.inner = self._kept
         return True
 
-    def _keep(self) -> None:
-        """Have our own scheduler ready, its entries as the schedule topic tells."""
+    def _keep(self) -> bool:
+        """Have our own scheduler ready, its entries as the schedule topic tells; return False if more of that is to be
+        taken in.
+        """
         if self._keeper is None:
-            return
+            return True
         self._keeper.make_all()
-        self._keeper.pull()
+        caught_up = self._keeper.pull()
         self._kept.neli_stand_by()
         self._keeper.prefer_newest(self._shard)
+        return caught_up
 
     def make(self) -> None:
         """Have our own scheduler. Raises what its construction raises."""
@@ -183,9 +205,16 @@ class Desk:
                 self._cls, app=self._app, shard=self._shard, keeper=self._keeper, ledger=self._ledger,
                 options=self._options,
             )  # fmt: skip
-            for fields in self._added:
-                self._kept.add(**fields)
+            self._add_to(self._kept)
+            self._amend(self._kept)
             self._keeper.followers.append(self._kept)
+
+    def _add_to(self, scheduler: Any) -> None:
+        for fields in self._added:
+            try:
+                scheduler.add(**fields)
+            except ConfigurationError as exc:
+                logger.error("beat: entry=%s is left out: %s", printable(fields.get("name")), exc)
 
     def _stand_by(self) -> None:
         term = self.inner.neli_tenure.term if self.inner is not None else None
@@ -202,6 +231,8 @@ class Desk:
             if inner is not None:
                 held = not self._is_fenced() and inner.neli_tenure.may_finish()
                 try:
+                    if inner is not self._kept:
+                        self._learn(inner)
                     (inners.retire if held else inners.abandon)(inner)
                 except Exception:
                     logger.exception("beat: closing %r failed", inner)
@@ -220,7 +251,7 @@ class Desk:
         self.put_down()
         self.failing = True
         if isinstance(exc, ConfigurationError):
-            self._leader.resign(self.role)  # time mends nothing; another may be set right
+            self._give_way()  # time mends nothing; another may be set right
         self._pause = min(2 * self._pause, LAST_PAUSE) if self._reason else FIRST_PAUSE
         self._retry_at = time.monotonic() + self._pause
         what = "cannot be built" if building else "failed"
@@ -228,11 +259,23 @@ class Desk:
         return self._pause
 
     def _say(self, reason: str, exc: Exception | None = None) -> None:
-        if reason != self._reason:
+        if not self._reason:
+            self._failing_since = time.monotonic()
+        if reason != self._reason and self._limit.allows(reason):
             over = self._kept is not None and self.inner is None and exc is not None
             then = "handing over" if over else "trying again for as long as this beat leads"
-            logger.error("beat: %s; %s", reason, then, exc_info=None if self._reason else exc)
-            self._reason = reason
+            trace = None if self._reason or isinstance(exc, ConfigurationError) else exc
+            logger.error("beat: %s; %s", reason, then, exc_info=trace)
+        self._reason = reason
+
+    def _fails_for_long(self) -> bool:
+        return time.monotonic() - self._failing_since > UNREAD
+
+    def _give_way(self) -> None:
+        """Let another beat lead the role, and do not come back to it at once."""
+        if not self._stood_back:
+            self._stood_back = True
+            self._leader.stand_back(self.role)
 
     def _forget_failures(self) -> None:
-        self._reason, self._pause, self._retry_at = "", FIRST_PAUSE, 0.0
+        self._reason, self._pause, self._retry_at, self._stood_back = "", FIRST_PAUSE, 0.0, False

@@ -7,14 +7,55 @@ from typing import TYPE_CHECKING, Any
 
 import celery.beat
 import click
+from celery.utils.log import get_logger
 
-from celery_neli.beat.inner import DEFAULT
+from celery_neli.beat.draft import Draft
+from celery_neli.beat.inner import DEFAULT, is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.led.shards import owner
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
+from celery_neli.schedule.static import with_sound_schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from celery_neli.beat.desk import Desk
 
 __all__ = ["Facade"]
+
+logger = escaping(get_logger(__name__))
+
+#: Schedulers whose entries are in memory, or in a file of their own that is read for the names of `beat_schedule` only.
+_CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
+
+
+class Spread(ChainMap[str, Any]):
+    """The schedules of all shards as one mapping: an entry is in that of its shard."""
+
+    def __setitem__(self, name: str, entry: Any) -> None:
+        self._of(name)[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._of(name)[name]
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As a dict's."""
+        return self._of(name).pop(name, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As a dict's."""
+        for name in self:
+            return name, self.pop(name)
+        raise KeyError("the schedule is empty")
+
+    def clear(self) -> None:
+        """As a dict's."""
+        for each in self.maps:
+            each.clear()
+
+    def _of(self, name: str) -> Any:
+        return self.maps[owner(name, len(self.maps))]
 
 
 class Facade(celery.beat.Scheduler):
@@ -26,6 +67,9 @@ class Facade(celery.beat.Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._desks: list[Desk] = []
         self._added: list[dict[str, Any]] = []
+        self._drafted: Draft | None = None
+        #: The mapping that Celery's constructor was given, evaluated.
+        self._given: Any = None
         super().__init__(*args, **kwargs)
 
     @property
@@ -33,28 +77,86 @@ class Facade(celery.beat.Scheduler):
         return [desk.inner for desk in self._desks if desk.inner is not None]
 
     def add(self, **kwargs: Any) -> Any:
-        """Add an entry (Celery's fields); kept for the inner schedulers of later terms too."""
-        self._added.append(kwargs)
+        """Add an entry (Celery's fields; the schedule may be text); kept for the inner schedulers of later terms too.
+
+        :raises ConfigurationError: the schedule is none; nothing was added.
+        """
+        kwargs = with_sound_schedule(kwargs.get("name"), kwargs, self.app)
         added = [desk.scheduler.add(**kwargs) for desk in self._desks if desk.scheduler is not None]
-        return added[0] if added else super().add(**kwargs)
+        if not added:
+            added = [self.Entry(app=self.app, **kwargs)]
+            self._draft.show(added[0])
+        self._added.append(kwargs)
+        return added[0]
 
     def get_schedule(self) -> Any:
-        """The inner scheduler's schedule (of several, all entries in one view); what was added here while there is
-        none.
+        """The schedule of the inner scheduler, of several in one view. While there is none, the entries that there will
+        be: what is changed in them is made again in each inner scheduler that is built.
         """
-        inners = self._inners
-        if not inners:
-            return self.data
-        return inners[0].schedule if len(inners) == 1 else ChainMap(*(each.schedule for each in inners))
+        schedules = [desk.schedule for desk in self._desks if desk.scheduler is not None]
+        if not schedules:
+            return self._draft.entries
+        return schedules[0] if len(schedules) == 1 else Spread(*schedules)
 
     def set_schedule(self, schedule: Any) -> None:
-        """Replace it; of several, each one."""
-        if not self._inners:
-            self.data = schedule
-        for inner in self._inners:
-            inner.schedule = schedule
+        """Replace it; of several, each entry in its shard."""
+        schedulers = [desk.scheduler for desk in self._desks if desk.scheduler is not None]
+        if not schedulers:
+            self._draft.replace(schedule)
+        elif len(schedulers) == 1:
+            schedulers[0].schedule = schedule
+        else:
+            spread = self.get_schedule()
+            spread.clear()
+            spread.update(schedule)
+
+    @property
+    def _draft(self) -> Draft:
+        """The schedule while there is no scheduler. Made on first use; Celery itself does not use it."""
+        if self._drafted is None:
+            self._drafted = Draft(self.app, {**self._rows(), **self._given})
+        return self._drafted
+
+    def _rows(self) -> Mapping[str, Any]:
+        """What a database has. RedBeat tells only what is due; a file is not opened, for another may have it open."""
+        cls = self._inner_class(self.app)
+        if not is_database(cls):
+            return {}
+        try:
+            return dict(cls(app=self.app, lazy=True).schedule)
+        except Exception as exc:  # noqa: BLE001 - of a database; its scheduler meets it again, and waits for it
+            logger.warning("beat: the entries in the database cannot be shown yet: %s", printable(repr(exc)))
+            return {}
+
+    def _amend(self, scheduler: Any) -> None:
+        """A scheduler was built: change in it what code has changed in the schedule."""
+        cls = self._inner_class(self.app)
+        learns = cls in _CELERYS
+        if self._drafted is not None or learns:
+            self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
+
+    def _learn(self, scheduler: Any) -> None:
+        """A scheduler's term is over."""
+        if self._drafted is not None:
+            self._drafted.learn(scheduler)
+
+    @staticmethod
+    def _inner_class(app: Any) -> type[Any]:
+        raise NotImplementedError
 
     schedule = property(get_schedule, set_schedule)
+
+    @property
+    def data(self) -> Any:
+        """The schedule, as Celery's scheduler keeps it."""
+        return self.get_schedule()
+
+    @data.setter
+    def data(self, schedule: Any) -> None:
+        if self._given is None:
+            self._given = schedule
+        else:
+            self.set_schedule(schedule)
 
     def should_sync(self) -> bool:
         """Whether :meth:`_do_sync` is due."""

@@ -6,6 +6,7 @@ the term is over, and the store may be somebody else's) is written down here, on
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -31,6 +32,14 @@ __all__ = ["DEFAULT", "abandon", "build", "build_led", "count_births", "is_repli
 
 #: The inner scheduler where none is named.
 DEFAULT = "celery_neli.ReplicatedScheduler"
+#: The schedulers that a misspelt name may have meant.
+KNOWN = (
+    DEFAULT,
+    "celery.beat.Scheduler",
+    "celery.beat.PersistentScheduler",
+    "django_celery_beat.schedulers:DatabaseScheduler",
+    "redbeat.RedBeatScheduler",
+)
 
 
 def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
@@ -42,7 +51,9 @@ def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
         aliases = dict(load_extension_class_names("celery.beat_schedulers"))
         cls = symbol_by_name(name, aliases=aliases)
     except Exception as exc:  # importing runs the user's modules
-        raise ConfigurationError(f"neli_scheduler={name!r} cannot be imported: {exc!r}") from exc
+        close = difflib.get_close_matches(str(name), KNOWN, n=1, cutoff=0.8)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigurationError(f"neli_scheduler={name!r} cannot be imported: {exc!r}{hint}") from exc
     if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
         raise ConfigurationError(f"neli_scheduler={name!r}: {cls!r} is not a subclass of celery.beat.Scheduler")
     if issubclass(cls, outer):

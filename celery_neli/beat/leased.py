@@ -11,18 +11,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
-from kombu.exceptions import OperationalError
 
 from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
+from celery_neli.logs import escaping
+from celery_neli.schedule.static import check_static, log_mistakes
+from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
 
 __all__ = ["LeasedMixin", "release_connection"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds between two log lines about a task broker that cannot be reached.
 BROKER_DOWN_LOG_INTERVAL = 30.0
@@ -40,6 +42,22 @@ class LeasedMixin:
     neli_ledger: Ledger
     neli_reservation_class: type[Reservation] = Reservation
 
+    def merge_inplace(self, b: Any) -> None:
+        """As the scheduler does it; of `beat_schedule`, without the entries that would keep it from being built."""
+        super().merge_inplace(self._neli_sound(b))  # type: ignore[misc]
+
+    def update_from_dict(self, dict_: Any) -> None:
+        """Likewise, for schedulers that take `beat_schedule` over in this way."""
+        super().update_from_dict(self._neli_sound(dict_))  # type: ignore[misc]
+
+    def _neli_sound(self, given: Any) -> Any:
+        scheduler: Any = self
+        if given is not scheduler.app.conf.beat_schedule:
+            return given  # of the scheduler's own
+        found = check_static(given, scheduler.app, kind=scheduler.Entry)
+        log_mistakes(found, logger)
+        return found.entries
+
     def reserve(self, entry: Any) -> Any:
         """Advance the entry.
 
@@ -54,11 +72,12 @@ class LeasedMixin:
         return self.neli_reservation.take(advance)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """Send the entry's task.
+        """Send the entry's task. Return None in a tick of a scheduler with slots if the application refuses to send it.
 
         The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer.
 
         :raises LeaseEnded: the term ended first; nothing was sent.
+        :raises celery.beat.SchedulingError: it could not be sent.
         """
         base: Any = super()
         self.neli_tenure.ask_finish()
@@ -66,19 +85,26 @@ class LeasedMixin:
             result = base.apply_async(entry, producer=producer, advance=advance, **kwargs)
         except Exception as exc:
             self.neli_tenure.ask_finish()
-            if self._neli_broker_lost(exc):
+            if is_transport_error(vars(self).get("connection"), exc, given=self.neli_tenure.wired):
                 # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
                 # counted as progress.
                 release_connection(self)
-            self._neli_settle(failed=True)
+                self._neli_settle(failed=True)
+                raise
+            if self._neli_refused(exc) and getattr(self, "neli_in_tick", False):
+                return None
             raise
         self._neli_settle()
         return result
 
-    def _neli_broker_lost(self, exc: Exception) -> bool:
-        connection = vars(self).get("connection")
-        errors = (OperationalError, *(connection.recoverable_connection_errors if connection else ()))
-        return isinstance(exc.__cause__ or exc.__context__, errors)
+    def _neli_refused(self, exc: Exception) -> bool:
+        """The application refused the entry in flight; return True if that was logged."""
+        reservation = self.neli_reservation
+        logged = reservation is not None and reservation.refuse(without_wrapper(exc))
+        if logged:
+            self.neli_reservation = None
+        self._neli_settle()
+        return logged
 
     def _neli_settle(self, *, failed: bool = False) -> None:
         """The entry in flight is done with. May raise (its store is down): tried again before the next tick."""

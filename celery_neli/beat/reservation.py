@@ -59,6 +59,12 @@ class Reservation:
         """It could not be sent. Whether the slot is still owed; if not, it counts as run, as with Celery."""
         return False
 
+    def refuse(self, error: BaseException) -> bool:
+        """The application refused to send it, as ``error`` says. Return True if that was logged and the slot is over;
+        False if it counts as run, and Celery logs the error.
+        """
+        return False
+
     def cancel(self) -> None:
         """Nothing was sent: the entry is as it was."""
         self.scheduler.schedule[self.entry.name] = self.entry

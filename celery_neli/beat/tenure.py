@@ -47,6 +47,8 @@ class Leader(Protocol):
 
     #: Called on the thread that renews when other data were read back from a record of this process's own.
     heard: Callable[[], None] | None
+    #: Asked on the thread that renews: False, and this process neither leads nor claims.
+    fit: Callable[[], bool] | None
 
     @property
     def election(self) -> str:
@@ -76,6 +78,11 @@ class Leader(Protocol):
 
     def resign(self, role: str) -> None:
         """Hand the role over, and stand back for a while. Does not wait."""
+
+    def stand_back(self, role: str) -> None:
+        """Hand the role over if this process leads it, and stand back for a while, each time for longer: it cannot be
+        served here. Does not wait.
+        """
 
     def progress(self) -> None:
         """The owner is alive: it made a turn, or sent a message."""

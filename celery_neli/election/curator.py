@@ -32,7 +32,7 @@ from celery_neli.election.pulser import Pulser
 from celery_neli.election.records import sound
 from celery_neli.election.report import Report
 from celery_neli.exceptions import ClosedError, ConfigurationError
-from celery_neli.logs import BackgroundLog
+from celery_neli.logs import BackgroundLog, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn
 
 SLICE = 0.5
@@ -47,7 +47,7 @@ CLOSE_SLACK = 10.0
 KAFKA_LOGGER = "celery_neli.kafka"
 _NOBODY = Grant()
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 Barrier = Callable[[LeaderEvent], None]
 Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
 
@@ -89,6 +89,7 @@ class Neli:
         clock: Callable[[], float] = boottime,
         mirror: Mirror | None = None,
         heard: Callable[[], None] | None = None,
+        fit: Callable[[], bool] = lambda: True,
     ) -> None:
         """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
         thread that pulses, delivers or closes; of several such threads, each may be at another role.
@@ -96,7 +97,8 @@ class Neli:
         On `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on.
         What it raises is logged and otherwise ignored. `mirror` is told every grant as it changes, by index of its
         role, on the thread that renews. So is `heard` called when other data than before were read back from a record
-        of this member's own; it must not block, and what it raises is logged. `connect` and `clock` are for tests.
+        of this member's own; it must not block, and what it raises is logged. While `fit` returns False, this member
+        neither leads nor claims; it is asked often, on the thread that renews. `connect` and `clock` are for tests.
         """
         self.config = config
         self.clock = clock
@@ -117,7 +119,7 @@ class Neli:
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
         self._report = Report(config, self._log)
-        self._progress = Progress(config, self._log, clock)
+        self._progress = Progress(config, self._log, clock, fit=fit)
 
     # What holds
 
@@ -257,6 +259,15 @@ class Neli:
         if not self._inherited:
             self._bell.ring()
 
+    def stand_back(self, role: str) -> None:
+        """Hand over `role` if this member leads it, and do not claim it for a while, which grows from a second to a
+        minute with each failure in a row: the caller cannot serve it. Returns at once; any thread.
+        """
+        self._refuse_unknown(role)
+        self._asked.append(lambda member: member.stand_back(role))
+        if not self._inherited:
+            self._bell.ring()
+
     def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
         """Put `data` into every further record of `role` in this `term`, in the place of what was offered before; in
         another term, nothing happens. Returns at once; any thread.
@@ -375,6 +386,8 @@ class Neli:
                 try:
                     self._serve()
                     break
+                except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
+                    self._log.error("election failed name=%s: %s; standing by, trying again", self.config.name, exc)
                 except Exception:  # noqa: BLE001 - logged, with its traceback
                     # A bug, or a client that cannot be made: the lease runs out by itself; stand by and try again.
                     self._log.exception("election failed name=%s: standing by, trying again", self.config.name)
@@ -399,7 +412,7 @@ class Neli:
         member = self._member = Member(
             self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror, heard=self._hear
         )
-        said: str | None = None
+        said: Exception | None = None
         seen = self._bell.rings
         try:
             while not member.closed:
@@ -412,8 +425,8 @@ class Neli:
                 self._tell(member.step(timeout))
                 self._report.standby(member)
                 if member.trouble is not None:
-                    if str(member.trouble) != said:
-                        said = str(member.trouble)
+                    if member.trouble is not said:
+                        said = member.trouble
                         self._log.error("%s", said)
                     self._rest(RETRY_LEAST)
         finally:

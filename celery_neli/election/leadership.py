@@ -15,6 +15,7 @@ from celery_neli.config import Config, from_app
 from celery_neli.election.curator import Neli, State
 from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked, Told
 from celery_neli.election.shared import SharedLease, Standing, share
+from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 DELIVER_EVERY = 1.0
 JOIN = 1.0
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Leadership:
@@ -50,10 +51,14 @@ class Leadership:
         """Called on the thread that renews the lease when other data than before were read back from a record of this
         process's own (`told`). Must not block; what it raises is logged.
         """
+        self.fit: Callable[[], bool] | None = None
+        """Asked often, on the thread that renews the lease; False: this process could not do a leader's work, and
+        neither leads nor claims. Must not block nor raise. None: always.
+        """
         if election == "worker":
             options["mirror"] = share(app, SharedLease(config.roles)).write
         self._owned = owned
-        self._neli = Neli(config, self._announce, heard=self._hear, **options)
+        self._neli = Neli(config, self._announce, heard=self._hear, fit=self._is_fit, **options)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -109,6 +114,9 @@ class Leadership:
         if self.heard is not None:
             self.heard()
 
+    def _is_fit(self) -> bool:
+        return self.fit is None or self.fit()
+
     def leader(self, role: str | None = None) -> str | None:
         """The name of whoever leads, as far as this process has read; for people. None: nobody, or unknown."""
         found = self._neli.leader(self.roles[0] if role is None else role)
@@ -132,6 +140,12 @@ class Leadership:
     def resign(self, role: str | None = None) -> None:
         """Ask for a hand-over of `role`, or of all; returns at once."""
         self._neli.resign(role)
+
+    def stand_back(self, role: str) -> None:
+        """Hand the role over if this process leads it, and stand back from it for a while, each time for longer: it
+        cannot be served here. Returns at once.
+        """
+        self._neli.stand_back(role)
 
     def close(self) -> None:
         """Begin to stop: claim no more, drain what is held. Returns at once."""

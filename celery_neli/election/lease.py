@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from celery_neli.election.records import Record
+from celery_neli.election.records import Record, repeatable
 
 NOTHING = -1
 """The offset before the first."""
@@ -58,7 +58,6 @@ class Lease:
         self.timing = timing
         self.induced = False
         self.candidate = True
-        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
         self._draw = delay or (lambda: timing.takeover_delay)
         self._others = NEVER  # when the last lease of anybody else that may be running has run out (R7)
         self._floor = NEVER  # no claim before: inherited from a log that is gone (R7)
@@ -78,7 +77,9 @@ class Lease:
         self.holder: str | None = None
         self.until = NEVER  # end of the own lease
         self.resigning = False
-        self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any
+        self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any, without `idle`
+        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
+        self.live = False  # a record of the holder was read after the end of the log: it is not one of long ago
         self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
         self._data_seq = NOTHING
         self._hurried = False  # the next beat is
@@ -102,7 +103,7 @@ class Lease:
         if offset > 0:
             # An empty log proves nothing: a lease of our own length may be running (R7).
             self._others = max(self._others, now + self.timing.heartbeat_timeout * CLOCK_RATES)
-        self.start, self.oldest = offset, oldest or offset == 0
+        self.start, self.oldest, self.lost = offset, oldest or offset == 0, None
         self.known = offset == 0  # nothing ever came before
         self.newest, self.last, self.term, self.holder = offset - 1, NOTHING, NOTHING, None
         self.caught_up, self.data, self._vacant, self._favoured = False, None, NEVER, None
@@ -178,6 +179,7 @@ class Lease:
             if term != self.term or self.holder is None:
                 return  # a deposed holder's, or one from after its release
         self.last = read.offset
+        self.live = self.live or self.caught_up
         self._claimed_at = None  # a claim under way is void by now
         self._take(record)
         if mine and self._awaited is not None and record.seq >= self._awaited:
@@ -196,14 +198,14 @@ class Lease:
     def _end_term(self) -> None:
         self.until, self.resigning, self._released, self._drained, self._drain_end = NEVER, False, False, False, FOREVER
         self.requested = self.data_out = self._awaited = None
-        self._hurried = False
+        self._hurried = self.live = False
         self._data_seq = NOTHING
         self._delay = self._draw()
 
     def _take(self, record: Record) -> None:
-        """Keep the newest data of a term: a doubled, late beat must not move it back."""
+        """Keep the newest data of a term, as a member repeats them: a doubled, late beat must not move them back."""
         if record.data is not None and record.seq > self._data_seq:
-            self.data, self._data_seq = record.data, record.seq
+            self.data, self._data_seq = repeatable(record.data), record.seq
 
     @property
     def data_own(self) -> bool:
@@ -270,6 +272,10 @@ class Lease:
     def led_by_another(self) -> bool:
         """The log was read to its end, and another member holds the role."""
         return self.known and self.caught_up and self.lost is None and self.holder not in (None, self.member)
+
+    def may_be_held(self, now: float) -> bool:
+        """Return True unless the lease of the last holder has run out, by the records that were read (R2)."""
+        return self.holder is not None and now < (self.until if self.holder == self.member else self._vacant)
 
     def ask(self) -> Record:
         """A request to the holder of this term, to resign in favour of this very member. To be sent."""

@@ -18,7 +18,9 @@ from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, Leade
 from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, Timing, name_of
 from celery_neli.election.rebalance import Rebalance
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, decode, encode, sound
+from celery_neli.election.standback import StandBack
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
+from celery_neli.log_limit import LogLimit
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
@@ -44,8 +46,8 @@ class Log(Protocol):
 class _Post:
     """One role's lease, and what was told of it."""
 
-    def __init__(self, index: int, role: str, lease: Lease, rebalance: Rebalance) -> None:
-        self.index, self.role, self.lease, self.rebalance = index, role, lease, rebalance
+    def __init__(self, index: int, role: str, lease: Lease, rebalance: Rebalance, stand_back: StandBack) -> None:
+        self.index, self.role, self.lease, self.rebalance, self.stand_back = index, role, lease, rebalance, stand_back
         self.grant = Grant()
         self.newest, self.newest_data = Told(), lease.data  # ... and what its data were made of
         self.told: int | None = None  # the term that was told as acquired
@@ -53,7 +55,6 @@ class _Post:
         self.draining = False  # ... and then as revoked
         self.drained = False
         self.asked_end = NEVER
-        self.looking_back = False
         self.heard: float | None = None  # when the last effective record was read, less what its author was idle
         self.resigned = FOREVER  # since when it starts no new work
         self.led_until: float | None = None  # ... the last before the present term
@@ -100,10 +101,11 @@ class Member:
                 role,
                 Lease(self._identity(), self._timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
                 Rebalance(config.rebalance_after if len(config.roles) > 1 else FOREVER),
+                StandBack(2 * config.stall_timeout),
             )
             for index, role in enumerate(config.roles)
         ]
-        self._warned: dict[str, float] = {}
+        self._warnings = LogLimit(WARN_EVERY, clock=clock)
         self._turned, self._gap = clock(), 0.0  # when the last step was made, and how long after the one before
 
     def _identity(self) -> str:
@@ -120,10 +122,17 @@ class Member:
         return self._post(role).newest
 
     def leader(self, role: str) -> tuple[str, int] | None:
-        """Name and term of whoever holds `role`, as far as this member knows; None: nobody, or unknown."""
+        """Name and term of the member that holds `role`, as far as this member knows; None: there is none, or its lease
+        has run out, or this member does not know.
+        """
         lease = self._post(role).lease
         holder, term = lease.holder, lease.term
-        return (name_of(holder), term) if lease.known and holder is not None else None
+        known = lease.known and lease.may_be_held(self._clock())
+        return (name_of(holder), term) if known and holder is not None else None
+
+    def hears(self, role: str) -> bool:
+        """Return True if a record of the holder of `role` was read after the end of the log: it is there now."""
+        return self._post(role).lease.live
 
     def led_until(self, role: str) -> float | None:
         """Until when (member's clock) the owner of the last leader before the present term of `role` made progress, as
@@ -158,6 +167,7 @@ class Member:
         for post in self._posts:
             post.lease.induced = post.index in induced
             post.lease.candidate = self.candidate and not self.closing and not self.aside
+            post.lease.candidate &= now >= post.stand_back.until
             self._yield(post, now)
             self._tell_idle(post, now)
             self._ask(post, now)
@@ -165,7 +175,7 @@ class Member:
             record = post.lease.tick(self._clock(), early=early)
             self._publish(post)
             if record is not None:
-                self._journal.append(post.index, post.role, encode(record))
+                self._append(post, record)
             changes += self._changes(post, self._clock())
         if heard and self._heard is not None:
             self._heard()
@@ -182,6 +192,15 @@ class Member:
         for post in self._posts:
             if role in (None, post.role):
                 self._give_up(post, now)
+
+    def stand_back(self, role: str) -> None:
+        """Resign `role` if this member leads it, and do not claim it for a while, each time for longer: its owner
+        cannot serve it.
+        """
+        post, now = self._post(role), self._clock()
+        leads = post.told is not None
+        post.stand_back.failed(now, term=post.told, led=now - post.told_at if leads else 0.0)
+        self._give_up(post, now)
 
     def drained(self, role: str, term: int | None = None) -> None:
         """The barrier of the revoked `role` returned; `term`, if given, is the one that it was run for: a late barrier
@@ -242,6 +261,11 @@ class Member:
         return any(post.grant.leading(now) for post in self._posts)
 
     @property
+    def caught_up(self) -> bool:
+        """The log of every role was read to its end, and who leads it is known."""
+        return all(post.lease.known and post.lease.caught_up for post in self._posts)
+
+    @property
     def draining(self) -> bool:
         """A barrier is under way: whoever turns this member should turn it often."""
         return any(post.told is not None and post.draining for post in self._posts)
@@ -277,24 +301,22 @@ class Member:
             lease.read(event.offset, record, now)
             if lease.term != term:
                 post.led_until = post.heard
-            if lease.last != before:
-                post.heard = now - _idle(None if record is None else record.data)
+            # A claim tells of no progress, for its author may die before it does anything.
+            if record is not None and lease.last != before and (post.heard is None or record.kind != "claim"):
+                post.heard = now - _idle(record.data)
             if lease.lost is not None:
                 self._diverged(post, now)
         elif isinstance(event, End):
             lease.end()
-            if lease.caught_up and not (lease.known or lease.oldest or lease.claiming(now) or post.looking_back):
-                post.looking_back = True
-                self._journal.look_back(post.index)
+            if lease.caught_up and not (lease.known or lease.oldest):
+                self._look_back(post)
         elif isinstance(event, Started):
-            post.looking_back = False
             if not self.closing:
                 self._group.join()  # not before the topic is there: a group that knows no topic assigns nothing
             if not self.aside:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
             self._log.warning("journal lost role=%s reason=%s: reading it anew", post.role, event.reason)
-            post.looking_back = False
             lease.lose(self._identity())
 
     def _decode(self, post: _Post, entry: Entry) -> Record | None:
@@ -323,9 +345,7 @@ class Member:
 
     def _warn(self, kind: str, msg: str, *args: Any) -> None:
         """Each kind of warning once a minute at most."""
-        now = self._clock()
-        if now - self._warned.get(kind, NEVER) >= WARN_EVERY:
-            self._warned[kind] = now
+        if self._warnings.allows(kind):
             self._log.warning(msg, *args)
 
     def _diverged(self, post: _Post, now: float) -> None:
@@ -335,10 +355,15 @@ class Member:
                 f"{post.role}: lost", "journal differs role=%s: %s; beginning anew behind it", post.role, lease.lost
             )
             lease.begin_anew(self._identity(), now)
-        elif not post.looking_back:
-            lease.reread()
-            post.looking_back = True
-            self._journal.look_back(post.index)
+        else:
+            self._look_back(post)
+
+    def _look_back(self, post: _Post) -> None:
+        """Read the role again from further back. What the batch still holds of it comes before the `Started` of that,
+        and says nothing.
+        """
+        post.lease.reread()
+        self._journal.look_back(post.index)
 
     def _yield(self, post: _Post, now: float) -> None:
         """Resign where this member should not lead, or was asked not to; keep asking for the end of the log where it is
@@ -351,7 +376,7 @@ class Member:
                 self._resign(post, now)
             else:
                 self._give_up(post, now)
-        waiting = lease.start is not None and not lease.caught_up and not post.looking_back
+        waiting = lease.start is not None and not lease.caught_up
         if waiting and not lease.claiming(now) and now - post.asked_end >= ASK_END_EVERY:
             post.asked_end = now
             self._journal.ask_end(post.index)
@@ -369,7 +394,22 @@ class Member:
             "asking for role=%s leader=%s term=%d name=%s group=%s",
             post.role, name_of(lease.holder or ""), lease.term, self.config.name, self.config.group,
         )  # fmt: skip
-        self._journal.append(post.index, post.role, encode(request))
+        self._append(post, request)
+
+    def _append(self, post: _Post, record: Record) -> None:
+        """Send `record`. One that no reader would accept is lost, like others that are lost on their way: what it was
+        to buy ends by itself, and another member leads.
+        """
+        try:
+            value = encode(record)
+        except RecordError as exc:
+            self._warn(
+                f"{post.role}: unreadable",
+                "record not sent role=%s kind=%s name=%s: no member could read it (%s). This member cannot lead the "
+                "role until that is mended", post.role, record.kind, self.config.name, exc,
+            )  # fmt: skip
+            return
+        self._journal.append(post.index, post.role, value)
 
     def _tell_idle(self, post: _Post, now: float) -> None:
         """Heartbeats go on while an owner hangs or drains: what falls due meanwhile is the successor's to do.
@@ -406,8 +446,7 @@ class Member:
         data = before.data
         if lease.data is not post.newest_data:
             post.newest_data = lease.data
-            data = None if lease.data is None else {name: lease.data[name] for name in lease.data if name != IDLE}
-            data = before.data if data == before.data else data
+            data = before.data if lease.data == before.data else lease.data
         told = Told(term, data, own, lease.known)
         if told == before:
             return False

@@ -26,8 +26,11 @@ class _Stack:
 class Progress:
     """When the owner last made progress, and what its silence means for the member."""
 
-    def __init__(self, config: Config, log: logging.Logger, clock: Callable[[], float]) -> None:
-        self._config, self._log, self._clock = config, log, clock
+    def __init__(
+        self, config: Config, log: logging.Logger, clock: Callable[[], float], *, fit: Callable[[], bool]
+    ) -> None:
+        """`fit` tells whether the owner could do a leader's work at all; it must not block."""
+        self._config, self._log, self._clock, self._fit = config, log, clock, fit
         self._stalled = False
         self._hindered = ""
         self.made()
@@ -42,11 +45,11 @@ class Progress:
         self._hindered = reason
 
     def watch(self, member: Member) -> None:
-        """A member whose owner makes no progress neither leads nor claims. The member's thread."""
+        """A member whose owner makes no progress, or is not fit, neither leads nor claims. The member's thread."""
         since, thread_id = self._last
         stalled = self._clock() - since > self._config.stall_timeout
         member.progressed = since
-        member.candidate = not stalled  # every time: the member may be a new one, made after a failure
+        member.candidate = not stalled and self._fit()  # every time: the member may be a new one, made after a failure
         if stalled == self._stalled:
             return
         self._stalled = stalled

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
 from celery_neli.exceptions import RecordError, UnknownVersion
+from celery_neli.printable import printable
 
 VERSION = 1
 MAX_LEASE = 300.0
@@ -21,6 +22,8 @@ MAX_BYTES = 1 << 16
 MAX_NAME = 512
 MAX_DATA = 1 << 14
 """Characters of JSON. A claim repeats the data of others, and must not outgrow `MAX_BYTES` by it."""
+MAX_OFFER = MAX_DATA - 1024
+"""Likewise, of the data that a member may put into its records: the rest is for what members add by themselves."""
 MAX_BRACKETS = 64  # how deep a parser follows is a matter of its stack; nothing that comes near may be judged by that
 MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62
@@ -69,7 +72,10 @@ class Record:
 
 
 def encode(record: Record) -> bytes:
-    """The bytes of `record`; fields that it does not have are left out."""
+    """Return the bytes of `record`; fields that it does not have are left out.
+
+    Raises RecordError if no reader would accept them.
+    """
     fields: dict[str, Any] = {"v": VERSION, "kind": record.kind, "member": record.member, "seq": record.seq}
     if record.kind == "request":
         fields.update({name: value for name, value in (("to", record.to), ("term", record.term)) if value is not None})
@@ -81,19 +87,40 @@ def encode(record: Record) -> bytes:
             fields["end"] = record.end
         if record.data is not None:
             fields["data"] = record.data
-    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+    try:
+        value = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise RecordError(f"not JSON: {exc}") from exc
+    decode(value)
+    return value
 
 
 def sound(data: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `data` as its readers will have it, for the records of a term to carry. Any thread; does not block.
+    """Return a copy of `data` as its readers will have it, for the records of a term to carry.
 
-    Raises ValueError unless a record with it is one (docs/protocol.md, "Records"), whatever `idle` it tells besides.
+    May be called from any thread, and does not block. Raises ValueError unless a record can carry `data`, and besides
+    them what members add: the message names the limit that `data` exceed (docs/protocol.md, "Records").
     """
     try:
-        record = decode(encode(Record(kind="claim", member="m/1", seq=0, lease=1.0, seen=-1, data={**data, **_ROOM})))
-    except (RecordError, TypeError, ValueError, RecursionError) as exc:
-        raise ValueError(f"no record can carry {data!r:.200}: {exc}") from exc
-    return {name: value for name, value in (record.data or {}).items() if name != IDLE}
+        length = _length({**data})
+        if length > MAX_OFFER:
+            raise RecordError(f"they have {length} characters as JSON, and at most {MAX_OFFER} are allowed")
+        record = decode(encode(Record(kind="claim", member="m/1", seq=0, lease=1.0, seen=-1, data={**data})))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"no record can carry the data {printable(data)}: {exc}") from exc
+    return _without_idle(record.data or {})
+
+
+def repeatable(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a member repeats of `data` that were read: all but the `idle` of their author.
+
+    The member's own `idle` always fits beside the result: where the log holds data that are too long for it, the
+    longest values are left out. Otherwise nobody could read the heartbeats of any holder that repeats them.
+    """
+    kept = _without_idle(data)
+    while _length({**kept, **_ROOM}) > MAX_DATA:
+        del kept[max(kept, key=lambda name: _length({name: kept[name]}))]
+    return kept
 
 
 def decode(value: bytes) -> Record:
@@ -131,8 +158,8 @@ def decode(value: bytes) -> Record:
         return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term)
     seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
     data = fields.get("data")
-    if data is not None and not _repeatable(data):
-        raise RecordError("bad 'data'")
+    if data is not None:
+        _check_data(data)
     return Record(
         kind=kind,
         member=_name(fields),
@@ -152,7 +179,7 @@ def _refuse(constant: str) -> NoReturn:
 def _finite(number: str) -> float:
     value = float(number)
     if not math.isfinite(value):
-        raise RecordError(f"{number} is too large")
+        raise RecordError("a number is too large")
     return value
 
 
@@ -170,10 +197,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _repeatable(data: object) -> bool:
-    """Whether a claim that repeats `data` is a record again: spelt anew, brackets that were escaped count, too."""
-    text = json.dumps(data) if isinstance(data, dict) else ""
-    return 0 < len(text) <= MAX_DATA and _brackets(text.encode()) < MAX_BRACKETS
+def _check_data(data: object) -> None:
+    """Raise RecordError unless a claim that repeats `data` is a record again: written again, brackets that were
+    escaped count, too.
+    """
+    if not isinstance(data, dict):
+        raise RecordError("bad 'data'")
+    text = json.dumps(data)
+    if len(text) > MAX_DATA:
+        raise RecordError(f"its 'data' have more than {MAX_DATA} characters as JSON")
+    if _brackets(text.encode()) >= MAX_BRACKETS:
+        raise RecordError(f"its 'data' have more than {MAX_BRACKETS - 1} brackets")
+
+
+def _length(data: Mapping[str, Any]) -> int:
+    return len(json.dumps(data))
+
+
+def _without_idle(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != IDLE}
 
 
 def _brackets(text: bytes) -> int:

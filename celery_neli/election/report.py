@@ -28,10 +28,12 @@ class Report:
             self._log.info("leadership revoked role=%s term=%d name=%s group=%s", *values)
 
     def standby(self, member: Member) -> None:
-        """A standby says whom it stands by for, whenever that changes: its log is to tell it from one that hangs."""
+        """Say which leader this member stands by for, whenever that changes, so that its log tells a standby from a
+        process that hangs. Only of a leader that is heard: the last record of a log may be of one long gone.
+        """
         for role in self._config.roles:
             leader = member.leader(role)
-            if leader is not None and leader != self._leaders.get(role):
+            if leader is not None and leader != self._leaders.get(role) and member.hears(role):
                 self._leaders[role] = leader
                 if member.grant(role).term != leader[1]:
                     line = "standing by role=%s leader=%s term=%d name=%s group=%s"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.masking import Masked
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
@@ -219,7 +220,7 @@ def _merge(config: Config, *, required: Properties, preferred: Properties) -> Pr
             raise ConfigurationError(
                 f"neli_kafka has {name}={given[name]!r}, but an election needs {name}={ours!r}{where}; remove it."
             )
-    return {**connection_properties(config), **preferred, **given, **required}
+    return Masked({**connection_properties(config), **preferred, **given, **required})
 
 
 def _canonical(name: str) -> str:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.clients import group_properties
 from celery_neli.kafka.deaf import Brokers, Step, Watch, hears, let_go
 from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.validate import making
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ class KafkaGroup:
         self._watch = Watch(Brokers(config, KafkaLog(log, config.properties), config.topic))
         self._heard = time.monotonic()
         self._check_at = self._heard + CHECK_EVERY
-        try:
-            self._consumer = self._make_consumer()
-        except KafkaException as exception:
-            raise ConfigurationError(f"neli_kafka: {self._klog.masked(exception.args[0].str())}") from None
+        self._consumer = self._make_consumer()
 
     @property
     def induced(self) -> frozenset[int]:
@@ -115,7 +113,8 @@ class KafkaGroup:
             self._klog.say(logging.WARNING, self._klog.masked(f"group close failed: {exception}"))
 
     def _make_consumer(self) -> Consumer:
-        return Consumer({**self._properties, "logger": self._klog, "error_cb": self._on_error})
+        with making(self._config.properties):
+            return Consumer({**self._properties, "logger": self._klog, "error_cb": self._on_error})
 
     def _listen(self) -> None:
         """Make the client anew if it finds no broker though brokers answer (deaf.py): else this member would be induced
@@ -151,6 +150,8 @@ class KafkaGroup:
                 consumer.pause(parts)
         except KafkaException as exception:
             self._on_error(exception.args[0])
+        if any(map(is_denied, self._trouble)):
+            self._klog.say(logging.INFO, f"group joined, after all group={self._config.group}")
         self._trouble.clear()
         if self._joined:
             self._induced |= {part.partition for part in parts if part.partition < len(self._config.roles)}
@@ -175,4 +176,12 @@ class KafkaGroup:
         if error.name() in self._trouble or error.name() == "_AUTO_OFFSET_RESET":  # the latter of a paused partition
             return
         self._trouble.add(error.name())
-        self._klog.remark(error)
+        if error.name() == "GROUP_AUTHORIZATION_FAILED":
+            group = self._config.group
+            self._klog.say(
+                logging.WARNING,
+                f"group not joined group={group}: {self._klog.lacks(['Read'], 'group', group)}; "
+                "this member still leads where no other member does, only later",
+            )
+        elif error.name() != "TOPIC_AUTHORIZATION_FAILED":  # of the leader topic, and said of that
+            self._klog.remark(error, joined=True)

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from celery_neli.election.events import End, Entry, Event, Lost, Started
-from celery_neli.exceptions import ConfigurationError, TopicError
+from celery_neli.exceptions import TopicError
+from celery_neli.kafka.causes import OF_NO_READER, is_denied
 from celery_neli.kafka.clients import producer_properties, reader_properties
 from celery_neli.kafka.deaf import QUIET, Brokers, Step, Watch, hears, let_go
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.kafka.topic import GONE, TopicCheck
+from celery_neli.kafka.trouble import Trouble
+from celery_neli.kafka.validate import making
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
@@ -65,7 +68,7 @@ class KafkaJournal:
         self._config = config
         self._klog = KafkaLog(log, config.properties)
         self._closed = False
-        self._problem: TopicError | None = None
+        self._trouble = Trouble(config.topic, self._klog)
         self._missing: str | None = None  # why the topic seems to be gone
         self._ask_missing_at = 0.0
         self._positions = {role: _Position(role) for role in range(len(config.roles))}
@@ -75,18 +78,16 @@ class KafkaJournal:
         self._sent_at = time.monotonic()  # when a record was last acknowledged
         self._doubted = False  # whether the producer reaches brokers; records were lost
         self._ask_producer_at = 0.0
-        try:
-            self._reader = self._make_reader()
-            self._producer = self._make_producer()
-        except KafkaException as exception:
-            raise ConfigurationError(f"neli_kafka: {self._klog.masked(exception.args[0].str())}") from None
+        self._reader = self._make_reader()
+        self._producer = self._make_producer()
         self._check: TopicCheck | None = self._make_check()
 
     def read(self, timeout: float) -> list[Event]:
         """Wait up to `timeout` seconds for the first event, then take what is there, some 500 events at most.
 
         Until the topic was found (at first, and after it was deleted) it may take half a second instead. Raises
-        `TopicError` if the operator must do something to the topic; each later call looks again.
+        `TopicError` if the operator must do something to the topic; each later call looks again, and raises the same
+        object for as long as it is the same trouble.
         """
         if self._closed:
             return []
@@ -94,9 +95,7 @@ class KafkaJournal:
         self._listen()
         if self._doubted:
             self._listen_to_producer()
-        if self._problem is not None:
-            problem, self._problem = self._problem, None
-            raise problem
+        self._trouble.tell()
         if self._check is not None:
             # Waiting in the reader's poll serves its log lines and errors meanwhile.
             self._poll_reader(min(timeout, 0.05))
@@ -174,10 +173,12 @@ class KafkaJournal:
             self._klog.say(logging.WARNING, self._klog.masked(f"journal close failed: {exception}"))
 
     def _make_reader(self) -> Consumer:
-        return Consumer({**self._reader_properties, "logger": self._klog, "error_cb": self._on_error})
+        with making(self._config.properties):
+            return Consumer({**self._reader_properties, "logger": self._klog, "error_cb": self._on_error})
 
     def _make_producer(self) -> Producer:
-        return Producer({**self._producer_properties, "logger": self._klog, "error_cb": self._klog.remark})
+        with making(self._config.properties):
+            return Producer({**self._producer_properties, "logger": self._klog, "error_cb": self._klog.remark})
 
     def _make_check(self) -> TopicCheck:
         return TopicCheck(self._config, self._klog, reader=self._reader, producer=self._producer)
@@ -247,11 +248,12 @@ class KafkaJournal:
     def _topic_ready(self, check: TopicCheck) -> bool:
         try:
             ready = check.poll()
-        except TopicError:
+        except TopicError as problem:
             self._check = self._make_check()
-            raise
+            raise self._trouble.same(problem) from None
         if ready:
             self._check = None
+            self._trouble.found()
         return ready
 
     def _poll_reader(self, timeout: float) -> Message | None:
@@ -265,6 +267,8 @@ class KafkaJournal:
         role = message.partition()
         position = None if role is None else self._positions.get(role)
         error = message.error()
+        if error is not None and error.name() in OF_NO_READER:
+            return
         if position is not None and (error is None or error.name() in _OF_PARTITION or error.name()[0] != "_"):
             position.heard = time.monotonic()
         if error is not None and error.name() not in _OF_PARTITION:
@@ -283,10 +287,7 @@ class KafkaJournal:
         if error.name() in GONE and self._check is None:
             self._missing = error.str()
         if error.name() == "TOPIC_AUTHORIZATION_FAILED":
-            topic = self._config.topic
-            self._problem = TopicError(
-                f"Kafka does not let this member read the leader topic {topic}: allow READ on it."
-            )
+            self._trouble.deny("Read")
         else:
             self._klog.error(error)
 
@@ -294,6 +295,7 @@ class KafkaJournal:
         offset = message.offset()
         assert offset is not None
         self._klog.reachable()
+        self._trouble.allow("Read")
         self._start(position, offset, events)
         position.next = offset + 1
         epoch = message.leader_epoch()
@@ -308,6 +310,7 @@ class KafkaJournal:
         offset = message.offset()
         assert offset is not None
         self._klog.reachable()
+        self._trouble.allow("Read")
         self._start(position, offset, events)
         position.next = max(position.next, offset)
         if position.awaited is not None:
@@ -338,6 +341,9 @@ class KafkaJournal:
             self._assign_tail(position)
         else:
             # The log holds fewer records than were asked for, or loses them while it is being asked.
+            if position.sought >= 0:
+                # Looking back, in a log that has lost what was there: it may be another log by now.
+                events.append(Lost(position.role, error.str()))
             if position.whole:
                 self._klog.say(logging.WARNING, self._klog.masked(f"role={position.role} not read yet: {error.str()}"))
             self._assign_beginning(position)
@@ -358,8 +364,7 @@ class KafkaJournal:
         if present:
             return
         for position in self._positions.values():
-            if position.reading:
-                events.append(Lost(position.role, f"leader topic gone: {reason}"))
+            events.append(Lost(position.role, f"leader topic gone: {reason}"))
             self._unassign(position)
             position.reading = False
         self._check = check
@@ -392,6 +397,9 @@ class KafkaJournal:
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self._sent_at, self._doubted = time.monotonic(), False
+            self._trouble.allow("Write")
+        elif is_denied(error.name()):
+            self._trouble.deny("Write")
         elif not self._closed:
             self._doubted |= error.name() in ("_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT")
             level = logging.DEBUG if self._klog.unreachable else logging.WARNING

@@ -9,20 +9,25 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+from celery_neli.kafka.causes import OF_NO_READER, missing_right, of_connection
+from celery_neli.kafka.reachability import Reachability, of_process
 from celery_neli.log_limit import LogLimit
+from celery_neli.masking import masked, secrets_of
 
 REPEAT_AFTER = 10.0  # seconds until the same line may be said again
-_CONSEQUENCE = "nobody leads until it answers"
+UNEXPLAINED = "check bootstrap.servers, this host's DNS, and firewalls on the way"
 _NUMBERS = re.compile(r"\d+")
-_SECRET = re.compile(r"password|secret|token|jaas|\.key\b|key\.pem|oauthbearer\.config|credential", re.IGNORECASE)
-# Lines about single connections: a broker that is down makes some twenty a second. That all are, `error` says once.
+# Lines about single connections: a broker that is down makes some twenty a second. What they mean is said once.
 _CONNECTION_FACILITIES = frozenset({"FAIL", "ERROR", "REQTMOUT", "CLOSE", "TIMEOUT"})
 _CONNECTION_ERRORS = frozenset(
-    {"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_ALL_BROKERS_DOWN", "_DESTROY"}
-)
+    {"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_ALL_BROKERS_DOWN", "_DESTROY", "_SSL",
+     "_AUTHENTICATION"}
+)  # fmt: skip
+# Those that say nothing of why.
+_SILENT = frozenset({"_ALL_BROKERS_DOWN", "_DESTROY", "_TIMED_OUT_QUEUE"})
 
 
 class Error(Protocol):
@@ -43,19 +48,28 @@ class KafkaLog:
     """
 
     def __init__(
-        self, log: logging.Logger, properties: Mapping[str, Any], *, clock: Callable[[], float] = time.monotonic
+        self,
+        log: logging.Logger,
+        properties: Mapping[str, Any],
+        *,
+        one_shot: bool = False,
+        reachability: Reachability | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`one_shot`: of clients for a single question: whoever asks is told why there is no answer, and nothing is
+        logged of connections. `reachability`: by default the one that all clients of this process share.
+        """
         self._log = log
-        self._servers = str(properties.get("bootstrap.servers", properties.get("metadata.broker.list", "")))
-        self._secrets = sorted(secrets_of(properties), key=len, reverse=True)
+        self._properties = properties
+        self._secrets = secrets_of(properties)
         self._limit = LogLimit(REPEAT_AFTER, clock=clock)
-        self._unreachable = False
-        self._reason = ""
+        self._loud = None if one_shot else log
+        self.reachability = reachability or (Reachability(properties) if one_shot else of_process(properties))
 
     @property
     def unreachable(self) -> bool:
         """No broker answers, as far as the clients have told."""
-        return self._unreachable
+        return self.reachability.unreachable
 
     def log(self, level: int, message: str, *args: Any) -> None:
         """One line of librdkafka: what the `logger` of a confluent_kafka client is called with."""
@@ -63,31 +77,51 @@ class KafkaLog:
         facility = line.split(" ", 1)[0]
         if facility in _CONNECTION_FACILITIES:
             level = logging.DEBUG
-        elif facility == "CONFWARN" and "will be ignored by this" in line:
-            level = logging.DEBUG  # one set of properties serves consumers and producers alike
+            if facility == "FAIL":
+                self._note(line)
+        elif (facility == "CONFWARN" and "will be ignored by this" in line) or facility == "SSL":
+            level = logging.DEBUG  # one set of properties serves consumers and producers alike; FAIL tells the rest
         self.say(level, line)
 
     def error(self, error: Error) -> None:
         """A client-wide error of the reader; that no broker answers is said once until `reachable`."""
-        if error.name() == "_ALL_BROKERS_DOWN":
-            if not self._unreachable:
-                self._unreachable = True
-                because = f" reason={self._reason!r}" if self._reason else ""
-                self._log.warning("kafka unreachable servers=%s%s: %s", self._servers, because, _CONSEQUENCE)
-        elif error.name() in _CONNECTION_ERRORS:
-            self._reason = self.masked(error.str())
         self.remark(error)
+        if error.name() == "_ALL_BROKERS_DOWN":
+            self.reachability.down(self._log)
 
-    def remark(self, error: Error) -> None:
-        """A client-wide error of another client: connections are the reader's matter, the rest is said."""
-        level = logging.DEBUG if error.name() in _CONNECTION_ERRORS else logging.WARNING
-        self.say(level, self.masked(f"kafka error={error.name()} {error.str()}"))
+    def remark(self, error: Error, *, joined: bool = False) -> None:
+        """A client-wide error of any client; `joined`: of one that takes part in the group. Why connections fail is
+        noted for the line that says so; the rest is said.
+        """
+        text = self.masked(error.str())
+        connection = error.name() in _CONNECTION_ERRORS
+        if connection and error.name() not in _SILENT:
+            self._note(text)
+        quiet = connection or self._loud is None or (error.name() in OF_NO_READER and not joined)
+        self.say(logging.DEBUG if quiet else logging.WARNING, f"kafka error={error.name()} {text}")
 
     def reachable(self) -> None:
         """Something was read from a broker."""
-        if self._unreachable:
-            self._unreachable = False
-            self._log.info("kafka reachable again servers=%s", self._servers)
+        self.reachability.reached(self._log)
+
+    def reason(self, error: Error) -> str:
+        """Return why a question got no answer, in one line with the remedy: what connections failed of, else `error`.
+        Blocks for two seconds or so if a certificate must be looked at.
+        """
+        if error.name() in _CONNECTION_ERRORS | {"_MSG_TIMED_OUT"}:
+            cause = self.reachability.explanation()
+            if cause is not None:
+                return str(cause)
+            if error.name() in ("_TRANSPORT", "_TIMED_OUT"):
+                return f"no broker answered in time ({self.masked(error.str())}): {UNEXPLAINED}"
+        return self.masked(error.str())
+
+    def lacks(self, operations: Iterable[str], kind: str, name: str) -> str:
+        """Return the sentence for missing rights, with the command that gives them (`causes.missing_right`)."""
+        return missing_right(self._properties, operations, kind, name)
+
+    def _note(self, text: str) -> None:
+        self.reachability.failed(of_connection(text, self._properties), self._loud)
 
     def say(self, level: int, line: str) -> None:
         """Log `line` unless one that differs in numbers only was logged less than ten seconds ago."""
@@ -98,17 +132,4 @@ class KafkaLog:
 
     def masked(self, text: str) -> str:
         """`text` without the values of secret properties."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
-
-
-def secrets_of(properties: Mapping[str, Any]) -> set[str]:
-    """The values that must never be shown: passwords, keys, tokens. Very short ones occur in any text and are left."""
-    found: set[str] = set()
-    for name, value in properties.items():
-        if isinstance(value, str) and _SECRET.search(name):
-            # librdkafka quotes sasl.oauthbearer.config from the word on that it does not understand.
-            words = value.split() if name == "sasl.oauthbearer.config" else []
-            found |= {value, *words, *(word.partition("=")[2] for word in words)}
-    return {value for value in found if len(value) > 3}
+        return masked(text, self._secrets)

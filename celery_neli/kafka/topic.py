@@ -13,10 +13,11 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicCollection
 
 # Documented as part of this module, though not re-exported in the way that mypy asks for.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
     AdminClient,
     ClusterMetadata,
     ConfigResource,
@@ -25,10 +26,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from celery_neli.exceptions import TopicError
+from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.clients import admin_properties
 from celery_neli.kafka.topic_spec import TopicSpec, leader_topic
 
 if TYPE_CHECKING:
+    from confluent_kafka import KafkaError
+
     from celery_neli.config import Config
     from celery_neli.kafka.kafkalog import KafkaLog
 
@@ -38,6 +42,9 @@ PAUSE = 0.1  # seconds between attempts
 
 GONE = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
 """The errors of a client whose topic may have been deleted: brokers must be asked."""
+
+NEEDED = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
+"""The rights on a topic without which a member can do nothing; each of them implies Describe."""
 
 _NOT_ALLOWED = frozenset(
     {
@@ -143,6 +150,7 @@ class TopicCheck:
                 yield from self._create(len(metadata.brokers))
                 yield PAUSE
         if _administered(metadata):
+            yield from self._ask_rights()
             yield from self._inspect()
 
     def _metadata(self, client: Consumer | Producer) -> ClusterMetadata | None:
@@ -160,8 +168,8 @@ class TopicCheck:
         found = metadata.topics[topic]
         if found.error is not None and found.error.name() in _NOT_ALLOWED:
             raise TopicError(
-                f"Kafka does not let this member see the {self._topic.what} {topic} ({found.error.str()}): "
-                "allow DESCRIBE, READ and WRITE on it."
+                f"Kafka does not let this member see the {self._topic.what} {topic}, if it exists "
+                f"({found.error.str()}): {self._klog.lacks(NEEDED, 'topic', topic)}"
             )
         return self._partitions(metadata) >= self._topic.partitions
 
@@ -199,6 +207,7 @@ class TopicCheck:
                 raise TopicError(
                     f"The {self._topic.what} {topic} has {found} partition(s), but {self._topic.each}, and this member "
                     f"could not add any ({reason}). Have them added: {self._topic.enlarge_command()}"
+                    f"{self._or_allow(error, 'Alter')}"
                 ) from exception
             self._klog.say(logging.WARNING, f"{self._topic.what} not enlarged yet topic={topic} reason={reason!r}")
         else:
@@ -222,12 +231,36 @@ class TopicCheck:
                 raise TopicError(
                     f"The {self._topic.what} {topic} is missing and could not be created ({reason}). "
                     f"Have it created: {self._topic.create_command(replicas=replicas)}"
+                    f"{self._or_allow(error, 'Create')}"
                 ) from exception
             self._klog.say(logging.WARNING, f"{self._topic.what} not created yet topic={topic} reason={reason!r}")
         else:
             count = replicas or "default"
             self._klog.say(
                 logging.INFO, f"{self._topic.what} created topic={topic} partitions={partitions} replicas={count}"
+            )
+
+    def _or_allow(self, error: KafkaError, operation: str) -> str:
+        if not is_denied(error.name()):
+            return ""
+        return f" (or allow it: {self._klog.lacks([operation], 'topic', self._topic.name)})"
+
+    def _ask_rights(self) -> Steps:
+        """Ask which rights there are: a client finds out about a missing one only when it reads or writes, too late."""
+        topic = self._topic.name
+        try:
+            wanted = self._admin_client().describe_topics(
+                TopicCollection([topic]), include_authorized_operations=True, request_timeout=REQUEST
+            )
+            found = (yield wanted[topic]).authorized_operations
+        except KafkaException as exception:
+            self._klog.say(logging.DEBUG, f"rights not told topic={topic} reason={exception.args[0].name()}")
+            return
+        missing = [name for name, operation in NEEDED.items() if operation not in (found or NEEDED.values())]
+        if missing:
+            raise TopicError(
+                f"Kafka does not let this member {' and '.join(missing).lower()} the {self._topic.what} {topic}: "
+                f"{self._klog.lacks(missing, 'topic', topic)}"
             )
 
     def _inspect(self) -> Steps:
@@ -237,8 +270,10 @@ class TopicCheck:
             entries = yield self._admin_client().describe_configs([resource], request_timeout=REQUEST)[resource]
         except KafkaException as exception:
             # Not allowed, or no answer: the topic is there, and a member need not know more to work.
-            reason = exception.args[0].name()
-            self._klog.say(logging.INFO, f"{self._topic.what} configuration not read topic={topic} reason={reason}")
+            error = exception.args[0]
+            line = f"{self._topic.what} configuration not read topic={topic} reason={error.name()}"
+            more = f": {self._klog.lacks(['DescribeConfigs'], 'topic', topic)}" if is_denied(error.name()) else ""
+            self._klog.say(logging.INFO, line + more)
             return
         for risk in self._topic.judge(self._topic, {name: entry.value for name, entry in entries.items()}):
             self._klog.say(logging.WARNING, f"{self._topic.what} at risk topic={topic} {risk}")

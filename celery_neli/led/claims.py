@@ -35,12 +35,13 @@ class Marks:
     """What the slots of a term have come to, as of one record: `done` is never above `claimed`.
 
     `tried`: of a term that was handed over cleanly: of the slots that are not settled, those behind it were never given
-    to the transport. None: that is not known.
+    to the transport. `saved`: of each slot up to it that ran, the schedule topic has the state. None: it is not known.
     """
 
     claimed: float
     done: float
     tried: float | None = None
+    saved: float | None = None
 
     @classmethod
     def of(cls, data: Mapping[str, Any] | None, *, now: float | None = None) -> Marks | None:
@@ -50,20 +51,25 @@ class Marks:
         With `now`, marks that are far ahead of it (`ASTRAY`) count as of now: they are of a clock that was wrong, and
         nothing would run until ours has caught up.
         """
-        first, second = (None, None) if data is None else (_time(data.get("claimed")), _time(data.get("done")))
+        if not isinstance(data, Mapping):
+            return None
+        first, second = _time(data.get("claimed")), _time(data.get("done"))
         if first is None or second is None:
             return None
         claimed, done = max(first, second), min(first, second)
-        tried = None if data is None or first < second else _time(data.get("tried"))
+        tried = None if first < second else _time(data.get("tried"))
         if now is not None and claimed > now + ASTRAY:
             done = now if done > now + ASTRAY else done
             claimed = max(now, done)
-        return cls(claimed, done, None if tried is None else min(tried, claimed))
+        saved = _time(data.get("saved"))
+        return cls(
+            claimed, done, None if tried is None else min(tried, claimed), None if saved is None else min(saved, done)
+        )
 
     def as_data(self) -> dict[str, Any]:
         """For a record."""
-        data: dict[str, Any] = {"claimed": self.claimed, "done": self.done}
-        return data if self.tried is None else {**data, "tried": self.tried}
+        data = {"claimed": self.claimed, "done": self.done, "tried": self.tried, "saved": self.saved}
+        return {name: mark for name, mark in data.items() if mark is not None}
 
     @property
     def doubtful(self) -> float:

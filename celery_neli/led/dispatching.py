@@ -11,6 +11,7 @@ from celery_neli.led.flights import Flights
 from celery_neli.led.publishers import Unsent
 from celery_neli.led.settling import Settling
 from celery_neli.led.states import at_of
+from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -56,14 +57,18 @@ class Dispatching(Settling):
             ended = error if isinstance(error, LeaseEnded) else ended
             if current is not flight.entry:  # defined anew, paused or removed meanwhile
                 self._present.unsettled.pop(name, None)
-                if error is None:
+                self._attempts.over(name)
+                if error is None and flight.refused is None:
                     self.neli_states.ran(name, at_of(flight.advanced))
                 elif flight.wired and flight.found.slot is not None:
                     self._present.perhaps[name] = flight.found.slot.timestamp()
             elif error is None:
                 self.schedule[name] = flight.advanced
                 self._settle(name)
-                self.neli_sent(flight.advanced, flight.found.slot)
+                if flight.refused is None:
+                    self.neli_sent(flight.advanced, flight.found.slot)
+                else:
+                    self.neli_refused(flight.entry, flight.advanced, flight.found.slot, flight.refused)
                 if name in self.schedule:
                     heap.put(name, self._next_look(flight.advanced, flight.found, flight.now))
             elif isinstance(error, (LeaseEnded, Unsent)):
@@ -94,12 +99,20 @@ class Dispatching(Settling):
         """As `LeasedMixin`; a publisher's thread comes here, too, through `apply_entry`."""
         flight = self._flights.current()
         if flight is None:
-            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)  # type: ignore[misc]
+            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
         try:
             return self._send(entry, producer)
         except Exception as exc:
-            flight.error = exc
-            raise
+            tenure = producer.neli_tenure
+            if tenure.left or is_transport_error(producer.connection, exc, given=tenure.wired):
+                flight.error = exc
+                raise
+            flight.refused = without_wrapper(exc)
+            return None  # the ticking thread logs it
+
+    def neli_apply(self, sent: Any, producer: Any) -> None:
+        """Send what a flight sends. On a publisher's thread."""
+        self._apply(sent, producer)
 
     @property
     def neli_stuck(self) -> bool:

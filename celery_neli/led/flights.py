@@ -18,6 +18,7 @@ from celery_neli.beat.publish import beat_headers, leased_producer
 from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.led.batch import batch_of
 from celery_neli.led.publishers import Publishers, Unsent
+from celery_neli.logs import escaping
 from celery_neli.tick.due import advance
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Flight", "Flights"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds by which an entry must be late before publishers are called in.
 BACKLOG = 0.05
@@ -54,6 +55,8 @@ class Flight:
     now: datetime
     headers: dict[str, Any]
     error: Exception | None = None
+    #: What the application raised in place of sending it; then it is no `error`.
+    refused: BaseException | None = None
     wired: bool = False
     #: When it took off (`time.monotonic`).
     at: float = field(default_factory=time.monotonic)
@@ -106,8 +109,8 @@ class Flights:
         self._publishers.submit(flight)
 
     def landed(self) -> list[tuple[Flight, BaseException | None]]:
-        """What came of flights since the last call: None where the message left. Does not block. Each is in flight
-        until it is `settled`.
+        """What came of flights since the last call: None where the message left, or was `refused`. Does not block. Each
+        is in flight until it is `settled`.
         """
         if self._publishers is None:
             return []
@@ -152,7 +155,7 @@ class Flights:
         return producer
 
     def _send(self, flights: list[Flight], producer: Any) -> list[BaseException | None]:
-        """What came of each: None where its message left, and the broker said so if it can."""
+        """What came of each: None where its message left (and the broker said so if it can), or it was `refused`."""
         batch: Batch = producer.neli_batch
         batch.begin()
         marks = [batch.mark()]
@@ -169,7 +172,7 @@ class Flights:
                 break
         batch.settle(producer.neli_tenure.ask_finish)
         for n, (since, until) in enumerate(pairwise(marks)):
-            if outcomes[n] is None:
+            if outcomes[n] is None and flights[n].refused is None:
                 outcomes[n] = batch.failure(since, until)
                 if isinstance(outcomes[n], Exception):
                     logger.error(
@@ -183,11 +186,11 @@ class Flights:
         me = threading.get_ident()
         self._by_thread[me] = flight
         try:
-            self._scheduler.apply_entry(flight.sent, producer=producer)
+            self._scheduler.neli_apply(flight.sent, producer)
         finally:
             del self._by_thread[me]
             tenure.headers, flight.wired = None, tenure.wired
         if flight.error is not None:
             raise flight.error
-        if not tenure.left:
+        if flight.refused is None and not tenure.left:
             raise LeaseEnded("nothing left")

@@ -5,37 +5,53 @@ Shared by the schedulers of all shards. Belongs to the thread that ticks; nothin
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from celery_neli.config import VERSION_MOST
+from celery_neli.led.fingerprint import fingerprint
+from celery_neli.led.member_notes import MemberNotes
 from celery_neli.led.shards import begin
+from celery_neli.logs import escaping
 from celery_neli.schedule.records import MEMBER, Note, encode_note
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from celery_neli.beat.tenure import Leader
     from celery_neli.config import BeatSettings, Config
     from celery_neli.led.claims import Marks
     from celery_neli.led.shards import Beginning
+    from celery_neli.schedule.records import Kind
     from celery_neli.schedule.topic import ScheduleTopic
 
-__all__ = ["Keeper", "fingerprint"]
+__all__ = ["Keeper"]
 
+#: Records that come at once above which each is not worth a line in the log.
+MANY = 20
+#: Seconds of a tick for what was read.
+PORTION = 0.02
 #: Seconds between two notes of a member, which `celery neli status` compares.
-NOTE_EVERY = 60.0
+NOTE_EVERY = 15.0
+#: Entries up to which a fingerprint is taken at once, in some ten milliseconds; of 100,000 it takes seconds.
+FEW = 1_000
+#: Characters of an app's name in a note, which has a limit.
+LONGEST_APP = 200
 VERSION = "version"
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Keeper:
     """The schedule topic and the roles' marks, for the schedulers of one process (`followers`)."""
 
-    def __init__(self, *, leader: Leader, config: Config, settings: BeatSettings, topic: ScheduleTopic) -> None:
+    def __init__(
+        self, *, leader: Leader, config: Config, settings: BeatSettings, topic: ScheduleTopic, app: str | None = None
+    ) -> None:
+        """`app` is the name of the Celery app, None if it has none."""
         self.leader, self.topic, self.settings = leader, topic, settings
         self.group, self.name = config.group, config.name
         self.roles, self.shards = config.roles, len(config.roles)
@@ -44,10 +60,15 @@ class Keeper:
         self.followers: list[Any] = []
         #: What makes them.
         self.makers: list[Callable[[], None]] = []
-        self._generation = topic.generation
+        #: What was read and is not handed over yet, of which generation of the topic, and whether it ends that.
+        self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
+        self._generation, self._whole, self._counting = topic.generation, -1, False
+        self._many, self._resume_at = 0, 0.0
         self._noted = self._asked = float("-inf")
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
+        self._app = app[:LONGEST_APP] if app else None
+        self._notes_of_others = MemberNotes(config.name, self._app, config.group)
 
     def make_all(self) -> None:
         """Have the schedulers of all shards: what is read is told once, to all of them. Raises what making one does."""
@@ -55,16 +76,66 @@ class Keeper:
             for make in self.makers:
                 make()
 
-    def pull(self) -> None:
-        """Hand what was read to the schedulers, all of which are there."""
+    def pull(self) -> bool:
+        """Hand what was read to the schedulers, all of which are there, in the order of reading, for `PORTION` seconds
+        at most. Return True if nothing is left.
+        """
+        began = time.perf_counter()
+        if began < self._resume_at:  # another scheduler of this process has just had its portion
+            return not self._backlog
+        while self._backlog or self._refill():
+            self._fold_next()
+            if time.perf_counter() > began + PORTION and self._backlog:
+                self._resume_at = time.perf_counter() + PORTION
+                return False
+        return True
+
+    def pull_all(self, generation: int) -> None:
+        """Hand everything that was read by now to the schedulers, however long it takes: that of this generation of the
+        topic was read to its end.
+        """
+        while self._backlog:
+            self._fold_next()
+        self._refill()
+        if self._generation == generation:
+            self._whole = generation
+        while self._backlog:
+            self._fold_next()
+        self._caught_up()
+
+    def _refill(self) -> bool:
+        """Take over what was read since; return False if there is nothing."""
+        whole = self.topic.whole  # asked before: what is drained then reaches that end
         changes = self.topic.drain()
-        if changes:
+        if self._many:
             for each in self.followers:
-                each.neli_fold(changes)
-        if self.topic.generation != self._generation:
-            self._generation = self.topic.generation
+                logger.info("schedule read records=%d entries=%d", self._many, each.neli_count())
+            self._many = 0
+        self._notes_of_others.read(changes)
+        if self.topic.drained != self._generation:
+            self._generation, self._counting = self.topic.drained, True
             for each in self.followers:
-                each.neli_write_all()
+                each.neli_recount(torn=self.topic.torn)
+        self._backlog, self._whole = deque(changes.items()), whole
+        self._many = len(changes) if len(changes) > MANY else 0
+        if not changes:
+            self._caught_up()
+        return bool(changes)
+
+    def _fold_next(self) -> None:
+        change = dict((self._backlog.popleft(),))
+        for each in self.followers:
+            each.neli_fold(change, many=self._many > 0)
+        if not self._backlog:
+            self._caught_up()
+
+    def _caught_up(self) -> None:
+        """What was drained was handed over: all of the topic, if its end was in it."""
+        if self._whole == self._generation:
+            torn = self._counting and self.topic.torn
+            for each in self.followers:
+                each.neli_caught_up(counted=self._counting, torn=torn)
+            self._counting = False
 
     def forget_unsaved(self) -> None:
         """A term is over that was not handed over: what was not written of it yet, a successor may know better."""
@@ -86,18 +157,23 @@ class Keeper:
         self.leader.offer(self.roles[shard], term, data, hurry=hurry)
 
     def note(self) -> None:
-        """Tell the others which schedule this member has, once a minute; they and `celery neli status` may differ."""
+        """Tell the others which app and schedule this member has, every 15 seconds; `celery neli status` compares."""
+        if any(each.neli_leads for each in self.followers):
+            self._notes_of_others.warn()
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
             return
-        if self._fingerprint is None:
-            if not self._asked_fingerprint:  # of a hundred thousand entries it takes seconds: not on this thread
-                self._asked_fingerprint = True
-                entries = [entry for each in self.followers for entry in each.neli_states.static()]
+        if not self._asked_fingerprint:
+            self._asked_fingerprint = True
+            entries = [entry for each in self.followers for entry in each.neli_states.static()]
+            if len(entries) > FEW:
                 spawn(lambda: self._take_fingerprint(entries), name="neli-fingerprint")
+            else:
+                self._take_fingerprint(entries)
+        if self._fingerprint is None:
             return
         self._noted = now
-        note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time())
+        note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
         self.topic.write(MEMBER, self.name, encode_note(note))
 
     def _take_fingerprint(self, entries: list[Any]) -> None:
@@ -109,8 +185,8 @@ class Keeper:
         if mine is None or now - self._asked < self.timeout:
             return
         told = self.leader.told(self.roles[shard])
-        theirs = (told.data or {}).get(VERSION, -1)
-        if told.known and not told.own and told.term is not None and isinstance(theirs, int) and theirs < mine:
+        theirs = version_of(told.data)
+        if told.known and not told.own and told.term is not None and theirs < mine:
             self._asked = now
             self.leader.ask(self.roles[shard])
 
@@ -122,10 +198,7 @@ class Keeper:
         self.topic.stop()
 
 
-def fingerprint(entries: Iterable[Any]) -> str:
-    """Eight hex digits that differ where the entries of beat_schedule differ, in whatever order they are."""
-    digest = 0
-    for entry in entries:
-        text = repr((entry.name, entry.task, entry.schedule, entry.args, entry.kwargs, entry.options))
-        digest ^= int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "big")
-    return f"{digest:08x}"
+def version_of(data: Mapping[str, Any] | None) -> int:
+    """Return the `neli_schedule_version` in a record's data, or -1 for none and for what the setting cannot be."""
+    value = (data or {}).get(VERSION)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= VERSION_MOST else -1

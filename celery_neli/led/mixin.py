@@ -7,6 +7,7 @@ entries follow the schedule topic, so that a term can begin at once. The rules a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import is_unconfirmed
+from celery_neli.led.attempts import Attempts
 from celery_neli.led.births import Births
 from celery_neli.led.claims import Marks
 from celery_neli.led.dispatching import Dispatching
@@ -22,16 +24,17 @@ from celery_neli.led.flights import Flights
 from celery_neli.led.overlap_gate import OverlapGate
 from celery_neli.led.settling import FLUSH, StateReservation, iso
 from celery_neli.led.shards import owner
-from celery_neli.led.states import States
+from celery_neli.led.states import States, at_of
 from celery_neli.led.term import Term
+from celery_neli.log_limit import EntryLines
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.schedule.records import STATE
 from celery_neli.tick.due import pass_over
 from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import missed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from celery_neli.beat.reservation import Reservation
     from celery_neli.beat.tenure import Tenure
     from celery_neli.schedule.records import Kind
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LedMixin"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.
 CONFIRM = 0.25
@@ -63,19 +66,30 @@ class LedMixin(Dispatching):
         #: The present term, or the last.
         self._term: Term | None = None
         self._retries = {}
+        self._attempts = Attempts()
         self._gone = {}
         self._buried = set()
         self._left = {}
         self._overlaps = OverlapGate(app)
         self._flights = Flights(self, count=1)
         self._births = Births(self)
+        self.app = app
+        #: When the entries of beat_schedule were made (Unix seconds).
+        self._made = self._moment()
         super().__init__(app, *args, **kwargs)  # type: ignore[call-arg]
-        self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse)
+        self.neli_states = States(self, owns=self._owns, refuse=self.neli_keeper.topic.refuse, moment=self._moment)
 
     # -- the schedule: of all entries, those of this shard --
 
     def _owns(self, name: str) -> bool:
         return owner(name, self.neli_keeper.shards) == self.neli_shard
+
+    def beat_schedule(self) -> Any:
+        """Of the configuration's, the entries of this shard."""
+        found = super().beat_schedule()  # type: ignore[misc]
+        if self.neli_keeper.shards == 1 or not isinstance(found, Mapping):
+            return found
+        return {name: entry for name, entry in found.items() if self._owns(str(name))}
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """As Celery does, for the entries of this shard."""
@@ -98,6 +112,15 @@ class LedMixin(Dispatching):
         self.neli_states.adopt(entry.name)
         return entry
 
+    def neli_put(self, entry: Any) -> None:
+        """Have an entry that code has put into the schedule, if it is of this shard. :raises ConfigurationError: as
+        `check`; nothing was changed.
+        """
+        if self._owns(entry.name):
+            self.check(entry)
+            self.schedule[entry.name] = entry
+            self.neli_states.adopt(entry.name)
+
     def check(self, entry: Any) -> None:
         """:raises ConfigurationError: the entry has a policy that does not exist, or that it cannot have."""
         super().check(entry)  # type: ignore[misc]
@@ -105,9 +128,9 @@ class LedMixin(Dispatching):
 
     # -- standing by, and the term --
 
-    def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
-        """The schedule topic says so."""
-        self.neli_states.fold(changes, leading=self.neli_leads)
+    def neli_fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, many: bool) -> None:
+        """The schedule topic says so, and says ``many`` things at once."""
+        self.neli_states.fold(changes, leading=self.neli_leads, many=many)
 
     def neli_stand_by(self) -> None:
         """Have every change in the heap, so that a term that begins need not. The first time, a look at every entry."""
@@ -138,17 +161,18 @@ class LedMixin(Dispatching):
         beginning = keeper.begin(self.neli_shard, now)
         if beginning is None:
             return False
-        marks = beginning.marks
-        if marks is None and led_until is not None and not states.read_any:
+        marks, blind = beginning.marks, states.led
+        if marks is None and led_until is not None and not blind:
             # Another scheduler was led, which leaves no marks: its slots were served until then, as far as is known.
-            marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp())
+            # What was imported from it says by itself what ran.
+            marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp(), tried=0.0)
         self._term = Term(
             keeper,
             shard=self.neli_shard,
             number=tenure.term,
             inherited=marks,
             newest=states.newest,
-            blind=states.read_any,
+            blind=blind,
             now=now,
             more=beginning.data,
         )
@@ -168,7 +192,9 @@ class LedMixin(Dispatching):
         self._births = Births(self)
         states.births(None if marks is None else marks.done or None)
         if marks is not None:
-            self._settle_done(marks.done)
+            self._settle_done(marks)
+        elif not blind:  # the first leader: an entry of beat_schedule begins now, and has missed nothing
+            self._settle_done(Marks(now, now, saved=now), made=self._made)
         self._gone = states.gone()
         self._term.claims.resolve()
         if keeper.shards > 1:
@@ -176,19 +202,23 @@ class LedMixin(Dispatching):
             self._term.tell(now, None if first is None else first.time)  # another shard may wait for it
         return True
 
-    def _settle_done(self, done: float) -> None:
-        """Slots up to ``done`` were settled, though not every state may have been written since."""
+    def _settle_done(self, marks: Marks, *, made: float = float("-inf")) -> None:
+        """Slots up to the mark *done* were settled, though not every state may have been written since. (Of entries
+        that last ran when they were ``made`` or later.) Those behind *saved* have run; what had run before that mark
+        has its state, so the others are of a schedule that came later.
+        """
         heap = self._due_heap()
-        until = datetime.fromtimestamp(done, timezone.utc)
+        until = datetime.fromtimestamp(marks.done, timezone.utc)
         left: list[Any] = []
-        while (top := heap.peek()) is not None and top.time <= done:
+        while (top := heap.peek()) is not None and top.time <= marks.done:
             entry = self.schedule[top.name]
             owed = None
-            if top.name not in self.neli_states.open and self._reckons(entry):
+            if top.name not in self.neli_states.open and self._reckons(entry) and at_of(entry) >= made:
                 owed = missed(entry.schedule, entry.last_run_at, until, 1)
             if owed is not None and owed.total:
+                ran = owed.total - self._never_ran(entry, marks)
                 entry = pass_over(entry, owed.newest[-1], entry.default_now())
-                entry.total_run_count += owed.total
+                entry.total_run_count += ran
                 self.schedule[entry.name] = entry
                 self._settle(entry.name)
                 self.neli_write(entry)
@@ -197,6 +227,14 @@ class LedMixin(Dispatching):
         with self._at_once():
             for entry in left:
                 heap.put(entry.name, self._first_look(entry))
+
+    def _never_ran(self, entry: Any, marks: Marks) -> int:
+        """How many of the entry's slots the schedule topic would tell of, had they run."""
+        saved = marks.done if marks.saved is None else marks.saved
+        if saved <= at_of(entry):
+            return 0
+        found = missed(entry.schedule, entry.last_run_at, datetime.fromtimestamp(saved, timezone.utc), 1)
+        return 0 if found is None else found.total
 
     def neli_cut_off(self, *, write: bool) -> None:
         """The term is over, or about to be; the tick may have been cut off anywhere. While the lease holds
@@ -218,11 +256,15 @@ class LedMixin(Dispatching):
             elif reservation is not None and reservation.advanced is not None:
                 reservation.confirm()
             self._overlaps.begin()
+            for name in term.perhaps:  # a successor must know that a leader had it
+                if (entry := self.schedule.get(name) or self.neli_states.paused.get(name)) is not None:
+                    self.neli_write(entry)
             if write and self.neli_keeper.topic.flush(FLUSH):
                 first = self._due_heap().peek()
                 term.close(self._moment(), None if first is None else first.time)
         finally:
             term.goes_on = False
+            self.neli_states.imported.clear()  # a later term finds this one's claims, which are later
         if not write:
             self.neli_keeper.forget_unsaved()
 
@@ -235,7 +277,8 @@ class LedMixin(Dispatching):
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """As `ReplicatedScheduler`. Asks nothing of Kafka that it would have to wait for."""
-        self.neli_keeper.pull()
+        caught_up = self.neli_keeper.pull()
+        writes = self._write_back()
         if (ended := self._land()) is not None:
             raise ended
         if self._gone or self._buried:
@@ -246,7 +289,7 @@ class LedMixin(Dispatching):
             while True:
                 wait = float(super().tick(*args, **kwargs))  # type: ignore[misc]
                 if wait > 0 or (self._flights and not self._flights.free()) or time.monotonic() > end:
-                    return 0.0 if self._births.write_some() else wait
+                    return 0.0 if self._births.write_some() or writes or not caught_up else wait
 
     def _rest(self, due: float | None, wait: float) -> float:
         moment = self._moment()
@@ -268,7 +311,12 @@ class LedMixin(Dispatching):
             return 0.0
         if found.due and found.slot is not None:
             slot, moment = found.slot.timestamp(), maybe_make_aware(now).timestamp()
-            if not self._present.claims.covers(slot):
+            defined = self.neli_states.imported.get(entry.name, 0.0)
+            if defined > moment:  # by a clock that is ahead of this one
+                heap.put(entry.name, defined)
+                return 0.0
+            # A successor assumes that slots of an import that no claim reached have not been sent.
+            if not self._present.claims.covers(max(slot, defined)):
                 return CONFIRM
             if self._in_doubt(entry, found, now) or self._overlaps_last(entry, found, now):
                 return 0.0
@@ -298,17 +346,21 @@ class LedMixin(Dispatching):
 
     def _in_doubt(self, entry: Any, found: Look, now: datetime) -> bool:
         """Whether the slots in doubt of the entry are left out, as told; told in any case."""
-        doubtful = self._present.in_doubt(entry, None if found.owed is None else found.owed.first)
+        first, defined = (
+            None if found.owed is None else found.owed.first,
+            self.neli_states.imported.get(entry.name, 0.0),
+        )
+        doubtful = self._present.in_doubt(entry, first, defined=defined)
         if doubtful is None:
             return False
         sends = self.neli_keeper.settings.sends_in_doubt
         if self._present.is_told(entry.name) and sends:
             return False
         self.neli_in_doubt += doubtful.total
-        logger.warning(
-            "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
-            entry.name, doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first), iso(doubtful.newest[-1]),
-            "send" if sends else "skip",
+        self._lines.warning(
+            "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
+            printable(entry.name), doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first),
+            iso(doubtful.newest[-1]), "send" if sends else "skip",
         )  # fmt: skip
         if not sends:
             self._pass_over(entry, doubtful.newest[-1], now)
@@ -325,7 +377,10 @@ class LedMixin(Dispatching):
         if found.left_out:
             self._tell(entry, found)
         self.neli_left_out += 1
-        logger.warning("slot left out entry=%s slot=%s policy=overlap unfinished=%s", name, iso(found.slot), last_id)
+        self._lines.warning(
+            "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
+            printable(name), iso(found.slot), last_id,
+        )  # fmt: skip
         self._pass_over(entry, found.slot, now)
         return True
 
@@ -343,3 +398,4 @@ class LedMixin(Dispatching):
     neli_reservation: Reservation | None
     neli_left_out: int
     _at_once: Any
+    _lines: EntryLines

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.utils.log import get_logger
 
+from celery_neli.logs import escaping
 from celery_neli.tick.overlap import Overlap, unfinished
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OverlapGate"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: Seconds for which an answer "unfinished" is good.
 FRESH = 0.5

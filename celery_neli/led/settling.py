@@ -16,7 +16,11 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
+from celery_neli.led.births import PORTION
 from celery_neli.led.states import at_of
+from celery_neli.log_limit import EntryLines
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
@@ -25,6 +29,7 @@ from celery_neli.tick.slots import next_slot
 
 if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
+    from celery_neli.led.attempts import Attempts
     from celery_neli.led.keeper import Keeper
     from celery_neli.led.overlap_gate import OverlapGate
     from celery_neli.led.states import States
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FLUSH", "Settling", "StateReservation", "iso"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 _BASE = source_of(celery.app.base)
 
@@ -60,6 +65,18 @@ class StateReservation(Reservation):
         self.scheduler.neli_failed(self.entry, self.slot, wired=self.scheduler.neli_tenure.wired)
         return True
 
+    def refuse(self, error: BaseException) -> bool:
+        """The application refused to send it, or did so after it had left."""
+        if self.scheduler.neli_tenure.left:
+            logger.error(
+                "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
+                self.entry.name, iso(self.slot), repr(error),
+            )  # fmt: skip
+            self.confirm()
+        else:
+            self.scheduler.neli_refused(self.entry, self.advanced, self.slot, error)
+        return True
+
 
 class Settling:
     """The part of a led scheduler that keeps the states of its entries. The thread that ticks."""
@@ -72,6 +89,7 @@ class Settling:
     _overlaps: OverlapGate
     #: Seconds after which an entry is tried again, by name.
     _retries: dict[str, float]
+    _attempts: Attempts
     #: Entries of one slot that ran, and are to be removed, with their `since`; those whose states are still to be.
     _gone: dict[str, float]
     _buried: set[str]
@@ -79,13 +97,37 @@ class Settling:
     _left: dict[str, int]
 
     def _entry_to_send(self, entry: Any) -> Any:
-        """The entry with the task id of the slot that it runs for, unless its options name one."""
+        """The entry with the task id of the slot that it runs for, unless its options name one; of a retry the same."""
+        run = self._id_of_run(entry)
+        retried = self._attempts.retried(entry)
+        if retried is not None and retried.run == run:
+            return retried.sent
         sent = super()._entry_to_send(entry)  # type: ignore[misc]
         if "task_id" not in sent.options:
-            options = dict(sent.options, task_id=self._id_of_run(entry))
+            options = dict(sent.options, task_id=run)
             sent = object.__new__(type(sent))
             sent.__dict__.update(vars(entry), options=options)
+        self._attempts.begin(entry, run, sent)
         return sent
+
+    def _was_attempted(self, entry: Any) -> bool:
+        retried = self._attempts.retried(entry)
+        return retried is not None and retried.sent is entry
+
+    def _apply(self, entry: Any, producer: Any) -> None:
+        """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot.
+
+        Publishers come here, too, with what they send.
+        """
+        retried = self._attempts.retried(entry)
+        if retried is None or (retried.sent is not entry and retried.run != self._id_of_run(entry)):
+            super()._apply(entry, producer)  # type: ignore[misc]
+            return
+        logger.info("beat: retrying entry=%s task=%s", entry.name, entry.task)
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except Exception as exc:  # noqa: BLE001 - as in Celery's apply_entry; the slot is settled by now
+            logger.error("beat: entry=%s could not be sent: %s", entry.name, repr(exc))
 
     def _id_of_run(self, entry: Any) -> str:
         slot = self.neli_slot
@@ -99,23 +141,37 @@ class Settling:
 
     def neli_sent(self, entry: Any, slot: datetime | None) -> None:
         """The ``slot`` of ``entry`` (advanced) is published and confirmed, as far as the transport can."""
-        name, states = entry.name, self.neli_states
+        name = entry.name
+        if slot is not None and entry.options and Overlap.of(entry).skips:
+            self.neli_states.sent[name] = slot.timestamp()
+            self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
+        self._slot_is_over(entry)
+
+    def neli_refused(self, entry: Any, advanced: Any, slot: datetime | None, error: BaseException) -> None:
+        """The application refused to send the ``slot`` of ``entry``, so it is over without a run: neither owed nor in
+        doubt. ``advanced`` is the entry after it.
+        """
+        self._tell_refused(entry.name, slot, error)
+        advanced.total_run_count = entry.total_run_count
+        self._slot_is_over(advanced)
+
+    def _slot_is_over(self, advanced: Any) -> None:
+        name, states = advanced.name, self.neli_states
         self._retries.pop(name, None)
+        self._attempts.over(name)
         self._present.unsettled.pop(name, None)
         self._present.perhaps.pop(name, None)
         self._left.pop(name, None)
-        if isinstance(entry.schedule, once) and name in states.defined:
+        if isinstance(advanced.schedule, once) and name in states.defined:
             self._gone[name] = states.since[name]
-        if slot is not None and entry.options and Overlap.of(entry).skips:
-            states.sent[name] = slot.timestamp()
-            self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
-        self.neli_write(entry)
+        self.neli_write(advanced)
 
     def neli_failed(self, entry: Any, slot: datetime | None, *, wired: bool) -> None:
         """The ``slot`` of ``entry`` could not be published (perhaps it was, if ``wired``): it is still owed."""
         name, term = entry.name, self._present
         self.schedule[name] = entry
         self._settle(name)
+        self._attempts.failed(name)
         self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
         self.neli_states.open.add(name)
         if slot is not None:
@@ -127,7 +183,9 @@ class Settling:
     def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
         retry = self._retries.get(advanced.name)
         if retry is not None:
-            logger.warning("beat: entry=%s could not be sent; trying again in %.0f s", advanced.name, retry)
+            name = advanced.name
+            text = "beat: entry=%s could not be sent; trying again in %.0f s"
+            self._lines.warning("could not be sent", name, text, printable(name), retry)
             return self._moment() + retry
         if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
             if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
@@ -144,6 +202,7 @@ class Settling:
     def neli_forget(self, name: str) -> None:
         """The entry is gone."""
         self._retries.pop(name, None)
+        self._attempts.over(name)
         self._left.pop(name, None)
 
     def _bury(self) -> None:
@@ -158,10 +217,12 @@ class Settling:
         gone, self._gone = self._gone, {}
         for name, since in gone.items():
             if name in states.defined and states.since.get(name) == since:
+                entry = self.schedule.get(name)
+                how = "ran, for the only time" if entry is None or entry.total_run_count else "was refused its only run"
                 topic.write(ENTRY, name, None)
                 self._buried.add(name)
                 states.forget(name)
-                logger.info("schedule: entry=%s ran, for the only time, and was removed", name)
+                logger.info("schedule: entry=%s %s, and was removed", name, how)
 
     def neli_write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""
@@ -182,11 +243,30 @@ class Settling:
             self.neli_left_out -= before
             self._left[entry.name] = found.left_out
 
-    def neli_write_all(self) -> None:
-        """The schedule topic is another one, or was cut: write what this leader knows."""
-        if self._term is not None and self._term.goes_on:
-            for entry in (*self.schedule.values(), *self.neli_states.paused.values()):
-                self.neli_write(entry)
+    def neli_recount(self, *, torn: bool) -> None:
+        """The schedule topic is read from its beginning again; ``torn``: it has lost records."""
+        self.neli_states.recount(torn=torn)
+
+    def neli_caught_up(self, *, counted: bool, torn: bool) -> None:
+        """Everything in the schedule topic was read; after `neli_recount`, if ``counted``."""
+        if counted:
+            self.neli_states.counted(torn=torn)
+        self.neli_states.caught_up()
+
+    def neli_count(self) -> int:
+        """Return how many entries there are."""
+        return len(self.schedule)
+
+    def _write_back(self) -> bool:
+        """Write some of what the topic has lost, which only a leader may; return True if more is left."""
+        states, inventory = self.neli_states, self.neli_states.inventory
+        if not inventory.lost and not states.again:
+            return False
+        for name, value in inventory.take_lost(PORTION).items():
+            self.neli_keeper.topic.write(ENTRY, name, value)
+        for entry in states.take_again(PORTION):
+            self.neli_write(entry)
+        return inventory.lost or bool(states.again)
 
     def sync(self) -> None:
         """Wait until the state of what ran is in Kafka; for a second at most."""
@@ -219,11 +299,14 @@ class Settling:
 
     # What the classes behind bring.
     app: Any
+    _lines: EntryLines
     neli_left_out: int
     schedule: Any
     _next: Any
     _reckons: Any
     _settle: Any
+    _tell_refused: Any
+    apply_async: Any
 
 
 def iso(slot: datetime | None) -> str:

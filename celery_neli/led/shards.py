@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from celery_neli.config import SHARDS_MOST
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.claims import Marks
+from celery_neli.schedule.records import RANK_MOST
 
 if TYPE_CHECKING:
     from celery_neli.election.grant import Told
@@ -61,15 +63,15 @@ def begin(shard: int, shards: int, told: Callable[[int], Told], *, now: float) -
     before = _count(found)
     if before > shards:
         raise ConfigurationError(
-            f"neli_shards = {shards}, but the schedule is spread over {before} already: set neli_shards = {before}; it "
-            "can be raised, not lowered"
+            f"neli_shards = {shards}, but the schedule is spread over {before} already: set neli_shards = {before}; "
+            f"or, if it is to be {shards} from now on, stop the beats with another number and run `celery neli repair`"
         )
-    marks, split = Marks.of(found, now=now), dict(_split(found))
+    marks, split = Marks.of(found, now=now), _split(found, shard)
     if marks is None and shard > 0:
         of_parent = told(parent(shard))
         if not of_parent.known or _count(of_parent.data or {}) <= shard:
             return None
-        marks = Marks.of(_split(of_parent.data or {}).get(str(shard)), now=now)
+        marks = Marks.of(_split(of_parent.data or {}, parent(shard)).get(str(shard)), now=now)
     if marks is not None:
         for child in range(max(before, shard + 1), shards):
             if parent(child) == shard:
@@ -77,20 +79,28 @@ def begin(shard: int, shards: int, told: Callable[[int], Told], *, now: float) -
     more: dict[str, Any] = {SHARDS: shards}
     if split:
         more[SPLIT] = split
-    if _is_count(found.get(BASE)):
+    if _whole(found.get(BASE), most=RANK_MOST) > 0:
         more[BASE] = found[BASE]
     return Beginning(marks, more)
 
 
 def _count(data: Mapping[str, Any]) -> int:
-    value = data.get(SHARDS, 1 if data else 0)
-    return value if _is_count(value) else 0
+    return _whole(data.get(SHARDS, 1 if data else 0), most=SHARDS_MOST)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _whole(value: Any, *, most: int) -> int:
+    """Return the number, or 0 for what is none from 0 to `most`: the log may hold anything."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most else 0
 
 
-def _split(data: Mapping[str, Any]) -> Mapping[str, Any]:
+def _split(data: Mapping[str, Any], shard: int) -> dict[str, Any]:
+    """Return the marks that shards split from `shard` begin with, and nothing else that may stand there."""
     value = data.get(SPLIT)
-    return value if isinstance(value, dict) else {}
+    found = value if isinstance(value, dict) else {}
+    children = (each for each in range(shard + 1, SHARDS_MOST) if parent(each) == shard)
+    marks = {str(child): Marks.of(_object(found.get(str(child)))) for child in children}
+    return {child: each.as_data() for child, each in marks.items() if each is not None}
+
+
+def _object(value: Any) -> Mapping[str, Any] | None:
+    return value if isinstance(value, dict) else None

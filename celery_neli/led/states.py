@@ -7,14 +7,35 @@ leads. The rules of what a state means to a successor are in docs/protocol.md ("
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.led.ahead import Ahead
+from celery_neli.led.inventory import Inventory
+from celery_neli.log_limit import LogLimit
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.schedule.defined import entry_of
-from celery_neli.schedule.records import ENTRY, NO_TERM, STATE, Definition, Kind, State, decode_definition, decode_state
+from celery_neli.schedule.records import (
+    ENTRY,
+    FAR_AHEAD,
+    MAX_CHANGES,
+    NO_TERM,
+    RUNS_MOST,
+    STATE,
+    Definition,
+    Kind,
+    State,
+    decode_definition,
+    decode_state,
+)
 from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
@@ -22,26 +43,38 @@ if TYPE_CHECKING:
 
 __all__ = ["States", "at_of", "place"]
 
-#: Records that come at once above which each is not worth a line in the log.
-MANY = 20
+#: Records of entries that are not here of which so many are kept, once the topic was read to its end.
+STRAYS = 1000
+#: Seconds between two log lines of one kind about one entry, and the entries that are told apart.
+TOLD_EVERY, TOLD_APART = 60.0, 1000
+#: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
+REFUSED_EVERY, MANY = 60.0, 20
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class States:
     """The entries of one scheduler, as far as they are known from the schedule topic. The thread that ticks.
 
     ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is told records that are none.
+    ``moment``: the wall clock, Unix seconds.
     """
 
     def __init__(
-        self, scheduler: Any, *, owns: Callable[[str], bool], refuse: Callable[[Kind, str, RecordError], None]
+        self,
+        scheduler: Any,
+        *,
+        owns: Callable[[str], bool],
+        refuse: Callable[[Kind, str, RecordError], None],
+        moment: Callable[[], float],
     ) -> None:
-        self._scheduler, self._owns, self._refuse = scheduler, owns, refuse
+        self._scheduler, self._owns, self._refuse, self._moment = scheduler, owns, refuse, moment
         #: Entries that no state was read of.
         self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
         #: Entries that were born here, and whose states are still to be written.
         self.unwritten: dict[str, None] = {}
+        #: Entries whose states the topic has lost, and that were not written again since.
+        self.again: dict[str, None] = {}
         #: Entries that the mark *done* does not cover.
         self.open: set[str] = set()
         #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
@@ -50,52 +83,81 @@ class States:
         #: Entries that were defined at runtime.
         self.defined: set[str] = set()
         #: Records of entries that are not here (yet); kept, for their entries may come.
-        self._strays: dict[str, bytes] = {}
-        self._orders: dict[str, Definition] = {}
+        self._strays: OrderedDict[str, State] = OrderedDict()
+        self._orders: OrderedDict[str, Definition] = OrderedDict()
+        self.inventory = Inventory()
         #: The highest rank of a term that wrote a state.
         self.newest = -1
         #: Slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
         self.sent: dict[str, float] = {}
-        #: Whether any state was ever read.
-        self.read_any = False
+        #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
+        #: and that no leader wrote a state of.
+        self.imported: dict[str, float] = {}
         self._level = logging.INFO
+        self._limit = LogLimit(TOLD_EVERY, remembered=TOLD_APART)
+        self._ahead = Ahead(moment, self._limit)
+        self._lines = LogLimit(REFUSED_EVERY)
 
-    def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool) -> None:
-        """Apply what was read. ``leading``: this process knows the states better."""
-        many = len(changes) > MANY  # of all that is there when a beat starts, one line
+    def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
+        """Apply what was read. ``leading``: this process knows the states better. ``many``: they are some of so many
+        that each is not worth a line in the log.
+        """
         self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():
-            if not self._owns(name):
-                continue
-            try:
+            with self._alone(kind, name, leading=leading):
+                if not self._owns(name):
+                    continue
                 if kind == STATE:
                     self._read_state(name, value, leading=leading)
                 elif kind == ENTRY:
-                    self._read_entry(name, None if value is None else decode_definition(value))
-            except RecordError as exc:
-                self._refuse(kind, name, exc)
-            except ConfigurationError as exc:
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
-                self._leave_out(name)
-            except (ValueError, OverflowError, OSError) as exc:  # numbers that are no dates
-                self._refuse(kind, name, RecordError(str(exc)))
-        if many:
-            logger.info("schedule read records=%d entries=%d", len(changes), len(self._scheduler.schedule))
+                    self.inventory.seen(name, value)
+                    self._read_entry(name, None if value is None else self._decoded(name, value))
+
+    def _decoded(self, name: str, value: bytes) -> Definition:
+        definition = decode_definition(value)
+        self.inventory.keep(name, value)
+        return definition
+
+    def caught_up(self) -> None:
+        """Forget records of entries that are not here, but for the newest: everything in the topic was read."""
+        while len(self._strays) > STRAYS:
+            self._strays.popitem(last=False)
+        while len(self._orders) > STRAYS:
+            self.inventory.forget(self._orders.popitem(last=False)[0])
+
+    def recount(self, *, torn: bool) -> None:
+        """The topic is read from its beginning again; ``torn``: it has lost records."""
+        self.inventory.recount()
+        if torn:
+            self.again = dict.fromkeys((*self._scheduler.schedule, *self.paused))
+
+    def take_again(self, most: int) -> list[Any]:
+        """Return up to so many entries whose states are to be written again, as far as they are there."""
+        taken = list(islice(self.again, most))
+        for name in taken:
+            del self.again[name]
+        return [entry for entry in map(self._entry, taken) if entry is not None]
+
+    def counted(self, *, torn: bool) -> None:
+        """The topic was read to its end since `recount`; see `Inventory.counted`."""
+        for name in self.inventory.counted(torn=torn):
+            self.inventory.forget(name)
+            self._read_entry(name, None)
 
     def adopt(self, name: str) -> None:
         """An entry of beat_schedule was added after the topic was read."""
         self.unborn[name] = None
-        if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(self._scheduler.schedule[name], decode_state(stray))
+        self._take_stray(self._scheduler.schedule[name])
         if (order := self._orders.pop(name, None)) is not None:
-            self._read_entry(name, order)
+            with self._alone(ENTRY, name):
+                self._read_entry(name, order)
 
     def state_of(self, entry: Any, *, term: int) -> State:
         """What is to be written of ``entry``."""
         name = entry.name
         return State(
             last=at_of(entry),
-            runs=entry.total_run_count,
+            runs=min(entry.total_run_count, RUNS_MOST),
             term=term,
             since=self.since.get(name, 0.0),
             open=name in self.open,
@@ -138,12 +200,19 @@ class States:
         for entries in (self._scheduler.schedule, self.paused):
             yield from (entry for name, entry in entries.items() if name not in self.defined)
 
+    @property
+    def led(self) -> bool:
+        """Whether a leader has written a state of any entry, as far as was read; an import has no term."""
+        return self.newest > NO_TERM
+
     def ran(self, name: str, last: float) -> None:
         """The entry ran for a slot while it was defined anew or paused."""
         entry = self._entry(name)
-        if entry is not None and at_of(entry) < last:
-            place(entry, last)
-            self._changed(name)
+        if entry is not None:
+            entry.total_run_count += 1
+            if at_of(entry) < last:
+                place(entry, last)
+                self._changed(name)
             self._scheduler.neli_write(entry)
 
     def forget(self, name: str) -> None:
@@ -152,9 +221,30 @@ class States:
         self.paused.pop(name, None)
         for names in (self.open, self.defined):
             names.discard(name)
-        for values in (self.unborn, self.unwritten, self.since, self.sent, self._strays, self._orders):
+        for values in (
+            self.unborn, self.unwritten, self.again, self.since, self.sent, self.imported, self._strays, self._orders,
+        ):  # fmt: skip
             values.pop(name, None)
+        self.inventory.forget(name)
         self._scheduler.neli_forget(name)
+
+    @contextmanager
+    def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
+        """Read one record: whatever that raises costs this record alone, and one line."""
+        try:
+            yield
+        except ConfigurationError as exc:
+            self._leave_out(name)
+            if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
+            if not isinstance(exc, RecordError):
+                exc = RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}")
+            if kind == ENTRY:
+                self._leave_out(name)  # here as on a beat that starts now
+            self._refuse(kind, name, exc)
+            if leading and kind == STATE and (entry := self._entry(name)) is not None:
+                self._scheduler.neli_write(entry)  # compaction keeps what was written last
 
     # -- states --
 
@@ -162,38 +252,51 @@ class States:
         entry = self._entry(name)
         if value is None:
             self._strays.pop(name, None)
-        elif entry is None:
-            self._strays[name] = value
-        else:
-            state = decode_state(value)
-            if not leading or (state.term == NO_TERM and state.last > at_of(entry)):
-                self._apply(entry, state)
-            elif state.term != NO_TERM:
-                # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
-                self._scheduler.neli_write(entry)
+            return
+        state = decode_state(value)
+        if entry is None:
+            self._strays.pop(name, None)
+            self._strays[name] = state
+        elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
+            self._apply(entry, state)
+        elif state.term != NO_TERM or state.last > at_of(entry):
+            # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
+            self._scheduler.neli_write(entry)
+
+    def _take_stray(self, entry: Any) -> None:
+        """Apply the state that was read before its entry was there."""
+        if (stray := self._strays.pop(entry.name, None)) is not None:
+            with self._alone(STATE, entry.name):
+                self._apply(entry, stray)
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
-        self.read_any = True
         if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
+            return
+        since = self._ahead.begins(name, self.since.get(name, 0.0))
+        if state.last > since and self._ahead.is_far(name, "last", state.last):
+            self.newest = max(self.newest, state.term)  # so that what is written in its place counts
             return
         if NO_TERM < state.term < self.newest and name not in self.unborn:
             # Of a deposed leader, late: that it ran may be news, nothing else is.
             if state.last > at_of(entry):
                 place(entry, state.last)
+                entry.total_run_count = max(entry.total_run_count, state.runs)
                 self._changed(name)
             return
+        place(entry, max(state.last, since))  # may raise: first of all
         self.newest = max(self.newest, state.term)
+        if state.term > NO_TERM:
+            self.imported.pop(name, None)
         self.unborn.pop(name, None)
         self.unwritten.pop(name, None)
-        since = self.since.get(name, 0.0)
-        if state.open or state.since != since:
+        self.again.pop(name, None)
+        if state.open or state.since != self.since.get(name, 0.0):
             self.open.add(name)
         else:
             self.open.discard(name)
-        place(entry, max(state.last, since))
         entry.total_run_count = state.runs
-        if state.sent is not None:
+        if state.sent is not None and not self._ahead.is_far(name, "sent", state.sent):
             self.sent[name] = state.sent
         self._changed(name)
 
@@ -207,11 +310,16 @@ class States:
             self._orders.pop(name, None)
             if name in self.defined:
                 self.forget(name)
-                logger.log(self._level, "schedule: entry=%s was removed", name)
+                self._tell(name, "removed")
         elif definition.static:
-            self._orders[name] = definition  # this version of the schedule does not have it
+            # This version of the schedule does not have it.
+            self._orders.pop(name, None)
+            self._orders[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
-            logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
+            if self._limit.allows(("hidden", name)):
+                logger.warning(
+                    "schedule: entry=%s is in beat_schedule: what was put under its name is not used", printable(name)
+                )
         else:
             self._define(name, definition)
 
@@ -223,19 +331,20 @@ class States:
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
+            if name not in self.since and (at := _defined_at(definition)) > definition.since:
+                self.imported[name] = at
             self.unborn[name] = None
-            place(entry, definition.since)
+            place(entry, self._ahead.begins(name, definition.since) or self._moment())
         else:
             entry.total_run_count = before.total_run_count
-            place(entry, max(at_of(before), definition.since))
+            place(entry, self._not_before(before, definition.since))
         if before is None or definition.since != self.since.get(name):
             self.open.add(name)
         self.since[name] = definition.since
         self.defined.add(name)
         self._show(entry, paused=definition.paused)
-        if (stray := self._strays.pop(name, None)) is not None:
-            self._apply(entry, decode_state(stray))
-        logger.log(self._level, "schedule: entry=%s was %s", name, "defined" if before is None else "changed")
+        self._take_stray(entry)
+        self._tell(name, "defined" if before is None else "changed")
 
     def _pause(self, name: str, definition: Definition | None) -> None:
         """What was ordered for an entry of beat_schedule."""
@@ -246,15 +355,24 @@ class States:
             self.since[name] = definition.since
             self.open.add(name)
             if not paused:
-                place(entry, max(at_of(entry), definition.since))
+                place(entry, self._not_before(entry, definition.since))
         self._pause_or_go_on(entry, paused=paused)
 
     def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
         if paused != (entry.name in self.paused):
-            logger.log(self._level, "schedule: entry=%s was %s", entry.name, "paused" if paused else "resumed")
+            self._tell(entry.name, "paused" if paused else "resumed")
             self._show(entry, paused=paused)
         elif not paused:
             self._changed(entry.name)
+
+    def _not_before(self, entry: Any, since: float) -> float:
+        return max(at_of(entry), self._ahead.begins(entry.name, since))
+
+    def _tell(self, name: str, what: str) -> None:
+        suppressed = self._limit.ask((what, name))
+        if suppressed is not None:
+            more = f" suppressed={suppressed}" if suppressed else ""
+            logger.log(self._level, "schedule: entry=%s was %s%s", printable(name), what, more)
 
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
@@ -282,6 +400,12 @@ class States:
 def _alike(before: Any, entry: Any) -> bool:
     fields = ("task", "schedule", "args", "kwargs", "options")
     return all(getattr(before, field) == getattr(entry, field) for field in fields)
+
+
+def _defined_at(definition: Definition) -> float:
+    """When it came to be (Unix seconds); infinitely long ago where its oldest changes may have been dropped."""
+    changes = definition.changes
+    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
 
 
 def at_of(entry: Any) -> float:

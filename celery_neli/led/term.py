@@ -5,11 +5,13 @@ The rules are in docs/protocol.md ("Slots"). Belongs to the thread that ticks; n
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from celery_neli.led.claims import MICROSECOND, Claims, Marks
 from celery_neli.led.shards import BASE
+from celery_neli.schedule.records import RANK_MOST
 from celery_neli.tick.slots import missed
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class Term:
     """Term ``number`` of a shard, which found these ``inherited`` marks when it began at ``now`` (Unix seconds), and
     tells ``more`` besides its own.
 
-    ``blind``: it found none, although somebody has led before: every slot that is past is in doubt. ``newest``: the
+    ``blind``: it found none, although a leader has written states: every slot that is past is in doubt. ``newest``: the
     highest rank that a state of the shard's entries tells of.
     """
 
@@ -48,12 +50,11 @@ class Term:
     ) -> None:
         self.number = number
         self.goes_on = True
-        base = more.get(BASE, 0)
-        if base + number <= newest:
-            base = newest + 1 - number
         #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
         #: would not do: entries move from shard to shard, and a leader topic that is made anew counts from 0.
-        self.rank: int = base + number
+        #: At the highest that readers accept it stays: of equal ranks the later state counts, so ours still wins.
+        self.rank: int = min(max(more.get(BASE, 0) + number, newest + 1), RANK_MOST)
+        base = self.rank - number
         self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
         #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
         self.unsettled: dict[str, float] = {}
@@ -66,6 +67,9 @@ class Term:
             self._doubt = now if blind else NEVER
         else:
             self._doubt = inherited.doubtful
+        #: No earlier term has sent a slot of an entry that was defined later, and that no leader wrote a state of.
+        self._reached = self._doubt if inherited is None else inherited.claimed
+        self._saved = None if inherited is None else inherited.saved
         self._told: set[str] = set()
 
     def tell(self, now: float, due: float | None) -> None:
@@ -78,6 +82,8 @@ class Term:
         told = keeper.leader.told(keeper.roles[self._shard])
         # An entry that is late may run for a newer slot than the first that it owes: claim up to now.
         offer = self.claims.turn(now, None if due is None else max(due, now), self._first(due), told)
+        if not keeper.topic.unsaved:
+            self._saved = self.claims.done
         if offer is not None:
             self._offer(offer.marks, hurry=offer.hurry)
 
@@ -88,13 +94,14 @@ class Term:
         """
         marks = self.claims.closing(now, self._first(due))
         doubtful = max(self.perhaps.values(), default=NEVER) + MICROSECOND  # as floats, slots are a little less exact
+        self._saved = marks.done
         self._offer(Marks(max(marks.claimed, doubtful), marks.done, tried=max(doubtful, self._doubt, 0.0)))
 
-    def in_doubt(self, entry: Any, first: datetime | None) -> Owed | None:
+    def in_doubt(self, entry: Any, first: datetime | None, *, defined: float) -> Owed | None:
         """The slots of an entry, of which ``first`` is the first owed, that may have been published before; None if
-        there are none.
+        there are none. ``defined``: when the entry was, in Unix seconds, if no leader has written a state of it.
         """
-        if first is None or first.timestamp() > self._doubt:
+        if first is None or first.timestamp() > self._doubt or defined > self._reached:
             return None
         until = datetime.fromtimestamp(self._doubt, timezone.utc)
         found = missed(entry.schedule, entry.last_run_at, until, COUNTED)
@@ -111,4 +118,5 @@ class Term:
         return min((*self.unsettled.values(), *(() if due is None else (due,))), default=None)
 
     def _offer(self, marks: Marks, *, hurry: bool = False) -> None:
+        marks = replace(marks, saved=self._saved)
         self._keeper.offer(self._shard, self.number, marks, self._more, hurry=hurry)

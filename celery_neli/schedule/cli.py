@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
+from celery_neli.printable import printable
+from celery_neli.terminal import failure, say
+
 if TYPE_CHECKING:
     from celery_neli.schedule.importing import Row, Source
     from celery_neli.schedule.view import Periodic
 
+WIDEST = 400
+"""Characters of a cell."""
 SOURCES = ("redbeat", "django", "file")
 _BY = click.option("--by", help="Who does it, for `show`; user@host by default.")
 
@@ -45,6 +50,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         for each in found
     ]
     _table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
+    _note(periodic.not_run(app))
 
 
 @schedule.command(cls=CeleryCommand)
@@ -60,7 +66,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         editor = periodic.editor(app)
         if name not in names(editor):
             raise editor.unknown(name)
-        found = look(editor, name)
+        found = periodic.as_run(app, look(editor, name))
     if as_json:
         click.echo(_json(found.as_dict()))
         return
@@ -76,9 +82,9 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         "runs": str(found.runs),
     }
     for field, value in rows.items():
-        click.echo(f"{field:9} {value}")
+        say(f"{field:9} {value}")
     for change in reversed(found.changes):
-        click.echo(f"{_when(change.at)}  {change.by}  {change.what}")
+        say(f"{_when(change.at)}  {printable(change.by)}  {printable(change.what)}")
 
 
 @schedule.command(cls=CeleryCommand)
@@ -96,8 +102,8 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
     """Add an entry, or replace the one of this NAME.
 
-    SCHEDULE is a crontab ('*/5 * * * *'), an interval (PT30S, P1DT2H), a solar event (solar:sunset,-37.81,144.96) or
-    a time (at:2026-12-01T10:00:00Z).
+    SCHEDULE is a crontab ('*/5 * * * *'), an interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event
+    (solar:sunset,-37.81,144.96) or a time (at:2026-12-01T10:00:00Z).
     """
     options = _parsed("options", given["options"], dict)
     chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
@@ -105,9 +111,8 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
     args, kwargs = _parsed("args", given["args"], list), _parsed("kwargs", given["kwargs"], dict)
     with _errors(ctx) as (app, periodic):
         found = periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by)
-        if task not in app.tasks:
-            click.echo(f"note: this app knows no task {task!r}; the workers must", err=True)
-    _say(found)
+        _say(found)
+        _note_doubts(app, found)
 
 
 @schedule.command(cls=CeleryCommand)
@@ -127,7 +132,9 @@ def pause(ctx: click.Context, name: str, by: str | None) -> None:
 def resume(ctx: click.Context, name: str, by: str | None) -> None:
     """End the pause of an entry. The slots of the pause do not run."""
     with _errors(ctx) as (app, periodic):
-        _say(periodic.resume(app, name, by=by))
+        found = periodic.resume(app, name, by=by)
+        _say(found)
+        _note_doubts(app, found)
 
 
 @schedule.command(cls=CeleryCommand)
@@ -138,7 +145,7 @@ def remove(ctx: click.Context, name: str, by: str | None) -> None:
     """Delete a runtime entry and its state."""
     with _errors(ctx) as (app, periodic):
         periodic.remove(app, name, by=by)
-    click.echo(f"{name}: removed")
+    say(f"{printable(name)}: removed")
 
 
 @schedule.command(cls=CeleryCommand)
@@ -149,43 +156,71 @@ def run(ctx: click.Context, name: str, by: str | None) -> None:
     """Send the task of an entry at once, from here. Its schedule stays as it is."""
     with _errors(ctx) as (app, periodic):
         result = periodic.run_now(app, name, by=by)
-    click.echo(f"{name}: sent as {getattr(result, 'id', '?')}")
+    say(f"{printable(name)}: sent as {getattr(result, 'id', '?')}")
 
 
 @schedule.command(name="import", cls=CeleryCommand)
 @click.argument("source", type=click.Choice(SOURCES))
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Read all of it, and say what would be done; write nothing.")
+@click.option(
+    "--trust",
+    multiple=True,
+    metavar="CLASS",
+    help="Of a file: import this class and run its code, where an entry holds one (shop.schedules.Tides). Repeatable.",
+)
 @click.option("--replace", is_flag=True, help="Replace entries that are in the runtime schedule already.")
 @_BY
 @click.pass_context
-def import_(ctx: click.Context, source: str, path: Path | None, dry_run: bool, replace: bool, by: str | None) -> None:
+def import_(
+    ctx: click.Context,
+    source: str,
+    path: Path | None,
+    dry_run: bool,
+    trust: tuple[str, ...],
+    replace: bool,
+    by: str | None,
+) -> None:
     """Take over the schedule of RedBeat, of django-celery-beat, or of a file of celery beat (PATH, by default
     celerybeat-schedule), with the last run and the count of each entry. Exit status 1 if any entry was left out.
+
+    The file holds pickles, which could run any code. None of it is run, with or without --dry-run, but for classes
+    that you --trust: an entry that holds another class than Celery's own and plain values is left out, and named.
     """
     from celery_neli.schedule.importing import carry_over, source_of
 
     if path is not None and source != "file":
         raise click.UsageError(f"{source} takes no PATH")
+    if trust and source != "file":
+        raise click.UsageError(f"{source} takes no --trust: it holds no classes")
     with _errors(ctx) as (app, periodic):
-        found = source_of(app, source, path)
+        found = source_of(app, source, path, trust=trust)
         rows = carry_over(found, periodic.editor(app, by=by), dry_run=dry_run, replacing=replace)
+        _note(periodic.not_run(app))  # an import may come before the change of the setting
     ctx.exit(_report(found, rows, dry_run=dry_run))
 
 
 def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
+    from celery_neli.printable import printable
     from celery_neli.schedule.text import human
 
     shown = [
-        (each.name, each.action, human(each.schedule or "-"), _when(each.last), str(each.runs), "; ".join(each.notes))
+        (
+            printable(each.name),
+            each.action,
+            human(each.schedule or "-"),
+            _when(each.last),
+            str(each.runs),
+            printable("; ".join(each.notes), 1000),
+        )
         for each in rows
     ]
     _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)
     counts = {action: sum(each.action == action for each in rows) for action in dict.fromkeys(r.action for r in rows)}
     told = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing there"
-    click.echo(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
+    say(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
     if source.warning:
-        click.echo(f"note: {source.warning}", err=True)
+        say(f"note: {source.warning}", err=True)
     return 1 if counts.get("left out") else 0
 
 
@@ -202,39 +237,116 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
     try:
         yield app, periodic
     except (NeliError, SchedulingError) as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
 
 
 def _parsed(field: str, text: str, kind: type) -> Any:
+    from celery_neli.printable import printable
+
     try:
         value = json.loads(text)
-    except ValueError as exc:
-        raise click.ClickException(f"--{field} {text!r} is no JSON: {exc}") from None
+    except (ValueError, RecursionError) as exc:
+        raise click.ClickException(f"--{field} {printable(repr(text))} is no JSON: {exc}") from None
     if not isinstance(value, kind):
-        raise click.ClickException(f"--{field} {text!r}: give a JSON {'array' if kind is list else 'object'}")
+        raise click.ClickException(
+            f"--{field} {printable(repr(text))}: give a JSON {'array' if kind is list else 'object'}"
+        )
     return value
 
 
 def _say(found: Periodic) -> None:
-    click.echo(f"{found.name}: {_standing(found)}, next {_when(found.next)}")
+    say(f"{printable(found.name)}: {_standing(found)}, next {_when(found.next)}")
+
+
+def _note(text: str | None) -> None:
+    if text is not None:
+        say(f"note: {text}", err=True)
+
+
+def _note_doubts(app: Any, found: Periodic) -> None:
+    """Say on what the entry's next run depends, where this is not given: a task, a leader of its shard."""
+    if found.task not in app.tasks:
+        _note(f"this app knows no task {found.task!r}; the workers must")
+    if not found.paused:
+        _note(_leaderless(app, found.name))
+
+
+def _leaderless(app: Any, name: str) -> str | None:
+    """Return that no beat leads the shard of this entry, if Kafka says so."""
+    import logging
+
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
+    from celery_neli.led.shards import owner
+    from celery_neli.logs import escaping
+    from celery_neli.status import look
+
+    config = from_app(app, "beat")
+    try:
+        found = look(config, "beat", log=escaping(logging.getLogger("celery_neli.cli")), schedules=True)
+    except NeliError:
+        return None  # it has answered before, and stored the entry
+    if not found.exists:
+        return (
+            f"the leader topic {config.topic} does not exist, or this user may not see it: if no beat of this group "
+            "runs, the entry does not run either"
+        )
+    role = config.roles[owner(name, len(config.roles))]
+    if all(each.leader is None for each in found.roles if each.role == role):
+        return (
+            f"no beat leads role {role} of neli_group = {app.conf.neli_group!r}, so the entry does not run yet: start "
+            "one with celery beat -S celery_neli.Scheduler"
+        )
+    return found.sharing
 
 
 def _standing(found: Periodic) -> str:
-    words = f"{'paused' if found.paused else 'active'}, {found.source}"
+    if found.problem and found.task is None:
+        return f"{found.source}, {found.problem}"
+    over = found.source == "runtime" and found.next is None and found.problem is None
+    words = f"{'paused' if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    rows = [[printable(cell, WIDEST) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _when(seconds: float | None) -> str:
+    from celery_neli.printable import printable
+
     if seconds is None:
         return "-"
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    except (TypeError, ValueError, OverflowError, OSError):  # of a state that a stranger wrote
+        return f"? ({printable(seconds, 20)})"
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):  # of beat_schedule: keys that are no strings, or a circle
+        return json.dumps(_as_text(value), default=str)
+
+
+def _as_text(value: Any) -> Any:
+    """The rows and fields as they are, and each value in them that is no JSON as its `repr`."""
+    from celery_neli.printable import printable
+
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    if not isinstance(value, dict):
+        return printable(repr(value))
+    return {str(name): each if _is_json(each) else printable(repr(each)) for name, each in value.items()}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True

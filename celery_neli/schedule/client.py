@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from celery_neli.exceptions import NeliError, RecordError
+from celery_neli.exceptions import NeliError, NotAllowed, RecordError, TopicError
+from celery_neli.kafka.asking import is_hopeless, metadata
+from celery_neli.kafka.causes import OF_NO_READER, is_denied
 from celery_neli.kafka.clients import schedule_producer_properties, schedule_reader_properties
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.kafka.topic import GONE, TopicCheck
 from celery_neli.kafka.topic_spec import schedule_topic
+from celery_neli.kafka.validate import making
 from celery_neli.schedule.found import Entries, fold
 from celery_neli.schedule.records import ENTRY, MEMBER, Kind, Note, decode_note, key_of, kind_of, partition_of
 
@@ -78,29 +81,42 @@ def write(
         if failed or waiting:
             # What waits must not be written after its caller was told that it was not.
             producer.purge(in_queue=True, in_flight=True, blocking=False)
-            reason = klog.masked(failed[0].str()) if failed else f"no answer from Kafka within {timeout:g} s"
+            reason = f"no answer from Kafka within {timeout:g} s"
+            if failed:
+                denied = is_denied(failed[0].name())
+                reason = klog.lacks(["Write"], "topic", config.schedule_topic) if denied else klog.reason(failed[0])
             raise NeliError(f"the schedule topic {config.schedule_topic} was not written: {reason}")
 
 
 @contextmanager
 def _clients(config: Config, log: logging.Logger) -> Iterator[tuple[KafkaLog, dict[str, Any]]]:
     """What clients are made with; Kafka's errors become ours."""
-    klog = KafkaLog(log, config.properties)
+    klog = KafkaLog(log, config.properties, one_shot=True)
     try:
-        yield klog, {"logger": klog, "error_cb": klog.remark}
+        with making(config.properties):
+            yield klog, {"logger": klog, "error_cb": klog.remark}
+    except TopicError as exception:
+        raise NeliError(str(exception)) from None
     except KafkaException as exception:
-        reason = klog.masked(exception.args[0].str())
-        raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
+        error = exception.args[0]
+        where = f"Kafka at {config.properties['bootstrap.servers']}"
+        if is_denied(error.name()):
+            raise NotAllowed(f"{where}: {klog.lacks(['Read'], 'topic', config.schedule_topic)}") from None
+        raise NeliError(f"{where}: {klog.reason(error)}") from None
 
 
 def _find_topic(config: Config, klog: KafkaLog, producer: Producer, deadline: float) -> None:
     """Wait for the topic, or make it."""
+    began = time.monotonic()
     check = TopicCheck(config, klog, reader=producer, topic=schedule_topic(config))
     while not check.poll():
-        if time.monotonic() > deadline:
+        producer.poll(0)  # for its log lines and errors, which tell why there is no answer
+        if time.monotonic() > deadline or is_hopeless(klog, began):
+            cause = klog.reachability.explanation()
+            reason = "does not answer" if cause is None else f"does not answer: {cause}"
             raise NeliError(
                 f"the schedule topic {config.schedule_topic} was not found and not made in time: "
-                f"Kafka at {config.properties['bootstrap.servers']} does not answer"
+                f"Kafka at {config.properties['bootstrap.servers']} {reason}"
             )
         time.sleep(SLICE)
 
@@ -108,10 +124,10 @@ def _find_topic(config: Config, klog: KafkaLog, producer: Producer, deadline: fl
 def _read(config: Config, partition: int, log: logging.Logger, timeout: float) -> dict[tuple[Kind, str], bytes]:
     deadline = time.monotonic() + timeout
     topic = config.schedule_topic
-    with _clients(config, log) as (_, extra):
+    with _clients(config, log) as (klog, extra):
         reader = Consumer({**schedule_reader_properties(config), "fetch.wait.max.ms": 10, **extra})
         try:
-            found = reader.list_topics(topic, timeout=timeout).topics[topic]
+            found = metadata(reader, klog, topic, timeout)
             if found.error is not None and found.error.name() not in GONE:
                 raise KafkaException(found.error)
             if partition not in found.partitions:
@@ -127,6 +143,8 @@ def _read(config: Config, partition: int, log: logging.Logger, timeout: float) -
                         entry = kind_of(key if isinstance(key, bytes) else None)
                         if entry is not None and not isinstance(value, str):
                             fold(values, entry, value)
+                    elif error.name() in OF_NO_READER:
+                        continue
                     elif error.name() == "_PARTITION_EOF":
                         return {entry: value for entry, value in values.items() if value is not None}
                     else:

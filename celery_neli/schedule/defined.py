@@ -6,33 +6,29 @@ Pure; imports no Kafka client.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
 from celery.beat import ScheduleEntry
+from celery.schedules import schedule
 from kombu.utils.json import dumps, object_hook
 
+from celery_neli.config import least_interval
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import nearest
+from celery_neli.printable import printable
+from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
+from celery_neli.schedule.checks import check_made, check_plain, shown
+from celery_neli.schedule.options import OWN_OPTIONS, mistakes, unknown
 from celery_neli.schedule.records import Definition, check_name, encode_definition
 from celery_neli.schedule.text import parse, read
-from celery_neli.tick import misfire, overlap
 from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import next_slot
 
 __all__ = ["OWN_OPTIONS", "check_comes", "define", "entry_of", "moment", "revive"]
 
-#: Entry options that are ours: no part of a message.
-OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
-#: What `Task.apply_async` takes beside the arguments, and kombu's `publish`.
-_WHERE = ("queue", "exchange", "exchange_type", "routing_key", "priority", "delivery_mode", "mandatory", "immediate")
-_WHEN = ("expires", "countdown", "expiration", "time_limit", "soft_time_limit", "timeout", "confirm_timeout")
-_HOW = ("headers", "serializer", "compression", "retry", "retry_policy", "ignore_result", "shadow", "add_to_parent")
-_THEN = ("link", "link_error", "reply_to")
-OPTIONS = OWN_OPTIONS.union(_WHERE, _WHEN, _HOW, _THEN)
+
 _NOT = {
     "task_id": "each slot has an id of its own",
     "eta": "it would be the same for every slot; use countdown (seconds)",
@@ -44,28 +40,29 @@ def define(
 ) -> Definition:
     """The definition of an entry, everything about it checked; `since` is 0 and `changes` empty.
 
-    ``task`` is a name or a task; ``schedule`` whatever `text.parse` takes. Nothing says that the app has a
-    task of that name: who sends need not import it.
+    ``task`` is a name, a task, or a signature, which brings arguments and options; ``schedule`` whatever `text.parse`
+    takes. Nothing says that the app has a task of that name: who sends need not import it. If it has, the task is asked
+    whether it takes the arguments.
 
     :raises ConfigurationError: names the field, what is wrong with it and what to give.
     """
-    check_name(name)
-    task = getattr(task, "name", task)
-    if not isinstance(task, str) or not task.strip() or not task.isprintable():
-        raise ConfigurationError(f"task = {task!r}: give the name of a task, such as 'shop.tasks.tidy_up'")
-    text, _ = parse(schedule, app=app)
-    if not isinstance(args, (list, tuple)):
-        raise ConfigurationError(f"args = {args!r}: give a list")
+    name = check_name(name)
+    call = call_of(app, task, args, kwargs, options)
+    text, when = parse(schedule, app=app)
+    _check_interval(text, when, app)
+    if not isinstance(call.args, (list, tuple)):
+        raise ConfigurationError(f"args = {shown(call.args)}: give a list")
     definition = Definition(
-        task=task,
+        task=call.task,
         schedule=text,
-        args=_as_json("args", list(args)),
-        kwargs=_as_json("kwargs", _mapping("kwargs", kwargs)),
-        options=_as_json("options", _options(options)),
+        args=_as_json("args", list(call.args)),
+        kwargs=_as_json("kwargs", _mapping("kwargs", call.kwargs)),
+        options=_as_json("options", _options(call.options)),
     )
-    encode_definition(definition)  # its size
+    encode_definition(definition)  # its size, and all that needs no app
     entry = entry_of(definition, name, app)
     Overlap.of(entry).check(app, entry)
+    check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
     return definition
 
 
@@ -76,27 +73,30 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
         ephem; a pause of a beat_schedule entry, which is no entry of its own).
     """
     if definition.task is None or definition.schedule is None:
-        raise ConfigurationError(f"beat entry {name!r}: is defined in beat_schedule, not here")
+        raise ConfigurationError(f"beat entry {shown(name)}: is defined in beat_schedule, not here")
     try:
-        if not definition.options.keys().isdisjoint(misfire.OPTIONS):
-            Misfire.from_settings(definition.options)
-        when = _schedule(definition.schedule, app)
-        args, kwargs, options = [
-            revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
-        ]
-    except (ValueError, TypeError, KeyError) as exc:  # ConfigurationError is a ValueError
-        raise ConfigurationError(f"beat entry {name!r}: {exc}") from None
-    return ScheduleEntry(
-        name,
-        definition.task,
-        moment(definition.since).astimezone(when.tz),
-        0,
-        when,
-        tuple(args),
-        kwargs,
-        options,
-        app=app,
-    )
+        return _entry_of(definition.task, definition.schedule, definition, name, app)
+    except ConfigurationError as exc:
+        reason = str(exc)
+    except Exception as exc:  # noqa: BLE001 - whatever kombu's decoders and Celery's classes raise
+        reason = f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"
+    raise ConfigurationError(f"beat entry {shown(name)}: {reason}")
+
+
+def _entry_of(task: str, schedule: str, definition: Definition, name: str, app: Any) -> ScheduleEntry:
+    check_name(name)
+    if not task.strip() or not task.isprintable():
+        raise ConfigurationError(f"task = {shown(task)}: give the name of a task, such as 'shop.tasks.tidy_up'")
+    when = _schedule(schedule, app)
+    args, kwargs, options = [  # kombu's decoders may make anything
+        revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
+    ]
+    if options:
+        checked = _options(options)
+        Misfire.from_settings(checked)
+        Overlap.from_options(checked)
+    last = moment(definition.since).astimezone(when.tz)
+    return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
 
 
 def revive(value: Any) -> Any:
@@ -107,12 +107,32 @@ def revive(value: Any) -> Any:
     if type(value) is list:
         return [revive(each) for each in value]
     if type(value) is dict:
-        return object_hook({key: revive(each) for key, each in value.items()})
+        plain = {key: revive(each) for key, each in value.items()}
+        made = object_hook(plain)
+        if made is not plain:
+            check_made(made)
+        return made
     return value
 
 
-#: Of a hundred thousand entries, most have one of a few schedules.
-_schedule = lru_cache(maxsize=1024)(lambda text, app: read(text, app=app))
+@lru_cache(maxsize=1024)  # of a hundred thousand entries, most have one of a few schedules
+def _schedule(text: str, app: Any) -> Any:
+    when = read(text, app=app)
+    _check_interval(text, when, app)
+    return when
+
+
+def _check_interval(text: str, when: Any, app: Any) -> None:
+    """Raise `ConfigurationError` for an interval that is shorter than `neli_least_interval`."""
+    least = least_interval(app)
+    if type(when) is not schedule:
+        return
+    every = when.run_every.total_seconds()
+    if every < least:
+        raise ConfigurationError(
+            f"schedule = {text!r}: every {every:g} s is more often than an entry put at runtime may run: "
+            f"neli_least_interval = {least:g} s; give a longer interval, or lower that setting for all beats"
+        )
 
 
 def check_comes(definition: Definition, app: Any, *, after: float) -> None:
@@ -135,18 +155,19 @@ def moment(seconds: float) -> datetime:
 def _mapping(field: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigurationError(f"{field} = {value!r}: give a dict with names for keys")
-    return dict(value)
+    if not is_mapping(value):
+        raise ConfigurationError(f"{field} = {shown(value)}: give a dict with names for keys")
+    return {plain(key): each for key, each in value.items()}
 
 
 def _options(value: Any) -> dict[str, Any]:
+    """The options, if each of them exists and has a value that it takes; the same for who puts and for who reads."""
     options = _mapping("options", value)
-    for name in options:
-        if name in _NOT:
-            raise ConfigurationError(f"options: {name} cannot be set: {_NOT[name]}")
-        if name not in OPTIONS:
-            raise ConfigurationError(f"options: there is no option {name}; did you mean {nearest(name, OPTIONS)}?")
+    for name, reason in _NOT.items():
+        if name in options:
+            raise ConfigurationError(f"options: {name} cannot be set: {reason}")
+    for mistake in (*unknown(options), *mistakes(options)):
+        raise ConfigurationError(mistake)
     return options
 
 
@@ -156,14 +177,18 @@ def _as_json(field: str, value: Any) -> Any:
     """
     encode: Any = dumps  # it comes without types
     try:
-        plain = json.loads(encode(value))
-        back = revive(plain)
+        check_plain(field, value)
+        made = json.loads(encode(value))
+        check_plain(field, made)
+        back = revive(made)
         same = back == _listed(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise ConfigurationError(f"{field} = {_short(value)}: cannot be kept as JSON: {exc}") from None
+    except ConfigurationError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - of any class that is in there
+        raise ConfigurationError(f"{field} = {shown(value)}: cannot be kept as JSON: {exc}") from None
     if not same:
-        raise ConfigurationError(f"{field} = {_short(value)}: would come back from JSON as {_short(back)}")
-    return plain
+        raise ConfigurationError(f"{field} = {shown(value)}: would come back from JSON as {shown(back)}")
+    return made
 
 
 def _listed(value: Any) -> Any:
@@ -173,8 +198,3 @@ def _listed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _listed(each) for key, each in value.items()}
     return value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"

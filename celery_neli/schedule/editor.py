@@ -19,6 +19,8 @@ import celery.beat
 from celery.utils.log import get_logger
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
+from celery_neli.logs import escaping
+from celery_neli.schedule.call import check_app, plain
 from celery_neli.schedule.defined import OWN_OPTIONS, check_comes, define, entry_of
 from celery_neli.schedule.records import (
     ENTRY,
@@ -27,15 +29,18 @@ from celery_neli.schedule.records import (
     Definition,
     Kind,
     State,
+    check_name,
     decode,
     decode_definition,
     decode_state,
     encode_definition,
 )
+from celery_neli.schedule.static import StaticEntries, check_static
+from celery_neli.tick.expiry import expires_of
 
 __all__ = ["Known", "ScheduleEditor", "Store", "default_author"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 Record: TypeAlias = "tuple[Kind, str, bytes | None]"
 
@@ -67,9 +72,10 @@ class ScheduleEditor:
     """
 
     def __init__(self, app: Any, store: Store, *, by: object = None, clock: Callable[[], float] = time.time) -> None:
+        by = plain(by)
         if by is not None and (not isinstance(by, str) or not by.strip() or not by.isprintable() or len(by) > 200):
             raise ConfigurationError(f"by = {by!r}: say who makes the change, in 1 to 200 printable characters")
-        self.app = app
+        self.app = check_app(app)
         self.by: str = default_author() if by is None else by
         self.now = clock()
         self._store = store
@@ -86,7 +92,7 @@ class ScheduleEditor:
                     known.states[name] = decode_state(value)
                 elif kind == ENTRY:
                     known.definitions[name] = decode_definition(value)
-            except RecordError as exc:
+            except RecordError as exc:  # decoders raise nothing else
                 if kind == ENTRY:
                     known.unreadable[name] = str(exc)
         return known
@@ -96,10 +102,25 @@ class ScheduleEditor:
         """Celery's entries of `beat_schedule` and its default entries. Loads the app's configuration."""
         self.app.finalize()
         lazy = celery.beat.Scheduler(self.app, schedule={}, lazy=True)
-        lazy.merge_inplace(self.app.conf.beat_schedule)
+        lazy.merge_inplace(self._checked.entries)
         lazy.install_default_entries(lazy.schedule)
         entries: Mapping[str, Any] = lazy.schedule
         return entries
+
+    @cached_property
+    def refused(self) -> Mapping[str, str]:
+        """The entries of `beat_schedule` that every beat leaves out, by name, and all that is wrong with each."""
+        return {name: "; ".join(mistakes) for name, mistakes in self._checked.mistakes.items()}
+
+    @property
+    def doubts(self) -> Mapping[str, str]:
+        """What may be wrong with entries of `beat_schedule` that beats run nevertheless, by name."""
+        return {name: "; ".join(doubts) for name, doubts in self._checked.doubts.items()}
+
+    @cached_property
+    def _checked(self) -> StaticEntries:
+        self.app.finalize()
+        return check_static(self.app.conf.beat_schedule, self.app)
 
     def runtime(self, name: str) -> Definition | None:
         """The runtime entry of this name."""
@@ -108,6 +129,7 @@ class ScheduleEditor:
 
     def entry(self, name: str) -> Any:
         """Celery's entry of this name. Raises `NeliError` if there is none, or it cannot be read."""
+        name = self._ours(name)
         if name in self.static:
             return self.static[name]
         definition = self.runtime(name)
@@ -119,7 +141,8 @@ class ScheduleEditor:
 
     def put(self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any) -> None:
         """Add an entry, or replace what it is. Stays paused if it was. Writes nothing if nothing would change."""
-        if name in self.static:
+        name = check_name(name)
+        if name in self.static or name in self.refused:
             raise ConfigurationError(f"name = {name!r}: beat_schedule has an entry of that name; change it there")
         old = self.runtime(name)
         new = self.succeeding(define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options), old)
@@ -142,12 +165,14 @@ class ScheduleEditor:
 
     def pause(self, name: str) -> None:
         """Let its slots pass. Writes nothing if it is paused."""
+        name = plain(name)
         found = self._definition(name)
         if not found.paused:
             self._store_definition(name, self._changed(replace(found, paused=True), "paused"))
 
     def resume(self, name: str) -> None:
         """End the pause: the first slot after now is the next. Writes nothing if it is not paused."""
+        name = plain(name)
         found = self._definition(name)
         if found.paused:
             if not found.static:
@@ -156,8 +181,9 @@ class ScheduleEditor:
 
     def remove(self, name: str) -> None:
         """Delete a runtime entry and its state."""
+        name = plain(name)
         gone: list[Record] = [(ENTRY, name, None)]
-        if name not in self.static:
+        if name not in self.static and name not in self.refused:
             if name not in self.known.definitions and name not in self.known.unreadable:
                 raise self.unknown(name)
             gone.append((STATE, name, None))
@@ -168,11 +194,15 @@ class ScheduleEditor:
 
     def run_now(self, name: str) -> Any:
         """Send the task of an entry, as beat does, with the header `neli_beat_entry`; its result."""
+        name = plain(name)
         entry = self.entry(name)
         found = self.runtime(name)
         if found is not None:
             self._store_definition(name, self._changed(found, "run now"))
+        expires = expires_of(entry.options, None, self.app.timezone)
         entry.options = {key: value for key, value in entry.options.items() if key not in OWN_OPTIONS}
+        if expires is not None:
+            entry.options["expires"] = expires
         entry.options["headers"] = {**(entry.options.get("headers") or {}), "neli_beat_entry": name}
         return celery.beat.Scheduler(self.app, schedule={}, lazy=True).apply_async(entry, advance=False)
 
@@ -190,8 +220,16 @@ class ScheduleEditor:
             if kind == ENTRY:
                 known.unreadable.pop(name, None)
 
+    def _ours(self, name: str) -> str:
+        """The name, unless it is one of an entry of `beat_schedule` that is left out. Raises `NeliError` for that."""
+        name = plain(name)
+        if name in self.refused:
+            raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")
+        return name
+
     def _definition(self, name: str) -> Definition:
         """What holds the pause of this entry."""
+        self._ours(name)
         if name in self.known.unreadable:
             raise NeliError(f"the definition of {name!r} cannot be read here: {self.known.unreadable[name]}")
         found = self.known.definitions.get(name)

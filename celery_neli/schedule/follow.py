@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from celery_neli.election.clock import boottime
 from celery_neli.exceptions import TopicError
+from celery_neli.kafka.causes import OF_NO_READER
 from celery_neli.kafka.clients import schedule_producer_properties, schedule_reader_properties
 from celery_neli.kafka.deaf import Brokers, hears
 from celery_neli.kafka.topic import GONE, TopicCheck
 from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
+from celery_neli.kafka.validate import making
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
@@ -27,6 +30,8 @@ PAUSE = 1.0  # seconds between two looks at a topic that an operator must mend
 ASK = 0.5  # seconds for one question
 CHECK_EVERY = 5.0  # seconds between two looks whether clients that say nothing can still be told anything
 CHECK_AGAIN = 1.0  # ... if one is in doubt
+WATCH_EVERY = 5.0  # seconds between two looks whether the log still holds what was read
+CUT_OFF = 3600.0  # seconds without a record, of which there is one a minute; Kafka keeps tombstones for a day
 
 
 class Follower:
@@ -45,8 +50,16 @@ class Follower:
         """Set by anybody; `serve` and `rest` return within a second."""
         self.next = [-1] * SCHEDULE_PARTITIONS
         """The offsets of the records to be read next: replaced, never changed."""
-        self.generation = 0
-        """How often it was read anew from its beginning."""
+        self.whole = -1
+        """The generation of `found` that was last read to its end."""
+        self.torn = False
+        """Why the present generation began: records were lost, or (False) may have been missed."""
+        self._first = -1  # the first offset of the entries that was read of this generation
+        self._heard = boottime()  # when something was read
+        self._watch_at = 0.0
+        self.fit = False
+        """The topic was found, and as far as is known it can be read and written."""
+        self._denied = ""  # the right that is missing, as a broker said when it refused
         self._check: TopicCheck | None = None
         self._missing = False
         self._look_at = 0.0
@@ -67,8 +80,9 @@ class Follower:
         called again in either case.
         """
         extra: dict[str, Any] = {"logger": self._klog, "error_cb": self._on_error}
-        reader = Consumer({**schedule_reader_properties(self._config), **extra})
-        producer = Producer({**schedule_producer_properties(self._config), **extra})
+        with making(self._config.properties):
+            reader = Consumer({**schedule_reader_properties(self._config), **extra})
+            producer = Producer({**schedule_producer_properties(self._config), **extra})
         self._search(self._make_check(reader))
         self._check_at = time.monotonic() + CHECK_EVERY
         try:
@@ -79,7 +93,11 @@ class Follower:
                     self._read(reader)
                     if self._missing:
                         self._look_for_topic(reader)
+                    elif self._check is None:
+                        self._watch_log(reader)
                 self._writes.serve()
+                if self._denied or self._writes.denied:
+                    self._deny(reader)
         finally:
             self._writes.use(None)
             producer.purge(in_queue=True, in_flight=True, blocking=False)
@@ -137,29 +155,66 @@ class Follower:
             if not check.poll():
                 return
         except TopicError as exception:
-            self._search(self._make_check(reader))
-            if str(exception) != self._said:
-                self._said = str(exception)
-                self._klog.say(logging.ERROR, str(exception))
-            self.rest(PAUSE)
+            self._unfit(reader, str(exception))
             return
-        self._check, self._missing, self._said = None, False, ""
+        if self._said:
+            self._klog.say(logging.INFO, f"schedule topic usable again topic={self._config.schedule_topic}")
+        self._check, self._missing, self._said, self.fit = None, False, "", True
         self._begin(reader)
         self._writes.use(producer)
+        self._told(False)
+
+    def _unfit(self, reader: Consumer, why: str) -> None:
+        """An operator must do something: say so, once, and look again after a pause."""
+        self.fit = False
+        self._search(self._make_check(reader))
+        if why != self._said:
+            self._said = why
+            self._klog.say(logging.ERROR, f"{why}; this beat does not lead")
+        self.rest(PAUSE)
+
+    def _deny(self, reader: Consumer) -> None:
+        """A broker refused to let this client read or write."""
+        operation = self._denied or "Write"
+        self._denied, self._writes.denied = "", False
+        topic = self._config.schedule_topic
+        reader.unassign()
+        self._unfit(
+            reader,
+            f"Kafka does not let this member {operation.lower()} the schedule topic {topic}: "
+            f"{self._klog.lacks([operation], 'topic', topic)}",
+        )
 
     def _begin(self, reader: Consumer) -> None:
-        self.next = [-1] * SCHEDULE_PARTITIONS
+        self.next, self._first = [-1] * SCHEDULE_PARTITIONS, -1
         topic = self._config.schedule_topic
         reader.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in range(SCHEDULE_PARTITIONS)])
 
-    def _begin_anew(self, reader: Consumer, reason: str) -> None:
+    def _begin_anew(self, reader: Consumer, reason: str, *, torn: bool = True) -> None:
+        what = "lost" if torn else "missed"
         self._klog.say(
-            logging.WARNING, f"schedule lost topic={self._config.schedule_topic} reason={reason!r}: reading it anew"
+            logging.WARNING, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it anew"
         )
-        self._found.take()
-        self.generation += 1
-        self._begin(reader)
+        self.torn = torn
+        self._begin(reader)  # first: who sees the new generation sees that nothing of it was read
+        self._found.begin_again()
         self._told(False)
+
+    def _watch_log(self, reader: Consumer) -> None:
+        """Read from the beginning again if the log lost records that were read: Kafka does not tell a reader past them.
+        Asks every few seconds; takes half a second at most.
+        """
+        if time.monotonic() < self._watch_at or self._first < 0:
+            return
+        self._watch_at = time.monotonic() + WATCH_EVERY
+        try:
+            low, high = reader.get_watermark_offsets(TopicPartition(self._config.schedule_topic, 0), timeout=ASK)
+        except KafkaException:
+            return  # the topic is gone, or brokers are: others find out
+        if low > self._first:
+            self._begin_anew(reader, f"records before offset {low} were deleted; is cleanup.policy compact?")
+        elif high < self.next[0]:
+            self._begin_anew(reader, f"the log ends at offset {high}, and was read to {self.next[0]}")
 
     def _read(self, reader: Consumer) -> None:
         try:
@@ -168,15 +223,21 @@ class Follower:
         except KafkaException as exception:
             self._on_error(exception.args[0])
             return
-        read, found, lost = self.next[:], False, ""
+        if messages and self._cut_off():
+            self._begin_anew(reader, "this process was cut off for long, and may have missed removals", torn=False)
+            return
+        read, found, lost, ended = self.next[:], False, "", False
         for message in messages:
             error = message.error()
             partition, offset = message.partition() or 0, message.offset() or 0
             if error is None:
                 found |= self._take(message)
                 read[partition] = offset + 1
+                if partition == 0 and self._first < 0:
+                    self._first = offset
             elif error.name() == "_PARTITION_EOF":
                 read[partition] = max(read[partition], offset)
+                ended |= partition == 0
             elif error.name() == "_AUTO_OFFSET_RESET":
                 lost = error.str()
                 break
@@ -186,7 +247,15 @@ class Follower:
             self._begin_anew(reader, lost)
         elif messages:
             self.next, self._writes.quiet = read, False
+            if ended and self.whole != self._found.generation:
+                found |= self.whole >= 0  # also that some are not there any more is news
+                self.whole = self._found.generation
             self._told(found)
+
+    def _cut_off(self) -> bool:
+        """Return True if nothing was read for so long that compaction may have removed tombstones unread."""
+        before, self._heard = self._heard, boottime()
+        return self._heard - before > CUT_OFF and max(self.next) > 0
 
     def _take(self, message: Message) -> bool:
         key, value = message.key(), message.value()
@@ -195,15 +264,14 @@ class Follower:
 
     def _on_error(self, error: KafkaError) -> None:
         """What is wrong with more than one position; called by librdkafka, too, while it is polled."""
+        if error.name() in OF_NO_READER:
+            return
         if error.name() in GONE:
             self._missing = True
         if error.name() == "_ALL_BROKERS_DOWN":
             self._writes.quiet = True
         if error.name() == "TOPIC_AUTHORIZATION_FAILED":
-            topic = self._config.schedule_topic
-            self._klog.say(
-                logging.ERROR, f"Kafka does not let this member use the schedule topic {topic}: allow READ and WRITE"
-            )
+            self._denied = "Read"
         else:
             self._klog.remark(error)
 

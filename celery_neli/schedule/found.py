@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_neli.log_limit import LogLimit
+from celery_neli.printable import printable
 from celery_neli.schedule.records import STATE, Kind, kind_of, outdated
 from celery_neli.threads import original
 
-REFUSED_EVERY = 60.0
+REFUSED_EVERY = 60.0  # seconds between two lines about one record
+REFUSED_LINES = 20  # of one kind of record in that time, however many there are
 _NONE: Any = object()
 
 Entries = dict[tuple[Kind, str], bytes | None]
@@ -33,16 +35,27 @@ class Found:
         self._own, self._log = own, log
         self._lock: Any = original("_thread", "allocate_lock")()  # for greenlets and threads alike
         self._entries: Entries = {}
-        self._limit = LogLimit(REFUSED_EVERY)
+        self.generation = 0
+        """How often the topic was read from its beginning again, as of what is read now."""
+        self.taken = 0
+        """Of which generation was what `take` returned last."""
+        self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
 
     def add(self, key: bytes | None, value: bytes | None) -> bool:
-        """Take in a record; whether there is something new to take."""
+        """Take in a record; whether there is something new to take. What is wrong with it costs this record alone."""
+        try:
+            return self._add(key, value)
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: the records around it are read all the same
+            self.refuse("", f"key={printable(key)}: {type(exc).__name__}: {printable(str(exc))}")
+            return False
+
+    def _add(self, key: bytes | None, value: bytes | None) -> bool:
         own = key is not None and self._own(key, value)
         if own and not self._entries:
             return False
         entry = kind_of(key)
         if entry is None:
-            self.refuse("", f"key={key!r}: nothing of ours")
+            self.refuse("", f"key={printable(key)}: nothing of ours")
             return False
         with self._lock:
             new = fold(self._entries, entry, value)
@@ -54,9 +67,19 @@ class Found:
         """What was added since the last call, but own records and what they replaced."""
         with self._lock:
             entries, self._entries = self._entries, {}
+            self.taken = self.generation
         return entries
 
+    def begin_again(self) -> None:
+        """The topic is read from its beginning again: what was not taken yet will come again, or is not there."""
+        with self._lock:
+            self._entries = {}
+            self.generation += 1
+
     def refuse(self, kind: str, what: str) -> None:
-        """Say that a record is skipped: one line of a kind a minute."""
-        if self._limit.allows(kind):
+        """Say that a record is skipped: one line about each a minute, no more than twenty about one ``kind``, and one
+        about all strangers, whose kind is "".
+        """
+        lines = REFUSED_LINES if kind else 1
+        if self._limit.allows((kind, what)) and any(self._lines.allows((kind, line)) for line in range(lines)):
             self._log.warning("schedule record skipped %s", what)

@@ -8,7 +8,7 @@ that `beat_schedule` has, the state alone is carried over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.exceptions import ConfigurationError
+from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
+from celery_neli.printable import printable
+from celery_neli.schedule.checks import check_time, shown
 from celery_neli.schedule.defined import check_comes, define
 from celery_neli.schedule.records import (
     ENTRY,
@@ -25,6 +27,7 @@ from celery_neli.schedule.records import (
     Change,
     Definition,
     State,
+    decode_state,
     encode_definition,
     encode_state,
 )
@@ -92,16 +95,19 @@ def plan(source: Source, editor: ScheduleEditor, *, replacing: bool = False) -> 
 
     Reads the schedule topic (blocks); writes nothing. ``replacing``: entries that are here already are replaced.
     """
+    editor.known  # noqa: B018 - what Kafka raises is of no entry
     return [
         Row(name=found.name, action="left out", notes=(found.why,))
         if isinstance(found, LeftOut)
-        else _row(source, editor, found, replacing)
+        else _row_of(source, editor, found, replacing)
         for found in source.entries
     ]
 
 
-def source_of(app: Any, kind: str, path: Path | None = None) -> Source:
-    """What a source has: ``kind`` is "redbeat", "django" or "file" (at ``path``). Blocks; raises `NeliError`."""
+def source_of(app: Any, kind: str, path: Path | None = None, *, trust: Collection[str] = ()) -> Source:
+    """What a source has: ``kind`` is "redbeat", "django" or "file" (at ``path``, with classes to ``trust``). Blocks;
+    raises `NeliError`.
+    """
     if kind == "redbeat":
         from celery_neli.schedule import importing_redbeat
 
@@ -112,7 +118,7 @@ def source_of(app: Any, kind: str, path: Path | None = None) -> Source:
         return importing_django.read(app)
     from celery_neli.schedule import importing_file
 
-    return importing_file.read(app, path or Path(app.conf.beat_schedule_filename))
+    return importing_file.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
 
 
 def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = False, dry_run: bool = False) -> list[Row]:
@@ -123,7 +129,19 @@ def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = Fals
     return rows
 
 
+def _row_of(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
+    try:
+        for field, at in (("last", found.last), ("since", found.since)):
+            if at is not None:
+                check_time(field, at)
+        return _row(source, editor, found, replacing)
+    except Exception as exc:  # noqa: BLE001 - of somebody's classes: it costs this entry alone
+        return Row(name=str(found.name), action="left out", notes=(_why(exc),))
+
+
 def _row(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
+    if found.name in editor.refused:
+        return _left_out(found, f"beat_schedule has it, and leaves it out: {editor.refused[found.name]}")
     if found.name in editor.static:
         return _of_static(source, editor, found)
     if source.mirrors:
@@ -187,8 +205,12 @@ def _state(editor: ScheduleEditor, found: Found, *, since: float) -> list[Record
     """The state to write: none if it never ran, or has a state here: that one is newer, or `since` says the same."""
     if found.last is None or found.name in editor.known.states:
         return []
-    state = State(last=found.last, runs=found.runs, term=NO_TERM, since=since, open=True)
-    return [(STATE, found.name, encode_state(state))]
+    state = encode_state(State(last=found.last, runs=found.runs, term=NO_TERM, since=since, open=True))
+    try:
+        decode_state(state)  # what cannot be read is not written
+    except RecordError:
+        raise ConfigurationError(f"its count is none: {shown(found.runs)}") from None
+    return [(STATE, found.name, state)]
 
 
 def _left_out(found: Found, why: str) -> Row:
@@ -199,13 +221,29 @@ def _change(source: Source, editor: ScheduleEditor) -> Change:
     return Change(at=editor.now, by=editor.by, what=f"imported from {source.what}")
 
 
+def _why(exc: Exception) -> str:
+    """Why an entry is left out, in one line."""
+    return str(exc) if isinstance(exc, NeliError) else f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"
+
+
 def seconds(at: datetime | None) -> float | None:
     """A time as Celery keeps it (a naive one is UTC), in Unix seconds."""
     return None if at is None else maybe_make_aware(at).timestamp()
 
 
-def of_entry(entry: Any, *, paused: bool = False) -> Found:
-    """A Celery entry as it was found."""
+def of_entry(entry: Any, *, name: str | None = None, paused: bool = False, app: Any = None) -> Found | LeftOut:
+    """A Celery entry as it was found; ``name`` is what its source calls it. Whatever is none is left out. An ``app`` is
+    given to an entry that has none.
+    """
+    try:
+        if app is not None:
+            entry.app = entry.schedule.app = app
+        return _of_entry(entry, paused=paused)
+    except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
+        return LeftOut(name=str(name or getattr(entry, "name", "?")), why=f"is no entry of Celery's: {_why(exc)}")
+
+
+def _of_entry(entry: Any, *, paused: bool) -> Found:
     options: Mapping[str, Any] = entry.options or {}
     arguments: Iterable[Any] = entry.args or ()
     return Found(

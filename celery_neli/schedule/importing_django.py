@@ -1,18 +1,22 @@
-"""What django-celery-beat keeps in its database, read through its models. Writes nothing there."""
+"""What django-celery-beat keeps in its database, read through its models. Writes nothing there.
+
+With Django's `USE_TZ = False` the times in the database have no offset: they are in Django's `TIME_ZONE`. The last run
+alone is in UTC if `DJANGO_CELERY_BEAT_TZ_AWARE` is False: so writes DatabaseScheduler.
+"""
 
 from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, overload
 
 from celery.schedules import crontab, schedule, solar
-from celery.utils.time import maybe_make_aware
 
-from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.exceptions import NeliError
 from celery_neli.schedule.importing import Found, LeftOut, Source
 from celery_neli.tick.once import once
 from celery_neli.tick.slots import next_slot
+from celery_neli.tick.zones import to_utc
 
 __all__ = ["read"]
 
@@ -58,12 +62,12 @@ def _entry(row: Any, app: Any) -> Found | LeftOut:
         return _found(row, app, datetime.now(timezone.utc))
     except _CannotCarry as exc:
         return LeftOut(name=row.name, why=str(exc))
-    except (ConfigurationError, ValueError, TypeError, AttributeError) as exc:
+    except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
         return LeftOut(name=row.name, why=f"cannot be read: {exc}")
 
 
 def _found(row: Any, app: Any, now: datetime) -> Found:
-    last, changed = _aware(row.last_run_at), _aware(row.date_changed) or now
+    last, changed = _last_run(row), _aware(row.date_changed) or now
     when: Any = _schedule(row, app)
     since, notes = None, []
     start = _aware(row.start_time)
@@ -103,7 +107,7 @@ def _schedule(row: Any, app: Any) -> Any:
     if row.solar is not None:
         return solar(row.solar.event, float(row.solar.latitude), float(row.solar.longitude), app=app)
     if row.clocked is not None:
-        return once(maybe_make_aware(row.clocked.schedule.clocked_time), app=app)
+        return once(_aware(row.clocked.clocked_time), app=app)
     raise _CannotCarry("it has no schedule")
 
 
@@ -159,10 +163,25 @@ def _options(row: Any, now: datetime) -> dict[str, Any]:
     return {**given, "headers": {**json.loads(row.headers or "{}"), "periodic_task_name": row.name}}
 
 
+def _last_run(row: Any) -> datetime | None:
+    from django.conf import settings
+
+    at: datetime | None = row.last_run_at
+    if at is not None and at.tzinfo is None and not getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True):
+        return at.replace(tzinfo=timezone.utc)
+    return _aware(at)
+
+
+@overload
+def _aware(at: datetime) -> datetime: ...
+@overload
+def _aware(at: datetime | None) -> datetime | None: ...
 def _aware(at: datetime | None) -> datetime | None:
+    """Return a time of the database in UTC."""
     if at is None:
         return None
-    from django_celery_beat.utils import make_aware
+    if at.tzinfo is None:
+        from django.utils.timezone import get_default_timezone
 
-    aware: datetime = make_aware(at)
-    return aware.astimezone(timezone.utc)
+        return to_utc(get_default_timezone(), at)
+    return at.astimezone(timezone.utc)

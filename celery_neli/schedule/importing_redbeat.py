@@ -51,4 +51,4 @@ def _entry(kind: Any, key: str, prefix: str, app: Any) -> Found | LeftOut | None
         raise
     except Exception as exc:  # noqa: BLE001 - whatever is stored there; told to the user
         return LeftOut(name=key.removeprefix(prefix), why=f"RedBeat itself cannot read it: {exc!r}")
-    return of_entry(entry, paused=not entry.enabled)
+    return of_entry(entry, name=key.removeprefix(prefix), paused=not getattr(entry, "enabled", True))

@@ -1,26 +1,38 @@
-"""Which schedule each member has, and whether they agree: what `celery neli status` makes of the members' notes."""
+"""Which app and schedule each member has, and whether they agree, by the notes that members write.
+
+`celery neli status` reads them, and so does the beat that leads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from celery_neli.printable import printable
 from celery_neli.schedule.records import Note
 
-LIVING = 180.0  # seconds; members say it once a minute
+LIVING = 180.0  # seconds; members of older releases write a note once a minute
+SILENT = 50.0  # seconds without a note after which a member is shown as not heard
+NAMED = 4  # members and apps that a line names
 SHOWN = 8  # hexadecimal digits of a hash
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSchedule:
-    """The schedule of one living member: the beginning of its hash, its `neli_schedule_version`, and how long ago
-    (seconds, by two clocks) the member said so.
+    """The schedule of one living member: the beginning of its hash, its `neli_schedule_version`, how long ago (seconds,
+    by two clocks) the member said so, and the name of its app if it has one.
     """
 
     name: str
     schedule: str
     version: int | None
     age: float
+    app: str | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether it was not heard for longer than a member that works leaves between two notes."""
+        return self.age > SILENT
 
     @property
     def shown(self) -> str:
@@ -33,10 +45,40 @@ def living(notes: Mapping[str, Note], members: Collection[str] | None, now: floa
     is in Unix seconds.
     """
     return [
-        MemberSchedule(name=name, schedule=note.schedule[:SHOWN], version=note.version, age=max(0.0, now - note.at))
+        MemberSchedule(
+            name=name, schedule=note.schedule[:SHOWN], version=note.version, age=max(0.0, now - note.at), app=note.app
+        )
         for name, note in sorted(notes.items())
-        if now - note.at < LIVING and (members is None or name in members)
+        if abs(now - note.at) < LIVING and (members is None or name in members)
     ]
+
+
+def apps_of(schedules: Sequence[MemberSchedule]) -> dict[str, list[str]]:
+    """Return the names of the members of each app, by the app's name; members whose app has no name are left out."""
+    apps: dict[str, list[str]] = {}
+    for each in schedules:
+        if each.app is not None:
+            apps.setdefault(each.app, []).append(each.name)
+    return apps
+
+
+def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
+    """Return a line that says which apps share a group, where there is more than one; else None."""
+    if len(apps) < 2:
+        return None
+    told = _some(
+        [f"app {printable(app, 60)}: {_some([printable(each, 60) for each in apps[app]])}" for app in apps], "; "
+    )
+    return (
+        f"different apps share one neli_group ({told}): only the schedule of the app that leads {group} runs; "
+        "give each app a neli_group of its own"
+    )
+
+
+def _some(words: Sequence[str], separator: str = ", ") -> str:
+    """Return the first few words, and how many more there are."""
+    more = len(words) - NAMED
+    return separator.join([*words[:NAMED], *([f"{more} more"] if more > 0 else [])])
 
 
 def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
@@ -46,4 +88,6 @@ def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
         having.setdefault(each.shown, []).append(each.name)
     if len(having) < 2:
         return None
-    return "members disagree on the schedule: " + "; ".join(f"{each}: {', '.join(having[each])}" for each in having)
+    return "members disagree on the schedule: " + "; ".join(
+        f"{printable(each)}: {', '.join(map(printable, having[each]))}" for each in having
+    )

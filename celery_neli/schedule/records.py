@@ -2,25 +2,49 @@
 
 A value is a UTF-8 JSON object with a version, as in the leader topic (records.py). The key says what it is and whose:
 `s/<entry>`, `e/<entry>`, `m/<member>`; without a value (a tombstone) it is deleted. Reading is strict: what is not
-exactly as written here raises, and is skipped.
+exactly as written here raises `RecordError`, and nothing else, whatever the bytes are; it is skipped alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from functools import wraps
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.schedule.strict_json import MAX_INT, VERSION, number, read, spell, spell_field, typed
+from celery_neli.schedule.checks import EARLIEST, LATEST, check_definition, shown
+from celery_neli.schedule.strict_json import (
+    MAX_INT,
+    VERSION,
+    instant,
+    number,
+    read,
+    spell,
+    spell_field,
+    typed,
+)
 
 MAX_BYTES = 1 << 18
 """Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
+MAX_SMALL = 1 << 12
+"""Bytes of a state or a note; ours have some hundred."""
 MAX_NAME = 512
+RANK_MOST = 1 << 53
+"""The highest term that a state may have. Ranks come from Kafka's offsets, so none of ours comes near."""
+RUNS_MOST = 1 << 53
+"""The highest count of runs that is written. Readers take more, so that a count that reached it can be read."""
+FAR_AHEAD = 86_400.0
+"""Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
+START_AHEAD = 3650 * 86_400.0
+"""Seconds. Likewise the time at which an entry begins, which may lie ahead on purpose."""
+MAX_KEY = 1 << 13
+"""Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and everybody keeps the names that it reads."""
 MAX_CHANGES = 20
 """How many of its changes a definition remembers."""
 
 Kind: TypeAlias = Literal["s", "e", "m"]
+_Value = TypeVar("_Value")
 STATE: Final = "s"
 ENTRY: Final = "e"
 MEMBER: Final = "m"
@@ -77,11 +101,14 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so."""
+    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so (Unix
+    seconds), and the name of its Celery app (None if that has none, or an older release wrote the note).
+    """
 
     schedule: str
     version: int | None
     at: float
+    app: str | None = None
 
 
 def key_of(kind: Kind, name: str) -> bytes:
@@ -92,7 +119,7 @@ def key_of(kind: Kind, name: str) -> bytes:
 def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
     """What `key_of` made the key from; None: another made it."""
     kind = None if key is None else _PREFIXES.get(key[:2])
-    if key is None or kind is None:
+    if key is None or kind is None or len(key) > MAX_KEY:
         return None
     try:
         return kind, key[2:].decode("utf-8", "surrogatepass")
@@ -106,11 +133,10 @@ def partition_of(kind: Kind) -> int:
 
 
 def check_name(name: object) -> str:
-    """The name of a runtime entry, if it may be one. Raises `ConfigurationError`."""
+    """Return the name of a runtime entry as a plain string, if it may be one. Raises `ConfigurationError`."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        shown = repr(name) if len(repr(name)) < 100 else f"{repr(name)[:90]}…"
-        raise ConfigurationError(f"name: {shown} is none: give 1 to {MAX_NAME} printable characters")
-    return name
+        raise ConfigurationError(f"name: {shown(name)} is none: give 1 to {MAX_NAME} printable characters")
+    return name if type(name) is str else str.__str__(name)
 
 
 def encode_state(state: State) -> bytes:
@@ -125,21 +151,24 @@ def encode_state(state: State) -> bytes:
 
 def encode_note(note: Note) -> bytes:
     """Its bytes."""
-    return spell({"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}).encode()
+    fields = {"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}
+    if note.app is not None:
+        fields["app"] = note.app
+    return spell(fields).encode()
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Its bytes. Raises `ConfigurationError`, which names the field that is not JSON, or too long."""
+    """Its bytes. Raises `ConfigurationError`, which names the field that no process could read or send, or is too long.
+
+    What is written can be read: `decode_definition` asks the same check.
+    """
     if not isinstance(definition.args, (list, tuple)):
-        raise ConfigurationError(f"args: {definition.args!r} is no list")
+        raise ConfigurationError(f"args: {shown(definition.args)} is no list")
     for name in ("kwargs", "options"):
         value = getattr(definition, name)
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise ConfigurationError(f"{name}: {value!r} is no dict whose keys are strings")
-    if not definition.static:
-        for name in ("task", "schedule"):
-            if not isinstance(getattr(definition, name), str) or not getattr(definition, name):
-                raise ConfigurationError(f"{name}: {getattr(definition, name)!r} is none: give a string")
+            raise ConfigurationError(f"{name}: {shown(value)} is no dict whose keys are strings")
+    check_definition(definition)
     parts = {
         name: spell_field(name, getattr(definition, name)) for name in ("task", "schedule", "args", "kwargs", "options")
     }
@@ -157,8 +186,26 @@ def encode_definition(definition: Definition) -> bytes:
     return f'{{"v":{VERSION},{body},{flags[1:]}'.encode()
 
 
+def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
+    """Let a decoder raise `RecordError` only: an unforeseen exception must cost its own record alone."""
+
+    @wraps(decoder)
+    def decode_alone(value: bytes) -> _Value:
+        try:
+            return decoder(value)
+        except RecordError:
+            raise
+        except Exception as exc:
+            raise RecordError(f"cannot be read: {type(exc).__name__}: {shown(exc)}") from exc
+
+    return decode_alone
+
+
+@_alone
 def decode_state(value: bytes) -> State:
     """The state in `value`. Raises `RecordError`, and `UnknownVersion` if a newer version wrote it. Takes some 3 µs."""
+    if len(value) > MAX_SMALL:
+        raise RecordError(f"longer than {MAX_SMALL} bytes")
     fields = read(value)
     try:
         last, runs, term = fields["last"], fields["runs"], fields["term"]
@@ -166,22 +213,23 @@ def decode_state(value: bytes) -> State:
         raise RecordError(f"no {exc.args[0]!r}") from None
     since, open_, sent = fields.get("since", 0.0), fields.get("open", False), fields.get("sent")
     # Types are compared, not asked for: bool is an int, and this is read a hundred thousand times.
-    if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= MAX_INT:
+    if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= RANK_MOST:
         raise RecordError("bad 'runs' or 'term'")
     if type(open_) is not bool:
         raise RecordError("bad 'open'")
     return State(
-        last if type(last) is float and -MAX_INT <= last <= MAX_INT else number("last", last),
+        last if type(last) is float and EARLIEST <= last <= LATEST else instant("last", last),
         runs,
         term,
-        0.0 if not since else number("since", since),
+        0.0 if since is None or since == 0 else instant("since", since),
         open_,
-        None if sent is None else number("sent", sent),
+        None if sent is None else instant("sent", sent),
     )
 
 
+@_alone
 def decode_definition(value: bytes) -> Definition:
-    """The definition in `value`. Raises as `decode_state`."""
+    """The definition in `value`. Raises as `decode_state`, also for all that `encode_definition` refuses."""
     if len(value) > MAX_BYTES:
         raise RecordError(f"longer than {MAX_BYTES} bytes")
     fields = read(value)
@@ -190,26 +238,38 @@ def decode_definition(value: bytes) -> Definition:
         if not typed(fields, name, str):
             raise RecordError(f"bad {name!r}")
     kwargs, options = typed(fields, "kwargs", dict), typed(fields, "options", dict)
-    return Definition(
+    definition = Definition(
         task=None if static else fields["task"],
         schedule=None if static else fields["schedule"],
         args=typed(fields, "args", list),
         kwargs=kwargs,
         options=options,
         paused=typed(fields, "paused", bool),
-        since=number("since", fields.get("since")),
+        since=instant("since", fields.get("since")),
         static=static,
-        changes=tuple(map(_change, typed(fields, "changes", list))),
+        changes=tuple(map(_change, typed(fields, "changes", list)[-MAX_CHANGES:])),
     )
+    try:
+        check_definition(definition)
+    except ConfigurationError as exc:
+        raise RecordError(str(exc)) from None
+    return definition
 
 
+@_alone
 def decode_note(value: bytes) -> Note:
     """The note in `value`. Raises as `decode_state`."""
+    if len(value) > MAX_SMALL:
+        raise RecordError(f"longer than {MAX_SMALL} bytes")
     fields = read(value)
     version = fields.get("version")
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
-    return Note(schedule=typed(fields, "schedule", str), version=version, at=number("at", fields.get("at")))
+    app = None if fields.get("app") is None else typed(fields, "app", str)
+    at = number("at", fields.get("at"))
+    if not EARLIEST <= at <= LATEST:
+        raise RecordError("bad 'at'")
+    return Note(schedule=typed(fields, "schedule", str), version=version, at=at, app=app)
 
 
 _DECODERS: Mapping[Kind, Callable[[bytes], State | Definition | Note]] = {

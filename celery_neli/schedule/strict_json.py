@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from celery_neli.exceptions import ConfigurationError, RecordError, UnknownVersion
+from celery_neli.printable import printable
+from celery_neli.schedule.checks import EARLIEST, LATEST
 
 VERSION = 1
 MAX_INT = 1 << 62
@@ -28,7 +30,7 @@ def read(value: bytes) -> dict[str, Any]:
         fields, end = _SCAN(text, 0)
     except RecordError:
         raise
-    except (ValueError, RecursionError, StopIteration) as exc:
+    except (ValueError, RecursionError, MemoryError, StopIteration) as exc:
         raise RecordError("not JSON") from exc
     if end != len(text) or not isinstance(fields, dict):
         raise RecordError("not a JSON object")
@@ -36,7 +38,7 @@ def read(value: bytes) -> dict[str, Any]:
     if type(version) is not int:
         raise RecordError("no version")
     if version != VERSION:
-        raise UnknownVersion(f"its version is {version}, this member knows {VERSION}")
+        raise UnknownVersion(f"its version is {printable(version, 40)}, this member knows {VERSION}")
     return fields
 
 
@@ -53,6 +55,14 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_INT <= value <= MAX_INT:
         raise RecordError(f"bad {name!r}")
     return float(value)
+
+
+def instant(name: str, value: Any) -> float:
+    """Return the field's value as Unix seconds. Raises `RecordError`, which names the field, if it is no date."""
+    seconds = number(name, value)
+    if not EARLIEST <= seconds <= LATEST:
+        raise RecordError(f"bad {name!r}: {value!r} is no date in the years 1 to 9999")
+    return seconds
 
 
 def spell(value: Any) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.exceptions import RecordError
+from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.logs import BackgroundLog
+from celery_neli.printable import printable
 from celery_neli.schedule.end import End, Question
 from celery_neli.schedule.follow import Follower
 from celery_neli.schedule.found import Entries, Found
@@ -66,10 +67,31 @@ class ScheduleTopic:
 
     @property
     def generation(self) -> int:
-        """Grows when the position was lost, or the topic: it is read anew from its beginning, and what was drained
-        before and does not come again up to the end is not there any more. Look at it before `drain`.
+        """Grows when the position was lost, or the topic: it is read from its beginning again, and what was drained
+        before and does not come again up to the end is not there any more.
         """
-        return self._follower.generation
+        return self._found.generation
+
+    @property
+    def drained(self) -> int:
+        """The generation of what `drain` returned last. For the thread that drains."""
+        return self._found.taken
+
+    @property
+    def whole(self) -> int:
+        """The generation that was last read to its end; -1 before the first. Ask before `drain`."""
+        return self._follower.whole
+
+    @property
+    def torn(self) -> bool:
+        """Whether this generation began because records were lost, not because this process was cut off for long."""
+        return self._follower.torn
+
+    def fit(self) -> bool:
+        """Return True if the topic was found, and can be read and written as far as is known. Without, this beat had
+        better not lead. Any thread; takes no lock.
+        """
+        return self._follower.fit
 
     def start(self) -> None:
         """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
@@ -86,8 +108,8 @@ class ScheduleTopic:
         return {} if self._inherited else self._found.take()
 
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
-        """Say that a value that was drained cannot be read: one line of a kind a minute."""
-        self._found.refuse(kind, f"kind={kind} name={name!r}: {error}")
+        """Say that a value that was drained cannot be read: one line about each a minute, twenty of a kind at most."""
+        self._found.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything is read that is in the topic now, by the broker's word; whether
@@ -152,6 +174,9 @@ class ScheduleTopic:
                 began = time.monotonic()
                 try:
                     self._follower.serve()
+                except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
+                    self._klog.say(logging.ERROR, f"schedule topic not read topic={self._config.schedule_topic}: {exc}")
+                    self._follower.rest(RETRY_MOST)
                 except Exception:  # noqa: BLE001 - whatever it was, the beat goes on with what it knows
                     self._log.exception("schedule topic failed topic=%s: trying again", self._config.schedule_topic)
                     pause = RETRY_LEAST if time.monotonic() - began > RETRY_MOST else min(2 * pause, RETRY_MOST)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.exceptions import ConfigurationError
+from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.printable import printable
+from celery_neli.schedule.checks import shown
 from celery_neli.schedule.defined import entry_of, moment
+from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
 from celery_neli.schedule.text import text_of
 from celery_neli.tick.slots import next_slot
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Periodic", "look", "names"]
 
+UNSHOWN = "cannot be shown"
 BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
 
 
@@ -50,31 +54,44 @@ class Periodic:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values; what `args`, `kwargs` and `options` hold stays as it is."""
-        return asdict(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "changes": [asdict(each) for each in self.changes]}
 
 
 def names(editor: ScheduleEditor) -> set[str]:
     """The names of all entries: of `beat_schedule` and of the runtime schedule. Blocks at the first time."""
     known = editor.known
-    return {*editor.static, *known.unreadable, *(name for name in known.definitions if editor.runtime(name))}
+    runtime = (name for name in known.definitions if editor.runtime(name))
+    return {*editor.static, *editor.refused, *known.unreadable, *runtime}
 
 
 def look(editor: ScheduleEditor, name: str) -> Periodic:
-    """One entry of `names`. Blocks at the first time."""
+    """One entry of `names`. Blocks at the first time. What is wrong with the entry is its `problem`."""
+    try:
+        return _look(editor, name)
+    except NeliError:
+        raise  # of Kafka
+    except Exception as exc:  # noqa: BLE001 - of a user's class: the others are shown
+        return _unshown(name, f"{type(exc).__name__}: {exc}")
+
+
+def _look(editor: ScheduleEditor, name: str) -> Periodic:
     definition = editor.known.definitions.get(name)
     if name in editor.static:
         return _of_static(editor, name, definition)
+    if name in editor.refused:
+        return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
     if definition is None:
-        return Periodic(name=name, task=None, schedule=None, problem=editor.known.unreadable[name])
+        return _unshown(name, editor.known.unreadable[name])
     try:
         entry, problem = entry_of(definition, name, editor.app), None
     except ConfigurationError as exc:
-        entry, problem = None, str(exc)
+        entry, problem = None, f"{UNSHOWN}: {exc}"
     state = editor.known.states.get(name)
     return Periodic(
         name=name,
-        task=definition.task,
-        schedule=definition.schedule,
+        task=definition.task if entry else printable(definition.task),
+        schedule=definition.schedule if entry else printable(definition.schedule),
         args=tuple(definition.args) if entry is None else entry.args,
         kwargs=definition.kwargs if entry is None else entry.kwargs,
         options=definition.options if entry is None else entry.options,
@@ -89,6 +106,11 @@ def look(editor: ScheduleEditor, name: str) -> Periodic:
     )
 
 
+def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
+    """An entry that no beat runs, for it cannot be read."""
+    return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
+
+
 def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None) -> Periodic:
     entry, state = editor.static[name], editor.known.states.get(name)
     hides = definition is not None and not definition.static
@@ -96,7 +118,7 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
     try:
         text = text_of(entry.schedule)
     except ConfigurationError:
-        text = repr(entry.schedule)
+        text = shown(entry.schedule)
     return Periodic(
         name=name,
         task=entry.task,
@@ -111,13 +133,16 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
         next=None if pause and pause.paused else _next(editor, name, entry.schedule, pause.since if pause else 0),
         since=pause.since if pause and pause.since else None,
         changes=pause.changes if pause else (),
-        problem="hides a runtime entry of this name: remove that one" if hides else None,
+        problem="hides a runtime entry of this name: remove that one" if hides else editor.doubts.get(name),
     )
 
 
 def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
     state = editor.known.states.get(name)
-    after = max(since, state.last if state else 0.0) or editor.now
+    # As a beat, which does not believe what is further ahead.
+    begins = since if since <= editor.now + START_AHEAD else 0.0
+    last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
+    after = max(begins, last) or editor.now
     try:
         slot = next_slot(when, moment(after))
     except Exception:  # noqa: BLE001 - of a user's schedule; beat logs it

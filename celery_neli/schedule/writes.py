@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from celery_neli.kafka.causes import is_denied
 from celery_neli.threads import original
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Writes:
         self._producer: Producer | None = None
         self.quiet = False
         """No broker answers, which others say."""
+        self.denied = False
+        """A record was refused for want of rights, which others say."""
         # By key:
         self._unsaved: dict[bytes, tuple[int, bytes | None]] = {}  # partition and value, the latest
         self._waiting: OrderedDict[bytes, None] = OrderedDict()  # what librdkafka does not have
@@ -142,6 +145,9 @@ class Writes:
             if error is None:
                 return
             self._own.pop(key, None)
+        if is_denied(error.name()):
+            self.denied = True
+            return
         purged = error.name() in ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
         level = logging.DEBUG if purged or self.quiet else logging.WARNING
         self._klog.say(level, self._klog.masked(f"schedule not saved yet reason={error.name()} {error.str()}"))

@@ -18,6 +18,7 @@ from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared import shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
 from celery_neli.singletons.isolated import Isolated, can_find
 from celery_neli.singletons.registry import Singleton, registered
 from celery_neli.singletons.turns import Lease, Runner, Tenure, Turns, Unelected
@@ -30,7 +31,7 @@ ELECTION = "celery_neli.Election"
 UNELECTED_DRAIN = 10.0
 """Seconds that a shutdown waits for a turn where there is no `neli_drain_timeout`: its default."""
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Crew:

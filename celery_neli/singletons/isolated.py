@@ -17,6 +17,7 @@ from importlib.machinery import PathFinder
 from typing import Any
 
 from celery_neli.election.shared import SharedLease
+from celery_neli.logs import escaping
 from celery_neli.singletons.registry import Singleton
 from celery_neli.singletons.turns import ChildFailed, Lease
 
@@ -31,7 +32,7 @@ EXIT = 2.0
 STUCK = 6.0
 """Seconds after the lease's end in which the child must have ended itself, unless native code holds it up."""
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 def child_path(singleton: Singleton) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from celery_neli.election.shared import SharedLease
+from celery_neli.logs import Lines, escaping
 from celery_neli.singletons.registry import Singleton
 from celery_neli.worker.working import in_term
 
@@ -26,7 +27,7 @@ BACKOFF_LEAST, BACKOFF_MOST = 0.1, 10.0
 REST_LEAST, REST_MOST = 10.0, 300.0
 """Seconds between giving up and the next stretch: the first time in a row, and at most. The role moves each time."""
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Unelected:
@@ -211,7 +212,7 @@ class Runner:
         """Once, with one traceback: where there was one."""
         elsewhere = isinstance(exc, ChildFailed)
         line = f"singleton failed singleton=%s role=%s term=%s failures=%d: {'%s' if elsewhere else '%r'}"
-        told = self.singleton.name, self.role, term, failures, exc
+        told = self.singleton.name, self.role, term, failures, Lines(exc) if elsewhere else exc
         logger.error(line, *told, exc_info=None if elsewhere else exc)
 
     def _may(self, term: int) -> bool:

@@ -7,12 +7,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.beat import ScheduleEntry
-from celery.schedules import crontab, schedule
+from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.tick.misfire import OPTIONS, decide
-from celery_neli.tick.once import once
-from celery_neli.tick.slots import is_known, last_run, missed, next_slot
+from celery_neli.tick.slots import LOOK_AGAIN, comes_never, is_known, last_run, missed, next_slot
 
 if TYPE_CHECKING:
     from celery_neli.tick.misfire import Misfire
@@ -83,7 +82,9 @@ def seconds_to_next(entry: Any) -> float | None:
     """
     slot = next_slot(entry.schedule, entry.last_run_at)
     if slot is None:
-        return math.inf if isinstance(entry.schedule, once) else None
+        if isinstance(entry.schedule, solar):
+            return LOOK_AGAIN.total_seconds()
+        return math.inf if comes_never(entry.schedule) else None
     now: datetime = maybe_make_aware(entry.default_now())
     return (slot - now).total_seconds()
 

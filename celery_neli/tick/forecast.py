@@ -15,7 +15,7 @@ from celery.schedules import crontab, schedule
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.tick.due import reckoned, seconds_to_next
-from celery_neli.tick.slots import ELAPSED, next_slot
+from celery_neli.tick.slots import is_known, next_slot
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Forecast", "Next"]
 
 _SPEC = attrgetter("_orig_minute", "_orig_hour", "_orig_day_of_week", "_orig_day_of_month", "_orig_month_of_year")
-_NOUGHT, _DAY, _UTC = timedelta(0), timedelta(days=1), timezone.utc
+_NOUGHT, _UTC = timedelta(0), timezone.utc
 
 
 class Next(NamedTuple):
@@ -41,11 +41,10 @@ class _Clock(NamedTuple):
 
 
 class _Stretch(NamedTuple):
-    """Whatever ran last from ``begin`` on and before ``slot``, on the same local clock, is due at ``slot``."""
+    """Whatever ran last from ``begin`` on and before ``slot`` is due at ``slot``."""
 
     begin: datetime
     slot: datetime
-    offset: timedelta | None
     next: Next
 
 
@@ -68,8 +67,7 @@ class Forecast:
             if (
                 (kind is schedule or kind is crontab)
                 and when.nowfun is None
-                and getattr(when.is_due, "__func__", None) is kind.is_due
-                and getattr(when.remaining_estimate, "__func__", None) is kind.remaining_estimate
+                and is_known(when)
                 and last.tzinfo is not None
             ):
                 found = self._of_interval(when, last) if kind is schedule else self._of_crontab(when, last)
@@ -79,34 +77,28 @@ class Forecast:
 
     def _of_interval(self, when: Any, last: datetime) -> Next | None:
         every: timedelta = when.run_every
-        if not ELAPSED or when.relative or every <= _NOUGHT:
+        if when.relative or every <= _NOUGHT:
             return None
         clock = self._clock(when.app)
         return Next((last.astimezone(_UTC) + every - clock.now).total_seconds(), clock.moment)
 
     def _of_crontab(self, when: Any, last: datetime) -> Next | None:
         zone = vars(when).get("tz") or self._clock(when.app).zone  # asked for its `tz`, it would keep that from now on
-        start = last.astimezone(zone)
         key = _SPEC(when), zone
         try:
             known = self._stretches.get(key)
         except TypeError:
             return None  # it was given as a list or a set
-        offset = start.utcoffset()
-        if (
-            known is not None
-            and known.begin <= start < known.slot
-            and known.offset == offset  # the clock was not changed since,
-            and start - known.begin <= _DAY  # nor to and fro
-        ):
+        if known is not None and known.begin <= last < known.slot:
             return known.next
         slot = next_slot(when, last)
         if slot is None:
             return None
         clock = self._clock(when.app)
         found = Next((slot - clock.now).total_seconds(), clock.moment)
-        begin = start.replace(second=0, microsecond=0)  # crontabs do not look at more than the minute
-        self._stretches[key] = _Stretch(begin, slot.astimezone(zone), offset, found)
+        # Crontabs do not look at more than the minute.
+        begin = last.astimezone(zone).replace(second=0, microsecond=0).astimezone(_UTC)
+        self._stretches[key] = _Stretch(begin, slot, found)
         return found
 
     def _clock(self, app: Any) -> _Clock:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
 from celery.beat import Scheduler as CelerysScheduler
 from celery.utils.functional import is_numeric_value
+from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.log_limit import LogLimit
+from celery_neli.logs import escaping
+from celery_neli.schedule.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.tick.due import reckoned, rule_of
 from celery_neli.tick.entries import Entries
 from celery_neli.tick.forecast import Forecast
 from celery_neli.tick.heapview import HeapView
-from celery_neli.tick.misfire import OPTIONS, Misfire
+from celery_neli.tick.misfire import SETTINGS, Misfire
+from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +31,11 @@ if TYPE_CHECKING:
     from celery_neli.tick.heap import DueHeap
 
 __all__ = ["HeapedScheduler"]
+
+logger = escaping(get_logger(__name__))
+
+#: Seconds between two lines that say that an entry will never run.
+NEVER_INTERVAL = 3600.0
 
 
 class HeapedScheduler(CelerysScheduler):
@@ -38,7 +49,8 @@ class HeapedScheduler(CelerysScheduler):
     _forecast: Forecast | None = None
 
     def __init__(self, app: Any, schedule: Any = None, *args: Any, **kwargs: Any) -> None:
-        self._misfire = Misfire.from_settings({name: app.conf.get(name) for name in OPTIONS})
+        self._never = LogLimit(NEVER_INTERVAL)
+        self._misfire = Misfire.from_settings({name: app.conf.get(name) for name in SETTINGS})
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
 
     # -- the schedule --
@@ -47,24 +59,39 @@ class HeapedScheduler(CelerysScheduler):
         """Take over `beat_schedule`, then the default entries.
 
         Celery's PersistentScheduler does it in this order; its Scheduler in the other, and so drops the default ones.
-
-        :raises ConfigurationError: an entry has a misfire policy that does not exist.
+        An entry that is wrong is left out, with one line for each mistake (:mod:`celery_neli.schedule.static`).
         """
-        self.merge_inplace(self.app.conf.beat_schedule)
+        found = check_static(self.beat_schedule(), self.app, kind=self.Entry)
+        self.merge_inplace(found.entries)
         self.install_default_entries(self.schedule)
-        for entry in self.schedule.values():
-            self.check(entry)
+        for name, entry in list(self.schedule.items()):
+            try:
+                self.check(entry)
+            except ConfigurationError as exc:
+                del self.schedule[name]
+                found.mistakes[name] = [str(exc).removeprefix(f"beat entry {name!r}: ")]
+        log_mistakes(found, logger)
+
+    def beat_schedule(self) -> Any:
+        """The `beat_schedule` of the configuration, as far as it is this scheduler's."""
+        return self.app.conf.beat_schedule
 
     def add(self, **kwargs: Any) -> Any:
-        """As Celery does. :raises ConfigurationError: its misfire policy does not exist; nothing was added."""
-        entry = self.Entry(app=self.app, **kwargs)
+        """As Celery does; the schedule may be text. :raises ConfigurationError: what it takes; nothing was added."""
+        entry = self.Entry(app=self.app, **with_sound_schedule(kwargs.get("name"), kwargs, self.app))
         self.check(entry)
         self.schedule[entry.name] = entry
         return entry
 
+    def _maybe_entry(self, name: str, entry: Any) -> Any:
+        return super()._maybe_entry(name, with_sound_schedule(name, entry, self.app))
+
     def merge_inplace(self, b: Any) -> None:
-        """As Celery does; what changes in place is noticed."""
-        super().merge_inplace(b)
+        """As Celery does; what changes in place is noticed, and a schedule may be text.
+
+        :raises ConfigurationError: one is none; nothing was changed.
+        """
+        super().merge_inplace({name: with_sound_schedule(name, entry, self.app) for name, entry in b.items()})
         if isinstance(self.schedule, Entries):
             self.schedule.note(b)
 
@@ -109,12 +136,21 @@ class HeapedScheduler(CelerysScheduler):
         try:
             found = self._next(entry)
             if found is not None:
+                if found.delay == math.inf:
+                    self._warn_of_never(entry)
                 return float(found.now + (self.adjust(max(found.delay, 0.0)) or 0.0))
             is_due, delay = entry.is_due()
             delay = 0 if is_due else delay
         except Exception:  # noqa: BLE001 - of a user's schedule; logged
             delay = self._is_due_failed(entry)[1]
         return self._when(entry, max(delay, 0) if is_numeric_value(delay) else delay) or 0
+
+    def _warn_of_never(self, entry: Any) -> None:
+        if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
+            logger.warning(
+                "beat: entry never due entry=%s schedule=%s: it names no time that comes; give it another schedule",
+                entry.name, str(entry.schedule),
+            )  # fmt: skip
 
     def _next(self, entry: Any) -> Next | None:
         """How far the entry's next slot is; None if it is to be asked."""

@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 
     from celery_neli.tick.slots import Owed
 
-__all__ = ["OPTIONS", "Decision", "Misfire", "decide"]
+__all__ = ["OPTIONS", "SETTINGS", "Decision", "Misfire", "decide"]
 
 POLICIES = ("fire_once", "fire_all", "skip")
+#: Settings, which the options of an entry override.
+SETTINGS = ("neli_misfire", "neli_misfire_max", "neli_misfire_grace")
 #: Entry options that set a policy for one entry; never part of its message.
-OPTIONS = ("neli_misfire", "neli_misfire_max", "neli_misfire_grace")
+OPTIONS = (*SETTINGS, "neli_expires")
 #: Seconds that a slot may be late under `skip`, where no grace is set.
 SKIP_GRACE = 60.0
+#: The most seconds that `neli_expires` may have: a hundred years.
+LONGEST = 100 * 365.25 * 86_400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misfire:
     """A misfire policy: `fire_once`, `fire_all` or `skip`; how many slots `fire_all` runs at most; how many seconds
-    late a slot may run (None: as late as it is, but for `skip` a minute).
+    late a slot may run (None: as late as it is, but for `skip` a minute); how many seconds after its slot a task is no
+    longer worth running (None: it always is).
 
     Raises `ConfigurationError`.
     """
@@ -39,6 +44,7 @@ class Misfire:
     policy: str = "fire_once"
     most: int = 100
     grace: float | None = None
+    expires: float | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -48,6 +54,10 @@ class Misfire:
             raise ConfigurationError(f"neli_misfire_max = {self.most!r}: give a number of slots from 1 to 100000")
         if self.grace is not None and not _is_seconds(self.grace):
             raise ConfigurationError(f"neli_misfire_grace = {self.grace!r}: give a number of seconds above 0, or None")
+        if self.expires is not None and not (_is_seconds(self.expires) and self.expires <= LONGEST):
+            raise ConfigurationError(
+                f"neli_expires = {self.expires!r}: give a number of seconds above 0, at most a hundred years"
+            )
 
     @classmethod
     def from_settings(cls, given: Mapping[str, Any]) -> Misfire:
@@ -55,10 +65,15 @@ class Misfire:
         return cls().changed_by(given)
 
     def changed_by(self, given: Mapping[str, Any]) -> Misfire:
-        """With what the options of an entry say."""
+        """Return this policy with what the options of an entry say."""
+        if given.get("neli_expires") is not None and given.get("expires") is not None:
+            raise ConfigurationError(
+                "neli_expires and expires are both set: give neli_expires, which counts from the slot, or expires, "
+                "which counts from the sending"
+            )
         fields = {
             field: given[name]
-            for name, field in zip(OPTIONS, ("policy", "most", "grace"), strict=True)
+            for name, field in zip(OPTIONS, ("policy", "most", "grace", "expires"), strict=True)
             if given.get(name) is not None
         }
         return replace(self, **fields) if fields else self
@@ -80,15 +95,16 @@ def decide(rule: Misfire, owed: Owed, now: datetime, *, deadline: float | None =
     """Which of the slots ``owed`` at ``now`` (aware) run.
 
     ``deadline`` is `beat_cron_starting_deadline` (seconds; crontabs only) and goes first: what is older than that never
-    runs, nor does what is later than the policy's grace. Of the others `fire_all` runs the newest ``most``, the other
-    two the newest one.
+    runs, nor does what is later than the policy's grace or has expired. Of the others `fire_all` runs the newest
+    ``most``, the other two the newest one.
     """
     grace = rule.grace
     if grace is None and rule.policy == "skip":
         grace = SKIP_GRACE
     slots = owed.newest[-rule.limit :]
-    if grace is not None or deadline is not None:
-        late = min(bound for bound in (grace, deadline) if bound is not None)
+    bounds = [bound for bound in (grace, deadline, rule.expires) if bound is not None]
+    if bounds:
+        late = min(bounds)
         slots = tuple([slot for slot in slots if (now - slot).total_seconds() <= late])
     return Decision(run=slots, left_out=owed.total - len(slots))
 

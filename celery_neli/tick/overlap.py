@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.states import IGNORED, READY_STATES
 
 from celery_neli.beat.reservation import derives_from
 from celery_neli.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["OPTIONS", "Overlap", "unfinished"]
 
@@ -44,7 +47,14 @@ class Overlap:
     @classmethod
     def of(cls, entry: Any) -> Overlap:
         """What the options of ``entry`` say. Raises `ConfigurationError`, which names the entry. Cheap without them."""
-        options = entry.options
+        try:
+            return cls.from_options(entry.options)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> Overlap:
+        """What the options of an entry say. Raises `ConfigurationError`. Cheap without them."""
         if not options or not any(name in options for name in OPTIONS):
             return _ALLOW
         given = {
@@ -52,10 +62,7 @@ class Overlap:
             for name, field in zip(OPTIONS, ("policy", "age"), strict=True)
             if options.get(name) is not None
         }
-        try:
-            return cls(**given)
-        except ConfigurationError as exc:
-            raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
+        return cls(**given)
 
     @property
     def skips(self) -> bool:

@@ -11,6 +11,7 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -21,26 +22,31 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.log_limit import EntryLines
+from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
+from celery_neli.printable import printable
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
-from celery_neli.tick.fastpath import FastPath
+from celery_neli.tick.expiry import expires_of
+from celery_neli.tick.fastpath import FastPath, publish_below
 from celery_neli.tick.heaped import HeapedScheduler
 from celery_neli.tick.misfire import OPTIONS as MISFIRE
 from celery_neli.tick.overlap import OPTIONS as OVERLAP
+from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from celery_neli.tick.heap import DueHeap, Node
 
 __all__ = ["ReplicatedScheduler"]
 
-logger = get_logger(__name__)
+logger = escaping(get_logger(__name__))
 
 #: A clock that was set back by more seconds than this is noticed.
 SET_BACK = 60.0
 #: Shorter waits (seconds) are not worth coming early.
 SHORTEST = 0.001
+#: Characters of an error that are logged.
+MOST_OF_AN_ERROR = 400
 #: Options of an entry that are no part of its message.
 OPTIONS = (*MISFIRE, *OVERLAP)
 
@@ -48,8 +54,8 @@ OPTIONS = (*MISFIRE, *OVERLAP)
 class ReplicatedScheduler(HeapedScheduler):
     """Celery's `Scheduler`, constructed and used in the same way. All methods belong to the thread that ticks.
 
-    An entry's options may hold a misfire policy (`neli_misfire`, `neli_misfire_max`, `neli_misfire_grace`); they are no
-    part of its message.
+    An entry's options may hold a misfire policy (`neli_misfire`, `neli_misfire_max`, `neli_misfire_grace`) and
+    `neli_expires`, seconds from the slot; they are no part of its message, which has the moment as its `expires`.
     """
 
     #: No lease is asked: whatever beat has this scheduler, it sends.
@@ -63,12 +69,13 @@ class ReplicatedScheduler(HeapedScheduler):
         self._now: datetime | None = None
         self._latest = 0.0
         self._fast = FastPath(app)
+        self._lines = EntryLines(logger, clock=lambda: maybe_make_aware(app.now()).timestamp())
         super().__init__(app, *args, **kwargs)
 
     def setup_schedule(self) -> None:
-        """As Celery does.
+        """As Celery does; an entry that is wrong is left out and logged.
 
-        :raises ConfigurationError: an entry is wrong; or the app has an election, which this scheduler would not ask.
+        :raises ConfigurationError: the app has an election, which this scheduler would not ask.
         """
         if self.neli_alone and self.app.conf.get("neli_group") and enabled(self.app):
             raise ConfigurationError(
@@ -100,6 +107,7 @@ class ReplicatedScheduler(HeapedScheduler):
         now = entry.default_now()
         moment = maybe_make_aware(now).timestamp()
         if top.time > moment:
+            self._lines.summarize(moment)
             if self._was_set_back(entry, moment):
                 return 0.0
             return self._rest(top.time, float(min(top.time - moment, self.max_interval)))
@@ -154,7 +162,7 @@ class ReplicatedScheduler(HeapedScheduler):
         try:
             advanced = self.reserve(entry)
             self._settle(entry.name)
-            self.apply_entry(entry, producer=self.producer)
+            self._apply(entry, self.producer)
         finally:
             self.neli_slot = self._now = None
         return advanced
@@ -190,9 +198,10 @@ class ReplicatedScheduler(HeapedScheduler):
         self.neli_left_out += found.left_out
         owed = found.owed
         assert owed is not None, "what is left out was owed"
-        logger.warning(
+        self._lines.warning(
+            "slots missed", entry.name,
             "beat: slots missed entry=%s left_out=%s%s first=%s last=%s policy=%s runs=%s",
-            entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
+            printable(entry.name), found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
             self._rule(entry).policy, found.slot,
         )  # fmt: skip
 
@@ -215,11 +224,31 @@ class ReplicatedScheduler(HeapedScheduler):
 
     # -- publishing --
 
+    @property
+    def neli_in_tick(self) -> bool:
+        """Return True while `tick` runs an entry."""
+        return self._now is not None
+
+    def _apply(self, entry: Any, producer: Any) -> None:
+        self.apply_entry(entry, producer=producer)
+
+    def _tell_refused(self, name: str, slot: datetime | None, error: BaseException) -> None:
+        celery.beat.error(  # by Celery's logger, where its own line about that would come
+            "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
+            printable(name), "-" if slot is None else slot.isoformat(),
+            printable(f"{type(error).__name__}: {error}", MOST_OF_AN_ERROR),
+        )  # fmt: skip
+        logger.debug("beat: what refused entry=%s", printable(name), exc_info=error)
+
     def _entry_to_send(self, entry: Any) -> Any:
         """The entry without what is none of its message's business."""
-        if entry.options.keys().isdisjoint(OPTIONS):
+        given = entry.options
+        expires = given.get("expires")
+        if given.keys().isdisjoint(OPTIONS) and not isinstance(expires, (datetime, str)):
             return entry
-        options = {name: value for name, value in entry.options.items() if name not in OPTIONS}
+        options = {name: value for name, value in given.items() if name not in OPTIONS}
+        if (at := expires_of(given, self.neli_slot, self.app.timezone)) is not None:
+            options["expires"] = at
         bare = object.__new__(type(entry))  # not copy(): it would make the entry anew, without its app
         bare.__dict__.update(vars(entry), options=options)
         return bare
@@ -227,18 +256,33 @@ class ReplicatedScheduler(HeapedScheduler):
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send the entry's task, as Celery does; faster where that changes nothing (:mod:`celery_neli.tick.fastpath`).
 
+        In a tick, what the application refuses to send is logged in one line; its slot is over, and no run is counted.
+
         :raises celery.beat.SchedulingError: it could not be sent.
         """
         if advance:
             entry = self.reserve(entry)
         entry = self._entry_to_send(entry)
-        if producer is None or kwargs:
-            return super().apply_async(entry, producer=producer, advance=False, **kwargs)
-        return self._send(entry, producer)
+        try:
+            if producer is None or kwargs:
+                return super().apply_async(entry, producer=producer, advance=False, **kwargs)
+            return self._send(entry, producer)
+        except Exception as exc:
+            connection = getattr(producer, "connection", None)
+            if not (self.neli_alone and self.neli_in_tick) or is_transport_error(connection, exc):
+                raise
+            self._tell_refused(entry.name, self.neli_slot, without_wrapper(exc))
+            self.schedule[entry.name].total_run_count = entry.total_run_count
+            return None
 
     def _send(self, entry: Any, producer: Any) -> Any:
         """Send the entry by the fast path if it is one of those that may, else as Celery does. Any thread."""
         kind = self._fast.key(self, entry, producer)
+        if kind is None and self._was_attempted(entry):
+            try:
+                return publish_below(self, entry, producer)
+            finally:
+                self._count_sent()
         if kind is None:
             return super().apply_async(entry, producer=producer, advance=False)
         template = self._fast.get(kind)
@@ -252,6 +296,10 @@ class ReplicatedScheduler(HeapedScheduler):
             reraise(celery.beat.SchedulingError, error, exc.__traceback__)
         finally:
             self._count_sent()
+
+    def _was_attempted(self, entry: Any) -> bool:
+        """Return True if an earlier attempt sent this very entry for the same slot."""
+        return False
 
     def _count_sent(self) -> None:
         self._tasks_since_sync += 1

@@ -1,10 +1,11 @@
 """The slots of Celery's schedules: the due times after a moment, whenever one asks.
 
-Celery's schedules answer `is_due(last_run_at)` for the present only. Asked here is what they *would* answer: the first
-due time after a moment, and those that were due until now. The arithmetic is Celery's own, of the installed release
-(`remaining_estimate`, on a schedule whose clock is stopped), so time zones, DST and its changes from release to release
-come out the same. Only exact copies of Celery's behaviour are answered for; a class that overrides it knows `is_due`
-and no more. All slots are aware datetimes in UTC. Pure, apart from the schedules' own settings; nothing blocks.
+Celery's schedules answer `is_due(last_run_at)` for the present only. This module answers for any moment: the first due
+time after it, and those that were due until now. Intervals count elapsed time; :mod:`celery_neli.tick.crontabs` and
+:mod:`celery_neli.tick.sun` find the slots of crontabs and solar events; a relative interval is asked for its own
+(`remaining_estimate`, on a schedule whose clock is stopped). But for relative intervals, all releases of Celery come
+out the same. A class that overrides what decides knows `is_due` and no more. All slots are aware datetimes in UTC.
+Pure, apart from the schedules' own settings; nothing blocks.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import celery.utils.time
 from celery.schedules import crontab, schedule, solar
-from celery.utils.time import maybe_make_aware, remaining
+from celery.utils.time import maybe_make_aware
 
+from celery_neli.tick.crontabs import next_time
 from celery_neli.tick.once import once
+from celery_neli.tick.sun import next_event
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-__all__ = ["Owed", "is_known", "last_run", "missed", "next_slot"]
+__all__ = ["LOOK_AGAIN", "Owed", "comes_never", "is_known", "last_run", "missed", "next_slot"]
 
 #: Slots that are counted one by one; beyond that a count is a lower bound.
 COUNTED = 100
-#: Celery 5.7 counts intervals in elapsed time, its forerunners on the local clock.
-ELAPSED = hasattr(celery.utils.time, "add_seconds_to_datetime")
-#: What decides when a schedule is due. A class that overrides any of it is known by `is_due` alone.
+#: When to look again for a slot that was searched for in vain.
+LOOK_AGAIN = timedelta(days=1)
+#: What decides when a schedule is due. A class or object that overrides any of it is known by `is_due` alone.
 _DECIDES = frozenset(
     ("is_due", "remaining_estimate", "remaining_delta", "_delta_to_next", "_next_event", "now", "maybe_make_aware")
 )
-_ASKED = ("is_due", "remaining_estimate")
 _SECOND, _LEAST = timedelta(seconds=1), timedelta.resolution
 
 
@@ -57,14 +58,14 @@ def is_known(when: Any) -> bool:
     kind: Any = type(when)
     if not _is_celerys(kind):
         return False
-    if any(getattr(getattr(when, name), "__func__", None) is not getattr(kind, name) for name in _ASKED):
+    if not _DECIDES.isdisjoint(vars(when)):
         return False  # this one was patched
     # Below a second, Celery rounds a relative interval to a moment that is past.
     return not isinstance(when, schedule) or when.run_every >= (_SECOND if when.relative else _LEAST)
 
 
 def next_slot(when: Any, after: datetime) -> datetime | None:
-    """The first slot of schedule ``when`` after ``after``: when `is_due(after)` becomes true. A naive one is UTC.
+    """Return the first slot of schedule ``when`` after ``after`` (naive: UTC).
 
     None if its class knows only `is_due`, or if it names no time after that.
     """
@@ -74,21 +75,20 @@ def next_slot(when: Any, after: datetime) -> datetime | None:
 def _following(when: Any, start: datetime) -> datetime | None:
     if isinstance(when, once):
         return when.at if when.at > start else None
-    if ELAPSED and isinstance(when, schedule) and not when.relative:
-        every: timedelta = when.run_every
-        return start.astimezone(timezone.utc) + every
-    # Its clock stands at `after`. (Celery 5.5 and 5.6 reckon from the present hour if that is much later.)
+    if isinstance(when, crontab):
+        return next_time(when, start)
+    if isinstance(when, solar):
+        return next_event(when, start)
+    if not when.relative:
+        try:
+            following: datetime = start.astimezone(timezone.utc) + when.run_every
+            return following
+        except OverflowError:
+            return None
+    # Its clock stands at `start`.
     then = object.__new__(type(when))
     then.__dict__.update(vars(when), nowfun=lambda: start)
     slot: datetime = start.astimezone(timezone.utc) + then.remaining_estimate(start)
-    if isinstance(when, crontab) and slot <= start:
-        # In the hour that is repeated when the clock goes back, Celery finds the time in the first pass of it, which is
-        # over: it would run the entry again and again for an hour. It is the second pass.
-        slot = slot.astimezone(start.tzinfo).replace(fold=1).astimezone(timezone.utc)
-    if isinstance(when, solar):
-        # The moment of a sunrise is known to the millisecond at best. Slots are whole seconds, rounded up, as if the
-        # schedule had been asked once a second.
-        slot = -(-(slot - _EPOCH) // _SECOND) * _SECOND + _EPOCH
     return slot if slot > start else None
 
 
@@ -110,9 +110,11 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
         return None
     start = _start(when, last)
     first = _following(when, start)
-    if first is None:
-        return _NEVER if isinstance(when, once) else None
     now = maybe_make_aware(now).astimezone(timezone.utc)
+    if first is None:
+        if isinstance(when, solar):
+            return _NEVER._replace(upcoming=now + LOOK_AGAIN)
+        return _NEVER if comes_never(when) else None
     if first > now:
         return Owed(newest=(), first=None, total=0, exact=True, upcoming=first)
     if isinstance(when, once):
@@ -123,22 +125,9 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
 
 
 def _of_interval(when: Any, start: datetime, now: datetime, first: datetime, limit: int) -> Owed:
-    base = start.astimezone(timezone.utc)
-
-    def nth(n: int) -> datetime:
-        step: timedelta = n * when.run_every
-        return base + (step if ELAPSED else remaining(start, step, start))
-
-    # On a local clock an hour may be missing or doubled between the two: a bound, then the one place where it turns.
-    few, many = 1, (now - base + timedelta(hours=25)) // when.run_every + 2
-    if ELAPSED:
-        few = (now - base) // when.run_every
-    else:
-        while many - few > 1:
-            middle = (few + many) // 2
-            few, many = (middle, many) if nth(middle) <= now else (few, middle)
-    newest = tuple(nth(n) for n in range(max(1, few - limit + 1), few + 1))
-    return Owed(newest=newest, first=first, total=few, exact=True, upcoming=nth(few + 1))
+    total = (now - start) // when.run_every
+    newest = tuple(first + (n - 1) * when.run_every for n in range(max(1, total - limit + 1), total + 1))
+    return Owed(newest=newest, first=first, total=total, exact=True, upcoming=newest[-1] + when.run_every)
 
 
 def _of_chain(when: Any, zone: tzinfo | None, now: datetime, first: datetime, limit: int) -> Owed:
@@ -152,7 +141,7 @@ def _of_chain(when: Any, zone: tzinfo | None, now: datetime, first: datetime, li
         span *= 2
         begin = max(_in_phase(when, first, now - span), first)
         start = next_slot(when, begin.astimezone(zone))
-        found, upcoming = _until(when, zone, start or now + timedelta(days=1), now, None)
+        found, upcoming = _until(when, zone, start or now + LOOK_AGAIN, now, None)
     return Owed(
         newest=tuple(found[-limit:]), first=first, total=max(COUNTED, len(found)), exact=False, upcoming=upcoming
     )
@@ -167,8 +156,8 @@ def _until(
         if len(found) == most:
             return found, None
         found.append(slot)
-        # A relative interval is rounded on the clock of its last run. One that names no further time: ask in a day.
-        slot = next_slot(when, last_run(when, slot).astimezone(zone)) or now + timedelta(days=1)
+        # A relative interval is rounded on the clock of its last run. Of one that names no further time: ask again.
+        slot = next_slot(when, last_run(when, slot).astimezone(zone)) or now + LOOK_AGAIN
     return found, slot
 
 
@@ -181,9 +170,20 @@ def _in_phase(when: Any, anchor: datetime, near: datetime) -> datetime:
 
 
 def _start(when: Any, moment: datetime) -> datetime:
-    """``moment`` as `is_due` takes it: a naive one is UTC, in the schedule's zone; crontabs live in theirs."""
+    """Return ``moment`` as `is_due` takes it: a naive one is UTC, and is told in the schedule's zone."""
     aware: datetime = maybe_make_aware(moment, when.tz)
-    return aware.astimezone(when.tz) if isinstance(when, crontab) else aware
+    return aware
+
+
+def comes_never(when: Any) -> bool:
+    """Return True if a schedule that names no slot now names none later: all that `is_known`, but for relative
+    intervals, which are asked, and solar events, for which one looks again in a day.
+    """
+    return not isinstance(when, solar) and not _is_relative(when)
+
+
+def _is_relative(when: Any) -> bool:
+    return isinstance(when, schedule) and when.relative
 
 
 @lru_cache(maxsize=256)
@@ -194,6 +194,5 @@ def _is_celerys(kind: Hashable) -> bool:
     return False
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: Of a schedule that is over.
 _NEVER = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)

@@ -13,6 +13,7 @@ from kombu.transport.native_delayed_delivery import (
 )
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
 from celery_neli.worker.drain import drain_of
 from celery_neli.worker.queues import leader_queues, refuse_lone_quorum, refuse_shared
 from celery_neli.worker.refusal import end_worker, refusing
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from celery_neli.worker.drain import Drain
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class LeaderQueues(bootsteps.StartStopStep):
@@ -101,7 +102,7 @@ def apply(consumer: Any, drain: Drain) -> None:
                 declare(consumer, queue)
             except ConfigurationError as exc:
                 logger.error("role resigned role=%s: %s", role, exc)
-                drain.leadership.resign(role)
+                drain.leadership.stand_back(role)
                 continue
             tasks.add_queue(queue)
             added = True

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
 
+from celery_neli.logs import escaping
 from celery_neli.worker.counts import counts
 from celery_neli.worker.forward import give_back
 from celery_neli.worker.kill import abandon, kill
@@ -30,7 +31,7 @@ LOOK_EVERY = 0.02
 TURN = 5.0
 """Seconds within which the consumer's loop turns: it waits 2 s at most for a message (pools without an event loop)."""
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Drain:
@@ -129,6 +130,12 @@ class Drain:
         """It is over in `seconds`: what runs it is being killed, and nobody will tell of its end."""
         self._dying[request.role] = time.monotonic() + seconds
         self.over(request)
+
+    def rejected(self, message: Any) -> None:
+        """The message was rejected while it was looked at. On the consumer's thread."""
+        for request in [each for each in list(self._waiting) if each.message is message]:
+            self.dropped(request)
+            state.task_ready(request)
 
     def _claim(self, request: Any) -> bool:
         try:

@@ -19,6 +19,7 @@ from celery.bootsteps import RUN
 from celery.signals import worker_shutdown
 
 from celery_neli import signals
+from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
     from celery_neli.election.leadership import Leadership
@@ -35,7 +36,7 @@ LAST_WORDS = 2.0
 
 Send = Callable[[dict[str, Any]], None]
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Outbox:

@@ -7,15 +7,21 @@ when the connection breaks, neither or the first. A crash in between doubles the
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
-from kombu.entity import Queue
-from kombu.messaging import Producer
+from kombu import compression
+from kombu.entity import PERSISTENT_DELIVERY_MODE, Queue
 
-logger = logging.getLogger(__name__)
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
 
-_PROPERTIES = ("priority", "correlation_id", "reply_to", "delivery_mode", "message_id", "timestamp", "type", "app_id")
-"""Of AMQP; the others are the broker's, or (user_id) refused when another user sends them."""
+logger = escaping(logging.getLogger(__name__))
+_compress: Any = compression.compress  # kombu's comes without types
+
+_PROPERTIES = (
+    "correlation_id", "reply_to", "delivery_mode", "expiration", "message_id", "timestamp", "type", "app_id",
+)  # fmt: skip
+"""Of AMQP, beside the priority; the others are the broker's, or (user_id) refused when another user sends them."""
 _BROKERS_HEADERS = ("x-death", "x-delivery-count", "x-acquired-count")
 DELIVERIES = 10
 """RabbitMQ drops a quorum queue's message that was returned 20 times (its delivery limit); published anew it starts at
@@ -30,26 +36,28 @@ def forward(message: Any, queue: Queue) -> None:
     Nothing here may wait for the broker's answer: py-amqp takes further deliveries meanwhile, each of which would come
     here as well, and wait in turn.
 
-    Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay. What the publish raises is
-    raised, and then the message is not acknowledged.
+    Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay as they came, whether they
+    make sense or not: below kombu's Producer, which would convert them, and stumble. What the publish raises is raised,
+    and then the message is not acknowledged.
     """
-    headers = {key: value for key, value in message.headers.items() if not key.startswith(_BROKERS_HEADERS)}
-    given = message.properties
+    headers = {key: value for key, value in message.headers.items() if not str(key).startswith(_BROKERS_HEADERS)}
+    body = message.body
+    if headers.get("compression"):  # the body was decompressed on arrival
+        body, headers["compression"] = _compress(body, headers["compression"])
+    given, exchange = message.properties, cast("Any", queue.exchange)
     properties = {key: given[key] for key in _PROPERTIES if given.get(key) is not None}
-    if given.get("expiration") is not None:
-        properties["expiration"] = float(given["expiration"]) / 1000  # kombu wants seconds, the wire has milliseconds
-    make: Any = Producer  # kombu's comes without types
-    make(message.channel).publish(
-        message.body,
-        exchange=queue.exchange,
-        routing_key=queue.routing_key,
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        compression=headers.pop("compression", None),  # the body was decompressed on arrival
-        headers=headers,
-        retry=False,
-        **properties,
+    properties.setdefault("delivery_mode", exchange.delivery_mode or PERSISTENT_DELIVERY_MODE)
+    priority = given.get("priority")
+    channel = message.channel
+    copy = channel.prepare_message(
+        body,
+        priority if isinstance(priority, int) else 0,  # kombu makes an int of it, and cannot of infinity
+        message.content_type,
+        message.content_encoding,
+        headers,
+        properties,
     )
+    channel.basic_publish(copy, exchange=exchange.name, routing_key=queue.routing_key)
     message.ack()
 
 
@@ -65,7 +73,8 @@ def give_back(message: Any, queue: Queue) -> None:
         else:
             forward(message, queue)
     except Exception as exc:  # noqa: BLE001 - on a connection that is gone kombu's Redis raises AttributeError
-        logger.warning("message not returned id=%s: %r; the broker redelivers it", message.headers.get("id"), exc)
+        name = printable(message.headers.get("id"))
+        logger.warning("message not returned id=%s: %r; the broker redelivers it", name, exc)
 
 
 def returnable(message: Any) -> bool:

@@ -21,6 +21,8 @@ from celery.local import PromiseProxy, Proxy
 from celery_neli.config import enabled
 from celery_neli.election.shared import SharedLease, shared
 from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.worker.counts import counts
 from celery_neli.worker.marked import Mark, mark_class, mark_function, mark_of, mark_promise, mark_shared, mark_task
 from celery_neli.worker.queues import leader_queue, role_of, roles_of
@@ -34,7 +36,7 @@ __all__ = ["current_term", "in_term", "leader_only", "roles", "still_leader"]
 T = TypeVar("T", bound=Callable[..., Any])
 _UNSET: Final[Any] = object()
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 @overload
@@ -204,7 +206,7 @@ def turn_away(task: Task, mark: Mark) -> NoReturn:
     role, queue = role_of(app, mark.role), leader_queue(app, mark.role)
     routed = came_by(request, queue)
     awaited = request.chord or vars(request).get("ignore_result") is False
-    name = f"{task.name}[{request.id}]"
+    name = f"{task.name}[{printable(request.id)}]"
     if shared(app) is None or (not routed and (mark.on_standby == "fail" or (mark.on_standby == "skip" and awaited))):
         raise NotLeader(f"{name} {_reason(app, mark.role)}")
     if not routed and mark.on_standby == "skip":

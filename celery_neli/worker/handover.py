@@ -7,13 +7,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
+from celery_neli.logs import escaping
 from celery_neli.worker.consuming import apply
 from celery_neli.worker.drain import LOOK_EVERY
 
 if TYPE_CHECKING:
     from celery_neli.worker.drain import Drain
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Handover:

@@ -11,8 +11,9 @@ from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
 from celery_neli.exceptions import LeadershipLost
+from celery_neli.logs import escaping
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 def kill(request: Any, pool: Any) -> None:

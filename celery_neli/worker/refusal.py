@@ -11,10 +11,11 @@ import click
 from celery.exceptions import WorkerShutdown
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
 
 EX_FAILURE = 1
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 class Refusal(click.ClickException, ConfigurationError):

@@ -15,14 +15,18 @@ from celery.worker.strategy import default, hybrid_to_proto2
 
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
+from celery_neli.transport_errors import is_transport_error
 from celery_neli.worker.consuming import apply
 from celery_neli.worker.counts import counts
 from celery_neli.worker.drain import drain_of
 from celery_neli.worker.forward import forward, give_back
+from celery_neli.worker.malformed import MESSAGE_ERRORS, checked, rejecting
 from celery_neli.worker.marked import mark_of
 from celery_neli.worker.queues import leader_queue, role_of
 from celery_neli.worker.refusal import end_worker
-from celery_neli.worker.tracked import tracked, untracked
+from celery_neli.worker.tracked import tracked
 
 if TYPE_CHECKING:
     from kombu.entity import Queue
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[..., Any]
 
-logger = logging.getLogger(__name__)
+logger = escaping(logging.getLogger(__name__))
 
 
 def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
@@ -51,7 +55,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
     except ConfigurationError as exc:
         end_worker(exc)
     kind = symbol_by_name(task.Request)
-    task.Request = untracked(kind)
+    task.Request = checked(kind)
     fail: Handler = default(task, app, consumer, **options)
     task.Request = tracked(kind, drain, role)
     handle: Handler = default(task, app, consumer, **options)
@@ -65,20 +69,34 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
     # Nothing in here may wait for the broker: py-amqp delivers the next messages inside of such a wait, and then takes
     # one answer for another.
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
+        if message.body is None:
+            message.body = b""  # Celery takes its length when it rejects the message
+        try:
+            return take(message, body, ack, reject, callbacks)
+        except InvalidTaskError:
+            drain.rejected(message)
+            raise
+
+    def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
         if drain.lease.leading(role) is not None:
-            return handle(message, body, ack, reject, callbacks)
+            with rejecting():
+                return handle(message, body, ack, reject, callbacks)
         if came_by(message, queue):
             consumer.call_soon(leave, message)  # it would come again at once as long as we consume
         elif mark.on_standby == "forward":
-            _forward(message, queue)
+            _forward(message, queue, consumer.connection)
             counts.forwarded[role] += 1
         elif mark.on_standby == "fail":
-            return fail(message, body, ack, reject, callbacks)  # the gate in the pool raises NotLeader
-        elif _awaited(message):
-            _fail(task, app, consumer, message, ack, reject)
+            with rejecting():
+                return fail(message, body, ack, reject, callbacks)  # the gate in the pool raises NotLeader
         else:
-            message.ack_log_error(logger, consumer.connection_errors)
-            counts.skipped[role] += 1
+            with rejecting():
+                request = _request(task, app, consumer, message, ack, reject) if _awaited(message) else None
+            if request is not None:
+                _fail(request)
+            else:
+                message.ack_log_error(logger, consumer.connection_errors)
+                counts.skipped[role] += 1
         return None
 
     return on_message
@@ -121,55 +139,59 @@ def _drain(task: Any, app: Any) -> Drain:
 
 def came_by(message: Any, queue: Queue) -> bool:
     """Whether `message` was published to `queue`, or, held back by RabbitMQ until its ETA, was to be."""
-    info = message.delivery_info or {}
-    exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
+    info = message.delivery_info if isinstance(message.delivery_info, dict) else {}
+    exchange, key = (info.get(name) or "" for name in ("exchange", "routing_key"))
+    if not isinstance(exchange, str) or not isinstance(key, str):
+        return False
     if exchange in ("", queue.exchange.name) and key == queue.routing_key:  # "": what Celery makes of a direct exchange
         return True
     return exchange.startswith("celery_delayed") and key.endswith(f".{queue.routing_key}")
 
 
-def _forward(message: Any, queue: Queue) -> None:
-    """What goes wrong ends the connection: Celery makes another one, with a pause, and the broker hands the message
-    out again. Most errors of a broker would end the worker in place of that.
+def _forward(message: Any, queue: Queue, connection: Any) -> None:
+    """What the broker does wrong ends the connection: Celery makes another one, with a pause, and the broker hands the
+    message out again. Most errors of a broker would end the worker in place of that. What the message does wrong does
+    not: it would come again and again.
     """
     try:
         forward(message, queue)
     except Exception as exc:
-        raise ConnectionResetError(f"message not forwarded id={message.headers.get('id')}: {exc!r}") from exc
+        if isinstance(exc, MESSAGE_ERRORS) and not is_transport_error(connection, exc, given=True):
+            raise InvalidTaskError(f"it cannot be forwarded: {printable(repr(exc))}") from exc
+        name = printable(message.headers.get("id"))
+        raise ConnectionResetError(f"message not forwarded id={name}: {printable(repr(exc))}") from exc
 
 
 def _awaited(message: Any) -> bool:
-    """Whether somebody waits for the end of this run: its caller, or a chord.
-
-    Raises what Celery discards a message for, and no other error: on Redis some count as a lost connection, and the
-    message would come again for ever.
-    """
+    """Whether somebody waits for the end of this run: its caller, or a chord."""
     embed = message.payload
-    try:
-        if not isinstance(embed, dict):
-            _, _, embed = embed
-        elif "args" not in embed:  # protocol 1, or what Celery calls a hybrid
-            raise InvalidTaskError("the message has no args")
-        chord = (embed or {}).get("chord")
-    except (TypeError, ValueError, AttributeError) as exc:
-        raise InvalidTaskError(f"the body of the message is no task's: {exc}") from exc
+    if not isinstance(embed, dict):
+        _, _, embed = embed
+    elif "args" not in embed:  # protocol 1, or what Celery calls a hybrid
+        raise InvalidTaskError("the message has no args")
+    chord = (embed or {}).get("chord")
     return bool(chord) or message.headers.get("ignore_result") is False
 
 
-def _fail(task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> None:
+def _request(task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Any:
     body, headers, decoded, utc = message.body, message.headers, False, True
     if isinstance(message.payload, dict):
         body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
     options = {"body": body, "headers": headers, "decoded": decoded, "utc": utc, "on_ack": ack, "on_reject": reject}
-    try:
-        request: Any = untracked(task.Request)(  # it never waits for anything
-            message, app=app, hostname=consumer.hostname, eventer=consumer.event_dispatcher, task=task,
-            connection_errors=consumer.connection_errors, **options,
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise InvalidTaskError(f"the headers of the message are no task's: {exc!r}") from exc
+    return checked(task.Request)(  # it never waits for anything
+        message, app=app, hostname=consumer.hostname, eventer=consumer.event_dispatcher, task=task,
+        connection_errors=consumer.connection_errors, **options,
+    )  # fmt: skip
+
+
+def _fail(request: Any) -> None:
     request.acknowledge()
+    name = f"{request.task.name}[{printable(request.id)}]"
     try:
-        raise NotLeader(f"{task.name}[{request.id}] was to be skipped by a standby, and somebody waits for its result")
+        raise NotLeader(f"{name} was to be skipped by a standby, and somebody waits for its result")
     except NotLeader:
-        request.on_failure(ExceptionInfo())
+        failure = ExceptionInfo()
+    try:
+        request.on_failure(failure)
+    except Exception as exc:  # noqa: BLE001 - any result backend's; the message is acknowledged
+        logger.error("result not stored task=%s: %s", name, printable(repr(exc)))

@@ -10,6 +10,8 @@ from billiard.exceptions import TimeLimitExceeded
 from celery.exceptions import TaskRevokedError
 from celery.worker import state
 
+from celery_neli.worker.malformed import Checked, unchecked
+
 if TYPE_CHECKING:
     from celery_neli.worker.drain import Drain
 
@@ -19,7 +21,7 @@ LINGER = 1.0
 """
 
 
-class Tracked:
+class Tracked(Checked):
     """To be mixed into the `Request` class of a task. All of it runs on the worker's main process; the timer's thread
     may run `execute_using_pool` (pools without an event loop), a pool's thread what tells of the end.
     """
@@ -37,10 +39,10 @@ class Tracked:
         """Celery makes a subclass for speed (`create_request_cls`) whose methods do not call ours: stand before
         them.
         """
-        super().__init_subclass__(**kwargs)
         execute, success = cls.__dict__.get("execute_using_pool"), cls.__dict__.get("on_success")
         if execute is not None:
             cls.execute_using_pool = _guarded(execute)  # type: ignore[attr-defined]
+        super().__init_subclass__(**kwargs)
         if success is not None:
             cls.on_success = _last(success)  # type: ignore[attr-defined]
 
@@ -113,9 +115,4 @@ def _last(success: Callable[..., Any]) -> Callable[..., Any]:
 
 def tracked(base: type, drain: Drain, role: str) -> type:
     """The request class `base` of a task, for the leader of `role`."""
-    return type("LeaderRequest", (Tracked, untracked(base)), {"drain": drain, "role": role, "__module__": __name__})
-
-
-def untracked(base: type) -> type:
-    """The class that `base` was made of, or itself."""
-    return next(each for each in base.__mro__ if not issubclass(each, Tracked))
+    return type("LeaderRequest", (Tracked, unchecked(base)), {"drain": drain, "role": role, "__module__": __name__})

@@ -235,6 +235,25 @@ def test_a_topic_made_anew_behind_ones_back_is_told(read, config, kafka_node, fi
     assert [type(event) for event in told if not isinstance(event, End)] == [Lost, Started]
 
 
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_topic_deleted_while_a_member_looks_back_is_told(read, config, kafka_node, fill, made_anew):
+    """The member must remember the leases that it read of: what it finds at offset 0 is another log."""
+    kafka_node.create_topic(config.topic)
+    fill(config.topic, 1500)
+    assert starts(read.until_end()) == [Started(0, 1300, oldest=False)]
+    read.journal.look_back(0)
+    kafka_node.admin().delete_topics([config.topic])[config.topic].result(10)
+    if made_anew:
+        wait_until(
+            lambda: config.topic not in kafka_node.admin().list_topics(timeout=10).topics,
+            timeout=10,
+            what="the deletion",
+        )
+        kafka_node.create_topic(config.topic)
+    told = read.until(lambda new: Started(0, 0, oldest=True) in new, timeout=30)
+    assert Lost in [type(event) for event in told]
+
+
 def test_partitions_that_new_roles_need_are_added_while_others_go_on_reading(kafka, kafka_node, names, caplog):
     """Three members with a longer list of roles come at once; nothing is told to the one with the short list."""
     caplog.set_level(logging.INFO, "celery_neli.kafka")

@@ -35,6 +35,7 @@ def app(embedded_kafka: EmbeddedKafka) -> Celery:
     app = make_app(
         neli_group="g",
         neli_kafka=embedded_kafka.bootstrap_servers,
+        neli_scheduler=None,
         beat_schedule={"static": {"task": "t", "schedule": 60.0}},
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -40,27 +40,12 @@ class KafkaCluster:
                 libs=libs,
                 directory=directory / f"node{i}",
                 properties={
-                    "process.roles": "broker,controller",
+                    **common_properties(directory / f"node{i}", replicas=replicas, in_sync=in_sync),
                     "node.id": i,
                     "controller.quorum.voters": voters,
-                    "controller.listener.names": "CONTROLLER",
                     "inter.broker.listener.name": "PLAINTEXT",
                     "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controllers[i - 1]}",
                     "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-                    "log.dirs": directory / f"node{i}" / "data",
-                    "default.replication.factor": replicas,
-                    "min.insync.replicas": in_sync,
-                    "offsets.topic.replication.factor": replicas,
-                    "offsets.topic.num.partitions": 6,
-                    "log.cleaner.dedupe.buffer.size": 8_388_608,  # 128 MB by default, of a heap of 256
-                    "transaction.state.log.replication.factor": replicas,
-                    "transaction.state.log.min.isr": in_sync,
-                    "transaction.state.log.num.partitions": 6,
-                    "share.coordinator.state.topic.replication.factor": replicas,
-                    "share.coordinator.state.topic.min.isr": in_sync,
-                    # A group's first member need not wait for others to come.
-                    "group.initial.rebalance.delay.ms": 0,
-                    "auto.create.topics.enable": "false",
                 },
             )
             for i, port in enumerate(brokers, 1)
@@ -168,6 +153,33 @@ class KafkaCluster:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def single_node_properties(directory: Path) -> dict[str, Any]:
+    """Return what the only node of a cluster needs beside its listeners."""
+    return {**common_properties(directory, replicas=1, in_sync=1), "node.id": 1}
+
+
+def common_properties(directory: Path, *, replicas: int, in_sync: int) -> dict[str, Any]:
+    """Return what every node of every cluster has, broker and controller in one, with its data under `directory`."""
+    return {
+        "process.roles": "broker,controller",
+        "controller.listener.names": "CONTROLLER",
+        "log.dirs": directory / "data",
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.replication.factor": replicas,
+        "offsets.topic.num.partitions": 6,
+        "log.cleaner.dedupe.buffer.size": 8_388_608,  # 128 MB by default, of a heap of 256
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync,
+        "transaction.state.log.num.partitions": 6,
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync,
+        # A group's first member need not wait for others to come.
+        "group.initial.rebalance.delay.ms": 0,
+        "auto.create.topics.enable": "false",
+    }
 
 
 def _java_hash(text: str) -> int:

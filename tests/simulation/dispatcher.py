@@ -16,7 +16,7 @@ from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.slots import next_slot
 from tests.simulation.faults import Crash
 from tests.simulation.judge import Failure
-from tests.simulation.schedule import BORN, State, new_entries, task_id
+from tests.simulation.schedule import BORN, IMPORTED, State, imported_entry, new_entries, task_id
 
 if TYPE_CHECKING:
     from tests.simulation.actor import Actor
@@ -47,6 +47,7 @@ class Dispatcher:
         self.open: dict[str, Opening] = {}
         self.perhaps: dict[str, float] = {}  # slots that may have been published, though they failed
         self.unwritten: set[str] = set()  # entries whose last state was not confirmed
+        self.unled: dict[str, float] = {}  # entries that were imported, and when, of which no leader wrote a state
 
     def wall(self) -> float:
         """This machine's wall clock (Unix)."""
@@ -66,11 +67,13 @@ class Dispatcher:
         now = self.wall()
         if not self.entries and self.world.now >= self.read_at:
             self._read()
-        self._offer(self.claims.turn(now, self._next(), self._unsettled(), told))
+        if self.entries and IMPORTED not in self.entries:
+            self._import()
+        self._offer(self.claims.turn(now, self._wanted(now), self._unsettled(), told))
         for name in sorted(self.due, key=self.due.__getitem__):
             while self.due[name] <= now and self.not_before.get(name, 0.0) <= now and self._serve(name, now):
                 pass
-        self._offer(self.claims.turn(now, self._next(), self._unsettled(), told))
+        self._offer(self.claims.turn(now, self._wanted(now), self._unsettled(), told))
         upcoming = self._next()
         if upcoming is not None:
             wants = upcoming if self.claims.covers(upcoming) else self.claims.wake(upcoming)
@@ -78,6 +81,11 @@ class Dispatcher:
 
     def _next(self) -> float | None:
         return min((max(slot, self.not_before.get(name, 0.0)) for name, slot in self.due.items()), default=None)
+
+    def _wanted(self, now: float) -> float | None:
+        """What to claim: an imported entry's old slots need a claim of the present."""
+        first = self._next()
+        return max(first, now) if first is not None and self.unled else first
 
     def _unsettled(self) -> float | None:
         told = {name for name, opening in self.open.items() if opening.confirmed}
@@ -99,26 +107,39 @@ class Dispatcher:
         marks = Marks.of(told.data, now=now)
         self.claims = Claims(term=term, interval=self.actor.config.heartbeat_interval, inherited=marks, now=now)
         self.entries, self.due, self.not_before, self.open, self.perhaps, self.unwritten = {}, {}, {}, {}, {}, set()
+        self.unled = {}
         self.read_at = self.world.now + self.world.slots.rnd.uniform(0, 1)
         self.world.wake(self.actor, self.read_at - self.world.now)
         self.world.slots.begun(self.role, term, marks)
 
     def _read(self) -> None:
         """... and from what the topic tells."""
-        self.entries = new_entries()
-        opened = set()
-        for name, entry in self.entries.items():
-            state = self.world.slots.topics[self.role].states.get(name, State(last=BORN, term=-1, open=False))
-            entry.last_run_at = _utc(state.last)
-            floor = self.claims.inherited.settled(state.last, open_=state.open)
-            while (slot := next_slot(entry.schedule, entry.last_run_at)).timestamp() <= floor:
-                entry.last_run_at = slot
-            self.due[name] = slot.timestamp()
-            if state.open:
-                opened.add(name)
-                self.open[name] = Opening()
+        for name, entry in new_entries().items():
+            self._take(name, entry, State(last=BORN, term=-1, open=False))
+        self._import()
         self.claims.resolve()
-        self.world.slots.opened(self.role, self.term, opened)
+        self.world.slots.opened(self.role, self.term, set(self.open))
+
+    def _import(self) -> None:
+        """Take the imported entry, if it has come. Its first state is of no leader."""
+        at = self.world.slots.imported
+        if at is None or self.world.now < at - BORN:
+            return
+        entry = imported_entry(at)
+        if IMPORTED not in self.world.slots.topics[self.role].states:
+            self.unled[IMPORTED] = at
+        self._take(IMPORTED, entry, State(last=entry.last_run_at.timestamp(), term=-1, open=True))
+
+    def _take(self, name: str, entry: Any, first: State) -> None:
+        """Have an entry, as its state tells, which is `first` if there is none."""
+        state = self.world.slots.topics[self.role].states.get(name, first)
+        entry.last_run_at = _utc(state.last)
+        floor = self.claims.inherited.settled(state.last, open_=state.open)
+        while (slot := next_slot(entry.schedule, entry.last_run_at)).timestamp() <= floor:
+            entry.last_run_at = slot
+        self.entries[name], self.due[name] = entry, slot.timestamp()
+        if state.open:
+            self.open[name] = Opening()
 
     def hand_back(self) -> None:
         """The barrier is done: write what is not written, then release what was claimed and not published."""
@@ -139,13 +160,14 @@ class Dispatcher:
     def _serve(self, name: str, now: float) -> bool:
         """Publish the slot that is due, or leave it out; whether it is settled."""
         slots, entry, slot = self.world.slots, self.entries[name], self.due[name]
-        if not self.claims.covers(slot):
+        defined = self.unled.get(name, 0.0)
+        if defined > now or not self.claims.covers(max(slot, defined)):
             return False
         found = look(entry, _utc(now), RULE)
         if found is None or found.slot is None or found.slot.timestamp() != slot or found.left_out:
             raise Failure("slot", f"{name} is due at {slot}, but a look at it finds {found}")
-        if slots.skip and self.claims.inherited.doubts(slot):
-            slots.left_out(self.role, name, slot)
+        if slots.skip and self.claims.inherited.doubts(slot) and defined <= self.claims.inherited.claimed:
+            slots.left_out(self.role, name, slot, self.term)
             self.entries[name] = pass_over(entry, found.slot, _utc(now))
         elif not self.world.calm and slots.rnd.random() < self.world.scenario.publish_fails:
             if slots.rnd.random() < 0.5:  # on the wire

@@ -86,9 +86,11 @@ class FakeJournal:
         if at.offset is None:
             if world.now < at.not_before:
                 return
-            begin = len(log.values) - rnd.randrange(*world.scenario.start_back) if at.begin_at is None else at.begin_at
+            begun = world.now - (rnd.uniform(0, world.scenario.bundled) if world.scenario.bundled else 0.0)
+            end = log.visible(log.low, begun)
+            begin = end - rnd.randrange(*world.scenario.start_back) if at.begin_at is None else at.begin_at
             at.offset = at.start = max(log.low, begin)
-            at.begin_at, at.cut, at.at_end, at.fresh = None, False, False, world.now
+            at.begin_at, at.cut, at.at_end, at.fresh = None, False, False, begun
             events.append(Started(role, at.start, at.start == log.low))
         elif self.actor.reread_now and at.offset > at.start and rnd.random() < 0.5:
             stale = rnd.randrange(
@@ -97,7 +99,17 @@ class FakeJournal:
             events.extend(Entry(role, offset, log.values[offset]) for offset in range(stale, min(stale + 1, at.offset)))
         elif self.actor.reread_now and at.offset > at.start:
             at.offset, at.at_end = max(at.start, log.low, at.offset - rnd.randrange(1, 12)), False
-        end = log.visible(at.offset, max(at.fresh, world.now - rnd.choice((0.0, 0.02, 0.2))))
+        if world.scenario.bundled:
+            self._read_on(role, at, at.fresh, events)  # the oldest end that may be told, and what has arrived since
+            self._read_on(role, at, world.now, events)
+        else:
+            self._read_on(role, at, world.now - rnd.choice((0.0, 0.02, 0.2)), events)
+
+    def _read_on(self, role: int, at: Position, time: float, events: list[Event]) -> None:
+        """Some of what the log held at `time`, then its end if that is reached."""
+        world, log, rnd = self.world, self.world.logs[role], self.world.rnd
+        assert at.offset is not None
+        end = log.visible(at.offset, max(at.fresh, time))
         stop = min(end, at.offset + rnd.randrange(1, 9))
         if stop > at.offset:
             events.extend(Entry(role, offset, log.values[offset]) for offset in range(at.offset, stop))

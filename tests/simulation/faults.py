@@ -116,6 +116,21 @@ def _cut(world: World, role: int, *, all_readers: bool) -> None:
             at.cut = at.cut or all_readers or (at.offset or 0) > len(world.logs[role].values)
 
 
+def _contradict(world: World) -> None:
+    """Everybody begins to read, and a record that no sound log holds arrives before anybody looks at what was read."""
+    for actor in world.actors:
+        if actor is not None:
+            world.bury(actor)
+    for log in world.logs:
+        log.values += [b"junk"] * 3
+        log.when += [world.now - world.scenario.bundled] * 3
+        end = len(log.values)
+        stray = Record(kind="beat", member="stranger/1", seq=0, lease=1.0, term=end, seen=end)
+        log.values.append(encode(stray))
+        log.when.append(world.now)
+        world.after(world.rnd.uniform(0, 0.1), log.purge)
+
+
 def some(world: World) -> frozenset[int]:
     """The roles that a group may assign to a member: none, some, all."""
     return frozenset(role for role in range(world.scenario.roles) if world.rnd.random() < 0.5)
@@ -126,6 +141,8 @@ def end(world: World) -> None:
     world.calm = True
     now = world.now
     world.note("calm")
+    if world.scenario.contradicted:
+        _contradict(world)
     actors = [actor for actor in world.actors if actor is not None]
     for actor in actors:
         actor.frozen, actor.no_read, actor.no_write = (

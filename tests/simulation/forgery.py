@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from celery_neli.election.records import MAX_DATA
+
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
@@ -50,6 +52,11 @@ def forge(world: World, role: int) -> bytes:
             record[what] = rnd.choice((-1, 0, end - 2, end - 1, end, end + 1, end + 1000, None, 1.5))
         else:
             record["data"] = rnd.choice((None, {"claimed": 0, "done": 0}, {"claimed": 1e18, "done": -1}, [], "x"))
+    if world.scenario.long_data and rnd.random() < 0.5:
+        claim = {"v": 1, "kind": "claim", "member": "stranger/1", "seq": end, "lease": 1.0, "seen": end - 1}
+        data = {"claimed": 0, "done": 0, "x": ""}
+        data["x"] = "x" * (MAX_DATA - len(json.dumps(data)) - rnd.randrange(12))
+        return json.dumps({**claim, "data": data}).encode()
     if record["kind"] != "claim":
         record.setdefault("term", end - 1)
     elif record.get("seen", 0) is None:

@@ -54,7 +54,8 @@ class Mutant:
 
 # Not in the table, for only one run in hundreds would tell, or another rule steps in: reading to the end before each claim, the leases
 # seen by a blind claimant, data that end with their term, and what else is done about another log (a record from its future, a what is
-# inherited, a new name, reading it again). tests/unit/test_lease.py and test_member.py have them one by one.
+# inherited, a new name, reading it again, what comes while it looks back, what follows a newer version). tests/unit/test_lease.py and
+# test_member.py have them one by one.
 MUTANTS = (
     # The rules of the fold
     Mutant(name="a lease counts from the send", scenario="base", text="self.until = max(self.until, sent + ", put="self.until = max(self.until, now + "),
@@ -68,7 +69,7 @@ MUTANTS = (
     Mutant(name="held ends when the release leaves", scenario="orderly", text="and not self._released and self.lost", put="and self.lost"),
     Mutant(name="a lost release ends", scenario="alone", text="vacant = self.until + self.timing.heartbeat_timeout  #", put="return FOREVER  #"),
     Mutant(name="stand back after a release", scenario="alone", text="(self.timing.heartbeat_timeout if stands_back else 0)", put="0"),
-    Mutant(name="stand back after a lost release", scenario="lossy", text="vacant = self.until + self.timing.heartbeat_timeout  #", put="vacant = self.until  #"),
+    Mutant(name="stand back after a lost release", scenario="lossy", text="vacant = self.until + self.timing.heartbeat_timeout  #", put="vacant = self.until  #", seed=45),
     Mutant(name="beat only while held", scenario="leader-deaf", text="if self.holder == self.member and now < self.until:  # R5", put="if self.holder == self.member:  # R5"),
     Mutant(name="a release is released", scenario="alone", text="NEVER, False, False, False, FOREVER", put="NEVER, False, self._released, False, FOREVER"),
     Mutant(name="a barrier has an end", scenario="drains", text="(self._drained or now >= self._drain_end)", put="self._drained"),
@@ -80,14 +81,13 @@ MUTANTS = (
     Mutant(name="what was read before the certificate counts", scenario="look-back", text="if each.offset > self.last and", put="if False and"),
     Mutant(name="blind claims are compare-and-set", scenario="newcomer-deaf", text="if read.before >= record.end if", put="if False if"),
     Mutant(name="an empty log proves nothing", scenario="purged", text="self._others = max(self._others, now + self.timing.heartbeat_timeout * CLOCK_RATES)", put="pass"),
-    Mutant(name="looking back", where="member", scenario="look-back", text="post.looking_back = True\n                self._journal.look_back(post.index)", put="pass"),
+    Mutant(name="looking back", where="member", scenario="look-back", text="lease.oldest):\n                self._look_back(post)", put="lease.oldest):\n                pass"),
     Mutant(name="who stands aside reads no more", where="member", scenario="newer-version", text="if lease.caught_up and not (", put="if not (", kinds=("busy",)),
     Mutant(name="the end is asked for", where="member", scenario="alone", text="self._journal.ask_end(post.index)", put="pass"),
     # R9
     Mutant(name="a record from the future is noticed", scenario="forged", text='refers to offset {record.refers}"\n            return', put='"\n            self.lost = None', seed=140),
     Mutant(name="an unknown leader is noticed", scenario="truncated", text='self.lost = f"the record at offset {read.offset} tells', put='_ = f"the record at offset {read.offset} tells', seed=50),
     Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.aside = True", put="pass"),
-    Mutant(name="a newer version: fold no more", where="member", scenario="newer-version", text="post.lease.lose(self._identity())  # for good", put="pass  # for good"),
     # The member
     Mutant(
         name="the grant is void before the release leaves", where="member", scenario="orderly", text="            self._publish(post)\n            if record is not None:\n",
@@ -113,6 +113,7 @@ MUTANTS = (
     # Slots
     Mutant(name="late data are ignored", scenario="rough", text="and record.seq > self._data_seq", put=""),
     Mutant(name="a claim repeats the data", scenario="base", text="seen=self.last, data=self.data)", put="seen=self.last)"),
+    Mutant(name="what is repeated leaves room for what is added", scenario="long-data", text="repeatable(record.data), record.seq", put="record.data, record.seq"),
     Mutant(name="data are counted by term", scenario="base", text="        self._data_seq = NOTHING\n        self._delay", put="        self._delay"),
     Mutant(name="a term repeats what its claim has found", where="member", scenario="slots", text="lease.data if lease.data_out is None else lease.data_out", put="lease.data_out"),
     Mutant(name="a slot is published once its claim was read back", where="claims", scenario="slots", text="slot <= min(self._read, self._claimed)", put="slot <= self._claimed"),
@@ -130,6 +131,8 @@ MUTANTS = (
     Mutant(name="that an entry is open is confirmed before done passes it", where="dispatcher", scenario="slots", text="items() if opening.confirmed}", put="items()}"),
     Mutant(name="an entry is open until it has caught up", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if True:", seed=7),
     Mutant(name="an entry is open until it has caught up with done", where="dispatcher", scenario="slots", text="if self.due[name] > self.claims.done:", put="if self.due[name] > now:", seed=400),
+    Mutant(name="what no leader had is not in doubt", where="dispatcher", scenario="imports", text=" and defined <= self.claims.inherited.claimed", put=""),
+    Mutant(name="an imported slot waits for a claim behind the import", where="dispatcher", scenario="imports", text="self.claims.covers(max(slot, defined))", put="self.claims.covers(slot)"),
     Mutant(name="what is released was written", where="dispatcher", scenario="slots", text="for name in self.unwritten}", put="for name in ()}", seed=55),
 )  # fmt: skip
 

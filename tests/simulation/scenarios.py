@@ -39,12 +39,17 @@ class Scenario:
     loss: float = 0.0  # probability that a record is lost on its way
     fifo: bool = True  # each producer's records keep their order
     reread: float = 0.0
+    bundled: float = (
+        0.0  # a reader begins up to so many seconds before it is asked, and tells of the end as it was then
+    )
+    contradicted: bool = False  # in the calm, one that begins meets a contradiction behind the end, and all expires
     missing: float = 0.0  # the journal raises TopicError for a while
     purge: float = 0.0  # all records are deleted; per second, as the next three
     truncate: float = 0.0
     noticed: bool = True
     recreate: float = 0.0
     forge: float = 0.0
+    long_data: bool = False  # forged records carry about as much as a record may
     newer: float = 0.0  # a record of a newer protocol version appears, once, about so late
     overrun: float = 0.1  # probability that a barrier outlasts drain_timeout
     idle: int = 0  # so many records were in the log once, and expired
@@ -63,6 +68,7 @@ class Scenario:
     crash: float = 0.01  # ... that a process dies right after a publish, or after the state of a slot was sent
     state_lost: float = 0.1  # ... that the state of an entry never reaches the schedule topic
     state_late: float = 0.1  # ... that it takes up to 8 s
+    imports: bool = False  # an entry is imported, once, whose first slots are older than itself
 
 
 BASE = Scenario()
@@ -70,6 +76,10 @@ NOTHING = replace(
     BASE, freeze=0, stumble=0, no_write=0, no_read=0, restart=0, close=0, induce=0, resign=0, request=0, overrun=0
 )
 ROUGH = replace(BASE, double=0.1, fifo=False, late=0.05, resign=0.1)
+SLOTS = replace(
+    BASE, restart=0.1, down=1.0, close=0.04, resign=0.08, late=0.02, publish_fails=0.15, crash=0.03, state_lost=0.3,
+    state_late=0.3, skew=3.0,
+)  # fmt: skip
 ORDERLY = replace(NOTHING, close=0.06, induce=0.1, resign=0.06, request=0.03, down=1.0)
 SPREAD = replace(
     NOTHING, roles=8, spread=True, rebalance_after=3.0, takeover=(0.5,), leases=(1.5, 2.5), calm=15, restart=0.04,
@@ -138,6 +148,20 @@ SCENARIOS: dict[str, Scenario] = {
     "topic-missing": replace(BASE, missing=0.03),
     "forged": replace(BASE, forge=0.5, one_leader=False, slots=False),
     "forged-rough": replace(ROUGH, forge=0.5, reread=0.1, one_leader=False, slots=False, roles=2),
+    "bundled": replace(
+        BASE,
+        members=2,
+        calm=8.0,
+        forge=2.0,
+        bundled=2.0,
+        contradicted=True,
+        start_back=(0, 2),
+        restart=0.4,
+        one_leader=False,
+        slots=False,
+    ),
+    # forged, and no scheduler replaces what a claim repeats
+    "long-data": replace(BASE, forge=0.5, long_data=True, one_leader=False, slots=False, slot_roles=0),
     "newer-version": replace(BASE, newer=16.0, leads=False, roles=2),
     "clocks": replace(
         NOTHING,
@@ -152,18 +176,7 @@ SCENARIOS: dict[str, Scenario] = {
         calm=60,
     ),
     "lossy": replace(BASE, loss=0.3, members=2, resign=0.1, restart=0.02),
-    "slots": replace(
-        BASE,
-        restart=0.1,
-        down=1.0,
-        close=0.04,
-        resign=0.08,
-        late=0.02,
-        publish_fails=0.15,
-        crash=0.03,
-        state_lost=0.3,
-        state_late=0.3,
-        skew=3.0,
-    ),
+    "slots": SLOTS,
+    "imports": replace(SLOTS, imports=True, crash=0.2, state_lost=0.5),
     "unlike": replace(BASE, leases=(1.5, 3.0, 8.0), takeover=(0.0, 1.4), late=0.05),
 }

@@ -49,6 +49,18 @@ def slots_until(name: str, last: float) -> list[float]:
     return [first + number * PERIODS[name] for number in range(int((last - first) // PERIODS[name]) + 1)]
 
 
+IMPORTED = "imported"
+"""An entry that comes later, with slots of some time before; every second, as the interval."""
+MISSED = 10.5
+"""Seconds from its last run, under another scheduler, until it is imported."""
+
+
+def imported_entry(at: float) -> Any:
+    """The entry that is imported at `at` (Unix)."""
+    last = datetime.fromtimestamp(at - MISSED, timezone.utc)
+    return ScheduleEntry(name=IMPORTED, task="task", schedule=schedule(1.0, app=_app()), last_run_at=last, app=_app())
+
+
 def task_id(role: int, name: str, slot: datetime) -> UUID:
     return uuid5(NAMESPACE_URL, f"role {role}\n{name}\n{slot.isoformat()}")
 

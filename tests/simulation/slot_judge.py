@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from tests.simulation.judge import Failure
-from tests.simulation.schedule import BORN, PERIODS, Topic, is_slot, slots_until
+from tests.simulation.schedule import BORN, IMPORTED, MISSED, PERIODS, Topic, is_slot, slots_until
 
 if TYPE_CHECKING:
     from celery_neli.led.claims import Marks
@@ -37,6 +37,8 @@ class Slots:
         self.claimed: list[dict[tuple[str, int], float]] = [{} for _ in world.roles]  # by member and term
         self.untold: set[tuple[int, str, float, int]] = set()  # role, entry, slot, term
         self.doubled = self.owed = 0
+        #: When an entry is imported (Unix); None: none is.
+        self.imported = BORN + self.rnd.uniform(5, 40) if world.scenario.imports else None
 
     def fail(self, what: str) -> None:
         if self.judged:
@@ -82,7 +84,7 @@ class Slots:
     ) -> None:
         """A message reached the task broker; its leader is `told` so, or takes it for a failure."""
         what = f"{name} {slot - BORN:g} of role {role}, term {term},"
-        if not is_slot(name, slot) or slot > now:
+        if not (self._is_imported(slot) if name == IMPORTED else is_slot(name, slot)) or slot > now:
             self.fail(f"{what} is no slot, or is early at {now - BORN:.3f}")
         authors = [author for author, claimed in self.claimed[role].items() if author[1] == term and claimed >= slot]
         if not authors:
@@ -104,8 +106,22 @@ class Slots:
                     self.fail(f"{what} was published in {terms}; in doubt: {doubt}, {marks}")
         terms.add(term)
 
-    def left_out(self, role: int, name: str, slot: float) -> None:
+    def left_out(self, role: int, name: str, slot: float, term: int) -> None:
+        marks = self.found[role][term]
+        if name == IMPORTED and self.imported is not None and (marks is None or marks.claimed < self.imported):
+            self.fail(
+                f"{name} {slot - BORN:g} of role {role} is left out in term {term}, and no leader had the entry before"
+            )
         self.out[role].add((name, slot))
+
+    def _is_imported(self, slot: float) -> bool:
+        return self.imported is not None and slot in self._imported_until(slot)
+
+    def _imported_until(self, last: float) -> list[float]:
+        """The slots of the imported entry up to `last`, as exact as the microseconds of its last run."""
+        assert self.imported is not None, "asked for before"
+        ran = round(self.imported - MISSED, 6)
+        return [round(ran + number, 6) for number in range(1, int(last - ran + 0.5) + 1) if ran + number <= last + 1e-6]
 
     def complete(self, until: float) -> None:
         """Each slot until shortly before the end was published, or told as left out."""
@@ -116,6 +132,10 @@ class Slots:
                         self.fail(f"{name} {slot - BORN:g} of role {role} was never published")
                     if (name, slot) in self.out[role] and not self.skip:
                         self.fail(f"{name} {slot - BORN:g} of role {role} was left out")
+            if self.imported is not None:
+                for slot in self._imported_until(BORN + until - LATEST):
+                    if (IMPORTED, slot) not in terms and (IMPORTED, slot) not in self.out[role]:
+                        self.fail(f"{IMPORTED} {slot - BORN:g} of role {role} was never published")
 
 
 def _marks(data: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.simulation.judge import Failure
 from tests.simulation.scenarios import SCENARIOS
+from tests.simulation.schedule import IMPORTED
 from tests.simulation.world import run
 
 BATCH = 9
@@ -41,6 +42,9 @@ def test_the_runs_are_not_idle() -> None:
     assert sum(world.slots.owed for world in worlds) > 0
     assert sum(len(world.slots.out[0]) for world in worlds) > 0
     assert sum(len(opened) for world in worlds for opened in world.slots.open[0].values()) > 0
+    worlds = [run("imports", seed) for seed in range(10)]
+    assert sum(IMPORTED in name for world in worlds for name, _ in world.slots.terms[0]) > 0
+    assert sum(IMPORTED in name for world in worlds for name, _ in world.slots.out[0]) > 0
 
 
 def test_roles_are_asked_for_and_not_too_often() -> None:

@@ -14,6 +14,7 @@ from tests.processes import free_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.smoke.members import Members
 
@@ -80,6 +81,32 @@ def test_resign_hands_over(on_node: Members, in_group: Callable[[str], set[str]]
     assert "stranger" in refused.stderr
     assert len(on_node.alive) == 3
     on_node.assert_one_at_most()
+
+
+def test_an_ordinary_beat_starts_only_where_no_elected_one_runs(on_node: Members, tmp_path: Path) -> None:
+    """Beside elected beats each task would be sent twice; a worker's embedded beat (-B) counts alike. Where the elected
+    ones have ended it starts, without a word.
+    """
+    elected = on_node.beat()
+    on_node.wait_leader()
+    ordinary = ("beat", "-l", "INFO", "-s", str(tmp_path / "schedule"))
+    beside = on_node.celery(*ordinary, name="beside", election="beat")
+    embedded = on_node.celery(
+        "worker", "-B", "-c", "1", "-s", str(tmp_path / "other"), name="embedded", election="worker"
+    )
+    for process in (beside, embedded):
+        assert process.wait_end() == 1
+        assert "-S celery_neli.Scheduler" in process.log
+        assert "Traceback" not in process.log
+        assert "Sending due task" not in process.log
+    misspelt = on_node.celery("beat", "-S", "celery_neli.Schedular", name="misspelt", election="beat")
+    assert misspelt.wait_end() == 1
+    assert len(misspelt.log.splitlines()) == 1
+    elected.signal(signal.SIGTERM)
+    elected.wait_end()
+    alone = on_node.celery(*ordinary, name="alone", election="beat")
+    wait_until(lambda: "Sending due task" in alone.log, timeout=30, what="a task of the ordinary beat")
+    assert "WARNING" not in alone.log
 
 
 def test_embedded_kafka_has_a_partition_for_each_role(election: Members) -> None:

@@ -91,7 +91,8 @@ class Leader:
 class Topic:
     """A schedule topic that is compacted at once."""
 
-    generation = unsaved = 0
+    generation = drained = whole = unsaved = 0
+    torn = False
 
     def __init__(self) -> None:
         self.records: dict[tuple[Kind, str], bytes] = {}
@@ -106,6 +107,9 @@ class Topic:
     def drain(self) -> dict[tuple[Kind, str], bytes | None]:
         news, self._news = self._news, {}
         return news
+
+    def fit(self) -> bool:
+        return True
 
     def read_to_end(self, timeout: float) -> bool:
         return True

@@ -108,6 +108,7 @@ class FakeMember:
         self.hurried = 0
         self.offers: list[tuple[str, Mapping[str, Any]]] = []
         self.resigned: list[str] = []
+        self.stood_back: list[str] = []
         self.asked: list[str] = []
         self.turns = 0
         self.predecessor_led_until: datetime | None = None
@@ -144,6 +145,10 @@ class FakeMember:
 
     def resign(self, role: str) -> None:
         self.resigned.append(role)
+
+    def stand_back(self, role: str) -> None:
+        self.resigned.append(role)
+        self.stood_back.append(role)
 
     def progress(self) -> None:
         self.turns += 1

@@ -38,6 +38,8 @@ class FakeLeadership:
         self.config = config or Config(group="test.beat", kafka="127.0.0.1:1", name="me")
         #: Called when what was offered was read back.
         self.heard: Callable[[], None] | None = None
+        #: Whether the owner can do a leader's work.
+        self.fit: Callable[[], bool] | None = None
         #: What the records carry, and whether the newest is this process's own.
         self.data: Mapping[str, Any] | None = None
         self.own = False
@@ -76,6 +78,9 @@ class FakeLeadership:
                 self.heard()
 
     def resign(self, role: str) -> None:
+        self.resigned.append(role)
+
+    def stand_back(self, role: str) -> None:
         self.resigned.append(role)
 
     def ask(self, role: str) -> None:
@@ -149,7 +154,9 @@ class FakeTopic:
 
     def __init__(self, log: list[Any] | None = None) -> None:
         self.log: list[Any] = [] if log is None else log  # (kind, name, value, writer)
-        self.generation = 0
+        self.generation = self.drained = self.whole = 0
+        #: Whether the present generation began because records were lost.
+        self.torn = True
         #: Whether writes arrive and reads reach the end.
         self.up = True
         self.writes = 0
@@ -166,7 +173,11 @@ class FakeTopic:
 
     def drain(self) -> dict[tuple[Kind, str], bytes | None]:
         new, self._next = self.log[self._next :], len(self.log)
+        self.drained = self.whole = self.generation
         return {(kind, name): value for kind, name, value, writer in new if writer is not self}
+
+    def fit(self) -> bool:
+        return True
 
     def read_to_end(self, timeout: float) -> bool:
         return self.up

@@ -14,6 +14,7 @@ from celery.worker import WorkController
 
 from celery_neli import install, leader_only
 from celery_neli.bootsteps import Election, Office
+from celery_neli.config import Config
 from celery_neli.election.shared import shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.worker.consuming import LeaderQueues
@@ -115,6 +116,7 @@ class Leadership:
     """Notes what is asked of it, and whether something runs meanwhile."""
 
     working = None
+    config = Config(group="g")
 
     def __init__(self) -> None:
         self.runs: Callable[[str], bool] = lambda _: True

@@ -276,3 +276,12 @@ def test_marks_never_go_back_while_the_clock_does_not_go_far_astray(
             before = offer.marks
         if reads and term.offers:
             term.read_back()
+
+
+def test_how_far_states_are_saved_travels_with_the_marks() -> None:
+    """Never above *done*; what is no time is not known; and none is told where none is known."""
+    marks = Marks(claimed=9.0, done=8.0, saved=7.0)
+    assert Marks.of(marks.as_data()) == marks
+    assert Marks.of({"claimed": 9, "done": 8, "saved": 20}) == Marks(claimed=9.0, done=8.0, saved=8.0)
+    assert Marks.of({"claimed": 9, "done": 8, "saved": "7"}) == Marks(claimed=9.0, done=8.0)
+    assert "saved" not in Marks(claimed=9.0, done=8.0).as_data()

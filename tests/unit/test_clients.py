@@ -156,17 +156,23 @@ def test_an_outage_is_one_warning_and_its_end_one_line():
     assert log.loud() == [
         (
             "WARNING",
-            "kafka unreachable servers=k:9092 reason='k:9092: Connection refused': nobody leads until it answers",
+            (
+                "kafka unreachable servers=k:9092 reason='k:9092: Connection refused': check that Kafka runs there, "
+                "and bootstrap.servers; nobody leads until it answers"
+            ),
         ),
         ("INFO", "kafka reachable again servers=k:9092"),
     ]
 
 
-def test_trouble_with_rights_is_said_though_connections_are_quiet():
-    """An authentication failure is not mistaken for an outage."""
+def test_what_concerns_the_group_is_the_group_members_matter():
+    """A client that only reads looks for a coordinator, too, and needs none."""
     log = Lines()
-    KafkaLog(log, {}).error(KafkaTrouble("_AUTHENTICATION", "SASL authentication failed"))
-    assert log.loud() == [("WARNING", "kafka error=_AUTHENTICATION SASL authentication failed")]
+    klog = KafkaLog(log, {})
+    klog.error(KafkaTrouble("COORDINATOR_NOT_AVAILABLE", "no coordinator"))
+    assert log.loud() == []
+    klog.remark(KafkaTrouble("NOT_COORDINATOR", "another coordinator"), joined=True)
+    assert log.loud() == [("WARNING", "kafka error=NOT_COORDINATOR another coordinator")]
 
 
 def test_one_set_of_properties_for_consumers_and_producers_makes_no_noise():

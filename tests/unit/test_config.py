@@ -109,6 +109,60 @@ def test_a_setting_in_capitals_without_a_namespace_is_refused() -> None:
         from_app(app, "beat")
 
 
+@pytest.mark.parametrize(
+    ("conf", "namespace", "line"),
+    [
+        (
+            {"CELERY_NELI_GROUP": "shop"},
+            None,
+            "CELERY_NELI_GROUP is not read: this app has no namespace: write neli_group",
+        ),
+        ({"celery_neli_group": "shop"}, None, "celery_neli_group is not read: this app has no namespace"),
+        ({"neli_group": "shop", "CELERY_NELI_SHARDS": 2}, None, r"CELERY_NELI_SHARDS is not read.*namespace='CELERY'"),
+        ({"neli_group": "shop", "SHOP_NELI_SHARDS": 2}, None, "SHOP_NELI_SHARDS is not read"),
+        (
+            {"CELERY_NELI_GROUP": "shop", "NELI_SHARDS": 2},
+            "CELERY",
+            "NELI_SHARDS is not read: write CELERY_NELI_SHARDS",
+        ),
+        (
+            {"CELERY_NELI_GROUP": "shop", "Celery_neli_shards": 2},
+            "CELERY",
+            "Celery_neli_shards is not read: write CELERY",
+        ),
+        (
+            {"CELERY_NELI_GROUP": "shop"},
+            "SHOP",
+            "neli_group is not set: CELERY_NELI_GROUP is set.*write SHOP_NELI_GROUP",
+        ),
+        ({"NELI_GROUP": "shop"}, None, "NELI_GROUP is not read: write neli_group"),
+    ],
+)
+def test_a_setting_that_celery_would_not_read_is_refused(
+    conf: dict[str, Any], namespace: str | None, line: str
+) -> None:
+    """With the wrong prefix, without one, or in the wrong case it would be passed in silence."""
+    app = Celery()
+    app.config_from_object(conf, namespace=namespace)
+    with pytest.raises(ConfigurationError, match=line):
+        from_app(app, "beat")
+
+
+@pytest.mark.parametrize(
+    ("conf", "namespace"),
+    [
+        ({"SHOP_NELI_GROUP": "shop", "BLOG_NELI_GROUP": "blog", "BLOG_NELI_SHARDS": 2}, "SHOP"),
+        ({"neli_group": "shop", "MY_NELI_SWITCH": 1}, None),
+        ({"celery_neli_group": "shop"}, "celery"),
+    ],
+)
+def test_settings_of_other_apps_and_projects_are_let_alone(conf: dict[str, Any], namespace: str | None) -> None:
+    """Two apps may have namespaces of their own in one settings module."""
+    app = Celery()
+    app.config_from_object(conf, namespace=namespace)
+    assert from_app(app, "beat").group == "shop.beat"
+
+
 def test_a_group_is_required() -> None:
     """Two environments on one Kafka must not elect one leader between them."""
     with pytest.raises(ConfigurationError, match=r"neli_group is not set"):

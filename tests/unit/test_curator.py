@@ -23,7 +23,8 @@ from celery_neli import (
     State,
 )
 from celery_neli.election.grant import Told
-from celery_neli.election.records import decode
+from celery_neli.election.records import Record, decode, encode
+from celery_neli.exceptions import TopicError
 from tests.processes import wait_until as wait
 from tests.unit.memory_log import MemoryLog
 
@@ -98,6 +99,17 @@ def test_a_standby_says_whom_it_stands_by_for(make: Callable[..., Neli], caplog:
     wait_until(lambda: len(lines(standby)) == 2)
     assert lines(standby) == ["standing by role=leader leader=m0", f"standing by role=leader leader={leader}"]
     assert lines("m0") == []
+
+
+def test_a_standby_does_not_stand_by_for_a_leader_long_gone(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log of an election that ended with a crash names the dead at its end; a new member just takes over."""
+    caplog.set_level(logging.INFO, "celery_neli")
+    log.records.append(encode(Record(kind="claim", member="dead/1", seq=1, lease=0.5, seen=-1)))
+    neli = make()
+    assert neli.pulse(timeout=10)
+    assert "dead" not in caplog.text
 
 
 def test_nothing_starts_before_the_first_pulse(make: Callable[..., Neli], log: MemoryLog) -> None:
@@ -329,6 +341,42 @@ def test_clients_that_cannot_be_made_do_not_end_the_member(
     assert neli.pulse(timeout=10)
 
 
+def test_trouble_with_the_topic_is_said_once_for_as_long_as_it_is_the_same(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And again when it comes back, though the words are the same."""
+    said = "Kafka does not let this member read the leader topic t"
+
+    def lines() -> int:
+        return sum(record.getMessage() == said for record in caplog.records)
+
+    neli = make()
+    assert neli.pulse(timeout=5)
+    for times in (1, 2):
+        log.broken = TopicError(said)
+        wait_until(lambda times=times: lines() == times)  # type: ignore[misc]
+        wait_until(lambda: not neli.is_leader)
+        assert lines() == times
+        log.broken = None
+        assert neli.pulse(timeout=10)
+    assert lines() == 2
+
+
+def test_a_file_that_is_gone_when_clients_are_made_again_is_one_line(
+    make: Callable[..., Neli], log: MemoryLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a stack; the member goes on when it is back."""
+    neli = make()
+    assert neli.pulse(timeout=5)
+    log.failing = ConfigurationError("neli_kafka has ssl.ca.location = '/gone.pem', a file that cannot be read")
+    log.broken = RuntimeError("clients are to be made again")
+    wait_until(lambda: "/gone.pem" in caplog.text)
+    (line,) = [record for record in caplog.records if "/gone.pem" in record.getMessage()]
+    assert line.exc_info is None
+    log.failing = log.broken = None
+    assert neli.pulse(timeout=10)
+
+
 def test_clients_that_the_settings_forbid_are_told_to_the_caller(make: Callable[..., Neli], log: MemoryLog) -> None:
     """No retry mends a bad property: start raises, and nothing was started."""
     log.failing = ConfigurationError("neli_kafka has acks='1'")
@@ -361,6 +409,19 @@ def test_context_manager_joins_and_hands_over(log: MemoryLog) -> None:
         wait_until(lambda: neli.is_leader)
     assert neli.state is State.CLOSED
     assert decode(log.records[-1]).kind == "release"
+
+
+def test_a_leader_whose_thread_fails_is_fenced_before_it_leads_again(make: Callable[..., Neli], log: MemoryLog) -> None:
+    """Its barrier hears that the term is over: what began in it must stop."""
+    events: list[LeaderEvent] = []
+    neli = make(events.append)
+    assert neli.pulse(timeout=5)
+    log.broken = RuntimeError("a bug")
+    wait_until(lambda: neli.pulse() is False)
+    log.broken = None
+    assert neli.pulse(timeout=10)
+    assert [type(event) for event in events] == [LeaderAcquired, LeaderFenced, LeaderAcquired]
+    assert events[0].term == events[1].term < events[2].term
 
 
 def test_a_member_made_anew_is_no_candidate_while_its_owner_is_stalled(

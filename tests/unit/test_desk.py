@@ -10,7 +10,7 @@ import pytest
 
 from celery_neli.beat import desk as desks
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.led.keeper import fingerprint
+from celery_neli.led.fingerprint import fingerprint
 from celery_neli.schedule.records import MEMBER, decode_note
 from celery_neli.scheduler import Scheduler
 from celery_neli.tick.replicated import ReplicatedScheduler
@@ -234,7 +234,7 @@ def test_a_beat_with_several_roles_shows_one_schedule() -> None:
     world = World(dict.fromkeys(names, 1.0))
     scheduler = outer(world, process := world.beat(shards=3))
     scheduler.add(name="early", task="t", schedule=1.0, last_run_at=NOON)
-    assert set(scheduler.schedule) == {"early"}
+    assert set(scheduler.schedule) == {*names, "early"}
     for role in process.keeper.roles:
         process.member.lead(role)
     for _ in range(3):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from celery_neli.schedule.importing import Found, LeftOut, Row, Source, carry_over
+from celery_neli.schedule.importing import Found, LeftOut, Row, Source, carry_over, of_entry
 from celery_neli.schedule.records import ENTRY, STATE, Definition, State
 from tests.unit.schedules import NOON, Desk
 
@@ -148,3 +150,50 @@ def test_nothing_is_written_if_there_is_nothing_to_write(desk: Desk) -> None:
     """An empty store makes no topic."""
     assert carried(desk) == []
     assert desk.store.writes == []
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"last": float("nan")}, "last: nan is no time of the years 1 to 9999"),
+        ({"last": 1e300}, "last: .*years 1 to 9999"),
+        ({"last": "yesterday"}, "last: 'yesterday' is no time"),
+        ({"runs": "many"}, "its count is none: 'many'"),
+        ({"runs": -1}, "its count is none: -1"),
+        ({"since": 1e15}, "since: .*years 1 to 9999"),
+        ({"name": 5}, "name: 5"),
+        ({"name": "a\nb"}, "name: "),
+        ({"task": object()}, "task = "),
+        ({"schedule": 0}, "schedule = 0"),
+        ({"schedule": float("nan")}, "schedule = nan"),
+        ({"args": 5}, "args = 5"),
+        ({"kwargs": [1]}, "kwargs = "),
+        ({"options": {"quue": "q"}}, "options: there is no option quue"),
+        ({"options": {"countdown": "soon"}}, "options: countdown = 'soon'"),
+    ],
+)
+def test_an_entry_that_cannot_be_taken_over_is_one_line(desk: Desk, given: dict[str, Any], says: str) -> None:
+    """And nothing of it is written; those around it are carried over."""
+    bad = entry(given.pop("name", "bad"), **given)
+    rows = carried(desk, entry("a"), bad, entry("z"))
+    assert [row.action for row in rows] == ["added", "left out", "added"]
+    (note,) = rows[1].notes
+    assert re.search(says, note), note
+    assert sorted({name for _, name in desk.store.values}) == ["a", "z"]
+
+
+def test_an_entry_that_beat_schedule_leaves_out_is_told(desk: Desk) -> None:
+    """Its state would be of nothing."""
+    desk.app.conf.beat_schedule["bad"] = {"task": "t", "schedule": 0}
+    (row,) = carried(desk, entry("bad"))
+    assert (row.action, desk.store.writes) == ("left out", [[]] if desk.store.writes else [])
+    assert "leaves it out: schedule = 0" in row.notes[0]
+
+
+@pytest.mark.parametrize("stored", [None, 5, "e", object(), {"task": "t"}, SimpleNamespace(name="e", task="t")])
+def test_what_is_no_entry_of_celerys_is_left_out(stored: Any) -> None:
+    """By the name that its source has for it."""
+    found = of_entry(stored, name="e", app=Desk().app)
+    assert isinstance(found, LeftOut)
+    assert found.name == "e"
+    assert "is no entry of Celery's" in found.why

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dbm
 import importlib
+import json
+import os
 import shelve
 import time
+import warnings
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import celery.beat
 import pytest
@@ -114,6 +118,20 @@ def test_what_redbeat_has_and_text_cannot_say_is_left_out(redbeat_app: Celery) -
     assert "RedBeat itself" in rows["broken"].notes[0]
 
 
+@pytest.mark.parametrize("field", ['"args": 5', '"kwargs": 5', '"options": [1]', '"task": 7', '"schedule": "text"'])
+def test_a_field_of_redbeat_that_is_none_costs_its_entry_alone(redbeat_app: Celery, field: str) -> None:
+    """In one line; the other is carried over."""
+    import redis
+
+    save(redbeat_app, "good", schedule(60))
+    save(redbeat_app, "bad", schedule(60))
+    with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
+        stored = json.loads(client.hget("redbeat:bad", "definition"))
+        client.hset("redbeat:bad", "definition", json.dumps({**stored, **json.loads(f"{{{field}}}")}))
+    _, rows = carried(redbeat_app, importing_redbeat.read(redbeat_app))
+    assert {name: row.action for name, row in rows.items()} == {"good": "added", "bad": "left out"}
+
+
 def test_a_running_redbeat_is_told_of_and_left_alone(redbeat_app: Celery) -> None:
     """It is not disturbed: Redis holds what it held."""
     import redis
@@ -204,7 +222,7 @@ def test_a_row_of_django_celery_beat_is_carried_over(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "period", "text"), [(3, "days", "P3D"), (90, "minutes", "PT1H30M"), (500_000, "microseconds", "PT0.5S")]
+    ("every", "period", "text"), [(3, "days", "P3D"), (90, "minutes", "PT1H30M"), (1_500_000, "microseconds", "PT1.5S")]
 )
 def test_intervals_of_django_celery_beat(rows: Rows, every: int, period: str, text: str) -> None:
     """Of any period."""
@@ -333,6 +351,85 @@ def test_a_row_that_cannot_be_read_is_left_out(rows: Rows) -> None:
     assert isinstance(found["json"], LeftOut)
     assert "no schedule" in found["none"].why
     assert isinstance(found["good"], Found)
+
+
+# -- times without an offset in Django's database --
+
+
+@pytest.fixture(params=["Asia/Shanghai", "UTC", "America/Los_Angeles"])
+def zone_of_django(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ZoneInfo]:
+    """Django with `USE_TZ = False` in some zone; the app's zone is another one."""
+    from django.test import override_settings
+
+    monkeypatch.setenv("TZ", os.environ.get("TZ", "UTC"))  # Django sets it
+    with override_settings(USE_TZ=False, TIME_ZONE=request.param):
+        yield ZoneInfo(request.param)
+
+
+def stored(at: datetime, zone: ZoneInfo) -> datetime:
+    """A time as the database has it."""
+    return at.astimezone(zone).replace(tzinfo=None)
+
+
+@pytest.mark.parametrize("app_zone", ["UTC", "Asia/Shanghai"])
+def test_times_without_an_offset_are_in_djangos_time_zone(zone_of_django: ZoneInfo, rows: Rows, app_zone: str) -> None:
+    """All of them: of clocked rows, starts, ends, last runs and changes."""
+    from django_celery_beat.models import PeriodicTask
+
+    zone, ahead, last, ends = zone_of_django, soon(hours=1), soon(minutes=-2), soon(days=1)
+    rows.add("clocked", clocked=rows.clocked(stored(ahead, zone)), one_off=True)
+    rows.add("starts", start_time=stored(ahead, zone))
+    rows.add("ran", set_last=stored(last, zone), total_run_count=3)
+    rows.add("once", one_off=True, set_last=stored(last, zone))
+    rows.add("ends", expires=stored(ends, zone))
+    rows.add("over", expires=stored(soon(minutes=-1), zone))
+    rows.add("new")
+    PeriodicTask.objects.filter(name="new").update(date_changed=stored(last, zone))
+    app = make_app(timezone=app_zone, beat_schedule={})
+    desk, carried_ = carried(app, importing_django.read(app))
+    assert desk.look("clocked").next == ahead.timestamp()
+    assert desk.look("starts").next == ahead.timestamp()
+    assert (desk.look("ran").last, desk.look("ran").next) == (last.timestamp(), last.timestamp() + 300)
+    assert desk.look("once").next == last.timestamp() + 300
+    assert desk.look("ends").options["expires"] == ends
+    assert f"is sent after {ends:%Y-%m-%d %H:%M:%S} UTC" in carried_["ends"].notes[0]
+    assert (carried_["over"].action, carried_["over"].notes) == ("left out", ("it has expired",))
+    assert desk.look("new").since == last.timestamp()
+
+
+def test_last_runs_are_in_utc_where_database_scheduler_writes_them_so(zone_of_django: ZoneInfo, rows: Rows) -> None:
+    """With `DJANGO_CELERY_BEAT_TZ_AWARE = False`; what people entered is in Django's time zone all the same."""
+    from django.test import override_settings
+    from django_celery_beat.schedulers import DatabaseScheduler
+
+    ahead = soon(hours=1)
+    with override_settings(DJANGO_CELERY_BEAT_TZ_AWARE=False):
+        rows.add("clocked", clocked=rows.clocked(stored(ahead, zone_of_django)), one_off=True)
+        rows.add("ran")
+        app = make_app(beat_schedule={})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, for utcnow()
+            scheduler = DatabaseScheduler(app)
+            before = time.time()
+            scheduler.reserve(scheduler.schedule["ran"])
+            scheduler.sync()
+        desk, _ = carried(app, importing_django.read(app))
+    assert desk.look("clocked").next == ahead.timestamp()
+    assert before <= (desk.look("ran").last or 0) <= time.time()
+
+
+def test_with_use_tz_times_have_an_offset(rows: Rows) -> None:
+    """Whatever Django's time zone."""
+    from django.test import override_settings
+
+    ahead = soon(hours=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", os.environ.get("TZ", "UTC"))
+        with override_settings(USE_TZ=True, TIME_ZONE="Asia/Shanghai"):
+            rows.add("clocked", clocked=rows.clocked(ahead), one_off=True)
+            app = make_app(timezone="America/Los_Angeles", beat_schedule={})
+            desk, _ = carried(app, importing_django.read(app))
+    assert desk.look("clocked").next == ahead.timestamp()
 
 
 # -- a file of celery beat --

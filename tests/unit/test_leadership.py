@@ -225,6 +225,22 @@ def test_an_owned_leadership_resigns_when_its_owner_makes_no_progress(make: Call
     wait(turned, "leadership after progress")
 
 
+def test_a_process_that_is_not_fit_neither_claims_nor_leads(make: Callable[..., Leadership]) -> None:
+    """A beat that may not read its schedule would lead and send nothing. Another leads, or it does once it is fit."""
+    fit = threading.Event()
+    unfit = make()
+    unfit.fit = fit.is_set
+    unfit.start()
+    other = make()
+    other.start()
+    wait(other.leading, "the other leads")
+    other.stop()
+    fit.set()
+    wait(unfit.leading, "it leads")
+    fit.clear()
+    wait(lambda: not unfit.held(), "it leads no more")
+
+
 def test_an_unowned_leadership_needs_no_owner(make: Callable[..., Leadership], heard: list[Any]) -> None:
     """A worker's leadership looks after itself: three stall timeouts later it has not resigned."""
     leadership = make()

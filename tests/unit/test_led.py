@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery.schedules import crontab, schedule
+from kombu.exceptions import OperationalError
 
 from celery_neli.beat.publish import slot_id
 from celery_neli.led.claims import Marks
@@ -205,7 +206,7 @@ def failing(world: World, entry: str, until: float) -> Callable[[str], None]:
 
     def fail(name: str) -> None:
         if name == entry and world.now < until:
-            raise ValueError("it cannot be sent")
+            raise OperationalError("it cannot be sent")
 
     return fail
 
@@ -239,7 +240,7 @@ def test_pauses_after_failures_grow_to_a_minute_and_begin_anew_after_a_success()
     def fail(entry: str) -> None:
         tries.append(world.now)
         if world.now < 1500 or 2000 <= world.now < 2001:
-            raise ValueError("it cannot be sent")
+            raise OperationalError("it cannot be sent")
 
     world.before_wire = fail
     world.ticks(until=2010)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery.beat import BeatLazyFunc
+from kombu.exceptions import OperationalError
 
 from tests.unit.beats import Crash, World
 
@@ -30,7 +31,7 @@ class Failing:
     ) -> None:
         self.fails = True
         self.tries = 0
-        self._error = ValueError("it cannot be sent") if error is None else error
+        self._error = OperationalError("it cannot be sent") if error is None else error
         entry = {"task": "t", "schedule": every}
         if place == "before the wire":
             entry["args"] = (BeatLazyFunc(self._fail),)
@@ -198,7 +199,7 @@ def test_doubt_about_a_slot_that_was_sent_in_the_end_is_no_doubt_about_others() 
 
     def break_once(entry: str) -> None:
         if broken.pop() if broken else False:
-            raise ValueError("the connection broke")
+            raise OperationalError("the connection broke")
 
     world.before_wire = break_once
     beat = world.leader()

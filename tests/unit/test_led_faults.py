@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery.schedules import crontab
+from kombu.exceptions import OperationalError
 
 from tests.unit.beats import Crash, Process, World, seconds
 
@@ -94,7 +95,7 @@ class Run:
 
     def _on_wire(self, side: str, entry: str) -> None:
         if side == "before" and self._failing.get(entry, 0) > self.world.now:
-            raise ValueError("it cannot be sent")
+            raise OperationalError("it cannot be sent")
         if self._kill is None or self._kill[0] != side or threading.current_thread() is not threading.main_thread():
             return  # what a publisher raises is a failure of its message, and no crash
         self._kill = side, self._kill[1] - 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery.schedules import crontab
+from kombu.exceptions import OperationalError
 
 from celery_neli.schedule.records import ENTRY, NO_TERM, STATE
 from tests.unit.beats import NOON, START, Process, World, seconds
@@ -74,7 +75,7 @@ def test_a_new_term_tries_at_once_what_failed_in_the_one_before() -> None:
     beat = world.leader()
 
     def fail(entry: str) -> None:
-        raise ValueError("it cannot be sent")
+        raise OperationalError("it cannot be sent")
 
     world.before_wire = fail
     world.ticks(until=45)

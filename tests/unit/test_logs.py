@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.logs import MOST, BackgroundLog
+import celery_neli
+from celery_neli.logs import LONGEST_ARGUMENT, MOST, BackgroundLog, Lines, escaping
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -113,3 +116,71 @@ def test_a_record_factory_of_the_users_runs_on_the_logs_thread(lines: Background
     finally:
         logging.setLogRecordFactory(plain)
     assert vars(handler.seen[0])["made_by"] == "neli-log"
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "shown"),
+    [
+        ("entry=%s", ("tidy up – größer",), "entry=tidy up – größer"),
+        ("entry=%s", ("a\nERROR forged",), "entry=a\\nERROR forged"),
+        ("entry=%s by=%s", ("a\x1b[2J", "b\u202e"), "entry=a\\x1b[2J by=b\\u202e"),
+        ("entry=%r", ("a\nb",), "entry='a\\nb'"),
+        ("entry=%s", ("\ud800",), "entry=\\ud800"),
+        ("key=%s", (b"a\xff\n",), "key=a\\xff\\n"),
+        ("reason=%s", (ValueError("no\nsuch\x07"),), "reason=no\\nsuch\\x07"),
+        ("reason=%r", (ValueError("no\nsuch"),), "reason=ValueError('no\\nsuch')"),
+        ("%d of %.1f s", (3, 2.5), "3 of 2.5 s"),
+    ],
+)
+def test_no_argument_of_a_line_makes_another_line_or_reaches_the_terminal(
+    handler: Handler, lines: BackgroundLog, line: str, arguments: tuple[object, ...], shown: str
+) -> None:
+    """Whether it is logged at once or by the background; ordinary text in any language stays as it is."""
+    escaping(logging.getLogger("celery_neli.test")).info(line, *arguments)
+    lines.logger("celery_neli.test").info(line, *arguments)
+    wait_until(lambda: len(handler.seen) == 2, timeout=5, what="the lines")
+    assert [each.getMessage() for each in handler.seen] == [shown, shown]
+
+
+def test_what_stays_several_lines_is_escaped_line_by_line(handler: Handler) -> None:
+    """A stack from another process has its lines."""
+    escaping(logging.getLogger("celery_neli.test")).info("failed: %s", Lines("a\x1b[2J\n  there"))
+    assert handler.seen[0].getMessage() == "failed: a\\x1b[2J\n  there"
+
+
+def test_the_message_of_an_error_makes_no_line_in_its_traceback(handler: Handler, lines: BackgroundLog) -> None:
+    """Nor does that of the error before it; the frames stay as they are."""
+    try:
+        try:
+            raise KeyError("a\n[2026] ERROR forged")
+        except KeyError as exc:
+            raise ValueError("b\n[2026] ERROR forged\x1b[2J") from exc
+    except ValueError:
+        escaping(logging.getLogger("celery_neli.test")).exception("failed")
+        lines.logger("celery_neli.test").exception("failed")
+    wait_until(lambda: len(handler.seen) == 2, timeout=5, what="the lines")
+    for record in handler.seen:
+        shown = logging.Formatter().format(record).splitlines()
+        assert shown[:2] == ["failed", "Traceback (most recent call last):"]
+        assert shown[-1] == "ValueError: b\\n[2026] ERROR forged\\x1b[2J"
+        assert not any(line.startswith("[2026]") for line in shown)
+        assert sum(line.startswith("  File ") for line in shown) == 2
+
+
+def test_a_huge_argument_makes_no_huge_line(handler: Handler) -> None:
+    """Names and errors have no limit of their own in a record that anybody may write."""
+    escaping(logging.getLogger("celery_neli.test")).info("%s", "x" * 100_000)
+    assert len(handler.seen[0].getMessage()) == LONGEST_ARGUMENT
+
+
+def test_every_logger_of_the_package_escapes() -> None:
+    """A logger that is made without it would print what others wrote raw."""
+    sources = [each for each in Path(celery_neli.__file__).parent.rglob("*.py") if each.name != "logs.py"]
+    made = re.compile(r"(?<!def )\b(?:getLogger|get_logger)\(")
+    raw = [
+        f"{source.name}: {line.strip()}"
+        for source in sources
+        for line in source.read_text().splitlines()
+        if made.search(line) and "escaping(" not in line and "ScheduleTopic(" not in line
+    ]
+    assert raw == []  # ScheduleTopic has a background log of that name, which escapes

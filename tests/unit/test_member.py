@@ -1,140 +1,17 @@
-"""A member on a journal and a group that the test plays by hand, on a clock that it moves."""
+"""One process in one election, record by record and turn by turn (`Stage`)."""
 
 from __future__ import annotations
 
-import itertools
-import random
 from typing import Any
 
 import pytest
 
-from celery_neli.config import Config
-from celery_neli.election.events import End, Entry, Event, Lost, Started
-from celery_neli.election.grant import Grant, LeaderAcquired, LeaderFenced, LeaderRevoked, Told
-from celery_neli.election.member import Member
-from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.events import End, Entry, Lost, Started
+from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked, Told
+from celery_neli.election.lease import CLOCK_RATES
+from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import TopicError
-
-
-class HandJournal:
-    """Tells what the test puts in; what is appended goes into `log`, and is told when the test echoes it."""
-
-    def __init__(self, roles: int) -> None:
-        self.next: list[Event] = []
-        self.log: list[list[bytes]] = [[] for _ in range(roles)]
-        self.told = [0] * roles
-        self.sent: list[Record] = []
-        self.asked: list[tuple[str, int]] = []
-        self.trouble: TopicError | None = None
-        self.on_append: Any = lambda record: None
-
-    def read(self, timeout: float) -> list[Event]:
-        if self.trouble is not None:
-            raise self.trouble
-        events, self.next = self.next, []
-        return events
-
-    def append(self, role: int, key: str, value: bytes) -> None:
-        self.log[role].append(value)
-        self.sent.append(decode(value))
-        self.on_append(self.sent[-1])
-
-    def look_back(self, role: int) -> None:
-        self.asked.append(("look_back", role))
-
-    def ask_end(self, role: int) -> None:
-        self.asked.append(("ask_end", role))
-
-    def close(self) -> None:
-        pass
-
-
-class HandGroup:
-    def __init__(self) -> None:
-        self.induced: frozenset[int] = frozenset()
-        self.joined = False
-
-    def poll(self) -> None:
-        pass
-
-    def join(self) -> None:
-        self.joined = True
-
-    def leave(self) -> None:
-        self.joined = False
-
-    def close(self) -> None:
-        pass
-
-
-class Lines:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def info(self, msg: str, *args: Any) -> None:
-        self.lines.append(msg % args)
-
-    warning = error = info
-
-
-class Stage:
-    """One member, `m`, and everything around it."""
-
-    def __init__(self, *roles: str, empty: bool = True) -> None:
-        roles = roles or ("leader",)
-        self.now = 100.0
-        self.journal, self.group, self.log = HandJournal(len(roles)), HandGroup(), Lines()
-        nonces = itertools.count(1)
-        self.heard = 0
-        self.member = Member(
-            Config(group="g", name="m", roles=roles),
-            self.journal,
-            self.group,
-            clock=lambda: self.now,
-            log=self.log,
-            rng=random.Random(0),
-            nonce=lambda: str(next(nonces)),
-            heard=self.hear,
-        )
-        self.group.induced = frozenset(range(len(roles)))
-        if empty:
-            for role in range(len(roles)):
-                self.journal.next += [Started(role, 0, oldest=True), End(role)]
-
-    def hear(self) -> None:
-        self.heard += 1
-
-    def turn(self, *events: Event, after: float = 0.0) -> list[Any]:
-        self.now += after
-        self.journal.next += events
-        return self.member.step(0)
-
-    def echo(self, after: float = 0.0) -> list[Any]:
-        """Read back what was appended since the last echo."""
-        journal = self.journal
-        for role, log in enumerate(journal.log):
-            journal.next += [Entry(role, offset, log[offset]) for offset in range(journal.told[role], len(log))]
-            journal.next.append(End(role))
-            journal.told[role] = len(log)
-        return self.turn(after=after)
-
-    def write(self, record: Record | bytes, role: int = 0) -> None:
-        self.journal.log[role].append(record if isinstance(record, bytes) else encode(record))
-
-    def lead(self) -> Stage:
-        self.turn()
-        assert [type(change) for change in self.echo()] == [LeaderAcquired] * len(self.journal.log)
-        self.journal.sent.clear()
-        return self
-
-    def grant(self, role: str = "leader") -> Grant:
-        return self.member.grant(role)
-
-    def leads(self, role: str = "leader") -> bool:
-        return self.grant(role).leading(self.now)
-
-    def holds(self, role: str = "leader") -> bool:
-        return self.grant(role).held(self.now)
+from tests.unit.stage import Stage
 
 
 def beat(author: str, **more: Any) -> Record:
@@ -285,6 +162,26 @@ def test_without_a_certificate_up_to_the_end_it_looks_further_back() -> None:
     assert [record.blind for record in stage.journal.sent] == [True]
 
 
+def test_a_lease_that_another_announces_is_waited_for_from_when_its_record_was_read() -> None:
+    """Not from when the member began to wait for something to read: that may have taken long (R1, R2)."""
+    stage = Stage()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    read = stage.journal.read
+
+    def late(timeout: float) -> list[Any]:
+        stage.now += 0.5
+        return read(timeout)
+
+    stage.journal.read = late  # type: ignore[method-assign]
+    stage.echo()
+    read_at = stage.now
+    stage.journal.read = read  # type: ignore[method-assign]
+    stage.turn(after=4.0 * CLOCK_RATES - 0.01)
+    assert stage.journal.sent == []
+    stage.turn(after=read_at + 4.0 * CLOCK_RATES - stage.now)
+    assert [record.kind for record in stage.journal.sent] == ["claim"]
+
+
 def test_the_end_is_asked_for_again_after_a_claim_that_was_lost() -> None:
     """Nothing new arrives, so the journal would never tell of the end; once a second, once the claim is old."""
     stage = Stage()
@@ -334,6 +231,71 @@ def test_a_contradiction_before_anything_is_known_sends_the_reader_further_back(
     assert [(record.member, record.end) for record in stage.journal.sent] == [("m/2", 11)]
 
 
+CERTIFICATE = encode(beat("b/1", term=4, seen=9))
+
+
+def test_who_knows_does_not_look_back() -> None:
+    """At the end of the log, or on a contradiction: it begins anew behind that, as it has met every lease (R7, R9)."""
+    stage = Stage(empty=False)
+    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, CERTIFICATE), End(0))
+    stage.turn(Entry(0, 11, encode(beat("c/1", term=4, seen=9))), End(0))
+    stage.turn(Entry(0, 12, encode(beat("c/1", term=90, seen=90))), End(0))
+    assert stage.journal.asked == []
+    assert len([line for line in stage.log.lines if line.startswith("journal differs role=leader")]) == 1
+    stage.turn(after=4.1)
+    assert [(record.kind, record.end) for record in stage.journal.sent] == [("claim", 13)]
+
+
+def test_a_contradiction_sends_a_reader_that_knows_nothing_further_back_at_once() -> None:
+    """Not only when the log was read to its end, which may be far."""
+    stage = Stage(empty=False)
+    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, encode(beat("b/1", term=90, seen=90))))
+    assert stage.journal.asked == [("look_back", 0)]
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("claimed", "x claimed the role"),
+        ("late", "no heartbeat sent in the last 4.0 s was read back: Kafka is away or slow"),
+        ("stood still", "this process stood still for 4.5 s"),
+        ("overrun", "its work was not done within neli_drain_timeout, 10 s"),
+        ("lost", "the log was lost, or it differs from the one that was read"),
+    ],
+)
+def test_a_fenced_leader_says_why(case: str, reason: str) -> None:
+    """For who reads the log."""
+    stage = Stage().lead()
+    if case == "claimed":
+        stage.echo()
+        stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=len(stage.journal.log[0]) - 1))
+        changes = stage.echo()
+    elif case == "late":
+        changes = [change for _ in range(9) for change in stage.turn(after=0.5)]
+    elif case == "stood still":
+        changes = stage.turn(after=4.5)
+    elif case == "overrun":
+        stage.member.resign()
+        stage.echo()
+        changes = [change for _ in range(21) for change in stage.echo(after=0.5)]
+    else:
+        changes = stage.turn(Lost(0, "truncated"))
+    assert [(type(change), change.reason) for change in changes] == [(LeaderFenced, reason)]
+
+
+def test_led_until_stays_while_a_term_lasts() -> None:
+    """It is about the last leader before, whatever the present one writes."""
+    stage = Stage()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    stage.echo()
+    read = stage.now
+    stage.echo(after=5.0)
+    for _ in range(5):
+        stage.echo(after=0.5)
+    assert stage.leads()
+    assert stage.member.led_until("leader") == read
+
+
 def test_a_newer_version_sets_it_aside_for_good() -> None:
     """It leads no more, claims no more, in no role, and does not read the log again and again (R9)."""
     stage = Stage("leader", "second").lead()
@@ -359,6 +321,16 @@ def test_junk_is_skipped_with_one_warning_a_minute() -> None:
         stage.echo(after=0.5)
     assert stage.leads()
     assert len([line for line in stage.log.lines if "skipped" in line]) == 1
+
+
+def test_junk_of_a_kind_is_one_kind_whatever_it_holds() -> None:
+    """A stranger who writes another number each time gets no further line."""
+    stage = Stage().lead()
+    for exponent in range(400, 700):
+        stage.write(b'{"v":1,"x":1e%d}' % exponent)
+        stage.write(b'{"v":1,"x":%d}' % 10 ** (exponent // 5))
+    stage.echo(after=0.5)
+    assert len([line for line in stage.log.lines if "skipped" in line]) == 2
 
 
 def test_a_missing_topic_is_kept_as_trouble_and_ends_no_lease_early() -> None:
@@ -489,6 +461,39 @@ def test_an_abandoned_member_holds_nothing_more() -> None:
     assert not stage.holds()
 
 
+def test_an_abandoned_member_tells_nothing_and_fences_once() -> None:
+    """Other threads that still ask it hear of no term."""
+    stage = Stage().lead()
+    stage.member.abandon()
+    assert stage.member.told("leader") == Told()
+    assert stage.member.abandon() == []
+
+
+def test_a_leader_is_told_of_while_there_is_one() -> None:
+    """Not before the log is known, and not when the role was released."""
+    stage = Stage(empty=False)
+    assert stage.member.leader("leader") is None
+    claim = encode(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    release = encode(Record(kind="release", member="x/1", seq=2, lease=4.0, seen=0, term=0))
+    stage.turn(Started(0, 0, oldest=True), Entry(0, 0, claim))
+    assert stage.member.leader("leader") == ("x", 0)
+    stage.turn(Entry(0, 1, release))
+    assert stage.member.leader("leader") is None
+
+
+def test_a_step_waits_for_a_record_as_long_as_it_may_and_nothing_is_due() -> None:
+    """Not beyond the next beat, and never for less than nothing."""
+    stage = Stage().lead()
+    stage.turn()
+    waits: list[float] = []
+    stage.journal.read = lambda timeout: waits.append(timeout) or []  # type: ignore[method-assign,func-returns-value]
+    stage.member.step(0.1)
+    stage.member.step(9.0)
+    stage.now += 3.0
+    stage.member.step(9.0)
+    assert waits == [0.1, pytest.approx(0.5), 0.0]
+
+
 def test_it_wakes_for_the_next_beat_and_at_once_for_a_release() -> None:
     """Whoever turns it may wait so long for something to read."""
     stage = Stage().lead()
@@ -539,6 +544,21 @@ def test_led_until_is_when_the_last_leaders_owner_last_made_progress(data: dict[
     stage.echo(after=0.1)
     assert stage.leads()
     assert stage.member.led_until("leader") == pytest.approx(read - idle)
+
+
+def test_a_claim_is_no_progress() -> None:
+    """Who dies right after it leaves to its successor what the leader before it has left."""
+    stage = Stage()
+    stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
+    stage.write(Record(kind="beat", member="x/1", seq=2, lease=4.0, seen=0, term=0, data={"idle": 2.0}))
+    stage.echo()
+    read = stage.now
+    stage.write(Record(kind="claim", member="y/1", seq=1, lease=4.0, seen=1))
+    stage.echo(after=3.0)
+    stage.echo(after=5.0)
+    stage.echo(after=0.1)
+    assert stage.leads()
+    assert stage.member.led_until("leader") == pytest.approx(read - 2.0)
 
 
 def stage_beside(*roles: str) -> Stage:

@@ -196,15 +196,16 @@ def test_the_deadline_of_crontabs_goes_before_the_policy(caplog: pytest.LogCaptu
     assert ("cron", 600) in [(name, slot) for _, name, slot in rig.scheduler.ran]
 
 
-def test_a_policy_that_does_not_exist_is_refused_where_it_is_given() -> None:
-    """With the entry's name, and nothing was added."""
+def test_a_policy_that_does_not_exist_is_refused_where_it_is_given(caplog: pytest.LogCaptureFixture) -> None:
+    """With the entry's name, and nothing was added; of `beat_schedule`, the other entries are."""
     rig = Rig()
     with pytest.raises(ConfigurationError, match="beat entry 'e': neli_misfire = 'once'"):
         rig.add("e", 10, options={"neli_misfire": "once"})
     assert "e" not in rig.scheduler.schedule
     entry = {"task": "t", "schedule": 10, "options": {"neli_misfire_max": 0}}
-    with pytest.raises(ConfigurationError, match="beat entry 'e': neli_misfire_max"):
-        Rig(beat_schedule={"e": entry})
+    bad = Rig(beat_schedule={"e": entry, "good": {"task": "t", "schedule": 10}})
+    assert list(bad.scheduler.schedule) == ["good"]
+    assert "entry=e is left out: neli_misfire_max = 0: give" in caplog.text
     with pytest.raises(ConfigurationError, match="neli_misfire_grace"):
         Rig(neli_misfire_grace=-1)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.text import human, parse, read, text_of
+from celery_neli.schedule.text import MOST, human, parse, read, text_of
 from celery_neli.tick.once import once
 from tests.unit.schedulers import make_app
 
@@ -33,6 +33,17 @@ UTC = timezone.utc
         ("P2W", "P14D", schedule(timedelta(days=14))),
         ("pt0,25s", "PT0.25S", schedule(0.25)),
         ("PT90M", "PT1H30M", schedule(5400)),
+        ("5m", "PT5M", schedule(300)),
+        ("30s", "PT30S", schedule(30)),
+        ("30 S", "PT30S", schedule(30)),
+        ("every 5 minutes", "PT5M", schedule(300)),
+        ("Every  hour", "PT1H", schedule(3600)),
+        ("every day", "P1D", schedule(86400)),
+        ("1h30m", "PT1H30M", schedule(5400)),
+        ("every 1 d 2 h", "P1DT2H", schedule(timedelta(days=1, hours=2))),
+        ("1 week, 2 days", "P9D", schedule(timedelta(days=9))),
+        ("250ms", "PT0.25S", schedule(0.25)),
+        ("1,5 h", "PT1H30M", schedule(5400)),
         (30, "PT30S", schedule(30)),
         (0.001, "PT0.001S", schedule(0.001)),
         (timedelta(minutes=5), "PT5M", schedule(300)),
@@ -68,7 +79,7 @@ def test_solar_events() -> None:
     assert when.app is APP
 
 
-@given(st.timedeltas(min_value=timedelta(milliseconds=1)))
+@given(st.timedeltas(min_value=timedelta(milliseconds=1), max_value=MOST))
 def test_every_interval_comes_back(every: timedelta) -> None:
     """To the microsecond."""
     text, when = parse(every, app=APP)
@@ -104,6 +115,22 @@ def test_every_time_comes_back(at: datetime) -> None:
         ("P9999999999D", "a timedelta"),
         ("relative:PT0.5S", "a second at least"),
         ("relative:* * * * *", "no ISO 8601 duration"),
+        ("30", "a number needs a unit, such as '30s'"),
+        ("every", "write a crontab"),
+        ("every 5", "write a crontab"),
+        ("5x", "no unit x"),
+        ("every month", "years and months"),
+        ("every 2 years", "years and months"),
+        ("5m 5m", "minutes in two places"),
+        ("0s", "a millisecond at least"),
+        ("101 years", "years and months"),
+        ("36526 d", "a hundred years at most"),
+        (4e9, "a hundred years at most"),
+        (float("inf"), "no number of seconds"),
+        (schedule(0), "a millisecond at least"),
+        (schedule(None), "its interval is None"),
+        (crontab, "the class crontab cannot"),
+        ("solar:sunset,nan,5", "no solar event|ephem"),
         ("at:noon", "no time"),
         ("at:2026-12-01", "no time"),
         ("2026-13-01T00:00:00Z", "no time.*month"),
@@ -135,6 +162,12 @@ def test_what_is_no_solar_event_is_refused(text: str) -> None:
         parse(text, app=APP)
 
 
+def test_words_that_lists_show_mean_the_same_schedule() -> None:
+    """What is copied from a list can be put."""
+    for text in ("PT30S", "P1DT2H", "PT1H30M0.5S", "P400D"):
+        assert parse(human(text), app=APP)[0] == parse(text, app=APP)[0]
+
+
 def test_the_callers_schedule_is_left_alone() -> None:
     """Its app is the caller's business."""
     when = crontab(app=None)
@@ -154,6 +187,7 @@ def test_the_callers_schedule_is_left_alone() -> None:
         ("solar:sunset,-37.81,144.96", "sunset at -37.81, 144.96"),
         ("*/5 * * * *", "*/5 * * * *"),
         ("<mine>", "<mine>"),
+        ("solar:x", "solar:x"),
     ],
 )
 def test_lists_show_words(text: str, said: str) -> None:

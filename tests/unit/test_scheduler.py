@@ -144,6 +144,8 @@ def test_switched_off_it_is_the_plain_inner_scheduler(tmp_path: Path) -> None:
         ("celery_neli.scheduler.Scheduler", "own scheduler"),
         ("celery_neli.scheduler:Scheduler", "own scheduler"),
         ("no.such.Scheduler", "cannot be imported"),
+        ("celery_neli.ReplicatedSchedular", "did you mean 'celery_neli.ReplicatedScheduler'"),
+        ("celery.beat.PersistantScheduler", "did you mean 'celery.beat.PersistentScheduler'"),
         ("celery.beat.Service", "not a subclass"),
     ],
 )

@@ -7,16 +7,19 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import celery.utils.time
 import pytest
 from celery.schedules import BaseSchedule, crontab, schedule, solar
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from celery_neli.tick.slots import ELAPSED, is_known, last_run, missed, next_slot
+from celery_neli.tick.slots import is_known, last_run, missed, next_slot
 from tests.unit.schedulers import make_app
 
 UTC = timezone.utc
-SECOND = timedelta(seconds=1)
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+#: Celery 5.7 counts intervals in elapsed time, as we do with all its releases; before, it counts on the local clock.
+ELAPSED = hasattr(celery.utils.time, "add_seconds_to_datetime")
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"]
 APPS = {(zone, utc): make_app(timezone=zone, enable_utc=utc) for zone in ZONES for utc in (True, False)}
 #: The clock changes on 29 March and 25 October (Berlin), 8 March and 1 November (New York), 5 April and 4 October (Lord
@@ -70,31 +73,32 @@ def becomes_due(when: Any, after: datetime, expected: datetime) -> bool:
     how=st.sampled_from(["utc", "local", "naive"]),
 )
 def test_the_next_slot_is_when_is_due_becomes_true(when: Any, after: datetime, zone: str, utc: bool, how: str) -> None:
-    """In any zone, through changes of the clock, whatever the last run was told in."""
+    """In any zone, whatever the last run was told in; crontabs from one day to the other on the same clock.
+
+    Through changes of the clock, crontabs go their own way: see test_crontabs.
+    """
     assume(ELAPSED or zone in ("UTC", "Asia/Kolkata"))  # before 5.7, is_due itself reckons wrongly around DST
     assume(ELAPSED or how != "utc" or zone == "UTC")  # and takes the zone of the last run for the schedule's
-    # In the hour that is repeated, is_due is true all the time: see below.
-    assume(not (isinstance(when, crontab) and after.astimezone(ZoneInfo(zone)).fold))
     when.app = APPS[zone, utc]
     last = as_taken(after, how, zone)
     slot = next_slot(when, last)
+    if isinstance(when, crontab):
+        assert slot is not None
+        at, then = after.astimezone(ZoneInfo(zone)), slot.astimezone(ZoneInfo(zone))
+        assume(at.utcoffset() == then.utcoffset())
+        # Of an hour that is repeated, Celery takes the first pass for the second one.
+        assume(
+            all(
+                (each - 2 * HOUR).utcoffset() == each.utcoffset() == (each + 2 * HOUR).utcoffset()
+                for each in (at, then)
+            )
+        )
     if slot is None:  # a relative interval below a second
         assert when.run_every < SECOND
     else:
         assert slot > after
         assert slot.tzinfo is UTC
         assert becomes_due(when, last, slot)
-
-
-def test_crontabs_go_on_in_the_hour_that_is_repeated() -> None:
-    """Celery's own answer there is that they are due, all the time: a task would run in a loop for an hour."""
-    when = crontab(minute="*/15", app=APPS["Europe/Berlin", True])
-    at = datetime(2026, 10, 25, 1, 5, tzinfo=UTC)  # 02:05, for the second time
-    slots = []
-    for _ in range(5):
-        at = next_slot(when, at.astimezone(ZoneInfo("Europe/Berlin")))  # type: ignore[assignment]
-        slots.append((at.hour, at.minute))
-    assert slots == [(1, 15), (1, 30), (1, 45), (2, 0), (2, 15)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -125,6 +129,32 @@ def test_missed_slots_are_those_that_follow_one_another(
     assert list(owed.newest) == slots[-limit:]
     assert owed.upcoming == upcoming
     assert owed.first == (slots[0] if slots else None)
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize("every", [90, 600, 3600, 5400, 86_400])
+@pytest.mark.parametrize("day", [66, 87, 93, 275, 297, 304])
+def test_intervals_count_elapsed_time_through_changes_of_the_clock(every: int, day: int, zone: str) -> None:
+    """With every release of Celery, in the chain as in what was missed: Lord Howe's half hour makes no difference."""
+    when = schedule(timedelta(seconds=every), app=APPS[zone, True])
+    last = datetime(2026, 1, 1, 5, tzinfo=UTC) + timedelta(days=day)
+    slot = next_slot(when, last.astimezone(ZoneInfo(zone)))
+    assert slot == last + when.run_every
+    owed = missed(when, last.astimezone(ZoneInfo(zone)), last + timedelta(days=3), 7)
+    assert owed is not None
+    total = 3 * 86_400 // every
+    assert owed.total == total
+    assert owed.newest == tuple(last + n * when.run_every for n in range(max(1, total - 6), total + 1))
+    assert owed.upcoming == last + (total + 1) * when.run_every
+
+
+def test_an_interval_that_ends_after_all_datetimes_never_comes() -> None:
+    """It is no error at each look."""
+    when = schedule(timedelta(days=999_999_999), app=APPS["UTC", True])
+    assert next_slot(when, datetime(2026, 1, 1, tzinfo=UTC)) is None
+    owed = missed(when, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC), 1)
+    assert owed is not None
+    assert (owed.total, owed.upcoming) == (0, None)
 
 
 @settings(max_examples=40, deadline=None)
@@ -174,16 +204,6 @@ def test_a_relative_interval_stays_on_the_clock_of_its_last_run() -> None:
     assert [slot.hour for slot in owed.newest] == [5, 5, 4], "the clock goes forward on the 8th"
 
 
-@pytest.mark.parametrize("minute", ["0", "30"])
-def test_crontabs_live_in_their_own_zone_whatever_the_last_run_is_told_in(minute: str) -> None:
-    """Also with Celery before 5.7, which takes the zone of the last run."""
-    when = crontab(hour="4", minute=minute, app=APPS["Asia/Kolkata", True])
-    after = datetime(2026, 3, 1, 12, tzinfo=UTC)
-    expected = datetime(2026, 3, 1, 22, 30, tzinfo=UTC) + timedelta(minutes=int(minute))
-    for zone in ZONES:
-        assert next_slot(when, after.astimezone(ZoneInfo(zone))) == expected
-
-
 def test_the_solar_slot_is_when_is_due_becomes_true() -> None:
     """Asked every second."""
     pytest.importorskip("ephem")
@@ -192,6 +212,57 @@ def test_the_solar_slot_is_when_is_due_becomes_true() -> None:
     slot = next_slot(when, after)
     assert slot is not None
     assert becomes_due(when, after, slot)
+
+
+POLAR = [
+    ("sunrise", 78.2, datetime(2026, 11, 1, tzinfo=UTC)),
+    ("sunset", 78.2, datetime(2026, 11, 1, tzinfo=UTC)),
+    ("sunrise", 69.6, datetime(2026, 5, 20, tzinfo=UTC)),
+    ("sunset", -78.2, datetime(2026, 10, 25, tzinfo=UTC)),
+    ("dawn_astronomical", 60.0, datetime(2026, 3, 1, tzinfo=UTC)),
+    ("dusk_civil", 69.6, datetime(2026, 3, 1, tzinfo=UTC)),
+]
+
+
+@pytest.mark.parametrize(("event", "latitude", "start"), POLAR)
+def test_a_solar_event_comes_again_after_the_polar_night_or_day(event: str, latitude: float, start: datetime) -> None:
+    """With every release of Celery; each event is where the sun crosses the horizon, and none is invented."""
+    ephem = pytest.importorskip("ephem")
+    when = solar(event, latitude, 15.6, app=APPS["UTC", True])
+    slots, at = [], start
+    while at < start + timedelta(days=300):
+        slot = next_slot(when, at)
+        assert slot is not None
+        slots.append(slot)
+        at = last_run(when, slot)
+    gaps = [following - slot for slot, following in itertools.pairwise(slots)]
+    assert max(gaps) > timedelta(days=20), "the polar night, or day"
+    assert min(gaps) > timedelta(hours=23)
+    rises = event.startswith(("dawn", "sunrise"))
+    for slot in slots:
+        heights = []
+        for moment in (slot - 2 * MINUTE, slot + 2 * MINUTE):
+            when.cal.date = moment.replace(tzinfo=None)
+            sun = ephem.Sun(when.cal)
+            # Of dawns and dusks, the centre of the sun counts; else its upper edge.
+            heights.append(sun.alt + (0 if when.use_center else sun.radius) - when.cal.horizon)
+        before, after = heights if rises else heights[::-1]
+        assert before < 0 < after, slot
+    owed = missed(when, start, slots[-1], 1)
+    assert owed is not None
+    assert owed.newest == (slots[-1],)
+
+
+@pytest.mark.parametrize("latitude", [90.0, -90.0])
+def test_a_solar_event_that_is_not_found_is_looked_for_again(latitude: float) -> None:
+    """At the pole, where the sun rises once a year, on no meridian: in a day, and no slot is invented for it."""
+    pytest.importorskip("ephem")
+    when = solar("sunrise", latitude, 0, app=APPS["UTC", True])
+    last = datetime(2026, 1, 1, tzinfo=UTC)
+    assert next_slot(when, last) is None
+    owed = missed(when, last, last + timedelta(days=300), 1)
+    assert owed is not None
+    assert (owed.total, owed.upcoming) == (0, last + timedelta(days=301))
 
 
 class Weekly(schedule):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AclOperation
 
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
@@ -39,6 +40,8 @@ class Cluster:
         self.asked: list[str] = []
         self.configured: dict[str, str] = {}
         self.properties: dict[str, Any] = {}
+        #: What the member may do, None where brokers do not tell.
+        self.allowed: set[AclOperation] | None = None
 
     def __call__(self, properties: dict[str, Any]) -> Cluster:
         self.properties = properties
@@ -64,6 +67,9 @@ class Cluster:
         if refused is None:
             self.partitions = partitions
         return {topic: done(refused)}
+
+    def describe_topics(self, wanted: Any, **_: Any) -> dict[str, Future[Any]]:
+        return {topic: done(value=SimpleNamespace(authorized_operations=self.allowed)) for topic in wanted.topic_names}
 
     def describe_configs(self, resources: list[Any], request_timeout: float) -> dict[Any, Future[Any]]:
         entries = {name: SimpleNamespace(value=value) for name, value in self.configured.items()}
@@ -126,6 +132,34 @@ def test_who_may_not_create_the_topic_says_who_can() -> None:
     """With the command that makes it as a member would."""
     with pytest.raises(TopicError, match=r"is missing.*kafka-topics\.sh.*--create --topic t --partitions 2"):
         check(Cluster(0, refuses=KafkaError.TOPIC_AUTHORIZATION_FAILED), "a", "b")
+
+
+@pytest.mark.parametrize("schedule", [False, True], ids=["leader topic", "schedule topic"])
+@pytest.mark.parametrize(
+    ("allowed", "missing"),
+    [
+        ({AclOperation.DESCRIBE}, "Read and Write"),
+        ({AclOperation.DESCRIBE, AclOperation.READ}, "Write"),
+        ({AclOperation.DESCRIBE, AclOperation.WRITE}, "Read"),
+    ],
+)
+def test_a_missing_right_is_found_before_it_is_needed(
+    allowed: set[AclOperation], missing: str, *, schedule: bool
+) -> None:
+    """With the command that gives it."""
+    cluster = Cluster(2)
+    cluster.allowed = allowed
+    topic, flags = "t.schedule" if schedule else "t", " ".join(f"--operation {each}" for each in missing.split(" and "))
+    with pytest.raises(TopicError, match=rf"lacks the right {missing} on the topic {topic}: kafka-acls\.sh") as raised:
+        check(cluster, "a", schedule=schedule)
+    assert str(raised.value).endswith(f"--add --allow-principal User:<user> {flags} --topic {topic}")
+
+
+def test_all_rights_are_enough() -> None:
+    """Whatever else there is."""
+    cluster = Cluster(1)
+    cluster.allowed = {AclOperation.READ, AclOperation.WRITE, AclOperation.DESCRIBE}
+    assert check(cluster, "a")
 
 
 def test_a_missing_schedule_topic_is_made_to_be_compacted(caplog: pytest.LogCaptureFixture) -> None:

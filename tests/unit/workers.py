@@ -117,6 +117,9 @@ class Leadership:
     def resign(self, role: str | None = None) -> None:
         self.resigned.append(role)
 
+    def stand_back(self, role: str) -> None:
+        self.resigned.append(role)
+
     def held(self, role: str | None = None) -> bool:
         self.asked += 1
         return self.holds
@@ -155,7 +158,9 @@ class Worker:
         consumer.connection.channel = self._refusing(consumer.connection.channel)
         consumer.update_strategies()
         consumer.reset_rate_limits()  # there are more tasks now than when it was made
-        consumer.task_consumer = self.app.amqp.TaskConsumer(consumer.connection)
+        consumer.task_consumer = self.app.amqp.TaskConsumer(
+            consumer.connection, on_decode_error=consumer.on_decode_error
+        )
         consumer.qos = QoS(consumer.task_consumer.qos, 4)
         self.step.start(consumer)
         consumer.task_consumer.on_message = consumer.create_task_handler()

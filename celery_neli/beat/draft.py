@@ -1,0 +1,143 @@
+"""What is in the schedule of a beat before anything runs it, and what code of others changed there.
+
+Receivers of ``beat_init`` and the like read and change ``sender.scheduler.schedule``, which with Celery's scheduler is
+what runs. Here schedulers are built later, for a term. So until then there is a draft: the entries that there will be,
+of which every change is kept and made again in each scheduler that is built. Changes are this process's own, as with
+Celery: every beat that may lead has to make them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import celery.beat
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
+from celery_neli.schedule.static import check_static, with_sound_schedule
+from celery_neli.tick.entries import Entries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+__all__ = ["Draft"]
+
+logger = escaping(get_logger(__name__))
+
+FIELDS = ("task", "schedule", "args", "kwargs", "options", "last_run_at", "total_run_count")
+
+
+class Draft:
+    """The entries of ``app``'s beat, as `celery.beat.Scheduler` would make them. Connects nowhere.
+
+    ``given``: entries that there are besides those of `beat_schedule`. One thread at a time.
+    """
+
+    def __init__(self, app: Any, given: Mapping[str, Any]) -> None:
+        self._app = app
+        self._made: datetime = maybe_make_aware(app.now())
+        lazy = celery.beat.Scheduler(app, schedule=dict(given), lazy=True)
+        lazy.update_from_dict(check_static(app.conf.beat_schedule, app).entries)  # what is wrong is said by those built
+        lazy.install_default_entries(lazy.schedule)
+        #: The schedule; may be changed in every way in which a dict may.
+        self.entries = Entries(lazy.schedule)
+        self.entries.changes()
+        self._was = {name: _fields(entry) for name, entry in self.entries.items()}
+        self._configured = self._configuration()
+        self._changed: dict[str, None] = {}
+        self._told: set[str] = set()
+        #: What the scheduler of the present term had when it was built, of one whose changes are learned.
+        self._built: dict[str, Any] | None = None
+
+    def show(self, entry: Any) -> None:
+        """An entry was added, by `Scheduler.add`, which each scheduler that is built is told of by itself."""
+        self.entries[entry.name] = entry
+        self.entries.settle(entry.name)
+        self._was[entry.name] = _fields(entry)
+
+    def replace(self, schedule: Mapping[str, Any]) -> None:
+        """Have these entries and no others."""
+        new = dict(schedule)
+        self.entries.clear()
+        self.entries.update(new)
+
+    def amend(self, scheduler: Any, *, stored: bool = False, learns: bool = False) -> None:
+        """Make in a scheduler that was built what was changed here. What cannot be made is said, in one line for each
+        entry and process. ``stored``: the scheduler's entries are in a store, which is no mapping. ``learns``: `learn`
+        is called when its term ends.
+        """
+        for name in self._changes():
+            try:
+                if stored:
+                    raise TypeError("this scheduler keeps its entries in a store: change them there")
+                self._change(scheduler, name)
+            except Exception as exc:  # noqa: BLE001 - of whatever was put there
+                if name not in self._told:
+                    self._told.add(name)
+                    logger.error(
+                        "beat: entry=%s was changed in the schedule by code, which has no effect: %s",
+                        printable(name), printable(str(exc)),
+                    )  # fmt: skip
+        self._built = {name: _defined(entry) for name, entry in scheduler.schedule.items()} if learns else None
+
+    def learn(self, scheduler: Any) -> None:
+        """The scheduler's term is over: entries that code set, changed or deleted there stay so in the next one."""
+        if self._built is None:
+            return
+        before, self._built = self._built, None
+        now = scheduler.schedule
+        for name in before.keys() - now.keys():
+            self.entries[name] = None  # so that the deletion is a change
+            del self.entries[name]
+        for name, entry in now.items():
+            if name not in before or _defined(entry) != before[name]:
+                self.entries[name] = entry
+
+    def _changes(self) -> list[str]:
+        """Names that were set or deleted, or whose entries were changed in place, and not in `beat_schedule` since."""
+        self._changed.update(self.entries.changes())
+        configured = self._configuration()
+        for name, was in self._was.items():
+            if name in self._changed or configured.get(name) is not self._configured.get(name):
+                continue
+            if _fields(self.entries[name]) != was:
+                self._changed[name] = None
+        return list(self._changed)
+
+    def _configuration(self) -> dict[str, Any]:
+        given = self._app.conf.beat_schedule
+        return dict(given) if isinstance(given, dict) else {}
+
+    def _change(self, scheduler: Any, name: str) -> None:
+        if name not in self.entries:
+            scheduler.schedule.pop(name, None)
+            return
+        entry = self.entries[name]
+        if isinstance(entry, dict):
+            entry = with_sound_schedule(name, entry, self._app)
+        made = scheduler._maybe_entry(name, entry)
+        if made is entry:  # each scheduler has its own: they run at different times
+            made = object.__new__(type(entry))
+            made.__dict__.update(vars(entry))
+        if not isinstance(made.task, str) or not hasattr(made.schedule, "is_due"):
+            raise TypeError(f"task = {made.task!r}, schedule = {made.schedule!r}: give a task's name and a schedule")
+        made.name = name
+        if maybe_make_aware(made.last_run_at) >= self._made:  # it does not say when it ran
+            made.last_run_at = made.default_now()
+        put = getattr(scheduler, "neli_put", None)
+        if put is None:
+            scheduler.schedule[name] = made
+        else:
+            put(made)
+
+
+def _fields(entry: Any, names: tuple[str, ...] = FIELDS) -> tuple[Any, ...]:
+    values = [getattr(entry, name, None) for name in names]
+    return tuple([dict(value) if isinstance(value, dict) else value for value in values])
+
+
+def _defined(entry: Any) -> tuple[Any, ...]:
+    return _fields(entry, FIELDS[:5])

@@ -1,0 +1,258 @@
+"""Why Kafka does not work: what librdkafka says, as a reason and a remedy that an operator can act on.
+
+Pure, and the only place that knows librdkafka's texts. They were taken from librdkafka 2.16 against Apache Kafka 4.3
+(tests/integration/test_secured.py meets each of them again); a text that is not known here is passed on as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from celery_neli.masking import HIDDEN, is_secret
+from celery_neli.nearest import nearest
+from celery_neli.printable import printable
+
+__all__ = ["AWAY", "OF_NO_READER", "Cause", "is_denied", "missing_right", "of_connection", "refused", "untrusted"]
+
+AWAY: Final = "away"
+"""The key of every cause that waiting may mend: brokers are down, or out of reach."""
+
+OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"})
+"""Errors about the group of a client that only reads and writes: librdkafka looks for a coordinator all the same."""
+
+_DENIED = frozenset({"TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
+_STATE = re.compile(r" \(after \d+ms in state (\w+)\)")
+_REPEATED = re.compile(r"[,:]? ?\(?\d+ identical error\(s\) suppressed\)?", re.IGNORECASE)
+_FAIL = re.compile(r"^FAIL \[[^\]]*\](?: \[thrd:.*?\])?:? ?")
+_PLACE = re.compile(r"^(?:(?:\w+://)?GroupCoordinator(?:/\w+)?: )?(?:\w+://)?(?P<place>[^\s/]+)(?:/\w+)?: ")
+_UNKNOWN = re.compile(r'No such configuration property: "(?P<name>[^"]*)"')
+_NAMED = re.compile(r'(?:property|for) "(?P<name>[a-z0-9_.]+)"|[`\'"]?(?P<other>[a-z]+(?:\.[a-z0-9]+)+)[`\'"]?')
+_MECHANISMS = re.compile(r"supported mechanisms: ?(?P<names>[^)]*)")
+_FILE = re.compile(r"^(?:ssl|sasl|https)\..*\.(?:location|file)$")
+_ALERT = re.compile(
+    r"alert (?:bad certificate|unsupported certificate|certificate \w+|unknown ca|access denied)", re.IGNORECASE
+)
+_CIPHER = re.compile(r"alert (?:handshake failure|protocol version)|no protocols available|no shared cipher")
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why brokers cannot be used. `key` is the same for the same kind of cause; `where` is the broker's "host:port" if
+    its certificate must be looked at to say more.
+    """
+
+    key: str
+    reason: str
+    remedy: str
+    where: str = ""
+    guess: bool = False
+    """A proxy without a broker behind it may look the same."""
+
+    @property
+    def lasting(self) -> bool:
+        """Whether somebody must change something before it works."""
+        return self.key != AWAY
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
+
+
+def is_denied(name: str) -> bool:
+    """Return True if the error of this name says that a right is missing."""
+    return name in _DENIED
+
+
+def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
+    """Return why a connection failed, from librdkafka's log line or error `text`; None if the text tells nothing."""
+    text = _REPEATED.sub("", _FAIL.sub("", text)).strip()
+    state = _STATE.search(text)
+    bare = _STATE.sub("", text)
+    place = _PLACE.match(bare)
+    words = bare[place.end() :] if place else bare
+    where = place["place"] if place else str(properties.get("bootstrap.servers", ""))
+    return _explain(words, where, state[1] if state else "", properties)
+
+
+def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) -> Cause | None:
+    protocol = _protocol(properties)
+    for explain in (_of_login, _of_tls):
+        found = explain(words, where, properties)
+        if found is not None:
+            return found
+    if "Disconnected" in words and "_ssl" not in f"_{protocol}" and state.startswith("APIVERSION"):
+        return Cause(
+            "plaintext",
+            f"{where} closes the connection at the first request, as a port for TLS does",
+            f"set security.protocol, which is {protocol}, to {_with_tls(protocol)}, or use the port for {protocol}",
+            guess=True,
+        )
+    if "Disconnected" in words and not protocol.startswith("sasl") and state == "UP":
+        return Cause(
+            "no login",
+            f"{where} closes the connection at the first request without a login",
+            f"set security.protocol, which is {protocol}, to {'SASL_SSL' if protocol == 'ssl' else 'SASL_PLAINTEXT'}, "
+            "sasl.mechanism, sasl.username and sasl.password, or use a port without SASL",
+            guess=True,
+        )
+    if "resolve" in words:
+        return Cause("host", f"{where}: {words}", "check the spelling in bootstrap.servers, and this host's DNS")
+    if "refused" in words:
+        return Cause(AWAY, f"{where}: {words}", "check that Kafka runs there, and bootstrap.servers")
+    if re.search("timed out|No route|unreachable", words, re.IGNORECASE):
+        return Cause(AWAY, f"{where}: {words}", "check bootstrap.servers, and firewalls on the way")
+    return Cause(AWAY, f"{where}: {words}", "") if words else None
+
+
+def _of_login(words: str, where: str, properties: Mapping[str, Any]) -> Cause | None:
+    mechanism = str(properties.get("sasl.mechanism", properties.get("sasl.mechanisms", "GSSAPI")))
+    user = properties.get("sasl.username")
+    if "OAUTHBEARER token" in words:
+        return Cause("token", printable(words), "check sasl.oauthbearer.config and the server that gives the tokens")
+    if "Request not valid in current SASL state" in words:
+        return Cause(
+            "needless login",
+            f"{where} takes no login",
+            "set security.protocol to SSL (PLAINTEXT without TLS), or use the port for SASL",
+        )
+    if "Unsupported SASL mechanism" in words:
+        offered = _MECHANISMS.search(words)
+        known = f", only {printable(offered['names'].strip())}" if offered and offered["names"].strip() else ""
+        return Cause(
+            "mechanism",
+            f"{where} does not know the mechanism {mechanism}{known}",
+            "set sasl.mechanism to one that it knows",
+        )
+    if "SASL" not in words and "authentication" not in words.lower():
+        return None
+    if re.search("invalid credentials|Invalid username|Authentication failed", words, re.IGNORECASE):
+        who = f"the user {printable(user)}" if user else "this client"
+        return Cause(
+            "login",
+            f"{where} refuses {who} or the password ({mechanism})",
+            f"check sasl.username and sasl.password, and that Kafka knows this user for {mechanism}",
+        )
+    return Cause("login", f"{where}: {printable(words)}", "check the sasl properties")
+
+
+def _of_tls(words: str, where: str, properties: Mapping[str, Any]) -> Cause | None:
+    protocol = _protocol(properties)
+    if "PLAINTEXT broker listener" in words or "wrong version number" in words:
+        return Cause(
+            "tls",
+            f"{where} does not speak TLS",
+            f"set security.protocol, which is {protocol}, to {protocol.replace('ssl', 'plaintext').upper()}, "
+            "or use the port for TLS",
+            guess="Disconnected" in words,
+        )
+    if "certificate verify failed" in words:
+        return Cause(
+            "certificate",
+            f"the certificate of {where} is not trusted",
+            f"check ssl.ca.location ({_ca(properties)}), the dates of the certificate and the host names in it",
+            where,
+        )
+    if _ALERT.search(words):
+        return Cause(
+            "client certificate",
+            f"{where} does not accept this client's certificate, or misses one",
+            "set ssl.certificate.location and ssl.key.location to a certificate of a CA that the brokers trust",
+        )
+    if _CIPHER.search(words):
+        return Cause("cipher", f"{where}: {printable(words)}", "check ssl.cipher.suites and the brokers' TLS versions")
+    if "SSL handshake failed" in words:
+        return Cause("handshake", f"{where}: {printable(words)}", "check security.protocol and the ssl properties")
+    return None
+
+
+def untrusted(where: str, code: int, message: str, properties: Mapping[str, Any]) -> Cause:
+    """Return why the certificate of the broker at `where` was not accepted, from OpenSSL's verification result."""
+    if code == 10:
+        return Cause("certificate expired", f"the certificate of {where} has expired", "renew it on the broker")
+    if code == 9:
+        return Cause(
+            "certificate early",
+            f"the certificate of {where} is not valid yet",
+            "check this host's clock and the broker's",
+        )
+    if code in (62, 64):
+        return Cause(
+            "certificate host",
+            f"the certificate of {where} is made out to another host",
+            "use a name that is in it, in bootstrap.servers and in the brokers' advertised.listeners",
+        )
+    if code in (2, 18, 19, 20, 21):
+        return Cause(
+            "certificate issuer",
+            f"the certificate of {where} is not signed by the CA in ssl.ca.location ({_ca(properties)})",
+            "give the certificate of the brokers' CA",
+        )
+    return Cause("certificate", f"the certificate of {where} is refused: {message}", f"check it and {_ca(properties)}")
+
+
+def missing_right(properties: Mapping[str, Any], operations: Iterable[str], kind: str, name: str) -> str:
+    """Return the sentence for rights that are missing. `operations` as in `kafka-acls.sh`: "Read", "DescribeConfigs";
+    `kind`: "topic" or "group".
+    """
+    wanted = list(operations)
+    user = properties.get("sasl.username")
+    principal = printable(user) if user else "<user>"
+    flags = " ".join(f"--operation {each}" for each in wanted)
+    who = f"the user {principal}" if user else "this client"
+    return (
+        f"{who} lacks the right {' and '.join(wanted)} on the {kind} {name}: kafka-acls.sh --bootstrap-server "
+        f"{properties.get('bootstrap.servers', '')} --add --allow-principal User:{principal} {flags} --{kind} {name}"
+    )
+
+
+def refused(
+    text: str, properties: Mapping[str, Any], *, names: Callable[[], Iterable[str]], readable: Callable[[str], bool]
+) -> str:
+    """Return why librdkafka made no client from `properties`, as one line that names the property and what to do.
+
+    `names` gives the properties that librdkafka knows; `readable` tells whether a file can be read.
+    """
+    text = re.sub(r"^Failed to create [a-z ]+: ", "", " ".join(text.split()))
+    for name, value in properties.items():
+        if isinstance(value, str) and _FILE.match(name) and value not in ("probe", "") and not readable(value):
+            return f"neli_kafka has {name} = {value!r}, a file that cannot be read: give the path of one that can"
+    unknown = _UNKNOWN.search(text)
+    if unknown is not None:
+        meant = nearest(unknown["name"], names())
+        return (
+            f"neli_kafka has {printable(unknown['name'])!r}, which is no property of librdkafka; did you mean {meant}?"
+        )
+    if "sasl.username and sasl.password must be set" in text:
+        lacking = [each for each in ("sasl.username", "sasl.password") if not properties.get(each)]
+        return f"neli_kafka lacks {' and '.join(lacking)}: the mechanism {_mechanism(properties)} needs both"
+    if "Unsupported hash function" in text or "No provider for SASL mechanism" in text:
+        return (
+            f"neli_kafka has sasl.mechanism = {_mechanism(properties)}, which this librdkafka does not have: use "
+            "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+        )
+    named = _NAMED.search(text)
+    name = str(named["name"] or named["other"]) if named else ""
+    if name in properties:
+        shown = HIDDEN if is_secret(name) else printable(repr(properties[name]))
+        return f"neli_kafka has {name} = {shown}, which librdkafka refuses: {printable(text)}"
+    return f"neli_kafka is refused by librdkafka: {printable(text)}"
+
+
+def _mechanism(properties: Mapping[str, Any]) -> str:
+    return printable(properties.get("sasl.mechanism", properties.get("sasl.mechanisms", "GSSAPI")))
+
+
+def _protocol(properties: Mapping[str, Any]) -> str:
+    return str(properties.get("security.protocol", "plaintext")).lower()
+
+
+def _with_tls(protocol: str) -> str:
+    return "SASL_SSL" if protocol.startswith("sasl") else "SSL (with a login: SASL_SSL)"
+
+
+def _ca(properties: Mapping[str, Any]) -> str:
+    if properties.get("ssl.ca.pem"):
+        return "ssl.ca.pem is set instead"
+    return printable(properties.get("ssl.ca.location") or "not set: the system's own CAs")

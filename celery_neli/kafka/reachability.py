@@ -1,0 +1,207 @@
+"""Whether this process reaches its Kafka, and if not, why: known once to all clients of a process, and said once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from celery_neli.kafka import certificate
+from celery_neli.kafka.causes import AWAY, Cause
+from celery_neli.log_limit import LogLimit
+from celery_neli.threads import original, spawn
+
+__all__ = ["Reachability", "of_process"]
+
+CONSEQUENCE: Final = "nobody leads until it answers"
+SETTLE: Final = 5.0
+"""Seconds that a lasting cause is kept back: if it concerns all brokers, the line about the outage tells it."""
+FORGET: Final = 60.0
+"""Seconds after which a cause that comes again is a new one."""
+LOOK: Final = 5.0
+"""Seconds that a look at a certificate may take: then the outage is told without."""
+REMIND: Final = 600.0
+"""Seconds until a cause that concerns single brokers is said again."""
+
+Look = Callable[[str, Mapping[str, Any]], "Cause | None"]
+
+
+class Reachability:
+    """What the clients of one process have found out about one set of brokers.
+
+    All methods but `explanation`: any thread, and under gevent; there is a lock, held for microseconds, and nothing
+    blocks or raises.
+    """
+
+    def __init__(
+        self,
+        properties: Mapping[str, Any],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        look: Look = certificate.look,
+    ) -> None:
+        """`clock` and `look`, which says why a certificate is refused and may block, are for tests."""
+        self._properties, self._clock, self._look = properties, clock, look
+        self._servers = servers_of(properties)
+        self._lock: Any = original("_thread", "allocate_lock")()
+        self._unreachable = False
+        self._worked = False  # brokers answered before
+        self._cause: Cause | None = None
+        self._looking = float("-inf")  # until when a look at a certificate is waited for
+        self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
+        self._owed: logging.Logger | None = None  # the line about the outage, until that is known
+        self._told: set[str] = set()  # keys of the lasting causes that were said in this outage
+        self._kept: dict[str, tuple[float, float]] = {}  # when causes came first, and last
+        self._limit = LogLimit(REMIND, clock=clock)
+
+    @property
+    def unreachable(self) -> bool:
+        """No broker answers, as far as the clients have told."""
+        return self._unreachable
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why not; of several causes one that waiting does not mend. None: unknown, or Kafka answers."""
+        return self._cause
+
+    def explanation(self) -> Cause | None:
+        """Return the cause, looked at more closely where that helps. Blocks for two seconds or so then."""
+        cause = self._cause
+        if cause is None or not cause.where:
+            return cause
+        return self._look(cause.where, self._properties) or cause
+
+    def failed(self, cause: Cause | None, log: logging.Logger | None) -> None:
+        """Take note that a connection failed. If single brokers are concerned, a warning to `log` says so, a while
+        later; None: it is only noted.
+        """
+        if cause is None:
+            return
+        if cause.guess and self._worked:
+            cause = Cause(AWAY, cause.reason, "")  # the properties are right
+        look, lines = False, []
+        with self._lock:
+            if self._cause is not None and _says_no_more(cause, self._cause):
+                look, cause = self._must_look(cause), self._cause
+            elif self._cause is None or cause.lasting or not self._cause.lasting:
+                self._cause = cause
+            if log is not None and cause.lasting:
+                look = look or self._must_look(cause)
+                if not look and not self._is_looking():
+                    lines = self._lines(cause)
+        if log is None:
+            return
+        if look:
+            spawn(partial(self._look_at, cause, log), name="neli-certificate")
+        for line in lines:
+            log.warning("%s", line)
+
+    def down(self, log: logging.Logger) -> None:
+        """All brokers are down, says a client: a warning to `log`, unless that was said."""
+        with self._lock:
+            if self._unreachable:
+                return
+            self._unreachable = True
+            if self._is_looking():
+                self._owed = log
+                return
+            line = self._outage(self._cause)
+        log.warning("%s", line)
+
+    def reached(self, log: logging.Logger) -> None:
+        """Something was read from a broker: said to `log` if none answered before."""
+        self._worked = True
+        if not self._unreachable and self._cause is None:
+            return  # mostly; without the lock
+        with self._lock:
+            said = self._unreachable and self._owed is None
+            self._unreachable, self._cause, self._owed = False, None, None
+            self._told.clear()
+        if said:
+            log.info("kafka reachable again servers=%s", self._servers)
+
+    # With the lock
+
+    def _must_look(self, cause: Cause) -> bool:
+        now = self._clock()
+        if not cause.where or self._is_looking() or now - self._looked.get(cause.where, float("-inf")) < FORGET:
+            return False
+        self._looking, self._looked[cause.where] = now + LOOK, now
+        return True
+
+    def _is_looking(self) -> bool:
+        return self._clock() < self._looking
+
+    def _lines(self, cause: Cause) -> list[str]:
+        if self._unreachable:
+            self._owed = None
+            if cause.key in self._told:
+                return []
+            return [self._outage(cause)]
+        now = self._clock()
+        since, last = self._kept.get(cause.key, (now, now))
+        if now - last > FORGET:
+            since = now
+        self._kept[cause.key] = since, now
+        if now - since < SETTLE or not self._limit.allows(cause.key):
+            return []
+        return [f"kafka broker unreachable servers={self._servers} reason={cause.reason!r}: {cause.remedy}"]
+
+    def _outage(self, cause: Cause | None) -> str:
+        if cause is None:
+            return f"kafka unreachable servers={self._servers}: {CONSEQUENCE}"
+        if cause.lasting:
+            self._told.add(cause.key)
+        remedy = f"{cause.remedy}; " if cause.remedy else ""
+        return f"kafka unreachable servers={self._servers} reason={cause.reason!r}: {remedy}{CONSEQUENCE}"
+
+    # On a thread of its own
+
+    def _look_at(self, cause: Cause, log: logging.Logger) -> None:
+        try:
+            found = self._look(cause.where, self._properties) or cause
+        except Exception:  # noqa: BLE001 - the less exact cause is told, whatever Python's TLS makes of the certificate
+            found = cause
+        with self._lock:
+            self._looking, owed, self._owed = float("-inf"), self._owed, None
+            if self._cause is not None:
+                self._cause = found
+            lines = [self._outage(found)] if owed is not None else self._lines(found)
+        for line in lines:
+            (owed or log).warning("%s", line)
+
+
+def _says_no_more(cause: Cause, known: Cause) -> bool:
+    """Return True if `cause` is a less exact word for `known`."""
+    return known.key.startswith(f"{cause.key} ")
+
+
+def servers_of(properties: Mapping[str, Any]) -> str:
+    """Return the bootstrap servers, by either of their names."""
+    return str(properties.get("bootstrap.servers", properties.get("metadata.broker.list", "")))
+
+
+_known: weakref.WeakValueDictionary[str, Reachability] = weakref.WeakValueDictionary()
+
+
+def of_process(properties: Mapping[str, Any]) -> Reachability:
+    """Return what the clients of this process share that use these brokers, made at the first call."""
+    servers = servers_of(properties)
+    found = _known.get(servers)
+    if found is None:
+        found = _known.setdefault(servers, Reachability(properties))
+    return found
+
+
+def _after_fork() -> None:
+    """In a child: another thread may have held a lock, and what the parent reached says nothing here."""
+    global _known
+    _known = weakref.WeakValueDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,114 @@
+"""A hash of the entries of beat_schedule that is the same in every process that has the same entries.
+
+It is made of text like that of `repr`, but for what differs between processes and releases of Python: the order of
+sets and dicts, addresses of objects, functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, Final
+
+from celery import Celery
+from celery.schedules import crontab, schedule
+
+__all__ = ["canonical", "fingerprint"]
+
+#: Levels of nested values that are looked into; what refers to itself ends there.
+DEEPEST: Final = 50
+#: How many of these levels an object takes: attributes may lead far away from what an entry is.
+OBJECT: Final = 20
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
+_FREQUENCY = re.compile(r"<freq: ([0-9.]+) (day|hour|minute|second)s?>")
+_SECONDS = {"day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
+#: In the order of `repr(crontab)`.
+_CRONTAB = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+
+def fingerprint(entries: Iterable[Any]) -> str:
+    """Return eight hex digits that differ where the entries of beat_schedule differ, in whatever order they are."""
+    digest = 0
+    for entry in entries:
+        text = canonical((entry.name, entry.task, entry.schedule, entry.args, entry.kwargs, entry.options))
+        digest ^= int.from_bytes(hashlib.blake2s(text.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "big")
+    return f"{digest:08x}"
+
+
+def canonical(value: Any, depth: int = 0) -> str:
+    """Return text that equals that of any equal value, in whatever process. Mostly, it is the `repr`."""
+    if depth > DEEPEST:
+        return "..."
+    inside = functools.partial(canonical, depth=depth + 1)
+    if type(value) is tuple:
+        return f"({', '.join(map(inside, value))}{',' if len(value) == 1 else ''})"
+    if type(value) is list:
+        return f"[{', '.join(map(inside, value))}]"
+    if isinstance(value, Enum):
+        return f"<{type(value).__name__}.{value.name}: {inside(value.value)}>"
+    if isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, type)):
+        return f"<{value.__module__}.{value.__qualname__}>"
+    if isinstance(value, functools.partial):
+        return f"partial{inside((value.func, value.args, value.keywords))}"
+    if isinstance(value, Mapping):
+        pairs = sorted((inside(key), inside(each)) for key, each in value.items())
+        return _named(value, dict, f"{{{', '.join(f'{key}: {each}' for key, each in pairs)}}}")
+    if isinstance(value, AbstractSet):
+        members = ", ".join(sorted(map(inside, value)))
+        return _named(value, set, f"{{{members}}}" if members else "set()")
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview, range)):
+        return f"{type(value).__name__}[{', '.join(map(inside, value))}]"
+    if isinstance(value, crontab):
+        return _of_crontab(value, inside)
+    if type(value) is schedule:
+        return _of_interval(value)
+    if isinstance(value, Celery):
+        return f"<Celery {value.main}>"
+    return _of_object(value, functools.partial(canonical, depth=depth + OBJECT))
+
+
+def _named(value: Any, plain: type, text: str) -> str:
+    """Return `text` with the name of the value's type, where that is not the `plain` one."""
+    return text if type(value) is plain else f"{type(value).__name__}({text})"
+
+
+def _of_crontab(value: Any, inside: Callable[[Any], str]) -> str:
+    """As `repr(crontab)` of Celery 5.7, whose fields may be sets; with what a class of the user's adds."""
+    fields = [getattr(value, f"_orig_{name}") for name in _CRONTAB]
+    shown = " ".join(each if isinstance(each, str) else inside(each) for each in fields)
+    text = f"<crontab: {shown} (m/h/dM/MY/d)>"
+    if type(value) is crontab:
+        return text
+    plain = vars(crontab()).keys()
+    return f"<{type(value).__qualname__} {text} {inside({k: v for k, v in vars(value).items() if k not in plain})}>"
+
+
+def _of_interval(value: Any) -> str:
+    """As `repr(schedule)`, which rounds; with the seconds where that hides any."""
+    text, seconds = repr(value), value.run_every.total_seconds()
+    found = _FREQUENCY.fullmatch(text)
+    exact = found is not None and float(found[1]) * _SECONDS[found[2]] == seconds
+    return text + ("" if exact else f" {seconds!r}") + (" relative" if value.relative else "")
+
+
+def _of_object(value: Any, inside: Callable[[Any], str]) -> str:
+    """Its `repr`; or its attributes, where the `repr` shows an address or may show a set."""
+    try:
+        text = repr(value)
+    except Exception as exc:  # noqa: BLE001 - of a user's class; it must not cost the whole fingerprint
+        text = f"<{type(value).__qualname__} without a repr: {type(exc).__name__}>"
+    if ("{" not in text and _ADDRESS.search(text) is None) or isinstance(value, (str, bytes)):
+        return text
+    attributes = dict(getattr(value, "__dict__", {}))
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            attributes[name] = getattr(value, name, None)
+    if not attributes:
+        return _ADDRESS.sub("", text)
+    return f"<{type(value).__module__}.{type(value).__qualname__} {inside(attributes)}>"

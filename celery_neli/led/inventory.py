@@ -1,0 +1,86 @@
+"""Which definitions the schedule topic holds, and which it has lost, as far as one scheduler knows.
+
+The topic may be deleted, cut, or lose records to a wrong retention while beats run. What they know of it then is all
+that is left: the beat that leads writes it back, so that what runs, what `celery neli schedule list` shows and what
+can be removed stay the same. A beat that was cut off for so long that it missed removals is another matter: there
+the topic is right.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
+
+__all__ = ["Inventory"]
+
+SHOWN = 10
+
+logger = escaping(logging.getLogger(__name__))
+
+
+class Inventory:
+    """The definitions of one scheduler's entries, by name, as bytes. The thread that ticks."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, bytes] = {}
+        self._lost: dict[str, None] = {}
+        #: The names that were read since the topic is read from its beginning again; None: it is not.
+        self._seen: set[str] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Return True if there are definitions that the topic has lost."""
+        return bool(self._lost)
+
+    def seen(self, name: str, value: bytes | None) -> None:
+        """Note that the topic has a definition of this name, readable or not; None: it was removed."""
+        if value is None:
+            self.forget(name)
+        if self._seen is not None:
+            (self._seen.discard if value is None else self._seen.add)(name)
+
+    def keep(self, name: str, value: bytes) -> None:
+        """Keep the definition that was read."""
+        self._records[name] = value
+        self._lost.pop(name, None)
+
+    def forget(self, name: str) -> None:
+        """The definition is gone on purpose."""
+        self._records.pop(name, None)
+        self._lost.pop(name, None)
+
+    def recount(self) -> None:
+        """Note what is read from now on: the topic is read from its beginning again."""
+        self._seen = set()
+
+    def counted(self, *, torn: bool) -> list[str]:
+        """Compare what is known with what the topic holds, which was read to its end since `recount`.
+
+        Return the names of the definitions that were removed while this process did not hear of it. If the topic is
+        ``torn``, what is missing was lost with other records, and is for `take_lost`; there are no others then.
+        """
+        seen, self._seen = self._seen, None
+        missing = [] if seen is None else [name for name in self._records if name not in seen]
+        if not missing:
+            return []
+        shown = ", ".join(printable(name, 60) for name in missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
+        if not torn:
+            logger.warning("schedule removed entries=%d while this beat did not hear of it: %s", len(missing), shown)
+            return missing
+        self._lost.update(dict.fromkeys(missing))
+        logger.error(
+            "schedule lost entries=%d: the schedule topic was deleted or cut, and with it what was put or paused at "
+            "runtime; the beat that leads writes back what it knows. Compare `celery neli schedule list`, and remove "
+            "what should not be there: %s", len(missing), shown,
+        )  # fmt: skip
+        return []
+
+    def take_lost(self, most: int) -> dict[str, bytes]:
+        """Return up to so many of the definitions that the topic has lost; the caller writes them."""
+        taken = list(islice(self._lost, most))
+        for name in taken:
+            del self._lost[name]
+        return {name: self._records[name] for name in taken}

@@ -1,0 +1,207 @@
+"""Make the records of the beats' roles fit `neli_shards` again (`celery neli repair`).
+
+Beats refuse to serve where the records tell of more shards than they have: entries of the others would run nowhere, or
+twice. That is so after `neli_shards` was lowered, and after somebody forged or garbled a record. The repair is a member
+of the election for a moment: it leads every role, which is impossible while another member leads it, and hands them
+over with records that fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from celery_neli.config import SHARDS_MOST, shard_roles
+from celery_neli.election.clock import boottime
+from celery_neli.election.grant import LeaderRevoked
+from celery_neli.election.member import Member
+from celery_neli.exceptions import NeliError
+from celery_neli.kafka.clients import reader_properties
+from celery_neli.kafka.journal import KafkaJournal
+from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.led.claims import Marks
+from celery_neli.led.shards import BASE, SHARDS, parent
+from celery_neli.printable import printable
+from celery_neli.status import look
+
+if TYPE_CHECKING:
+    import logging
+
+    from celery_neli.config import Config
+
+__all__ = ["Change", "plan", "repair"]
+
+SETTLED = 5.0
+"""Seconds. Who has led for longer can serve its role."""
+KNOWN = 5.0
+"""Seconds for reading who leads; of a topic whose records have expired that is not known before one leads."""
+ASK = 2.0
+PAUSE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What the records of one role are to carry from now on, and how to say so."""
+
+    role: int
+    data: Mapping[str, Any]
+    what: str
+
+
+def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) -> list[Change]:
+    """Return what must change so that beats with so many shards can serve; nothing, if they can already.
+
+    ``found``: what the newest record of each role carries. ``now``: Unix seconds.
+    """
+    told = [_told(each) for each in found]
+    if all(isinstance(each, int) and not isinstance(each, bool) and each <= shards for each in told):
+        return []
+    changes = []
+    for role, data in enumerate(found):
+        carried: dict[str, Any] = {SHARDS: shards}
+        what = "its entries are shared out among the others"
+        if role < shards:
+            heirs = [index for index in range(len(found)) if _heir(index, shards) == role]
+            marks = _together([Marks.of(found[index], now=now) for index in heirs])
+            carried |= {} if marks is None else marks.as_data()
+            what = "its marks stay" if len(heirs) < 2 else f"with the marks of {len(heirs)} roles"
+            if isinstance(base := (data or {}).get(BASE), int):
+                carried[BASE] = base
+        if data is not None or role < shards:
+            changes.append(Change(role=role, data=carried, what=f"shards {told[role]!r:.40} -> {shards}, {what}"))
+    return changes
+
+
+def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Change]:
+    """Return what must change, and change it unless it is a ``dry_run``.
+
+    Blocks for up to ``timeout`` seconds and a hand-over. Raises `NeliError` if somebody leads one of the roles, if
+    there is no leader topic, and if Kafka does not answer in time. Then nothing was changed, or, of several roles, only
+    some: call it again.
+    """
+    wide = replace(config, roles=shard_roles(_roles_used(config, log)))
+    _refuse_led(wide, log)
+    journal = KafkaJournal(wide, log=log)
+    member = Member(wide, journal, _NoGroup(), clock=boottime, log=log)
+    member.candidate = False
+    try:
+        end = time.monotonic() + timeout
+        read = _step(member, lambda: member.caught_up, until=min(end, time.monotonic() + KNOWN))
+        shards, roles = len(config.roles), wide.roles
+        if dry_run and not read:
+            raise NeliError(
+                "what the records of the roles tell is not known before one leads them: they have expired, or Kafka is "
+                "slow; start the beats, or repair without --dry-run"
+            )
+        changes = plan([member.told(role).data for role in roles], shards, now=time.time())
+        if dry_run or (read and not changes):
+            return changes
+        member.candidate = True
+        if not _step(member, lambda: all(_leads(member, role) for role in roles), until=end):
+            led = [f"{leader[0]} leads {role}" for role in roles if (leader := member.leader(role)) is not None]
+            raise NeliError(
+                f"not every role could be led within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
+                "stop the beats that serve, and try again"
+            )
+        changes = plan([member.told(role).data for role in roles], shards, now=time.time())
+        for change in changes:
+            role = roles[change.role]
+            member.offer(role, change.data, term=member.grant(role).term or 0)
+            member.hurry(role, term=member.grant(role).term or 0)
+        if not _step(member, lambda: all(_carries(member, roles[each.role], each.data) for each in changes), until=end):
+            raise NeliError(f"the records were not read back within {timeout:g} s: see `celery neli status`, try again")
+        return changes
+    finally:
+        member.close()
+        _step(member, lambda: member.closed, until=time.monotonic() + config.heartbeat_timeout)
+        journal.close()
+
+
+class _NoGroup:
+    """No consumer group: this member is there for a moment, and nothing is to be assigned to it."""
+
+    induced: frozenset[int] = frozenset()
+
+    def join(self) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
+    """Turn the member until that is so; return False if it was not in time."""
+    while not done():
+        if time.monotonic() > until:
+            return False
+        for event in member.step(PAUSE):
+            if isinstance(event, LeaderRevoked):
+                member.drained(event.role, event.term)
+    return True
+
+
+def _leads(member: Member, role: str) -> bool:
+    return member.grant(role).leading(boottime()) and member.told(role).known
+
+
+def _carries(member: Member, role: str, data: Mapping[str, Any]) -> bool:
+    told = member.told(role)
+    return told.own and dict(told.data or {}) == dict(data)
+
+
+def _refuse_led(config: Config, log: logging.Logger) -> None:
+    for each in look(config, "beat", log=log).roles:
+        if each.leader is not None and (each.since is None or time.time() - each.since > SETTLED):
+            raise NeliError(
+                f"{printable(each.leader)} leads role {each.role} and serves it, so there is nothing to repair. "
+                "To lower neli_shards, stop all beats first"
+            )
+
+
+def _roles_used(config: Config, log: logging.Logger) -> int:
+    """Return how many partitions of the leader topic may hold roles: those with records, and those that are set."""
+    klog = KafkaLog(log, config.properties)
+    reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
+    try:
+        found = reader.list_topics(config.topic, timeout=ASK).topics[config.topic]
+        if found.error is not None or not found.partitions:
+            raise NeliError(
+                f"there is no leader topic {config.topic}: no beat has started yet, nothing is to be repaired"
+            )
+        parts = [TopicPartition(config.topic, index) for index in range(min(len(found.partitions), SHARDS_MOST))]
+        used = [index for index, part in enumerate(parts) if reader.get_watermark_offsets(part, timeout=ASK)[1] > 0]
+    except KafkaException as exc:
+        reason = klog.masked(exc.args[0].str())
+        raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
+    finally:
+        reader.close()
+    return min(max([len(config.roles), *(index + 1 for index in used)]), len(parts))
+
+
+def _told(data: Mapping[str, Any] | None) -> Any:
+    return 0 if not data else data.get(SHARDS, 1)
+
+
+def _heir(role: int, shards: int) -> int:
+    while role >= shards:
+        role = parent(role)
+    return role
+
+
+def _together(found: Sequence[Marks | None]) -> Marks | None:
+    """The marks of several roles as those of one: in doubt is what is in doubt for any, settled what is for all."""
+    marks = [each for each in found if each is not None]
+    if not marks:
+        return None
+    tried = [each.tried for each in marks]
+    return Marks(
+        max(each.claimed for each in marks),
+        min(each.done for each in marks),
+        None if None in tried else max(each for each in tried if each is not None),
+    )

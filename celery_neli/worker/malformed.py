@@ -1,0 +1,97 @@
+"""What is wrong with a message is the message's fault: Celery rejects it, and the worker takes the next one.
+
+Celery rejects a message for which a handler raises `InvalidTaskError`. Most other errors that a message can cause end a
+worker, and some count as a lost connection (kombu's Redis lists KeyError): the worker reconnects, and gets the same
+message again. So these become an `InvalidTaskError` here, or reject the request where no caller would catch that.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pickle import PicklingError
+from typing import Any, Final
+
+from celery.exceptions import InvalidTaskError, TaskRevokedError
+from celery.worker import state
+from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
+
+from celery_neli.logs import escaping
+from celery_neli.printable import printable
+
+MESSAGE_ERRORS: Final = (
+    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, PicklingError, EncodeError,
+)  # fmt: skip
+"""What code raises over data that it did not expect. No broker and no socket raises these."""
+MOST_OF_AN_ERROR: Final = 300
+
+logger = escaping(logging.getLogger(__name__))
+
+
+@contextmanager
+def rejecting() -> Iterator[None]:
+    """Turn an error that a message caused inside into an `InvalidTaskError`; those that Celery knows stay as they are.
+
+    For code in which nothing waits for the broker: there these errors would mean something else.
+    """
+    try:
+        yield
+    except (InvalidTaskError, ContentDisallowed, DecodeError):
+        raise
+    except MESSAGE_ERRORS as exc:
+        raise InvalidTaskError(printable(f"the message is no task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
+
+
+class Checked:
+    """To be mixed into the `Request` class of a task: a message of which no request can be made is rejected."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Celery makes a subclass for speed (`create_request_cls`) whose method does not call ours: stand before it."""
+        super().__init_subclass__(**kwargs)
+        execute = cls.__dict__.get("execute_using_pool")
+        if execute is not None:
+            cls.execute_using_pool = _rejecting(execute)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with rejecting():
+            super().__init__(*args, **kwargs)
+            hash((self.id, self.name))  # type: ignore[attr-defined]  # Celery looks them up
+            _check_time_limits(self.time_limits)  # type: ignore[attr-defined]
+
+
+def _check_time_limits(limits: Any) -> None:
+    """The pool looks at them when the task runs already, and an error would end the worker then."""
+    for limit in limits:
+        if limit is not None and not (isinstance(limit, (int, float)) and math.isfinite(limit)):
+            raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
+    _hard, _soft = limits
+
+
+def _rejecting(execute: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(execute)
+    def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
+        try:
+            return execute(self, pool, **kwargs)
+        except MESSAGE_ERRORS as exc:  # a timer may have called this, and then catches nothing
+            logger.error(
+                "message rejected task=%s id=%s: it cannot be handed to the pool: %s",
+                printable(self.name), printable(self.id), printable(repr(exc), MOST_OF_AN_ERROR),
+            )  # fmt: skip
+            self.reject(requeue=False)
+            state.task_ready(self)
+            raise TaskRevokedError(self.id) from exc  # the caller frees the slot of the pool
+
+    return execute_using_pool
+
+
+def checked(base: type) -> type:
+    """The request class `base` of a task, with `Checked`."""
+    return type("CheckedRequest", (Checked, unchecked(base)), {"__module__": __name__})
+
+
+def unchecked(base: type) -> type:
+    """The class that `base` was made of, or itself."""
+    return next(each for each in base.__mro__ if not issubclass(each, Checked))

@@ -1,0 +1,122 @@
+"""The leader of a beat election says that members are of different apps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+
+from celery_neli.led.member_notes import MOST, MemberNotes
+from celery_neli.schedule.notes import apps_of, living, sharing
+from celery_neli.schedule.records import MEMBER, Note, decode_note, encode_note
+from tests.unit.fakes import FakeTopic
+from tests.unit.schedulers import Beat, eventually, make_app
+
+NOW = 1_732_365_000.0
+
+
+def note(app: str | None, *, ago: float = 5.0) -> bytes:
+    return encode_note(Note(schedule="0123abcd", version=None, at=NOW - ago, app=app))
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "celery_neli.led.member_notes"]
+
+
+@pytest.fixture
+def notes() -> MemberNotes:
+    return MemberNotes("beat1", "shop", "g.beat", clock=lambda: NOW)
+
+
+def test_members_of_another_app_are_named_once_a_minute(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
+    """With both apps, what it means and the way out, as an error."""
+    notes.read({(MEMBER, "beat2"): note("shop"), (MEMBER, "blog1"): note("blog")})
+    for _ in range(3):
+        notes.warn()
+    (line,) = said(caplog)
+    assert "app shop: beat1, beat2; app blog: blog1" in line
+    assert "neli_group of its own" in line
+    assert caplog.records[-1].levelno == logging.ERROR
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"beat2": note("shop")},
+        {"beat2": note(None)},
+        {"blog1": note("blog", ago=300)},
+        {"blog1": b"?"},
+        {"beat1": note("blog")},
+    ],
+)
+def test_of_one_app_nothing_is_said(
+    notes: MemberNotes, caplog: pytest.LogCaptureFixture, others: dict[str, bytes]
+) -> None:
+    """Nor of an older release, of a member long gone, of what is no note, and of this process's name before."""
+    notes.read({(MEMBER, name): value for name, value in others.items()})
+    notes.warn()
+    assert said(caplog) == []
+
+
+def test_a_member_that_left_counts_no_more(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
+    """Its note is deleted when it ends."""
+    notes.read({(MEMBER, "blog1"): note("blog")})
+    notes.read({(MEMBER, "blog1"): None})
+    notes.warn()
+    assert said(caplog) == []
+
+
+def test_an_app_without_a_name_is_compared_with_none(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be any."""
+    notes = MemberNotes("beat1", None, "g.beat", clock=lambda: NOW)
+    notes.read({(MEMBER, "blog1"): note("blog")})
+    notes.warn()
+    assert said(caplog) == []
+
+
+def test_names_of_apps_cannot_forge_a_line(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
+    """Notes may be written by anybody who can write to the topic; and their number is bounded."""
+    notes.read({(MEMBER, f"m{number}\n"): note("blog\nERROR\x1b[2J") for number in range(2 * MOST)})
+    notes.warn()
+    (line,) = said(caplog)
+    assert line.isprintable()
+    assert f"{MOST - 4} more" in line
+    assert line.endswith("give each app a neli_group of its own")
+
+
+def test_the_name_of_the_app_is_an_addition_to_the_note() -> None:
+    """A release that does not know it still reads the note, and this one reads a note without it."""
+    fields = json.loads(note("shop"))
+    assert (fields.pop("app"), fields.keys()) == ("shop", {"v", "schedule", "version", "at"})
+    assert decode_note(json.dumps(fields).encode()).app is None
+    assert decode_note(json.dumps({**fields, "app": "shop", "later": [1]}).encode()).app == "shop"
+
+
+def test_status_tells_apps_apart() -> None:
+    """As the leader does."""
+    told = living({"a": decode_note(note("shop")), "b": decode_note(note("blog"))}, None, NOW)
+    line = sharing(apps_of(told), "g.beat")
+    assert line is not None
+    assert "(app shop: a; app blog: b)" in line
+    assert sharing(apps_of(told[:1]), "g.beat") is None
+
+
+def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_its_group(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only while it leads: of the standbys, each would say the same."""
+    topic = FakeTopic()
+    other = encode_note(Note(schedule="89abcdef", version=None, at=time.time(), app="blog"))
+    topic.log.append((MEMBER, "blog1", other, None))
+    app = make_app(neli_scheduler=None, beat_schedule={"e": {"task": "t", "schedule": 3600.0}})
+    with Beat(app, topic=topic) as beat:
+        beat.turns()
+        assert said(caplog) == []
+        beat.leadership.grant(1)
+        eventually(lambda: said(caplog), what="the line")
+        mine = [decode_note(value) for kind, _, value, writer in topic.log if kind == MEMBER and writer is topic]
+        assert [each.app for each in mine] == ["test"]
+    assert "app blog: blog1" in said(caplog)[0]

@@ -1,0 +1,213 @@
+"""An ordinary beat does not start beside elected ones, and a misspelt scheduler of ours is one line."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+from celery.beat import PersistentScheduler, Scheduler
+from celery.utils.dispatch import Signal
+from click.testing import CliRunner
+
+import celery_neli.scheduler
+from celery_neli.exceptions import NeliError
+from celery_neli.ordinary_beat import OrdinaryBeat, check_scheduler, misspelt
+from celery_neli.status import ElectionStatus, MemberStatus, RoleStatus
+from tests.unit.schedulers import make_app
+
+GROUP: dict[str, Any] = {"neli_group": "g", "neli_kafka": "127.0.0.1:1"}
+
+
+def found(*, leader: str | None = None, members: list[MemberStatus] | None = None) -> ElectionStatus:
+    role = RoleStatus(role="leader", leader=leader)
+    return ElectionStatus(
+        election="beat", topic="g.beat.neli", group="g.beat", exists=True, roles=[role], members=members
+    )
+
+
+def member(name: str, *, answers: bool = True) -> MemberStatus:
+    return MemberStatus(name=name, host="/127.0.0.1", leads=[], induced=[], answers=answers)
+
+
+ABSENT = ElectionStatus(election="beat", topic="g.beat.neli", group="g.beat", exists=False)
+
+
+class Kafka:
+    """Answers, or raises; counts the questions."""
+
+    def __init__(self, answer: ElectionStatus | NeliError) -> None:
+        self.answer, self.asked = answer, 0
+
+    def __call__(self, config: Any) -> ElectionStatus:
+        self.asked += 1
+        if isinstance(self.answer, NeliError):
+            raise self.answer
+        return self.answer
+
+
+class Service:
+    """The part of `celery.beat.Service` that is looked at."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+
+def beat_starts(watch: OrdinaryBeat, scheduler: Any = Scheduler, **conf: Any) -> None:
+    """Send `beat_init` as Celery does when a beat with this scheduler starts."""
+    app = make_app(**{**GROUP, **conf})
+    beat_init = Signal("beat_init")  # of Celery's kind; its own may have the plug-in connected
+    beat_init.connect(watch.on_beat, weak=False)
+    beat_init.send(sender=Service(scheduler(app, lazy=True)))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [found(leader="beat1"), found(members=[member("beat1")]), found(leader="beat1", members=[member("beat1")])],
+)
+def test_an_ordinary_beat_beside_elected_ones_ends_with_one_line(
+    answer: ElectionStatus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Through Celery's signal, which swallows errors; the line has the scheduler, who runs, and the ways out."""
+    with pytest.raises(SystemExit) as ended:
+        beat_starts(OrdinaryBeat(Kafka(answer)), PersistentScheduler)
+    assert ended.value.code == 1
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    for word in ("celery.beat.PersistentScheduler", "neli_group = 'g'", "(beat1)", "-S celery_neli.Scheduler", "stop"):
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ABSENT,
+        found(),
+        found(members=[]),
+        found(members=[member("killed", answers=False)]),
+    ],
+)
+def test_without_elected_beats_it_starts_and_hears_nothing(
+    answer: ElectionStatus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beside workers that alone hold an election, or where a leader topic of long ago is left."""
+    kafka = Kafka(answer)
+    beat_starts(OrdinaryBeat(kafka))
+    assert kafka.asked == 1
+    assert [record for record in caplog.records if record.name.startswith("celery_neli")] == []
+
+
+@pytest.mark.parametrize("conf", [{"neli_group": None}, {"neli_enabled": False}])
+def test_where_no_election_is_meant_kafka_is_not_asked(conf: dict[str, Any]) -> None:
+    """Any other beat of any other project starts as without the plug-in."""
+    kafka = Kafka(found(leader="beat1"))
+    beat_starts(OrdinaryBeat(kafka), **conf)
+    assert kafka.asked == 0
+
+
+def test_an_elected_beat_is_not_asked_about() -> None:
+    """It takes part."""
+    kafka = Kafka(found(leader="beat1"))
+    beat_starts(OrdinaryBeat(kafka), celery_neli.scheduler.Scheduler)
+    assert kafka.asked == 0
+
+
+def test_if_kafka_does_not_answer_it_starts_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With Kafka's reason; or, if it is silent, after the time that it has."""
+    beat_starts(OrdinaryBeat(Kafka(NeliError("Kafka at k:1: no route\nto host"))))
+    silence = threading.Event()
+
+    def wait(config: Any) -> ElectionStatus:
+        silence.wait(60)
+        return found(leader="beat1")
+
+    beat_starts(OrdinaryBeat(wait, patience=0.1))
+    silence.set()
+    lines = [record.getMessage() for record in caplog.records if record.name == "celery_neli.ordinary_beat"]
+    assert len(lines) == 2
+    assert "no route\\nto host" in lines[0]
+    assert "no answer within 0.1 s" in lines[1]
+    assert all("starts" in line for line in lines)
+
+
+def test_a_setting_that_is_wrong_is_told_and_does_not_end_an_ordinary_beat(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It takes no part in any election."""
+    beat_starts(OrdinaryBeat(Kafka(ABSENT)), neli_kafkka="k:1")
+    assert "neli_kafkka is no setting" in caplog.text
+
+
+def worker_starts(watch: OrdinaryBeat, **options: Any) -> None:
+    """As Celery's signal does before a worker is made."""
+    celeryd_init = Signal("celeryd_init")
+    celeryd_init.connect(watch.on_worker, weak=False)
+    app = make_app(**GROUP)
+    celeryd_init.send(sender="w", instance=SimpleNamespace(app=app), conf=app.conf, options=options)
+
+
+def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
+    """`celery worker -B`: before it starts anything, for its beat is a process that nobody looks at."""
+    with pytest.raises(SystemExit, match=r"-S celery_neli\.Scheduler"):
+        worker_starts(OrdinaryBeat(Kafka(found(leader="beat1"))), beat=True, scheduler=None)
+    for options in ({"beat": False}, {}, {"beat": True, "scheduler": "celery_neli.Scheduler"}):
+        kafka = Kafka(found(leader="beat1"))
+        worker_starts(OrdinaryBeat(kafka), **options)
+        assert kafka.asked == 0
+    kafka = Kafka(ABSENT)
+    watch = OrdinaryBeat(kafka)
+    worker_starts(watch, beat=True)
+    beat_starts(watch)  # in the process that is forked for it
+    assert kafka.asked == 1
+
+
+def test_a_group_under_a_name_that_celery_does_not_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """By beats and workers that are ordinary ones for that reason alone."""
+    kafka = Kafka(ABSENT)
+    beat_starts(OrdinaryBeat(kafka), neli_group=None, CELERY_NELI_GROUP="g")
+    app = make_app(CELERY_NELI_GROUP="g")
+    OrdinaryBeat(kafka).on_worker(SimpleNamespace(app=app), {})
+    lines = [record.getMessage() for record in caplog.records if record.name == "celery_neli.ordinary_beat"]
+    assert len(lines) == 2
+    assert all("CELERY_NELI_GROUP is set, which this app does not read" in line for line in lines)
+    assert kafka.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("celery_neli.Schedular", "celery_neli.Scheduler"),
+        ("celery_nelli.Scheduler", "celery_neli.Scheduler"),
+        ("celery-neli.Scheduler", "celery_neli.Scheduler"),
+        ("celery_neli:scheduler", "celery_neli.Scheduler"),
+        ("celery_neli.scheduler.Schedular", "celery_neli.scheduler:Scheduler"),
+        ("celery_neli.ReplicatedSheduler", "celery_neli.ReplicatedScheduler"),
+    ],
+)
+def test_a_misspelt_scheduler_is_one_line_with_the_name_that_was_meant(name: str, meant: str) -> None:
+    """Celery alone ends with a traceback."""
+
+    @click.command()
+    @click.option("-S", "--scheduler", callback=lambda ctx, option, value: value or "celery.beat.Scheduler")
+    def beat(scheduler: str) -> None:
+        click.echo(f"started {scheduler}")
+
+    check_scheduler(beat)
+    result = CliRunner().invoke(beat, ["-S", name])
+    assert result.exit_code == 1
+    assert f"did you mean '{meant}'?" in result.output
+    assert len(result.output.splitlines()) == 1
+    assert CliRunner().invoke(beat, []).output == "started celery.beat.Scheduler\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["celery_neli.Scheduler", "celery_neli.scheduler:Scheduler", "neli", "redbeat.RedBeatSchedular", Scheduler, None],
+)
+def test_other_names_are_celerys_matter(name: Any) -> None:
+    """And those that are right are nobody's."""
+    assert misspelt(name) is None

@@ -1,0 +1,41 @@
+"""Lines on a terminal that others had a hand in."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_neli.exceptions import NeliError
+from celery_neli.terminal import failure, say
+
+
+@given(text=st.text(st.characters(exclude_categories=())), encoding=st.sampled_from(["ascii", "latin-1", "utf-8"]))
+def test_any_text_is_one_line_in_any_encoding(text: str, encoding: str) -> None:
+    """Strict streams, as PYTHONIOENCODING=ascii makes them, lose no line and raise nothing."""
+    buffer, before = io.BytesIO(), sys.stdout
+    stream = sys.stdout = io.TextIOWrapper(buffer, encoding=encoding, errors="strict")
+    try:
+        say(text)
+        stream.flush()
+    finally:
+        sys.stdout = before
+    line = buffer.getvalue().decode(encoding)
+    assert line[-1] == "\n"
+    assert line[:-1].isprintable()
+
+
+def test_what_the_encoding_has_stays_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error as well."""
+    say("größer 毎日")
+    say("größer", err=True)
+    assert capsys.readouterr() == ("größer 毎日\n", "größer\n")
+
+
+def test_an_error_is_one_line() -> None:
+    """Whatever name or reason is in it."""
+    error = failure(NeliError("no entry 'a\nError: all is well\x1b[2J'"))
+    assert (error.exit_code, error.message) == (1, "no entry 'a\\nError: all is well\\x1b[2J'")
