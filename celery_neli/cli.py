@@ -237,7 +237,8 @@ def _print_members(status: ElectionStatus) -> None:
     schedules = {each.name: f"  schedule {printable(each.shown)}" for each in status.schedules}
     heard = {each.name: f"  last heard {each.age:.0f} s ago" for each in status.schedules if each.silent}
     if status.members is None:
-        say("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
+        unknown = "unknown (Kafka does not describe the group; the embedded Kafka cannot)"
+        say("  members, by their own notes:" if schedules else f"  members: {unknown}")
         for name, told in schedules.items():
             say(f"    {printable(name)}{told}" + (_GONE if name in status.gone else heard.get(name, "")))
         return

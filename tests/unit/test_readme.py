@@ -200,6 +200,14 @@ def test_make_targets() -> None:
         assert re.search(rf"^{target}:", text_of(ROOT / "Makefile"), re.MULTILINE)
 
 
+def test_make_help() -> None:
+    """`make help` lists every target that is one to call."""
+    makefile = text_of(ROOT / "Makefile")
+    targets = re.findall(r"\w+", re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE)[0])
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert sorted(re.findall(r"^make (\w+) +\S", shown, re.MULTILINE)) == sorted(targets)
+
+
 def test_topic_command() -> None:
     """The commands that create the topics by hand are those that an error would show."""
     shown = [" ".join(words) for words in commands(OPERATIONS) if words[0] == "kafka-topics.sh"]
