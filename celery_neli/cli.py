@@ -96,7 +96,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
 )
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
-    """Ask the leader to hand over, and wait for the next one. The exit status is 1 if there is none in time."""
+    """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
     from celery_neli.config import from_app
     from celery_neli.exceptions import NeliError
     from celery_neli.request import hand_over

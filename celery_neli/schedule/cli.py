@@ -102,7 +102,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 @_BY
 @click.pass_context
 def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
-    """Add an entry, or replace the one of this NAME.
+    """Add an entry, or replace the one with this NAME.
 
     SCHEDULE is a crontab ('*/5 * * * *'), an interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event
     (solar:sunset,-37.81,144.96) or a time (at:2026-12-01T10:00:00Z).
