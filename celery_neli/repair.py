@@ -20,6 +20,7 @@ from celery_neli.election.clock import boottime
 from celery_neli.election.grant import LeaderRevoked
 from celery_neli.election.member import Member
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.asking import metadata
 from celery_neli.kafka.clients import reader_properties
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.kafkalog import KafkaLog
@@ -166,10 +167,10 @@ def _refuse_led(config: Config, log: logging.Logger) -> None:
 
 def _roles_used(config: Config, log: logging.Logger) -> int:
     """Return how many partitions of the leader topic may hold roles: those with records, and those that are set."""
-    klog = KafkaLog(log, config.properties)
+    klog = KafkaLog(log, config.properties, one_shot=True)
     reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
     try:
-        found = reader.list_topics(config.topic, timeout=ASK).topics[config.topic]
+        found = metadata(reader, klog, config.topic, ASK)
         if found.error is not None or not found.partitions:
             raise NeliError(
                 f"there is no leader topic {config.topic}: no beat has started yet, nothing is to be repaired"
@@ -177,7 +178,7 @@ def _roles_used(config: Config, log: logging.Logger) -> int:
         parts = [TopicPartition(config.topic, index) for index in range(min(len(found.partitions), SHARDS_MOST))]
         used = [index for index, part in enumerate(parts) if reader.get_watermark_offsets(part, timeout=ASK)[1] > 0]
     except KafkaException as exc:
-        reason = klog.masked(exc.args[0].str())
+        reason = klog.reason(exc.args[0])
         raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
     finally:
         reader.close()

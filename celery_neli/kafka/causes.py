@@ -82,7 +82,7 @@ def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) 
         found = explain(words, where, properties)
         if found is not None:
             return found
-    if "Disconnected" in words and "_ssl" not in f"_{protocol}" and state.startswith("APIVERSION"):
+    if "Disconnected" in words and "ssl" not in protocol and state.startswith("APIVERSION"):
         return Cause(
             "plaintext",
             f"{where} closes the connection at the first request, as a port for TLS does",
@@ -107,7 +107,7 @@ def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) 
 
 
 def _of_login(words: str, where: str, properties: Mapping[str, Any]) -> Cause | None:
-    mechanism = str(properties.get("sasl.mechanism", properties.get("sasl.mechanisms", "GSSAPI")))
+    mechanism = _mechanism(properties)
     user = properties.get("sasl.username")
     if "OAUTHBEARER token" in words:
         return Cause("token", printable(words), "check sasl.oauthbearer.config and the server that gives the tokens")

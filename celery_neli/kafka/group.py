@@ -110,7 +110,7 @@ class KafkaGroup:
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as exception:
-            self._klog.say(logging.WARNING, self._klog.masked(f"group close failed: {exception}"))
+            self._klog.say(logging.WARNING, f"group close failed: {exception}")
 
     def _make_consumer(self) -> Consumer:
         with making(self._config.properties):

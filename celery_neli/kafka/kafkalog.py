@@ -73,7 +73,7 @@ class KafkaLog:
 
     def log(self, level: int, message: str, *args: Any) -> None:
         """One line of librdkafka: what the `logger` of a confluent_kafka client is called with."""
-        line = self.masked(message % args if args else message)
+        line = message % args if args else message
         facility = line.split(" ", 1)[0]
         if facility in _CONNECTION_FACILITIES:
             level = logging.DEBUG
@@ -93,7 +93,7 @@ class KafkaLog:
         """A client-wide error of any client; `joined`: of one that takes part in the group. Why connections fail is
         noted for the line that says so; the rest is said.
         """
-        text = self.masked(error.str())
+        text = error.str()
         connection = error.name() in _CONNECTION_ERRORS
         if connection and error.name() not in _SILENT:
             self._note(text)
@@ -121,12 +121,13 @@ class KafkaLog:
         return missing_right(self._properties, operations, kind, name)
 
     def _note(self, text: str) -> None:
-        self.reachability.failed(of_connection(text, self._properties), self._loud)
+        self.reachability.failed(of_connection(self.masked(text), self._properties), self._loud)
 
     def say(self, level: int, line: str) -> None:
-        """Log `line` unless one that differs in numbers only was logged less than ten seconds ago."""
+        """Log `line`, masked, unless one that differs in numbers only was logged less than ten seconds ago."""
         if not self._log.isEnabledFor(level):
             return
+        line = self.masked(line)
         if self._limit.allows(_NUMBERS.sub("#", line)):
             self._log.log(level, "%s", line)
 

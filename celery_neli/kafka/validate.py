@@ -42,14 +42,13 @@ def making(properties: Mapping[str, Any]) -> Iterator[None]:
     """While clients are made: what librdkafka refuses becomes a `ConfigurationError` of one line."""
     try:
         yield
-    except KafkaException as exception:
-        error = exception.args[0]
-        if error.name() not in ("_INVALID_ARG", "_CRIT_SYS_RESOURCE", "_FAIL"):
+    except (KafkaException, TypeError, ValueError) as exception:  # the latter two: confluent-kafka's checks of types
+        error = exception.args[0] if isinstance(exception, KafkaException) else None
+        if error is not None and error.name() not in ("_INVALID_ARG", "_CRIT_SYS_RESOURCE", "_FAIL"):
             raise
-        text = refused(error.str(), properties, names=_names, readable=_is_readable)
-        raise ConfigurationError(masked(text, secrets_of(properties))) from None
-    except (TypeError, ValueError) as exception:  # confluent-kafka's own checks, of types
-        text = refused(str(exception), properties, names=_names, readable=_is_readable)
+        text = refused(
+            str(exception) if error is None else error.str(), properties, names=_names, readable=_is_readable
+        )
         raise ConfigurationError(masked(text, secrets_of(properties))) from None
 
 
