@@ -42,9 +42,7 @@ class Lines:
 
 
 class _Escape(logging.Filter):
-    """Makes text, bytes and errors among a line's arguments printable; numbers and other objects stay as they are. So
-    it does with the messages of errors in a traceback.
-    """
+    """Makes a line's arguments printable, except numbers and `Lines`, and the messages of errors in a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -62,16 +60,16 @@ class _Escaped:
 
     def __str__(self) -> str:
         value = self.value
-        return printable(value if isinstance(value, (str, bytes)) else str(value), LONGEST_ARGUMENT)
+        return printable(value if isinstance(value, bytes) else str(value), LONGEST_ARGUMENT)
 
     def __repr__(self) -> str:
         return printable(repr(self.value), LONGEST_ARGUMENT)
 
 
 def _escaped(value: object) -> object:
-    if isinstance(value, str):
-        return value if len(value) <= LONGEST_ARGUMENT and value.isprintable() else _Escaped(value)
-    return _Escaped(value) if isinstance(value, (bytes, BaseException)) else value
+    if isinstance(value, str) and len(value) <= LONGEST_ARGUMENT and value.isprintable():
+        return value
+    return value if value is None or isinstance(value, (int, float, Lines)) else _Escaped(value)
 
 
 def _traceback(error: BaseException) -> str:

@@ -17,7 +17,6 @@ from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.log_limit import LogLimit
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -214,7 +213,7 @@ class Desk:
             try:
                 scheduler.add(**fields)
             except ConfigurationError as exc:
-                logger.error("beat: entry=%s is left out: %s", printable(fields.get("name")), exc)
+                logger.error("beat: entry=%s is left out: %s", fields.get("name"), exc)
 
     def _stand_by(self) -> None:
         term = self.inner.neli_tenure.term if self.inner is not None else None

@@ -14,7 +14,6 @@ from celery_neli.beat.inner import DEFAULT, is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.shards import owner
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.static import with_sound_schedule
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ class Facade(celery.beat.Scheduler):
         try:
             return dict(cls(app=self.app, lazy=True).schedule)
         except Exception as exc:  # noqa: BLE001 - of a database; its scheduler meets it again, and waits for it
-            logger.warning("beat: the entries in the database cannot be shown yet: %s", printable(repr(exc)))
+            logger.warning("beat: the entries in the database cannot be shown yet: %r", exc)
             return {}
 
     def _amend(self, scheduler: Any) -> None:

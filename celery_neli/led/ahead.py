@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from celery_neli.led.claims import ASTRAY
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Ahead:
         ahead = at - self._moment()
         if ahead > ASTRAY and self._limit.allows((field, name)):
             logger.warning(
-                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", printable(name), field,
+                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", name, field,
                 datetime.fromtimestamp(at, timezone.utc).isoformat(), ahead,
                 "it is not believed, and the entry runs without it" if ahead > most
                 else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",

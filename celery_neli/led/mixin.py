@@ -28,7 +28,6 @@ from celery_neli.led.states import States, at_of
 from celery_neli.led.term import Term
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.records import STATE
 from celery_neli.tick.due import pass_over
 from celery_neli.tick.overlap import Overlap
@@ -359,7 +358,7 @@ class LedMixin(Dispatching):
         self.neli_in_doubt += doubtful.total
         self._lines.warning(
             "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
-            printable(entry.name), doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first),
+            entry.name, doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first),
             iso(doubtful.newest[-1]), "send" if sends else "skip",
         )  # fmt: skip
         if not sends:
@@ -379,7 +378,7 @@ class LedMixin(Dispatching):
         self.neli_left_out += 1
         self._lines.warning(
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
-            printable(name), iso(found.slot), last_id,
+            name, iso(found.slot), last_id,
         )  # fmt: skip
         self._pass_over(entry, found.slot, now)
         return True

@@ -20,7 +20,6 @@ from celery_neli.led.births import PORTION
 from celery_neli.led.states import at_of
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
@@ -185,7 +184,7 @@ class Settling:
         if retry is not None:
             name = advanced.name
             text = "beat: entry=%s could not be sent; trying again in %.0f s"
-            self._lines.warning("could not be sent", name, text, printable(name), retry)
+            self._lines.warning("could not be sent", name, text, name, retry)
             return self._moment() + retry
         if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
             if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:

@@ -236,7 +236,7 @@ class States:
         except ConfigurationError as exc:
             self._leave_out(name)
             if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
         except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
             if not isinstance(exc, RecordError):
                 exc = RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}")
@@ -317,9 +317,7 @@ class States:
             self._orders[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
             if self._limit.allows(("hidden", name)):
-                logger.warning(
-                    "schedule: entry=%s is in beat_schedule: what was put under its name is not used", printable(name)
-                )
+                logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
         else:
             self._define(name, definition)
 
@@ -372,7 +370,7 @@ class States:
         suppressed = self._limit.ask((what, name))
         if suppressed is not None:
             more = f" suppressed={suppressed}" if suppressed else ""
-            logger.log(self._level, "schedule: entry=%s was %s%s", printable(name), what, more)
+            logger.log(self._level, "schedule: entry=%s was %s%s", name, what, more)
 
     def _leave_out(self, name: str) -> None:
         if name in self.defined:

@@ -125,10 +125,10 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
     """Log each mistake on a line of its own."""
     for name, wrong in found.mistakes.items():
         for mistake in wrong:
-            log.error("beat_schedule: entry=%s is left out: %s", printable(name), mistake)
+            log.error("beat_schedule: entry=%s is left out: %s", name, mistake)
     for name, doubts in found.doubts.items():
         for doubt in doubts:
-            log.warning("beat_schedule: entry=%s: %s", printable(name), doubt)
+            log.warning("beat_schedule: entry=%s: %s", name, doubt)
 
 
 def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class ReplicatedScheduler(HeapedScheduler):
         self._lines.warning(
             "slots missed", entry.name,
             "beat: slots missed entry=%s left_out=%s%s first=%s last=%s policy=%s runs=%s",
-            printable(entry.name), found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
+            entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
             self._rule(entry).policy, found.slot,
         )  # fmt: skip
 
@@ -238,7 +238,7 @@ class ReplicatedScheduler(HeapedScheduler):
             printable(name), "-" if slot is None else slot.isoformat(),
             printable(f"{type(error).__name__}: {error}", MOST_OF_AN_ERROR),
         )  # fmt: skip
-        logger.debug("beat: what refused entry=%s", printable(name), exc_info=error)
+        logger.debug("beat: what refused entry=%s", name, exc_info=error)
 
     def _entry_to_send(self, entry: Any) -> Any:
         """The entry without what is none of its message's business."""

@@ -13,7 +13,6 @@ from kombu import compression
 from kombu.entity import PERSISTENT_DELIVERY_MODE, Queue
 
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 
 logger = escaping(logging.getLogger(__name__))
 _compress: Any = compression.compress  # kombu's comes without types
@@ -73,8 +72,7 @@ def give_back(message: Any, queue: Queue) -> None:
         else:
             forward(message, queue)
     except Exception as exc:  # noqa: BLE001 - on a connection that is gone kombu's Redis raises AttributeError
-        name = printable(message.headers.get("id"))
-        logger.warning("message not returned id=%s: %r; the broker redelivers it", name, exc)
+        logger.warning("message not returned id=%s: %r; the broker redelivers it", message.headers.get("id"), exc)
 
 
 def returnable(message: Any) -> bool:

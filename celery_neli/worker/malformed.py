@@ -76,10 +76,7 @@ def _rejecting(execute: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return execute(self, pool, **kwargs)
         except MESSAGE_ERRORS as exc:  # a timer may have called this, and then catches nothing
-            logger.error(
-                "message rejected task=%s id=%s: it cannot be handed to the pool: %s",
-                printable(self.name), printable(self.id), printable(repr(exc), MOST_OF_AN_ERROR),
-            )  # fmt: skip
+            logger.error("message rejected task=%s id=%s: it cannot be handed to the pool: %r", self.name, self.id, exc)
             self.reject(requeue=False)
             state.task_ready(self)
             raise TaskRevokedError(self.id) from exc  # the caller frees the slot of the pool

@@ -194,4 +194,4 @@ def _fail(request: Any) -> None:
     try:
         request.on_failure(failure)
     except Exception as exc:  # noqa: BLE001 - any result backend's; the message is acknowledged
-        logger.error("result not stored task=%s: %s", name, printable(repr(exc)))
+        logger.error("result not stored task=%s: %r", name, exc)
