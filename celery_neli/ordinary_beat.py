@@ -6,11 +6,18 @@ beat starts, and only where `neli_group` is set. An ordinary beat beside workers
 
 from __future__ import annotations
 
-import difflib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+from celery_neli.config import from_app
+from celery_neli.exceptions import NeliError
+from celery_neli.logs import escaping
+from celery_neli.nearest import similar
+from celery_neli.printable import printable
+from celery_neli.settings import not_read
+from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +26,8 @@ if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
 
 __all__ = ["OrdinaryBeat", "check_scheduler", "guard", "misspelt"]
+
+logger = escaping(logging.getLogger(__name__))
 
 #: Seconds that Kafka has to answer.
 PATIENCE: Final = 2.0
@@ -32,8 +41,8 @@ def misspelt(name: Any) -> str | None:
     """
     if not isinstance(name, str) or name in NAMES:
         return None
-    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.8)
-    if not close:
+    meant = similar(name, NAMES, least=0.8)
+    if meant is None:
         return None
     try:
         if isinstance(_resolve(name), type):
@@ -41,7 +50,7 @@ def misspelt(name: Any) -> str | None:
         reason = "it is no class"
     except (ImportError, AttributeError, ValueError) as exc:
         reason = str(exc)
-    return f"the scheduler {name!r} cannot be imported ({reason}); did you mean {close[0]!r}?"
+    return f"the scheduler {name!r} cannot be imported ({reason}); did you mean {meant!r}?"
 
 
 def check_scheduler(command: click.Command) -> None:
@@ -77,7 +86,7 @@ class OrdinaryBeat:
             _warn_of_a_setting_not_read(scheduler.app)
             line = self._why_not(scheduler.app, type(scheduler))
         if line is not None:
-            _logger().critical("%s", line)
+            logger.critical("%s", line)
             raise SystemExit(1)  # celery.signals swallows what is no more than an Exception
 
     def on_worker(self, instance: Any, options: Any, **_: Any) -> None:
@@ -107,8 +116,6 @@ class OrdinaryBeat:
         found = self._ask(app)
         if found is None:
             return None
-        from celery_neli.printable import printable
-
         leaders = [each.leader for each in found.roles if each.leader is not None]
         members = leaders or [each.name for each in found.members or () if each.answers]
         if not members:
@@ -122,10 +129,6 @@ class OrdinaryBeat:
 
     def _ask(self, app: Any) -> ElectionStatus | None:
         """What Kafka tells of the beat election, None if it does not answer, which is logged."""
-        from celery_neli.config import from_app
-        from celery_neli.exceptions import NeliError
-        from celery_neli.threads import spawn
-
         answers: list[ElectionStatus] = []
         reasons: list[str] = []
 
@@ -138,7 +141,7 @@ class OrdinaryBeat:
         spawn(ask, name="neli-ask").join(self._patience)
         if answers:
             return answers[0]
-        _logger().warning(
+        logger.warning(
             "beat: elected beats of neli_group=%s may be running, which would send each task a second time: this beat "
             "could not ask Kafka and starts: %s",
             app.conf.neli_group, reasons[0] if reasons else f"no answer within {self._patience:g} s",
@@ -150,11 +153,9 @@ def _warn_of_a_setting_not_read(app: Any) -> None:
     """Say that the group is given under a name that Celery does not read: the process takes part in no election."""
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
         return  # with a namespace, another one may be that of another app
-    from celery_neli.settings import not_read
-
     hint = not_read(app, "neli_group")
     if hint is not None:
-        _logger().warning("neli_group is not set, so this process takes part in no election: %s", hint)
+        logger.warning("neli_group is not set, so this process takes part in no election: %s", hint)
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:
@@ -171,16 +172,10 @@ def guard(beat: click.Command, worker: click.Command) -> None:
 def _look(config: Config) -> ElectionStatus:
     from celery_neli.status import look
 
-    return look(config, "beat", log=_logger())
+    return look(config, "beat", log=logger)
 
 
 def _resolve(name: Any) -> Any:
     from celery.utils.imports import load_extension_class_names, symbol_by_name
 
     return symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
-
-
-def _logger() -> logging.Logger:
-    from celery_neli.logs import escaping
-
-    return escaping(logging.getLogger(__name__))

@@ -24,6 +24,7 @@ from celery_neli.kafka.asking import metadata
 from celery_neli.kafka.clients import reader_properties
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.validate import making
 from celery_neli.led.claims import Marks
 from celery_neli.led.shards import BASE, SHARDS, parent
 from celery_neli.printable import printable
@@ -168,7 +169,8 @@ def _refuse_led(config: Config, log: logging.Logger) -> None:
 def _roles_used(config: Config, log: logging.Logger) -> int:
     """Return how many partitions of the leader topic may hold roles: those with records, and those that are set."""
     klog = KafkaLog(log, config.properties, one_shot=True)
-    reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
+    with making(config.properties):
+        reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
     try:
         found = metadata(reader, klog, config.topic, ASK)
         if found.error is not None or not found.partitions:

@@ -126,8 +126,7 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
     with ThreadPoolExecutor(1) as pool:
         notes = pool.submit(_notes, config, log) if schedules else None
         try:
-            with making(config.properties):
-                found = _look(config, election, klog)
+            found = _look(config, election, klog)
         except KafkaException as exc:
             error = exc.args[0]
             if is_denied(error.name()):
@@ -173,9 +172,10 @@ def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[s
 
 def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
     extra: dict[str, Any] = {"logger": klog, "error_cb": klog.remark}
-    admin = AdminClient({**admin_properties(config), **extra})
+    with making(config.properties):
+        admin = AdminClient({**admin_properties(config), **extra})
+        reader = Consumer({**reader_properties(config), **extra})
     group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
-    reader = Consumer({**reader_properties(config), **extra})
     try:
         found = metadata(reader, klog, config.topic, TIMEOUT)
         if found.error is not None and is_denied(found.error.name()):

@@ -4,8 +4,7 @@ The reader keeps its own positions. A position that is not in the log any more i
 silence: librdkafka is set to `auto.offset.reset=error`, and positions are assigned with their leader epoch, so that a
 truncated log shows too (R9).
 
-A reader that hears nothing is placed anew, then made anew where it stands; so is a producer that finds no broker
-(deaf.py).
+A reader that hears nothing is assigned again, then replaced; a producer that finds no broker is replaced (deaf.py).
 """
 
 from __future__ import annotations

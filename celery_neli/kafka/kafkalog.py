@@ -120,6 +120,12 @@ class KafkaLog:
         """Return the sentence for missing rights, with the command that gives them (`causes.missing_right`)."""
         return missing_right(self._properties, operations, kind, name)
 
+    def denied(self, operations: Iterable[str], what: str, topic: str) -> str:
+        """Return the line for a `topic` (`what` it is) on which this member lacks rights, with the command for them."""
+        wanted = list(operations)
+        verbs = " and ".join(wanted).lower()
+        return f"Kafka does not let this member {verbs} the {what} {topic}: {self.lacks(wanted, 'topic', topic)}"
+
     def _note(self, text: str) -> None:
         self.reachability.failed(of_connection(self.masked(text), self._properties), self._loud)
 

@@ -258,10 +258,7 @@ class TopicCheck:
             return
         missing = [name for name, operation in NEEDED.items() if operation not in (found or NEEDED.values())]
         if missing:
-            raise TopicError(
-                f"Kafka does not let this member {' and '.join(missing).lower()} the {self._topic.what} {topic}: "
-                f"{self._klog.lacks(missing, 'topic', topic)}"
-            )
+            raise TopicError(self._klog.denied(missing, self._topic.what, topic))
 
     def _inspect(self) -> Steps:
         topic = self._topic.name

@@ -25,10 +25,7 @@ class Trouble:
     def deny(self, operation: str) -> None:
         """A broker refused to let this member "Read" or "Write"; `tell` raises it."""
         self._denied.add(operation)
-        self._news = TopicError(
-            f"Kafka does not let this member {operation.lower()} the leader topic {self._topic}: "
-            f"{self._klog.lacks([operation], 'topic', self._topic)}"
-        )
+        self._news = TopicError(self._klog.denied([operation], "leader topic", self._topic))
 
     def allow(self, operation: str) -> None:
         """Something was read, or written."""

@@ -24,12 +24,12 @@ from celery_neli.led.flights import Flights
 from celery_neli.led.overlap_gate import OverlapGate
 from celery_neli.led.settling import FLUSH, StateReservation, iso
 from celery_neli.led.shards import owner
-from celery_neli.led.states import States, at_of
+from celery_neli.led.states import States
 from celery_neli.led.term import Term
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
 from celery_neli.schedule.records import STATE
-from celery_neli.tick.due import pass_over
+from celery_neli.tick.due import at_of, pass_over
 from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import missed
 
@@ -83,24 +83,23 @@ class LedMixin(Dispatching):
     def _owns(self, name: str) -> bool:
         return owner(name, self.neli_keeper.shards) == self.neli_shard
 
+    def _owned(self, entries: Any) -> Any:
+        """Return those of these entries that are of this shard; what is no mapping as it is."""
+        if self.neli_keeper.shards == 1 or not isinstance(entries, Mapping):
+            return entries
+        return {name: entry for name, entry in entries.items() if self._owns(str(name))}
+
     def beat_schedule(self) -> Any:
         """Of the configuration's, the entries of this shard."""
-        found = super().beat_schedule()  # type: ignore[misc]
-        if self.neli_keeper.shards == 1 or not isinstance(found, Mapping):
-            return found
-        return {name: entry for name, entry in found.items() if self._owns(str(name))}
+        return self._owned(super().beat_schedule())  # type: ignore[misc]
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """As Celery does, for the entries of this shard."""
-        if self.neli_keeper.shards > 1:
-            b = {name: entry for name, entry in b.items() if self._owns(name)}
-        super().merge_inplace(b)  # type: ignore[misc]
+        super().merge_inplace(self._owned(b))  # type: ignore[misc]
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """As Celery does, for the entries of this shard."""
-        super().update_from_dict(  # type: ignore[misc]
-            {name: entry for name, entry in dict_.items() if self._owns(name)}
-        )
+        super().update_from_dict(self._owned(dict_))  # type: ignore[misc]
 
     def add(self, **kwargs: Any) -> Any:
         """As Celery does; an entry of another shard is made, and not added."""
@@ -345,10 +344,8 @@ class LedMixin(Dispatching):
 
     def _in_doubt(self, entry: Any, found: Look, now: datetime) -> bool:
         """Whether the slots in doubt of the entry are left out, as told; told in any case."""
-        first, defined = (
-            None if found.owed is None else found.owed.first,
-            self.neli_states.imported.get(entry.name, 0.0),
-        )
+        first = None if found.owed is None else found.owed.first
+        defined = self.neli_states.imported.get(entry.name, 0.0)
         doubtful = self._present.in_doubt(entry, first, defined=defined)
         if doubtful is None:
             return False

@@ -17,10 +17,10 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
 from celery_neli.led.births import PORTION
-from celery_neli.led.states import at_of
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
+from celery_neli.tick.due import at_of
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
 from celery_neli.tick.overlap import Overlap

@@ -10,18 +10,15 @@ import logging
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-
-from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.led.ahead import Ahead
 from celery_neli.led.inventory import Inventory
 from celery_neli.log_limit import LogLimit
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
+from celery_neli.printable import printable_error
 from celery_neli.schedule.defined import entry_of
 from celery_neli.schedule.records import (
     ENTRY,
@@ -36,12 +33,13 @@ from celery_neli.schedule.records import (
     decode_definition,
     decode_state,
 )
+from celery_neli.tick.due import at_of, place
 from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["States", "at_of", "place"]
+__all__ = ["States"]
 
 #: Records of entries that are not here of which so many are kept, once the topic was read to its end.
 STRAYS = 1000
@@ -111,12 +109,10 @@ class States:
                     self._read_state(name, value, leading=leading)
                 elif kind == ENTRY:
                     self.inventory.seen(name, value)
-                    self._read_entry(name, None if value is None else self._decoded(name, value))
-
-    def _decoded(self, name: str, value: bytes) -> Definition:
-        definition = decode_definition(value)
-        self.inventory.keep(name, value)
-        return definition
+                    definition = None if value is None else decode_definition(value)
+                    if value is not None:  # and it can be read
+                        self.inventory.keep(name, value)
+                    self._read_entry(name, definition)
 
     def caught_up(self) -> None:
         """Forget records of entries that are not here, but for the newest: everything in the topic was read."""
@@ -133,10 +129,7 @@ class States:
 
     def take_again(self, most: int) -> list[Any]:
         """Return up to so many entries whose states are to be written again, as far as they are there."""
-        taken = list(islice(self.again, most))
-        for name in taken:
-            del self.again[name]
-        return [entry for entry in map(self._entry, taken) if entry is not None]
+        return self._taken(self.again, islice(self.again, most))
 
     def counted(self, *, torn: bool) -> None:
         """The topic was read to its end since `recount`; see `Inventory.counted`."""
@@ -179,12 +172,13 @@ class States:
 
     def take_unwritten(self, names: Iterable[str]) -> list[Any]:
         """Of these entries, those that are `unwritten`, and are there; whoever asks writes them."""
-        taken = []
-        for name in names:
-            if name in self.unwritten:
-                del self.unwritten[name]
-                taken.append(self._entry(name))
-        return [entry for entry in taken if entry is not None]
+        return self._taken(self.unwritten, names)
+
+    def _taken(self, waiting: dict[str, None], names: Iterable[str]) -> list[Any]:
+        found = [name for name in names if name in waiting]
+        for name in found:
+            del waiting[name]
+        return [entry for entry in map(self._entry, found) if entry is not None]
 
     def gone(self) -> dict[str, float]:
         """Entries of one slot that ran and are still defined: by name, since when."""
@@ -239,7 +233,7 @@ class States:
                 logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
         except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
             if not isinstance(exc, RecordError):
-                exc = RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}")
+                exc = RecordError(f"cannot be read: {printable_error(exc)}")
             if kind == ENTRY:
                 self._leave_out(name)  # here as on a beat that starts now
             self._refuse(kind, name, exc)
@@ -404,15 +398,3 @@ def _defined_at(definition: Definition) -> float:
     """When it came to be (Unix seconds); infinitely long ago where its oldest changes may have been dropped."""
     changes = definition.changes
     return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
-
-
-def at_of(entry: Any) -> float:
-    """The entry's `last_run_at` as Unix seconds."""
-    return float(maybe_make_aware(entry.last_run_at).timestamp())
-
-
-def place(entry: Any, at: float) -> None:
-    """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
-    zone = entry.last_run_at.tzinfo
-    moment = datetime.fromtimestamp(at, timezone.utc)
-    entry.last_run_at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
+from celery_neli.config import from_app
+from celery_neli.exceptions import NeliError
+from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.terminal import failure, say
 
@@ -201,7 +205,6 @@ def import_(
 
 
 def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
-    from celery_neli.printable import printable
     from celery_neli.schedule.text import human
 
     shown = [
@@ -230,7 +233,6 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
     from celery.beat import SchedulingError
 
     from celery_neli import periodic
-    from celery_neli.exceptions import NeliError
 
     app = ctx.obj.app
     app.loader.import_default_modules()
@@ -241,8 +243,6 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
 
 
 def _parsed(field: str, text: str, kind: type) -> Any:
-    from celery_neli.printable import printable
-
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -273,12 +273,7 @@ def _note_doubts(app: Any, found: Periodic) -> None:
 
 def _leaderless(app: Any, name: str) -> str | None:
     """Return that no beat leads the shard of this entry, if Kafka says so."""
-    import logging
-
-    from celery_neli.config import from_app
-    from celery_neli.exceptions import NeliError
     from celery_neli.led.shards import owner
-    from celery_neli.logs import escaping
     from celery_neli.status import look
 
     config = from_app(app, "beat")
@@ -316,8 +311,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _when(seconds: float | None) -> str:
-    from celery_neli.printable import printable
-
     if seconds is None:
         return "-"
     try:
@@ -335,8 +328,6 @@ def _json(value: Any) -> str:
 
 def _as_text(value: Any) -> Any:
     """The rows and fields as they are, and each value in them that is no JSON as its `repr`."""
-    from celery_neli.printable import printable
-
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     if not isinstance(value, dict):

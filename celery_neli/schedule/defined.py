@@ -16,7 +16,7 @@ from kombu.utils.json import dumps, object_hook
 
 from celery_neli.config import least_interval
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import printable
+from celery_neli.printable import printable_error
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.schedule.checks import check_made, check_plain, shown
 from celery_neli.schedule.options import OWN_OPTIONS, mistakes, unknown
@@ -79,7 +79,7 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
     except ConfigurationError as exc:
         reason = str(exc)
     except Exception as exc:  # noqa: BLE001 - whatever kombu's decoders and Celery's classes raise
-        reason = f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"
+        reason = f"cannot be read: {printable_error(exc)}"
     raise ConfigurationError(f"beat entry {shown(name)}: {reason}")
 
 

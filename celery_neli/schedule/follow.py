@@ -177,13 +177,8 @@ class Follower:
         """A broker refused to let this client read or write."""
         operation = self._denied or "Write"
         self._denied, self._writes.denied = "", False
-        topic = self._config.schedule_topic
         reader.unassign()
-        self._unfit(
-            reader,
-            f"Kafka does not let this member {operation.lower()} the schedule topic {topic}: "
-            f"{self._klog.lacks([operation], 'topic', topic)}",
-        )
+        self._unfit(reader, self._klog.denied([operation], "schedule topic", self._config.schedule_topic))
 
     def _begin(self, reader: Consumer) -> None:
         self.next, self._first = [-1] * SCHEDULE_PARTITIONS, -1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_neli.log_limit import LogLimit
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.records import STATE, Kind, kind_of, outdated
 from celery_neli.threads import original
 
@@ -46,7 +46,7 @@ class Found:
         try:
             return self._add(key, value)
         except Exception as exc:  # noqa: BLE001 - that was not foreseen: the records around it are read all the same
-            self.refuse("", f"key={printable(key)}: {type(exc).__name__}: {printable(str(exc))}")
+            self.refuse("", f"key={printable(key)}: {printable_error(exc)}")
             return False
 
     def _add(self, key: bytes | None, value: bytes | None) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
-from celery_neli.printable import printable
+from celery_neli.printable import printable_error
 from celery_neli.schedule.checks import check_time, shown
 from celery_neli.schedule.defined import check_comes, define
 from celery_neli.schedule.records import (
@@ -223,7 +223,7 @@ def _change(source: Source, editor: ScheduleEditor) -> Change:
 
 def _why(exc: Exception) -> str:
     """Why an entry is left out, in one line."""
-    return str(exc) if isinstance(exc, NeliError) else f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"
+    return str(exc) if isinstance(exc, NeliError) else f"cannot be read: {printable_error(exc)}"
 
 
 def seconds(at: datetime | None) -> float | None:

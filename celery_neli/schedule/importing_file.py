@@ -13,7 +13,7 @@ from typing import Any
 from celery.beat import ScheduleEntry
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.importing import Found, LeftOut, Source, seconds
 from celery_neli.schedule.inert_pickle import Made, Named, load
 from celery_neli.schedule.revived import ENTRY_CLASS, Revival, is_path
@@ -98,7 +98,7 @@ def _entry(revival: Revival, key: Any, value: Any) -> Found | LeftOut:
             )
         return _found(revival, name, value)
     except Exception as exc:  # noqa: BLE001 - of whatever is stored there, and of classes that are trusted; told
-        return LeftOut(name=name, why=f"cannot be read: {printable(f'{type(exc).__name__}: {exc}')}")
+        return LeftOut(name=name, why=f"cannot be read: {printable_error(exc)}")
 
 
 def _found(revival: Revival, name: str, value: Made) -> Found | LeftOut:

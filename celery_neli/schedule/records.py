@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.printable import printable_error
 from celery_neli.schedule.checks import EARLIEST, LATEST, check_definition, shown
 from celery_neli.schedule.strict_json import (
     MAX_INT,
@@ -196,7 +197,7 @@ def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
         except RecordError:
             raise
         except Exception as exc:
-            raise RecordError(f"cannot be read: {type(exc).__name__}: {shown(exc)}") from exc
+            raise RecordError(f"cannot be read: {printable_error(exc)}") from exc
 
     return decode_alone
 

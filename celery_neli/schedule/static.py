@@ -5,7 +5,6 @@ A bad one is left out, with one line for each of its mistakes; it stops no other
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,8 @@ import celery.beat
 from celery.schedules import schedule
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import nearest
-from celery_neli.printable import printable
+from celery_neli.nearest import nearest, similar
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.options import OPTIONS, OWN_OPTIONS, mistakes
@@ -67,7 +66,7 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
                 if takes is not None and not _is_plain(kind, fields):
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
         except Exception as exc:  # noqa: BLE001 - of a user's class: it costs this entry alone
-            wrong.append(f"Celery can make no entry of {shown(entry)}: {type(exc).__name__}: {printable(str(exc))}")
+            wrong.append(f"Celery can make no entry of {shown(entry)}: {printable_error(exc)}")
         if wrong:
             found.mistakes[plain(name) if isinstance(name, str) else shown(name)] = wrong
             continue
@@ -195,8 +194,8 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
             continue
         if name.startswith("neli_"):
             wrong.append(f"options: there is no option {printable(name)}; did you mean {nearest(name, OWN_OPTIONS)}?")
-        elif near := difflib.get_close_matches(name, sorted(TAKEN), n=1, cutoff=LIKE):
-            wrong.append(f"options: there is no option {printable(name)}; did you mean {near[0]}?")
+        elif near := similar(name, TAKEN, least=LIKE):
+            wrong.append(f"options: there is no option {printable(name)}; did you mean {near}?")
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
     for check in (Misfire.from_settings, Overlap.from_options):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.defined import entry_of, moment
 from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
@@ -72,7 +72,7 @@ def look(editor: ScheduleEditor, name: str) -> Periodic:
     except NeliError:
         raise  # of Kafka
     except Exception as exc:  # noqa: BLE001 - of a user's class: the others are shown
-        return _unshown(name, f"{type(exc).__name__}: {exc}")
+        return _unshown(name, printable_error(exc))
 
 
 def _look(editor: ScheduleEditor, name: str) -> Periodic:

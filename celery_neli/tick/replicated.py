@@ -25,7 +25,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
 from celery_neli.tick.expiry import expires_of
 from celery_neli.tick.fastpath import FastPath, publish_below
@@ -236,7 +236,7 @@ class ReplicatedScheduler(HeapedScheduler):
         celery.beat.error(  # by Celery's logger, where its own line about that would come
             "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
             printable(name), "-" if slot is None else slot.isoformat(),
-            printable(f"{type(error).__name__}: {error}", MOST_OF_AN_ERROR),
+            printable_error(error, MOST_OF_AN_ERROR),
         )  # fmt: skip
         logger.debug("beat: what refused entry=%s", name, exc_info=error)
 
