@@ -60,8 +60,8 @@ class LogLimit:
 
 
 class EntryLines:
-    """Warnings of which one entry can cause one with each slot: each kind is logged once per entry and span, and the
-    next line says how many were suppressed, or, if there is none, `summarize` does. One thread at a time.
+    """Warnings that an entry may cause with each slot: each kind is logged once a minute for each entry. The next line
+    says how many were suppressed; if there is none, `summarize` does. One thread at a time.
     """
 
     EVERY: Final = 60.0
@@ -82,8 +82,8 @@ class EntryLines:
             self._log.warning(msg, *args)
 
     def summarize(self, now: float) -> None:
-        """Log, once a minute at most, how many lines were suppressed that no later line told of: one line per kind.
-        `now`: by the clock.
+        """Log, once a minute at most, how many suppressed lines no later line has counted: one line per kind. `now`: by
+        the clock.
         """
         if 0 <= self._summary_at - now <= self.EVERY:
             return

@@ -1,4 +1,4 @@
-"""Log lines of which each stays one line, and log lines from a thread that must not wait.
+"""Loggers whose lines stay one line each, and loggers for a thread that must not wait.
 
 Names, tasks, reasons and errors in a line may come from others: from a topic, a message or a broker. `escaping` gives a
 logger that escapes them, wherever the line is written.

@@ -128,7 +128,7 @@ class OrdinaryBeat:
         )
 
     def _ask(self, app: Any) -> ElectionStatus | None:
-        """What Kafka tells of the beat election, None if it does not answer, which is logged."""
+        """Return what Kafka says about the beat election; None if it does not answer, which is logged."""
         answers: list[ElectionStatus] = []
         reasons: list[str] = []
 

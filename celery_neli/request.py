@@ -74,7 +74,7 @@ def _unknown(status: ElectionStatus, to: str) -> str:
         return f"the {status.election} election has no member {to!r}; its members: {names}"
     return (
         f"the {status.election} election has no sign of a member {to!r}, and Kafka does not describe the group (the "
-        f"embedded one cannot); members that wrote of late: {names}. Leave --to out to hand over to any of them"
+        f"embedded one cannot); members that wrote recently: {names}. Leave --to out to hand over to any of them"
     )
 
 

@@ -71,9 +71,9 @@ class MemberStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ElectionStatus:
-    """One election; `members` is None if the group could not be described, `schedules` is what its members told.
+    """One election; `members` is None if the group could not be described, `schedules` comes from the members' notes.
     `missing_rights`: sentences about what could not be looked at; without the right to read the topic, `exists` is
-    False. `seen` names who wrote to the leader topic of late, `gone` who let a lease run out, and when (Unix seconds),
+    False. `seen` names who wrote to the leader topic recently, `gone` who let a lease run out, and when (Unix seconds),
     and was not heard since.
     """
 
@@ -101,7 +101,7 @@ class ElectionStatus:
 
     @property
     def known(self) -> list[str]:
-        """The names of the members, as far as they are known: the group's, else those who wrote of late."""
+        """The names of the members, as far as they are known: the group's, else those who wrote recently."""
         if self.members is not None:
             return sorted({each.name for each in self.members})
         return sorted({*self.seen, *(each.name for each in self.schedules if not each.silent)}.difference(self.gone))

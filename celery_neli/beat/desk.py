@@ -66,8 +66,8 @@ class Desk:
         amend: Callable[[Any], None] = lambda scheduler: None,
         learn: Callable[[Any], None] = lambda scheduler: None,
     ) -> None:
-        """``keeper``: of a scheduler that is led from Kafka's schedule topic; None for any other. ``amend`` is told of
-        each scheduler that was built, ``learn`` of each that is put down for good.
+        """``keeper``: for a scheduler that keeps its state in the schedule topic; None for any other. ``amend`` is
+        called with each scheduler after it was built, ``learn`` with each one that will not be used again.
         """
         self.role = role
         #: The inner scheduler of the present term.
@@ -186,9 +186,7 @@ class Desk:
         return True
 
     def _keep(self) -> bool:
-        """Have our own scheduler ready, its entries as the schedule topic tells; return False if more of that is to be
-        taken in.
-        """
+        """Apply what was read from the schedule topic to our own scheduler; return False if more of it is waiting."""
         if self._keeper is None:
             return True
         self._keeper.make_all()
@@ -250,7 +248,7 @@ class Desk:
         self.put_down()
         self.failing = True
         if isinstance(exc, ConfigurationError):
-            self._give_way()  # time mends nothing; another may be set right
+            self._give_way()  # waiting does not help; another beat may have the right settings
         self._pause = min(2 * self._pause, LAST_PAUSE) if self._reason else FIRST_PAUSE
         self._retry_at = time.monotonic() + self._pause
         what = "cannot be built" if building else "failed"

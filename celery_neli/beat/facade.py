@@ -30,7 +30,7 @@ _CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
 
 
 class Spread(ChainMap[str, Any]):
-    """The schedules of all shards as one mapping: an entry is in that of its shard."""
+    """The schedules of all shards as one mapping. Each entry is in the schedule of its shard."""
 
     def __setitem__(self, name: str, entry: Any) -> None:
         self._of(name)[name] = entry
@@ -76,7 +76,7 @@ class Facade(celery.beat.Scheduler):
         return [desk.inner for desk in self._desks if desk.inner is not None]
 
     def add(self, **kwargs: Any) -> Any:
-        """Add an entry (Celery's fields; the schedule may be text); kept for the inner schedulers of later terms too.
+        """Add an entry (Celery's fields; the schedule may be text), also to the inner schedulers of later terms.
 
         :raises ConfigurationError: the schedule is none; nothing was added.
         """
@@ -89,8 +89,8 @@ class Facade(celery.beat.Scheduler):
         return added[0]
 
     def get_schedule(self) -> Any:
-        """The schedule of the inner scheduler, of several in one view. While there is none, the entries that there will
-        be: what is changed in them is made again in each inner scheduler that is built.
+        """Return the schedule of the inner scheduler; of several, one view. While there is none, return the draft: its
+        changes are made again in each inner scheduler that is built.
         """
         schedules = [desk.schedule for desk in self._desks if desk.scheduler is not None]
         if not schedules:
@@ -117,7 +117,7 @@ class Facade(celery.beat.Scheduler):
         return self._drafted
 
     def _rows(self) -> Mapping[str, Any]:
-        """What a database has. RedBeat tells only what is due; a file is not opened, for another may have it open."""
+        """Return the entries of a database. RedBeat shows only what is due; another process may have a file open."""
         cls = self._inner_class(self.app)
         if not is_database(cls):
             return {}
@@ -128,14 +128,14 @@ class Facade(celery.beat.Scheduler):
             return {}
 
     def _amend(self, scheduler: Any) -> None:
-        """A scheduler was built: change in it what code has changed in the schedule."""
+        """Change in a scheduler that was built what code has changed in the schedule."""
         cls = self._inner_class(self.app)
         learns = cls in _CELERYS
         if self._drafted is not None or learns:
             self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
 
     def _learn(self, scheduler: Any) -> None:
-        """A scheduler's term is over."""
+        """Keep what code has changed in a scheduler whose term is over."""
         if self._drafted is not None:
             self._drafted.learn(scheduler)
 

@@ -29,7 +29,7 @@ class Progress:
     def __init__(
         self, config: Config, log: logging.Logger, clock: Callable[[], float], *, fit: Callable[[], bool]
     ) -> None:
-        """`fit` tells whether the owner could do a leader's work at all; it must not block."""
+        """`fit` returns whether the owner could do a leader's work at all; it must not block."""
         self._config, self._log, self._clock, self._fit = config, log, clock, fit
         self._stalled = False
         self._hindered = ""

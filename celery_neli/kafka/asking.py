@@ -1,4 +1,4 @@
-"""One question to brokers by a client that was made for it, which is told why there is no answer."""
+"""Ask brokers one question with a client that was made for it, and stop when an answer is not to be expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["is_hopeless", "metadata"]
 
 SLICE: Final = 0.5
 GUESS: Final = 2.0
-"""Seconds after which a cause that is only a guess is taken for true."""
+"""Seconds after which a cause that is only a guess is believed."""
 
 
 def is_hopeless(klog: KafkaLog, began: float) -> bool:

@@ -18,7 +18,7 @@ from celery_neli.printable import printable
 __all__ = ["AWAY", "OF_NO_READER", "Cause", "is_denied", "missing_right", "of_connection", "refused", "untrusted"]
 
 AWAY: Final = "away"
-"""The key of every cause that waiting may mend: brokers are down, or out of reach."""
+"""The key of every cause that may go away by itself: brokers are down, or out of reach."""
 
 OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"})
 """Errors about the group of a client that only reads and writes: librdkafka looks for a coordinator all the same."""
@@ -66,7 +66,7 @@ def is_denied(name: str) -> bool:
 
 
 def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
-    """Return why a connection failed, from librdkafka's log line or error `text`; None if the text tells nothing."""
+    """Return why a connection failed, from librdkafka's log line or error `text`; None if the text does not say."""
     text = _REPEATED.sub("", _FAIL.sub("", text)).strip()
     state = _STATE.search(text)
     bare = _STATE.sub("", text)
@@ -212,7 +212,7 @@ def refused(
 ) -> str:
     """Return why librdkafka made no client from `properties`, as one line that names the property and what to do.
 
-    `names` gives the properties that librdkafka knows; `readable` tells whether a file can be read.
+    `names` gives the properties that librdkafka knows; `readable` returns whether a file can be read.
     """
     text = re.sub(r"^Failed to create [a-z ]+: ", "", " ".join(text.split()))
     for name, value in properties.items():

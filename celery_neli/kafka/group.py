@@ -183,5 +183,5 @@ class KafkaGroup:
                 f"group not joined group={group}: {self._klog.lacks(['Read'], 'group', group)}; "
                 "this member still leads where no other member does, only later",
             )
-        elif error.name() != "TOPIC_AUTHORIZATION_FAILED":  # of the leader topic, and said of that
+        elif error.name() != "TOPIC_AUTHORIZATION_FAILED":  # about the leader topic, whose reader reports it
             self._klog.remark(error, joined=True)

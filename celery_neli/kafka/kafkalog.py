@@ -20,13 +20,13 @@ from celery_neli.masking import masked, secrets_of
 REPEAT_AFTER = 10.0  # seconds until the same line may be said again
 UNEXPLAINED = "check bootstrap.servers, this host's DNS, and firewalls on the way"
 _NUMBERS = re.compile(r"\d+")
-# Lines about single connections: a broker that is down makes some twenty a second. What they mean is said once.
+# About single connections: a broker that is down makes some twenty a second. `Reachability` logs once what they mean.
 _CONNECTION_FACILITIES = frozenset({"FAIL", "ERROR", "REQTMOUT", "CLOSE", "TIMEOUT"})
 _CONNECTION_ERRORS = frozenset(
     {"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_ALL_BROKERS_DOWN", "_DESTROY", "_SSL",
      "_AUTHENTICATION"}
 )  # fmt: skip
-# Those that say nothing of why.
+# Those that do not say why.
 _SILENT = frozenset({"_ALL_BROKERS_DOWN", "_DESTROY", "_TIMED_OUT_QUEUE"})
 
 
@@ -56,8 +56,8 @@ class KafkaLog:
         reachability: Reachability | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`one_shot`: of clients for a single question: whoever asks is told why there is no answer, and nothing is
-        logged of connections. `reachability`: by default the one that all clients of this process share.
+        """`one_shot`: for clients that ask a single question: `reason` says why there is no answer, and nothing is
+        logged about connections. `reachability`: by default the one that all clients of this process share.
         """
         self._log = log
         self._properties = properties
@@ -68,7 +68,7 @@ class KafkaLog:
 
     @property
     def unreachable(self) -> bool:
-        """No broker answers, as far as the clients have told."""
+        """Return True if no broker answers, as far as the clients have reported."""
         return self.reachability.unreachable
 
     def log(self, level: int, message: str, *args: Any) -> None:
@@ -80,7 +80,7 @@ class KafkaLog:
             if facility == "FAIL":
                 self._note(line)
         elif (facility == "CONFWARN" and "will be ignored by this" in line) or facility == "SSL":
-            level = logging.DEBUG  # one set of properties serves consumers and producers alike; FAIL tells the rest
+            level = logging.DEBUG  # one set of properties serves consumers and producers alike; FAIL says the rest
         self.say(level, line)
 
     def error(self, error: Error) -> None:
@@ -90,8 +90,9 @@ class KafkaLog:
             self.reachability.down(self._log)
 
     def remark(self, error: Error, *, joined: bool = False) -> None:
-        """A client-wide error of any client; `joined`: of one that takes part in the group. Why connections fail is
-        noted for the line that says so; the rest is said.
+        """Note from a client-wide error why connections fail; log any other error.
+
+        `joined`: the client takes part in the group.
         """
         text = error.str()
         connection = error.name() in _CONNECTION_ERRORS
@@ -105,7 +106,7 @@ class KafkaLog:
         self.reachability.reached(self._log)
 
     def reason(self, error: Error) -> str:
-        """Return why a question got no answer, in one line with the remedy: what connections failed of, else `error`.
+        """Return why a question got no answer, in one line with the remedy: why connections failed, else `error`.
         Blocks for two seconds or so if a certificate must be looked at.
         """
         if error.name() in _CONNECTION_ERRORS | {"_MSG_TIMED_OUT"}:

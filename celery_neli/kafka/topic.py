@@ -254,7 +254,7 @@ class TopicCheck:
             )
             found = (yield wanted[topic]).authorized_operations
         except KafkaException as exception:
-            self._klog.say(logging.DEBUG, f"rights not told topic={topic} reason={exception.args[0].name()}")
+            self._klog.say(logging.DEBUG, f"rights not read topic={topic} reason={exception.args[0].name()}")
             return
         missing = [name for name, operation in NEEDED.items() if operation not in (found or NEEDED.values())]
         if missing:

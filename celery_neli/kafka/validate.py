@@ -1,4 +1,4 @@
-"""Whether librdkafka takes the properties at all, found out before anything has started."""
+"""Check before anything starts that librdkafka accepts the properties."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def validate(config: Config) -> None:
 
 @contextmanager
 def making(properties: Mapping[str, Any]) -> Iterator[None]:
-    """While clients are made: what librdkafka refuses becomes a `ConfigurationError` of one line."""
+    """Turn what librdkafka refuses while clients are made into a `ConfigurationError` of one line."""
     try:
         yield
     except (KafkaException, TypeError, ValueError) as exception:  # the latter two: confluent-kafka's checks of types

@@ -1,4 +1,4 @@
-"""Which times in the records of the schedule topic are believed, where they lie ahead of this process's clock.
+"""Which times in the records of the schedule topic are believed if they are ahead of this process's clock.
 
 A forged record, or a leader whose clock was years ahead, must not silence an entry for ever; a clock that was fast for
 a while must not make it run twice. The bounds are in docs/protocol.md ("Slots", S8).

@@ -55,7 +55,7 @@ class Flight:
     now: datetime
     headers: dict[str, Any]
     error: Exception | None = None
-    #: What the application raised in place of sending it; then it is no `error`.
+    #: What the application raised instead of sending it, which is no `error`.
     refused: BaseException | None = None
     wired: bool = False
     #: When it took off (`time.monotonic`).

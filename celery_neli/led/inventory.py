@@ -2,7 +2,7 @@
 
 The topic may be deleted, cut, or lose records to a wrong retention while beats run. What they know of it then is all
 that is left: the beat that leads writes it back, so that what runs, what `celery neli schedule list` shows and what
-can be removed stay the same. A beat that was cut off for so long that it missed removals is another matter: there
+can be removed stay the same. A beat that was cut off for so long that it missed removals is another matter: then
 the topic is right.
 """
 

@@ -91,8 +91,8 @@ class Keeper:
         return True
 
     def pull_all(self, generation: int) -> None:
-        """Hand everything that was read by now to the schedulers, however long it takes: that of this generation of the
-        topic was read to its end.
+        """Hand everything that was read by now to the schedulers, however long that takes. This generation of the topic
+        was read to its end.
         """
         while self._backlog:
             self._fold_next()
@@ -130,7 +130,7 @@ class Keeper:
             self._caught_up()
 
     def _caught_up(self) -> None:
-        """What was drained was handed over: all of the topic, if its end was in it."""
+        """Note that what was drained was handed over; tell the schedulers if that was all of the topic."""
         if self._whole == self._generation:
             torn = self._counting and self.topic.torn
             for each in self.followers:
@@ -157,7 +157,7 @@ class Keeper:
         self.leader.offer(self.roles[shard], term, data, hurry=hurry)
 
     def note(self) -> None:
-        """Tell the others which app and schedule this member has, every 15 seconds; `celery neli status` compares."""
+        """Write every 15 seconds which app and schedule this member has; `celery neli status` compares."""
         if any(each.neli_leads for each in self.followers):
             self._notes_of_others.warn()
         now = time.monotonic()

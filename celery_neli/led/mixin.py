@@ -227,7 +227,7 @@ class LedMixin(Dispatching):
                 heap.put(entry.name, self._first_look(entry))
 
     def _never_ran(self, entry: Any, marks: Marks) -> int:
-        """How many of the entry's slots the schedule topic would tell of, had they run."""
+        """Return how many slots of the entry have not run: if they had, the schedule topic would have its state."""
         saved = marks.done if marks.saved is None else marks.saved
         if saved <= at_of(entry):
             return 0
@@ -343,7 +343,7 @@ class LedMixin(Dispatching):
     # -- slots that do not simply run --
 
     def _in_doubt(self, entry: Any, found: Look, now: datetime) -> bool:
-        """Whether the slots in doubt of the entry are left out, as told; told in any case."""
+        """Log the slots of the entry that are in doubt; return True if they are left out, as `neli_in_doubt` says."""
         first = None if found.owed is None else found.owed.first
         defined = self.neli_states.imported.get(entry.name, 0.0)
         doubtful = self._present.in_doubt(entry, first, defined=defined)

@@ -43,7 +43,7 @@ __all__ = ["States"]
 
 #: Records of entries that are not here of which so many are kept, once the topic was read to its end.
 STRAYS = 1000
-#: Seconds between two log lines of one kind about one entry, and the entries that are told apart.
+#: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
 TOLD_EVERY, TOLD_APART = 60.0, 1000
 #: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
 REFUSED_EVERY, MANY = 60.0, 20
@@ -224,7 +224,7 @@ class States:
 
     @contextmanager
     def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
-        """Read one record: whatever that raises costs this record alone, and one line."""
+        """Read one record. Whatever that raises costs this record alone, and one line in the log."""
         try:
             yield
         except ConfigurationError as exc:
@@ -282,9 +282,8 @@ class States:
         self.newest = max(self.newest, state.term)
         if state.term > NO_TERM:
             self.imported.pop(name, None)
-        self.unborn.pop(name, None)
-        self.unwritten.pop(name, None)
-        self.again.pop(name, None)
+        for names in (self.unborn, self.unwritten, self.again):
+            names.pop(name, None)
         if state.open or state.since != self.since.get(name, 0.0):
             self.open.add(name)
         else:

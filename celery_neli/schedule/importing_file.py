@@ -97,7 +97,7 @@ def _entry(revival: Revival, key: Any, value: Any) -> Found | LeftOut:
                 name=name, why=f"holds {printable(path)}, whose code would run: allow it by --trust {printable(path)}"
             )
         return _found(revival, name, value)
-    except Exception as exc:  # noqa: BLE001 - of whatever is stored there, and of classes that are trusted; told
+    except Exception as exc:  # noqa: BLE001 - of whatever is stored there, and of classes that are trusted
         return LeftOut(name=name, why=f"cannot be read: {printable_error(exc)}")
 
 

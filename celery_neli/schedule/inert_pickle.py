@@ -1,7 +1,7 @@
 """A pickle, read without running anything: what it would make is described, and nothing is imported or called.
 
-The opcodes are those of Python's own unpickler. In place of each class or function that a pickle names it gets a class
-of this module's own, which takes whatever it is called with and keeps it.
+The opcodes are those of Python's own unpickler. For each class or function that a pickle names it gets a class of this
+module, which keeps whatever it is called with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Made:
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Called by the unpickler in place of what `cls` stands for."""
+        """The unpickler calls this instead of what `cls` stands for."""
         made = object.__new__(Made)
         made._keep(cls, args, kwargs)
         return made

@@ -150,8 +150,8 @@ def came_by(message: Any, queue: Queue) -> bool:
 
 def _forward(message: Any, queue: Queue, connection: Any) -> None:
     """What the broker does wrong ends the connection: Celery makes another one, with a pause, and the broker hands the
-    message out again. Most errors of a broker would end the worker in place of that. What the message does wrong does
-    not: it would come again and again.
+    message out again. Most errors of a broker would end the worker instead. What the message does wrong does not end
+    the connection: the message would come again and again.
     """
     try:
         forward(message, queue)
