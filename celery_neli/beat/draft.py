@@ -98,7 +98,7 @@ class Draft:
                 self.entries[name] = entry
 
     def _changes(self) -> list[str]:
-        """Return the names that were set or deleted, or whose entries were changed here while `beat_schedule` was not."""
+        """Return the names that were set or deleted, or whose entries were changed here and not in `beat_schedule`."""
         self._changed.update(self.entries.changes())
         configured = self._configuration()
         for name, was in self._was.items():

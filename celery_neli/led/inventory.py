@@ -48,7 +48,7 @@ class Inventory:
         self._lost.pop(name, None)
 
     def forget(self, name: str) -> None:
-        """The definition is gone on purpose."""
+        """Forget a definition that was removed on purpose."""
         self._records.pop(name, None)
         self._lost.pop(name, None)
 

@@ -65,7 +65,7 @@ class StateReservation(Reservation):
         return True
 
     def refuse(self, error: BaseException) -> bool:
-        """The application refused to send it, or did so after it had left."""
+        """Settle a slot that the application refused to send, perhaps after the message had left."""
         if self.scheduler.neli_tenure.left:
             logger.error(
                 "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
@@ -243,11 +243,11 @@ class Settling:
             self._left[entry.name] = found.left_out
 
     def neli_recount(self, *, torn: bool) -> None:
-        """The schedule topic is read from its beginning again; ``torn``: it has lost records."""
+        """Prepare for reading the schedule topic from its beginning again; ``torn``: it has lost records."""
         self.neli_states.recount(torn=torn)
 
     def neli_caught_up(self, *, counted: bool, torn: bool) -> None:
-        """Everything in the schedule topic was read; after `neli_recount`, if ``counted``."""
+        """Note that all of the schedule topic was read; ``counted``: it is the first time since `neli_recount`."""
         if counted:
             self.neli_states.counted(torn=torn)
         self.neli_states.caught_up()

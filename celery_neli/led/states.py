@@ -115,24 +115,24 @@ class States:
                     self._read_entry(name, definition)
 
     def caught_up(self) -> None:
-        """Forget records of entries that are not here, but for the newest: everything in the topic was read."""
+        """Forget all but the newest records of entries that are not here: the topic was read to its end."""
         while len(self._strays) > STRAYS:
             self._strays.popitem(last=False)
         while len(self._orders) > STRAYS:
             self.inventory.forget(self._orders.popitem(last=False)[0])
 
     def recount(self, *, torn: bool) -> None:
-        """The topic is read from its beginning again; ``torn``: it has lost records."""
+        """Prepare for reading the topic from its beginning again; ``torn``: it has lost records."""
         self.inventory.recount()
         if torn:
             self.again = dict.fromkeys((*self._scheduler.schedule, *self.paused))
 
     def take_again(self, most: int) -> list[Any]:
-        """Return up to so many entries whose states are to be written again, as far as they are there."""
+        """Return up to ``most`` entries whose states are to be written again."""
         return self._taken(self.again, islice(self.again, most))
 
     def counted(self, *, torn: bool) -> None:
-        """The topic was read to its end since `recount`; see `Inventory.counted`."""
+        """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
         for name in self.inventory.counted(torn=torn):
             self.inventory.forget(name)
             self._read_entry(name, None)
@@ -196,7 +196,7 @@ class States:
 
     @property
     def led(self) -> bool:
-        """Whether a leader has written a state of any entry, as far as was read; an import has no term."""
+        """Return True if any state that was read is of a leader; an import has no term."""
         return self.newest > NO_TERM
 
     def ran(self, name: str, last: float) -> None:
@@ -394,6 +394,6 @@ def _alike(before: Any, entry: Any) -> bool:
 
 
 def _defined_at(definition: Definition) -> float:
-    """When it came to be (Unix seconds); infinitely long ago where its oldest changes may have been dropped."""
+    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
     changes = definition.changes
     return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")

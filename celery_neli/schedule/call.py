@@ -132,7 +132,7 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
 
 
 def _check_home(app: Any, given: Any, name: Any, home: Any) -> None:
-    """Refuse a task of another app, which workers of that app alone may have. A shared task is of every app."""
+    """Refuse a task of another app: only workers of that app may have it. A shared task belongs to every app."""
     if isinstance(home, Celery) and isinstance(app, Celery) and not _is_same(home, app) and name not in app.tasks:
         _refuse(
             given,

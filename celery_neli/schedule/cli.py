@@ -315,7 +315,7 @@ def _when(seconds: float | None) -> str:
         return "-"
     try:
         return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
-    except (TypeError, ValueError, OverflowError, OSError):  # of a state that a stranger wrote
+    except (TypeError, ValueError, OverflowError, OSError):  # another program may have written the state
         return f"? ({printable(seconds, 20)})"
 
 
@@ -327,7 +327,7 @@ def _json(value: Any) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """The rows and fields as they are, and each value in them that is no JSON as its `repr`."""
+    """Return rows and fields as they are, and each value in them that is not JSON as its `repr`."""
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     if not isinstance(value, dict):

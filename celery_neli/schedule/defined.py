@@ -161,7 +161,7 @@ def _mapping(field: str, value: Any) -> dict[str, Any]:
 
 
 def _options(value: Any) -> dict[str, Any]:
-    """The options, if each of them exists and has a value that it takes; the same for who puts and for who reads."""
+    """Return the options if each of them exists and has a valid value. `put` and every reader use this check."""
     options = _mapping("options", value)
     for name, reason in _NOT.items():
         if name in options:

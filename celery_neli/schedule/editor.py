@@ -109,12 +109,12 @@ class ScheduleEditor:
 
     @cached_property
     def refused(self) -> Mapping[str, str]:
-        """The entries of `beat_schedule` that every beat leaves out, by name, and all that is wrong with each."""
+        """The entries of `beat_schedule` that every beat leaves out: by name, all mistakes in each."""
         return {name: "; ".join(mistakes) for name, mistakes in self._checked.mistakes.items()}
 
     @property
     def doubts(self) -> Mapping[str, str]:
-        """What may be wrong with entries of `beat_schedule` that beats run nevertheless, by name."""
+        """The doubts about entries of `beat_schedule` that beats run all the same, by name."""
         return {name: "; ".join(doubts) for name, doubts in self._checked.doubts.items()}
 
     @cached_property
@@ -221,7 +221,7 @@ class ScheduleEditor:
                 known.unreadable.pop(name, None)
 
     def _ours(self, name: str) -> str:
-        """The name, unless it is one of an entry of `beat_schedule` that is left out. Raises `NeliError` for that."""
+        """Return the name. Raises `NeliError` if it is one of an entry of `beat_schedule` that is left out."""
         name = plain(name)
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")

@@ -53,7 +53,7 @@ class Follower:
         self.whole = -1
         """The generation of `found` that was last read to its end."""
         self.torn = False
-        """Why the present generation began: records were lost, or (False) may have been missed."""
+        """Whether the present generation began because records were lost; False: because some may have been missed."""
         self._first = -1  # the first offset of the entries that was read of this generation
         self._heard = boottime()  # when something was read
         self._watch_at = 0.0
@@ -165,7 +165,7 @@ class Follower:
         self._told(False)
 
     def _unfit(self, reader: Consumer, why: str) -> None:
-        """An operator must do something: say so, once, and look again after a pause."""
+        """Log once what an operator must do, and look again after a pause."""
         self.fit = False
         self._search(self._make_check(reader))
         if why != self._said:
@@ -174,7 +174,7 @@ class Follower:
         self.rest(PAUSE)
 
     def _deny(self, reader: Consumer) -> None:
-        """A broker refused to let this client read or write."""
+        """Report that a broker refused to let this client read or write."""
         operation = self._denied or "Write"
         self._denied, self._writes.denied = "", False
         reader.unassign()

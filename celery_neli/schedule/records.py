@@ -32,13 +32,13 @@ MAX_SMALL = 1 << 12
 """Bytes of a state or a note; ours have some hundred."""
 MAX_NAME = 512
 RANK_MOST = 1 << 53
-"""The highest term that a state may have. Ranks come from Kafka's offsets, so none of ours comes near."""
+"""The highest term that a state may have. Ranks come from Kafka's offsets, which stay far below it."""
 RUNS_MOST = 1 << 53
-"""The highest count of runs that is written. Readers take more, so that a count that reached it can be read."""
+"""The highest count of runs that is written. Readers accept higher ones."""
 FAR_AHEAD = 86_400.0
 """Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
 START_AHEAD = 3650 * 86_400.0
-"""Seconds. Likewise the time at which an entry begins, which may lie ahead on purpose."""
+"""Seconds. The same for the time at which an entry begins, which may be ahead on purpose."""
 MAX_KEY = 1 << 13
 """Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and everybody keeps the names that it reads."""
 MAX_CHANGES = 20

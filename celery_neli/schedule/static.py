@@ -82,7 +82,7 @@ def _is_plain(kind: type[Any], fields: Mapping[str, Any]) -> bool:
 
 
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
-    """What a task's own class may take all the same: what the task refuses costs a slot, not the entry."""
+    """Yield what may be wrong, which a task of a class of its own may take: a refusal costs a slot, not the entry."""
     call = Call(fields["task"], *(fields.get(each) for each in ("args", "kwargs", "options")))
     try:
         check_arguments(app, call)
@@ -131,7 +131,7 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
 
 
 def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:
-    """The entry's fields, a task, a signature or a text in them replaced by what it means; mistakes go to ``wrong``."""
+    """Return the entry's fields, with a task, a signature or a text replaced by what it means. Add to ``wrong``."""
     if not isinstance(name, str):
         wrong.append(f"name = {shown(name)}: give a string")
     if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)):
@@ -206,7 +206,7 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
 
 
 def _fields_of(kind: type[Any]) -> frozenset[str] | None:
-    """What the class of the entries takes; None if that may be anything, or if the class is not made of fields."""
+    """Return the fields that the class of the entries takes; None if it takes any, or is not made of fields."""
     try:
         parameters = inspect.signature(kind).parameters.values()
     except (TypeError, ValueError):

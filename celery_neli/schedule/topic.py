@@ -84,12 +84,12 @@ class ScheduleTopic:
 
     @property
     def torn(self) -> bool:
-        """Whether this generation began because records were lost, not because this process was cut off for long."""
+        """Return True if this generation began because records were lost, not because this process was cut off."""
         return self._follower.torn
 
     def fit(self) -> bool:
-        """Return True if the topic was found, and can be read and written as far as is known. Without, this beat had
-        better not lead. Any thread; takes no lock.
+        """Return True if the topic was found, and can be read and written as far as is known. Otherwise this beat
+        should not lead. Any thread; takes no lock.
         """
         return self._follower.fit
 
@@ -108,7 +108,7 @@ class ScheduleTopic:
         return {} if self._inherited else self._found.take()
 
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
-        """Say that a value that was drained cannot be read: one line about each a minute, twenty of a kind at most."""
+        """Log that a drained value cannot be read: one line a minute about each, at most twenty of a kind."""
         self._found.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:

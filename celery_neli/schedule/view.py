@@ -107,7 +107,7 @@ def _look(editor: ScheduleEditor, name: str) -> Periodic:
 
 
 def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
-    """An entry that no beat runs, for it cannot be read."""
+    """Return an entry that no beat runs because it cannot be read."""
     return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
 
 

@@ -38,7 +38,7 @@ class Writes:
         self.quiet = False
         """No broker answers, which others say."""
         self.denied = False
-        """A record was refused for want of rights, which others say."""
+        """Whether a record was refused because rights are missing; the follower logs that."""
         # By key:
         self._unsaved: dict[bytes, tuple[int, bytes | None]] = {}  # partition and value, the latest
         self._waiting: OrderedDict[bytes, None] = OrderedDict()  # what librdkafka does not have

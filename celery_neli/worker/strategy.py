@@ -163,7 +163,7 @@ def _forward(message: Any, queue: Queue, connection: Any) -> None:
 
 
 def _awaited(message: Any) -> bool:
-    """Whether somebody waits for the end of this run: its caller, or a chord."""
+    """Return True if a caller or a chord waits for the end of this run."""
     embed = message.payload
     if not isinstance(embed, dict):
         _, _, embed = embed
