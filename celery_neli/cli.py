@@ -22,7 +22,6 @@ from celery.bin.worker import worker
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS, from_app
 from celery_neli.exceptions import NeliError
-from celery_neli.logs import escaping
 from celery_neli.masking import hide_from_reports
 from celery_neli.ordinary_beat import guard
 from celery_neli.printable import printable
@@ -169,6 +168,8 @@ def _note_switched_off(app: Any) -> None:
 
 
 def _log() -> Any:
+    from celery_neli.logs import escaping
+
     return escaping(logging.getLogger("celery_neli.cli"))
 
 

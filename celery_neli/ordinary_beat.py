@@ -13,11 +13,9 @@ import click
 
 from celery_neli.config import from_app
 from celery_neli.exceptions import NeliError
-from celery_neli.logs import escaping
 from celery_neli.nearest import similar
 from celery_neli.printable import printable
 from celery_neli.settings import not_read
-from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
 
 __all__ = ["OrdinaryBeat", "check_scheduler", "guard", "misspelt"]
-
-logger = escaping(logging.getLogger(__name__))
 
 #: Seconds that Kafka has to answer.
 PATIENCE: Final = 2.0
@@ -86,7 +82,7 @@ class OrdinaryBeat:
             _warn_of_a_setting_not_read(scheduler.app)
             line = self._why_not(scheduler.app, type(scheduler))
         if line is not None:
-            logger.critical("%s", line)
+            _logger().critical("%s", line)
             raise SystemExit(1)  # celery.signals swallows what is no more than an Exception
 
     def on_worker(self, instance: Any, options: Any, **_: Any) -> None:
@@ -129,6 +125,8 @@ class OrdinaryBeat:
 
     def _ask(self, app: Any) -> ElectionStatus | None:
         """Return what Kafka says about the beat election; None if it does not answer, which is logged."""
+        from celery_neli.threads import spawn
+
         answers: list[ElectionStatus] = []
         reasons: list[str] = []
 
@@ -141,7 +139,7 @@ class OrdinaryBeat:
         spawn(ask, name="neli-ask").join(self._patience)
         if answers:
             return answers[0]
-        logger.warning(
+        _logger().warning(
             "beat: elected beats of neli_group=%s may be running, which would send each task a second time: this beat "
             "could not ask Kafka and starts: %s",
             app.conf.neli_group, reasons[0] if reasons else f"no answer within {self._patience:g} s",
@@ -155,7 +153,7 @@ def _warn_of_a_setting_not_read(app: Any) -> None:
         return  # with a namespace, another one may be that of another app
     hint = not_read(app, "neli_group")
     if hint is not None:
-        logger.warning("neli_group is not set, so this process takes part in no election: %s", hint)
+        _logger().warning("neli_group is not set, so this process takes part in no election: %s", hint)
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:
@@ -172,10 +170,16 @@ def guard(beat: click.Command, worker: click.Command) -> None:
 def _look(config: Config) -> ElectionStatus:
     from celery_neli.status import look
 
-    return look(config, "beat", log=logger)
+    return look(config, "beat", log=_logger())
 
 
 def _resolve(name: Any) -> Any:
     from celery.utils.imports import load_extension_class_names, symbol_by_name
 
     return symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
+
+
+def _logger() -> logging.Logger:
+    from celery_neli.logs import escaping
+
+    return escaping(logging.getLogger(__name__))

@@ -18,7 +18,6 @@ from celery.bin.base import CeleryCommand
 
 from celery_neli.config import from_app
 from celery_neli.exceptions import NeliError
-from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.terminal import failure, say
 
@@ -274,6 +273,7 @@ def _note_doubts(app: Any, found: Periodic) -> None:
 def _leaderless(app: Any, name: str) -> str | None:
     """Return that no beat leads the shard of this entry, if Kafka says so."""
     from celery_neli.led.shards import owner
+    from celery_neli.logs import escaping
     from celery_neli.status import look
 
     config = from_app(app, "beat")

@@ -267,9 +267,7 @@ def decode_note(value: bytes) -> Note:
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
     app = None if fields.get("app") is None else typed(fields, "app", str)
-    at = number("at", fields.get("at"))
-    if not EARLIEST <= at <= LATEST:
-        raise RecordError("bad 'at'")
+    at = instant("at", fields.get("at"))
     return Note(schedule=typed(fields, "schedule", str), version=version, at=at, app=app)
 
 

@@ -138,11 +138,10 @@ def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong
         wrong.append(f"{shown(entry)}: give a dict with a task and a schedule")
         return {}
     fields: dict[str, Any] = dict(entry)
-    wrong.extend(
-        f"{printable(each)} = {shown(fields[each])}: there is no such field; did you mean {nearest(str(each), takes)}?"
-        for each in (fields if takes is not None else ())
-        if takes is not None and each not in takes
-    )
+    if takes is not None:
+        for each in [name for name in fields if name not in takes]:
+            meant = nearest(str(each), takes)
+            wrong.append(f"{printable(each)} = {shown(fields[each])}: there is no such field; did you mean {meant}?")
     _check_schedule(fields, app, wrong)
     _check_call(fields, app, wrong)
     return fields
@@ -192,10 +191,9 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
     for name in options:
         if name in TAKEN:
             continue
-        if name.startswith("neli_"):
-            wrong.append(f"options: there is no option {printable(name)}; did you mean {nearest(name, OWN_OPTIONS)}?")
-        elif near := similar(name, TAKEN, least=LIKE):
-            wrong.append(f"options: there is no option {printable(name)}; did you mean {near}?")
+        meant = nearest(name, OWN_OPTIONS) if name.startswith("neli_") else similar(name, TAKEN, least=LIKE)
+        if meant is not None:
+            wrong.append(f"options: there is no option {printable(name)}; did you mean {meant}?")
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
     for check in (Misfire.from_settings, Overlap.from_options):
