@@ -28,7 +28,9 @@ class LogLimit:
         self, every: float, *, remembered: int = REMEMBERED, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._every, self._remembered, self._clock = every, remembered, clock
-        self._allowed: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()  # when, and how many since were not
+        self._allowed: OrderedDict[Hashable, tuple[float, int]] = (
+            OrderedDict()
+        )  # when a line was allowed, and how many were suppressed since
 
     def ask(self, key: Hashable) -> int | None:
         """Return how many lines of this key were suppressed since the last allowed one, or None: suppress this one."""

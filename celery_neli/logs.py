@@ -76,7 +76,9 @@ def _traceback(error: BaseException) -> str:
     """As logging has it, but the message of each error is one line."""
     lines = []
     for part in traceback.TracebackException.from_exception(error).format():
-        frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # of a file, or between two errors
+        frame = (
+            part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part
+        )  # a line of source, or the text between two errors
         lines.append(part if frame else f"{printable(part[:-1], LONGEST_ARGUMENT)}\n")
     return "".join(lines).rstrip("\n")
 

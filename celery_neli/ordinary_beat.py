@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OrdinaryBeat", "check_scheduler", "guard", "misspelt"]
 
-#: Seconds that Kafka has to answer.
+#: Seconds to wait for Kafka's answer.
 PATIENCE: Final = 2.0
 #: What `-S` is given to have celery-neli's schedulers.
 NAMES: Final = ("celery_neli.Scheduler", "celery_neli.scheduler:Scheduler", "celery_neli.ReplicatedScheduler")
@@ -83,7 +83,7 @@ class OrdinaryBeat:
             line = self._why_not(scheduler.app, type(scheduler))
         if line is not None:
             _logger().critical("%s", line)
-            raise SystemExit(1)  # celery.signals swallows what is no more than an Exception
+            raise SystemExit(1)  # celery.signals swallows every Exception
 
     def on_worker(self, instance: Any, options: Any, **_: Any) -> None:
         """`celery worker` starts: end it with a line if it has an ordinary beat (`-B`) and elected beats run."""
@@ -97,7 +97,7 @@ class OrdinaryBeat:
             try:
                 cls = _resolve(name)
             except (ImportError, AttributeError, ValueError):
-                return  # Celery says so
+                return  # Celery reports it
             line = self._why_not(app, cls)
             self._asked = True  # the beat is a process that is forked from this one
         if line is not None:
@@ -150,7 +150,7 @@ class OrdinaryBeat:
 def _warn_of_a_setting_not_read(app: Any) -> None:
     """Say that the group is given under a name that Celery does not read: the process takes part in no election."""
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
-        return  # with a namespace, another one may be that of another app
+        return  # beside a namespace, another prefix may be another app's
     hint = not_read(app, "neli_group")
     if hint is not None:
         _logger().warning("neli_group is not set, so this process takes part in no election: %s", hint)

@@ -185,7 +185,7 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
         roles, seen, gone = _roles(reader, config, min(len(found.partitions), len(config.roles)))
     finally:
         reader.close()
-    # Whom the group still has a session after its lease has run out stands by: it would have been put out otherwise.
+    # A member that is still in the group a session after its lease has run out stands by: others are put out by then.
     over = time.time() - config.session_timeout
     members, state = _members(group, config, roles, gone=[name for name, since in gone.items() if since > over])
     denied = members is None and _is_refused(group)

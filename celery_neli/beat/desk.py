@@ -137,7 +137,7 @@ class Desk:
             standing = self._leader.snapshot(self.role)
             if not standing.leading or standing.term is None:
                 down.set()
-                if self._reason and self._fails_for_long():  # the term was led, and not served
+                if self._reason and self._fails_for_long():  # this beat led the term and did not serve it
                     self._give_way()
                 return None if self._keep() else 0.0
             if not self._begin(standing.term):

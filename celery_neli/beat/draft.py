@@ -41,7 +41,7 @@ class Draft:
         lazy = celery.beat.Scheduler(app, schedule=dict(given), lazy=True)
         lazy.update_from_dict(check_static(app.conf.beat_schedule, app).entries)  # mistakes are logged by those built
         lazy.install_default_entries(lazy.schedule)
-        #: The schedule; may be changed in every way in which a dict may.
+        #: The schedule. Callers may change it as they may change a dict.
         self.entries = Entries(lazy.schedule)
         self.entries.changes()
         self._was = {name: _fields(entry) for name, entry in self.entries.items()}
@@ -126,7 +126,7 @@ class Draft:
         if not isinstance(made.task, str) or not hasattr(made.schedule, "is_due"):
             raise TypeError(f"task = {made.task!r}, schedule = {made.schedule!r}: give a task's name and a schedule")
         made.name = name
-        if maybe_make_aware(made.last_run_at) >= self._made:  # its time is only that of its making
+        if maybe_make_aware(made.last_run_at) >= self._made:  # it has no last run of its own
             made.last_run_at = made.default_now()
         put = getattr(scheduler, "neli_put", None)
         if put is None:

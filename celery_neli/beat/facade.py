@@ -25,7 +25,7 @@ __all__ = ["Facade"]
 
 logger = escaping(get_logger(__name__))
 
-#: Schedulers whose entries are in memory, or in a file of their own that is read for the names of `beat_schedule` only.
+#: Schedulers that keep entries in memory, or in a file from which they read only the names of `beat_schedule`.
 _CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
 
 
@@ -123,7 +123,7 @@ class Facade(celery.beat.Scheduler):
             return {}
         try:
             return dict(cls(app=self.app, lazy=True).schedule)
-        except Exception as exc:  # noqa: BLE001 - of a database; its scheduler meets it again, and waits for it
+        except Exception as exc:  # noqa: BLE001 - the database fails; its scheduler will meet that again, and wait
             logger.warning("beat: the entries in the database cannot be shown yet: %r", exc)
             return {}
 

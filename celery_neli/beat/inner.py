@@ -32,7 +32,7 @@ __all__ = ["DEFAULT", "abandon", "build", "build_led", "count_births", "is_repli
 
 #: The inner scheduler where none is named.
 DEFAULT = "celery_neli.ReplicatedScheduler"
-#: The schedulers that a misspelt name may have meant.
+#: The schedulers that a misspelt name may mean.
 KNOWN = (
     DEFAULT,
     "celery.beat.Scheduler",

@@ -35,6 +35,6 @@ def metadata(client: Consumer, klog: KafkaLog, topic: str, timeout: float) -> An
         try:
             return client.list_topics(topic, timeout=max(0.01, min(SLICE, deadline - time.monotonic()))).topics[topic]
         except KafkaException:
-            client.poll(0)  # serves the log lines and errors
+            client.poll(0)  # delivers the log lines and errors
             if time.monotonic() >= deadline or is_hopeless(klog, began):
                 raise

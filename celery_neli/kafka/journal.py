@@ -335,7 +335,7 @@ class KafkaJournal:
         else:
             # The log holds fewer records than were asked for, or loses them while it is being asked.
             if position.sought >= 0:
-                # Looking back, in a log that has lost what was there: it may be another log by now.
+                # The log has lost what was to be read again: it may be another log by now.
                 events.append(Lost(position.role, error.str()))
             if position.whole:
                 self._klog.say(logging.WARNING, f"role={position.role} not read yet: {error.str()}")

@@ -51,11 +51,11 @@ class Reachability:
         self._unreachable = False
         self._worked = False  # brokers answered before
         self._cause: Cause | None = None
-        self._looking = float("-inf")  # until when a look at a certificate is waited for
+        self._looking = float("-inf")  # until when to wait for a look at a certificate
         self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
-        self._owed: logging.Logger | None = None  # the line about the outage, until that is known
+        self._owed: logging.Logger | None = None  # whose line about the outage waits for the look
         self._told: set[str] = set()  # keys of the lasting causes that were logged in this outage
-        self._kept: dict[str, tuple[float, float]] = {}  # when causes came first, and last
+        self._kept: dict[str, tuple[float, float]] = {}  # when each cause came first, and last
         self._limit = LogLimit(REMIND, clock=clock)
 
     @property
@@ -116,7 +116,7 @@ class Reachability:
         """Note that something was read from a broker, and log it to `log` if none answered before."""
         self._worked = True
         if not self._unreachable and self._cause is None:
-            return  # mostly; without the lock
+            return  # the usual case needs no lock
         with self._lock:
             said = self._unreachable and self._owed is None
             self._unreachable, self._cause, self._owed = False, None, None

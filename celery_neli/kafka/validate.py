@@ -42,7 +42,7 @@ def making(properties: Mapping[str, Any]) -> Iterator[None]:
     """Turn what librdkafka refuses while clients are made into a `ConfigurationError` of one line."""
     try:
         yield
-    except (KafkaException, TypeError, ValueError) as exception:  # the latter two: confluent-kafka's checks of types
+    except (KafkaException, TypeError, ValueError) as exception:  # the latter two from confluent-kafka's type checks
         error = exception.args[0] if isinstance(exception, KafkaException) else None
         if error is not None and error.name() not in ("_INVALID_ARG", "_CRIT_SYS_RESOURCE", "_FAIL"):
             raise

@@ -20,9 +20,9 @@ from celery.schedules import crontab, schedule
 
 __all__ = ["canonical", "fingerprint"]
 
-#: Levels of nested values that are looked into; what refers to itself ends there.
+#: Levels of nested values that are followed; values that refer to themselves end there.
 DEEPEST: Final = 50
-#: How many of these levels an object takes: attributes may lead far away from what an entry is.
+#: How many of these levels an object counts for: its attributes may lead far away from the entry.
 OBJECT: Final = 20
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 _FREQUENCY = re.compile(r"<freq: ([0-9.]+) (day|hour|minute|second)s?>")

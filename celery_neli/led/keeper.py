@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper"]
 
-#: Records that come at once above which each is not worth a line in the log.
+#: If more records than this come at once, they are logged in one line.
 MANY = 20
-#: Seconds of a tick for what was read.
+#: Seconds of a tick that may be spent on what was read.
 PORTION = 0.02
 #: Seconds between two notes of a member, which `celery neli status` compares.
 NOTE_EVERY = 15.0
-#: Entries up to which a fingerprint is taken at once, in some ten milliseconds; of 100,000 it takes seconds.
+#: Up to so many entries, the fingerprint is taken at once, in some ten milliseconds; 100,000 take seconds.
 FEW = 1_000
-#: Characters of an app's name in a note, which has a limit.
+#: Characters of an app's name in a note, whose length is limited.
 LONGEST_APP = 200
 VERSION = "version"
 
@@ -60,7 +60,7 @@ class Keeper:
         self.followers: list[Any] = []
         #: What makes them.
         self.makers: list[Callable[[], None]] = []
-        #: What was read and is not handed over yet, of which generation of the topic, and whether it ends that.
+        #: What was read and not handed over yet; the generation of the topic that it is of, and the one that it ends, or -1.
         self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many, self._resume_at = 0, 0.0

@@ -162,7 +162,7 @@ class LedMixin(Dispatching):
         marks, blind = beginning.marks, states.led
         if marks is None and led_until is not None and not blind:
             # Another scheduler was led, which leaves no marks: its slots were served until then, as far as is known.
-            # What was imported from it says by itself what ran.
+            # The states of entries that were imported from it say what ran.
             marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp(), tried=0.0)
         self._term = Term(
             keeper,
@@ -310,7 +310,7 @@ class LedMixin(Dispatching):
         if found.due and found.slot is not None:
             slot, moment = found.slot.timestamp(), maybe_make_aware(now).timestamp()
             defined = self.neli_states.imported.get(entry.name, 0.0)
-            if defined > moment:  # by a clock that is ahead of this one
+            if defined > moment:  # another process put it, whose clock is ahead
                 heap.put(entry.name, defined)
                 return 0.0
             # A successor assumes that slots of an import that no claim reached have not been sent.

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = ["States"]
 
-#: Records of entries that are not here of which so many are kept, once the topic was read to its end.
+#: How many records of entries that are not here are kept after the topic was read to its end.
 STRAYS = 1000
 #: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
 TOLD_EVERY, TOLD_APART = 60.0, 1000
-#: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
+#: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
 REFUSED_EVERY, MANY = 60.0, 20
 
 logger = escaping(logging.getLogger(__name__))
@@ -71,7 +71,7 @@ class States:
         self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
         #: Entries that were born here, and whose states are still to be written.
         self.unwritten: dict[str, None] = {}
-        #: Entries whose states the topic has lost, and that were not written again since.
+        #: Entries whose states the topic has lost and that are still to be written again.
         self.again: dict[str, None] = {}
         #: Entries that the mark *done* does not cover.
         self.open: set[str] = set()
@@ -231,11 +231,11 @@ class States:
             self._leave_out(name)
             if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
                 logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
-        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
+        except Exception as exc:  # noqa: BLE001 - unforeseen: the other records are still read
             if not isinstance(exc, RecordError):
                 exc = RecordError(f"cannot be read: {printable_error(exc)}")
             if kind == ENTRY:
-                self._leave_out(name)  # here as on a beat that starts now
+                self._leave_out(name)  # as a beat does that starts now
             self._refuse(kind, name, exc)
             if leading and kind == STATE and (entry := self._entry(name)) is not None:
                 self._scheduler.neli_write(entry)  # compaction keeps what was written last
@@ -254,7 +254,7 @@ class States:
         elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
         elif state.term != NO_TERM or state.last > at_of(entry):
-            # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
+            # A leader that was frozen wrote it. Compaction keeps what was written last, so ours is written again.
             self._scheduler.neli_write(entry)
 
     def _take_stray(self, entry: Any) -> None:

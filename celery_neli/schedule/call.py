@@ -85,7 +85,7 @@ def check_arguments(app: Any, call: Call) -> None:
     """
     task = app.tasks.get(call.task)
     if task is None or not task.typing or type(task).apply_async is not Task.apply_async:
-        return  # one of its own may add to them
+        return  # an apply_async of its own may add arguments
     header = getattr(task, "__header__", None)
     if header is None:
         return
@@ -119,7 +119,7 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
     for field in ("kwargs", "options"):
         if given[field] and held[field]:
             if not is_mapping(given[field]):
-                continue  # the check of the fields refuses it
+                continue  # the check of the fields will refuse it
             both = sorted(given[field].keys() & held[field].keys())
             if both:
                 raise ConfigurationError(

@@ -280,7 +280,7 @@ def _leaderless(app: Any, name: str) -> str | None:
     try:
         found = look(config, "beat", log=escaping(logging.getLogger("celery_neli.cli")), schedules=True)
     except NeliError:
-        return None  # it has answered before, and stored the entry
+        return None  # Kafka answered before, and stored the entry
     if not found.exists:
         return (
             f"the leader topic {config.topic} does not exist, or this user may not see it: if no beat of this group "

@@ -59,7 +59,7 @@ def define(
         kwargs=_as_json("kwargs", _mapping("kwargs", call.kwargs)),
         options=_as_json("options", _options(call.options)),
     )
-    encode_definition(definition)  # its size, and all that needs no app
+    encode_definition(definition)  # checks its size, and all that needs no app
     entry = entry_of(definition, name, app)
     Overlap.of(entry).check(app, entry)
     check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
@@ -184,7 +184,7 @@ def _as_json(field: str, value: Any) -> Any:
         same = back == _listed(value)
     except ConfigurationError:
         raise
-    except Exception as exc:  # noqa: BLE001 - of any class that is in there
+    except Exception as exc:  # noqa: BLE001 - any class in there may raise anything
         raise ConfigurationError(f"{field} = {shown(value)}: cannot be kept as JSON: {exc}") from None
     if not same:
         raise ConfigurationError(f"{field} = {shown(value)}: would come back from JSON as {shown(back)}")

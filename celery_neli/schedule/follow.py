@@ -191,7 +191,7 @@ class Follower:
             logging.WARNING, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it anew"
         )
         self.torn = torn
-        self._begin(reader)  # first: who sees the new generation sees that nothing of it was read
+        self._begin(reader)  # first: readers of the new generation must see that nothing of it was read
         self._found.begin_again()
         self._told(False)
 
@@ -205,7 +205,7 @@ class Follower:
         try:
             low, high = reader.get_watermark_offsets(TopicPartition(self._config.schedule_topic, 0), timeout=ASK)
         except KafkaException:
-            return  # the topic is gone, or brokers are: others find out
+            return  # the topic or the brokers are gone, which other checks find out
         if low > self._first:
             self._begin_anew(reader, f"records before offset {low} were deleted; is cleanup.policy compact?")
         elif high < self.next[0]:
@@ -243,7 +243,7 @@ class Follower:
         elif messages:
             self.next, self._writes.quiet = read, False
             if ended and self.whole != self._found.generation:
-                found |= self.whole >= 0  # also that some are not there any more is news
+                found |= self.whole >= 0  # that some records are gone is news, too
                 self.whole = self._found.generation
             self._told(found)
 

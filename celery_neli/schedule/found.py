@@ -45,7 +45,7 @@ class Found:
         """Add a record; return True if there is something new to take. A bad record costs itself alone."""
         try:
             return self._add(key, value)
-        except Exception as exc:  # noqa: BLE001 - that was not foreseen: the records around it are read all the same
+        except Exception as exc:  # noqa: BLE001 - unforeseen: the other records are still read
             self.refuse("", f"key={printable(key)}: {printable_error(exc)}")
             return False
 

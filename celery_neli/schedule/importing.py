@@ -95,7 +95,7 @@ def plan(source: Source, editor: ScheduleEditor, *, replacing: bool = False) -> 
 
     Reads the schedule topic (blocks); writes nothing. ``replacing``: entries that are here already are replaced.
     """
-    editor.known  # noqa: B018 - what Kafka raises is of no entry
+    editor.known  # noqa: B018 - read it now: what Kafka raises concerns no single entry
     return [
         Row(name=found.name, action="left out", notes=(found.why,))
         if isinstance(found, LeftOut)

@@ -25,7 +25,7 @@ __all__ = ["read"]
 SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-journal")
 #: A copy that was made while beat wrote may be torn.
 ATTEMPTS = 3
-#: Bytes. No schedule has so many.
+#: Bytes. No schedule is as long.
 MOST = 1 << 28
 ENTRIES = b"entries"
 WARNING = "a beat that runs writes its file every few minutes: stop it first, for its last runs are in no file yet"

@@ -16,7 +16,7 @@ __all__ = ["Made", "Named", "load", "parts"]
 
 #: Opcodes that reach for objects elsewhere than by a name: registered extensions, and what the pickle's author kept.
 ELSEWHERE = frozenset(("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"))
-#: Opcodes whose argument is a place in a list that is made as long as that.
+#: Opcodes whose argument is an index of a list, which Python makes as long as that.
 PLACES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 #: Modules that Python 2 had under other names.
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}

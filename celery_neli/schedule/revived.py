@@ -99,7 +99,7 @@ _ADMITTED: Mapping[str, Callable[..., Any]] = {
     "decimal.Decimal": Decimal,
     "uuid.UUID": UUID,
 }
-#: Of these the state says what they are, and not the arguments.
+#: Classes whose pickles hold the value in the state, not in the arguments.
 _BY_STATE: Mapping[str, Callable[[Any], Any]] = {
     "dateutil.tz.tz.tzoffset": lambda state: _offset(state["_name"], state["_offset"]),
     "uuid.UUID": lambda state: UUID(int=state["int"]),
@@ -163,7 +163,7 @@ class Revival:
             return _BY_STATE[named](self.make(made.state))
         found = of(*args, **kwargs) if named in _ADMITTED or not isinstance(of, type) else _instance(of, args, kwargs)
         if named in _ADMITTED and of is not crontab and of is not OrderedDict:
-            return found  # its arguments say it all
+            return found  # its arguments are all of it
         if made.state is not None:
             _set_state(found, self.make(made.state))
         for each in made.items:

@@ -139,7 +139,7 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
 
 def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
     state = editor.known.states.get(name)
-    # As a beat, which does not believe what is further ahead.
+    # A beat does not believe what is further ahead, either.
     begins = since if since <= editor.now + START_AHEAD else 0.0
     last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
     after = max(begins, last) or editor.now

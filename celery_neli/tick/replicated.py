@@ -233,7 +233,7 @@ class ReplicatedScheduler(HeapedScheduler):
         self.apply_entry(entry, producer=producer)
 
     def _tell_refused(self, name: str, slot: datetime | None, error: BaseException) -> None:
-        celery.beat.error(  # by Celery's logger, where its own line about that would come
+        celery.beat.error(  # in Celery's logger, where users look for such lines
             "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
             printable(name), "-" if slot is None else slot.isoformat(),
             printable_error(error, MOST_OF_AN_ERROR),
