@@ -18,8 +18,8 @@ REMEMBERED: Final = 256
 
 
 class LogLimit:
-    """Allows the first line of each key, then one every `every` seconds. Memory is bounded: of more keys than
-    `remembered`, those that were allowed longest ago are forgotten, and allowed again.
+    """Allows the first line of each key, then one every `every` seconds. Remembers at most `remembered` keys: those
+    that were allowed longest ago are forgotten, and allowed again.
 
     Never blocks and never raises. One thread at a time.
     """
@@ -28,9 +28,8 @@ class LogLimit:
         self, every: float, *, remembered: int = REMEMBERED, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._every, self._remembered, self._clock = every, remembered, clock
-        self._allowed: OrderedDict[Hashable, tuple[float, int]] = (
-            OrderedDict()
-        )  # when a line was allowed, and how many were suppressed since
+        #: When a line was allowed, and how many were suppressed since.
+        self._allowed: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
     def ask(self, key: Hashable) -> int | None:
         """Return how many lines of this key were suppressed since the last allowed one, or None: suppress this one."""

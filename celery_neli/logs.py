@@ -24,8 +24,8 @@ LONGEST_ARGUMENT = 1_000
 
 
 def escaping(logger: logging.Logger) -> logging.Logger:
-    """Return `logger`, which from now on escapes what its lines are filled in with, so that no argument can begin a
-    line of its own or reach the terminal. Changes neither its level nor its handlers. Any thread.
+    """Return `logger`, which from now on escapes the arguments of its lines, so that none of them can begin a line of
+    its own or control the terminal. Changes neither its level nor its handlers. Any thread.
     """
     logger.addFilter(_ESCAPE)
     return logger
@@ -76,9 +76,7 @@ def _traceback(error: BaseException) -> str:
     """As logging has it, but the message of each error is one line."""
     lines = []
     for part in traceback.TracebackException.from_exception(error).format():
-        frame = (
-            part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part
-        )  # a line of source, or the text between two errors
+        frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # source, or text between errors
         lines.append(part if frame else f"{printable(part[:-1], LONGEST_ARGUMENT)}\n")
     return "".join(lines).rstrip("\n")
 

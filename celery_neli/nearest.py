@@ -17,7 +17,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def similar(name: str, known: Iterable[str], *, least: float) -> str | None:
-    """Return the one of the ``known`` names that looks most like ``name``; None if none looks like it by ``least``,
-    from 0 to 1.
+    """Return the one of the ``known`` names that looks most like ``name``; None if their likeness (0 to 1) is below
+    ``least``.
     """
     return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=least)), None)

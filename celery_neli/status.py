@@ -58,8 +58,9 @@ class RoleStatus:
 @dataclass(frozen=True, kw_only=True)
 class MemberStatus:
     """One member of the consumer group; `leads`: the roles that it leads, `induced`: those that the group has assigned
-    to it, both in the order of the configuration. Members of one name are said to lead the same. `answers` is False if
-    the member is known to be gone though its session has not ended: its lease has run out, or its notes have ended.
+    to it, both in the order of the configuration. Members of one name are shown as leading the same roles. `answers`
+    is False if the member is known to be gone though its session has not ended: its lease has run out, or its notes
+    have ended.
     """
 
     name: str
@@ -160,7 +161,7 @@ def _with_notes(found: ElectionStatus, told: list[MemberSchedule], now: float) -
 
 def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:
     """Return the members' notes, and why there are none if a right is missing. If they take too long, the election is
-    told without.
+    returned without them.
     """
     try:
         return read_notes(config, log=log, timeout=TIMEOUT), []

@@ -25,7 +25,7 @@ __all__ = ["Facade"]
 
 logger = escaping(get_logger(__name__))
 
-#: Schedulers that keep entries in memory, or in a file from which they read only the names of `beat_schedule`.
+#: Schedulers that keep entries in memory, or in a file of which they use only the entries of `beat_schedule`.
 _CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
 
 

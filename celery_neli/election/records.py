@@ -198,8 +198,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_data(data: object) -> None:
-    """Raise RecordError unless a claim that repeats `data` is a record again: written again, brackets that were
-    escaped count, too.
+    """Raise RecordError unless readers would accept a claim that repeats `data`. In that, brackets that were escaped
+    count, too.
     """
     if not isinstance(data, dict):
         raise RecordError("bad 'data'")

@@ -24,9 +24,9 @@ def is_hopeless(klog: KafkaLog, began: float) -> bool:
 
 
 def metadata(client: Consumer, klog: KafkaLog, topic: str, timeout: float) -> Any:
-    """Return what brokers know of `topic` (confluent_kafka's `TopicMetadata`); an error in it is the caller's to judge.
+    """Return what brokers know of `topic` (confluent_kafka's `TopicMetadata`); the caller must look for an error in it.
 
-    Blocks for `timeout` seconds at most; not so long if the brokers cannot be used and waiting would not help.
+    Blocks for `timeout` seconds at most, or less if the brokers cannot be used and waiting would not help.
     Raises `KafkaException`.
     """
     began = time.monotonic()

@@ -25,7 +25,7 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class Ahead:
-    """Judges times by the clock ``moment`` (Unix seconds), and says what is ahead as often as ``limit`` allows. One
+    """Judges times by the clock ``moment`` (Unix seconds), and logs those ahead of it as often as ``limit`` allows. One
     thread at a time.
     """
 
@@ -37,8 +37,8 @@ class Ahead:
         return 0.0 if since > 0 and self.is_far(name, "since", since, START_AHEAD) else since
 
     def is_far(self, name: str, field: str, at: float, most: float = FAR_AHEAD) -> bool:
-        """Return True if this time is further ahead of the clock than ``most`` seconds, and not believed. Say so, and
-        also if the entry is to wait for it.
+        """Return True if this time is more than ``most`` seconds ahead of the clock, and not believed. Log that, and
+        also that an entry waits for a time ahead.
         """
         ahead = at - self._moment()
         if ahead > ASTRAY and self._limit.allows((field, name)):

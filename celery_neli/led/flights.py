@@ -109,8 +109,8 @@ class Flights:
         self._publishers.submit(flight)
 
     def landed(self) -> list[tuple[Flight, BaseException | None]]:
-        """What came of flights since the last call: None where the message left, or was `refused`. Does not block. Each
-        is in flight until it is `settled`.
+        """Return the outcome of flights since the last call: None where the message left, or was `refused`. Does not
+        block. Each is in flight until it is `settled`.
         """
         if self._publishers is None:
             return []

@@ -60,7 +60,7 @@ class Inventory:
         """Compare what is known with what the topic holds, which was read to its end since `recount`.
 
         Return the names of the definitions that were removed while this process did not hear of it. If the topic is
-        ``torn``, what is missing was lost with other records, and is for `take_lost`; there are no others then.
+        ``torn``, all that is missing counts as lost: `take_lost` returns it, and no names are returned here.
         """
         seen, self._seen = self._seen, None
         missing = [] if seen is None else [name for name in self._records if name not in seen]

@@ -60,7 +60,7 @@ class Keeper:
         self.followers: list[Any] = []
         #: What makes them.
         self.makers: list[Callable[[], None]] = []
-        #: What was read and not handed over yet; the generation of the topic that it is of, and the one that it ends, or -1.
+        #: What was read and not handed over yet, its generation of the topic, and the generation that it ends, or -1.
         self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many, self._resume_at = 0, 0.0
@@ -77,8 +77,8 @@ class Keeper:
                 make()
 
     def pull(self) -> bool:
-        """Hand what was read to the schedulers, all of which are there, in the order of reading, for `PORTION` seconds
-        at most. Return True if nothing is left.
+        """Hand what was read to the schedulers, all of which exist, in the order of reading, for `PORTION` seconds at
+        most. Return True if nothing is left.
         """
         began = time.perf_counter()
         if began < self._resume_at:  # another scheduler of this process has just had its portion

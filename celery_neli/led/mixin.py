@@ -111,8 +111,9 @@ class LedMixin(Dispatching):
         return entry
 
     def neli_put(self, entry: Any) -> None:
-        """Have an entry that code has put into the schedule, if it is of this shard. :raises ConfigurationError: as
-        `check`; nothing was changed.
+        """Take over an entry that code has put into the schedule, if it is of this shard.
+
+        :raises ConfigurationError: as `check`; nothing was changed.
         """
         if self._owns(entry.name):
             self.check(entry)
@@ -201,9 +202,9 @@ class LedMixin(Dispatching):
         return True
 
     def _settle_done(self, marks: Marks, *, made: float = float("-inf")) -> None:
-        """Slots up to the mark *done* were settled, though not every state may have been written since. (Of entries
-        that last ran when they were ``made`` or later.) Those behind *saved* have run; what had run before that mark
-        has its state, so the others are of a schedule that came later.
+        """Pass over slots up to the mark *done*, which were settled though their states may not have been written. (Of
+        entries that last ran when they were ``made`` or later.) Slots behind *saved* count as runs. What ran before
+        that mark has its state, so slots before it that have none never ran: their schedule came later.
         """
         heap = self._due_heap()
         until = datetime.fromtimestamp(marks.done, timezone.utc)

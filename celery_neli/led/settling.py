@@ -116,7 +116,7 @@ class Settling:
     def _apply(self, entry: Any, producer: Any) -> None:
         """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot.
 
-        Publishers come here, too, with what they send.
+        Publishers' threads call this, too.
         """
         retried = self._attempts.retried(entry)
         if retried is None or (retried.sent is not entry and retried.run != self._id_of_run(entry)):

@@ -54,8 +54,8 @@ logger = escaping(logging.getLogger(__name__))
 class States:
     """The entries of one scheduler, as far as they are known from the schedule topic. The thread that ticks.
 
-    ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is told records that are none.
-    ``moment``: the wall clock, Unix seconds.
+    ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is called with unreadable
+    records. ``moment``: the wall clock, Unix seconds.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class States:
         self._lines = LogLimit(REFUSED_EVERY)
 
     def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
-        """Apply what was read. ``leading``: this process knows the states better. ``many``: they are some of so many
-        that each is not worth a line in the log.
+        """Apply what was read. ``leading``: this process knows the states better. ``many``: so many records come that
+        each is logged at DEBUG only.
         """
         self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():

@@ -32,10 +32,10 @@ class Call:
 
 
 def check_app(app: Any) -> Any:
-    """Return the app.
+    """Return ``app``.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not a Celery app.
     """
     if isinstance(app, type) or not isinstance(app, Celery):
         raise ConfigurationError(f"app = {shown(app)}: give the Celery app")
@@ -78,10 +78,10 @@ def call_of(app: Any, task: Any, args: Any, kwargs: Any, options: Any) -> Call:
 
 
 def check_arguments(app: Any, call: Call) -> None:
-    """Ask the task whether it takes these arguments, as its `apply_async` will; where this app knows the task.
+    """Check that the task takes these arguments, as its `apply_async` will, if this app knows the task.
 
     Raises:
-        ConfigurationError: it does not.
+        ConfigurationError: the task does not take them.
     """
     task = app.tasks.get(call.task)
     if task is None or not task.typing or type(task).apply_async is not Task.apply_async:

@@ -196,8 +196,8 @@ class Follower:
         self._told(False)
 
     def _watch_log(self, reader: Consumer) -> None:
-        """Read from the beginning again if the log lost records that were read: Kafka does not tell a reader past them.
-        Asks every few seconds; takes half a second at most.
+        """Read from the beginning again if the log lost records that were read, which Kafka does not tell a reader that
+        is past them. Asks every few seconds; takes half a second at most.
         """
         if time.monotonic() < self._watch_at or self._first < 0:
             return

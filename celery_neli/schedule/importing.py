@@ -232,8 +232,8 @@ def seconds(at: datetime | None) -> float | None:
 
 
 def of_entry(entry: Any, *, name: str | None = None, paused: bool = False, app: Any = None) -> Found | LeftOut:
-    """A Celery entry as it was found; ``name`` is what its source calls it. Whatever is none is left out. An ``app`` is
-    given to an entry that has none.
+    """Return a Celery entry as `Found`, or `LeftOut` for anything else. ``name`` is what its source calls it; ``app``
+    is for an entry that has none.
     """
     try:
         if app is not None:

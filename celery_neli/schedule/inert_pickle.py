@@ -24,7 +24,7 @@ RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 class Made:
     """What a pickle would make by calling `of` (a `Named`, or what another call returned) with `args`; then its state
-    and items. Does nothing of it.
+    and items. None of that is done.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

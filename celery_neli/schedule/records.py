@@ -159,9 +159,10 @@ def encode_note(note: Note) -> bytes:
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Its bytes. Raises `ConfigurationError`, which names the field that no process could read or send, or is too long.
+    """Return its bytes. Raises `ConfigurationError`, which names a field that no process could read or send, or that is
+    too long.
 
-    What is written can be read: `decode_definition` asks the same check.
+    What is written can be read: `decode_definition` makes the same check.
     """
     if not isinstance(definition.args, (list, tuple)):
         raise ConfigurationError(f"args: {shown(definition.args)} is no list")

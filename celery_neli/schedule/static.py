@@ -39,7 +39,7 @@ LIKE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class StaticEntries:
-    """What was found, by name: the fields of each good entry, as Celery's `Entry` takes them; what is wrong with each
+    """The entries by name: the fields of each good entry, as Celery's `Entry` takes them; what is wrong with each
     bad one (`mistakes`), and what may be wrong with good ones (`doubts`).
     """
 
@@ -97,7 +97,7 @@ def sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
     """Return the schedule among the ``fields`` of an entry as Celery takes it: text and times become objects.
 
     Raises:
-        ConfigurationError: it is no schedule.
+        ConfigurationError: it is not a schedule.
     """
     value = fields["schedule"]
     when = schedule_of(value, app=app)
@@ -110,7 +110,7 @@ def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
     """Return the fields of an entry that an application adds, its schedule as Celery takes it (`sound_schedule`).
 
     Raises:
-        ConfigurationError: it names the entry, whose schedule is none.
+        ConfigurationError: its schedule is not one; the error names the entry.
     """
     if not isinstance(fields, Mapping) or fields.get("schedule") is None:
         return fields  # an entry already, or left to Celery's class

@@ -67,8 +67,8 @@ class ScheduleTopic:
 
     @property
     def generation(self) -> int:
-        """Grows when the position was lost, or the topic: it is read from its beginning again, and what was drained
-        before and does not come again up to the end is not there any more.
+        """How often the topic has been read from its beginning again, because the position or the topic was lost. What
+        was drained before and does not come again before the end is gone.
         """
         return self._found.generation
 

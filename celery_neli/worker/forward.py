@@ -32,8 +32,8 @@ def forward(message: Any, queue: Queue) -> None:
     """Publish `message` to `queue`, which is there (`consuming.LeaderQueues`), then acknowledge it. On the consumer's
     thread; blocks as a publish and an acknowledgement do.
 
-    Nothing here may wait for the broker's answer: py-amqp takes further deliveries meanwhile, each of which would come
-    here as well, and wait in turn.
+    Nothing here may wait for the broker's answer: py-amqp takes further deliveries while it waits, and each of them
+    would come here and wait in turn.
 
     Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay as they came, whether they
     make sense or not: below kombu's Producer, which would convert them, and stumble. What the publish raises is raised,

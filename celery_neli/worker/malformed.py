@@ -35,7 +35,7 @@ logger = escaping(logging.getLogger(__name__))
 def rejecting() -> Iterator[None]:
     """Turn an error that a message caused inside into an `InvalidTaskError`; those that Celery knows stay as they are.
 
-    For code in which nothing waits for the broker: there these errors would mean something else.
+    Use it only for code that does not wait for the broker: otherwise these errors may come from the broker.
     """
     try:
         yield
