@@ -21,7 +21,8 @@ from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.nearest import similar
 from celery_neli.schedule.call import check_app, plain
-from celery_neli.schedule.defined import OWN_OPTIONS, check_comes, define, entry_of
+from celery_neli.schedule.defined import check_comes, define, entry_of
+from celery_neli.schedule.options import OWN_OPTIONS
 from celery_neli.schedule.records import (
     ENTRY,
     STATE,

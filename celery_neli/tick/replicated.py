@@ -26,12 +26,11 @@ from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
 from celery_neli.printable import printable, printable_error
+from celery_neli.schedule.options import OWN_OPTIONS
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
 from celery_neli.tick.expiry import expires_of
 from celery_neli.tick.fastpath import FastPath, publish_below
 from celery_neli.tick.heaped import HeapedScheduler
-from celery_neli.tick.misfire import OPTIONS as MISFIRE
-from celery_neli.tick.overlap import OPTIONS as OVERLAP
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
@@ -47,8 +46,6 @@ SET_BACK = 60.0
 SHORTEST = 0.001
 #: Characters of an error that are logged.
 MOST_OF_AN_ERROR = 400
-#: Options of an entry that are no part of its message.
-OPTIONS = (*MISFIRE, *OVERLAP)
 
 
 class ReplicatedScheduler(HeapedScheduler):
@@ -88,8 +85,8 @@ class ReplicatedScheduler(HeapedScheduler):
         """:raises ConfigurationError: the entry has a policy that does not exist."""
         super().check(entry)
         for name in entry.options:
-            if name.startswith("neli_") and name not in OPTIONS:
-                near = nearest(name, OPTIONS)
+            if name.startswith("neli_") and name not in OWN_OPTIONS:
+                near = nearest(name, OWN_OPTIONS)
                 raise ConfigurationError(f"beat entry {entry.name!r}: there is no option {name}; did you mean {near}?")
 
     # -- the tick --
@@ -244,9 +241,9 @@ class ReplicatedScheduler(HeapedScheduler):
         """The entry without what is none of its message's business."""
         given = entry.options
         expires = given.get("expires")
-        if given.keys().isdisjoint(OPTIONS) and not isinstance(expires, (datetime, str)):
+        if given.keys().isdisjoint(OWN_OPTIONS) and not isinstance(expires, (datetime, str)):
             return entry
-        options = {name: value for name, value in given.items() if name not in OPTIONS}
+        options = {name: value for name, value in given.items() if name not in OWN_OPTIONS}
         if (at := expires_of(given, self.neli_slot, self.app.timezone)) is not None:
             options["expires"] = at
         bare = object.__new__(type(entry))  # not copy(): it would make the entry anew, without its app
