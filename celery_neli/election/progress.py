@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from celery_neli.config import Config
 from celery_neli.election.member import Member
+from celery_neli.logs import Lines
 
 
 class _Stack:
@@ -56,7 +57,7 @@ class Progress:
         if stalled:
             line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
             what, who = self._hindered or "no progress", "the main thread" if self._hindered else "it"
-            stack = _Stack(threading.main_thread().ident or 0) if self._hindered else _Stack(thread_id)
+            stack = Lines(_Stack(threading.main_thread().ident or 0 if self._hindered else thread_id))
             self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
         else:
             self._log.info("progress again name=%s: a candidate again", self._config.name)
