@@ -6,7 +6,6 @@ Every `celery` command imports this module, so it loads confluent_kafka only whe
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
@@ -20,8 +19,7 @@ from celery.bin.beat import beat
 from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
-from celery_neli.config import ELECTIONS, from_app
-from celery_neli.exceptions import NeliError
+from celery_neli.config import ELECTIONS
 from celery_neli.masking import hide_from_reports
 from celery_neli.ordinary_beat import guard
 from celery_neli.printable import printable
@@ -57,18 +55,23 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader, or if
     different apps share the group.
     """
+    from celery_neli.exceptions import NeliError
+
     try:
         found = _look(ctx.obj.app, election)
-        _note_switched_off(ctx.obj.app)
-        shown = [each for each in found if each.exists or election] or found[:1]
-        if all(not each.exists and each.missing_rights for each in shown):
-            raise NeliError(shown[0].missing_rights[0])
     except NeliError as exc:
         if as_json:
             print(json.dumps({"led": False, "error": str(exc), "elections": []}))
             ctx.exit(1)
         raise failure(exc) from None
+    _note_switched_off(ctx.obj.app)
+    shown = [each for each in found if each.exists or election] or found[:1]
     unseen = [right for each in found if not each.exists for right in each.missing_rights]
+    if all(not each.exists and each.missing_rights for each in shown):
+        if as_json:
+            print(json.dumps({"led": False, "error": shown[0].missing_rights[0], "elections": []}))
+            ctx.exit(1)
+        raise failure(NeliError(shown[0].missing_rights[0]))
     led = all(each.led for each in shown)
     if as_json:
         print(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))
@@ -94,6 +97,8 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
     """Ask the leader to hand over, and wait for the next one. Exit status 1 if none came in time."""
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
     from celery_neli.request import hand_over
 
     try:
@@ -125,17 +130,19 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     """Make the records of the beats' roles fit neli_shards: after it was lowered, or where a record was forged. Refuses
     while a beat serves a role: to lower neli_shards, stop all beats first.
     """
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
     from celery_neli.repair import repair as mend
 
     try:
         config = from_app(ctx.obj.app, "beat")
         changes = mend(config, dry_run=dry_run, timeout=timeout, log=_log())
     except NeliError as exc:
-        raise failure(exc) from None
+        raise click.ClickException(str(exc)) from None
     for each in changes:
-        say(f"role {each.role}: {each.what}")
+        print(f"role {each.role}: {each.what}")
     done = "nothing was written: dry run" if dry_run else "done"
-    say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
+    print(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
 @neli.command(cls=CeleryCommand)
@@ -146,6 +153,7 @@ def kafka(ctx: click.Context, port: int) -> None:
     ends. The topics of the app (`-A`) are there from the beginning.
     """
     from celery_neli.embedded import EmbeddedKafka
+    from celery_neli.exceptions import NeliError
 
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -168,6 +176,8 @@ def _note_switched_off(app: Any) -> None:
 
 
 def _log() -> Any:
+    import logging
+
     from celery_neli.logs import escaping
 
     return escaping(logging.getLogger("celery_neli.cli"))
@@ -175,6 +185,7 @@ def _log() -> Any:
 
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """Members elsewhere cannot: the embedded Kafka answers no such request, and makes topics of four partitions."""
+    from celery_neli.config import from_app
     from celery_neli.kafka.topic_spec import schedule_topic
 
     if app.conf.get("neli_group"):
@@ -190,6 +201,7 @@ def _make_topics(app: Any, running: EmbeddedKafka) -> None:
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:
     from concurrent.futures import ThreadPoolExecutor
 
+    from celery_neli.config import from_app
     from celery_neli.status import look
 
     names = [election] if election else list(ELECTIONS)

@@ -6,16 +6,11 @@ beat starts, and only where `neli_group` is set. An ordinary beat beside workers
 
 from __future__ import annotations
 
+import difflib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-
-from celery_neli.config import from_app
-from celery_neli.exceptions import NeliError
-from celery_neli.nearest import similar
-from celery_neli.printable import printable
-from celery_neli.settings import not_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OrdinaryBeat", "check_scheduler", "guard", "misspelt"]
 
-#: Seconds to wait for Kafka's answer.
+#: Seconds that Kafka has to answer.
 PATIENCE: Final = 2.0
 #: What `-S` is given to have celery-neli's schedulers.
 NAMES: Final = ("celery_neli.Scheduler", "celery_neli.scheduler:Scheduler", "celery_neli.ReplicatedScheduler")
@@ -37,8 +32,8 @@ def misspelt(name: Any) -> str | None:
     """
     if not isinstance(name, str) or name in NAMES:
         return None
-    meant = similar(name, NAMES, least=0.8)
-    if meant is None:
+    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.8)
+    if not close:
         return None
     try:
         if isinstance(_resolve(name), type):
@@ -46,7 +41,7 @@ def misspelt(name: Any) -> str | None:
         reason = "it is no class"
     except (ImportError, AttributeError, ValueError) as exc:
         reason = str(exc)
-    return f"the scheduler {name!r} cannot be imported ({reason}); did you mean {meant!r}?"
+    return f"the scheduler {name!r} cannot be imported ({reason}); did you mean {close[0]!r}?"
 
 
 def check_scheduler(command: click.Command) -> None:
@@ -83,7 +78,7 @@ class OrdinaryBeat:
             line = self._why_not(scheduler.app, type(scheduler))
         if line is not None:
             _logger().critical("%s", line)
-            raise SystemExit(1)  # celery.signals swallows every Exception
+            raise SystemExit(1)  # celery.signals swallows what is no more than an Exception
 
     def on_worker(self, instance: Any, options: Any, **_: Any) -> None:
         """`celery worker` starts: end it with a line if it has an ordinary beat (`-B`) and elected beats run."""
@@ -97,7 +92,7 @@ class OrdinaryBeat:
             try:
                 cls = _resolve(name)
             except (ImportError, AttributeError, ValueError):
-                return  # Celery reports it
+                return  # Celery says so
             line = self._why_not(app, cls)
             self._asked = True  # the beat is a process that is forked from this one
         if line is not None:
@@ -112,6 +107,8 @@ class OrdinaryBeat:
         found = self._ask(app)
         if found is None:
             return None
+        from celery_neli.printable import printable
+
         leaders = [each.leader for each in found.roles if each.leader is not None]
         members = leaders or [each.name for each in found.members or () if each.answers]
         if not members:
@@ -124,7 +121,9 @@ class OrdinaryBeat:
         )
 
     def _ask(self, app: Any) -> ElectionStatus | None:
-        """Return what Kafka says about the beat election; None if it does not answer, which is logged."""
+        """What Kafka tells of the beat election, None if it does not answer, which is logged."""
+        from celery_neli.config import from_app
+        from celery_neli.exceptions import NeliError
         from celery_neli.threads import spawn
 
         answers: list[ElectionStatus] = []
@@ -150,7 +149,9 @@ class OrdinaryBeat:
 def _warn_of_a_setting_not_read(app: Any) -> None:
     """Say that the group is given under a name that Celery does not read: the process takes part in no election."""
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
-        return  # beside a namespace, another prefix may be another app's
+        return  # with a namespace, another one may be that of another app
+    from celery_neli.settings import not_read
+
     hint = not_read(app, "neli_group")
     if hint is not None:
         _logger().warning("neli_group is not set, so this process takes part in no election: %s", hint)

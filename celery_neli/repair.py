@@ -1,9 +1,9 @@
 """Make the records of the beats' roles fit `neli_shards` again (`celery neli repair`).
 
-Beats refuse to serve if the records name more shards than they have, because entries of the others would run nowhere,
-or twice. That happens after `neli_shards` was lowered, or after a record was forged or garbled. The repair joins the
-election for a moment: it leads every role, which is impossible while another member leads it, and hands them over with
-records that fit.
+Beats refuse to serve where the records tell of more shards than they have: entries of the others would run nowhere, or
+twice. That is so after `neli_shards` was lowered, and after somebody forged or garbled a record. The repair is a member
+of the election for a moment: it leads every role, which is impossible while another member leads it, and hands them
+over with records that fit.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from celery_neli.election.clock import boottime
 from celery_neli.election.grant import LeaderRevoked
 from celery_neli.election.member import Member
 from celery_neli.exceptions import NeliError
-from celery_neli.kafka.asking import metadata
 from celery_neli.kafka.clients import reader_properties
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.kafka.validate import making
 from celery_neli.led.claims import Marks
 from celery_neli.led.shards import BASE, SHARDS, parent
 from celery_neli.printable import printable
@@ -96,8 +94,8 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         shards, roles = len(config.roles), wide.roles
         if dry_run and not read:
             raise NeliError(
-                "the records of the roles cannot be read without leading them: they have expired, or Kafka is slow; "
-                "start the beats, or repair without --dry-run"
+                "what the records of the roles tell is not known before one leads them: they have expired, or Kafka is "
+                "slow; start the beats, or repair without --dry-run"
             )
         changes = plan([member.told(role).data for role in roles], shards, now=time.time())
         if dry_run or (read and not changes):
@@ -168,19 +166,18 @@ def _refuse_led(config: Config, log: logging.Logger) -> None:
 
 def _roles_used(config: Config, log: logging.Logger) -> int:
     """Return how many partitions of the leader topic may hold roles: those with records, and those that are set."""
-    klog = KafkaLog(log, config.properties, one_shot=True)
-    with making(config.properties):
-        reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
+    klog = KafkaLog(log, config.properties)
+    reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
     try:
-        found = metadata(reader, klog, config.topic, ASK)
+        found = reader.list_topics(config.topic, timeout=ASK).topics[config.topic]
         if found.error is not None or not found.partitions:
             raise NeliError(
-                f"there is no leader topic {config.topic}: no beat has started yet, so there is nothing to repair"
+                f"there is no leader topic {config.topic}: no beat has started yet, nothing is to be repaired"
             )
         parts = [TopicPartition(config.topic, index) for index in range(min(len(found.partitions), SHARDS_MOST))]
         used = [index for index, part in enumerate(parts) if reader.get_watermark_offsets(part, timeout=ASK)[1] > 0]
     except KafkaException as exc:
-        reason = klog.reason(exc.args[0])
+        reason = klog.masked(exc.args[0].str())
         raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
     finally:
         reader.close()

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.clients import producer_properties
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.status import ElectionStatus, RoleStatus, look
@@ -73,7 +74,7 @@ def _unknown(status: ElectionStatus, to: str) -> str:
         return f"the {status.election} election has no member {to!r}; its members: {names}"
     return (
         f"the {status.election} election has no sign of a member {to!r}, and Kafka does not describe the group (the "
-        f"embedded one cannot); members that wrote recently: {names}. Leave --to out to hand over to any of them"
+        f"embedded one cannot); members that wrote of late: {names}. Leave --to out to hand over to any of them"
     )
 
 
@@ -93,5 +94,8 @@ def _send(config: Config, partition: int, role: str, to: str | None, term: int |
     except KafkaException as exc:
         raise NeliError(f"the request could not be sent: {klog.reason(exc.args[0])}") from None
     if failed or waiting:
-        reason = klog.why_not_written(failed[0], config.topic) if failed else "no answer from Kafka"
+        reason = "no answer from Kafka"
+        if failed:
+            denied = is_denied(failed[0].name())
+            reason = klog.lacks(["Write"], "topic", config.topic) if denied else klog.reason(failed[0])
         raise NeliError(f"the request could not be sent: {reason}")

@@ -15,6 +15,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.schedule.static import check_static, with_sound_schedule
 from celery_neli.tick.entries import Entries
 
@@ -79,9 +80,8 @@ class Draft:
                     self._told.add(name)
                     logger.error(
                         "beat: entry=%s was changed in the schedule by code, which has no effect: %s",
-                        name,
-                        exc,
-                    )
+                        printable(name), printable(str(exc)),
+                    )  # fmt: skip
         self._built = {name: _defined(entry) for name, entry in scheduler.schedule.items()} if learns else None
 
     def learn(self, scheduler: Any) -> None:

@@ -6,6 +6,7 @@ the term is over, and the store may be somebody else's) is written down here, on
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -17,7 +18,6 @@ from celery_neli.beat.publish import leased_producer
 from celery_neli.beat.reservation import derives_from, reservation_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.mixin import LedMixin
-from celery_neli.nearest import similar
 from celery_neli.tick.replicated import ReplicatedScheduler
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = ["DEFAULT", "abandon", "build", "build_led", "count_births", "is_repli
 
 #: The inner scheduler where none is named.
 DEFAULT = "celery_neli.ReplicatedScheduler"
-#: The schedulers that a misspelt name may mean.
+#: The schedulers that a misspelt name may have meant.
 KNOWN = (
     DEFAULT,
     "celery.beat.Scheduler",
@@ -51,8 +51,8 @@ def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
         aliases = dict(load_extension_class_names("celery.beat_schedulers"))
         cls = symbol_by_name(name, aliases=aliases)
     except Exception as exc:  # importing runs the user's modules
-        meant = similar(str(name), KNOWN, least=0.8)
-        hint = "" if meant is None else f"; did you mean {meant!r}?"
+        close = difflib.get_close_matches(str(name), KNOWN, n=1, cutoff=0.8)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigurationError(f"neli_scheduler={name!r} cannot be imported: {exc!r}{hint}") from exc
     if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
         raise ConfigurationError(f"neli_scheduler={name!r}: {cls!r} is not a subclass of celery.beat.Scheduler")

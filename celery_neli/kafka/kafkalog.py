@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from celery_neli.kafka.causes import OF_NO_READER, is_denied, missing_right, of_connection
+from celery_neli.kafka.causes import OF_NO_READER, missing_right, of_connection
 from celery_neli.kafka.reachability import Reachability, of_process
 from celery_neli.log_limit import LogLimit
 from celery_neli.masking import masked, secrets_of
@@ -80,7 +80,7 @@ class KafkaLog:
             if facility == "FAIL":
                 self._note(line)
         elif (facility == "CONFWARN" and "will be ignored by this" in line) or facility == "SSL":
-            level = logging.DEBUG  # one set of properties serves consumers and producers alike; FAIL says the rest
+            level = logging.DEBUG  # one set of properties serves consumers and producers alike; FAIL tells the rest
         self.say(level, line)
 
     def error(self, error: Error) -> None:
@@ -116,10 +116,6 @@ class KafkaLog:
             if error.name() in ("_TRANSPORT", "_TIMED_OUT"):
                 return f"no broker answered in time ({self.masked(error.str())}): {UNEXPLAINED}"
         return self.masked(error.str())
-
-    def why_not_written(self, error: Error, topic: str) -> str:
-        """Return why a record of `topic` was not written, in one line with the remedy. Blocks as `reason` does."""
-        return self.lacks(["Write"], "topic", topic) if is_denied(error.name()) else self.reason(error)
 
     def lacks(self, operations: Iterable[str], kind: str, name: str) -> str:
         """Return the sentence for missing rights, with the command that gives them (`causes.missing_right`)."""

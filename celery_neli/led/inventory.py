@@ -27,7 +27,7 @@ class Inventory:
     def __init__(self) -> None:
         self._records: dict[str, bytes] = {}
         self._lost: dict[str, None] = {}
-        #: The names that were read while the topic is read from its beginning again; None at other times.
+        #: The names that were read since the topic is read from its beginning again; None: it is not.
         self._seen: set[str] | None = None
 
     @property

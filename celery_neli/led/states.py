@@ -231,7 +231,7 @@ class States:
             self._leave_out(name)
             if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
                 logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
-        except Exception as exc:  # noqa: BLE001 - unforeseen: the other records are still read
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
             if not isinstance(exc, RecordError):
                 exc = RecordError(f"cannot be read: {printable_error(exc)}")
             if kind == ENTRY:

@@ -99,7 +99,7 @@ def shown(value: object) -> str:
     """Return the value as errors show it: its `repr`, on one line of at most 200 characters. Never raises."""
     try:
         return printable(repr(value))
-    except Exception:  # noqa: BLE001 - a class of the user's, or lists too deep for `repr`
+    except Exception:  # noqa: BLE001 - of somebody's class, or of lists that are nested too deeply for `repr`
         return f"<{type(value).__name__}>"
 
 

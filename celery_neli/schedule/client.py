@@ -82,9 +82,11 @@ def write(
         if failed or waiting:
             # What waits must not be written after its caller was told that it was not.
             producer.purge(in_queue=True, in_flight=True, blocking=False)
-            topic, silence = config.schedule_topic, f"no answer from Kafka within {timeout:g} s"
-            reason = klog.why_not_written(failed[0], topic) if failed else silence
-            raise NeliError(f"the schedule topic {topic} was not written: {reason}")
+            reason = f"no answer from Kafka within {timeout:g} s"
+            if failed:
+                denied = is_denied(failed[0].name())
+                reason = klog.lacks(["Write"], "topic", config.schedule_topic) if denied else klog.reason(failed[0])
+            raise NeliError(f"the schedule topic {config.schedule_topic} was not written: {reason}")
 
 
 @contextmanager

@@ -19,14 +19,14 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable_error
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.schedule.checks import check_made, check_plain, shown
-from celery_neli.schedule.options import mistakes, unknown
+from celery_neli.schedule.options import OWN_OPTIONS, mistakes, unknown
 from celery_neli.schedule.records import Definition, check_name, encode_definition
 from celery_neli.schedule.text import parse, read
 from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import next_slot
 
-__all__ = ["check_comes", "define", "entry_of", "moment", "revive"]
+__all__ = ["OWN_OPTIONS", "check_comes", "define", "entry_of", "moment", "revive"]
 
 
 _NOT = {

@@ -21,8 +21,7 @@ from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.nearest import similar
 from celery_neli.schedule.call import check_app, plain
-from celery_neli.schedule.defined import check_comes, define, entry_of
-from celery_neli.schedule.options import OWN_OPTIONS
+from celery_neli.schedule.defined import OWN_OPTIONS, check_comes, define, entry_of
 from celery_neli.schedule.records import (
     ENTRY,
     STATE,
@@ -222,7 +221,7 @@ class ScheduleEditor:
                 known.unreadable.pop(name, None)
 
     def _ours(self, name: str) -> str:
-        """Return the name. Raises `NeliError` if it is one of an entry of `beat_schedule` that is left out."""
+        """The name, unless it is one of an entry of `beat_schedule` that is left out. Raises `NeliError` for that."""
         name = plain(name)
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")

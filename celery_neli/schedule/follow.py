@@ -53,7 +53,7 @@ class Follower:
         self.whole = -1
         """The generation of `found` that was last read to its end."""
         self.torn = False
-        """Whether the present generation began because records were lost; False: because some may have been missed."""
+        """Why the present generation began: records were lost, or (False) may have been missed."""
         self._first = -1  # the first offset of the entries that was read of this generation
         self._heard = boottime()  # when something was read
         self._watch_at = 0.0
@@ -191,7 +191,7 @@ class Follower:
             logging.WARNING, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it anew"
         )
         self.torn = torn
-        self._begin(reader)  # first: readers of the new generation must see that nothing of it was read
+        self._begin(reader)  # first: who sees the new generation sees that nothing of it was read
         self._found.begin_again()
         self._told(False)
 
@@ -205,7 +205,7 @@ class Follower:
         try:
             low, high = reader.get_watermark_offsets(TopicPartition(self._config.schedule_topic, 0), timeout=ASK)
         except KafkaException:
-            return  # the topic or the brokers are gone, which other checks find out
+            return  # the topic is gone, or brokers are: others find out
         if low > self._first:
             self._begin_anew(reader, f"records before offset {low} were deleted; is cleanup.policy compact?")
         elif high < self.next[0]:

@@ -110,7 +110,7 @@ def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
     """Return the fields of an entry that an application adds, its schedule as Celery takes it (`sound_schedule`).
 
     Raises:
-        ConfigurationError: its schedule is not one; the error names the entry.
+        ConfigurationError: it names the entry, whose schedule is none.
     """
     if not isinstance(fields, Mapping) or fields.get("schedule") is None:
         return fields  # an entry already, or left to Celery's class
@@ -138,10 +138,11 @@ def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong
         wrong.append(f"{shown(entry)}: give a dict with a task and a schedule")
         return {}
     fields: dict[str, Any] = dict(entry)
-    if takes is not None:
-        for each in [name for name in fields if name not in takes]:
-            meant = nearest(str(each), takes)
-            wrong.append(f"{printable(each)} = {shown(fields[each])}: there is no such field; did you mean {meant}?")
+    wrong.extend(
+        f"{printable(each)} = {shown(fields[each])}: there is no such field; did you mean {nearest(str(each), takes)}?"
+        for each in (fields if takes is not None else ())
+        if takes is not None and each not in takes
+    )
     _check_schedule(fields, app, wrong)
     _check_call(fields, app, wrong)
     return fields

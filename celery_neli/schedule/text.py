@@ -188,7 +188,7 @@ def _from_text(text: str, given: str, app: Any) -> Any:
 def _crontab(text: str, given: str) -> crontab:
     try:
         return crontab.from_string(" ".join(text.split()))
-    except (ParseException, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as exc:
+    except (ParseException, ValueError, TypeError, KeyError, LookupError, ArithmeticError, RecursionError) as exc:
         _refuse(given, f"no crontab ({exc}); its fields are minute, hour, day of the month, month, day of the week")
 
 

@@ -84,7 +84,7 @@ class ScheduleTopic:
 
     @property
     def torn(self) -> bool:
-        """Return True if this generation began because records were lost, not because this process was cut off."""
+        """Whether this generation began because records were lost, not because this process was cut off for long."""
         return self._follower.torn
 
     def fit(self) -> bool:

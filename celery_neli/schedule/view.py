@@ -10,7 +10,6 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.call import plain
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.defined import entry_of, moment
 from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
@@ -68,7 +67,6 @@ def names(editor: ScheduleEditor) -> set[str]:
 
 def look(editor: ScheduleEditor, name: str) -> Periodic:
     """Return one entry of `names`. Blocks at the first time. What is wrong with the entry is its `problem`."""
-    name = plain(name)
     try:
         return _look(editor, name)
     except NeliError:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from celery_neli.tick.slots import Owed
 
-__all__ = ["OPTIONS", "SETTINGS", "Decision", "Misfire", "decide", "is_seconds"]
+__all__ = ["OPTIONS", "SETTINGS", "Decision", "Misfire", "decide"]
 
 POLICIES = ("fire_once", "fire_all", "skip")
 #: Settings, which the options of an entry override.
@@ -52,9 +52,9 @@ class Misfire:
         most: Any = self.most
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 100_000:
             raise ConfigurationError(f"neli_misfire_max = {self.most!r}: give a number of slots from 1 to 100000")
-        if self.grace is not None and not is_seconds(self.grace):
+        if self.grace is not None and not _is_seconds(self.grace):
             raise ConfigurationError(f"neli_misfire_grace = {self.grace!r}: give a number of seconds above 0, or None")
-        if self.expires is not None and not (is_seconds(self.expires) and self.expires <= LONGEST):
+        if self.expires is not None and not (_is_seconds(self.expires) and self.expires <= LONGEST):
             raise ConfigurationError(
                 f"neli_expires = {self.expires!r}: give a number of seconds above 0, at most a hundred years"
             )
@@ -109,6 +109,5 @@ def decide(rule: Misfire, owed: Owed, now: datetime, *, deadline: float | None =
     return Decision(run=slots, left_out=owed.total - len(slots))
 
 
-def is_seconds(value: object) -> bool:
-    """Return True for a finite number above 0."""
+def _is_seconds(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

@@ -7,6 +7,7 @@ was lost (`PENDING`). So an unfinished task counts for `neli_overlap_age` at mos
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from celery.states import IGNORED, READY_STATES
 
 from celery_neli.beat.reservation import derives_from
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.tick.misfire import is_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,8 @@ class Overlap:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ConfigurationError(f"neli_overlap = {self.policy!r}: give one of {', '.join(POLICIES)}")
-        if not is_seconds(self.age):
+        age: Any = self.age
+        if isinstance(age, bool) or not isinstance(age, (int, float)) or not math.isfinite(age) or age <= 0:
             raise ConfigurationError(f"neli_overlap_age = {self.age!r}: give a number of seconds above 0")
 
     @classmethod

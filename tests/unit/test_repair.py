@@ -15,7 +15,6 @@ from celery_neli.election.curator import Neli
 from celery_neli.election.records import Record, encode
 from celery_neli.led.shards import begin, owner
 from celery_neli.repair import plan
-from tests.processes import free_ports
 from tests.unit.schedulers import make_app
 from tests.unit.test_shards import tells
 
@@ -170,20 +169,3 @@ def test_nothing_is_repaired_where_no_beat_ever_was(app: Celery) -> None:
     app.conf.neli_group = "other"
     status, output = repair(app)
     assert (status, "no leader topic" in output) == (1, True)
-
-
-@pytest.mark.parametrize(
-    ("kafka", "cause"),
-    [
-        ({}, "check that Kafka runs there, and bootstrap.servers"),
-        ({"security.protocol": "ssl", "ssl.ca.location": "/gone.pem"}, "ssl.ca.location = '/gone.pem', a file that"),
-    ],
-)
-def test_why_kafka_cannot_be_asked_is_one_line_with_the_remedy(kafka: Mapping[str, Any], cause: str) -> None:
-    """As for the other commands."""
-    servers = f"127.0.0.1:{free_ports(1)[0]}"
-    status, output = repair(make_app(neli_group="g", neli_kafka={"bootstrap.servers": servers, **kafka}))
-    assert status == 1
-    assert output.startswith("Error: ")
-    assert cause in output
-    assert output.count("\n") == 1
