@@ -1,7 +1,7 @@
 """Why Kafka does not work: what librdkafka says, as a reason and a remedy that an operator can act on.
 
 Pure, and the only place that knows librdkafka's texts. They were taken from librdkafka 2.16 against Apache Kafka 4.3
-(tests/integration/test_secured.py meets each of them again); a text that is not known here is passed on as it is.
+(tests/smoke/test_secured.py meets each of them again); a text that is not known here is passed on as it is.
 """
 
 from __future__ import annotations
