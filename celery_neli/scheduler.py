@@ -186,7 +186,7 @@ class Scheduler(Facade):
         leader.heard = self._heard
         self._leader, self._alarm = leader, alarm
         if self._keeper is not None:
-            leader.fit = self._keeper.topic.fit  # who cannot read or write the schedule would lead and serve nothing
+            leader.fit = self._keeper.topic.fit  # without the schedule topic, this beat would lead and serve nothing
             self._keeper.topic.start()
         leader.start()
         return leader, alarm

@@ -2,7 +2,7 @@
 
 The topic may be deleted, cut, or lose records to a wrong retention while beats run. What they know of it then is all
 that is left: the beat that leads writes it back, so that what runs, what `celery neli schedule list` shows and what
-can be removed stay the same. A beat that was cut off for so long that it missed removals is another matter: there
+can be removed stay the same. A beat that was cut off for so long that it missed removals is another matter: then
 the topic is right.
 """
 
@@ -48,7 +48,7 @@ class Inventory:
         self._lost.pop(name, None)
 
     def forget(self, name: str) -> None:
-        """The definition is gone on purpose."""
+        """Forget a definition that was removed on purpose."""
         self._records.pop(name, None)
         self._lost.pop(name, None)
 
@@ -60,7 +60,7 @@ class Inventory:
         """Compare what is known with what the topic holds, which was read to its end since `recount`.
 
         Return the names of the definitions that were removed while this process did not hear of it. If the topic is
-        ``torn``, what is missing was lost with other records, and is for `take_lost`; there are no others then.
+        ``torn``, all that is missing counts as lost: `take_lost` returns it, and no names are returned here.
         """
         seen, self._seen = self._seen, None
         missing = [] if seen is None else [name for name in self._records if name not in seen]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
+from celery_neli.config import from_app
+from celery_neli.exceptions import NeliError
 from celery_neli.printable import printable
 from celery_neli.terminal import failure, say
 
@@ -204,7 +207,6 @@ def import_(
 
 
 def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
-    from celery_neli.printable import printable
     from celery_neli.schedule.text import human
 
     shown = [
@@ -233,7 +235,6 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
     from celery.beat import SchedulingError
 
     from celery_neli import periodic
-    from celery_neli.exceptions import NeliError
 
     app = ctx.obj.app
     app.loader.import_default_modules()
@@ -244,8 +245,6 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
 
 
 def _parsed(field: str, text: str, kind: type) -> Any:
-    from celery_neli.printable import printable
-
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -276,10 +275,6 @@ def _note_doubts(app: Any, found: Periodic) -> None:
 
 def _leaderless(app: Any, name: str) -> str | None:
     """Return that no beat leads the shard of this entry, if Kafka says so."""
-    import logging
-
-    from celery_neli.config import from_app
-    from celery_neli.exceptions import NeliError
     from celery_neli.led.shards import owner
     from celery_neli.logs import escaping
     from celery_neli.status import look
@@ -288,7 +283,7 @@ def _leaderless(app: Any, name: str) -> str | None:
     try:
         found = look(config, "beat", log=escaping(logging.getLogger("celery_neli.cli")), schedules=True)
     except NeliError:
-        return None  # it has answered before, and stored the entry
+        return None  # Kafka answered before, and stored the entry
     if not found.exists:
         if found.missing_rights:
             return None  # who only manages entries needs no right to see who leads
@@ -318,13 +313,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _when(seconds: float | None) -> str:
-    from celery_neli.printable import printable
-
     if seconds is None:
         return "-"
     try:
         return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
-    except (TypeError, ValueError, OverflowError, OSError):  # of a state that a stranger wrote
+    except (TypeError, ValueError, OverflowError, OSError):  # another program may have written the state
         return f"? ({printable(seconds, 20)})"
 
 
@@ -336,9 +329,7 @@ def _json(value: Any) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """The rows and fields as they are, and each value in them that is no JSON as its `repr`."""
-    from celery_neli.printable import printable
-
+    """Return rows and fields as they are, and each value in them that is not JSON as its `repr`."""
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     if not isinstance(value, dict):

@@ -165,7 +165,7 @@ class Follower:
         self._told(False)
 
     def _unfit(self, reader: Consumer, why: str) -> None:
-        """An operator must do something: say so, once, and look again after a pause."""
+        """Log once what an operator must do, and look again after a pause."""
         self.fit = False
         self._search(self._make_check(reader))
         if why != self._said:
@@ -174,16 +174,11 @@ class Follower:
         self.rest(PAUSE)
 
     def _deny(self, reader: Consumer) -> None:
-        """A broker refused to let this client read or write."""
+        """Report that a broker refused to let this client read or write."""
         operation = self._denied or "Write"
         self._denied, self._writes.denied = "", False
-        topic = self._config.schedule_topic
         reader.unassign()
-        self._unfit(
-            reader,
-            f"Kafka does not let this member {operation.lower()} the schedule topic {topic}: "
-            f"{self._klog.lacks([operation], 'topic', topic)}",
-        )
+        self._unfit(reader, self._klog.denied([operation], "schedule topic", self._config.schedule_topic))
 
     def _begin(self, reader: Consumer) -> None:
         self.next, self._first = [-1] * SCHEDULE_PARTITIONS, -1
@@ -201,8 +196,8 @@ class Follower:
         self._told(False)
 
     def _watch_log(self, reader: Consumer) -> None:
-        """Read from the beginning again if the log lost records that were read: Kafka does not tell a reader past them.
-        Asks every few seconds; takes half a second at most.
+        """Read from the beginning again if the log lost records that were read, which Kafka does not tell a reader that
+        is past them. Asks every few seconds; takes half a second at most.
         """
         if time.monotonic() < self._watch_at or self._first < 0:
             return
@@ -248,7 +243,7 @@ class Follower:
         elif messages:
             self.next, self._writes.quiet = read, False
             if ended and self.whole != self._found.generation:
-                found |= self.whole >= 0  # also that some are not there any more is news
+                found |= self.whole >= 0  # that some records are gone is news, too
                 self.whole = self._found.generation
             self._told(found)
 
