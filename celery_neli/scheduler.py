@@ -146,10 +146,10 @@ class Scheduler(Facade):
             intervals.append(self._longest_wait() if interval is None else interval)
         if not any(desk.failing for desk in self._desks):
             leader.progress()
+        if self._keeper is not None:
+            self._keeper.note()  # also by a beat that is busy all the time
         wait = min(*intervals, self._longest_wait())
         if wait > 0:
-            if self._keeper is not None:
-                self._keeper.note()
             alarm.wait(wait)
             for desk in self._desks:
                 desk.waited()

@@ -180,13 +180,16 @@ class Keeper:
         self._fingerprint = fingerprint(entries)
 
     def prefer_newest(self, shard: int) -> None:
-        """Ask for a role that is led with an older version of the schedule than this member's."""
+        """Ask for a role that is led with an older version of the schedule than this member's, or by a beat that writes
+        nothing back of what the schedule topic has lost, and this member still knows: it may have started since.
+        """
         mine, now = self.settings.version, time.monotonic()
-        if mine is None or now - self._asked < self.timeout:
+        missing = shard < len(self.followers) and self.followers[shard].neli_states.inventory.overdue(now)
+        if (mine is None and not missing) or now - self._asked < self.timeout:
             return
         told = self.leader.told(self.roles[shard])
-        theirs = version_of(told.data)
-        if told.known and not told.own and told.term is not None and theirs < mine:
+        older = mine is not None and version_of(told.data) < mine
+        if told.known and not told.own and told.term is not None and (older or (missing and not self.topic.away)):
             self._asked = now
             self.leader.ask(self.roles[shard])
 

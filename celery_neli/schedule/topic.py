@@ -84,8 +84,15 @@ class ScheduleTopic:
 
     @property
     def torn(self) -> bool:
-        """Whether this generation began because records were lost, not because this process was cut off for long."""
+        """Whether what is missing in this generation was lost, not removed while this process was cut off for long."""
         return self._follower.torn
+
+    @property
+    def away(self) -> bool:
+        """Whether this generation began because this process did not hear of the topic for a while: of what is missing
+        some may have been removed before the rest was lost.
+        """
+        return self._follower.away
 
     def fit(self) -> bool:
         """Return True if the topic was found, and can be read and written as far as is known. Otherwise this beat
