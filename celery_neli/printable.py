@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["MOST_CHARACTERS", "printable"]
+__all__ = ["MOST_CHARACTERS", "printable", "shown"]
 
 MOST_CHARACTERS: Final = 200
 
@@ -25,6 +25,14 @@ def printable(text: object, most: int = MOST_CHARACTERS) -> str:
     if not line.isprintable():
         line = "".join(each if each.isprintable() else _escaped(each) for each in line)
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def shown(value: object) -> str:
+    """Return the value as errors show it: its `repr`, on one line of at most 200 characters. Never raises."""
+    try:
+        return printable(repr(value))
+    except Exception:  # noqa: BLE001 - of somebody's class, or of lists that are nested too deeply for `repr`
+        return f"<{type(value).__name__}>"
 
 
 def _escaped(character: str) -> str:

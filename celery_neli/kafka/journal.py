@@ -126,9 +126,11 @@ class KafkaJournal:
             self._klog.say(logging.WARNING, f"append dropped role={role} reason='queue full'")
         except KafkaException as exception:
             error = exception.args[0]
-            self._klog.say(
-                logging.WARNING, self._klog.masked(f"append dropped role={role} reason={error.name()} {error.str()}")
-            )
+            if is_denied(error.name()):
+                self._trouble.deny("Write")
+            else:
+                reason = self._klog.masked(f"{error.name()} {error.str()}")
+                self._klog.say(logging.WARNING, f"append dropped role={role} reason={reason}")
             if error.fatal() or error.name() == "_FATAL":
                 self._renew_producer()
         else:

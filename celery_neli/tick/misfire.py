@@ -60,6 +60,11 @@ class Misfire:
             )
 
     @classmethod
+    def of_app(cls, app: Any) -> Misfire:
+        """From the settings of an app. Loads its configuration."""
+        return cls.from_settings({name: app.conf.get(name) for name in SETTINGS})
+
+    @classmethod
     def from_settings(cls, given: Mapping[str, Any]) -> Misfire:
         """From an app's settings, of which some may be missing."""
         return cls().changed_by(given)
@@ -110,4 +115,4 @@ def decide(rule: Misfire, owed: Owed, now: datetime, *, deadline: float | None =
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

@@ -41,7 +41,7 @@ class Overlap:
         if self.policy not in POLICIES:
             raise ConfigurationError(f"neli_overlap = {self.policy!r}: give one of {', '.join(POLICIES)}")
         age: Any = self.age
-        if isinstance(age, bool) or not isinstance(age, (int, float)) or not math.isfinite(age) or age <= 0:
+        if isinstance(age, bool) or not isinstance(age, (int, float)) or not 0 < age < math.inf:
             raise ConfigurationError(f"neli_overlap_age = {self.age!r}: give a number of seconds above 0")
 
     @classmethod

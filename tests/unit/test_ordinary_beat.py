@@ -76,7 +76,13 @@ def test_an_ordinary_beat_beside_elected_ones_ends_with_one_line(
         beat_starts(OrdinaryBeat(Kafka(answer)), PersistentScheduler)
     assert ended.value.code == 1
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
-    for word in ("celery.beat.PersistentScheduler", "neli_group = 'g'", "(beat1)", "-S celery_neli.Scheduler", "stop"):
+    for word in (
+        "celery.beat.PersistentScheduler",
+        "neli_group = 'g'",
+        "(beat1)",
+        "--scheduler celery_neli.Scheduler",
+        "stop",
+    ):
         assert word in line
 
 
@@ -152,7 +158,7 @@ def worker_starts(watch: OrdinaryBeat, **options: Any) -> None:
 
 def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
     """`celery worker -B`: before it starts anything, for its beat is a process that nobody looks at."""
-    with pytest.raises(SystemExit, match=r"-S celery_neli\.Scheduler"):
+    with pytest.raises(SystemExit, match=r"--scheduler celery_neli\.Scheduler"):
         worker_starts(OrdinaryBeat(Kafka(found(leader="beat1"))), beat=True, scheduler=None)
     for options in ({"beat": False}, {}, {"beat": True, "scheduler": "celery_neli.Scheduler"}):
         kafka = Kafka(found(leader="beat1"))
