@@ -256,10 +256,10 @@ class _Observer:
         holder = self.lease.holder
         if not self.lease.known or holder is None:
             return self.lease.known
-        return -0.5 <= self.age <= FRESH or (self.expired and _has_lost(group, name_of(holder)))
+        return -0.5 <= self.age <= FRESH or (self.expired and has_lost(group, name_of(holder)))
 
 
-def _has_lost(group: Future[Any], name: str) -> bool:
+def has_lost(group: Future[Any], name: str) -> bool:
     """Return True if Kafka has described the group already, and no member of this name is in it."""
     if not group.done() or group.exception() is not None:
         return False

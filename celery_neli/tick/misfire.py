@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.printable import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,15 +49,15 @@ class Misfire:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise ConfigurationError(f"neli_misfire = {self.policy!r}: give one of {', '.join(POLICIES)}")
+            raise ConfigurationError(f"neli_misfire = {shown(self.policy)}: give one of {', '.join(POLICIES)}")
         most: Any = self.most
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 100_000:
-            raise ConfigurationError(f"neli_misfire_max = {self.most!r}: give a number of slots from 1 to 100000")
+            raise ConfigurationError(f"neli_misfire_max = {shown(self.most)}: give a number of slots from 1 to 100000")
         if self.grace is not None and not _is_seconds(self.grace):
-            raise ConfigurationError(f"neli_misfire_grace = {self.grace!r}: give a number of seconds above 0, or None")
+            raise ConfigurationError(f"neli_misfire_grace = {shown(self.grace)}: give a number of seconds above 0, or None")
         if self.expires is not None and not (_is_seconds(self.expires) and self.expires <= LONGEST):
             raise ConfigurationError(
-                f"neli_expires = {self.expires!r}: give a number of seconds above 0, at most a hundred years"
+                f"neli_expires = {shown(self.expires)}: give a number of seconds above 0, at most a hundred years"
             )
 
     @classmethod

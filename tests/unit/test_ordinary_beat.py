@@ -7,12 +7,15 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import celery.bin.beat
 import click
 import pytest
 from celery.beat import PersistentScheduler, Scheduler
+from celery.bin.base import CLIContext
 from celery.utils.dispatch import Signal
 from click.testing import CliRunner
 
+import celery_neli.cli
 import celery_neli.scheduler
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import OrdinaryBeat, check_scheduler, misspelt
@@ -169,6 +172,36 @@ def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
     worker_starts(watch, beat=True)
     beat_starts(watch)  # in the process that is forked for it
     assert kafka.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ("celery_neli.Scheduler", "neli_misfire = 'sometimes'"),
+        ("celery_neli.ReplicatedScheduler", "by itself asks no election"),
+    ],
+)
+def test_a_worker_ends_if_the_elected_beat_in_it_could_not_run(scheduler: str, words: str) -> None:
+    """That beat is another process: its end would be a traceback, and the worker would go on without."""
+    app = make_app(**GROUP, neli_misfire="sometimes")
+    with pytest.raises(SystemExit, match=words):
+        OrdinaryBeat(Kafka(ABSENT)).on_worker(SimpleNamespace(app=app), {"beat": True, "scheduler": scheduler})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-S", "celery_neli.ReplicatedScheduler"], "by itself asks no election"),
+        (["-S", "celery_neli.Scheduler"], "neli_enabled = 0: give True or False"),
+    ],
+)
+def test_what_the_constructor_of_a_scheduler_refuses_ends_beat_with_one_line(arguments: list[str], words: str) -> None:
+    """Celery makes one for its banner."""
+    app = make_app(**GROUP, **({"neli_enabled": 0} if "neli_enabled" in words else {}))
+    done = CliRunner().invoke(celery.bin.beat.beat, arguments, obj=CLIContext(app, no_color=True, workdir=None))
+    assert done.exit_code == 1
+    (line,) = [each for each in done.output.splitlines() if each.startswith("Error: ")]
+    assert words in line
 
 
 def test_a_group_under_a_name_that_celery_does_not_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
