@@ -7,7 +7,6 @@ counts what it is told.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,8 +53,10 @@ class Misfire:
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 100_000:
             raise ConfigurationError(f"neli_misfire_max = {shown(self.most)}: give a number of slots from 1 to 100000")
         if self.grace is not None and not _is_seconds(self.grace):
-            raise ConfigurationError(f"neli_misfire_grace = {shown(self.grace)}: give a number of seconds above 0, or None")
-        if self.expires is not None and not (_is_seconds(self.expires) and self.expires <= LONGEST):
+            raise ConfigurationError(
+                f"neli_misfire_grace = {shown(self.grace)}: give a number of seconds above 0, or None"
+            )
+        if self.expires is not None and not _is_seconds(self.expires):
             raise ConfigurationError(
                 f"neli_expires = {shown(self.expires)}: give a number of seconds above 0, at most a hundred years"
             )
@@ -116,4 +117,4 @@ def decide(rule: Misfire, owed: Owed, now: datetime, *, deadline: float | None =
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LONGEST

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import celery_neli.cli
 import celery_neli.scheduler
+from celery_neli import install
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import OrdinaryBeat, check_scheduler, misspelt
 from celery_neli.status import ElectionStatus, MemberStatus, RoleStatus
@@ -204,15 +205,18 @@ def test_what_the_constructor_of_a_scheduler_refuses_ends_beat_with_one_line(arg
     assert words in line
 
 
-def test_a_group_under_a_name_that_celery_does_not_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["CELERY_NELI_GROUP", "celery_neli_group", "NELI_GROUP", "Neli_Group"])
+def test_a_group_under_a_name_that_celery_does_not_read_is_told(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """By beats and workers that are ordinary ones for that reason alone."""
     kafka = Kafka(ABSENT)
-    beat_starts(OrdinaryBeat(kafka), neli_group=None, CELERY_NELI_GROUP="g")
-    app = make_app(CELERY_NELI_GROUP="g")
+    beat_starts(OrdinaryBeat(kafka), **{"neli_group": None, name: "g"})
+    app = make_app(**{name: "g"})
+    installed = install(make_app(**{name: "g"}))
+    OrdinaryBeat(kafka).on_worker(SimpleNamespace(app=installed), {})  # it ends with an error that says so
     OrdinaryBeat(kafka).on_worker(SimpleNamespace(app=app), {})
     lines = [record.getMessage() for record in caplog.records if record.name == "celery_neli.ordinary_beat"]
     assert len(lines) == 2
-    assert all("CELERY_NELI_GROUP is set, which this app does not read" in line for line in lines)
+    assert all(f"{name} is set, which this app does not read" in line for line in lines)
     assert kafka.asked == 0
 
 
