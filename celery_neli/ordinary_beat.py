@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from celery_neli.config import Config
     from celery_neli.status import ElectionStatus
@@ -81,7 +81,7 @@ class OrdinaryBeat:
             _logger().critical("%s", line)
             raise SystemExit(1)  # celery.signals swallows what is no more than an Exception
 
-    def on_worker(self, instance: Any, options: Any, **_: Any) -> None:
+    def on_worker(self, instance: Any, options: Any, sender: Any = None, **_: Any) -> None:
         """`celery worker` starts: end it with a line if the beat in it (`-B`) could not run, or if that is an ordinary
         one and elected beats run. The beat is a process of its own, whose end the worker does not notice.
         """
@@ -100,6 +100,7 @@ class OrdinaryBeat:
             line = _settings_refused(app, cls) or self._why_not(app, cls)
             self._asked = True  # the beat is a process that is forked from this one
         if line is not None:
+            _note_in_logfile(app, line, {**options, "hostname": sender})
             raise SystemExit(f"Error: {line}")
 
     def _why_not(self, app: Any, cls: type[Any]) -> str | None:
@@ -179,9 +180,19 @@ def _in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return run(*arguments, **options)
         except ConfigurationError as exc:
+            _note_in_logfile(click.get_current_context().obj.app, str(exc), options)
             raise failure(exc) from None
 
     return command
+
+
+def _note_in_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
+    """Write the line with which a command ends into its log file, if it has one: one that was started by `celery
+    multi` or with `--detach` has no terminal, and has not set up its logging yet.
+    """
+    if options.get("logfile"):
+        app.log.setup_logging_subsystem(logfile=options["logfile"], hostname=options.get("hostname"))
+        _logger().critical("%s", line)
 
 
 def _warn_of_a_setting_not_read(app: Any) -> None:

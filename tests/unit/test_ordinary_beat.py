@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,6 +208,21 @@ def test_what_the_constructor_of_a_scheduler_refuses_ends_beat_with_one_line(arg
     assert done.exit_code == 1
     (line,) = [each for each in done.output.splitlines() if each.startswith("Error: ")]
     assert words in line
+
+
+def test_a_command_without_a_terminal_says_in_its_log_file_why_it_ended(tmp_path: Path) -> None:
+    """As `celery multi` starts it, which says OK."""
+    log = tmp_path / "w1.log"
+    environment = {**os.environ, "SMOKE_SETTINGS": json.dumps({**GROUP, "neli_enabled": 0})}
+    for arguments in (
+        ["worker", "-B", "--scheduler", "celery_neli.Scheduler", "-n", "w1@h", f"--logfile={tmp_path}/%n.log"],
+        ["beat", "-S", "celery_neli.Scheduler", f"--logfile={log}"],
+    ):
+        command = [sys.executable, "-m", "celery", "-A", "tests.smoke.project", *arguments]
+        assert subprocess.run(command, env=environment, timeout=120, capture_output=True, check=False).returncode == 1
+        (line,) = [each for each in log.read_text().splitlines() if "CRITICAL" in each]
+        assert "neli_enabled = 0: give True or False" in line
+        log.unlink()
 
 
 @pytest.mark.parametrize("name", ["CELERY_NELI_GROUP", "celery_neli_group", "NELI_GROUP", "Neli_Group"])
