@@ -52,11 +52,11 @@ class Office(bootsteps.StartStopStep):
         """Not with `neli_enabled = False`. Raises `ConfigurationError`, which ends the worker's start before anything
         has begun: also for tasks that the worker itself would look at only when it has found the task broker.
         """
-        if not enabled(worker.app):
-            return False
-        from celery_neli.kafka.validate import validate  # it loads confluent_kafka
-
         with refusing():
+            if not enabled(worker.app):
+                return False
+            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+
             fence_kills = worker_settings(worker.app).fence_kills
             refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
             check_all(worker.app)

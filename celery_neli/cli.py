@@ -19,7 +19,7 @@ from celery.bin.beat import beat
 from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
-from celery_neli.config import ELECTIONS
+from celery_neli.config import ELECTIONS, enabled
 from celery_neli.masking import hide_from_reports
 from celery_neli.ordinary_beat import guard
 from celery_neli.printable import printable
@@ -58,13 +58,13 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     from celery_neli.exceptions import NeliError
 
     try:
+        _note_switched_off(ctx.obj.app)
         found = _look(ctx.obj.app, election)
     except NeliError as exc:
         if as_json:
             print(json.dumps({"led": False, "error": str(exc), "elections": []}))
             ctx.exit(1)
         raise failure(exc) from None
-    _note_switched_off(ctx.obj.app)
     shown = [each for each in found if each.exists or election] or found[:1]
     unseen = [right for each in found if not each.exists for right in each.missing_rights]
     if all(not each.exists and each.missing_rights for each in shown):
@@ -138,11 +138,11 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
         config = from_app(ctx.obj.app, "beat")
         changes = mend(config, dry_run=dry_run, timeout=timeout, log=_log())
     except NeliError as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
     for each in changes:
-        print(f"role {each.role}: {each.what}")
+        say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
-    print(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
+    say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
 @neli.command(cls=CeleryCommand)
@@ -171,7 +171,7 @@ def kafka(ctx: click.Context, port: int) -> None:
 
 
 def _note_switched_off(app: Any) -> None:
-    if app.conf.get("neli_enabled", True) is False:
+    if not enabled(app):
         say("note: neli_enabled = False: processes with this setting take part in no election", err=True)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.election.records import MAX_LEASE
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.masking import Masked
+from celery_neli.printable import shown
 from celery_neli.settings import check_names, not_read
 
 if TYPE_CHECKING:
     from celery import Celery
 
-_KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]+")
+NAME_MOST = 249
+TOPIC_MOST = NAME_MOST - len(".schedule")
+GROUP_MOST = TOPIC_MOST - len(".worker.neli")
 _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _LEADER = "leader"
 SHARDS_MOST = 256
@@ -31,6 +34,10 @@ SCHEDULE = ".schedule"
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
 ELECTIONS = ("beat", "worker")
 STALL_LEAST = 1.0
+SECONDS_MOST = 1_000_000_000
+"""A wait of Python's threads must not be much longer."""
+SESSION_MOST = 3_600
+"""librdkafka's limit for the session of a consumer group."""
 
 
 _NUMBERS = (
@@ -79,12 +86,7 @@ class Config:
         for name in _NUMBERS:
             set_(self, name, _seconds(name, getattr(self, name)))
         for name in ("group", "topic", "name"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not _KAFKA_NAME.fullmatch(value) or value in (".", ".."):
-                raise ConfigurationError(
-                    f"neli_{name} = {value!r}: use 1 to 249 of the characters that Kafka allows in names: "
-                    "A-Z a-z 0-9 . _ -"
-                )
+            _refuse_name(f"neli_{name}", getattr(self, name), most=TOPIC_MOST if name == "topic" else NAME_MOST)
         if not self.roles or len(set(self.roles)) != len(self.roles) or not all(map(_is_role, self.roles)):
             raise ConfigurationError(
                 f"neli_roles = {self.roles!r}: give one or more names, each once, "
@@ -117,6 +119,11 @@ class Config:
                 f"neli_session_timeout = {self.session_timeout:g} s is below 1 s; "
                 "brokers refuse less than 6 s by default"
             )
+        if self.session_timeout > SESSION_MOST:
+            raise ConfigurationError(
+                f"neli_session_timeout = {self.session_timeout:g} s is above {SESSION_MOST} s, which Kafka's client "
+                "refuses, and brokers by default above 1800 s; lower it"
+            )
         if self.stall_timeout < STALL_LEAST:
             raise ConfigurationError(
                 f"neli_stall_timeout = {self.stall_timeout:g} s is below {STALL_LEAST:g} s; raise it"
@@ -140,9 +147,17 @@ class Config:
 
 
 def _roles(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ConfigurationError(f"neli_roles = {value!r}: give a list of names")
+    if not isinstance(value, (list, tuple)):  # others have no order, or no lasting one
+        raise ConfigurationError(f"neli_roles = {shown(value)}: give a list of names")
     return tuple(value)
+
+
+def _refuse_name(setting: str, value: Any, *, most: int) -> None:
+    if not isinstance(value, str) or not _KAFKA_NAME.fullmatch(value) or len(value) > most or value in (".", ".."):
+        raise ConfigurationError(
+            f"{setting} = {shown(value)}: use 1 to {most} of the characters that Kafka allows in names: "
+            "A-Z a-z 0-9 . _ -"
+        )
 
 
 def _is_role(value: Any) -> bool:
@@ -151,8 +166,10 @@ def _is_role(value: Any) -> bool:
 
 def _seconds(name: str, value: Any) -> float:
     least = 0.0 if name in ("takeover_delay", "drain_timeout") else 0.001
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
-        raise ConfigurationError(f"neli_{name} = {value!r}: give a number of seconds, at least {least:g}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= SECONDS_MOST:
+        raise ConfigurationError(
+            f"neli_{name} = {shown(value)}: give a number of seconds from {least:g} to {SECONDS_MOST}"
+        )
     return float(value)
 
 
@@ -186,9 +203,15 @@ def _kafka(value: Any) -> Mapping[str, Any]:
 
 def enabled(app: Celery) -> bool:
     """Whether `neli_enabled` is on (the default)."""
-    value = app.conf.get("neli_enabled", True)
+    return _flag(app, "neli_enabled", default=True)
+
+
+def _flag(app: Celery, name: str, *, default: bool) -> bool:
+    value = app.conf.get(name)
+    if value is None:
+        return default
     if not isinstance(value, bool):
-        raise ConfigurationError(f"neli_enabled = {value!r}: give True or False")
+        raise ConfigurationError(f"{name} = {shown(value)}: give True or False")
     return value
 
 
@@ -207,7 +230,7 @@ def from_app(app: Celery, election: str) -> Config:
     if topic is not None:
         if not isinstance(topic, str) or "{election}" not in topic:
             raise ConfigurationError(
-                f"neli_topic = {topic!r}: beats and workers need a topic each; "
+                f"neli_topic = {shown(topic)}: beats and workers need a topic each; "
                 "write {election} where their name shall stand"
             )
         given["topic"] = topic.replace("{election}", election)
@@ -236,15 +259,15 @@ class BeatSettings:
 
 def beat_settings(app: Celery) -> BeatSettings:
     """From the app's settings. Loads its configuration. Raises `ConfigurationError`."""
-    in_doubt = app.conf.get("neli_in_doubt", "send")
-    if in_doubt not in ("send", "skip"):
-        raise ConfigurationError(f"neli_in_doubt = {in_doubt!r}: give 'send' or 'skip'")
+    in_doubt = app.conf.get("neli_in_doubt")
+    if in_doubt not in (None, "send", "skip"):
+        raise ConfigurationError(f"neli_in_doubt = {shown(in_doubt)}: give 'send' or 'skip'")
     least_interval(app)
     version = None
     if app.conf.get("neli_schedule_version") is not None:
         version = _whole(app, "neli_schedule_version", 0, least=0, most=VERSION_MOST)
     return BeatSettings(
-        sends_in_doubt=in_doubt == "send",
+        sends_in_doubt=in_doubt != "skip",
         parallel=_whole(app, "neli_publish_parallel", 1, least=1, most=PARALLEL_MOST),
         version=version,
     )
@@ -261,22 +284,22 @@ def _whole(app: Celery, name: str, default: int, *, least: int, most: int) -> in
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigurationError(f"{name} = {value!r}: give a whole number from {least} to {most}")
+        raise ConfigurationError(f"{name} = {shown(value)}: give a whole number from {least} to {most}")
     return value
 
 
 def _group(app: Celery) -> str:
     """The setting `neli_group`. Raises `ConfigurationError` without it."""
     group = app.conf.get("neli_group")
-    if not group:
+    if group is None:
         hint = not_read(app, "neli_group")
         example = "name this deployment, e.g. neli_group = 'shop-production'"
         raise ConfigurationError(
             f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
         )
-    if not isinstance(group, str):
-        raise ConfigurationError(f"neli_group = {group!r}: give a string")
-    return group
+    _refuse_name("neli_group", group, most=GROUP_MOST)
+    found: str = group
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,12 +312,11 @@ class WorkerSettings:
 
 def worker_settings(app: Celery) -> WorkerSettings:
     """From the app's settings. Loads its configuration. Raises `ConfigurationError`."""
-    queue = app.conf.get("neli_leader_queue") or f"{_group(app)}.leader.{{role}}"
+    queue = app.conf.get("neli_leader_queue")
+    if queue is None:
+        queue = f"{_group(app)}.leader.{{role}}"
     if not isinstance(queue, str) or "{role}" not in queue:
         raise ConfigurationError(
-            f"neli_leader_queue = {queue!r}: roles need a queue each; write {{role}} where their name shall stand"
+            f"neli_leader_queue = {shown(queue)}: roles need a queue each; write {{role}} where their name shall stand"
         )
-    kills = app.conf.get("neli_fence_kills", False)
-    if not isinstance(kills, bool):
-        raise ConfigurationError(f"neli_fence_kills = {kills!r}: give True or False")
-    return WorkerSettings(leader_queue=queue, fence_kills=kills)
+    return WorkerSettings(leader_queue=queue, fence_kills=_flag(app, "neli_fence_kills", default=False))

@@ -7,13 +7,14 @@ beat starts, and only where `neli_group` is set. An ordinary beat beside workers
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from celery_neli.config import Config
     from celery_neli.status import ElectionStatus
@@ -80,10 +81,13 @@ class OrdinaryBeat:
             _logger().critical("%s", line)
             raise SystemExit(1)  # celery.signals swallows what is no more than an Exception
 
-    def on_worker(self, instance: Any, options: Any, **_: Any) -> None:
-        """`celery worker` starts: end it with a line if it has an ordinary beat (`-B`) and elected beats run."""
+    def on_worker(self, instance: Any, options: Any, sender: Any = None, **_: Any) -> None:
+        """`celery worker` starts: end it with a line if the beat in it (`-B`) could not run, or if that is an ordinary
+        one and elected beats run. The beat is a process of its own, whose end the worker does not notice.
+        """
         app = instance.app
-        _warn_of_a_setting_not_read(app)
+        if not any(step.__module__ == "celery_neli.bootsteps" for step in app.steps["worker"]):
+            _warn_of_a_setting_not_read(app)  # with our steps, the worker ends with an error that says so
         if not options.get("beat"):
             return
         name = options.get("scheduler") or app.conf.beat_scheduler
@@ -93,16 +97,17 @@ class OrdinaryBeat:
                 cls = _resolve(name)
             except (ImportError, AttributeError, ValueError):
                 return  # Celery says so
-            line = self._why_not(app, cls)
+            line = _settings_refused(app, cls) or self._why_not(app, cls)
             self._asked = True  # the beat is a process that is forked from this one
         if line is not None:
+            _note_in_logfile(app, line, {**options, "hostname": sender})
             raise SystemExit(f"Error: {line}")
 
     def _why_not(self, app: Any, cls: type[Any]) -> str | None:
         """Return why this beat must not start, None if it may."""
-        if not app.conf.get("neli_group") or app.conf.get("neli_enabled", True) is False:
+        if not app.conf.get("neli_group") or app.conf.get("neli_enabled") is False:
             return None
-        if any(each.__module__ == "celery_neli.scheduler" for each in cls.__mro__):
+        if _is_elected(cls):
             return None
         found = self._ask(app)
         if found is None:
@@ -116,13 +121,13 @@ class OrdinaryBeat:
         named = ", ".join(map(printable, members[:3]))
         return (
             f"beat: this beat has the scheduler {cls.__module__}.{cls.__qualname__}, and elected beats of neli_group = "
-            f"{app.conf.neli_group!r} run ({named}): each task would be sent twice. Start "
-            "this beat with -S celery_neli.Scheduler, stop the elected beats first, or give this beat a neli_group of "
-            "its own"
+            f"{app.conf.neli_group!r} run ({named}): each task would be sent twice. Start this beat with "
+            "--scheduler celery_neli.Scheduler, stop the elected beats first, or give this beat a neli_group of its own"
         )
 
     def _ask(self, app: Any) -> ElectionStatus | None:
         """What Kafka tells of the beat election, None if it does not answer, which is logged."""
+        import celery_neli.status  # noqa: F401 - it loads confluent_kafka, which is none of the time that Kafka has
         from celery_neli.config import from_app
         from celery_neli.exceptions import NeliError
         from celery_neli.threads import spawn
@@ -147,6 +152,49 @@ class OrdinaryBeat:
         return None
 
 
+def _is_elected(cls: type[Any]) -> bool:
+    return any(each.__module__ == "celery_neli.scheduler" for each in cls.__mro__)
+
+
+def _settings_refused(app: Any, cls: type[Any]) -> str | None:
+    """Return why a scheduler of celery-neli's cannot run with the app's settings, None if it can."""
+    if not any(each.__module__.startswith("celery_neli.") for each in cls.__mro__):
+        return None
+    from celery_neli.exceptions import ConfigurationError
+
+    try:
+        made = cls(app, lazy=True)
+        if _is_elected(type(made)):
+            made.neli_check()
+    except ConfigurationError as exc:
+        return str(exc)
+    return None
+
+
+def _in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(run)
+    def command(*arguments: Any, **options: Any) -> Any:
+        from celery_neli.exceptions import ConfigurationError
+        from celery_neli.terminal import failure
+
+        try:
+            return run(*arguments, **options)
+        except ConfigurationError as exc:
+            _note_in_logfile(click.get_current_context().obj.app, str(exc), options)
+            raise failure(exc) from None
+
+    return command
+
+
+def _note_in_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
+    """Write the line with which a command ends into its log file, if it has one: one that was started by `celery
+    multi` or with `--detach` has no terminal, and has not set up its logging yet.
+    """
+    if options.get("logfile"):
+        app.log.setup_logging_subsystem(logfile=options["logfile"], hostname=options.get("hostname"))
+        _logger().critical("%s", line)
+
+
 def _warn_of_a_setting_not_read(app: Any) -> None:
     """Say that the group is given under a name that Celery does not read: the process takes part in no election."""
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
@@ -159,7 +207,9 @@ def _warn_of_a_setting_not_read(app: Any) -> None:
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:
-    """Watch over the commands `celery beat` and `celery worker` of this process."""
+    """Watch over the commands `celery beat` and `celery worker` of this process: a setting of ours that is wrong ends
+    them with one line, and so do the mistakes that are told above.
+    """
     from celery.signals import beat_init, celeryd_init
 
     watch = OrdinaryBeat()
@@ -167,6 +217,8 @@ def guard(beat: click.Command, worker: click.Command) -> None:
     celeryd_init.connect(watch.on_worker, weak=False, dispatch_uid="neli-ordinary-beat")
     for command in (beat, worker):
         check_scheduler(command)
+        assert command.callback is not None
+        command.callback = _in_one_line(command.callback)
 
 
 def _look(config: Config) -> ElectionStatus:

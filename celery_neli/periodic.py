@@ -156,7 +156,7 @@ def not_run(app: Any) -> str | None:
     :raises ConfigurationError: ``neli_scheduler`` is no scheduler.
     """
     name = app.conf.get("neli_scheduler")
-    if not name:
+    if name is None:
         return None
     from celery_neli.beat.inner import DEFAULT, is_replicated, resolve
     from celery_neli.scheduler import Scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["MOST_CHARACTERS", "printable", "printable_error"]
+__all__ = ["MOST_CHARACTERS", "printable", "printable_error", "shown"]
 
 MOST_CHARACTERS: Final = 200
 
@@ -30,6 +30,14 @@ def printable(text: object, most: int = MOST_CHARACTERS) -> str:
 def printable_error(error: BaseException, most: int = MOST_CHARACTERS) -> str:
     """Return the type of the error and its message, in one line of at most ``most`` characters."""
     return printable(f"{type(error).__name__}: {error}", most)
+
+
+def shown(value: object) -> str:
+    """Return the value as errors show it: its `repr`, on one line of at most 200 characters. Never raises."""
+    try:
+        return printable(repr(value))
+    except Exception:  # noqa: BLE001 - of somebody's class, or of lists that are nested too deeply for `repr`
+        return f"<{type(value).__name__}>"
 
 
 def _escaped(character: str) -> str:

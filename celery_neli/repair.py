@@ -20,9 +20,13 @@ from celery_neli.election.clock import boottime
 from celery_neli.election.grant import LeaderRevoked
 from celery_neli.election.member import Member
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.asking import metadata
+from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.clients import reader_properties
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.topic import GONE
+from celery_neli.kafka.validate import making
 from celery_neli.led.claims import Marks
 from celery_neli.led.shards import BASE, SHARDS, parent
 from celery_neli.printable import printable
@@ -138,13 +142,17 @@ class _NoGroup:
 
 
 def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
-    """Turn the member until that is so; return False if it was not in time."""
+    """Turn the member until that is so; return False if it was not in time. Raises `NeliError` if the topic cannot be
+    used.
+    """
     while not done():
         if time.monotonic() > until:
             return False
         for event in member.step(PAUSE):
             if isinstance(event, LeaderRevoked):
                 member.drained(event.role, event.term)
+        if member.trouble is not None and not member.closing:
+            raise NeliError(str(member.trouble))
     return True
 
 
@@ -168,10 +176,13 @@ def _refuse_led(config: Config, log: logging.Logger) -> None:
 
 def _roles_used(config: Config, log: logging.Logger) -> int:
     """Return how many partitions of the leader topic may hold roles: those with records, and those that are set."""
-    klog = KafkaLog(log, config.properties)
-    reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
+    klog = KafkaLog(log, config.properties, one_shot=True)
+    with making(config.properties):
+        reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
     try:
-        found = reader.list_topics(config.topic, timeout=ASK).topics[config.topic]
+        found = metadata(reader, klog, config.topic, ASK)
+        if found.error is not None and found.error.name() not in GONE:
+            raise KafkaException(found.error)
         if found.error is not None or not found.partitions:
             raise NeliError(
                 f"there is no leader topic {config.topic}: no beat has started yet, so there is nothing to repair"
@@ -179,7 +190,9 @@ def _roles_used(config: Config, log: logging.Logger) -> int:
         parts = [TopicPartition(config.topic, index) for index in range(min(len(found.partitions), SHARDS_MOST))]
         used = [index for index, part in enumerate(parts) if reader.get_watermark_offsets(part, timeout=ASK)[1] > 0]
     except KafkaException as exc:
-        reason = klog.masked(exc.args[0].str())
+        error = exc.args[0]
+        denied = is_denied(error.name())
+        reason = klog.lacks(["Read"], "topic", config.topic) if denied else klog.reason(error)
         raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
     finally:
         reader.close()

@@ -21,6 +21,7 @@ from celery_neli.beat.tenure import Leader, LeaseEnded
 from celery_neli.config import beat_settings, enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.keeper import Keeper
+from celery_neli.tick.misfire import Misfire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +91,8 @@ class Scheduler(Facade):
 
     @staticmethod
     def _inner_class(app: Any) -> type[Any]:
-        return inners.resolve(app.conf.get("neli_scheduler") or inners.DEFAULT, outer=Scheduler)
+        name = app.conf.get("neli_scheduler")
+        return inners.resolve(inners.DEFAULT if name is None else name, outer=Scheduler)
 
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
@@ -100,6 +102,7 @@ class Scheduler(Facade):
             config = from_app(self.app, "beat")
             self._roles(self._inner_class(self.app), config)
             beat_settings(self.app)
+            Misfire.of_app(self.app)
             validate(config)
         else:
             self._inner_class(self.app)

@@ -230,10 +230,12 @@ def is_setting(name: str) -> bool:
 
 
 def not_read(app: Celery, name: str) -> str | None:
-    """Return a hint for a setting that the app lacks, where the user gave it with another prefix; else None."""
+    """Return a hint for a setting that the app lacks, where the user gave it with another prefix, or in capitals; else
+    None.
+    """
+    right = _spelt(name, getattr(app, "namespace", None) or "")
     for key in list(app.conf.keys()):
-        if isinstance(key, str) and key.lower().endswith(f"_{name}"):
-            right = _spelt(name, getattr(app, "namespace", None) or "")
+        if isinstance(key, str) and key not in (name, right) and f"_{key}".lower().endswith(f"_{name}"):
             return f"{key} is set, which this app does not read: {_remedy(key, name, right)}"
     return None
 

@@ -183,7 +183,7 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
             raise KafkaException(found.error)
         if found.error is not None or not found.partitions:
             return ElectionStatus(election=election, topic=config.topic, group=config.group, exists=False)
-        roles, seen, gone = _roles(reader, config, min(len(found.partitions), len(config.roles)))
+        roles, seen, gone = _roles(reader, config, min(len(found.partitions), len(config.roles)), group)
     finally:
         reader.close()
     # A member that is still in the group a session after its lease has run out stands by: others are put out by then.
@@ -250,13 +250,26 @@ class _Observer:
         """Whether the lease of the last holder has run out."""
         return self.lease.holder is not None and self.last is not None and self.age > self.last[0].lease
 
-    @property
-    def sure(self) -> bool:
-        """Nothing needs to be watched to say who leads."""
-        return self.lease.known and (self.lease.holder is None or -0.5 <= self.age <= FRESH)
+    def sure(self, group: Future[Any]) -> bool:
+        """Nothing needs to be watched to say who leads: a heartbeat came of late, or its lease has run out and the
+        group has lost the holder, too. The clocks alone may mislead.
+        """
+        holder = self.lease.holder
+        if not self.lease.known or holder is None:
+            return self.lease.known
+        return -0.5 <= self.age <= FRESH or (self.expired and has_lost(group, name_of(holder)))
 
 
-def _roles(reader: Consumer, config: Config, partitions: int) -> tuple[list[RoleStatus], set[str], dict[str, float]]:
+def has_lost(group: Future[Any], name: str) -> bool:
+    """Return True if Kafka has described the group already, and no member of this name is in it."""
+    if not group.done() or group.exception() is not None:
+        return False
+    return all(member.client_id != name for member in group.result().members)
+
+
+def _roles(
+    reader: Consumer, config: Config, partitions: int, group: Future[Any]
+) -> tuple[list[RoleStatus], set[str], dict[str, float]]:
     """Return the roles; who wrote the records that were read; and who of them let a lease run out since, and when."""
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
@@ -277,7 +290,7 @@ def _roles(reader: Consumer, config: Config, partitions: int) -> tuple[list[Role
             elif error.name() not in OF_NO_READER:
                 raise KafkaException(error)
         ended = all(each.ended for each in observers.values())
-        if ended and (time.monotonic() > watched or all(each.sure for each in observers.values())):
+        if ended and (time.monotonic() > watched or all(each.sure(group) for each in observers.values())):
             break
     _find_claims(reader, config, observers)
     told = [_role(config.roles[index], each) for index, each in observers.items()]

@@ -18,6 +18,7 @@ from celery_neli.beat.publish import leased_producer
 from celery_neli.beat.reservation import derives_from, reservation_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.mixin import LedMixin
+from celery_neli.printable import shown
 from celery_neli.tick.replicated import ReplicatedScheduler
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = ["DEFAULT", "abandon", "build", "build_led", "count_births", "is_repli
 
 #: The inner scheduler where none is named.
 DEFAULT = "celery_neli.ReplicatedScheduler"
+REMEDY = f"give a class or its path, such as {DEFAULT!r}, or leave it out"
 #: The schedulers that a misspelt name may have meant.
 KNOWN = (
     DEFAULT,
@@ -52,13 +54,13 @@ def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
         cls = symbol_by_name(name, aliases=aliases)
     except Exception as exc:  # importing runs the user's modules
         close = difflib.get_close_matches(str(name), KNOWN, n=1, cutoff=0.8)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigurationError(f"neli_scheduler={name!r} cannot be imported: {exc!r}{hint}") from exc
+        hint = f"did you mean {close[0]!r}?" if close else REMEDY
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} cannot be imported: {shown(exc)}; {hint}") from exc
     if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
-        raise ConfigurationError(f"neli_scheduler={name!r}: {cls!r} is not a subclass of celery.beat.Scheduler")
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} is no subclass of celery.beat.Scheduler; {REMEDY}")
     if issubclass(cls, outer):
         raise ConfigurationError(
-            f"neli_scheduler={name!r} is celery-neli's own scheduler: name the one that it is to lead, such as"
+            f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"
             f" 'celery.beat.Scheduler' (beat_scheduler is the setting for celery-neli's)"
         )
     return cls

@@ -428,7 +428,8 @@ class Neli:
                     if member.trouble is not said:
                         said = member.trouble
                         self._log.error("%s", said)
-                    self._rest(RETRY_LEAST)
+                    if not (member.leading or member.draining):
+                        self._rest(RETRY_LEAST)
         finally:
             self._tell(member.abandon())
             group.close()

@@ -85,7 +85,8 @@ class Member:
         self.candidate = True
         self.progressed: float | None = None  # when the owner last made progress: successors are told
         self.aside = False  # a newer version of the protocol was read: neither lead nor claim (R9)
-        self.trouble: TopicError | None = None  # why the journal cannot be read
+        self.trouble: TopicError | None = None  # why the journal cannot be used
+        self._troubled: tuple[float, TopicError | None] = NEVER, None  # when it could not be used last, and why
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
         self._mirror, self._heard = mirror, heard
         draw = rng or random.SystemRandom()
@@ -155,6 +156,8 @@ class Member:
         except TopicError as exc:
             events, self.trouble = [], exc
         now = self._clock()  # after the poll returned (R1)
+        if self.trouble is not None:
+            self._troubled = now, self.trouble
         self._gap, self._turned = now - self._turned, now
         for event in events:
             self._take(event, now)
@@ -472,6 +475,9 @@ class Member:
             if self._gap > STOOD_STILL:
                 return f"this process stood still for {self._gap:.1f} s"
             sent = lease.until - self.config.heartbeat_timeout
+            troubled, trouble = self._troubled
+            if troubled >= sent:
+                return str(trouble).partition(": ")[0]
             return f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow"
         if post.draining:
             return f"its work was not done within neli_drain_timeout, {self.config.drain_timeout:g} s"

@@ -125,7 +125,10 @@ class KafkaJournal:
             self._klog.say(logging.WARNING, f"append dropped role={role} reason='queue full'")
         except KafkaException as exception:
             error = exception.args[0]
-            self._klog.say(logging.WARNING, f"append dropped role={role} reason={error.name()} {error.str()}")
+            if is_denied(error.name()):
+                self._trouble.deny("Write")
+            else:
+                self._klog.say(logging.WARNING, f"append dropped role={role} reason={error.name()} {error.str()}")
             if error.fatal() or error.name() == "_FATAL":
                 self._renew_producer()
         else:

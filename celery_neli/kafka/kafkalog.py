@@ -22,6 +22,8 @@ UNEXPLAINED = "check bootstrap.servers, this host's DNS, and firewalls on the wa
 _NUMBERS = re.compile(r"\d+")
 # About single connections: a broker that is down makes some twenty a second. `Reachability` logs once what they mean.
 _CONNECTION_FACILITIES = frozenset({"FAIL", "ERROR", "REQTMOUT", "CLOSE", "TIMEOUT"})
+# What else is told in our own words: by FAIL, by the check of the topic, by the group that is left.
+_TOLD = frozenset({"SSL", "PARTCNT", "SESSTMOUT"})
 _CONNECTION_ERRORS = frozenset(
     {"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_ALL_BROKERS_DOWN", "_DESTROY", "_SSL",
      "_AUTHENTICATION"}
@@ -79,8 +81,8 @@ class KafkaLog:
             level = logging.DEBUG
             if facility == "FAIL":
                 self._note(line)
-        elif (facility == "CONFWARN" and "will be ignored by this" in line) or facility == "SSL":
-            level = logging.DEBUG  # one set of properties serves consumers and producers alike; FAIL tells the rest
+        elif (facility == "CONFWARN" and "will be ignored by this" in line) or facility in _TOLD:
+            level = logging.DEBUG  # one set of properties serves consumers and producers alike
         self.say(level, line)
 
     def error(self, error: Error) -> None:

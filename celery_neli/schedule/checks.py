@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import printable
+from celery_neli.printable import shown
 
 if TYPE_CHECKING:
     from celery_neli.schedule.records import Definition
@@ -93,14 +93,6 @@ def check_made(value: Any) -> None:
             value.astimezone(timezone.utc)
         except OverflowError:
             raise ValueError(f"{value!r} is no time of the years 1 to 9999 in UTC") from None
-
-
-def shown(value: object) -> str:
-    """Return the value as errors show it: its `repr`, on one line of at most 200 characters. Never raises."""
-    try:
-        return printable(repr(value))
-    except Exception:  # noqa: BLE001 - of somebody's class, or of lists that are nested too deeply for `repr`
-        return f"<{type(value).__name__}>"
 
 
 def _check_text(field: str, value: Any, most: int) -> None:

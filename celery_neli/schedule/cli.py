@@ -44,7 +44,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     from celery_neli.schedule.text import human
 
     with _errors(ctx) as (app, periodic):
-        found = periodic.list(app)
+        found, not_run = periodic.list(app), periodic.not_run(app)
     if as_json:
         click.echo(_json([each.as_dict() for each in found]))
         return
@@ -53,7 +53,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         for each in found
     ]
     _table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
-    _note(periodic.not_run(app))
+    _note(not_run)
 
 
 @schedule.command(cls=CeleryCommand)

@@ -5,7 +5,6 @@ The same for entries of `beat_schedule` and for those made at runtime. Pure; imp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -49,12 +48,7 @@ def unknown(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_seconds(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and 0 <= value <= MOST_SECONDS
-    )
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
 
 
 def _is_flag(value: Any) -> bool:

@@ -122,7 +122,7 @@ def singleton(
 
 
 def _check_numbers(every: Any, max_failures: Any) -> None:
-    if isinstance(every, bool) or not isinstance(every, (int, float)) or not (math.isfinite(every) and every > 0):
+    if isinstance(every, bool) or not isinstance(every, (int, float)) or not 0 < every < math.inf:
         raise ConfigurationError(f"@singleton: every = {every!r}: give a number of seconds above 0")
     if isinstance(max_failures, bool) or not isinstance(max_failures, int) or max_failures < 1:
         raise ConfigurationError(f"@singleton: max_failures = {max_failures!r}: give a whole number, at least 1")

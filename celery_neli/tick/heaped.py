@@ -21,7 +21,7 @@ from celery_neli.tick.due import reckoned, rule_of
 from celery_neli.tick.entries import Entries
 from celery_neli.tick.forecast import Forecast
 from celery_neli.tick.heapview import HeapView
-from celery_neli.tick.misfire import SETTINGS, Misfire
+from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class HeapedScheduler(CelerysScheduler):
 
     def __init__(self, app: Any, schedule: Any = None, *args: Any, **kwargs: Any) -> None:
         self._never = LogLimit(NEVER_INTERVAL)
-        self._misfire = Misfire.from_settings({name: app.conf.get(name) for name in SETTINGS})
+        self._misfire = Misfire.of_app(app)
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
 
     # -- the schedule --

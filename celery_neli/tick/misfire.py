@@ -7,11 +7,11 @@ counts what it is told.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.printable import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,16 +48,23 @@ class Misfire:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise ConfigurationError(f"neli_misfire = {self.policy!r}: give one of {', '.join(POLICIES)}")
+            raise ConfigurationError(f"neli_misfire = {shown(self.policy)}: give one of {', '.join(POLICIES)}")
         most: Any = self.most
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 100_000:
-            raise ConfigurationError(f"neli_misfire_max = {self.most!r}: give a number of slots from 1 to 100000")
+            raise ConfigurationError(f"neli_misfire_max = {shown(self.most)}: give a number of slots from 1 to 100000")
         if self.grace is not None and not _is_seconds(self.grace):
-            raise ConfigurationError(f"neli_misfire_grace = {self.grace!r}: give a number of seconds above 0, or None")
-        if self.expires is not None and not (_is_seconds(self.expires) and self.expires <= LONGEST):
             raise ConfigurationError(
-                f"neli_expires = {self.expires!r}: give a number of seconds above 0, at most a hundred years"
+                f"neli_misfire_grace = {shown(self.grace)}: give a number of seconds above 0, or None"
             )
+        if self.expires is not None and not _is_seconds(self.expires):
+            raise ConfigurationError(
+                f"neli_expires = {shown(self.expires)}: give a number of seconds above 0, at most a hundred years"
+            )
+
+    @classmethod
+    def of_app(cls, app: Any) -> Misfire:
+        """From the settings of an app. Loads its configuration."""
+        return cls.from_settings({name: app.conf.get(name) for name in SETTINGS})
 
     @classmethod
     def from_settings(cls, given: Mapping[str, Any]) -> Misfire:
@@ -110,4 +117,4 @@ def decide(rule: Misfire, owed: Owed, now: datetime, *, deadline: float | None =
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LONGEST

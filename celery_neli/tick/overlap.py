@@ -16,6 +16,7 @@ from celery.states import IGNORED, READY_STATES
 
 from celery_neli.beat.reservation import derives_from
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.printable import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +40,10 @@ class Overlap:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise ConfigurationError(f"neli_overlap = {self.policy!r}: give one of {', '.join(POLICIES)}")
+            raise ConfigurationError(f"neli_overlap = {shown(self.policy)}: give one of {', '.join(POLICIES)}")
         age: Any = self.age
-        if isinstance(age, bool) or not isinstance(age, (int, float)) or not math.isfinite(age) or age <= 0:
-            raise ConfigurationError(f"neli_overlap_age = {self.age!r}: give a number of seconds above 0")
+        if isinstance(age, bool) or not isinstance(age, (int, float)) or not 0 < age < math.inf:
+            raise ConfigurationError(f"neli_overlap_age = {shown(self.age)}: give a number of seconds above 0")
 
     @classmethod
     def of(cls, entry: Any) -> Overlap:

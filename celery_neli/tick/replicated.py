@@ -59,6 +59,11 @@ class ReplicatedScheduler(HeapedScheduler):
     neli_alone = True
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+        if self.neli_alone and app.conf.get("neli_group") and enabled(app):
+            raise ConfigurationError(
+                "celery_neli.ReplicatedScheduler by itself asks no election, and every beat that has it sends: set "
+                "beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
+            )
         #: The slot (UTC) that is being run, while one is.
         self.neli_slot: datetime | None = None
         #: Slots that were left out by the misfire policy since this scheduler was built.
@@ -68,18 +73,6 @@ class ReplicatedScheduler(HeapedScheduler):
         self._fast = FastPath(app)
         self._lines = EntryLines(logger, clock=lambda: maybe_make_aware(app.now()).timestamp())
         super().__init__(app, *args, **kwargs)
-
-    def setup_schedule(self) -> None:
-        """As Celery does; an entry that is wrong is left out and logged.
-
-        :raises ConfigurationError: the app has an election, which this scheduler would not ask.
-        """
-        if self.neli_alone and self.app.conf.get("neli_group") and enabled(self.app):
-            raise ConfigurationError(
-                "celery_neli.ReplicatedScheduler by itself asks no election, and every beat that has it sends: set "
-                "beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
-            )
-        super().setup_schedule()
 
     def check(self, entry: Any) -> None:
         """:raises ConfigurationError: the entry has a policy that does not exist."""

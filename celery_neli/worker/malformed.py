@@ -65,7 +65,7 @@ class Checked:
 def _check_time_limits(limits: Any) -> None:
     """Check the limits now: the pool reads them while the task runs, and an error would then end the worker."""
     for limit in limits:
-        if limit is not None and not (isinstance(limit, (int, float)) and math.isfinite(limit)):
+        if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
             raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
     _hard, _soft = limits
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from celery_neli import NeliError, periodic
-from celery_neli.cli import resign, schedule, status
+from celery_neli.cli import repair, resign, schedule, status
 from tests.kafka.secured import Right, SecuredKafka, User
 from tests.processes import free_ports, wait_until
 from tests.smoke.members import members
@@ -143,6 +143,7 @@ def answers(kafka: dict[str, Any], group: str) -> dict[str, str]:
     commands: dict[str, tuple[Any, list[str]]] = {
         "status": (status, []),
         "resign": (resign, []),
+        "repair": (repair, []),
         "list": (schedule, ["list"]),
         "add": (schedule, ["add", "e", "t", "PT1M"]),
     }

@@ -9,6 +9,8 @@ from celery import Celery
 
 from celery_neli import Config, ConfigurationError
 from celery_neli.config import from_app, worker_settings
+from celery_neli.scheduler import Scheduler
+from celery_neli.settings import SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -200,3 +202,54 @@ def test_a_worker_has_settings_of_its_own() -> None:
     app.conf.update(neli_leader_queue="{role}-only", neli_fence_kills="yes")
     with pytest.raises(ConfigurationError, match="neli_fence_kills = 'yes': give True or False"):
         worker_settings(app)
+
+
+class Unprintable:
+    """A value whose `repr` fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], {}, -1, float("nan"), float("inf"), 10**400, "no\nsuch", b"x", {"a", "b"}, object(), Unprintable()],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("name", [each.name for each in SETTINGS if each.name != "neli_kafka"])
+def test_whatever_a_setting_holds_that_is_none_is_one_line(name: str, value: Any) -> None:
+    """It names the setting; nothing has been started, and nothing takes its default without a word."""
+    app = Celery(set_as_current=False)
+    app.conf.update({"neli_group": "g", name: value})
+    with pytest.raises(ConfigurationError) as raised:
+        refuse_settings(app)
+    assert str(raised.value).startswith(f"{name} ")
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 500
+
+
+def refuse_settings(app: Celery) -> None:
+    """What a beat and a worker check when they start."""
+    scheduler = Scheduler(app, lazy=True)
+    scheduler.neli_check()
+    from_app(app, "worker")
+    worker_settings(app)
+
+
+@pytest.mark.parametrize("name", [each.name for each in SETTINGS if each.name != "neli_group"])
+def test_none_is_the_default_of_every_setting(name: str) -> None:
+    """As an environment variable that is not set gives it."""
+    app = Celery(set_as_current=False)
+    app.conf.update({"neli_group": "g", name: None})
+    refuse_settings(app)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"), [("neli_group", "g" * 229, 228), ("neli_topic", "{election}" + "t" * 237, 240)]
+)
+def test_a_name_leaves_room_for_the_topics_that_are_called_after_it(name: str, value: str, most: int) -> None:
+    """Kafka takes 249 characters; the schedule topic's name is the longest."""
+    app = Celery(set_as_current=False)
+    app.conf.update({"neli_group": "g", name: value})
+    with pytest.raises(ConfigurationError, match=f"^{name} = .*use 1 to {most} of the characters"):
+        from_app(app, "beat")

@@ -258,6 +258,7 @@ def test_a_contradiction_sends_a_reader_that_knows_nothing_further_back_at_once(
     [
         ("claimed", "x claimed the role"),
         ("late", "no heartbeat sent in the last 4.0 s was read back: Kafka is away or slow"),
+        ("denied", "Kafka does not let this member read the leader topic t"),
         ("stood still", "this process stood still for 4.5 s"),
         ("overrun", "its work was not done within neli_drain_timeout, 10 s"),
         ("lost", "the log was lost, or it differs from the one that was read"),
@@ -272,6 +273,11 @@ def test_a_fenced_leader_says_why(case: str, reason: str) -> None:
         changes = stage.echo()
     elif case == "late":
         changes = [change for _ in range(9) for change in stage.turn(after=0.5)]
+    elif case == "denied":
+        stage.journal.trouble = TopicError("Kafka does not let this member read the leader topic t: give it the right")
+        changes = list(stage.turn(after=0.5))
+        stage.journal.trouble = None  # it is told once
+        changes += [change for _ in range(8) for change in stage.turn(after=0.5)]
     elif case == "stood still":
         changes = stage.turn(after=4.5)
     elif case == "overrun":

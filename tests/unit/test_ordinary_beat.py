@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import celery.bin.beat
 import click
 import pytest
 from celery.beat import PersistentScheduler, Scheduler
+from celery.bin.base import CLIContext
 from celery.utils.dispatch import Signal
 from click.testing import CliRunner
 
+import celery_neli.cli
 import celery_neli.scheduler
+from celery_neli import install
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import OrdinaryBeat, check_scheduler, misspelt
 from celery_neli.status import ElectionStatus, MemberStatus, RoleStatus
@@ -76,7 +85,13 @@ def test_an_ordinary_beat_beside_elected_ones_ends_with_one_line(
         beat_starts(OrdinaryBeat(Kafka(answer)), PersistentScheduler)
     assert ended.value.code == 1
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
-    for word in ("celery.beat.PersistentScheduler", "neli_group = 'g'", "(beat1)", "-S celery_neli.Scheduler", "stop"):
+    for word in (
+        "celery.beat.PersistentScheduler",
+        "neli_group = 'g'",
+        "(beat1)",
+        "--scheduler celery_neli.Scheduler",
+        "stop",
+    ):
         assert word in line
 
 
@@ -152,7 +167,7 @@ def worker_starts(watch: OrdinaryBeat, **options: Any) -> None:
 
 def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
     """`celery worker -B`: before it starts anything, for its beat is a process that nobody looks at."""
-    with pytest.raises(SystemExit, match=r"-S celery_neli\.Scheduler"):
+    with pytest.raises(SystemExit, match=r"--scheduler celery_neli\.Scheduler"):
         worker_starts(OrdinaryBeat(Kafka(found(leader="beat1"))), beat=True, scheduler=None)
     for options in ({"beat": False}, {}, {"beat": True, "scheduler": "celery_neli.Scheduler"}):
         kafka = Kafka(found(leader="beat1"))
@@ -165,15 +180,63 @@ def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
     assert kafka.asked == 1
 
 
-def test_a_group_under_a_name_that_celery_does_not_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ("celery_neli.Scheduler", "neli_misfire = 'sometimes'"),
+        ("celery_neli.ReplicatedScheduler", "by itself asks no election"),
+    ],
+)
+def test_a_worker_ends_if_the_elected_beat_in_it_could_not_run(scheduler: str, words: str) -> None:
+    """That beat is another process: its end would be a traceback, and the worker would go on without."""
+    app = make_app(**GROUP, neli_misfire="sometimes")
+    with pytest.raises(SystemExit, match=words):
+        OrdinaryBeat(Kafka(ABSENT)).on_worker(SimpleNamespace(app=app), {"beat": True, "scheduler": scheduler})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-S", "celery_neli.ReplicatedScheduler"], "by itself asks no election"),
+        (["-S", "celery_neli.Scheduler"], "neli_enabled = 0: give True or False"),
+    ],
+)
+def test_what_the_constructor_of_a_scheduler_refuses_ends_beat_with_one_line(arguments: list[str], words: str) -> None:
+    """Celery makes one for its banner."""
+    app = make_app(**GROUP, **({"neli_enabled": 0} if "neli_enabled" in words else {}))
+    done = CliRunner().invoke(celery.bin.beat.beat, arguments, obj=CLIContext(app, no_color=True, workdir=None))
+    assert done.exit_code == 1
+    (line,) = [each for each in done.output.splitlines() if each.startswith("Error: ")]
+    assert words in line
+
+
+def test_a_command_without_a_terminal_says_in_its_log_file_why_it_ended(tmp_path: Path) -> None:
+    """As `celery multi` starts it, which says OK."""
+    log = tmp_path / "w1.log"
+    environment = {**os.environ, "SMOKE_SETTINGS": json.dumps({**GROUP, "neli_enabled": 0})}
+    for arguments in (
+        ["worker", "-B", "--scheduler", "celery_neli.Scheduler", "-n", "w1@h", f"--logfile={tmp_path}/%n.log"],
+        ["beat", "-S", "celery_neli.Scheduler", f"--logfile={log}"],
+    ):
+        command = [sys.executable, "-m", "celery", "-A", "tests.smoke.project", *arguments]
+        assert subprocess.run(command, env=environment, timeout=120, capture_output=True, check=False).returncode == 1
+        (line,) = [each for each in log.read_text().splitlines() if "CRITICAL" in each]
+        assert "neli_enabled = 0: give True or False" in line
+        log.unlink()
+
+
+@pytest.mark.parametrize("name", ["CELERY_NELI_GROUP", "celery_neli_group", "NELI_GROUP", "Neli_Group"])
+def test_a_group_under_a_name_that_celery_does_not_read_is_told(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """By beats and workers that are ordinary ones for that reason alone."""
     kafka = Kafka(ABSENT)
-    beat_starts(OrdinaryBeat(kafka), neli_group=None, CELERY_NELI_GROUP="g")
-    app = make_app(CELERY_NELI_GROUP="g")
+    beat_starts(OrdinaryBeat(kafka), **{"neli_group": None, name: "g"})
+    app = make_app(**{name: "g"})
+    installed = install(make_app(**{name: "g"}))
+    OrdinaryBeat(kafka).on_worker(SimpleNamespace(app=installed), {})  # it ends with an error that says so
     OrdinaryBeat(kafka).on_worker(SimpleNamespace(app=app), {})
     lines = [record.getMessage() for record in caplog.records if record.name == "celery_neli.ordinary_beat"]
     assert len(lines) == 2
-    assert all("CELERY_NELI_GROUP is set, which this app does not read" in line for line in lines)
+    assert all(f"{name} is set, which this app does not read" in line for line in lines)
     assert kafka.asked == 0
 
 

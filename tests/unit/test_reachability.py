@@ -238,3 +238,13 @@ def test_a_forked_child_begins_afresh() -> None:
         os._exit(KafkaLog(LOG, properties).unreachable)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert parent.unreachable
+
+
+@pytest.mark.parametrize("facility", ["PARTCNT", "SESSTMOUT", "SSL"])
+def test_what_is_told_in_our_own_words_is_not_told_in_librdkafkas(
+    facility: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A right that is missing would be told twice."""
+    caplog.set_level(logging.DEBUG)
+    KafkaLog(LOG, {"bootstrap.servers": "told:1"}).log(logging.WARNING, f"{facility} [x#producer-1] whatever")
+    assert [each.levelno for each in caplog.records] == [logging.DEBUG]

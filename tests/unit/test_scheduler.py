@@ -106,7 +106,7 @@ def test_the_leadership_comes_from_the_factory_at_the_first_tick() -> None:
     ("conf", "message"),
     [
         ({"neli_hearbeat_timeout": 5}, "neli_hearbeat_timeout is no setting"),
-        ({"neli_scheduler": "no.such.Scheduler"}, "neli_scheduler='no.such.Scheduler' cannot be imported"),
+        ({"neli_scheduler": "no.such.Scheduler"}, "neli_scheduler = 'no.such.Scheduler' cannot be imported"),
     ],
 )
 def test_a_wrong_setting_ends_the_command_with_one_line_where_the_banner_is_made(
@@ -146,7 +146,7 @@ def test_switched_off_it_is_the_plain_inner_scheduler(tmp_path: Path) -> None:
         ("no.such.Scheduler", "cannot be imported"),
         ("celery_neli.ReplicatedSchedular", "did you mean 'celery_neli.ReplicatedScheduler'"),
         ("celery.beat.PersistantScheduler", "did you mean 'celery.beat.PersistentScheduler'"),
-        ("celery.beat.Service", "not a subclass"),
+        ("celery.beat.Service", "no subclass"),
     ],
 )
 def test_an_unfit_inner_scheduler_is_refused_before_joining(setting: str, words: str) -> None:
@@ -154,7 +154,7 @@ def test_an_unfit_inner_scheduler_is_refused_before_joining(setting: str, words:
     scheduler = Scheduler(app=make_app(neli_scheduler=setting), leadership=leadership)
     with pytest.raises(ConfigurationError, match=words) as raised:
         scheduler.tick()
-    assert f"neli_scheduler='{setting}'" in str(raised.value)
+    assert f"neli_scheduler = '{setting}'" in str(raised.value)
     assert leadership.started == 0
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import shelve
 import time
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from celery_neli.led.shards import owner
 from celery_neli.request import hand_over
 from celery_neli.schedule.client import write
 from celery_neli.schedule.records import MEMBER, STATE, Note, State, encode_note, encode_state
-from celery_neli.status import look
+from celery_neli.status import has_lost, look
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -258,3 +259,16 @@ def test_where_another_scheduler_runs_what_is_read_says_so(election: Election) -
     assert (entry["next"], "not run" in entry["problem"]) == (None, True)
     assert "not run" in election.run("schedule", "show", "e").output
     assert election.run("schedule", "remove", "e").exit_code == 0
+
+
+def test_the_group_tells_who_has_left_it() -> None:
+    """Only once it has answered: then a lease that has run out by the clock need not be watched."""
+    described = SimpleNamespace(members=[SimpleNamespace(client_id="there")])
+    group: Future[Any] = Future()
+    assert not has_lost(group, "gone")
+    group.set_result(described)
+    assert has_lost(group, "gone")
+    assert not has_lost(group, "there")
+    refused: Future[Any] = Future()
+    refused.set_exception(NeliError("not described"))
+    assert not has_lost(refused, "gone")
