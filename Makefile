@@ -15,13 +15,13 @@ LANES := $(if $(ARGS),,-n 2 --dist loadgroup)
 
 export SECONDS JSON
 
-.PHONY: help install test lint format typing demo bench clean
+.PHONY: help install test lint format typing demo bench dist clean
 .DEFAULT_GOAL := help
 
-help:
-	@echo "make test | lint | format | typing | demo | bench | clean"
+help: ## show this list
+	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)
+install: $(STAMP) ## make .venv and install everything for development into it
 
 $(STAMP): pyproject.toml
 	@python=""; for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3 python; do \
@@ -32,30 +32,34 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	@touch $@
 
-test: $(STAMP)
+test: $(STAMP) ## run every test that this machine can run; ARGS="tests/unit -k lease" narrows it
 	$(BIN)/python -m pytest $(LANES) $(COVERAGE) $(ARGS)
 
-lint: $(STAMP)
+lint: $(STAMP) ## check rules and format with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(STAMP)
+format: $(STAMP) ## mend rules and format with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-typing: $(STAMP)
+typing: $(STAMP) ## check types with mypy, strictly
 	$(BIN)/mypy
 
-demo: $(STAMP)
+demo: $(STAMP) ## three beats, a worker, an embedded Kafka, and faults; SECONDS=30 JSON=1
 	$(BIN)/python -m example_project.demo
 
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	@touch $@
 
-bench: $(BENCH_STAMP)
+bench: $(BENCH_STAMP) ## measure speed and memory; ARGS="--only tick"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-clean:
+dist: $(STAMP) ## build a wheel in dist/
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove .venv, caches and builds
 	rm -rf $(VENV) .cache .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,7 +39,7 @@ _GONE = "  does not answer: its lease has run out"
 @click.pass_context
 @handle_preload_options
 def neli(ctx: click.Context) -> None:
-    """Leader election: who leads, hand over, a Kafka for development."""
+    """Leader election: show who leads, hand over, run a Kafka for development."""
 
 
 neli.add_command(schedule)
@@ -48,12 +48,12 @@ neli.add_command(schedule)
 @neli.command(cls=CeleryCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
-    "--election", type=click.Choice(ELECTIONS), help="Only this one; by default every one whose topic exists."
+    "--election", type=click.Choice(ELECTIONS), help="Show only this one; by default, every one whose topic exists."
 )
 @click.pass_context
 def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
-    """Who leads each role, its term and since when, and the members. Exit status 1 if a role has no leader, or if
-    different apps share the group.
+    """Show who leads each role, in which term and since when, and the members. The exit status is 1 if a role has no
+    leader, or if different apps share the group.
     """
     from celery_neli.exceptions import NeliError
 
@@ -79,14 +79,14 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
         for each in shown:
             _print(each)
         for right in unseen:
-            say(f"not looked at: {right}", err=True)
+            say(f"could not be checked: {right}", err=True)
     ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
 @neli.command(cls=CeleryCommand)
 @click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
-@click.option("--role", help="The role; may be left out if there is one.")
-@click.option("--to", help="Name of the member that is to lead next; by default whoever the group prefers.")
+@click.option("--role", help="The role; you may leave it out if there is only one.")
+@click.option("--to", help="Name of the member that should lead next; by default, the one that the group prefers.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
@@ -96,7 +96,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
 )
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
-    """Ask the leader to hand over, and wait for the next one. Exit status 1 if none came in time."""
+    """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
     from celery_neli.config import from_app
     from celery_neli.exceptions import NeliError
     from celery_neli.request import hand_over
@@ -121,14 +121,14 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 
 
 @neli.command(cls=CeleryCommand)
-@click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds to wait for the roles."
 )
 @click.pass_context
 def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
-    """Make the records of the beats' roles fit neli_shards: after it was lowered, or where a record was forged. Refuses
-    while a beat serves a role: to lower neli_shards, stop all beats first.
+    """Make the records of the beats' roles fit neli_shards, after you lowered it or if a record was forged. The command
+    refuses while a beat serves a role: to lower neli_shards, stop all beats first.
     """
     from celery_neli.config import from_app
     from celery_neli.exceptions import NeliError
@@ -141,7 +141,7 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
         raise click.ClickException(str(exc)) from None
     for each in changes:
         print(f"role {each.role}: {each.what}")
-    done = "nothing was written: dry run" if dry_run else "done"
+    done = "dry run: nothing was written" if dry_run else "done"
     print(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
@@ -149,8 +149,8 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
-    """Run the embedded Kafka until interrupted: for development, never for production. It forgets everything when it
-    ends. The topics of the app (`-A`) are there from the beginning.
+    """Run the embedded Kafka until you interrupt it. It is for development, never for production. It forgets everything
+    when it stops. The topics of the app (`-A`) exist from the start.
     """
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.exceptions import NeliError
@@ -162,7 +162,7 @@ def kafka(ctx: click.Context, port: int) -> None:
         with EmbeddedKafka(port=port) as running:
             _make_topics(ctx.obj.app, running)
             print(
-                f"embedded Kafka on {running.bootstrap_servers}; Ctrl-C ends it",
+                f"embedded Kafka on {running.bootstrap_servers}; press Ctrl-C to stop it",
                 flush=True,
             )
             ended.wait()
@@ -230,14 +230,15 @@ def _print(status: ElectionStatus) -> None:
         if line is not None:
             say(f"  {line}")
     for right in status.missing_rights:
-        say(f"  not looked at: {right}")
+        say(f"  could not be checked: {right}")
 
 
 def _print_members(status: ElectionStatus) -> None:
     schedules = {each.name: f"  schedule {printable(each.shown)}" for each in status.schedules}
     heard = {each.name: f"  last heard {each.age:.0f} s ago" for each in status.schedules if each.silent}
     if status.members is None:
-        say("  members: unknown (Kafka does not describe the group; the embedded one cannot)")
+        unknown = "unknown (Kafka does not describe the group; the embedded Kafka cannot)"
+        say("  members, by their own notes:" if schedules else f"  members: {unknown}")
         for name, told in schedules.items():
             say(f"    {printable(name)}{told}" + (_GONE if name in status.gone else heard.get(name, "")))
         return

@@ -24,7 +24,7 @@ class TopicError(NeliError):
 
 
 class NotAllowed(NeliError):
-    """Kafka refused a question for want of rights; the message names them, and the command that gives them."""
+    """Kafka refused a question because rights are missing; the message has the command that gives them."""
 
 
 class ClosedError(NeliError):

@@ -18,8 +18,8 @@ REMEMBERED: Final = 256
 
 
 class LogLimit:
-    """Allows the first line of each key, then one every `every` seconds. Memory is bounded: of more keys than
-    `remembered`, those that were allowed longest ago are forgotten, and allowed again.
+    """Allows the first line of each key, then one every `every` seconds. Remembers at most `remembered` keys: those
+    that were allowed longest ago are forgotten, and allowed again.
 
     Never blocks and never raises. One thread at a time.
     """
@@ -28,7 +28,8 @@ class LogLimit:
         self, every: float, *, remembered: int = REMEMBERED, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._every, self._remembered, self._clock = every, remembered, clock
-        self._allowed: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()  # when, and how many since were not
+        #: When a line was allowed, and how many were suppressed since.
+        self._allowed: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
 
     def ask(self, key: Hashable) -> int | None:
         """Return how many lines of this key were suppressed since the last allowed one, or None: suppress this one."""
@@ -60,8 +61,8 @@ class LogLimit:
 
 
 class EntryLines:
-    """Warnings of which one entry can cause one with each slot: each kind is logged once per entry and span, and the
-    next line says how many were suppressed, or, if there is none, `summarize` does. One thread at a time.
+    """Warnings that an entry may cause with each slot: each kind is logged once a minute for each entry. The next line
+    says how many were suppressed; if there is none, `summarize` does. One thread at a time.
     """
 
     EVERY: Final = 60.0
@@ -82,8 +83,8 @@ class EntryLines:
             self._log.warning(msg, *args)
 
     def summarize(self, now: float) -> None:
-        """Log, once a minute at most, how many lines were suppressed that no later line told of: one line per kind.
-        `now`: by the clock.
+        """Log, once a minute at most, how many suppressed lines no later line has counted: one line per kind. `now`: by
+        the clock.
         """
         if 0 <= self._summary_at - now <= self.EVERY:
             return

@@ -1,4 +1,4 @@
-"""Log lines of which each stays one line, and log lines from a thread that must not wait.
+"""Loggers whose lines stay one line each, and loggers for a thread that must not wait.
 
 Names, tasks, reasons and errors in a line may come from others: from a topic, a message or a broker. `escaping` gives a
 logger that escapes them, wherever the line is written.
@@ -24,8 +24,8 @@ LONGEST_ARGUMENT = 1_000
 
 
 def escaping(logger: logging.Logger) -> logging.Logger:
-    """Return `logger`, which from now on escapes what its lines are filled in with, so that no argument can begin a
-    line of its own or reach the terminal. Changes neither its level nor its handlers. Any thread.
+    """Return `logger`, which from now on escapes the arguments of its lines, so that none of them can begin a line of
+    its own or control the terminal. Changes neither its level nor its handlers. Any thread.
     """
     logger.addFilter(_ESCAPE)
     return logger
@@ -42,9 +42,7 @@ class Lines:
 
 
 class _Escape(logging.Filter):
-    """Makes text, bytes and errors among a line's arguments printable; numbers and other objects stay as they are. So
-    it does with the messages of errors in a traceback.
-    """
+    """Makes a line's arguments printable, except numbers and `Lines`, and the messages of errors in a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -62,23 +60,23 @@ class _Escaped:
 
     def __str__(self) -> str:
         value = self.value
-        return printable(value if isinstance(value, (str, bytes)) else str(value), LONGEST_ARGUMENT)
+        return printable(value if isinstance(value, bytes) else str(value), LONGEST_ARGUMENT)
 
     def __repr__(self) -> str:
         return printable(repr(self.value), LONGEST_ARGUMENT)
 
 
 def _escaped(value: object) -> object:
-    if isinstance(value, str):
-        return value if len(value) <= LONGEST_ARGUMENT and value.isprintable() else _Escaped(value)
-    return _Escaped(value) if isinstance(value, (bytes, BaseException)) else value
+    if isinstance(value, str) and len(value) <= LONGEST_ARGUMENT and value.isprintable():
+        return value
+    return value if value is None or isinstance(value, (int, float, Lines)) else _Escaped(value)
 
 
 def _traceback(error: BaseException) -> str:
     """As logging has it, but the message of each error is one line."""
     lines = []
     for part in traceback.TracebackException.from_exception(error).format():
-        frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # of a file, or between two errors
+        frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # source, or text between errors
         lines.append(part if frame else f"{printable(part[:-1], LONGEST_ARGUMENT)}\n")
     return "".join(lines).rstrip("\n")
 

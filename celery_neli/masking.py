@@ -57,8 +57,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def hide_from_reports() -> None:
-    """Have Celery hide our secrets, too, in `celery report` and `celery inspect conf`: it goes by the names of
-    settings, and of the keys in them.
+    """Have Celery hide our secrets, too, in `celery report` and `celery inspect conf`: Celery goes by
+    the names of settings, and of the keys in them.
     """
     from celery.app import utils  # an election needs no Celery
 

@@ -38,7 +38,7 @@ def misspelt(name: Any) -> str | None:
     try:
         if isinstance(_resolve(name), type):
             return None
-        reason = "it is no class"
+        reason = "it is not a class"
     except (ImportError, AttributeError, ValueError) as exc:
         reason = str(exc)
     return f"the scheduler {name!r} cannot be imported ({reason}); did you mean {close[0]!r}?"
@@ -117,7 +117,8 @@ class OrdinaryBeat:
         return (
             f"beat: this beat has the scheduler {cls.__module__}.{cls.__qualname__}, and elected beats of neli_group = "
             f"{app.conf.neli_group!r} run ({named}): each task would be sent twice. Start "
-            "this one with -S celery_neli.Scheduler, or stop those first, or give this one a neli_group of its own"
+            "this beat with -S celery_neli.Scheduler, stop the elected beats first, or give this beat a neli_group of "
+            "its own"
         )
 
     def _ask(self, app: Any) -> ElectionStatus | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["MOST_CHARACTERS", "printable"]
+__all__ = ["MOST_CHARACTERS", "printable", "printable_error"]
 
 MOST_CHARACTERS: Final = 200
 
@@ -25,6 +25,11 @@ def printable(text: object, most: int = MOST_CHARACTERS) -> str:
     if not line.isprintable():
         line = "".join(each if each.isprintable() else _escaped(each) for each in line)
     return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def printable_error(error: BaseException, most: int = MOST_CHARACTERS) -> str:
+    """Return the type of the error and its message, in one line of at most ``most`` characters."""
+    return printable(f"{type(error).__name__}: {error}", most)
 
 
 def _escaped(character: str) -> str:

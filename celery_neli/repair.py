@@ -63,7 +63,7 @@ def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) 
     changes = []
     for role, data in enumerate(found):
         carried: dict[str, Any] = {SHARDS: shards}
-        what = "its entries are shared out among the others"
+        what = "its entries are distributed among the others"
         if role < shards:
             heirs = [index for index in range(len(found)) if _heir(index, shards) == role]
             marks = _together([Marks.of(found[index], now=now) for index in heirs])
@@ -94,8 +94,8 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         shards, roles = len(config.roles), wide.roles
         if dry_run and not read:
             raise NeliError(
-                "what the records of the roles tell is not known before one leads them: they have expired, or Kafka is "
-                "slow; start the beats, or repair without --dry-run"
+                "what the records of the roles say cannot be known before a member leads the roles: the records have "
+                "expired, or Kafka is slow; start the beats, or repair without --dry-run"
             )
         changes = plan([member.told(role).data for role in roles], shards, now=time.time())
         if dry_run or (read and not changes):
@@ -104,8 +104,8 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         if not _step(member, lambda: all(_leads(member, role) for role in roles), until=end):
             led = [f"{leader[0]} leads {role}" for role in roles if (leader := member.leader(role)) is not None]
             raise NeliError(
-                f"not every role could be led within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
-                "stop the beats that serve, and try again"
+                f"the repair could not lead every role within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
+                "stop the beats that serve a role, and try again"
             )
         changes = plan([member.told(role).data for role in roles], shards, now=time.time())
         for change in changes:
@@ -113,7 +113,9 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
             member.offer(role, change.data, term=member.grant(role).term or 0)
             member.hurry(role, term=member.grant(role).term or 0)
         if not _step(member, lambda: all(_carries(member, roles[each.role], each.data) for each in changes), until=end):
-            raise NeliError(f"the records were not read back within {timeout:g} s: see `celery neli status`, try again")
+            raise NeliError(
+                f"the records were not read back within {timeout:g} s: check `celery neli status`, and try again"
+            )
         return changes
     finally:
         member.close()
@@ -172,7 +174,7 @@ def _roles_used(config: Config, log: logging.Logger) -> int:
         found = reader.list_topics(config.topic, timeout=ASK).topics[config.topic]
         if found.error is not None or not found.partitions:
             raise NeliError(
-                f"there is no leader topic {config.topic}: no beat has started yet, nothing is to be repaired"
+                f"there is no leader topic {config.topic}: no beat has started yet, so there is nothing to repair"
             )
         parts = [TopicPartition(config.topic, index) for index in range(min(len(found.partitions), SHARDS_MOST))]
         used = [index for index, part in enumerate(parts) if reader.get_watermark_offsets(part, timeout=ASK)[1] > 0]

@@ -34,7 +34,7 @@ def hand_over(
     if role is None:
         if len(config.roles) > 1:
             raise NeliError(
-                f"the {election} election has several roles, name one with --role: {', '.join(config.roles)}"
+                f"the {election} election has several roles; name one with --role: {', '.join(config.roles)}"
             )
         role = config.roles[0]
     if role not in config.roles:
@@ -48,14 +48,14 @@ def hand_over(
     before = next((each for each in status.roles if each.role == role), None)
     if before is None or before.leader is None:
         reason = "its leader topic does not exist" if before is None else before.reason
-        raise NeliError(f"nobody leads {election} role {role}: {reason}")
+        raise NeliError(f"no member leads {election} role {role}: {reason}")
     if to is not None and to not in status.known:
         raise NeliError(_unknown(status, to))
     gone = status.members is not None and not any(each.answers for each in status.members if each.name == to)
     if to is not None and gone:
-        raise NeliError(f"{to} is still in the {election} group, but does not answer: name another member")
+        raise NeliError(f"{to} is still in the {election} group, but does not answer; name another member")
     if to == before.leader:
-        raise NeliError(f"{to} leads {election} role {role} already")
+        raise NeliError(f"{to} already leads {election} role {role}")
     began = time.monotonic()
     _send(config, config.roles.index(role), role, to, before.term, log)
     while time.monotonic() - began < timeout:
@@ -64,7 +64,7 @@ def hand_over(
                 return before, each, time.monotonic() - began
         time.sleep(PAUSE)
     raise NeliError(
-        f"{before.leader} was asked to hand over, but {election} role {role} had no other leader within {timeout:g} s"
+        f"{before.leader} was asked to hand over, but no other member led {election} role {role} within {timeout:g} s"
     )
 
 
@@ -73,8 +73,8 @@ def _unknown(status: ElectionStatus, to: str) -> str:
     if status.members is not None:
         return f"the {status.election} election has no member {to!r}; its members: {names}"
     return (
-        f"the {status.election} election has no sign of a member {to!r}, and Kafka does not describe the group (the "
-        f"embedded one cannot); members that wrote of late: {names}. Leave --to out to hand over to any of them"
+        f"the {status.election} election shows no sign of a member {to!r}, and Kafka does not describe the group (the "
+        f"embedded one cannot); members that wrote recently: {names}. Leave out --to to hand over to any of them"
     )
 
 
@@ -94,7 +94,7 @@ def _send(config: Config, partition: int, role: str, to: str | None, term: int |
     except KafkaException as exc:
         raise NeliError(f"the request could not be sent: {klog.reason(exc.args[0])}") from None
     if failed or waiting:
-        reason = "no answer from Kafka"
+        reason = "Kafka did not answer"
         if failed:
             denied = is_denied(failed[0].name())
             reason = klog.lacks(["Write"], "topic", config.topic) if denied else klog.reason(failed[0])

@@ -146,10 +146,10 @@ class Scheduler(Facade):
             intervals.append(self._longest_wait() if interval is None else interval)
         if not any(desk.failing for desk in self._desks):
             leader.progress()
+        if self._keeper is not None:
+            self._keeper.note()  # also by a beat that is busy all the time
         wait = min(*intervals, self._longest_wait())
         if wait > 0:
-            if self._keeper is not None:
-                self._keeper.note()
             alarm.wait(wait)
             for desk in self._desks:
                 desk.waited()
@@ -186,7 +186,7 @@ class Scheduler(Facade):
         leader.heard = self._heard
         self._leader, self._alarm = leader, alarm
         if self._keeper is not None:
-            leader.fit = self._keeper.topic.fit  # who cannot read or write the schedule would lead and serve nothing
+            leader.fit = self._keeper.topic.fit  # without the schedule topic, this beat would lead and serve nothing
             self._keeper.topic.start()
         leader.start()
         return leader, alarm

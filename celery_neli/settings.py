@@ -1,5 +1,5 @@
-"""Every setting: its name, default, unit and meaning. The README's table is made from here (`python -m
-celery_neli.settings`); what is checked of them is in `config.py`.
+"""Every setting: its name, default, unit and meaning. `docs/settings.md` is made from here (`python -m
+celery_neli.settings`); `config.py` checks the values.
 """
 
 from __future__ import annotations
@@ -18,126 +18,173 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One `neli_*` setting as users see it."""
+    """One `neli_*` setting as users see it. `subject` is the heading under which the documentation lists it."""
 
     name: str
+    subject: str
     default: str
     meaning: str
 
 
+_ELECTION, _SCHEDULE, _SHARDS, _WORKERS = "The election", "The schedule", "Several leading beats", "Workers"
+
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="neli_group",
+        subject=_ELECTION,
         default="required",
-        meaning="names the deployment: the consumer groups are `<group>.beat` and `<group>.worker`. "
-        "Two environments on one Kafka must differ",
+        meaning="names the deployment; the consumer groups are `<group>.beat` and `<group>.worker`. Give every app and "
+        "every environment its own: beats that share one compete, and only the winner's schedule runs",
     ),
     Setting(
         name="neli_kafka",
+        subject=_ELECTION,
         default="`localhost:9092`",
-        meaning="bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
+        meaning="Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
     ),
     Setting(
         name="neli_topic",
+        subject=_ELECTION,
         default="`<group>.<election>.neli`",
-        meaning="leader topic; `{election}` in it stands for `beat` or `worker`",
+        meaning="the leader topic; `{election}` in it stands for `beat` or `worker`",
     ),
-    Setting(name="neli_name", default="`<host>_<pid>_<time>`", meaning="this process's name in logs and status"),
-    Setting(name="neli_heartbeat_interval", default="0.5 s", meaning="between two heartbeats of a leader"),
+    Setting(
+        name="neli_name",
+        subject=_ELECTION,
+        default="`<host>_<pid>_<time>`",
+        meaning="this process's name in logs and in `neli status`; must differ between processes",
+    ),
+    Setting(
+        name="neli_heartbeat_interval",
+        subject=_ELECTION,
+        default="0.5 s",
+        meaning="time between two heartbeats of a leader",
+    ),
     Setting(
         name="neli_heartbeat_timeout",
+        subject=_ELECTION,
         default="4 s",
-        meaning="the lease that a heartbeat buys; the hand-over after a crash takes this plus a few tenths of a second",
+        meaning="the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of a "
+        "second",
     ),
     Setting(
         name="neli_session_timeout",
+        subject=_ELECTION,
         default="6 s",
-        meaning="session of the consumer group (the brokers' default minimum is 6 s)",
+        meaning="session timeout of the consumer group (the brokers' default minimum is 6 s)",
     ),
     Setting(
         name="neli_takeover_delay",
+        subject=_ELECTION,
         default="0.1 s",
-        meaning="head start of the member to which the group has assigned the role",
+        meaning="how long other members wait before claiming a vacant role, so that the member to which the consumer "
+        "group has assigned the role goes first",
     ),
-    Setting(name="neli_drain_timeout", default="10 s", meaning="how long a barrier may hold up a hand-over"),
+    Setting(
+        name="neli_drain_timeout",
+        subject=_ELECTION,
+        default="10 s",
+        meaning="maximum time a handover waits for running work",
+    ),
     Setting(
         name="neli_stall_timeout",
+        subject=_ELECTION,
         default="60 s",
-        meaning="a leader that makes no progress for so long (or, a worker, has no task broker) logs a stack and "
+        meaning="a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack and "
         "resigns",
     ),
     Setting(
+        name="neli_enabled",
+        subject=_ELECTION,
+        default="`True`",
+        meaning="`False` makes an ordinary beat and worker, without Kafka, for tests and development",
+    ),
+    Setting(
         name="neli_scheduler",
+        subject=_SCHEDULE,
         default="`celery_neli.ReplicatedScheduler`",
         meaning="the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the state of "
-        "the schedule in Kafka; with any other, state is where that scheduler keeps it",
+        "the schedule in Kafka; any other keeps it where it always does",
     ),
     Setting(
         name="neli_misfire",
+        subject=_SCHEDULE,
         default='`"fire_once"`',
-        meaning="what becomes of slots that were missed, however many: `fire_once` runs one, `fire_all` each (oldest "
-        "first), `skip` none that is later than its grace. An entry may have its own, in its `options`",
+        meaning="what happens to missed slots: `fire_once` runs one for all of them, `fire_all` runs each (oldest "
+        "first), `skip` runs none that is later than its grace. An entry may have its own in its `options`",
     ),
-    Setting(name="neli_misfire_max", default="100", meaning="how many missed slots of an entry `fire_all` runs"),
+    Setting(
+        name="neli_misfire_max",
+        subject=_SCHEDULE,
+        default="100",
+        meaning="how many missed slots of an entry `fire_all` runs",
+    ),
     Setting(
         name="neli_misfire_grace",
+        subject=_SCHEDULE,
         default="none; with `skip` 60 s",
-        meaning="how late a slot may run; a later one is left out, and logged",
+        meaning="how late a slot may run; a later one is left out and logged",
     ),
     Setting(
         name="neli_in_doubt",
+        subject=_SCHEDULE,
         default='`"send"`',
-        meaning="what becomes of slots of which a leader that crashed may have sent the task, or not: `send` (again, "
-        "with the same task id) or `skip` (logged, each of them)",
+        meaning="what happens to slots that a crashed leader may or may not have sent: `send` sends them again with "
+        "the same task id, `skip` leaves them out and logs each",
     ),
     Setting(
         name="neli_least_interval",
+        subject=_SCHEDULE,
         default="1 s",
-        meaning="the shortest interval that an entry put at runtime may have; one in `beat_schedule` may be shorter",
+        meaning="the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be "
+        "shorter",
     ),
     Setting(
         name="neli_publish_parallel",
+        subject=_SCHEDULE,
         default="1",
-        meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64): more help "
-        "where the broker takes its time to answer, such as RabbitMQ with `confirm_publish`, or another data centre",
+        meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64). More help "
+        "where the broker takes its time to answer: RabbitMQ with `confirm_publish`, another data centre",
     ),
     Setting(
         name="neli_schedule_version",
+        subject=_SCHEDULE,
         default="none",
-        meaning="a whole number that rises with each version of `beat_schedule`: the leader makes way for a beat with "
-        "a higher one",
+        meaning="a whole number that you raise with each version of `beat_schedule`: the leader makes way for a beat "
+        "with a higher one",
     ),
     Setting(
         name="neli_shards",
+        subject=_SHARDS,
         default="1",
-        meaning="roles of the beat election (1 to 256), over which the entries are spread by name: so many beats can "
-        "send side by side. May be raised; to lower it, stop all beats, and run `celery neli repair`",
+        meaning="how many roles the beat election has (1 to 256). Entries are spread over them by name, and that many "
+        "beats can send side by side. May be raised; to lower it, stop all beats and run `celery neli repair`",
     ),
     Setting(
         name="neli_roles",
+        subject=_WORKERS,
         default='`["leader"]`',
-        meaning="what workers may lead, each role apart: its name is its place in this list, so append only",
+        meaning="the roles that workers may lead, each led separately. A role is its place in this list, so only "
+        "append",
     ),
     Setting(
         name="neli_rebalance_after",
+        subject=_WORKERS,
         default="30 s",
-        meaning="with several roles: how long the group's assignment and a leader must have been stable before the "
-        "worker to which the group has assigned the role asks for it",
+        meaning="with several roles: how long the consumer group's assignment and the leader must have been stable "
+        "before the worker to which the group has assigned a role asks for it",
     ),
     Setting(
         name="neli_leader_queue",
+        subject=_WORKERS,
         default="`<group>.leader.<role>`",
-        meaning="queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
+        meaning="the queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
     ),
     Setting(
         name="neli_fence_kills",
+        subject=_WORKERS,
         default="`False`",
-        meaning="terminate the prefork children that run leader-only tasks when the leader is fenced",
-    ),
-    Setting(
-        name="neli_enabled",
-        default="`True`",
-        meaning="off: an ordinary beat and worker, without Kafka (tests, development)",
+        meaning="whether the prefork children that run leader-only tasks are terminated when the leader is fenced",
     ),
 )
 
@@ -206,12 +253,31 @@ def refuse_unknown(names: Iterable[str]) -> None:
             raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {nearest(name, known)}?")
 
 
-def table() -> str:
-    """The settings as a Markdown table."""
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    rows += [f"| `{each.name}` | {each.default} | {each.meaning} |" for each in SETTINGS]
-    return "\n".join(rows)
+_HEAD = (
+    "# Settings",
+    "",
+    (
+        "Set these in Celery's configuration, in lower case. Under a namespace such as Django's, write "
+        "`CELERY_NELI_…`. Times are in seconds."
+    ),
+    "",
+    (
+        "A misspelt `neli_*` setting is refused, with the nearest name, where an election or a leader queue is used: "
+        "in beats and workers, by `celery neli`, and when a `@leader_only` task is called. This page is the output of "
+        "`python -m celery_neli.settings`."
+    ),
+)
+
+
+def page() -> str:
+    """Return the settings as the Markdown page `docs/settings.md`, by subject."""
+    lines = list(_HEAD)
+    for subject in dict.fromkeys(each.subject for each in SETTINGS):
+        listed = [each for each in SETTINGS if each.subject == subject]
+        lines += ["", f"## {subject}", "", "| setting | default | meaning |", "|---|---|---|"]
+        lines += [f"| `{each.name}` | {each.default} | {each.meaning} |" for each in listed]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table())
+    print(page())

@@ -58,8 +58,9 @@ class RoleStatus:
 @dataclass(frozen=True, kw_only=True)
 class MemberStatus:
     """One member of the consumer group; `leads`: the roles that it leads, `induced`: those that the group has assigned
-    to it, both in the order of the configuration. Members of one name are said to lead the same. `answers` is False if
-    the member is known to be gone though its session has not ended: its lease has run out, or its notes have ended.
+    to it, both in the order of the configuration. Members of one name are shown as leading the same roles. `answers`
+    is False if the member is known to be gone though its session has not ended: its lease has run out, or its notes
+    have ended.
     """
 
     name: str
@@ -71,9 +72,9 @@ class MemberStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class ElectionStatus:
-    """One election; `members` is None if the group could not be described, `schedules` is what its members told.
+    """One election; `members` is None if the group could not be described, `schedules` comes from the members' notes.
     `missing_rights`: sentences about what could not be looked at; without the right to read the topic, `exists` is
-    False. `seen` names who wrote to the leader topic of late, `gone` who let a lease run out, and when (Unix seconds),
+    False. `seen` names who wrote to the leader topic recently, `gone` who let a lease run out, and when (Unix seconds),
     and was not heard since.
     """
 
@@ -101,7 +102,7 @@ class ElectionStatus:
 
     @property
     def known(self) -> list[str]:
-        """The names of the members, as far as they are known: the group's, else those who wrote of late."""
+        """The names of the members, as far as they are known: the group's, else those who wrote recently."""
         if self.members is not None:
             return sorted({each.name for each in self.members})
         return sorted({*self.seen, *(each.name for each in self.schedules if not each.silent)}.difference(self.gone))
@@ -126,8 +127,7 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
     with ThreadPoolExecutor(1) as pool:
         notes = pool.submit(_notes, config, log) if schedules else None
         try:
-            with making(config.properties):
-                found = _look(config, election, klog)
+            found = _look(config, election, klog)
         except KafkaException as exc:
             error = exc.args[0]
             if is_denied(error.name()):
@@ -161,7 +161,7 @@ def _with_notes(found: ElectionStatus, told: list[MemberSchedule], now: float) -
 
 def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:
     """Return the members' notes, and why there are none if a right is missing. If they take too long, the election is
-    told without.
+    returned without them.
     """
     try:
         return read_notes(config, log=log, timeout=TIMEOUT), []
@@ -173,9 +173,10 @@ def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[s
 
 def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
     extra: dict[str, Any] = {"logger": klog, "error_cb": klog.remark}
-    admin = AdminClient({**admin_properties(config), **extra})
+    with making(config.properties):
+        admin = AdminClient({**admin_properties(config), **extra})
+        reader = Consumer({**reader_properties(config), **extra})
     group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
-    reader = Consumer({**reader_properties(config), **extra})
     try:
         found = metadata(reader, klog, config.topic, TIMEOUT)
         if found.error is not None and is_denied(found.error.name()):
@@ -185,7 +186,7 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
         roles, seen, gone = _roles(reader, config, min(len(found.partitions), len(config.roles)))
     finally:
         reader.close()
-    # Whom the group still has a session after its lease has run out stands by: it would have been put out otherwise.
+    # A member that is still in the group a session after its lease has run out stands by: others are put out by then.
     over = time.time() - config.session_timeout
     members, state = _members(group, config, roles, gone=[name for name, since in gone.items() if since > over])
     denied = members is None and _is_refused(group)

@@ -17,7 +17,6 @@ from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.log_limit import LogLimit
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,8 +66,8 @@ class Desk:
         amend: Callable[[Any], None] = lambda scheduler: None,
         learn: Callable[[Any], None] = lambda scheduler: None,
     ) -> None:
-        """``keeper``: of a scheduler that is led from Kafka's schedule topic; None for any other. ``amend`` is told of
-        each scheduler that was built, ``learn`` of each that is put down for good.
+        """``keeper``: for a scheduler that keeps its state in the schedule topic; None for any other. ``amend`` is
+        called with each scheduler after it was built, ``learn`` with each one that will not be used again.
         """
         self.role = role
         #: The inner scheduler of the present term.
@@ -138,7 +137,7 @@ class Desk:
             standing = self._leader.snapshot(self.role)
             if not standing.leading or standing.term is None:
                 down.set()
-                if self._reason and self._fails_for_long():  # the term was led, and not served
+                if self._reason and self._fails_for_long():  # this beat led the term and did not serve it
                     self._give_way()
                 return None if self._keep() else 0.0
             if not self._begin(standing.term):
@@ -187,9 +186,7 @@ class Desk:
         return True
 
     def _keep(self) -> bool:
-        """Have our own scheduler ready, its entries as the schedule topic tells; return False if more of that is to be
-        taken in.
-        """
+        """Apply what was read from the schedule topic to our own scheduler; return False if more of it is waiting."""
         if self._keeper is None:
             return True
         self._keeper.make_all()
@@ -214,7 +211,7 @@ class Desk:
             try:
                 scheduler.add(**fields)
             except ConfigurationError as exc:
-                logger.error("beat: entry=%s is left out: %s", printable(fields.get("name")), exc)
+                logger.error("beat: entry=%s is left out: %s", fields.get("name"), exc)
 
     def _stand_by(self) -> None:
         term = self.inner.neli_tenure.term if self.inner is not None else None
@@ -251,7 +248,7 @@ class Desk:
         self.put_down()
         self.failing = True
         if isinstance(exc, ConfigurationError):
-            self._give_way()  # time mends nothing; another may be set right
+            self._give_way()  # waiting does not help; another beat may have the right settings
         self._pause = min(2 * self._pause, LAST_PAUSE) if self._reason else FIRST_PAUSE
         self._retry_at = time.monotonic() + self._pause
         what = "cannot be built" if building else "failed"

@@ -1,9 +1,9 @@
-"""What is in the schedule of a beat before anything runs it, and what code of others changed there.
+"""The schedule of a beat that has no scheduler yet, and the changes that other code makes to it.
 
-Receivers of ``beat_init`` and the like read and change ``sender.scheduler.schedule``, which with Celery's scheduler is
-what runs. Here schedulers are built later, for a term. So until then there is a draft: the entries that there will be,
-of which every change is kept and made again in each scheduler that is built. Changes are this process's own, as with
-Celery: every beat that may lead has to make them.
+Receivers of ``beat_init`` and the like read and change ``sender.scheduler.schedule``, which is what Celery's scheduler
+runs. Our schedulers are built later, for a term. Until then this draft shows the entries that they will have, and it
+makes every change again in each scheduler that is built. As with Celery, changes stay in this process: every beat that
+may lead has to make them.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ FIELDS = ("task", "schedule", "args", "kwargs", "options", "last_run_at", "total
 
 
 class Draft:
-    """The entries of ``app``'s beat, as `celery.beat.Scheduler` would make them. Connects nowhere.
+    """The entries of ``app``'s beat, as `celery.beat.Scheduler` would make them. Opens no connection.
 
-    ``given``: entries that there are besides those of `beat_schedule`. One thread at a time.
+    ``given``: entries in addition to those of `beat_schedule`. One thread at a time.
     """
 
     def __init__(self, app: Any, given: Mapping[str, Any]) -> None:
         self._app = app
         self._made: datetime = maybe_make_aware(app.now())
         lazy = celery.beat.Scheduler(app, schedule=dict(given), lazy=True)
-        lazy.update_from_dict(check_static(app.conf.beat_schedule, app).entries)  # what is wrong is said by those built
+        lazy.update_from_dict(check_static(app.conf.beat_schedule, app).entries)  # mistakes are logged by those built
         lazy.install_default_entries(lazy.schedule)
-        #: The schedule; may be changed in every way in which a dict may.
+        #: The schedule. Callers may change it as they may change a dict.
         self.entries = Entries(lazy.schedule)
         self.entries.changes()
         self._was = {name: _fields(entry) for name, entry in self.entries.items()}
         self._configured = self._configuration()
         self._changed: dict[str, None] = {}
         self._told: set[str] = set()
-        #: What the scheduler of the present term had when it was built, of one whose changes are learned.
+        #: The entries that the present term's scheduler was built with; None if `learn` is not called.
         self._built: dict[str, Any] | None = None
 
     def show(self, entry: Any) -> None:
-        """An entry was added, by `Scheduler.add`, which each scheduler that is built is told of by itself."""
+        """Show an entry that `Scheduler.add` added. Each scheduler that is built gets it from there."""
         self.entries[entry.name] = entry
         self.entries.settle(entry.name)
         self._was[entry.name] = _fields(entry)
@@ -66,9 +66,10 @@ class Draft:
         self.entries.update(new)
 
     def amend(self, scheduler: Any, *, stored: bool = False, learns: bool = False) -> None:
-        """Make in a scheduler that was built what was changed here. What cannot be made is said, in one line for each
-        entry and process. ``stored``: the scheduler's entries are in a store, which is no mapping. ``learns``: `learn`
-        is called when its term ends.
+        """Make the changes in a scheduler that was built. Log each entry that cannot be changed, once per process.
+
+        ``stored``: the scheduler keeps its entries in a store, which is no mapping. ``learns``: `learn` is called when
+        its term ends.
         """
         for name in self._changes():
             try:
@@ -85,7 +86,7 @@ class Draft:
         self._built = {name: _defined(entry) for name, entry in scheduler.schedule.items()} if learns else None
 
     def learn(self, scheduler: Any) -> None:
-        """The scheduler's term is over: entries that code set, changed or deleted there stay so in the next one."""
+        """Keep what code set, changed or deleted in the schedule of a term that is over, for the next one."""
         if self._built is None:
             return
         before, self._built = self._built, None
@@ -98,7 +99,7 @@ class Draft:
                 self.entries[name] = entry
 
     def _changes(self) -> list[str]:
-        """Names that were set or deleted, or whose entries were changed in place, and not in `beat_schedule` since."""
+        """Return the names that were set or deleted, or whose entries were changed here and not in `beat_schedule`."""
         self._changed.update(self.entries.changes())
         configured = self._configuration()
         for name, was in self._was.items():
@@ -129,7 +130,7 @@ class Draft:
         if not isinstance(made.task, str) or not hasattr(made.schedule, "is_due"):
             raise TypeError(f"task = {made.task!r}, schedule = {made.schedule!r}: give a task's name and a schedule")
         made.name = name
-        if maybe_make_aware(made.last_run_at) >= self._made:  # it does not say when it ran
+        if maybe_make_aware(made.last_run_at) >= self._made:  # it has no last run of its own
             made.last_run_at = made.default_now()
         put = getattr(scheduler, "neli_put", None)
         if put is None:

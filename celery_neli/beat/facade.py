@@ -14,7 +14,6 @@ from celery_neli.beat.inner import DEFAULT, is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.shards import owner
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.static import with_sound_schedule
 
 if TYPE_CHECKING:
@@ -26,12 +25,12 @@ __all__ = ["Facade"]
 
 logger = escaping(get_logger(__name__))
 
-#: Schedulers whose entries are in memory, or in a file of their own that is read for the names of `beat_schedule` only.
+#: Schedulers that keep entries in memory, or in a file of which they use only the entries of `beat_schedule`.
 _CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
 
 
 class Spread(ChainMap[str, Any]):
-    """The schedules of all shards as one mapping: an entry is in that of its shard."""
+    """The schedules of all shards as one mapping. Each entry is in the schedule of its shard."""
 
     def __setitem__(self, name: str, entry: Any) -> None:
         self._of(name)[name] = entry
@@ -77,7 +76,7 @@ class Facade(celery.beat.Scheduler):
         return [desk.inner for desk in self._desks if desk.inner is not None]
 
     def add(self, **kwargs: Any) -> Any:
-        """Add an entry (Celery's fields; the schedule may be text); kept for the inner schedulers of later terms too.
+        """Add an entry (Celery's fields; the schedule may be text), also to the inner schedulers of later terms.
 
         :raises ConfigurationError: the schedule is none; nothing was added.
         """
@@ -90,8 +89,8 @@ class Facade(celery.beat.Scheduler):
         return added[0]
 
     def get_schedule(self) -> Any:
-        """The schedule of the inner scheduler, of several in one view. While there is none, the entries that there will
-        be: what is changed in them is made again in each inner scheduler that is built.
+        """Return the schedule of the inner scheduler; of several, one view. While there is none, return the draft: its
+        changes are made again in each inner scheduler that is built.
         """
         schedules = [desk.schedule for desk in self._desks if desk.scheduler is not None]
         if not schedules:
@@ -118,25 +117,25 @@ class Facade(celery.beat.Scheduler):
         return self._drafted
 
     def _rows(self) -> Mapping[str, Any]:
-        """What a database has. RedBeat tells only what is due; a file is not opened, for another may have it open."""
+        """Return the entries of a database. RedBeat shows only what is due; another process may have a file open."""
         cls = self._inner_class(self.app)
         if not is_database(cls):
             return {}
         try:
             return dict(cls(app=self.app, lazy=True).schedule)
-        except Exception as exc:  # noqa: BLE001 - of a database; its scheduler meets it again, and waits for it
-            logger.warning("beat: the entries in the database cannot be shown yet: %s", printable(repr(exc)))
+        except Exception as exc:  # noqa: BLE001 - the database fails; its scheduler will meet that again, and wait
+            logger.warning("beat: the entries in the database cannot be shown yet: %r", exc)
             return {}
 
     def _amend(self, scheduler: Any) -> None:
-        """A scheduler was built: change in it what code has changed in the schedule."""
+        """Change in a scheduler that was built what code has changed in the schedule."""
         cls = self._inner_class(self.app)
         learns = cls in _CELERYS
         if self._drafted is not None or learns:
             self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
 
     def _learn(self, scheduler: Any) -> None:
-        """A scheduler's term is over."""
+        """Keep what code has changed in a scheduler whose term is over."""
         if self._drafted is not None:
             self._drafted.learn(scheduler)
 

@@ -46,17 +46,17 @@ class LeasedMixin:
     neli_reservation_class: type[Reservation] = Reservation
 
     def merge_inplace(self, b: Any) -> None:
-        """As the scheduler does it; of `beat_schedule`, without the entries that would keep it from being built."""
+        """Do as the scheduler does, but leave out entries of `beat_schedule` that would prevent it from being built."""
         super().merge_inplace(self._neli_sound(b))  # type: ignore[misc]
 
     def update_from_dict(self, dict_: Any) -> None:
-        """Likewise, for schedulers that take `beat_schedule` over in this way."""
+        """Do the same for schedulers that take over `beat_schedule` by this method."""
         super().update_from_dict(self._neli_sound(dict_))  # type: ignore[misc]
 
     def _neli_sound(self, given: Any) -> Any:
         scheduler: Any = self
         if given is not scheduler.app.conf.beat_schedule:
-            return given  # of the scheduler's own
+            return given  # the scheduler's own entries
         found = check_static(given, scheduler.app, kind=scheduler.Entry)
         log_mistakes(found, logger)
         return found.entries
@@ -118,7 +118,7 @@ class LeasedMixin:
         return not isinstance(exc, SystemExit)
 
     def _neli_refused(self, exc: Exception) -> bool:
-        """The application refused the entry in flight; return True if that was logged."""
+        """Settle the entry in flight, which the application refused; return True if that was logged."""
         reservation = self.neli_reservation
         logged = reservation is not None and reservation.refuse(without_wrapper(exc))
         if logged:

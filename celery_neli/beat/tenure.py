@@ -47,7 +47,7 @@ class Leader(Protocol):
 
     #: Called on the thread that renews when other data were read back from a record of this process's own.
     heard: Callable[[], None] | None
-    #: Asked on the thread that renews: False, and this process neither leads nor claims.
+    #: Called on the thread that renews. While it returns False, this process neither leads nor claims.
     fit: Callable[[], bool] | None
 
     @property
@@ -80,8 +80,8 @@ class Leader(Protocol):
         """Hand the role over, and stand back for a while. Does not wait."""
 
     def stand_back(self, role: str) -> None:
-        """Hand the role over if this process leads it, and stand back for a while, each time for longer: it cannot be
-        served here. Does not wait.
+        """Hand the role over if this process leads it, and do not claim it for a while, which grows with each call: it
+        cannot be served here. Does not wait.
         """
 
     def progress(self) -> None:

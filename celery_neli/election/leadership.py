@@ -52,8 +52,8 @@ class Leadership:
         process's own (`told`). Must not block; what it raises is logged.
         """
         self.fit: Callable[[], bool] | None = None
-        """Asked often, on the thread that renews the lease; False: this process could not do a leader's work, and
-        neither leads nor claims. Must not block nor raise. None: always.
+        """Called often, on the thread that renews the lease. While it returns False, this process could not do a
+        leader's work, and neither leads nor claims. Must neither block nor raise. None: it always could.
         """
         if election == "worker":
             options["mirror"] = share(app, SharedLease(config.roles)).write
@@ -142,7 +142,7 @@ class Leadership:
         self._neli.resign(role)
 
     def stand_back(self, role: str) -> None:
-        """Hand the role over if this process leads it, and stand back from it for a while, each time for longer: it
+        """Hand the role over if this process leads it, and do not claim it for a while, which grows with each call: it
         cannot be served here. Returns at once.
         """
         self._neli.stand_back(role)

@@ -79,7 +79,7 @@ class Lease:
         self.resigning = False
         self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any, without `idle`
         self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
-        self.live = False  # a record of the holder was read after the end of the log: it is not one of long ago
+        self.live = False  # a record of the holder was read after the end of the log, so it is recent
         self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
         self._data_seq = NOTHING
         self._hurried = False  # the next beat is

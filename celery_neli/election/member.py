@@ -194,7 +194,7 @@ class Member:
                 self._give_up(post, now)
 
     def stand_back(self, role: str) -> None:
-        """Resign `role` if this member leads it, and do not claim it for a while, each time for longer: its owner
+        """Resign `role` if this member leads it, and do not claim it for a while, which grows with each call: its owner
         cannot serve it.
         """
         post, now = self._post(role), self._clock()
@@ -301,7 +301,7 @@ class Member:
             lease.read(event.offset, record, now)
             if lease.term != term:
                 post.led_until = post.heard
-            # A claim tells of no progress, for its author may die before it does anything.
+            # A claim is no sign of progress: its author may die before it does anything.
             if record is not None and lease.last != before and (post.heard is None or record.kind != "claim"):
                 post.heard = now - _idle(record.data)
             if lease.lost is not None:
@@ -359,8 +359,8 @@ class Member:
             self._look_back(post)
 
     def _look_back(self, post: _Post) -> None:
-        """Read the role again from further back. What the batch still holds of it comes before the `Started` of that,
-        and says nothing.
+        """Read the role again from further back. Records of it that the batch still holds come before the next
+        `Started`, and are ignored.
         """
         post.lease.reread()
         self._journal.look_back(post.index)
@@ -397,16 +397,14 @@ class Member:
         self._append(post, request)
 
     def _append(self, post: _Post, record: Record) -> None:
-        """Send `record`. One that no reader would accept is lost, like others that are lost on their way: what it was
-        to buy ends by itself, and another member leads.
-        """
+        """Send `record`. Drop one that no reader would accept: the lease then runs out, and another member leads."""
         try:
             value = encode(record)
         except RecordError as exc:
             self._warn(
                 f"{post.role}: unreadable",
                 "record not sent role=%s kind=%s name=%s: no member could read it (%s). This member cannot lead the "
-                "role until that is mended", post.role, record.kind, self.config.name, exc,
+                "role until that is fixed", post.role, record.kind, self.config.name, exc,
             )  # fmt: skip
             return
         self._journal.append(post.index, post.role, value)

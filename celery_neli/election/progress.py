@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from celery_neli.config import Config
 from celery_neli.election.member import Member
+from celery_neli.logs import Lines
 
 
 class _Stack:
@@ -29,7 +30,7 @@ class Progress:
     def __init__(
         self, config: Config, log: logging.Logger, clock: Callable[[], float], *, fit: Callable[[], bool]
     ) -> None:
-        """`fit` tells whether the owner could do a leader's work at all; it must not block."""
+        """`fit` returns whether the owner could do a leader's work at all; it must not block."""
         self._config, self._log, self._clock, self._fit = config, log, clock, fit
         self._stalled = False
         self._hindered = ""
@@ -56,7 +57,7 @@ class Progress:
         if stalled:
             line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
             what, who = self._hindered or "no progress", "the main thread" if self._hindered else "it"
-            stack = _Stack(threading.main_thread().ident or 0) if self._hindered else _Stack(thread_id)
+            stack = Lines(_Stack(threading.main_thread().ident or 0 if self._hindered else thread_id))
             self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
         else:
             self._log.info("progress again name=%s: a candidate again", self._config.name)

@@ -23,7 +23,7 @@ MAX_NAME = 512
 MAX_DATA = 1 << 14
 """Characters of JSON. A claim repeats the data of others, and must not outgrow `MAX_BYTES` by it."""
 MAX_OFFER = MAX_DATA - 1024
-"""Likewise, of the data that a member may put into its records: the rest is for what members add by themselves."""
+"""Characters of the data that an owner may put into its records; the rest is for what members add themselves."""
 MAX_BRACKETS = 64  # how deep a parser follows is a matter of its stack; nothing that comes near may be judged by that
 MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62
@@ -98,8 +98,8 @@ def encode(record: Record) -> bytes:
 def sound(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `data` as its readers will have it, for the records of a term to carry.
 
-    May be called from any thread, and does not block. Raises ValueError unless a record can carry `data`, and besides
-    them what members add: the message names the limit that `data` exceed (docs/protocol.md, "Records").
+    May be called from any thread, and does not block. Raises ValueError unless a record can carry `data` together with
+    what members add: the message names the limit that `data` exceed (docs/protocol.md, "Records").
     """
     try:
         length = _length({**data})
@@ -115,7 +115,7 @@ def repeatable(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a member repeats of `data` that were read: all but the `idle` of their author.
 
     The member's own `idle` always fits beside the result: where the log holds data that are too long for it, the
-    longest values are left out. Otherwise nobody could read the heartbeats of any holder that repeats them.
+    longest values are left out. Otherwise no member could read the heartbeats of a holder that repeats them.
     """
     kept = _without_idle(data)
     while _length({**kept, **_ROOM}) > MAX_DATA:
@@ -198,8 +198,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_data(data: object) -> None:
-    """Raise RecordError unless a claim that repeats `data` is a record again: written again, brackets that were
-    escaped count, too.
+    """Raise RecordError unless readers would accept a claim that repeats `data`. In that, brackets that were escaped
+    count, too.
     """
     if not isinstance(data, dict):
         raise RecordError("bad 'data'")

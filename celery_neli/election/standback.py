@@ -18,7 +18,7 @@ FIRST, MOST = 1.0, 60.0
 class StandBack:
     """The pauses of one member in one role, on the member's clock. For the member's thread.
 
-    `forgiven`: a term that lasted so many seconds was served, whatever came then.
+    `forgiven`: a term that lasted longer than so many seconds counts as served.
     """
 
     def __init__(self, forgiven: float) -> None:

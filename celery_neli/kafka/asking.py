@@ -1,4 +1,4 @@
-"""One question to brokers by a client that was made for it, which is told why there is no answer."""
+"""Ask brokers one question with a client that was made for it, and stop when an answer is not to be expected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["is_hopeless", "metadata"]
 
 SLICE: Final = 0.5
 GUESS: Final = 2.0
-"""Seconds after which a cause that is only a guess is taken for true."""
+"""Seconds after which a cause that is only a guess is believed."""
 
 
 def is_hopeless(klog: KafkaLog, began: float) -> bool:
@@ -24,9 +24,9 @@ def is_hopeless(klog: KafkaLog, began: float) -> bool:
 
 
 def metadata(client: Consumer, klog: KafkaLog, topic: str, timeout: float) -> Any:
-    """Return what brokers know of `topic` (confluent_kafka's `TopicMetadata`); an error in it is the caller's to judge.
+    """Return what brokers know of `topic` (confluent_kafka's `TopicMetadata`); the caller must look for an error in it.
 
-    Blocks for `timeout` seconds at most; not so long if the brokers cannot be used and waiting would not help.
+    Blocks for `timeout` seconds at most, or less if the brokers cannot be used and waiting would not help.
     Raises `KafkaException`.
     """
     began = time.monotonic()
@@ -35,6 +35,6 @@ def metadata(client: Consumer, klog: KafkaLog, topic: str, timeout: float) -> An
         try:
             return client.list_topics(topic, timeout=max(0.01, min(SLICE, deadline - time.monotonic()))).topics[topic]
         except KafkaException:
-            client.poll(0)  # serves the log lines and errors
+            client.poll(0)  # delivers the log lines and errors
             if time.monotonic() >= deadline or is_hopeless(klog, began):
                 raise

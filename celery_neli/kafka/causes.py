@@ -1,7 +1,7 @@
 """Why Kafka does not work: what librdkafka says, as a reason and a remedy that an operator can act on.
 
 Pure, and the only place that knows librdkafka's texts. They were taken from librdkafka 2.16 against Apache Kafka 4.3
-(tests/integration/test_secured.py meets each of them again); a text that is not known here is passed on as it is.
+(tests/smoke/test_secured.py meets each of them again); a text that is not known here is passed on as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from celery_neli.printable import printable
 __all__ = ["AWAY", "OF_NO_READER", "Cause", "is_denied", "missing_right", "of_connection", "refused", "untrusted"]
 
 AWAY: Final = "away"
-"""The key of every cause that waiting may mend: brokers are down, or out of reach."""
+"""The key of every cause that may go away by itself: brokers are down, or out of reach."""
 
 OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"})
 """Errors about the group of a client that only reads and writes: librdkafka looks for a coordinator all the same."""
@@ -66,7 +66,7 @@ def is_denied(name: str) -> bool:
 
 
 def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
-    """Return why a connection failed, from librdkafka's log line or error `text`; None if the text tells nothing."""
+    """Return why a connection failed, from librdkafka's log line or error `text`; None if the text does not say."""
     text = _REPEATED.sub("", _FAIL.sub("", text)).strip()
     state = _STATE.search(text)
     bare = _STATE.sub("", text)
@@ -82,7 +82,7 @@ def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) 
         found = explain(words, where, properties)
         if found is not None:
             return found
-    if "Disconnected" in words and "_ssl" not in f"_{protocol}" and state.startswith("APIVERSION"):
+    if "Disconnected" in words and "ssl" not in protocol and state.startswith("APIVERSION"):
         return Cause(
             "plaintext",
             f"{where} closes the connection at the first request, as a port for TLS does",
@@ -107,7 +107,7 @@ def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) 
 
 
 def _of_login(words: str, where: str, properties: Mapping[str, Any]) -> Cause | None:
-    mechanism = str(properties.get("sasl.mechanism", properties.get("sasl.mechanisms", "GSSAPI")))
+    mechanism = _mechanism(properties)
     user = properties.get("sasl.username")
     if "OAUTHBEARER token" in words:
         return Cause("token", printable(words), "check sasl.oauthbearer.config and the server that gives the tokens")
@@ -212,7 +212,7 @@ def refused(
 ) -> str:
     """Return why librdkafka made no client from `properties`, as one line that names the property and what to do.
 
-    `names` gives the properties that librdkafka knows; `readable` tells whether a file can be read.
+    `names` gives the properties that librdkafka knows; `readable` returns whether a file can be read.
     """
     text = re.sub(r"^Failed to create [a-z ]+: ", "", " ".join(text.split()))
     for name, value in properties.items():

@@ -1,4 +1,4 @@
-"""Why a broker's certificate is not accepted, which librdkafka does not tell: looked up with Python's own TLS."""
+"""Find out with Python's own TLS why a broker's certificate is not accepted, which librdkafka does not say."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def look(where: str, properties: Mapping[str, Any]) -> Cause | None:
 
 
 def _context(properties: Mapping[str, Any]) -> ssl.SSLContext:
-    """Return what trusts the same CAs as librdkafka does."""
+    """Return a context that trusts the same CAs as librdkafka does."""
     location, pem = properties.get("ssl.ca.location"), properties.get("ssl.ca.pem")
     if pem:
         context = ssl.create_default_context(cadata=str(pem))

@@ -136,7 +136,7 @@ class Brokers:
             finally:
                 client.close()
         except (KafkaException, RuntimeError) as exception:
-            self._klog.say(logging.DEBUG, self._klog.masked(f"brokers do not answer: {exception}"))
+            self._klog.say(logging.DEBUG, f"brokers do not answer: {exception}")
             return False
         found = metadata.topics[self._topic]
         return bool(metadata.brokers) and all(each.leader in metadata.brokers for each in found.partitions.values())

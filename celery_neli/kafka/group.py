@@ -110,7 +110,7 @@ class KafkaGroup:
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as exception:
-            self._klog.say(logging.WARNING, self._klog.masked(f"group close failed: {exception}"))
+            self._klog.say(logging.WARNING, f"group close failed: {exception}")
 
     def _make_consumer(self) -> Consumer:
         with making(self._config.properties):
@@ -183,5 +183,5 @@ class KafkaGroup:
                 f"group not joined group={group}: {self._klog.lacks(['Read'], 'group', group)}; "
                 "this member still leads where no other member does, only later",
             )
-        elif error.name() != "TOPIC_AUTHORIZATION_FAILED":  # of the leader topic, and said of that
+        elif error.name() != "TOPIC_AUTHORIZATION_FAILED":  # about the leader topic, whose reader reports it
             self._klog.remark(error, joined=True)

@@ -4,8 +4,7 @@ The reader keeps its own positions. A position that is not in the log any more i
 silence: librdkafka is set to `auto.offset.reset=error`, and positions are assigned with their leader epoch, so that a
 truncated log shows too (R9).
 
-A reader that hears nothing is placed anew, then made anew where it stands; so is a producer that finds no broker
-(deaf.py).
+A reader that hears nothing is assigned again, then replaced; a producer that finds no broker is replaced (deaf.py).
 """
 
 from __future__ import annotations
@@ -126,9 +125,7 @@ class KafkaJournal:
             self._klog.say(logging.WARNING, f"append dropped role={role} reason='queue full'")
         except KafkaException as exception:
             error = exception.args[0]
-            self._klog.say(
-                logging.WARNING, self._klog.masked(f"append dropped role={role} reason={error.name()} {error.str()}")
-            )
+            self._klog.say(logging.WARNING, f"append dropped role={role} reason={error.name()} {error.str()}")
             if error.fatal() or error.name() == "_FATAL":
                 self._renew_producer()
         else:
@@ -170,7 +167,7 @@ class KafkaJournal:
             self._producer.close()
             self._reader.close()
         except (KafkaException, RuntimeError) as exception:
-            self._klog.say(logging.WARNING, self._klog.masked(f"journal close failed: {exception}"))
+            self._klog.say(logging.WARNING, f"journal close failed: {exception}")
 
     def _make_reader(self) -> Consumer:
         with making(self._config.properties):
@@ -275,10 +272,16 @@ class KafkaJournal:
             self._on_error(error)
         elif position is None or not position.assigned:
             pass  # left over from before it was moved
-        elif error is None:
-            self._take_record(position, message, events)
-        elif error.name() == "_PARTITION_EOF":
-            self._take_end(position, message, events)
+        elif error is None or error.name() == "_PARTITION_EOF":
+            offset = message.offset()
+            assert offset is not None
+            self._klog.reachable()
+            self._trouble.allow("Read")
+            self._start(position, offset, events)
+            if error is None:
+                self._take_record(position, offset, message, events)
+            else:
+                self._take_end(position, offset, events)
         else:
             self._out_of_range(position, error, events)
 
@@ -291,12 +294,7 @@ class KafkaJournal:
         else:
             self._klog.error(error)
 
-    def _take_record(self, position: _Position, message: Message, events: list[Event]) -> None:
-        offset = message.offset()
-        assert offset is not None
-        self._klog.reachable()
-        self._trouble.allow("Read")
-        self._start(position, offset, events)
+    def _take_record(self, position: _Position, offset: int, message: Message, events: list[Event]) -> None:
         position.next = offset + 1
         epoch = message.leader_epoch()
         position.epoch = NO_EPOCH if epoch is None else epoch
@@ -306,12 +304,7 @@ class KafkaJournal:
         key = message.key()
         events.append(Entry(position.role, offset, value, None if key is None else key.decode(errors="replace")))
 
-    def _take_end(self, position: _Position, message: Message, events: list[Event]) -> None:
-        offset = message.offset()
-        assert offset is not None
-        self._klog.reachable()
-        self._trouble.allow("Read")
-        self._start(position, offset, events)
+    def _take_end(self, position: _Position, offset: int, events: list[Event]) -> None:
         position.next = max(position.next, offset)
         if position.awaited is not None:
             # Found before the own append, maybe: look anew.
@@ -342,10 +335,10 @@ class KafkaJournal:
         else:
             # The log holds fewer records than were asked for, or loses them while it is being asked.
             if position.sought >= 0:
-                # Looking back, in a log that has lost what was there: it may be another log by now.
+                # The log has lost what was to be read again: it may be another log by now.
                 events.append(Lost(position.role, error.str()))
             if position.whole:
-                self._klog.say(logging.WARNING, self._klog.masked(f"role={position.role} not read yet: {error.str()}"))
+                self._klog.say(logging.WARNING, f"role={position.role} not read yet: {error.str()}")
             self._assign_beginning(position)
 
     def _look_for_topic(self, reason: str, events: list[Event]) -> None:
@@ -403,6 +396,4 @@ class KafkaJournal:
         elif not self._closed:
             self._doubted |= error.name() in ("_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT")
             level = logging.DEBUG if self._klog.unreachable else logging.WARNING
-            self._klog.say(
-                level, self._klog.masked(f"append lost role={message.partition()} reason={error.name()} {error.str()}")
-            )
+            self._klog.say(level, f"append lost role={message.partition()} reason={error.name()} {error.str()}")

@@ -20,13 +20,13 @@ from celery_neli.masking import masked, secrets_of
 REPEAT_AFTER = 10.0  # seconds until the same line may be said again
 UNEXPLAINED = "check bootstrap.servers, this host's DNS, and firewalls on the way"
 _NUMBERS = re.compile(r"\d+")
-# Lines about single connections: a broker that is down makes some twenty a second. What they mean is said once.
+# About single connections: a broker that is down makes some twenty a second. `Reachability` logs once what they mean.
 _CONNECTION_FACILITIES = frozenset({"FAIL", "ERROR", "REQTMOUT", "CLOSE", "TIMEOUT"})
 _CONNECTION_ERRORS = frozenset(
     {"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_ALL_BROKERS_DOWN", "_DESTROY", "_SSL",
      "_AUTHENTICATION"}
 )  # fmt: skip
-# Those that say nothing of why.
+# Those that do not say why.
 _SILENT = frozenset({"_ALL_BROKERS_DOWN", "_DESTROY", "_TIMED_OUT_QUEUE"})
 
 
@@ -56,8 +56,8 @@ class KafkaLog:
         reachability: Reachability | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`one_shot`: of clients for a single question: whoever asks is told why there is no answer, and nothing is
-        logged of connections. `reachability`: by default the one that all clients of this process share.
+        """`one_shot`: for clients that ask a single question: `reason` says why there is no answer, and nothing is
+        logged about connections. `reachability`: by default the one that all clients of this process share.
         """
         self._log = log
         self._properties = properties
@@ -68,12 +68,12 @@ class KafkaLog:
 
     @property
     def unreachable(self) -> bool:
-        """No broker answers, as far as the clients have told."""
+        """Return True if no broker answers, as far as the clients have reported."""
         return self.reachability.unreachable
 
     def log(self, level: int, message: str, *args: Any) -> None:
         """One line of librdkafka: what the `logger` of a confluent_kafka client is called with."""
-        line = self.masked(message % args if args else message)
+        line = message % args if args else message
         facility = line.split(" ", 1)[0]
         if facility in _CONNECTION_FACILITIES:
             level = logging.DEBUG
@@ -90,10 +90,11 @@ class KafkaLog:
             self.reachability.down(self._log)
 
     def remark(self, error: Error, *, joined: bool = False) -> None:
-        """A client-wide error of any client; `joined`: of one that takes part in the group. Why connections fail is
-        noted for the line that says so; the rest is said.
+        """Note from a client-wide error why connections fail; log any other error.
+
+        `joined`: the client takes part in the group.
         """
-        text = self.masked(error.str())
+        text = error.str()
         connection = error.name() in _CONNECTION_ERRORS
         if connection and error.name() not in _SILENT:
             self._note(text)
@@ -105,7 +106,7 @@ class KafkaLog:
         self.reachability.reached(self._log)
 
     def reason(self, error: Error) -> str:
-        """Return why a question got no answer, in one line with the remedy: what connections failed of, else `error`.
+        """Return why a question got no answer, in one line with the remedy: why connections failed, else `error`.
         Blocks for two seconds or so if a certificate must be looked at.
         """
         if error.name() in _CONNECTION_ERRORS | {"_MSG_TIMED_OUT"}:
@@ -120,13 +121,20 @@ class KafkaLog:
         """Return the sentence for missing rights, with the command that gives them (`causes.missing_right`)."""
         return missing_right(self._properties, operations, kind, name)
 
+    def denied(self, operations: Iterable[str], what: str, topic: str) -> str:
+        """Return the line for a `topic` (`what` it is) on which this member lacks rights, with the command for them."""
+        wanted = list(operations)
+        verbs = " and ".join(wanted).lower()
+        return f"Kafka does not let this member {verbs} the {what} {topic}: {self.lacks(wanted, 'topic', topic)}"
+
     def _note(self, text: str) -> None:
-        self.reachability.failed(of_connection(text, self._properties), self._loud)
+        self.reachability.failed(of_connection(self.masked(text), self._properties), self._loud)
 
     def say(self, level: int, line: str) -> None:
-        """Log `line` unless one that differs in numbers only was logged less than ten seconds ago."""
+        """Log `line`, masked, unless one that differs in numbers only was logged less than ten seconds ago."""
         if not self._log.isEnabledFor(level):
             return
+        line = self.masked(line)
         if self._limit.allows(_NUMBERS.sub("#", line)):
             self._log.log(level, "%s", line)
 

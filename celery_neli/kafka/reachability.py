@@ -1,4 +1,4 @@
-"""Whether this process reaches its Kafka, and if not, why: known once to all clients of a process, and said once."""
+"""Whether this process reaches its Kafka, and if not, why. Its clients share the answer, which is logged once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Reachability", "of_process"]
 
 CONSEQUENCE: Final = "nobody leads until it answers"
 SETTLE: Final = 5.0
-"""Seconds that a lasting cause is kept back: if it concerns all brokers, the line about the outage tells it."""
+"""Seconds to wait before a lasting cause is logged: if all brokers are concerned, the line about the outage has it."""
 FORGET: Final = 60.0
 """Seconds after which a cause that comes again is a new one."""
 LOOK: Final = 5.0
-"""Seconds that a look at a certificate may take: then the outage is told without."""
+"""Seconds to wait for a look at a certificate; then the outage is logged without its result."""
 REMIND: Final = 600.0
-"""Seconds until a cause that concerns single brokers is said again."""
+"""Seconds until a cause that concerns single brokers is logged again."""
 
 Look = Callable[[str, Mapping[str, Any]], "Cause | None"]
 
@@ -51,21 +51,21 @@ class Reachability:
         self._unreachable = False
         self._worked = False  # brokers answered before
         self._cause: Cause | None = None
-        self._looking = float("-inf")  # until when a look at a certificate is waited for
+        self._looking = float("-inf")  # until when to wait for a look at a certificate
         self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
-        self._owed: logging.Logger | None = None  # the line about the outage, until that is known
-        self._told: set[str] = set()  # keys of the lasting causes that were said in this outage
-        self._kept: dict[str, tuple[float, float]] = {}  # when causes came first, and last
+        self._owed: logging.Logger | None = None  # whose line about the outage waits for the look
+        self._told: set[str] = set()  # keys of the lasting causes that were logged in this outage
+        self._kept: dict[str, tuple[float, float]] = {}  # when each cause came first, and last
         self._limit = LogLimit(REMIND, clock=clock)
 
     @property
     def unreachable(self) -> bool:
-        """No broker answers, as far as the clients have told."""
+        """Return True if no broker answers, as far as the clients have reported."""
         return self._unreachable
 
     @property
     def cause(self) -> Cause | None:
-        """Why not; of several causes one that waiting does not mend. None: unknown, or Kafka answers."""
+        """Return why no broker answers, a lasting cause before others; None if that is unknown, or if Kafka answers."""
         return self._cause
 
     def explanation(self) -> Cause | None:
@@ -76,8 +76,8 @@ class Reachability:
         return self._look(cause.where, self._properties) or cause
 
     def failed(self, cause: Cause | None, log: logging.Logger | None) -> None:
-        """Take note that a connection failed. If single brokers are concerned, a warning to `log` says so, a while
-        later; None: it is only noted.
+        """Note that a connection failed. If only some brokers are concerned, log a warning to `log` a while later; with
+        None, log nothing.
         """
         if cause is None:
             return
@@ -101,7 +101,7 @@ class Reachability:
             log.warning("%s", line)
 
     def down(self, log: logging.Logger) -> None:
-        """All brokers are down, says a client: a warning to `log`, unless that was said."""
+        """Note that a client found all brokers down, and log a warning to `log` unless that was logged already."""
         with self._lock:
             if self._unreachable:
                 return
@@ -113,10 +113,10 @@ class Reachability:
         log.warning("%s", line)
 
     def reached(self, log: logging.Logger) -> None:
-        """Something was read from a broker: said to `log` if none answered before."""
+        """Note that something was read from a broker, and log it to `log` if none answered before."""
         self._worked = True
         if not self._unreachable and self._cause is None:
-            return  # mostly; without the lock
+            return  # the usual case needs no lock
         with self._lock:
             said = self._unreachable and self._owed is None
             self._unreachable, self._cause, self._owed = False, None, None
@@ -164,7 +164,7 @@ class Reachability:
     def _look_at(self, cause: Cause, log: logging.Logger) -> None:
         try:
             found = self._look(cause.where, self._properties) or cause
-        except Exception:  # noqa: BLE001 - the less exact cause is told, whatever Python's TLS makes of the certificate
+        except Exception:  # noqa: BLE001 - whatever Python's TLS makes of the certificate, the less exact cause is logged
             found = cause
         with self._lock:
             self._looking, owed, self._owed = float("-inf"), self._owed, None
@@ -189,7 +189,7 @@ _known: weakref.WeakValueDictionary[str, Reachability] = weakref.WeakValueDictio
 
 
 def of_process(properties: Mapping[str, Any]) -> Reachability:
-    """Return what the clients of this process share that use these brokers, made at the first call."""
+    """Return the `Reachability` that all clients of this process with these brokers share."""
     servers = servers_of(properties)
     found = _known.get(servers)
     if found is None:

@@ -254,14 +254,11 @@ class TopicCheck:
             )
             found = (yield wanted[topic]).authorized_operations
         except KafkaException as exception:
-            self._klog.say(logging.DEBUG, f"rights not told topic={topic} reason={exception.args[0].name()}")
+            self._klog.say(logging.DEBUG, f"rights not read topic={topic} reason={exception.args[0].name()}")
             return
         missing = [name for name, operation in NEEDED.items() if operation not in (found or NEEDED.values())]
         if missing:
-            raise TopicError(
-                f"Kafka does not let this member {' and '.join(missing).lower()} the {self._topic.what} {topic}: "
-                f"{self._klog.lacks(missing, 'topic', topic)}"
-            )
+            raise TopicError(self._klog.denied(missing, self._topic.what, topic))
 
     def _inspect(self) -> Steps:
         topic = self._topic.name

@@ -1,4 +1,4 @@
-"""What an operator must mend about the leader topic, kept until it can be used again: said once, and so is its end."""
+"""What an operator must fix about the leader topic. It is logged once, and once more when the topic is usable again."""
 
 from __future__ import annotations
 
@@ -25,13 +25,10 @@ class Trouble:
     def deny(self, operation: str) -> None:
         """A broker refused to let this member "Read" or "Write"; `tell` raises it."""
         self._denied.add(operation)
-        self._news = TopicError(
-            f"Kafka does not let this member {operation.lower()} the leader topic {self._topic}: "
-            f"{self._klog.lacks([operation], 'topic', self._topic)}"
-        )
+        self._news = TopicError(self._klog.denied([operation], "leader topic", self._topic))
 
     def allow(self, operation: str) -> None:
-        """Something was read, or written."""
+        """Note that this member could "Read" or "Write"."""
         if self._last is None:
             return
         self._denied.discard(operation)
@@ -40,7 +37,7 @@ class Trouble:
             self._klog.say(logging.INFO, f"leader topic usable again topic={self._topic}")
 
     def found(self) -> None:
-        """The topic was looked at, and is fit; what is missing yet will be found out."""
+        """Note that the topic was checked and is fit. A right that is still missing is denied again."""
         self._denied.clear()
 
     def tell(self) -> None:
@@ -50,7 +47,7 @@ class Trouble:
             raise self.same(news)
 
     def same(self, problem: TopicError) -> TopicError:
-        """Return `problem`, or what was raised before if that says the same: whoever logs it knows that it did."""
+        """Return `problem`, or the error that was raised before if it says the same, so that it is logged only once."""
         if self._last is None or str(self._last) != str(problem):
             self._last = problem
         return self._last.with_traceback(None)

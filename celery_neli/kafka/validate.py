@@ -1,4 +1,4 @@
-"""Whether librdkafka takes the properties at all, found out before anything has started."""
+"""Check before anything starts that librdkafka accepts the properties."""
 
 from __future__ import annotations
 
@@ -39,17 +39,16 @@ def validate(config: Config) -> None:
 
 @contextmanager
 def making(properties: Mapping[str, Any]) -> Iterator[None]:
-    """While clients are made: what librdkafka refuses becomes a `ConfigurationError` of one line."""
+    """Turn what librdkafka refuses while clients are made into a `ConfigurationError` of one line."""
     try:
         yield
-    except KafkaException as exception:
-        error = exception.args[0]
-        if error.name() not in ("_INVALID_ARG", "_CRIT_SYS_RESOURCE", "_FAIL"):
+    except (KafkaException, TypeError, ValueError) as exception:  # the latter two from confluent-kafka's type checks
+        error = exception.args[0] if isinstance(exception, KafkaException) else None
+        if error is not None and error.name() not in ("_INVALID_ARG", "_CRIT_SYS_RESOURCE", "_FAIL"):
             raise
-        text = refused(error.str(), properties, names=_names, readable=_is_readable)
-        raise ConfigurationError(masked(text, secrets_of(properties))) from None
-    except (TypeError, ValueError) as exception:  # confluent-kafka's own checks, of types
-        text = refused(str(exception), properties, names=_names, readable=_is_readable)
+        text = refused(
+            str(exception) if error is None else error.str(), properties, names=_names, readable=_is_readable
+        )
         raise ConfigurationError(masked(text, secrets_of(properties))) from None
 
 

@@ -1,4 +1,4 @@
-"""Which times in the records of the schedule topic are believed, where they lie ahead of this process's clock.
+"""Which times in the records of the schedule topic are believed if they are ahead of this process's clock.
 
 A forged record, or a leader whose clock was years ahead, must not silence an entry for ever; a clock that was fast for
 a while must not make it run twice. The bounds are in docs/protocol.md ("Slots", S8).
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from celery_neli.led.claims import ASTRAY
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class Ahead:
-    """Judges times by the clock ``moment`` (Unix seconds), and says what is ahead as often as ``limit`` allows. One
+    """Judges times by the clock ``moment`` (Unix seconds), and logs those ahead of it as often as ``limit`` allows. One
     thread at a time.
     """
 
@@ -38,13 +37,13 @@ class Ahead:
         return 0.0 if since > 0 and self.is_far(name, "since", since, START_AHEAD) else since
 
     def is_far(self, name: str, field: str, at: float, most: float = FAR_AHEAD) -> bool:
-        """Return True if this time is further ahead of the clock than ``most`` seconds, and not believed. Say so, and
-        also if the entry is to wait for it.
+        """Return True if this time is more than ``most`` seconds ahead of the clock, and not believed. Log that, and
+        also that an entry waits for a time ahead.
         """
         ahead = at - self._moment()
         if ahead > ASTRAY and self._limit.allows((field, name)):
             logger.warning(
-                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", printable(name), field,
+                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", name, field,
                 datetime.fromtimestamp(at, timezone.utc).isoformat(), ahead,
                 "it is not believed, and the entry runs without it" if ahead > most
                 else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",

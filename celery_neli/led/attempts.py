@@ -30,11 +30,11 @@ class Attempts:
         self._by_name: dict[str, Attempt] = {}
 
     def begin(self, entry: Any, run: str, sent: Any) -> None:
-        """``entry`` is about to be sent as ``sent``; ``run`` identifies the slot."""
+        """Note that ``entry`` is about to be sent as ``sent``; ``run`` identifies the slot."""
         self._by_name[entry.name] = Attempt(entry, run, sent, failed=False)
 
     def failed(self, name: str) -> None:
-        """The attempt failed, and is to be retried."""
+        """Note that the attempt failed and is to be retried."""
         attempt = self._by_name.get(name)
         if attempt is not None:
             self._by_name[name] = attempt._replace(failed=True)

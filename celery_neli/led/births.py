@@ -1,4 +1,4 @@
-"""The first states of entries that are new, written by and by: of a hundred thousand they take seconds.
+"""Write the initial states of new entries in small batches: a hundred thousand take seconds.
 
 No task of the term waits for them, for the mark *done* says all of such an entry; but that in the state is what the
 slots of an interval are counted from. So it is written before a slot of the entry is claimed.
@@ -34,7 +34,7 @@ class Births:
             self._write(heap.until(self._until))
 
     def write_some(self) -> bool:
-        """A portion of the others; whether more are left."""
+        """Write a portion of the others; return True if more are left."""
         unwritten = self._scheduler.neli_states.unwritten
         if unwritten:
             self._write(islice(unwritten, PORTION))

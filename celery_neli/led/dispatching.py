@@ -10,7 +10,7 @@ from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.led.flights import Flights
 from celery_neli.led.publishers import Unsent
 from celery_neli.led.settling import Settling
-from celery_neli.led.states import at_of
+from celery_neli.tick.due import at_of
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:

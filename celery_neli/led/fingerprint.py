@@ -20,9 +20,9 @@ from celery.schedules import crontab, schedule
 
 __all__ = ["canonical", "fingerprint"]
 
-#: Levels of nested values that are looked into; what refers to itself ends there.
+#: Levels of nested values that are followed; values that refer to themselves end there.
 DEEPEST: Final = 50
-#: How many of these levels an object takes: attributes may lead far away from what an entry is.
+#: How many of these levels an object counts for: its attributes may lead far away from the entry.
 OBJECT: Final = 20
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 _FREQUENCY = re.compile(r"<freq: ([0-9.]+) (day|hour|minute|second)s?>")
@@ -78,7 +78,7 @@ def _named(value: Any, plain: type, text: str) -> str:
 
 
 def _of_crontab(value: Any, inside: Callable[[Any], str]) -> str:
-    """As `repr(crontab)` of Celery 5.7, whose fields may be sets; with what a class of the user's adds."""
+    """Return the `repr` of Celery 5.7, with sets in order, and with the attributes that a subclass adds."""
     fields = [getattr(value, f"_orig_{name}") for name in _CRONTAB]
     shown = " ".join(each if isinstance(each, str) else inside(each) for each in fields)
     text = f"<crontab: {shown} (m/h/dM/MY/d)>"
@@ -89,7 +89,7 @@ def _of_crontab(value: Any, inside: Callable[[Any], str]) -> str:
 
 
 def _of_interval(value: Any) -> str:
-    """As `repr(schedule)`, which rounds; with the seconds where that hides any."""
+    """Return `repr(schedule)`, which rounds, and add the exact seconds where they differ."""
     text, seconds = repr(value), value.run_every.total_seconds()
     found = _FREQUENCY.fullmatch(text)
     exact = found is not None and float(found[1]) * _SECONDS[found[2]] == seconds
@@ -97,7 +97,7 @@ def _of_interval(value: Any) -> str:
 
 
 def _of_object(value: Any, inside: Callable[[Any], str]) -> str:
-    """Its `repr`; or its attributes, where the `repr` shows an address or may show a set."""
+    """Return its `repr`, or its attributes if the `repr` shows an address or may show a set."""
     try:
         text = repr(value)
     except Exception as exc:  # noqa: BLE001 - of a user's class; it must not cost the whole fingerprint

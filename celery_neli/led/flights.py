@@ -55,7 +55,7 @@ class Flight:
     now: datetime
     headers: dict[str, Any]
     error: Exception | None = None
-    #: What the application raised in place of sending it; then it is no `error`.
+    #: What the application raised instead of sending it, which is no `error`.
     refused: BaseException | None = None
     wired: bool = False
     #: When it took off (`time.monotonic`).
@@ -109,8 +109,8 @@ class Flights:
         self._publishers.submit(flight)
 
     def landed(self) -> list[tuple[Flight, BaseException | None]]:
-        """What came of flights since the last call: None where the message left, or was `refused`. Does not block. Each
-        is in flight until it is `settled`.
+        """Return the outcome of flights since the last call: None where the message left, or was `refused`. Does not
+        block. Each is in flight until it is `settled`.
         """
         if self._publishers is None:
             return []

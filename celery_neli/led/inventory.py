@@ -2,13 +2,14 @@
 
 The topic may be deleted, cut, or lose records to a wrong retention while beats run. What they know of it then is all
 that is left: the beat that leads writes it back, so that what runs, what `celery neli schedule list` shows and what
-can be removed stay the same. A beat that was cut off for so long that it missed removals is another matter: there
+can be removed stay the same. A beat that was cut off for so long that it missed removals is another matter: then
 the topic is right.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from itertools import islice
 
 from celery_neli.logs import escaping
@@ -17,6 +18,8 @@ from celery_neli.printable import printable
 __all__ = ["Inventory"]
 
 SHOWN = 10
+#: Seconds in which a leader writes back some of what was lost, if it knows it.
+PATIENCE = 15.0
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -27,6 +30,8 @@ class Inventory:
     def __init__(self) -> None:
         self._records: dict[str, bytes] = {}
         self._lost: dict[str, None] = {}
+        #: Monotonic seconds: when something was found to be lost, or was there again.
+        self._lost_at = 0.0
         #: The names that were read since the topic is read from its beginning again; None: it is not.
         self._seen: set[str] | None = None
 
@@ -34,6 +39,12 @@ class Inventory:
     def lost(self) -> bool:
         """Return True if there are definitions that the topic has lost."""
         return bool(self._lost)
+
+    def overdue(self, now: float) -> bool:
+        """Return True if a leader that knows what the topic has lost would have written some of it back by `now`
+        (monotonic seconds), and none has.
+        """
+        return bool(self._lost) and now - self._lost_at > PATIENCE
 
     def seen(self, name: str, value: bytes | None) -> None:
         """Note that the topic has a definition of this name, readable or not; None: it was removed."""
@@ -45,10 +56,12 @@ class Inventory:
     def keep(self, name: str, value: bytes) -> None:
         """Keep the definition that was read."""
         self._records[name] = value
-        self._lost.pop(name, None)
+        if name in self._lost:
+            del self._lost[name]
+            self._lost_at = time.monotonic()
 
     def forget(self, name: str) -> None:
-        """The definition is gone on purpose."""
+        """Forget a definition that was removed on purpose."""
         self._records.pop(name, None)
         self._lost.pop(name, None)
 
@@ -60,7 +73,7 @@ class Inventory:
         """Compare what is known with what the topic holds, which was read to its end since `recount`.
 
         Return the names of the definitions that were removed while this process did not hear of it. If the topic is
-        ``torn``, what is missing was lost with other records, and is for `take_lost`; there are no others then.
+        ``torn``, all that is missing counts as lost: `take_lost` returns it, and no names are returned here.
         """
         seen, self._seen = self._seen, None
         missing = [] if seen is None else [name for name in self._records if name not in seen]
@@ -71,6 +84,7 @@ class Inventory:
             logger.warning("schedule removed entries=%d while this beat did not hear of it: %s", len(missing), shown)
             return missing
         self._lost.update(dict.fromkeys(missing))
+        self._lost_at = time.monotonic()
         logger.error(
             "schedule lost entries=%d: the schedule topic was deleted or cut, and with it what was put or paused at "
             "runtime; the beat that leads writes back what it knows. Compare `celery neli schedule list`, and remove "

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper"]
 
-#: Records that come at once above which each is not worth a line in the log.
+#: If more records than this come at once, they are logged in one line.
 MANY = 20
-#: Seconds of a tick for what was read.
+#: Seconds of a tick that may be spent on what was read.
 PORTION = 0.02
 #: Seconds between two notes of a member, which `celery neli status` compares.
 NOTE_EVERY = 15.0
-#: Entries up to which a fingerprint is taken at once, in some ten milliseconds; of 100,000 it takes seconds.
+#: Up to so many entries, the fingerprint is taken at once, in some ten milliseconds; 100,000 take seconds.
 FEW = 1_000
-#: Characters of an app's name in a note, which has a limit.
+#: Characters of an app's name in a note, whose length is limited.
 LONGEST_APP = 200
 VERSION = "version"
 
@@ -60,7 +60,7 @@ class Keeper:
         self.followers: list[Any] = []
         #: What makes them.
         self.makers: list[Callable[[], None]] = []
-        #: What was read and is not handed over yet, of which generation of the topic, and whether it ends that.
+        #: What was read and not handed over yet, its generation of the topic, and the generation that it ends, or -1.
         self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many, self._resume_at = 0, 0.0
@@ -77,8 +77,8 @@ class Keeper:
                 make()
 
     def pull(self) -> bool:
-        """Hand what was read to the schedulers, all of which are there, in the order of reading, for `PORTION` seconds
-        at most. Return True if nothing is left.
+        """Hand what was read to the schedulers, all of which exist, in the order of reading, for `PORTION` seconds at
+        most. Return True if nothing is left.
         """
         began = time.perf_counter()
         if began < self._resume_at:  # another scheduler of this process has just had its portion
@@ -91,8 +91,8 @@ class Keeper:
         return True
 
     def pull_all(self, generation: int) -> None:
-        """Hand everything that was read by now to the schedulers, however long it takes: that of this generation of the
-        topic was read to its end.
+        """Hand everything that was read by now to the schedulers, however long that takes. This generation of the topic
+        was read to its end.
         """
         while self._backlog:
             self._fold_next()
@@ -130,7 +130,7 @@ class Keeper:
             self._caught_up()
 
     def _caught_up(self) -> None:
-        """What was drained was handed over: all of the topic, if its end was in it."""
+        """Note that what was drained was handed over; tell the schedulers if that was all of the topic."""
         if self._whole == self._generation:
             torn = self._counting and self.topic.torn
             for each in self.followers:
@@ -157,7 +157,7 @@ class Keeper:
         self.leader.offer(self.roles[shard], term, data, hurry=hurry)
 
     def note(self) -> None:
-        """Tell the others which app and schedule this member has, every 15 seconds; `celery neli status` compares."""
+        """Write every 15 seconds which app and schedule this member has; `celery neli status` compares."""
         if any(each.neli_leads for each in self.followers):
             self._notes_of_others.warn()
         now = time.monotonic()
@@ -180,13 +180,16 @@ class Keeper:
         self._fingerprint = fingerprint(entries)
 
     def prefer_newest(self, shard: int) -> None:
-        """Ask for a role that is led with an older version of the schedule than this member's."""
+        """Ask for a role that is led with an older version of the schedule than this member's, or by a beat that writes
+        nothing back of what the schedule topic has lost, and this member still knows: it may have started since.
+        """
         mine, now = self.settings.version, time.monotonic()
-        if mine is None or now - self._asked < self.timeout:
+        missing = shard < len(self.followers) and self.followers[shard].neli_states.inventory.overdue(now)
+        if (mine is None and not missing) or now - self._asked < self.timeout:
             return
         told = self.leader.told(self.roles[shard])
-        theirs = version_of(told.data)
-        if told.known and not told.own and told.term is not None and theirs < mine:
+        older = mine is not None and version_of(told.data) < mine
+        if told.known and not told.own and told.term is not None and (older or (missing and not self.topic.away)):
             self._asked = now
             self.leader.ask(self.roles[shard])
 

@@ -1,7 +1,7 @@
-"""The members of a beat election as their notes tell them; the one that leads says so when they are of different apps.
+"""The members of a beat election, by their notes; the one that leads logs an error if they are of different apps.
 
-Two apps in one group elect one leader, which sends the schedule of its own app alone: without a line, the schedule of
-the other one would end in silence.
+Two apps in one group elect one leader, which sends the schedule of its own app alone: without this error, the schedule
+of the other app would stop in silence.
 """
 
 from __future__ import annotations

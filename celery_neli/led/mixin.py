@@ -24,13 +24,12 @@ from celery_neli.led.flights import Flights
 from celery_neli.led.overlap_gate import OverlapGate
 from celery_neli.led.settling import FLUSH, StateReservation, iso
 from celery_neli.led.shards import owner
-from celery_neli.led.states import States, at_of
+from celery_neli.led.states import States
 from celery_neli.led.term import Term
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.records import STATE
-from celery_neli.tick.due import pass_over
+from celery_neli.tick.due import at_of, pass_over
 from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import missed
 
@@ -84,24 +83,23 @@ class LedMixin(Dispatching):
     def _owns(self, name: str) -> bool:
         return owner(name, self.neli_keeper.shards) == self.neli_shard
 
+    def _owned(self, entries: Any) -> Any:
+        """Return those of these entries that are of this shard; what is no mapping as it is."""
+        if self.neli_keeper.shards == 1 or not isinstance(entries, Mapping):
+            return entries
+        return {name: entry for name, entry in entries.items() if self._owns(str(name))}
+
     def beat_schedule(self) -> Any:
         """Of the configuration's, the entries of this shard."""
-        found = super().beat_schedule()  # type: ignore[misc]
-        if self.neli_keeper.shards == 1 or not isinstance(found, Mapping):
-            return found
-        return {name: entry for name, entry in found.items() if self._owns(str(name))}
+        return self._owned(super().beat_schedule())  # type: ignore[misc]
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         """As Celery does, for the entries of this shard."""
-        if self.neli_keeper.shards > 1:
-            b = {name: entry for name, entry in b.items() if self._owns(name)}
-        super().merge_inplace(b)  # type: ignore[misc]
+        super().merge_inplace(self._owned(b))  # type: ignore[misc]
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """As Celery does, for the entries of this shard."""
-        super().update_from_dict(  # type: ignore[misc]
-            {name: entry for name, entry in dict_.items() if self._owns(name)}
-        )
+        super().update_from_dict(self._owned(dict_))  # type: ignore[misc]
 
     def add(self, **kwargs: Any) -> Any:
         """As Celery does; an entry of another shard is made, and not added."""
@@ -113,8 +111,9 @@ class LedMixin(Dispatching):
         return entry
 
     def neli_put(self, entry: Any) -> None:
-        """Have an entry that code has put into the schedule, if it is of this shard. :raises ConfigurationError: as
-        `check`; nothing was changed.
+        """Take over an entry that code has put into the schedule, if it is of this shard.
+
+        :raises ConfigurationError: as `check`; nothing was changed.
         """
         if self._owns(entry.name):
             self.check(entry)
@@ -164,7 +163,7 @@ class LedMixin(Dispatching):
         marks, blind = beginning.marks, states.led
         if marks is None and led_until is not None and not blind:
             # Another scheduler was led, which leaves no marks: its slots were served until then, as far as is known.
-            # What was imported from it says by itself what ran.
+            # The states of entries that were imported from it say what ran.
             marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp(), tried=0.0)
         self._term = Term(
             keeper,
@@ -203,9 +202,9 @@ class LedMixin(Dispatching):
         return True
 
     def _settle_done(self, marks: Marks, *, made: float = float("-inf")) -> None:
-        """Slots up to the mark *done* were settled, though not every state may have been written since. (Of entries
-        that last ran when they were ``made`` or later.) Those behind *saved* have run; what had run before that mark
-        has its state, so the others are of a schedule that came later.
+        """Pass over slots up to the mark *done*, which were settled though their states may not have been written. (Of
+        entries that last ran when they were ``made`` or later.) Slots behind *saved* count as runs. What ran before
+        that mark has its state, so slots before it that have none never ran: their schedule came later.
         """
         heap = self._due_heap()
         until = datetime.fromtimestamp(marks.done, timezone.utc)
@@ -229,7 +228,7 @@ class LedMixin(Dispatching):
                 heap.put(entry.name, self._first_look(entry))
 
     def _never_ran(self, entry: Any, marks: Marks) -> int:
-        """How many of the entry's slots the schedule topic would tell of, had they run."""
+        """Return how many slots of the entry have not run: if they had, the schedule topic would have its state."""
         saved = marks.done if marks.saved is None else marks.saved
         if saved <= at_of(entry):
             return 0
@@ -312,7 +311,7 @@ class LedMixin(Dispatching):
         if found.due and found.slot is not None:
             slot, moment = found.slot.timestamp(), maybe_make_aware(now).timestamp()
             defined = self.neli_states.imported.get(entry.name, 0.0)
-            if defined > moment:  # by a clock that is ahead of this one
+            if defined > moment:  # another process put it, whose clock is ahead
                 heap.put(entry.name, defined)
                 return 0.0
             # A successor assumes that slots of an import that no claim reached have not been sent.
@@ -345,11 +344,9 @@ class LedMixin(Dispatching):
     # -- slots that do not simply run --
 
     def _in_doubt(self, entry: Any, found: Look, now: datetime) -> bool:
-        """Whether the slots in doubt of the entry are left out, as told; told in any case."""
-        first, defined = (
-            None if found.owed is None else found.owed.first,
-            self.neli_states.imported.get(entry.name, 0.0),
-        )
+        """Log the slots of the entry that are in doubt; return True if they are left out, as `neli_in_doubt` says."""
+        first = None if found.owed is None else found.owed.first
+        defined = self.neli_states.imported.get(entry.name, 0.0)
         doubtful = self._present.in_doubt(entry, first, defined=defined)
         if doubtful is None:
             return False
@@ -359,7 +356,7 @@ class LedMixin(Dispatching):
         self.neli_in_doubt += doubtful.total
         self._lines.warning(
             "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
-            printable(entry.name), doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first),
+            entry.name, doubtful.total, "" if doubtful.exact else "+", iso(doubtful.first),
             iso(doubtful.newest[-1]), "send" if sends else "skip",
         )  # fmt: skip
         if not sends:
@@ -379,7 +376,7 @@ class LedMixin(Dispatching):
         self.neli_left_out += 1
         self._lines.warning(
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
-            printable(name), iso(found.slot), last_id,
+            name, iso(found.slot), last_id,
         )  # fmt: skip
         self._pass_over(entry, found.slot, now)
         return True

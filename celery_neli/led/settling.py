@@ -17,11 +17,10 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.reservation import Reservation
 from celery_neli.led.births import PORTION
-from celery_neli.led.states import at_of
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 from celery_neli.schedule.records import ENTRY, STATE, encode_state
+from celery_neli.tick.due import at_of
 from celery_neli.tick.genuine import is_genuine, source_of
 from celery_neli.tick.once import once
 from celery_neli.tick.overlap import Overlap
@@ -66,7 +65,7 @@ class StateReservation(Reservation):
         return True
 
     def refuse(self, error: BaseException) -> bool:
-        """The application refused to send it, or did so after it had left."""
+        """Settle a slot that the application refused to send, perhaps after the message had left."""
         if self.scheduler.neli_tenure.left:
             logger.error(
                 "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
@@ -117,7 +116,7 @@ class Settling:
     def _apply(self, entry: Any, producer: Any) -> None:
         """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot.
 
-        Publishers come here, too, with what they send.
+        Publishers' threads call this, too.
         """
         retried = self._attempts.retried(entry)
         if retried is None or (retried.sent is not entry and retried.run != self._id_of_run(entry)):
@@ -185,7 +184,7 @@ class Settling:
         if retry is not None:
             name = advanced.name
             text = "beat: entry=%s could not be sent; trying again in %.0f s"
-            self._lines.warning("could not be sent", name, text, printable(name), retry)
+            self._lines.warning("could not be sent", name, text, name, retry)
             return self._moment() + retry
         if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
             if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
@@ -244,11 +243,11 @@ class Settling:
             self._left[entry.name] = found.left_out
 
     def neli_recount(self, *, torn: bool) -> None:
-        """The schedule topic is read from its beginning again; ``torn``: it has lost records."""
+        """Prepare for reading the schedule topic from its beginning again; ``torn``: it has lost records."""
         self.neli_states.recount(torn=torn)
 
     def neli_caught_up(self, *, counted: bool, torn: bool) -> None:
-        """Everything in the schedule topic was read; after `neli_recount`, if ``counted``."""
+        """Note that all of the schedule topic was read; ``counted``: it is the first time since `neli_recount`."""
         if counted:
             self.neli_states.counted(torn=torn)
         self.neli_states.caught_up()

@@ -98,9 +98,5 @@ def _split(data: Mapping[str, Any], shard: int) -> dict[str, Any]:
     value = data.get(SPLIT)
     found = value if isinstance(value, dict) else {}
     children = (each for each in range(shard + 1, SHARDS_MOST) if parent(each) == shard)
-    marks = {str(child): Marks.of(_object(found.get(str(child)))) for child in children}
+    marks = {str(child): Marks.of(found.get(str(child))) for child in children}
     return {child: each.as_data() for child, each in marks.items() if each is not None}
-
-
-def _object(value: Any) -> Mapping[str, Any] | None:
-    return value if isinstance(value, dict) else None

@@ -10,18 +10,15 @@ import logging
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-
-from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.led.ahead import Ahead
 from celery_neli.led.inventory import Inventory
 from celery_neli.log_limit import LogLimit
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
+from celery_neli.printable import printable_error
 from celery_neli.schedule.defined import entry_of
 from celery_neli.schedule.records import (
     ENTRY,
@@ -36,18 +33,19 @@ from celery_neli.schedule.records import (
     decode_definition,
     decode_state,
 )
+from celery_neli.tick.due import at_of, place
 from celery_neli.tick.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["States", "at_of", "place"]
+__all__ = ["States"]
 
-#: Records of entries that are not here of which so many are kept, once the topic was read to its end.
+#: How many records of entries that are not here are kept after the topic was read to its end.
 STRAYS = 1000
-#: Seconds between two log lines of one kind about one entry, and the entries that are told apart.
+#: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
 TOLD_EVERY, TOLD_APART = 60.0, 1000
-#: Seconds between two lines about one entry that cannot be read, and in which there are no more than `MANY` of them.
+#: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
 REFUSED_EVERY, MANY = 60.0, 20
 
 logger = escaping(logging.getLogger(__name__))
@@ -56,8 +54,8 @@ logger = escaping(logging.getLogger(__name__))
 class States:
     """The entries of one scheduler, as far as they are known from the schedule topic. The thread that ticks.
 
-    ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is told records that are none.
-    ``moment``: the wall clock, Unix seconds.
+    ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is called with unreadable
+    records. ``moment``: the wall clock, Unix seconds.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class States:
         self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
         #: Entries that were born here, and whose states are still to be written.
         self.unwritten: dict[str, None] = {}
-        #: Entries whose states the topic has lost, and that were not written again since.
+        #: Entries whose states the topic has lost and that are still to be written again.
         self.again: dict[str, None] = {}
         #: Entries that the mark *done* does not cover.
         self.open: set[str] = set()
@@ -99,8 +97,8 @@ class States:
         self._lines = LogLimit(REFUSED_EVERY)
 
     def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
-        """Apply what was read. ``leading``: this process knows the states better. ``many``: they are some of so many
-        that each is not worth a line in the log.
+        """Apply what was read. ``leading``: this process knows the states better. ``many``: so many records come that
+        each is logged at DEBUG only.
         """
         self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():
@@ -111,35 +109,30 @@ class States:
                     self._read_state(name, value, leading=leading)
                 elif kind == ENTRY:
                     self.inventory.seen(name, value)
-                    self._read_entry(name, None if value is None else self._decoded(name, value))
-
-    def _decoded(self, name: str, value: bytes) -> Definition:
-        definition = decode_definition(value)
-        self.inventory.keep(name, value)
-        return definition
+                    definition = None if value is None else decode_definition(value)
+                    if value is not None:  # and it can be read
+                        self.inventory.keep(name, value)
+                    self._read_entry(name, definition)
 
     def caught_up(self) -> None:
-        """Forget records of entries that are not here, but for the newest: everything in the topic was read."""
+        """Forget all but the newest records of entries that are not here: the topic was read to its end."""
         while len(self._strays) > STRAYS:
             self._strays.popitem(last=False)
         while len(self._orders) > STRAYS:
             self.inventory.forget(self._orders.popitem(last=False)[0])
 
     def recount(self, *, torn: bool) -> None:
-        """The topic is read from its beginning again; ``torn``: it has lost records."""
+        """Prepare for reading the topic from its beginning again; ``torn``: it has lost records."""
         self.inventory.recount()
         if torn:
             self.again = dict.fromkeys((*self._scheduler.schedule, *self.paused))
 
     def take_again(self, most: int) -> list[Any]:
-        """Return up to so many entries whose states are to be written again, as far as they are there."""
-        taken = list(islice(self.again, most))
-        for name in taken:
-            del self.again[name]
-        return [entry for entry in map(self._entry, taken) if entry is not None]
+        """Return up to ``most`` entries whose states are to be written again."""
+        return self._taken(self.again, islice(self.again, most))
 
     def counted(self, *, torn: bool) -> None:
-        """The topic was read to its end since `recount`; see `Inventory.counted`."""
+        """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
         for name in self.inventory.counted(torn=torn):
             self.inventory.forget(name)
             self._read_entry(name, None)
@@ -179,12 +172,13 @@ class States:
 
     def take_unwritten(self, names: Iterable[str]) -> list[Any]:
         """Of these entries, those that are `unwritten`, and are there; whoever asks writes them."""
-        taken = []
-        for name in names:
-            if name in self.unwritten:
-                del self.unwritten[name]
-                taken.append(self._entry(name))
-        return [entry for entry in taken if entry is not None]
+        return self._taken(self.unwritten, names)
+
+    def _taken(self, waiting: dict[str, None], names: Iterable[str]) -> list[Any]:
+        found = [name for name in names if name in waiting]
+        for name in found:
+            del waiting[name]
+        return [entry for entry in map(self._entry, found) if entry is not None]
 
     def gone(self) -> dict[str, float]:
         """Entries of one slot that ran and are still defined: by name, since when."""
@@ -202,7 +196,7 @@ class States:
 
     @property
     def led(self) -> bool:
-        """Whether a leader has written a state of any entry, as far as was read; an import has no term."""
+        """Return True if any state that was read is of a leader; an import has no term."""
         return self.newest > NO_TERM
 
     def ran(self, name: str, last: float) -> None:
@@ -230,18 +224,18 @@ class States:
 
     @contextmanager
     def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
-        """Read one record: whatever that raises costs this record alone, and one line."""
+        """Read one record. Whatever that raises costs this record alone, and one line in the log."""
         try:
             yield
         except ConfigurationError as exc:
             self._leave_out(name)
             if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", printable(name), exc)
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
         except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
             if not isinstance(exc, RecordError):
-                exc = RecordError(f"cannot be read: {type(exc).__name__}: {printable(str(exc))}")
+                exc = RecordError(f"cannot be read: {printable_error(exc)}")
             if kind == ENTRY:
-                self._leave_out(name)  # here as on a beat that starts now
+                self._leave_out(name)  # as a beat does that starts now
             self._refuse(kind, name, exc)
             if leading and kind == STATE and (entry := self._entry(name)) is not None:
                 self._scheduler.neli_write(entry)  # compaction keeps what was written last
@@ -260,7 +254,7 @@ class States:
         elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
         elif state.term != NO_TERM or state.last > at_of(entry):
-            # Of a leader that was frozen: compaction keeps what was written last, so ours is written again.
+            # A leader that was frozen wrote it. Compaction keeps what was written last, so ours is written again.
             self._scheduler.neli_write(entry)
 
     def _take_stray(self, entry: Any) -> None:
@@ -288,9 +282,8 @@ class States:
         self.newest = max(self.newest, state.term)
         if state.term > NO_TERM:
             self.imported.pop(name, None)
-        self.unborn.pop(name, None)
-        self.unwritten.pop(name, None)
-        self.again.pop(name, None)
+        for names in (self.unborn, self.unwritten, self.again):
+            names.pop(name, None)
         if state.open or state.since != self.since.get(name, 0.0):
             self.open.add(name)
         else:
@@ -317,9 +310,7 @@ class States:
             self._orders[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
             if self._limit.allows(("hidden", name)):
-                logger.warning(
-                    "schedule: entry=%s is in beat_schedule: what was put under its name is not used", printable(name)
-                )
+                logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
         else:
             self._define(name, definition)
 
@@ -372,7 +363,7 @@ class States:
         suppressed = self._limit.ask((what, name))
         if suppressed is not None:
             more = f" suppressed={suppressed}" if suppressed else ""
-            logger.log(self._level, "schedule: entry=%s was %s%s", printable(name), what, more)
+            logger.log(self._level, "schedule: entry=%s was %s%s", name, what, more)
 
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
@@ -403,18 +394,6 @@ def _alike(before: Any, entry: Any) -> bool:
 
 
 def _defined_at(definition: Definition) -> float:
-    """When it came to be (Unix seconds); infinitely long ago where its oldest changes may have been dropped."""
+    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
     changes = definition.changes
     return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
-
-
-def at_of(entry: Any) -> float:
-    """The entry's `last_run_at` as Unix seconds."""
-    return float(maybe_make_aware(entry.last_run_at).timestamp())
-
-
-def place(entry: Any, at: float) -> None:
-    """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
-    zone = entry.last_run_at.tzinfo
-    moment = datetime.fromtimestamp(at, timezone.utc)
-    entry.last_run_at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)

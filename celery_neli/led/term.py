@@ -30,10 +30,10 @@ NEVER = float("-inf")
 
 class Term:
     """Term ``number`` of a shard, which found these ``inherited`` marks when it began at ``now`` (Unix seconds), and
-    tells ``more`` besides its own.
+    writes ``more`` beside its own.
 
     ``blind``: it found none, although a leader has written states: every slot that is past is in doubt. ``newest``: the
-    highest rank that a state of the shard's entries tells of.
+    highest rank in a state of the shard's entries.
     """
 
     def __init__(

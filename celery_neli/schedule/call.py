@@ -32,10 +32,10 @@ class Call:
 
 
 def check_app(app: Any) -> Any:
-    """Return the app.
+    """Return ``app``.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not a Celery app.
     """
     if isinstance(app, type) or not isinstance(app, Celery):
         raise ConfigurationError(f"app = {shown(app)}: give the Celery app")
@@ -78,14 +78,14 @@ def call_of(app: Any, task: Any, args: Any, kwargs: Any, options: Any) -> Call:
 
 
 def check_arguments(app: Any, call: Call) -> None:
-    """Ask the task whether it takes these arguments, as its `apply_async` will; where this app knows the task.
+    """Check that the task takes these arguments, as its `apply_async` will, if this app knows the task.
 
     Raises:
-        ConfigurationError: it does not.
+        ConfigurationError: the task does not take them.
     """
     task = app.tasks.get(call.task)
     if task is None or not task.typing or type(task).apply_async is not Task.apply_async:
-        return  # one of its own may add to them
+        return  # an apply_async of its own may add arguments
     header = getattr(task, "__header__", None)
     if header is None:
         return
@@ -119,7 +119,7 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
     for field in ("kwargs", "options"):
         if given[field] and held[field]:
             if not is_mapping(given[field]):
-                continue  # the check of the fields refuses it
+                continue  # the check of the fields will refuse it
             both = sorted(given[field].keys() & held[field].keys())
             if both:
                 raise ConfigurationError(
@@ -132,7 +132,7 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
 
 
 def _check_home(app: Any, given: Any, name: Any, home: Any) -> None:
-    """Refuse a task of another app, which workers of that app alone may have. A shared task is of every app."""
+    """Refuse a task of another app: only workers of that app may have it. A shared task belongs to every app."""
     if isinstance(home, Celery) and isinstance(app, Celery) and not _is_same(home, app) and name not in app.tasks:
         _refuse(
             given,

@@ -112,7 +112,7 @@ def check_time(field: str, value: Any) -> None:
     """Check a time in Unix seconds.
 
     Raises:
-        ConfigurationError: it is no number, or none of the years 1 to 9999.
+        ConfigurationError: it is not a number, or not in the years 1 to 9999.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not EARLIEST <= value <= LATEST:
         raise ConfigurationError(f"{field}: {shown(value)} is no time of the years 1 to 9999: give Unix seconds")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
+from celery_neli.config import from_app
+from celery_neli.exceptions import NeliError
 from celery_neli.printable import printable
 from celery_neli.terminal import failure, say
 
@@ -25,19 +28,19 @@ if TYPE_CHECKING:
 WIDEST = 400
 """Characters of a cell."""
 SOURCES = ("redbeat", "django", "file")
-_BY = click.option("--by", help="Who does it, for `show`; user@host by default.")
+_BY = click.option("--by", help="Who makes the change, for `show`; user@host by default.")
 
 
 @click.group(name="schedule")
 def schedule() -> None:
-    """Periodic tasks at runtime: list, add, pause, remove, run, import."""
+    """Manage periodic tasks at runtime: list, add, pause, remove, run, import."""
 
 
 @schedule.command(name="list", cls=CeleryCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
-    """All entries: those of beat_schedule and those of the runtime schedule."""
+    """List all entries: those of beat_schedule and those of the runtime schedule."""
     from celery_neli.schedule.text import human
 
     with _errors(ctx) as (app, periodic):
@@ -58,7 +61,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
-    """One entry, and who changed what and when."""
+    """Show one entry, and who changed what and when."""
     from celery_neli.schedule.text import human
     from celery_neli.schedule.view import look, names
 
@@ -91,16 +94,18 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("task")
 @click.argument("when", metavar="SCHEDULE")
-@click.option("--args", default="[]", help="Arguments: a JSON array.")
-@click.option("--kwargs", default="{}", help="Keyword arguments: a JSON object.")
-@click.option("--options", default="{}", help="Options of apply_async: a JSON object.")
-@click.option("--queue", help="The queue, as in --options.")
-@click.option("--misfire", type=click.Choice(("fire_once", "fire_all", "skip")), help="What becomes of missed slots.")
-@click.option("--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot waits for the last task.")
+@click.option("--args", default="[]", help="Arguments, as a JSON array.")
+@click.option("--kwargs", default="{}", help="Keyword arguments, as a JSON object.")
+@click.option("--options", default="{}", help="Options of apply_async, as a JSON object.")
+@click.option("--queue", help="The queue, the same as in --options.")
+@click.option("--misfire", type=click.Choice(("fire_once", "fire_all", "skip")), help="What happens to missed slots.")
+@click.option(
+    "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
+)
 @_BY
 @click.pass_context
 def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
-    """Add an entry, or replace the one of this NAME.
+    """Add an entry, or replace the one with this NAME.
 
     SCHEDULE is a crontab ('*/5 * * * *'), an interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event
     (solar:sunset,-37.81,144.96) or a time (at:2026-12-01T10:00:00Z).
@@ -120,7 +125,7 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
 @_BY
 @click.pass_context
 def pause(ctx: click.Context, name: str, by: str | None) -> None:
-    """Let the slots of an entry pass until it is resumed, also of one in beat_schedule."""
+    """Let the slots of an entry pass until you resume it. This works for entries of beat_schedule, too."""
     with _errors(ctx) as (app, periodic):
         _say(periodic.pause(app, name, by=by))
 
@@ -130,7 +135,7 @@ def pause(ctx: click.Context, name: str, by: str | None) -> None:
 @_BY
 @click.pass_context
 def resume(ctx: click.Context, name: str, by: str | None) -> None:
-    """End the pause of an entry. The slots of the pause do not run."""
+    """End the pause of an entry. Slots that passed during the pause do not run."""
     with _errors(ctx) as (app, periodic):
         found = periodic.resume(app, name, by=by)
         _say(found)
@@ -153,7 +158,7 @@ def remove(ctx: click.Context, name: str, by: str | None) -> None:
 @_BY
 @click.pass_context
 def run(ctx: click.Context, name: str, by: str | None) -> None:
-    """Send the task of an entry at once, from here. Its schedule stays as it is."""
+    """Send the task of an entry at once, from this process. Its schedule stays as it is."""
     with _errors(ctx) as (app, periodic):
         result = periodic.run_now(app, name, by=by)
     say(f"{printable(name)}: sent as {getattr(result, 'id', '?')}")
@@ -162,14 +167,14 @@ def run(ctx: click.Context, name: str, by: str | None) -> None:
 @schedule.command(name="import", cls=CeleryCommand)
 @click.argument("source", type=click.Choice(SOURCES))
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@click.option("--dry-run", is_flag=True, help="Read all of it, and say what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Read everything and show what would be done; write nothing.")
 @click.option(
     "--trust",
     multiple=True,
     metavar="CLASS",
-    help="Of a file: import this class and run its code, where an entry holds one (shop.schedules.Tides). Repeatable.",
+    help="For a file: import this class and run its code if an entry holds one (shop.schedules.Tides). Repeatable.",
 )
-@click.option("--replace", is_flag=True, help="Replace entries that are in the runtime schedule already.")
+@click.option("--replace", is_flag=True, help="Replace entries that are already in the runtime schedule.")
 @_BY
 @click.pass_context
 def import_(
@@ -181,18 +186,19 @@ def import_(
     replace: bool,
     by: str | None,
 ) -> None:
-    """Take over the schedule of RedBeat, of django-celery-beat, or of a file of celery beat (PATH, by default
-    celerybeat-schedule), with the last run and the count of each entry. Exit status 1 if any entry was left out.
+    """Import the schedule of RedBeat, of django-celery-beat, or of a file of celery beat (PATH, by default
+    celerybeat-schedule), with the last run and the count of each entry. The exit status is 1 if any entry was left out.
 
-    The file holds pickles, which could run any code. None of it is run, with or without --dry-run, but for classes
-    that you --trust: an entry that holds another class than Celery's own and plain values is left out, and named.
+    The file holds pickles, which could run any code. The command runs none of it, with or without --dry-run, except for
+    classes that you --trust: it leaves out, and names, an entry that holds a class other than Celery's own and plain
+    values.
     """
     from celery_neli.schedule.importing import carry_over, source_of
 
     if path is not None and source != "file":
-        raise click.UsageError(f"{source} takes no PATH")
+        raise click.UsageError(f"{source} does not take a PATH")
     if trust and source != "file":
-        raise click.UsageError(f"{source} takes no --trust: it holds no classes")
+        raise click.UsageError(f"{source} does not take --trust, because it holds no classes")
     with _errors(ctx) as (app, periodic):
         found = source_of(app, source, path, trust=trust)
         rows = carry_over(found, periodic.editor(app, by=by), dry_run=dry_run, replacing=replace)
@@ -201,7 +207,6 @@ def import_(
 
 
 def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
-    from celery_neli.printable import printable
     from celery_neli.schedule.text import human
 
     shown = [
@@ -217,7 +222,7 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
     ]
     _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)
     counts = {action: sum(each.action == action for each in rows) for action in dict.fromkeys(r.action for r in rows)}
-    told = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing there"
+    told = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing found"
     say(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
     if source.warning:
         say(f"note: {source.warning}", err=True)
@@ -230,7 +235,6 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
     from celery.beat import SchedulingError
 
     from celery_neli import periodic
-    from celery_neli.exceptions import NeliError
 
     app = ctx.obj.app
     app.loader.import_default_modules()
@@ -241,15 +245,13 @@ def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
 
 
 def _parsed(field: str, text: str, kind: type) -> Any:
-    from celery_neli.printable import printable
-
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise click.ClickException(f"--{field} {printable(repr(text))} is no JSON: {exc}") from None
+        raise click.ClickException(f"--{field} {printable(repr(text))} is not valid JSON: {exc}") from None
     if not isinstance(value, kind):
         raise click.ClickException(
-            f"--{field} {printable(repr(text))}: give a JSON {'array' if kind is list else 'object'}"
+            f"--{field} {printable(repr(text))} must be a JSON {'array' if kind is list else 'object'}"
         )
     return value
 
@@ -266,17 +268,13 @@ def _note(text: str | None) -> None:
 def _note_doubts(app: Any, found: Periodic) -> None:
     """Say on what the entry's next run depends, where this is not given: a task, a leader of its shard."""
     if found.task not in app.tasks:
-        _note(f"this app knows no task {found.task!r}; the workers must")
+        _note(f"this app does not know the task {found.task!r}; the workers must know it")
     if not found.paused:
         _note(_leaderless(app, found.name))
 
 
 def _leaderless(app: Any, name: str) -> str | None:
     """Return that no beat leads the shard of this entry, if Kafka says so."""
-    import logging
-
-    from celery_neli.config import from_app
-    from celery_neli.exceptions import NeliError
     from celery_neli.led.shards import owner
     from celery_neli.logs import escaping
     from celery_neli.status import look
@@ -285,12 +283,11 @@ def _leaderless(app: Any, name: str) -> str | None:
     try:
         found = look(config, "beat", log=escaping(logging.getLogger("celery_neli.cli")), schedules=True)
     except NeliError:
-        return None  # it has answered before, and stored the entry
+        return None  # Kafka answered before, and stored the entry
     if not found.exists:
-        return (
-            f"the leader topic {config.topic} does not exist, or this user may not see it: if no beat of this group "
-            "runs, the entry does not run either"
-        )
+        if found.missing_rights:
+            return None  # who only manages entries needs no right to see who leads
+        return f"the leader topic {config.topic} does not exist: the entry runs once a beat of this group has started"
     role = config.roles[owner(name, len(config.roles))]
     if all(each.leader is None for each in found.roles if each.role == role):
         return (
@@ -316,13 +313,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _when(seconds: float | None) -> str:
-    from celery_neli.printable import printable
-
     if seconds is None:
         return "-"
     try:
         return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
-    except (TypeError, ValueError, OverflowError, OSError):  # of a state that a stranger wrote
+    except (TypeError, ValueError, OverflowError, OSError):  # another program may have written the state
         return f"? ({printable(seconds, 20)})"
 
 
@@ -334,9 +329,7 @@ def _json(value: Any) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """The rows and fields as they are, and each value in them that is no JSON as its `repr`."""
-    from celery_neli.printable import printable
-
+    """Return rows and fields as they are, and each value in them that is not JSON as its `repr`."""
     if isinstance(value, list):
         return [_as_text(each) for each in value]
     if not isinstance(value, dict):

@@ -71,7 +71,8 @@ def write(
             "delivery.timeout.ms": max(1, round(timeout * 1000)),
             "queue.buffering.max.messages": len(records) + 1,
         }
-        producer = Producer({**schedule_producer_properties(config), **ours, **extra})
+        with making(config.properties):
+            producer = Producer({**schedule_producer_properties(config), **ours, **extra})
         _find_topic(config, klog, producer, deadline)
         for kind, name, value in records:
             producer.produce(
@@ -93,8 +94,7 @@ def _clients(config: Config, log: logging.Logger) -> Iterator[tuple[KafkaLog, di
     """What clients are made with; Kafka's errors become ours."""
     klog = KafkaLog(log, config.properties, one_shot=True)
     try:
-        with making(config.properties):
-            yield klog, {"logger": klog, "error_cb": klog.remark}
+        yield klog, {"logger": klog, "error_cb": klog.remark}
     except TopicError as exception:
         raise NeliError(str(exception)) from None
     except KafkaException as exception:
@@ -125,7 +125,8 @@ def _read(config: Config, partition: int, log: logging.Logger, timeout: float) -
     deadline = time.monotonic() + timeout
     topic = config.schedule_topic
     with _clients(config, log) as (klog, extra):
-        reader = Consumer({**schedule_reader_properties(config), "fetch.wait.max.ms": 10, **extra})
+        with making(config.properties):
+            reader = Consumer({**schedule_reader_properties(config), "fetch.wait.max.ms": 10, **extra})
         try:
             found = metadata(reader, klog, topic, timeout)
             if found.error is not None and found.error.name() not in GONE:

@@ -16,7 +16,7 @@ from kombu.utils.json import dumps, object_hook
 
 from celery_neli.config import least_interval
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import printable
+from celery_neli.printable import printable_error
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.schedule.checks import check_made, check_plain, shown
 from celery_neli.schedule.options import OWN_OPTIONS, mistakes, unknown
@@ -59,7 +59,7 @@ def define(
         kwargs=_as_json("kwargs", _mapping("kwargs", call.kwargs)),
         options=_as_json("options", _options(call.options)),
     )
-    encode_definition(definition)  # its size, and all that needs no app
+    encode_definition(definition)  # checks its size, and all that needs no app
     entry = entry_of(definition, name, app)
     Overlap.of(entry).check(app, entry)
     check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
@@ -79,7 +79,7 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
     except ConfigurationError as exc:
         reason = str(exc)
     except Exception as exc:  # noqa: BLE001 - whatever kombu's decoders and Celery's classes raise
-        reason = f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"
+        reason = f"cannot be read: {printable_error(exc)}"
     raise ConfigurationError(f"beat entry {shown(name)}: {reason}")
 
 
@@ -161,7 +161,7 @@ def _mapping(field: str, value: Any) -> dict[str, Any]:
 
 
 def _options(value: Any) -> dict[str, Any]:
-    """The options, if each of them exists and has a value that it takes; the same for who puts and for who reads."""
+    """Return the options if each of them exists and has a valid value. `put` and every reader use this check."""
     options = _mapping("options", value)
     for name, reason in _NOT.items():
         if name in options:
@@ -184,7 +184,7 @@ def _as_json(field: str, value: Any) -> Any:
         same = back == _listed(value)
     except ConfigurationError:
         raise
-    except Exception as exc:  # noqa: BLE001 - of any class that is in there
+    except Exception as exc:  # noqa: BLE001 - any class in there may raise anything
         raise ConfigurationError(f"{field} = {shown(value)}: cannot be kept as JSON: {exc}") from None
     if not same:
         raise ConfigurationError(f"{field} = {shown(value)}: would come back from JSON as {shown(back)}")

@@ -5,7 +5,6 @@ An entry is of `beat_schedule` or was put at runtime, never both. Of the former 
 
 from __future__ import annotations
 
-import difflib
 import getpass
 import os
 import socket
@@ -20,6 +19,7 @@ from celery.utils.log import get_logger
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
+from celery_neli.nearest import similar
 from celery_neli.schedule.call import check_app, plain
 from celery_neli.schedule.defined import OWN_OPTIONS, check_comes, define, entry_of
 from celery_neli.schedule.records import (
@@ -109,12 +109,12 @@ class ScheduleEditor:
 
     @cached_property
     def refused(self) -> Mapping[str, str]:
-        """The entries of `beat_schedule` that every beat leaves out, by name, and all that is wrong with each."""
+        """The entries of `beat_schedule` that every beat leaves out: by name, all mistakes in each."""
         return {name: "; ".join(mistakes) for name, mistakes in self._checked.mistakes.items()}
 
     @property
     def doubts(self) -> Mapping[str, str]:
-        """What may be wrong with entries of `beat_schedule` that beats run nevertheless, by name."""
+        """The doubts about entries of `beat_schedule` that beats run all the same, by name."""
         return {name: "; ".join(doubts) for name, doubts in self._checked.doubts.items()}
 
     @cached_property
@@ -251,8 +251,8 @@ class ScheduleEditor:
     def unknown(self, name: object) -> NeliError:
         """What to raise for a name that no entry has."""
         names = [*self.static, *(each for each in self.known.definitions if self.runtime(each))]
-        near = difflib.get_close_matches(str(name), names, n=1)
-        return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        near = similar(str(name), names, least=0.6)
+        return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
 
 def default_author() -> str:

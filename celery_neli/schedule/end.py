@@ -48,7 +48,7 @@ class End:
             try:
                 question.ends = self._ends(min(left, ASK))
             except KafkaException as exception:
-                self._klog.say(logging.DEBUG, self._klog.masked(f"schedule's end not told: {exception}"))
+                self._klog.say(logging.DEBUG, f"schedule's end not told: {exception}")
                 self._client = None  # one that has lost its brokers may never find them again (deaf.py)
                 time.sleep(min(left, ASK_AGAIN))
 

@@ -31,7 +31,9 @@ ASK = 0.5  # seconds for one question
 CHECK_EVERY = 5.0  # seconds between two looks whether clients that say nothing can still be told anything
 CHECK_AGAIN = 1.0  # ... if one is in doubt
 WATCH_EVERY = 5.0  # seconds between two looks whether the log still holds what was read
-CUT_OFF = 3600.0  # seconds without a record, of which there is one a minute; Kafka keeps tombstones for a day
+AWAY = 60.0  # seconds without a record, of which there are four a minute: the topic may have been made anew since
+STOOD_STILL = 5.0  # ... or since this thread made its last turn, which takes less
+CUT_OFF = 3600.0  # seconds after which removals may have been missed: Kafka keeps tombstones for a day
 
 
 class Follower:
@@ -54,8 +56,10 @@ class Follower:
         """The generation of `found` that was last read to its end."""
         self.torn = False
         """Why the present generation began: records were lost, or (False) may have been missed."""
+        self.away = False
+        """The present generation began because this process was away: what others removed then, it may not know."""
         self._first = -1  # the first offset of the entries that was read of this generation
-        self._heard = boottime()  # when something was read
+        self._heard = self._turned = boottime()  # when something was read, and when this was last tried
         self._watch_at = 0.0
         self.fit = False
         """The topic was found, and as far as is known it can be read and written."""
@@ -160,12 +164,15 @@ class Follower:
         if self._said:
             self._klog.say(logging.INFO, f"schedule topic usable again topic={self._config.schedule_topic}")
         self._check, self._missing, self._said, self.fit = None, False, "", True
-        self._begin(reader)
+        if max(self.next) > 0:
+            self._come_back(reader, "this process could not read the topic")
+        else:
+            self._begin(reader)
         self._writes.use(producer)
         self._told(False)
 
     def _unfit(self, reader: Consumer, why: str) -> None:
-        """An operator must do something: say so, once, and look again after a pause."""
+        """Log once what an operator must do, and look again after a pause."""
         self.fit = False
         self._search(self._make_check(reader))
         if why != self._said:
@@ -174,57 +181,54 @@ class Follower:
         self.rest(PAUSE)
 
     def _deny(self, reader: Consumer) -> None:
-        """A broker refused to let this client read or write."""
+        """Report that a broker refused to let this client read or write."""
         operation = self._denied or "Write"
         self._denied, self._writes.denied = "", False
-        topic = self._config.schedule_topic
         reader.unassign()
-        self._unfit(
-            reader,
-            f"Kafka does not let this member {operation.lower()} the schedule topic {topic}: "
-            f"{self._klog.lacks([operation], 'topic', topic)}",
-        )
+        self._unfit(reader, self._klog.denied([operation], "schedule topic", self._config.schedule_topic))
 
     def _begin(self, reader: Consumer) -> None:
         self.next, self._first = [-1] * SCHEDULE_PARTITIONS, -1
         topic = self._config.schedule_topic
         reader.assign([TopicPartition(topic, each, OFFSET_BEGINNING) for each in range(SCHEDULE_PARTITIONS)])
 
-    def _begin_anew(self, reader: Consumer, reason: str, *, torn: bool = True) -> None:
-        what = "lost" if torn else "missed"
-        self._klog.say(
-            logging.WARNING, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it anew"
-        )
-        self.torn = torn
+    def _begin_anew(self, reader: Consumer, reason: str, *, torn: bool = True, away: bool = False) -> None:
+        level, what = (logging.INFO if torn else logging.WARNING, "missed") if away else (logging.WARNING, "lost")
+        self._klog.say(level, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it anew")
+        self.torn, self.away = torn, away
         self._begin(reader)  # first: who sees the new generation sees that nothing of it was read
         self._found.begin_again()
         self._told(False)
 
     def _watch_log(self, reader: Consumer) -> None:
-        """Read from the beginning again if the log lost records that were read: Kafka does not tell a reader past them.
-        Asks every few seconds; takes half a second at most.
+        """Read from the beginning again if the log lost records that were read, which Kafka does not tell a reader that
+        is past them. Asks every few seconds; takes half a second at most.
         """
         if time.monotonic() < self._watch_at or self._first < 0:
             return
         self._watch_at = time.monotonic() + WATCH_EVERY
+        if lost := self._what_is_lost(reader):
+            self._begin_anew(reader, lost)
+
+    def _what_is_lost(self, reader: Consumer) -> str:
         try:
             low, high = reader.get_watermark_offsets(TopicPartition(self._config.schedule_topic, 0), timeout=ASK)
         except KafkaException:
-            return  # the topic is gone, or brokers are: others find out
-        if low > self._first:
-            self._begin_anew(reader, f"records before offset {low} were deleted; is cleanup.policy compact?")
-        elif high < self.next[0]:
-            self._begin_anew(reader, f"the log ends at offset {high}, and was read to {self.next[0]}")
+            return ""  # the topic is gone, or brokers are: others find out
+        if low > self._first >= 0:
+            return f"records before offset {low} were deleted; is cleanup.policy compact?"
+        return f"the log ends at offset {high}, and was read to {self.next[0]}" if high < self.next[0] else ""
 
     def _read(self, reader: Consumer) -> None:
+        gap, self._turned = boottime() - self._turned, boottime()
+        if gap > STOOD_STILL and max(self.next) > 0:
+            self._come_back(reader, f"this process stood still for {gap:.0f} s")
+            return
         try:
             first = reader.poll(SLICE)
             messages = [] if first is None else [first, *reader.consume(BATCH, 0)]
         except KafkaException as exception:
             self._on_error(exception.args[0])
-            return
-        if messages and self._cut_off():
-            self._begin_anew(reader, "this process was cut off for long, and may have missed removals", torn=False)
             return
         read, found, lost, ended = self.next[:], False, "", False
         for message in messages:
@@ -243,19 +247,29 @@ class Follower:
                 break
             else:
                 self._on_error(error)
+        silence = boottime() - self._heard
         if lost:
+            self._heard = boottime()
             self._begin_anew(reader, lost)
+        elif messages and silence > AWAY and max(self.next) > 0:
+            self._come_back(reader, f"this process heard nothing for {silence:.0f} s")
         elif messages:
+            self._heard = boottime()
             self.next, self._writes.quiet = read, False
             if ended and self.whole != self._found.generation:
-                found |= self.whole >= 0  # also that some are not there any more is news
+                found |= self.whole >= 0  # that some records are gone is news, too
                 self.whole = self._found.generation
             self._told(found)
 
-    def _cut_off(self) -> bool:
-        """Return True if nothing was read for so long that compaction may have removed tombstones unread."""
-        before, self._heard = self._heard, boottime()
-        return self._heard - before > CUT_OFF and max(self.next) > 0
+    def _come_back(self, reader: Consumer, why: str) -> None:
+        """Read from the beginning again: the topic may be another one by now, whose records were never read up to this
+        position. After long, what is missing was removed, unless the log shows that it lost records.
+        """
+        long = boottime() - self._heard > CUT_OFF
+        lost = self._what_is_lost(reader) if long else ""
+        self._heard = boottime()
+        what = "removals may have been missed" if long and not lost else lost or "the topic may be another one by now"
+        self._begin_anew(reader, f"{why}: {what}", torn=not long or lost != "", away=True)
 
     def _take(self, message: Message) -> bool:
         key, value = message.key(), message.value()

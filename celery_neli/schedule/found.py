@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_neli.log_limit import LogLimit
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.records import STATE, Kind, kind_of, outdated
 from celery_neli.threads import original
 
@@ -36,17 +36,17 @@ class Found:
         self._lock: Any = original("_thread", "allocate_lock")()  # for greenlets and threads alike
         self._entries: Entries = {}
         self.generation = 0
-        """How often the topic was read from its beginning again, as of what is read now."""
+        """How often the topic has been read from its beginning again."""
         self.taken = 0
-        """Of which generation was what `take` returned last."""
+        """The generation of what `take` returned last."""
         self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
 
     def add(self, key: bytes | None, value: bytes | None) -> bool:
-        """Take in a record; whether there is something new to take. What is wrong with it costs this record alone."""
+        """Add a record; return True if there is something new to take. A bad record costs itself alone."""
         try:
             return self._add(key, value)
-        except Exception as exc:  # noqa: BLE001 - that was not foreseen: the records around it are read all the same
-            self.refuse("", f"key={printable(key)}: {type(exc).__name__}: {printable(str(exc))}")
+        except Exception as exc:  # noqa: BLE001 - unforeseen: the other records are still read
+            self.refuse("", f"key={printable(key)}: {printable_error(exc)}")
             return False
 
     def _add(self, key: bytes | None, value: bytes | None) -> bool:
@@ -71,14 +71,14 @@ class Found:
         return entries
 
     def begin_again(self) -> None:
-        """The topic is read from its beginning again: what was not taken yet will come again, or is not there."""
+        """Begin a new generation: the topic is read from its beginning again, so what was not taken yet is dropped."""
         with self._lock:
             self._entries = {}
             self.generation += 1
 
     def refuse(self, kind: str, what: str) -> None:
-        """Say that a record is skipped: one line about each a minute, no more than twenty about one ``kind``, and one
-        about all strangers, whose kind is "".
+        """Log that a record is skipped: one line a minute about each record, at most twenty about one ``kind``, and one
+        about records of no kind of ours, "".
         """
         lines = REFUSED_LINES if kind else 1
         if self._limit.allows((kind, what)) and any(self._lines.allows((kind, line)) for line in range(lines)):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
-from celery_neli.printable import printable
+from celery_neli.printable import printable_error
 from celery_neli.schedule.checks import check_time, shown
 from celery_neli.schedule.defined import check_comes, define
 from celery_neli.schedule.records import (
@@ -95,7 +95,7 @@ def plan(source: Source, editor: ScheduleEditor, *, replacing: bool = False) -> 
 
     Reads the schedule topic (blocks); writes nothing. ``replacing``: entries that are here already are replaced.
     """
-    editor.known  # noqa: B018 - what Kafka raises is of no entry
+    editor.known  # noqa: B018 - read it now: what Kafka raises concerns no single entry
     return [
         Row(name=found.name, action="left out", notes=(found.why,))
         if isinstance(found, LeftOut)
@@ -223,7 +223,7 @@ def _change(source: Source, editor: ScheduleEditor) -> Change:
 
 def _why(exc: Exception) -> str:
     """Why an entry is left out, in one line."""
-    return str(exc) if isinstance(exc, NeliError) else f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"
+    return str(exc) if isinstance(exc, NeliError) else f"cannot be read: {printable_error(exc)}"
 
 
 def seconds(at: datetime | None) -> float | None:
@@ -232,8 +232,8 @@ def seconds(at: datetime | None) -> float | None:
 
 
 def of_entry(entry: Any, *, name: str | None = None, paused: bool = False, app: Any = None) -> Found | LeftOut:
-    """A Celery entry as it was found; ``name`` is what its source calls it. Whatever is none is left out. An ``app`` is
-    given to an entry that has none.
+    """Return a Celery entry as `Found`, or `LeftOut` for anything else. ``name`` is what its source calls it; ``app``
+    is for an entry that has none.
     """
     try:
         if app is not None:

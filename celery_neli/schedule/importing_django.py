@@ -13,10 +13,11 @@ from typing import Any, overload
 from celery.schedules import crontab, schedule, solar
 
 from celery_neli.exceptions import NeliError
+from celery_neli.printable import printable_error
 from celery_neli.schedule.importing import Found, LeftOut, Source
 from celery_neli.tick.once import once
 from celery_neli.tick.slots import next_slot
-from celery_neli.tick.zones import to_utc
+from celery_neli.tick.zones import offset_at, to_utc
 
 __all__ = ["read"]
 
@@ -63,7 +64,7 @@ def _entry(row: Any, app: Any) -> Found | LeftOut:
     except _CannotCarry as exc:
         return LeftOut(name=row.name, why=str(exc))
     except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
-        return LeftOut(name=row.name, why=f"cannot be read: {exc}")
+        return LeftOut(name=row.name, why=f"cannot be read: {printable_error(exc)}")
 
 
 def _found(row: Any, app: Any, now: datetime) -> Found:
@@ -132,7 +133,7 @@ def _same_offsets(one: Any, other: Any, *, hourly: bool) -> bool:
     now = datetime.now(timezone.utc)
     for days in range(3660):
         at = now + timedelta(days=days)
-        apart = at.astimezone(one).replace(tzinfo=None) - at.astimezone(other).replace(tzinfo=None)
+        apart = offset_at(one, at) - offset_at(other, at)
         if apart % timedelta(hours=1) if hourly else apart:
             return False
     return True

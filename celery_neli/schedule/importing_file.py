@@ -13,7 +13,7 @@ from typing import Any
 from celery.beat import ScheduleEntry
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.importing import Found, LeftOut, Source, seconds
 from celery_neli.schedule.inert_pickle import Made, Named, load
@@ -26,7 +26,7 @@ __all__ = ["read"]
 SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-journal")
 #: A copy that was made while beat wrote may be torn.
 ATTEMPTS = 3
-#: Bytes. No schedule has so many.
+#: Bytes. No schedule is as long.
 MOST = 1 << 28
 ENTRIES = b"entries"
 WARNING = "a beat that runs writes its file every few minutes: stop it first, for its last runs are in no file yet"
@@ -98,8 +98,8 @@ def _entry(revival: Revival, key: Any, value: Any) -> Found | LeftOut:
                 name=name, why=f"holds {printable(path)}, whose code would run: allow it by --trust {printable(path)}"
             )
         return _found(revival, name, value)
-    except Exception as exc:  # noqa: BLE001 - of whatever is stored there, and of classes that are trusted; told
-        return LeftOut(name=name, why=f"cannot be read: {printable(f'{type(exc).__name__}: {exc}')}")
+    except Exception as exc:  # noqa: BLE001 - of whatever is stored there, and of classes that are trusted
+        return LeftOut(name=name, why=f"cannot be read: {printable_error(exc)}")
 
 
 def _found(revival: Revival, name: str, value: Made) -> Found | LeftOut:

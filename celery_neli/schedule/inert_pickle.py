@@ -1,7 +1,7 @@
-"""A pickle, read without running anything: what it would make is described, and nothing is imported or called.
+"""Read a pickle without running anything: describe what it would make, and import and call nothing.
 
-The opcodes are those of Python's own unpickler. In place of each class or function that a pickle names it gets a class
-of this module's own, which takes whatever it is called with and keeps it.
+The opcodes are those of Python's own unpickler. For each class or function that a pickle names it gets a class of this
+module, which keeps whatever it is called with.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Made", "Named", "load", "parts"]
 
 #: Opcodes that reach for objects elsewhere than by a name: registered extensions, and what the pickle's author kept.
 ELSEWHERE = frozenset(("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"))
-#: Opcodes whose argument is a place in a list that is made as long as that.
+#: Opcodes whose argument is an index of a list, which Python makes as long as that.
 PLACES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 #: Modules that Python 2 had under other names.
 RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
@@ -24,11 +24,11 @@ RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 class Made:
     """What a pickle would make by calling `of` (a `Named`, or what another call returned) with `args`; then its state
-    and items. Does nothing of it.
+    and items. None of that is done.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Called by the unpickler in place of what `cls` stands for."""
+        """The unpickler calls this instead of what `cls` stands for."""
         made = object.__new__(Made)
         made._keep(cls, args, kwargs)
         return made
@@ -39,7 +39,7 @@ class Made:
         self.items: list[Any] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Made:
-        """What is made may be called in turn."""
+        """Describe a call of what is made."""
         made = object.__new__(Made)
         made._keep(self, args, kwargs)
         return made
@@ -67,7 +67,7 @@ class Named(type):
     name: str
 
     def __new__(cls, name: str) -> Named:
-        """One for this dotted path."""
+        """Return the class for this dotted path."""
         named = super().__new__(cls, "Made", (Made,), {"__slots__": ()})
         type.__setattr__(named, "name", name)
         return named
@@ -92,7 +92,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(data: bytes) -> Any:
-    """What is pickled in ``data``: plain values, and a `Made` for all else. Runs nothing that it names.
+    """Return what is pickled in ``data``: plain values, and a `Made` for all else. Runs nothing that it names.
 
     :raises ValueError: it is no pickle, or refers to something outside itself.
     """
@@ -110,7 +110,7 @@ def load(data: bytes) -> Any:
 
 
 def parts(value: Any) -> Iterator[Any]:
-    """``value`` and all that is in it, each object once, however deep."""
+    """Yield ``value`` and all that is in it, each object once, however deep."""
     seen: set[int] = set()
     left = [value]
     while left:

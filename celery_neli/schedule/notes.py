@@ -1,4 +1,4 @@
-"""Which app and schedule each member has, and whether they agree, by the notes that members write.
+"""Which app and schedule each member has by its note, and whether they agree.
 
 `celery neli status` reads them, and so does the beat that leads.
 """
@@ -31,7 +31,7 @@ class MemberSchedule:
 
     @property
     def silent(self) -> bool:
-        """Whether it was not heard for longer than a member that works leaves between two notes."""
+        """Return True if it was not heard for longer than a working member waits between two notes."""
         return self.age > SILENT
 
     @property

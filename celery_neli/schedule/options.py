@@ -32,7 +32,7 @@ _Takes = tuple[Callable[[Any], bool], str]
 
 
 def mistakes(options: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the values of the options that are known here, one line each. None leaves an option out."""
+    """Yield one line for each known option whose value is wrong. None leaves an option out."""
     for name, value in options.items():
         if value is None or name not in _TAKES:
             continue
@@ -42,7 +42,7 @@ def mistakes(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def unknown(options: Mapping[str, Any]) -> Iterator[str]:
-    """One line for each option that does not exist."""
+    """Yield one line for each option that does not exist."""
     for name in options:
         if name not in OPTIONS:
             yield f"options: there is no option {shown(name)[1:-1]}; did you mean {nearest(str(name), OPTIONS)}?"

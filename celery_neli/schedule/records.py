@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.printable import printable_error
 from celery_neli.schedule.checks import EARLIEST, LATEST, check_definition, shown
 from celery_neli.schedule.strict_json import (
     MAX_INT,
@@ -31,13 +32,13 @@ MAX_SMALL = 1 << 12
 """Bytes of a state or a note; ours have some hundred."""
 MAX_NAME = 512
 RANK_MOST = 1 << 53
-"""The highest term that a state may have. Ranks come from Kafka's offsets, so none of ours comes near."""
+"""The highest term that a state may have. Ranks come from Kafka's offsets, which stay far below it."""
 RUNS_MOST = 1 << 53
-"""The highest count of runs that is written. Readers take more, so that a count that reached it can be read."""
+"""The highest count of runs that is written. Readers accept higher ones."""
 FAR_AHEAD = 86_400.0
 """Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
 START_AHEAD = 3650 * 86_400.0
-"""Seconds. Likewise the time at which an entry begins, which may lie ahead on purpose."""
+"""Seconds. The same for the time at which an entry begins, which may be ahead on purpose."""
 MAX_KEY = 1 << 13
 """Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and everybody keeps the names that it reads."""
 MAX_CHANGES = 20
@@ -158,9 +159,10 @@ def encode_note(note: Note) -> bytes:
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Its bytes. Raises `ConfigurationError`, which names the field that no process could read or send, or is too long.
+    """Return its bytes. Raises `ConfigurationError`, which names a field that no process could read or send, or that is
+    too long.
 
-    What is written can be read: `decode_definition` asks the same check.
+    What is written can be read: `decode_definition` makes the same check.
     """
     if not isinstance(definition.args, (list, tuple)):
         raise ConfigurationError(f"args: {shown(definition.args)} is no list")
@@ -196,7 +198,7 @@ def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
         except RecordError:
             raise
         except Exception as exc:
-            raise RecordError(f"cannot be read: {type(exc).__name__}: {shown(exc)}") from exc
+            raise RecordError(f"cannot be read: {printable_error(exc)}") from exc
 
     return decode_alone
 
@@ -266,9 +268,7 @@ def decode_note(value: bytes) -> Note:
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
     app = None if fields.get("app") is None else typed(fields, "app", str)
-    at = number("at", fields.get("at"))
-    if not EARLIEST <= at <= LATEST:
-        raise RecordError("bad 'at'")
+    at = instant("at", fields.get("at"))
     return Note(schedule=typed(fields, "schedule", str), version=version, at=at, app=app)
 
 

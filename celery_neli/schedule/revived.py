@@ -1,4 +1,4 @@
-"""Objects made from a pickle that was read inert: of the classes that Celery's own file has, and of those trusted."""
+"""Make objects from a pickle that was read inert: of the classes that Celery's file has, and of trusted ones."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def is_path(text: str) -> bool:
-    """Whether it may be the dotted path of a class."""
+    """Return True if it may be the dotted path of a class."""
     return _PATH.fullmatch(text) is not None
 
 
 def _latin1(content: Any, encoding: Any) -> bytes:
-    """Bytes, as the older protocols have them."""
+    """Return bytes, which the older protocols of pickle encode as text."""
     return bytes(content.encode("latin1") if isinstance(content, str) else memoryview(content))
 
 
 def _of_pytz(*args: Any) -> tzinfo:
-    """As pytz reckons: the offset that the time had is part of it."""
+    """Return a fixed offset for a zone of pytz that has one: pytz keeps the offset of the time in its zone."""
     return timezone(timedelta(seconds=args[1])) if len(args) > 1 else zoneinfo.ZoneInfo(args[0])
 
 
 def _of_file(*args: Any) -> tzinfo:
-    """Dateutil keeps the path of the zone's file, and all that was in it."""
+    """Return the zone whose file's path dateutil keeps."""
     names = [each.rpartition("zoneinfo/")[2] for each in args if isinstance(each, str)]
     return _local() if names[0].endswith("localtime") else zoneinfo.ZoneInfo(names[0])
 
@@ -99,7 +99,7 @@ _ADMITTED: Mapping[str, Callable[..., Any]] = {
     "decimal.Decimal": Decimal,
     "uuid.UUID": UUID,
 }
-#: Of these the state says what they are, and not the arguments.
+#: Classes whose pickles hold the value in the state, not in the arguments.
 _BY_STATE: Mapping[str, Callable[[Any], Any]] = {
     "dateutil.tz.tz.tzoffset": lambda state: _offset(state["_name"], state["_offset"]),
     "uuid.UUID": lambda state: UUID(int=state["int"]),
@@ -118,12 +118,11 @@ class Revival:
 
     def __init__(self, trust: frozenset[str] = frozenset()) -> None:
         self._trust = trust
-        self._done: dict[
-            int, tuple[Any, Any]
-        ] = {}  # by id: what was made; and the original, so that its id stays its own
+        #: By id: what was made, and the original, so that no other object gets its id.
+        self._done: dict[int, tuple[Any, Any]] = {}
 
     def refused(self, value: Any) -> str | None:
-        """The dotted path of something in ``value`` that is not admitted, or None: it may be made."""
+        """Return the dotted path of something in ``value`` that is not admitted; None if it may be made."""
         for each in parts(value):
             path = None
             if isinstance(each, Named):
@@ -135,7 +134,7 @@ class Revival:
         return None
 
     def make(self, value: Any) -> Any:
-        """The object, made. Of what is `refused`, never. Raises whatever its classes raise."""
+        """Make the object, which must not be `refused`. Raises whatever its classes raise."""
         found = self._done.get(id(value))
         if found is not None:
             return found[0]
@@ -164,7 +163,7 @@ class Revival:
             return _BY_STATE[named](self.make(made.state))
         found = of(*args, **kwargs) if named in _ADMITTED or not isinstance(of, type) else _instance(of, args, kwargs)
         if named in _ADMITTED and of is not crontab and of is not OrderedDict:
-            return found  # its arguments say it all
+            return found  # its arguments are all of it
         if made.state is not None:
             _set_state(found, self.make(made.state))
         for each in made.items:
@@ -190,14 +189,14 @@ class Revival:
 
 
 def _bound(made: Made) -> str:
-    """What a call of `getattr` is for, as a dotted path."""
+    """Return the dotted path that a call of `getattr` names."""
     if len(made.args) == 2 and isinstance(made.args[0], Named) and isinstance(made.args[1], str) and not made.kwargs:
         return f"{made.args[0].name}.{made.args[1]}"
     return _GETATTR + "(…)"
 
 
 def _instance(of: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A class that does not say how it is pickled is made by `__new__` alone; one that does, by calling it."""
+    """Make an instance by `__new__` alone, or by calling a class that defines how it is pickled."""
     kind: Any = of
     plain = kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
     return of.__new__(of, *args, **kwargs) if plain else of(*args, **kwargs)

@@ -5,7 +5,6 @@ A bad one is left out, with one line for each of its mistakes; it stops no other
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,8 @@ import celery.beat
 from celery.schedules import schedule
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import nearest
-from celery_neli.printable import printable
+from celery_neli.nearest import nearest, similar
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.options import OPTIONS, OWN_OPTIONS, mistakes
@@ -40,7 +39,7 @@ LIKE = 0.75
 
 @dataclass(frozen=True, slots=True)
 class StaticEntries:
-    """What was found, by name: the fields of each good entry, as Celery's `Entry` takes them; what is wrong with each
+    """The entries by name: the fields of each good entry, as Celery's `Entry` takes them; what is wrong with each
     bad one (`mistakes`), and what may be wrong with good ones (`doubts`).
     """
 
@@ -67,7 +66,7 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
                 if takes is not None and not _is_plain(kind, fields):
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
         except Exception as exc:  # noqa: BLE001 - of a user's class: it costs this entry alone
-            wrong.append(f"Celery can make no entry of {shown(entry)}: {type(exc).__name__}: {printable(str(exc))}")
+            wrong.append(f"Celery can make no entry of {shown(entry)}: {printable_error(exc)}")
         if wrong:
             found.mistakes[plain(name) if isinstance(name, str) else shown(name)] = wrong
             continue
@@ -83,7 +82,7 @@ def _is_plain(kind: type[Any], fields: Mapping[str, Any]) -> bool:
 
 
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
-    """What a task's own class may take all the same: what the task refuses costs a slot, not the entry."""
+    """Yield what may be wrong, which a task of a class of its own may take: a refusal costs a slot, not the entry."""
     call = Call(fields["task"], *(fields.get(each) for each in ("args", "kwargs", "options")))
     try:
         check_arguments(app, call)
@@ -98,7 +97,7 @@ def sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
     """Return the schedule among the ``fields`` of an entry as Celery takes it: text and times become objects.
 
     Raises:
-        ConfigurationError: it is no schedule.
+        ConfigurationError: it is not a schedule.
     """
     value = fields["schedule"]
     when = schedule_of(value, app=app)
@@ -125,14 +124,14 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
     """Log each mistake on a line of its own."""
     for name, wrong in found.mistakes.items():
         for mistake in wrong:
-            log.error("beat_schedule: entry=%s is left out: %s", printable(name), mistake)
+            log.error("beat_schedule: entry=%s is left out: %s", name, mistake)
     for name, doubts in found.doubts.items():
         for doubt in doubts:
-            log.warning("beat_schedule: entry=%s: %s", printable(name), doubt)
+            log.warning("beat_schedule: entry=%s: %s", name, doubt)
 
 
 def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:
-    """The entry's fields, a task, a signature or a text in them replaced by what it means; mistakes go to ``wrong``."""
+    """Return the entry's fields, with a task, a signature or a text replaced by what it means. Add to ``wrong``."""
     if not isinstance(name, str):
         wrong.append(f"name = {shown(name)}: give a string")
     if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)):
@@ -193,10 +192,9 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
     for name in options:
         if name in TAKEN:
             continue
-        if name.startswith("neli_"):
-            wrong.append(f"options: there is no option {printable(name)}; did you mean {nearest(name, OWN_OPTIONS)}?")
-        elif near := difflib.get_close_matches(name, sorted(TAKEN), n=1, cutoff=LIKE):
-            wrong.append(f"options: there is no option {printable(name)}; did you mean {near[0]}?")
+        meant = nearest(name, OWN_OPTIONS) if name.startswith("neli_") else similar(name, TAKEN, least=LIKE)
+        if meant is not None:
+            wrong.append(f"options: there is no option {printable(name)}; did you mean {meant}?")
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
     for check in (Misfire.from_settings, Overlap.from_options):
@@ -207,7 +205,7 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
 
 
 def _fields_of(kind: type[Any]) -> frozenset[str] | None:
-    """What the class of the entries takes; None if that may be anything, or if the class is not made of fields."""
+    """Return the fields that the class of the entries takes; None if it takes any, or is not made of fields."""
     try:
         parameters = inspect.signature(kind).parameters.values()
     except (TypeError, ValueError):

@@ -107,10 +107,10 @@ def text_of(when: Any) -> str:
 
 
 def schedule_of(value: Any, *, app: Any) -> Any:
-    """The schedule that an entry of `beat_schedule` means: text, a number, a `timedelta` or a `datetime` as in `parse`;
-    any object that decides for itself when it is due stays as it is.
+    """Return the schedule that an entry of `beat_schedule` means: text, a number, a `timedelta` or a `datetime` as in
+    `parse`; any object that decides for itself when it is due stays as it is.
 
-    Raises `ConfigurationError`, also for an interval of Celery's that is too short, too long or none.
+    Raises `ConfigurationError`, also for an interval of Celery's that is too short, too long or not an interval.
     """
     if isinstance(value, str):
         return _from_text(str.__str__(value).strip(), value, app)
@@ -131,8 +131,8 @@ def _kind(value: Any) -> str:
 
 
 def human(text: str) -> str:
-    """The text in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81, 144.96`; a crontab
-    stays, and so does what is no schedule.
+    """Return the text in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81, 144.96`. A crontab
+    and what is not a schedule stay as they are.
     """
     body = text[len(_RELATIVE) :] if text.startswith(_RELATIVE) else text
     if (found := _DURATION.fullmatch(body)) is not None:

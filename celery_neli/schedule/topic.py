@@ -67,8 +67,8 @@ class ScheduleTopic:
 
     @property
     def generation(self) -> int:
-        """Grows when the position was lost, or the topic: it is read from its beginning again, and what was drained
-        before and does not come again up to the end is not there any more.
+        """How often the topic has been read from its beginning again, because the position or the topic was lost. What
+        was drained before and does not come again before the end is gone.
         """
         return self._found.generation
 
@@ -84,12 +84,19 @@ class ScheduleTopic:
 
     @property
     def torn(self) -> bool:
-        """Whether this generation began because records were lost, not because this process was cut off for long."""
+        """Whether what is missing in this generation was lost, not removed while this process was cut off for long."""
         return self._follower.torn
 
+    @property
+    def away(self) -> bool:
+        """Whether this generation began because this process did not hear of the topic for a while: of what is missing
+        some may have been removed before the rest was lost.
+        """
+        return self._follower.away
+
     def fit(self) -> bool:
-        """Return True if the topic was found, and can be read and written as far as is known. Without, this beat had
-        better not lead. Any thread; takes no lock.
+        """Return True if the topic was found, and can be read and written as far as is known. Otherwise this beat
+        should not lead. Any thread; takes no lock.
         """
         return self._follower.fit
 
@@ -108,7 +115,7 @@ class ScheduleTopic:
         return {} if self._inherited else self._found.take()
 
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
-        """Say that a value that was drained cannot be read: one line about each a minute, twenty of a kind at most."""
+        """Log that a drained value cannot be read: one line a minute about each, at most twenty of a kind."""
         self._found.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:

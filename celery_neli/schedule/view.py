@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.checks import shown
 from celery_neli.schedule.defined import entry_of, moment
 from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
@@ -66,13 +66,13 @@ def names(editor: ScheduleEditor) -> set[str]:
 
 
 def look(editor: ScheduleEditor, name: str) -> Periodic:
-    """One entry of `names`. Blocks at the first time. What is wrong with the entry is its `problem`."""
+    """Return one entry of `names`. Blocks at the first time. What is wrong with the entry is its `problem`."""
     try:
         return _look(editor, name)
     except NeliError:
         raise  # of Kafka
     except Exception as exc:  # noqa: BLE001 - of a user's class: the others are shown
-        return _unshown(name, f"{type(exc).__name__}: {exc}")
+        return _unshown(name, printable_error(exc))
 
 
 def _look(editor: ScheduleEditor, name: str) -> Periodic:
@@ -107,7 +107,7 @@ def _look(editor: ScheduleEditor, name: str) -> Periodic:
 
 
 def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
-    """An entry that no beat runs, for it cannot be read."""
+    """Return an entry that no beat runs because it cannot be read."""
     return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
 
 
@@ -139,7 +139,7 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
 
 def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
     state = editor.known.states.get(name)
-    # As a beat, which does not believe what is further ahead.
+    # A beat does not believe what is further ahead, either.
     begins = since if since <= editor.now + START_AHEAD else 0.0
     last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
     after = max(begins, last) or editor.now

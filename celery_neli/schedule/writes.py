@@ -38,7 +38,7 @@ class Writes:
         self.quiet = False
         """No broker answers, which others say."""
         self.denied = False
-        """A record was refused for want of rights, which others say."""
+        """Whether a record was refused because rights are missing; the follower logs that."""
         # By key:
         self._unsaved: dict[bytes, tuple[int, bytes | None]] = {}  # partition and value, the latest
         self._waiting: OrderedDict[bytes, None] = OrderedDict()  # what librdkafka does not have
@@ -127,7 +127,7 @@ class Writes:
                 error = exception.args[0]
                 if error.name() != "MSG_SIZE_TOO_LARGE":  # the topic is gone, and will be made anew
                     return
-                self._klog.say(logging.WARNING, self._klog.masked(f"not saved key={key!r}: {error.str()}"))
+                self._klog.say(logging.WARNING, f"not saved key={key!r}: {error.str()}")
                 del self._unsaved[key]  # it would be refused again
             else:
                 self._flying[key] = self._own[key] = value
@@ -150,4 +150,4 @@ class Writes:
             return
         purged = error.name() in ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
         level = logging.DEBUG if purged or self.quiet else logging.WARNING
-        self._klog.say(level, self._klog.masked(f"schedule not saved yet reason={error.name()} {error.str()}"))
+        self._klog.say(level, f"schedule not saved yet reason={error.name()} {error.str()}")

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from celery_neli.tick.misfire import Misfire
     from celery_neli.tick.slots import Owed
 
-__all__ = ["Look", "advance", "look", "pass_over", "reckoned", "restart", "rule_of", "seconds_to_next"]
+__all__ = [
+    "Look",
+    "advance",
+    "at_of",
+    "look",
+    "pass_over",
+    "place",
+    "reckoned",
+    "restart",
+    "rule_of",
+    "seconds_to_next",
+]
 
 #: An entry whose class has its own say in any of these is asked, and advanced by its own code.
 _JUDGES = ("is_due", "default_now", "_default_now")
@@ -128,6 +139,18 @@ def restart(entry: Any, *, before: float) -> None:
     last: datetime = maybe_make_aware(entry.last_run_at)
     if maybe_make_aware(now) < last and last.timestamp() <= before:
         entry.last_run_at = now
+
+
+def at_of(entry: Any) -> float:
+    """Return the entry's `last_run_at` as Unix seconds."""
+    return float(maybe_make_aware(entry.last_run_at).timestamp())
+
+
+def place(entry: Any, at: float) -> None:
+    """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
+    zone = entry.last_run_at.tzinfo
+    moment = datetime.fromtimestamp(at, timezone.utc)
+    entry.last_run_at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
 
 
 def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:

@@ -21,7 +21,7 @@ def expires_of(options: Mapping[str, Any], slot: datetime | None, zone: tzinfo) 
         options: those of its entry, checked.
         slot: the one that the message is sent for; None if there is none, then `neli_expires`, too, counts from the
             sending.
-        zone: in which a time without an offset is told. Celery takes it for UTC when it sends, and for the worker's
+        zone: the one of a time without an offset. Celery takes it for UTC when it sends, and for the worker's
             local time when it runs the task.
     """
     seconds = options.get("neli_expires")

@@ -89,7 +89,7 @@ class HeapedScheduler(CelerysScheduler):
     def merge_inplace(self, b: Any) -> None:
         """As Celery does; what changes in place is noticed, and a schedule may be text.
 
-        :raises ConfigurationError: one is none; nothing was changed.
+        :raises ConfigurationError: one of them is not a schedule; nothing was changed.
         """
         super().merge_inplace({name: with_sound_schedule(name, entry, self.app) for name, entry in b.items()})
         if isinstance(self.schedule, Entries):

@@ -25,13 +25,12 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.log_limit import EntryLines
 from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
-from celery_neli.printable import printable
+from celery_neli.printable import printable, printable_error
+from celery_neli.schedule.options import OWN_OPTIONS
 from celery_neli.tick.due import Look, advance, look, pass_over, restart
 from celery_neli.tick.expiry import expires_of
 from celery_neli.tick.fastpath import FastPath, publish_below
 from celery_neli.tick.heaped import HeapedScheduler
-from celery_neli.tick.misfire import OPTIONS as MISFIRE
-from celery_neli.tick.overlap import OPTIONS as OVERLAP
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
@@ -47,8 +46,6 @@ SET_BACK = 60.0
 SHORTEST = 0.001
 #: Characters of an error that are logged.
 MOST_OF_AN_ERROR = 400
-#: Options of an entry that are no part of its message.
-OPTIONS = (*MISFIRE, *OVERLAP)
 
 
 class ReplicatedScheduler(HeapedScheduler):
@@ -88,8 +85,8 @@ class ReplicatedScheduler(HeapedScheduler):
         """:raises ConfigurationError: the entry has a policy that does not exist."""
         super().check(entry)
         for name in entry.options:
-            if name.startswith("neli_") and name not in OPTIONS:
-                near = nearest(name, OPTIONS)
+            if name.startswith("neli_") and name not in OWN_OPTIONS:
+                near = nearest(name, OWN_OPTIONS)
                 raise ConfigurationError(f"beat entry {entry.name!r}: there is no option {name}; did you mean {near}?")
 
     # -- the tick --
@@ -201,7 +198,7 @@ class ReplicatedScheduler(HeapedScheduler):
         self._lines.warning(
             "slots missed", entry.name,
             "beat: slots missed entry=%s left_out=%s%s first=%s last=%s policy=%s runs=%s",
-            printable(entry.name), found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
+            entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
             self._rule(entry).policy, found.slot,
         )  # fmt: skip
 
@@ -233,20 +230,20 @@ class ReplicatedScheduler(HeapedScheduler):
         self.apply_entry(entry, producer=producer)
 
     def _tell_refused(self, name: str, slot: datetime | None, error: BaseException) -> None:
-        celery.beat.error(  # by Celery's logger, where its own line about that would come
+        celery.beat.error(  # in Celery's logger, where users look for such lines
             "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
             printable(name), "-" if slot is None else slot.isoformat(),
-            printable(f"{type(error).__name__}: {error}", MOST_OF_AN_ERROR),
+            printable_error(error, MOST_OF_AN_ERROR),
         )  # fmt: skip
-        logger.debug("beat: what refused entry=%s", printable(name), exc_info=error)
+        logger.debug("beat: what refused entry=%s", name, exc_info=error)
 
     def _entry_to_send(self, entry: Any) -> Any:
         """The entry without what is none of its message's business."""
         given = entry.options
         expires = given.get("expires")
-        if given.keys().isdisjoint(OPTIONS) and not isinstance(expires, (datetime, str)):
+        if given.keys().isdisjoint(OWN_OPTIONS) and not isinstance(expires, (datetime, str)):
             return entry
-        options = {name: value for name, value in given.items() if name not in OPTIONS}
+        options = {name: value for name, value in given.items() if name not in OWN_OPTIONS}
         if (at := expires_of(given, self.neli_slot, self.app.timezone)) is not None:
             options["expires"] = at
         bare = object.__new__(type(entry))  # not copy(): it would make the entry anew, without its app

@@ -28,7 +28,7 @@ __all__ = ["LOOK_AGAIN", "Owed", "comes_never", "is_known", "last_run", "missed"
 
 #: Slots that are counted one by one; beyond that a count is a lower bound.
 COUNTED = 100
-#: When to look again for a slot that was searched for in vain.
+#: When to look again for a slot that was not found.
 LOOK_AGAIN = timedelta(days=1)
 #: What decides when a schedule is due. A class or object that overrides any of it is known by `is_due` alone.
 _DECIDES = frozenset(
@@ -170,7 +170,7 @@ def _in_phase(when: Any, anchor: datetime, near: datetime) -> datetime:
 
 
 def _start(when: Any, moment: datetime) -> datetime:
-    """Return ``moment`` as `is_due` takes it: a naive one is UTC, and is told in the schedule's zone."""
+    """Return ``moment`` as `is_due` takes it: a naive one is UTC, and is converted to the schedule's zone."""
     aware: datetime = maybe_make_aware(moment, when.tz)
     return aware
 

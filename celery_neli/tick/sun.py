@@ -1,7 +1,7 @@
 """The slots of Celery's solar events.
 
 Celery 5.5 and 5.6 raise a TypeError where the event does not come on that day, in the polar night or the polar day, and
-Celery 5.7 takes the end of a search in vain for the event. Here the search goes on to the day on which it does come.
+Celery 5.7 takes the end of a search that found nothing for the event. Here the search goes on to the day of the event.
 Pure; nothing blocks.
 """
 

@@ -18,7 +18,7 @@ __all__ = ["next_change", "offset_at", "to_utc"]
 #: Two changes within this time that cancel each other are overlooked. Since 1970 none came within less than a week of
 #: the other (the shortest summer: seven days, north-eastern Brazil in October 2000).
 _STEP = timedelta(days=6)
-#: The changes of so much time are kept together.
+#: How much time one cached list of changes covers.
 _SPAN = 60 * _STEP
 _SECOND, _DAY, _EPOCH = timedelta(seconds=1), timedelta(days=1), datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)

@@ -23,7 +23,7 @@ OFF = (
 
 @inspect_command()
 def neli(state: Any, **kwargs: Any) -> dict[str, Any]:
-    """Which roles this worker leads, in which term and until when; what became of tasks that it could not run."""
+    """Show which roles this worker leads, in which term and until when, and what happened to tasks it could not run."""
     found = _found(state.app)
     if found is None:
         return dict(nok(OFF))

@@ -132,7 +132,7 @@ class Drain:
         self.over(request)
 
     def rejected(self, message: Any) -> None:
-        """The message was rejected while it was looked at. On the consumer's thread."""
+        """Forget a message that was rejected before it ran. On the consumer's thread."""
         for request in [each for each in list(self._waiting) if each.message is message]:
             self.dropped(request)
             state.task_ready(request)

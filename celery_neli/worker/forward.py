@@ -13,7 +13,6 @@ from kombu import compression
 from kombu.entity import PERSISTENT_DELIVERY_MODE, Queue
 
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
 
 logger = escaping(logging.getLogger(__name__))
 _compress: Any = compression.compress  # kombu's comes without types
@@ -33,8 +32,8 @@ def forward(message: Any, queue: Queue) -> None:
     """Publish `message` to `queue`, which is there (`consuming.LeaderQueues`), then acknowledge it. On the consumer's
     thread; blocks as a publish and an acknowledgement do.
 
-    Nothing here may wait for the broker's answer: py-amqp takes further deliveries meanwhile, each of which would come
-    here as well, and wait in turn.
+    Nothing here may wait for the broker's answer: py-amqp takes further deliveries while it waits, and each of them
+    would come here and wait in turn.
 
     Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay as they came, whether they
     make sense or not: below kombu's Producer, which would convert them, and stumble. What the publish raises is raised,
@@ -73,8 +72,7 @@ def give_back(message: Any, queue: Queue) -> None:
         else:
             forward(message, queue)
     except Exception as exc:  # noqa: BLE001 - on a connection that is gone kombu's Redis raises AttributeError
-        name = printable(message.headers.get("id"))
-        logger.warning("message not returned id=%s: %r; the broker redelivers it", name, exc)
+        logger.warning("message not returned id=%s: %r; the broker redelivers it", message.headers.get("id"), exc)
 
 
 def returnable(message: Any) -> bool:

@@ -32,7 +32,7 @@ logger = escaping(logging.getLogger(__name__))
 def rejecting() -> Iterator[None]:
     """Turn an error that a message caused inside into an `InvalidTaskError`; those that Celery knows stay as they are.
 
-    For code in which nothing waits for the broker: there these errors would mean something else.
+    Use it only for code that does not wait for the broker: otherwise these errors may come from the broker.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def rejecting() -> Iterator[None]:
 
 
 class Checked:
-    """To be mixed into the `Request` class of a task: a message of which no request can be made is rejected."""
+    """A mixin for the `Request` class of a task: reject a message of which no request can be made."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Celery makes a subclass for speed (`create_request_cls`) whose method does not call ours: stand before it."""
@@ -60,7 +60,7 @@ class Checked:
 
 
 def _check_time_limits(limits: Any) -> None:
-    """The pool looks at them when the task runs already, and an error would end the worker then."""
+    """Check the limits now: the pool reads them while the task runs, and an error would then end the worker."""
     for limit in limits:
         if limit is not None and not (isinstance(limit, (int, float)) and math.isfinite(limit)):
             raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
@@ -73,10 +73,7 @@ def _rejecting(execute: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return execute(self, pool, **kwargs)
         except MESSAGE_ERRORS as exc:  # a timer may have called this, and then catches nothing
-            logger.error(
-                "message rejected task=%s id=%s: it cannot be handed to the pool: %s",
-                printable(self.name), printable(self.id), printable(repr(exc), MOST_OF_AN_ERROR),
-            )  # fmt: skip
+            logger.error("message rejected task=%s id=%s: it cannot be handed to the pool: %r", self.name, self.id, exc)
             self.reject(requeue=False)
             state.task_ready(self)
             raise TaskRevokedError(self.id) from exc  # the caller frees the slot of the pool
@@ -85,10 +82,10 @@ def _rejecting(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def checked(base: type) -> type:
-    """The request class `base` of a task, with `Checked`."""
+    """Return the request class `base` of a task with `Checked` in front."""
     return type("CheckedRequest", (Checked, unchecked(base)), {"__module__": __name__})
 
 
 def unchecked(base: type) -> type:
-    """The class that `base` was made of, or itself."""
+    """Return the class that `checked` was given to make `base`, or `base` itself."""
     return next(each for each in base.__mro__ if not issubclass(each, Checked))

@@ -150,8 +150,8 @@ def came_by(message: Any, queue: Queue) -> bool:
 
 def _forward(message: Any, queue: Queue, connection: Any) -> None:
     """What the broker does wrong ends the connection: Celery makes another one, with a pause, and the broker hands the
-    message out again. Most errors of a broker would end the worker in place of that. What the message does wrong does
-    not: it would come again and again.
+    message out again. Most errors of a broker would end the worker instead. What the message does wrong does not end
+    the connection: the message would come again and again.
     """
     try:
         forward(message, queue)
@@ -163,7 +163,7 @@ def _forward(message: Any, queue: Queue, connection: Any) -> None:
 
 
 def _awaited(message: Any) -> bool:
-    """Whether somebody waits for the end of this run: its caller, or a chord."""
+    """Return True if a caller or a chord waits for the end of this run."""
     embed = message.payload
     if not isinstance(embed, dict):
         _, _, embed = embed
@@ -194,4 +194,4 @@ def _fail(request: Any) -> None:
     try:
         request.on_failure(failure)
     except Exception as exc:  # noqa: BLE001 - any result backend's; the message is acknowledged
-        logger.error("result not stored task=%s: %s", name, printable(repr(exc)))
+        logger.error("result not stored task=%s: %r", name, exc)

@@ -111,7 +111,7 @@ def test_status_tells_of_every_role_and_resign_moves_one(work, kafka, names):
 
     role, other, before = leads["w1"][0], leads["w1"][1], workers[0].terms
     refused = [celery("resign", "--election", "worker"), celery("resign", "--role", role)]
-    assert "several roles, name one with --role" in refused[0].stderr
+    assert "several roles; name one with --role" in refused[0].stderr
     assert f"no role '{role}'" in refused[1].stderr
     assert "--election" in refused[1].stderr
     done = celery("resign", "--election", "worker", "--role", role, "--to", "w3")

@@ -234,7 +234,7 @@ def test_status_with_the_documented_rights_tells_all(secured: Secured, led: Proc
         return code == 0 and f"{led.name} leads" in out and "members: 1" in out and "schedule " in out
 
     wait_until(everything, timeout=90, what="the member's note", interval=0.5)
-    assert "not looked at" not in status(secured, "--election", "beat")[1]
+    assert "could not be checked" not in status(secured, "--election", "beat")[1]
 
 
 @pytest.mark.parametrize("but", STATUS, ids=ids(STATUS))
@@ -256,7 +256,7 @@ def test_status_of_all_elections_is_no_failure_for_want_of_rights_on_another(sec
     secured.grant("`celery neli status`", "beat")
     code, out, error = status(secured)
     assert (code, "leads" in out) == (0, True)
-    assert f"not looked at: the user {secured.user.name} lacks the right Read on the topic" in error
+    assert f"could not be checked: the user {secured.user.name} lacks the right Read on the topic" in error
     assert [each["election"] for each in json.loads(status(secured, "--json")[1])["elections"]] == ["beat"]
 
 

@@ -138,7 +138,7 @@ def complaints(member: Process) -> list[str]:
 
 def answers(kafka: dict[str, Any], group: str) -> dict[str, str]:
     """What each command says that could not work."""
-    app = make_app(neli_group=group, neli_kafka=kafka)
+    app = make_app(neli_group=group, neli_kafka=kafka, neli_scheduler=None)
     said = {}
     commands: dict[str, tuple[Any, list[str]]] = {
         "status": (status, []),
@@ -237,6 +237,7 @@ def test_what_is_right_works(
     secured_kafka.grant(
         user, *(Right(each, "topic", f"{group}.beat.neli.schedule") for each in ("Create", "Read", "Write"))
     )
-    app = make_app(neli_group=group, neli_kafka=secured_kafka.properties(user, listener=listener, mechanism=mechanism))
+    kafka = secured_kafka.properties(user, listener=listener, mechanism=mechanism)
+    app = make_app(neli_group=group, neli_kafka=kafka, neli_scheduler=None)
     periodic.put(app, "e", "t", 60)
     assert [each.name for each in periodic.list(app)] == ["e"]

@@ -157,6 +157,8 @@ class FakeTopic:
         self.generation = self.drained = self.whole = 0
         #: Whether the present generation began because records were lost.
         self.torn = True
+        #: Whether it began because this process did not hear of the topic for a while.
+        self.away = False
         #: Whether writes arrive and reads reach the end.
         self.up = True
         self.writes = 0

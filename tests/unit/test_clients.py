@@ -190,6 +190,7 @@ def test_no_secret_is_logged():
     klog = KafkaLog(log, {"bootstrap.servers": "k:9092", "sasl.username": "shop", **secrets})
     klog.log(logging.WARNING, "%s", "bad hunter22 -----KEY s3cret for shop")
     klog.error(KafkaTrouble("_AUTHENTICATION", "hunter22 refused"))
+    klog.say(logging.WARNING, "append lost reason=hunter22")
     text = " ".join(line for _, line in log.lines)
     assert not any(secret in text for secret in secrets.values())
     assert "shop" in text

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from celery_neli.config import Config
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.schedule import follow as follow_module
-from celery_neli.schedule.follow import ASK, CHECK_AGAIN, CHECK_EVERY, Follower
+from celery_neli.schedule.follow import ASK, AWAY, CHECK_AGAIN, CHECK_EVERY, CUT_OFF, STOOD_STILL, Follower
 from celery_neli.schedule.found import Found
 from celery_neli.schedule.records import STATE, key_of
 from celery_neli.schedule.writes import Writes
@@ -45,6 +45,7 @@ class Kafka:
         self.asked = 0
         self.meanwhile: Callable[[], object] = lambda: None
         self._pending = False
+        self.first = 0
 
     def monotonic(self) -> float:
         return self.now
@@ -72,13 +73,13 @@ class Client:
         kafka.made.append(self)
 
     def assign(self, parts: list[Any]) -> None:
-        self.place = 0
+        self.place = self.kafka.first
 
     def poll(self, timeout: float) -> Any:
         if timeout:
             self.kafka.sleep(timeout)
         records, place = self.kafka.records, self.place
-        if self.deaf or self.kafka.stuck or place is None or place == len(records):
+        if self.deaf or self.kafka.stuck or place is None or place >= len(records):
             return None
         self.place = place + 1
         record = {"partition": 0, "offset": place, "error": None, "key": records[place][0], "value": records[place][1]}
@@ -96,7 +97,7 @@ class Client:
     def get_watermark_offsets(self, part: Any, timeout: float) -> tuple[int, int]:
         if self.deaf:
             raise KafkaException(NO_BROKER)
-        return 0, 0 if part.partition else len(self.kafka.records)
+        return self.kafka.first, 0 if part.partition else len(self.kafka.records)
 
     def produce(self, *record: Any, **how: Any) -> None:
         self.produced.append(record)
@@ -115,6 +116,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
     kafka = Kafka()
     for name, stand_in in {
         "time": kafka,
+        "boottime": kafka.monotonic,
         "Consumer": lambda properties: Client(kafka, deaf=kafka.deaf_readers),
         "Producer": lambda properties: Client(kafka, deaf=kafka.deaf_producers),
         "Brokers": lambda *args: kafka,
@@ -247,3 +249,85 @@ def test_a_deaf_producer_is_made_anew_and_what_it_had_is_written_again(
     kafka.deaf_producers = False
     assert following.lasts(60)
     assert [record[:3] for record in kafka.made[-1].produced] == [("t.schedule", b"mine", KEY)]
+
+
+def once(kafka: Kafka, after: float, *what: Callable[[], object]) -> Callable[[], object]:
+    """For `lasts`: what happens one after the other, with so many seconds before each."""
+    left, at = list(what), kafka.now + after
+
+    def happen() -> None:
+        nonlocal at
+        if left and kafka.now >= at:
+            left.pop(0)()
+            at = kafka.now + after
+
+    return happen
+
+
+def another_topic(kafka: Kafka) -> None:
+    """The topic is deleted, made again, and holds more records than the one before, in other places."""
+    kafka.records[:] = [(key_of(STATE, name), b"new") for name in "abc"]
+
+
+@pytest.mark.parametrize("seconds", [STOOD_STILL + 1, CUT_OFF / 2])
+def test_a_process_that_stood_still_reads_all_of_the_topic_again(
+    following: Following, kafka: Kafka, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    """It may be another one by now, longer than the one before, whose first records were never read."""
+    caplog.set_level(logging.INFO)
+
+    def stand_still() -> None:
+        following.found.take()
+        another_topic(kafka)
+        kafka.now += seconds
+
+    assert following.lasts(seconds + 40, once(kafka, 20, stand_still))
+    assert following.found.take() == {(STATE, name): b"new" for name in "abc"}
+    assert following.found.generation == 1
+    assert following.follower.torn, "what is missing was lost, for Kafka keeps tombstones for longer"
+    assert following.follower.away
+    (line,) = [record for record in caplog.records if "schedule missed" in record.message]
+    assert line.levelno == logging.INFO
+
+
+def test_a_process_that_hears_again_after_a_minute_reads_all_of_the_topic_again(
+    following: Following, kafka: Kafka
+) -> None:
+    """It was cut off; all other members went on, and may have made another topic. Silence alone is no news."""
+
+    def hear() -> None:
+        assert following.found.generation == 0
+        following.found.take()
+        another_topic(kafka)
+
+    assert following.lasts(AWAY + 40, once(kafka, AWAY + 10, hear))
+    assert following.found.take() == {(STATE, name): b"new" for name in "abc"}
+
+
+def test_a_reader_that_was_made_anew_knows_that_records_may_be_missing(following: Following, kafka: Kafka) -> None:
+    """The topic may have been made anew, too, while the reader was deaf: what is not there now is no entry any more."""
+    assert following.lasts(20)
+    assert following.found.generation == 0
+    assert following.lasts(20)  # with clients of its own
+    assert following.found.generation == 1
+
+
+def test_what_is_missing_after_hours_was_removed_unless_the_log_lost_it(following: Following, kafka: Kafka) -> None:
+    """Kafka was away for hours and has lost the topic: beats hold the only copy, and must not drop it."""
+    kafka.records += [(KEY, b"2"), (KEY, b"3")]
+    torn = []
+
+    def stand_still() -> None:
+        torn.append(following.follower.torn)
+        kafka.now += CUT_OFF + 1
+
+    def lose() -> None:
+        stand_still()
+        kafka.first = len(kafka.records)
+        kafka.records.append((KEY, b"4"))
+
+    assert following.lasts(
+        2 * CUT_OFF + 60, once(kafka, 10, stand_still, lose, lambda: torn.append(following.follower.torn))
+    )
+    assert torn[1:] == [False, True]
+    assert following.found.generation == 2

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from celery_neli.exceptions import NeliError
+from celery_neli.led import inventory
 from celery_neli.schedule.records import ENTRY, STATE
 from celery_neli.schedule.view import names
 from tests.unit.beats import World
@@ -161,3 +162,30 @@ def test_a_lost_entry_that_ran_for_its_only_time_stays_gone() -> None:
     lose(world)
     world.ticks(until=26)
     assert "once" not in shown(world) | running(leader)
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_standby_that_knows_more_than_a_new_leader_asks_for_the_role(
+    monkeypatch: pytest.MonkeyPatch, *, away: bool
+) -> None:
+    """The leader was killed when the topic was lost, and leads again as a new process, which knows nothing. A standby
+    that did not hear of the topic itself for a while may know what was removed since, and does not ask.
+    """
+    world, leader, standby = two_beats()
+    leader.crash()
+    lose(world)
+    standby.topic.away = away
+    world.leader()
+    world.ticks(until=30)
+    assert standby.member.asked == []
+    monkeypatch.setattr(inventory, "PATIENCE", -1.0)
+    world.ticks(until=60)
+    assert bool(standby.member.asked) is not away
+    world.beats[-1].hand_over()
+    standby.member.lead()
+    world.ticks(until=75)
+    assert shown(world) == running(standby) == running(world.beats[-1]) == {"e", "p", "q", "r"}
+    assert world.slots("r")[-1] == 71
+    asked = len(standby.member.asked)
+    world.ticks(until=100)
+    assert len(standby.member.asked) == asked

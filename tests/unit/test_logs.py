@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -129,7 +129,8 @@ def test_a_record_factory_of_the_users_runs_on_the_logs_thread(lines: Background
         ("key=%s", (b"a\xff\n",), "key=a\\xff\\n"),
         ("reason=%s", (ValueError("no\nsuch\x07"),), "reason=no\\nsuch\\x07"),
         ("reason=%r", (ValueError("no\nsuch"),), "reason=ValueError('no\\nsuch')"),
-        ("%d of %.1f s", (3, 2.5), "3 of 2.5 s"),
+        ("key=%s", (PurePath("a\nb"),), "key=a\\nb"),
+        ("%d of %.1f s, %s", (3, 2.5, None), "3 of 2.5 s, None"),
     ],
 )
 def test_no_argument_of_a_line_makes_another_line_or_reaches_the_terminal(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+from typing import Any
 
 import pytest
 
+from celery_neli.led import keeper
 from celery_neli.led.member_notes import MOST, MemberNotes
 from celery_neli.schedule.notes import apps_of, living, sharing
-from celery_neli.schedule.records import MEMBER, Note, decode_note, encode_note
+from celery_neli.schedule.records import ENTRY, MEMBER, Note, decode_note, encode_note
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import Beat, eventually, make_app
 
@@ -120,3 +122,21 @@ def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_it
         mine = [decode_note(value) for kind, _, value, writer in topic.log if kind == MEMBER and writer is topic]
         assert [each.app for each in mine] == ["test"]
     assert "app blog: blog1" in said(caplog)[0]
+
+
+class Busy(FakeTopic):
+    """There is always more to read than a portion."""
+
+    def drain(self) -> Any:
+        for n in range(100):
+            self.log.append((ENTRY, f"gone{n}", None, None))
+        return super().drain()
+
+
+def test_a_beat_that_is_busy_all_the_time_writes_its_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no dead member: a flood takes a beat a while."""
+    monkeypatch.setattr(keeper, "PORTION", 0.0)
+    topic = Busy()
+    app = make_app(neli_scheduler=None, beat_schedule={"e": {"task": "t", "schedule": 3600.0}})
+    with Beat(app, topic=topic):
+        eventually(lambda: [kind for kind, _, _, writer in topic.log if kind == MEMBER and writer is topic], what="it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -58,6 +59,13 @@ def test_what_was_written_is_read(config: Config) -> None:
     found = [(("s", "a"), state), (("e", "c"), b"1"), (("e", "a"), b"2")]
     assert list(read_all(config, log=LOG).items()) == found
     assert read_notes(config, log=LOG) == {"one": NOTE}
+
+
+def test_an_error_of_our_own_is_not_blamed_on_the_properties(config: Config) -> None:
+    """Only what librdkafka refuses while clients are made is a fault of `neli_kafka`."""
+    value: Any = 5
+    with pytest.raises(TypeError):
+        write(config, [(ENTRY, "a", value)], log=LOG)
 
 
 def test_the_state_of_the_higher_term_is_read(config: Config) -> None:

@@ -136,7 +136,7 @@ def test_to_hand_over_to_a_known_member_is_asked(election: Election) -> None:
     """One that has a note."""
     election.record("claim", "leader")
     election.note("standby")
-    with pytest.raises(NeliError, match=r"no other leader within 0\.1 s"):
+    with pytest.raises(NeliError, match=r"no other member led beat role leader within 0\.1 s"):
         hand_over(election.config, "beat", role=None, to="standby", timeout=0.1, log=LOG)
     assert election.kinds() == ["claim", "request"]
 
@@ -174,7 +174,7 @@ def test_a_change_says_that_no_beat_leads(election: Election) -> None:
     told = election.run("schedule", "add", "e", "shop.tidy", "PT1M")
     assert told.exit_code == 0
     assert "no beat leads role leader of neli_group = 'g'" in told.output
-    assert "this app knows no task 'shop.tidy'" in told.output
+    assert "this app does not know the task 'shop.tidy'" in told.output
     election.record("claim", "leader")
     for verb in ("pause", "resume"):
         told = election.run("schedule", verb, "e")
