@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any, Final
 
 import amqp.exceptions
 import kombu.exceptions
 from celery.beat import SchedulingError
-from kombu.exceptions import LimitExceeded, OperationalError
+from kombu.exceptions import EncodeError, LimitExceeded, OperationalError, SerializerNotInstalled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["is_transport_error", "without_wrapper"]
+__all__ = ["DATA_ERRORS", "is_transport_error", "without_wrapper"]
+
+DATA_ERRORS: Final = (
+    TypeError, ValueError, LookupError, ArithmeticError, RecursionError,
+    PicklingError, EncodeError, SerializerNotInstalled,
+)  # fmt: skip
+"""What code raises over data that it did not expect. No broker and no socket raises these."""
 
 _KNOWN: tuple[type[BaseException], ...] = (
     OperationalError,
@@ -35,12 +42,14 @@ def is_transport_error(connection: Any, exc: BaseException, *, given: bool = Fal
     Args:
         connection: kombu's Connection to the task broker, whose transport knows further errors; or None.
         exc: what was raised; Celery's `SchedulingError` stands for the error behind it.
-        given: True if the transport had the message by then. It raises AttributeError on a connection that was closed.
+        given: True if the transport had the message by then, and the message had not left. Then all but `DATA_ERRORS`
+            are the transport's: kombu does not name those of every client (botocore's ClientError, confluent-kafka's
+            KafkaException), and Redis raises AttributeError on a connection that was closed.
 
     Does not block and does not connect. May be called from any thread.
     """
     exc = without_wrapper(exc)
-    if given and isinstance(exc, AttributeError):
+    if given and not isinstance(exc, (*DATA_ERRORS, amqp.exceptions.FrameSyntaxError)):
         return True
     return any(_is_transport(connection, each) for each in _explicit_causes(exc))
 

@@ -14,9 +14,10 @@ import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.printable import printable
-from celery_neli.schedule.static import check_static, with_sound_schedule
+from celery_neli.printable import MOST_CHARACTERS, printable
+from celery_neli.schedule.static import check_static
 from celery_neli.tick.entries import Entries
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Draft:
                     self._told.add(name)
                     logger.error(
                         "beat: entry=%s was changed in the schedule by code, which has no effect: %s",
-                        printable(name), printable(str(exc)),
+                        printable(name), printable(str(exc), 2 * MOST_CHARACTERS),
                     )  # fmt: skip
         self._built = {name: _defined(entry) for name, entry in scheduler.schedule.items()} if learns else None
 
@@ -117,8 +118,11 @@ class Draft:
             scheduler.schedule.pop(name, None)
             return
         entry = self.entries[name]
-        if isinstance(entry, dict):
-            entry = with_sound_schedule(name, entry, self._app)
+        if not isinstance(entry, celery.beat.ScheduleEntry) or not isinstance(name, str):
+            found = check_static({name: entry}, self._app, kind=scheduler.Entry)
+            for wrong in found.mistakes.values():
+                raise ConfigurationError("; ".join(wrong))
+            entry = found.entries[name]
         made = scheduler._maybe_entry(name, entry)
         if made is entry:  # each scheduler has its own: they run at different times
             made = object.__new__(type(entry))

@@ -10,12 +10,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from celery.beat import SchedulingError
 from celery.utils.log import get_logger
 
 from celery_neli.beat.connections import drop_connection
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.reservation import Ledger, Reservation
+from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.logs import escaping
+from celery_neli.printable import printable
 from celery_neli.schedule.static import check_static, log_mistakes
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
@@ -66,8 +69,7 @@ class LeasedMixin:
         advance = super().reserve  # type: ignore[misc]
         tenure = self.neli_tenure
         tenure.ask_start()
-        tenure.left, tenure.wired = 0, False
-        tenure.headers = beat_headers(entry, term=tenure.term, slot=getattr(self, "neli_slot", None))
+        tenure.reset(beat_headers(entry, term=tenure.term, slot=getattr(self, "neli_slot", None)))
         self.neli_reservation = self.neli_reservation_class(scheduler=self, entry=entry)
         return self.neli_reservation.take(advance)
 
@@ -82,10 +84,15 @@ class LeasedMixin:
         base: Any = super()
         self.neli_tenure.ask_finish()
         try:
-            result = base.apply_async(entry, producer=producer, advance=advance, **kwargs)
+            try:
+                result = base.apply_async(entry, producer=producer, advance=advance, **kwargs)
+            except BaseException as exc:
+                if isinstance(exc, Exception) or not self._neli_may_go_on(entry, exc):
+                    raise
+                raise SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc!r}") from exc
         except Exception as exc:
             self.neli_tenure.ask_finish()
-            if is_transport_error(vars(self).get("connection"), exc, given=self.neli_tenure.wired):
+            if is_transport_error(vars(self).get("connection"), exc, given=self.neli_tenure.in_transport):
                 # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
                 # counted as progress.
                 release_connection(self)
@@ -96,6 +103,19 @@ class LeasedMixin:
             raise
         self._neli_settle()
         return result
+
+    def _neli_may_go_on(self, entry: Any, exc: BaseException) -> bool:
+        """Return True if an application's `apply_async` raised what would end beat, as a timeout of gevent's does: the
+        next beat would send the same slot, and end as well.
+
+        False for what asks for an end. `sys.exit` does, too, and is logged, for nothing else says why beat ended.
+        """
+        tenure = self.neli_tenure
+        if isinstance(exc, (LeaseEnded, KeyboardInterrupt)) or tenure.in_transport or not tenure.may_start():
+            return False
+        if isinstance(exc, SystemExit):
+            logger.error("beat: ends entry=%s: what sends it raised %s", printable(entry.name), printable(repr(exc)))
+        return not isinstance(exc, SystemExit)
 
     def _neli_refused(self, exc: Exception) -> bool:
         """Settle the entry in flight, which the application refused; return True if that was logged."""

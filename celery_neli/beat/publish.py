@@ -52,6 +52,7 @@ class _LeasedProducer:
         """
         producer: Any = self
         tenure = self.neli_tenure
+        tenure.in_transport = True
         channel = producer.channel  # a lazy property: connects
         for entity in declare or ():
             if not _is_declared(entity, channel):

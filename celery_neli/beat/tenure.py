@@ -108,6 +108,12 @@ class Tenure:
         self.left = 0
         #: Whether the entry in flight was given to the transport: unless it has left, nobody knows if it arrives.
         self.wired = False
+        #: Whether the transport has to do with the entry in flight: it connects, declares, or sends what has not left.
+        self.in_transport = False
+
+    def reset(self, headers: dict[str, Any]) -> None:
+        """Begin to send the entry that has these headers."""
+        self.headers, self.left, self.wired, self.in_transport = headers, 0, False, False
 
     def may_start(self) -> bool:
         """Whether new work may start in this term (R3, *leading*)."""
@@ -136,4 +142,5 @@ class Tenure:
     def message_left(self) -> None:
         """Note that a message of the entry in flight went to the task broker: the owner makes progress."""
         self.left += 1
+        self.in_transport = False
         self._leader.progress()

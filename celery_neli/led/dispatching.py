@@ -104,7 +104,7 @@ class Dispatching(Settling):
             return self._send(entry, producer)
         except Exception as exc:
             tenure = producer.neli_tenure
-            if tenure.left or is_transport_error(producer.connection, exc, given=tenure.wired):
+            if tenure.left or is_transport_error(producer.connection, exc, given=tenure.in_transport):
                 flight.error = exc
                 raise
             flight.refused = without_wrapper(exc)

@@ -182,7 +182,7 @@ class Flights:
 
     def _send_one(self, flight: Flight, producer: Any) -> None:
         tenure = producer.neli_tenure
-        tenure.headers, tenure.left, tenure.wired = flight.headers, 0, False
+        tenure.reset(flight.headers)
         me = threading.get_ident()
         self._by_thread[me] = flight
         try:

@@ -14,6 +14,7 @@ from celery.beat import ScheduleEntry
 
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import printable, printable_error
+from celery_neli.schedule.checks import shown
 from celery_neli.schedule.importing import Found, LeftOut, Source, seconds
 from celery_neli.schedule.inert_pickle import Made, Named, load
 from celery_neli.schedule.revived import ENTRY_CLASS, Revival, is_path
@@ -112,7 +113,9 @@ def _found(revival: Revival, name: str, value: Made) -> Found | LeftOut:
             return LeftOut(name=name, why=f"is no entry of a schedule but a {printable(type(entry).__name__)}")
         task, runs, last = entry.task, entry.total_run_count, entry.last_run_at
     if not isinstance(last, (datetime, type(None))):
-        return LeftOut(name=name, why="cannot be read: its last run is no datetime")
+        return LeftOut(name=name, why=f"cannot be read: last_run_at = {shown(last)}: it must be a datetime")
     if type(runs or 0) is not int or not 0 <= (runs or 0) <= MAX_INT:
-        return LeftOut(name=name, why="cannot be read: its count of runs is no number of them")
+        return LeftOut(
+            name=name, why=f"cannot be read: total_run_count = {shown(runs)}: it must be an integer from 0 on"
+        )
     return Found(name=name, task=task, schedule=None, last=seconds(last), runs=runs or 0)

@@ -12,20 +12,17 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pickle import PicklingError
 from typing import Any, Final
 
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.worker import state
-from kombu.exceptions import ContentDisallowed, DecodeError, EncodeError
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
+from celery_neli.transport_errors import DATA_ERRORS
 
-MESSAGE_ERRORS: Final = (
-    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, PicklingError, EncodeError,
-)  # fmt: skip
-"""What code raises when it meets data that it did not expect. No broker and no socket raises these."""
+MESSAGE_ERRORS: Final = (*DATA_ERRORS, AttributeError)
 MOST_OF_AN_ERROR: Final = 300
 
 logger = escaping(logging.getLogger(__name__))

@@ -194,6 +194,8 @@ class Process:
         self.alarm = Alarm(config.roles)
         self.keeper = Keeper(leader=self.member, config=config, settings=beat_settings(self.app), topic=self.topic)
         self.dead = False
+        #: It was told to end.
+        self.stopping = False
 
         class Wire(Producer):  # type: ignore[misc]
             def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: Any, *args: Any) -> None:
@@ -203,7 +205,7 @@ class Process:
             Desk(
                 app=self.app, cls=scheduler, shard=shard, role=role, leader=self.member, alarm=self.alarm,
                 keeper=self.keeper, options={"schedule": None, "max_interval": None, "Producer": Wire},
-                added=added, stopping=lambda: False,
+                added=added, stopping=lambda: self.stopping,
             )
             for shard, role in enumerate(config.roles)
         ]  # fmt: skip

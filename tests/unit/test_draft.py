@@ -252,9 +252,21 @@ def test_an_entry_that_never_ran_begins_with_the_term_and_not_before(caplog: pyt
     scheduler.close()
 
 
-@pytest.mark.parametrize("value", ["text", None, 7, {"task": "t"}, {"task": "t", "schedule": 5.0, "no": 1}])
-def test_what_is_no_entry_costs_one_line(beat: Beat, value: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """With its name; the others run, in each term."""
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("text", "'text': give a dict with a task and a schedule"),
+        (None, "None: give a dict with a task and a schedule"),
+        (7, "7: give a dict with a task and a schedule"),
+        ({"task": "t"}, "schedule is missing: "),
+        ({"task": "t", "schedule": 5.0, "no": 1}, "no = 1: there is no such field; "),
+        ({"task": "t", "schedule": 5.0, "options": 5}, "options = 5: give a dict "),
+        ({"task": "t", "schedule": 0}, "schedule = 0"),
+        ({"schedule": "never", "args": 5}, "; args = 5: give a list; task is missing: "),
+    ],
+)
+def test_what_is_no_entry_costs_one_line(beat: Beat, value: Any, says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With its name and the mistakes that it would have in `beat_schedule`; the others run, in each term."""
     beat.scheduler.schedule["bad\x1b"] = value
     by_item(beat.scheduler, due("new", beat.app))
     with caplog.at_level(logging.ERROR):
@@ -268,6 +280,21 @@ def test_what_is_no_entry_costs_one_line(beat: Beat, value: Any, caplog: pytest.
     told = [line for line in caplog.messages if "was changed in the schedule by code" in line]
     assert len(told) == 1
     assert r"entry=bad\x1b " in told[0]
+    assert says in told[0]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("way", [dict, lambda fields: ScheduleEntry(**fields, name="7")])
+def test_a_name_that_is_no_text_costs_one_line(shards: int, way: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """With several shards as with one: a state is kept by an entry's name."""
+    world = World()
+    process = world.beat(shards=shards)
+    scheduler = outer(world, process)
+    scheduler.schedule[7] = way({"task": "t", "schedule": schedule(5.0, app=process.app)})
+    with caplog.at_level(logging.ERROR):
+        scheduler.tick()
+    assert [each for each in caplog.messages if "name = 7: give a string" in each and "entry=7 " in each]
+    assert 7 not in scheduler.schedule
 
 
 def test_an_entry_with_a_policy_that_does_not_exist_costs_one_line(caplog: pytest.LogCaptureFixture) -> None:

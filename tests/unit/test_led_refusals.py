@@ -24,6 +24,10 @@ class AlreadyQueued(Exception):
     """As of celery-once."""
 
 
+class ClientError(Exception):
+    """As of botocore."""
+
+
 class Guarded(Task):
     """A base class with an `apply_async` of its own, which raises what the test says."""
 
@@ -31,9 +35,11 @@ class Guarded(Task):
     raises: BaseException | None = None
     after = False
     calls = 0
+    strikes: Callable[[], object] = staticmethod(lambda: None)  # what comes first
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
         type(self).calls += 1
+        type(self).strikes()
         if self.raises is not None and not self.after:
             raise self.raises
         result = super().apply_async(*args, **options)
@@ -50,7 +56,7 @@ def guarded(beat: Process, **attributes: Any) -> Any:
         """Does nothing."""
 
     for name, value in attributes.items():
-        setattr(type(t._get_current_object()), name, value)  # type: ignore[attr-defined]  # noqa: SLF001
+        setattr(type(t._get_current_object()), name, staticmethod(value) if callable(value) else value)  # type: ignore[attr-defined]  # noqa: SLF001
     return t
 
 
@@ -176,6 +182,70 @@ def test_what_may_be_the_brokers_failure_is_retried(error: Exception) -> None:
     world.ticks(until=25)
     assert world.slots() == [10, 20]
     assert world.state().runs == 2
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_an_error_of_the_transport_that_kombu_does_not_name_is_retried(parallel: int) -> None:
+    """Amazon's SQS throttles by an error that kombu's transport does not list; the slots are owed, not refused."""
+    world = World({f"e{n}": 10.0 for n in range(6)}, neli_publish_parallel=parallel)
+
+    def throttle(entry: str) -> None:
+        if world.now < 12:
+            raise ClientError("ThrottlingException")
+
+    world.before_wire = throttle
+    world.leader()
+    world.ticks(until=25)
+    assert {n: world.slots(f"e{n}") for n in range(6)} == {n: [10, 20] for n in range(6)}
+    assert not world.doubled()
+
+
+class Expired(BaseException):
+    """As gevent's Timeout."""
+
+
+@pytest.mark.parametrize("raises", [GeneratorExit(), Expired("5 s")], ids=repr)
+def test_what_would_end_a_program_costs_its_slot_alone(raises: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    """Else the next beat would lead, send the same slot, and end: one after the other."""
+    world = World({"bad": 10.0, "good": {"task": "other", "schedule": 1.0}})
+    beat = world.beat()
+    guarded(beat, raises=raises)
+    beat.member.lead()
+    world.ticks(until=25)
+    assert world.slots("good") == seconds(25)
+    assert [type(raises).__name__ in line for line in lines(caplog, "bad")] == [True, True]
+    assert (world.state("bad").last, world.state("bad").runs, world.state("bad").open) == (20, 0, False)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("raises", [KeyboardInterrupt(), SystemExit()], ids=repr)
+def test_what_a_signal_handler_raises_ends_beat(raises: BaseException, after: bool) -> None:
+    """Ctrl-C at any place; and SystemExit, before which Celery's handler has asked the scheduler to close."""
+    world = World({"e": 10.0})
+    beat = world.beat()
+    guarded(beat, raises=raises, after=after, strikes=lambda: setattr(beat, "stopping", True))
+    beat.member.lead()
+    with pytest.raises(type(raises)):
+        world.ticks(until=15)
+
+
+@pytest.mark.parametrize("in_transport", [False, True])
+def test_a_task_that_exits_ends_beat_with_a_line(in_transport: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a signal that interrupts a wait for the task broker, the entry is not to blame."""
+    world = World({"e": 10.0})
+    beat = world.beat()
+    exits = SystemExit(3)
+    guarded(beat, raises=None if in_transport else exits)
+
+    def strike(entry: str) -> None:
+        raise exits
+
+    world.before_wire = strike
+    beat.member.lead()
+    with pytest.raises(SystemExit):
+        world.ticks(until=15)
+    told = [] if in_transport else ["beat: ends entry=e: what sends it raised SystemExit(3)"]
+    assert lines(caplog, "e") == told
 
 
 def test_a_refusal_after_the_message_has_left_does_not_unsend_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -131,6 +131,23 @@ def test_what_a_closed_connection_stumbles_over_is_a_transport_error() -> None:
     assert not is_transport_error(None, TypeError("not serializable"), given=True)
 
 
+class ClientError(Exception):
+    """As botocore's: kombu's SQS transport does not name it."""
+
+
+@pytest.mark.parametrize("exc", [ClientError("ThrottlingException"), BufferError("queue full"), RuntimeError("closed")])
+def test_what_the_transport_raises_is_its_own_whether_kombu_names_it_or_not(exc: Exception) -> None:
+    """Elsewhere such an error is the application's."""
+    assert is_transport_error(Connection(BROKERS["memory"]), exc, given=True)
+    assert not is_transport_error(Connection(BROKERS["memory"]), exc)
+
+
+@pytest.mark.parametrize("exc", [each for each in APPLICATION if isinstance(each, ValueError | TypeError)], ids=repr)
+def test_what_the_transport_raises_over_a_message_is_none(exc: Exception) -> None:
+    """The next attempt would raise it, too."""
+    assert not is_transport_error(Connection(BROKERS["memory"]), exc, given=True)
+
+
 @pytest.mark.parametrize("url", ["redis_url", "rabbitmq_url"])
 @pytest.mark.parametrize(
     "options",
