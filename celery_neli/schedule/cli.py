@@ -16,7 +16,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from celery_neli.printable import printable
-from celery_neli.terminal import failure, say
+from celery_neli.terminal import failure, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.schedule.importing import Row, Source
@@ -43,7 +43,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     with _errors(ctx) as (app, periodic):
         found = periodic.list(app)
     if as_json:
-        click.echo(_json([each.as_dict() for each in found]))
+        say_json(_json([each.as_dict() for each in found]))
         return
     rows = [
         (each.name, human(each.schedule or "?"), _when(each.next), _when(each.last), str(each.runs), _standing(each))
@@ -68,7 +68,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
             raise editor.unknown(name)
         found = periodic.as_run(app, look(editor, name))
     if as_json:
-        click.echo(_json(found.as_dict()))
+        say_json(_json(found.as_dict()))
         return
     text = found.schedule or "?"
     rows = {

@@ -6,6 +6,7 @@ Pure; imports no Kafka client.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
@@ -19,7 +20,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.schedule.checks import check_made, check_plain, shown
-from celery_neli.schedule.options import OWN_OPTIONS, mistakes, unknown
+from celery_neli.schedule.options import OWN_OPTIONS, check_here, mistakes, unknown
 from celery_neli.schedule.records import Definition, check_name, encode_definition
 from celery_neli.schedule.text import parse, read
 from celery_neli.tick.misfire import Misfire
@@ -33,6 +34,8 @@ _NOT = {
     "task_id": "each slot has an id of its own",
     "eta": "it would be the same for every slot; use countdown (seconds)",
 }
+#: Headers by which workers know a message. Celery would let an entry's own stand in their place.
+_NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr", "kwargsrepr")
 
 
 def define(
@@ -63,6 +66,7 @@ def define(
     entry = entry_of(definition, name, app)
     Overlap.of(entry).check(app, entry)
     check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
+    check_here(app, entry.options)
     return definition
 
 
@@ -91,6 +95,8 @@ def _entry_of(task: str, schedule: str, definition: Definition, name: str, app: 
     args, kwargs, options = [  # kombu's decoders may make anything
         revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
     ]
+    if kwargs:
+        kwargs = _mapping("kwargs", kwargs)
     if options:
         checked = _options(options)
         Misfire.from_settings(checked)
@@ -166,6 +172,10 @@ def _options(value: Any) -> dict[str, Any]:
     for name, reason in _NOT.items():
         if name in options:
             raise ConfigurationError(f"options: {name} cannot be set: {reason}")
+    headers = options.get("headers")
+    if isinstance(headers, Mapping):
+        for name in filter(headers.__contains__, _NOT_HEADERS):
+            raise ConfigurationError(f"options: headers: {name} cannot be set: Celery writes it, for each message")
     for mistake in (*unknown(options), *mistakes(options)):
         raise ConfigurationError(mistake)
     return options
