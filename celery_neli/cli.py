@@ -138,11 +138,11 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
         config = from_app(ctx.obj.app, "beat")
         changes = mend(config, dry_run=dry_run, timeout=timeout, log=_log())
     except NeliError as exc:
-        raise click.ClickException(str(exc)) from None
+        raise failure(exc) from None
     for each in changes:
-        print(f"role {each.role}: {each.what}")
+        say(f"role {each.role}: {each.what}")
     done = "nothing was written: dry run" if dry_run else "done"
-    print(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
+    say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
 @neli.command(cls=CeleryCommand)

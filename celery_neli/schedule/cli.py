@@ -301,9 +301,10 @@ def _leaderless(app: Any, name: str) -> str | None:
 
 
 def _standing(found: Periodic) -> str:
-    if found.problem and found.task is None:
+    unrun = found.source == "runtime" and found.next is None
+    if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"
-    over = found.source == "runtime" and found.next is None and found.problem is None
+    over = unrun and found.problem is None
     words = f"{'paused' if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")
 

@@ -27,7 +27,7 @@ from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import next_slot
 
-__all__ = ["OWN_OPTIONS", "check_comes", "define", "entry_of", "moment", "revive"]
+__all__ = ["OWN_OPTIONS", "check_comes", "define", "entry_of", "moment", "reason_of", "revive"]
 
 
 _NOT = {
@@ -85,6 +85,11 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
     except Exception as exc:  # noqa: BLE001 - whatever kombu's decoders and Celery's classes raise
         reason = f"cannot be read: {type(exc).__name__}: {printable(str(exc))}"
     raise ConfigurationError(f"beat entry {shown(name)}: {reason}")
+
+
+def reason_of(error: ConfigurationError, name: str) -> str:
+    """Return what is wrong with an entry, for a line that names the entry already."""
+    return str(error).removeprefix(f"beat entry {shown(name)}: ")
 
 
 def _entry_of(task: str, schedule: str, definition: Definition, name: str, app: Any) -> ScheduleEntry:

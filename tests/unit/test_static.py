@@ -254,11 +254,13 @@ def test_an_entry_that_add_periodic_task_adds_is_checked(caplog: pytest.LogCaptu
 
     app.add_periodic_task("*/5 * * * *", task.s(), name="text")
     app.add_periodic_task(0, task.s(), name="zero")
+    app.add_periodic_task(60, task.s() | task.si(), name="chain")
     app.finalize()
     scheduler = ReplicatedScheduler(app=app)
     assert scheduler.schedule.keys() == {"good", "text"}
     assert scheduler.schedule["text"].schedule == crontab("*/5")
     assert "entry=zero is left out: schedule = 0: " in caplog.text
+    assert "entry=chain is left out: task = 'celery.chain': no worker runs it" in caplog.text
 
 
 def test_an_entry_that_is_added_to_a_running_scheduler_is_refused_where_it_is_added() -> None:
