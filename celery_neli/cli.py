@@ -24,7 +24,7 @@ from celery_neli.masking import hide_from_reports
 from celery_neli.ordinary_beat import guard
 from celery_neli.printable import printable
 from celery_neli.schedule.cli import schedule
-from celery_neli.terminal import failure, say
+from celery_neli.terminal import failure, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
@@ -62,19 +62,19 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
         found = _look(ctx.obj.app, election)
     except NeliError as exc:
         if as_json:
-            print(json.dumps({"led": False, "error": str(exc), "elections": []}))
+            say_json(json.dumps({"led": False, "error": str(exc), "elections": []}))
             ctx.exit(1)
         raise failure(exc) from None
     shown = [each for each in found if each.exists or election] or found[:1]
     unseen = [right for each in found if not each.exists for right in each.missing_rights]
     if all(not each.exists and each.missing_rights for each in shown):
         if as_json:
-            print(json.dumps({"led": False, "error": shown[0].missing_rights[0], "elections": []}))
+            say_json(json.dumps({"led": False, "error": shown[0].missing_rights[0], "elections": []}))
             ctx.exit(1)
         raise failure(NeliError(shown[0].missing_rights[0]))
     led = all(each.led for each in shown)
     if as_json:
-        print(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))
+        say_json(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))
     else:
         for each in shown:
             _print(each)

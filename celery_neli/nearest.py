@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["nearest", "similar"]
+__all__ = ["meant", "nearest", "similar"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,3 +21,9 @@ def similar(name: str, known: Iterable[str], *, least: float) -> str | None:
     ``least``.
     """
     return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=least)), None)
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about a name that does not exist: what it may have meant, else all that there is."""
+    near = similar(name, known, least=0.6)
+    return f"did you mean {near}?" if near else f"there are {', '.join(sorted(known))}"

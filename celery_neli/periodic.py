@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.schedule.call import check_app, plain
-from celery_neli.schedule.editor import ScheduleEditor
+from celery_neli.schedule.call import check_app
+from celery_neli.schedule.editor import ScheduleEditor, named
 from celery_neli.schedule.records import Change
 from celery_neli.schedule.view import RUNTIME, Periodic, look, names
 
@@ -66,21 +66,21 @@ def put(
     """
     changes = changing(app, by=by)
     changes.put(name, task, schedule, args, kwargs, options)
-    return look(changes, plain(name))
+    return look(changes, named(name))
 
 
 def pause(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """Let the slots of an entry pass, also of one in `beat_schedule`, until it is resumed; the entry as it is now."""
     changes = changing(app, by=by)
     changes.pause(name)
-    return look(changes, plain(name))
+    return look(changes, named(name))
 
 
 def resume(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """End the pause of an entry: slots of the pause were not missed, they never run. The entry as it is now."""
     changes = changing(app, by=by)
     changes.resume(name)
-    return look(changes, plain(name))
+    return look(changes, named(name))
 
 
 def remove(app: Any, name: str, *, by: str | None = None) -> None:
@@ -90,8 +90,8 @@ def remove(app: Any, name: str, *, by: str | None = None) -> None:
 
 def get(app: Any, name: str) -> Periodic | None:
     """One entry, None if there is none of this name."""
-    changes = editor(app)
-    return as_run(app, look(changes, plain(name))) if name in names(changes) else None
+    name, changes = named(name), editor(app)
+    return as_run(app, look(changes, name)) if name in names(changes) else None
 
 
 def list(app: Any) -> builtins.list[Periodic]:  # noqa: A001 - is read as periodic.list

@@ -6,7 +6,6 @@ from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
-import click
 from celery.utils.log import get_logger
 
 from celery_neli.beat.draft import Draft
@@ -15,6 +14,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.led.shards import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.static import with_sound_schedule
+from celery_neli.terminal import failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,6 +179,6 @@ class Facade(celery.beat.Scheduler):
         try:
             self.neli_check()
         except ConfigurationError as exc:
-            raise click.ClickException(str(exc)) from None
+            raise failure(exc) from None
         conf = self.app.conf
         return f"    . leads -> {conf.get('neli_scheduler') or DEFAULT}\n    . group -> {conf.get('neli_group')}.beat"

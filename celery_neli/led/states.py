@@ -19,7 +19,7 @@ from celery_neli.led.inventory import Inventory
 from celery_neli.log_limit import LogLimit
 from celery_neli.logs import escaping
 from celery_neli.printable import printable_error
-from celery_neli.schedule.defined import entry_of
+from celery_neli.schedule.defined import entry_of, reason_of
 from celery_neli.schedule.records import (
     ENTRY,
     FAR_AHEAD,
@@ -230,7 +230,7 @@ class States:
         except ConfigurationError as exc:
             self._leave_out(name)
             if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, exc)
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, reason_of(exc, name))
         except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
             if not isinstance(exc, RecordError):
                 exc = RecordError(f"cannot be read: {printable_error(exc)}")

@@ -19,6 +19,8 @@ from celery_neli.schedule.checks import MAX_TASK, shown
 __all__ = ["Call", "call_of", "check_app", "check_arguments", "is_mapping", "plain"]
 
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
+#: Names of Celery's that stand for several tasks.
+_UNREAL = ("celery.chain", "celery.group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,8 @@ def check_arguments(app: Any, call: Call) -> None:
 
 def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any) -> Call:
     if type(signature) is not Signature:
-        what = type(signature).__name__.strip("_")
+        name = str(signature.get("task"))
+        what = name.removeprefix("celery.") if name.startswith("celery.") else type(signature).__name__
         _refuse(signature, f"a {what} cannot be an entry: give a task that calls it")
     name = signature.get("task")
     held = {field: signature.get(field) for field in ("args", "kwargs", "options")}
@@ -154,6 +157,8 @@ def _behind(app: Any) -> Any:
 def _name(name: Any, given: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > MAX_TASK:
         _refuse(given, EXAMPLE)
+    if name in _UNREAL:  # what `add_periodic_task` makes of a chain, too
+        _refuse(given, "no worker runs it: give a task that calls the chain or the group")
     return name
 
 

@@ -88,16 +88,19 @@ def check_made(value: Any) -> None:
     """
     if isinstance(value, Decimal) and not value.is_finite():
         raise ValueError(f"{value!r} is no finite number")
-    if isinstance(value, datetime) and value.tzinfo is not None:
-        try:
-            value.astimezone(timezone.utc)
-        except OverflowError:
-            raise ValueError(f"{value!r} is no time of the years 1 to 9999 in UTC") from None
+    if isinstance(value, datetime) and value.tzinfo is not None and not is_moment(value):
+        raise ValueError(f"{value!r} is no time of the years 1 to 9999 in UTC")
+
+
+def is_moment(value: datetime) -> bool:
+    """Return True if every time zone has this time; a naive one may be of any."""
+    at = value.replace(tzinfo=timezone.utc) if value.utcoffset() is None else value
+    return EARLIEST <= at.timestamp() <= LATEST
 
 
 def _check_text(field: str, value: Any, most: int) -> None:
     if not isinstance(value, str) or not 0 < len(value) <= most or _has_surrogates(value):
-        raise ConfigurationError(f"{field}: {shown(value)} is none: give a string of 1 to {most} characters")
+        raise ConfigurationError(f"{field} = {shown(value)}: give a string of 1 to {most} characters")
 
 
 def check_time(field: str, value: Any) -> None:

@@ -19,7 +19,7 @@ from celery.bin.base import CeleryCommand
 from celery_neli.config import from_app
 from celery_neli.exceptions import NeliError
 from celery_neli.printable import printable
-from celery_neli.terminal import failure, say
+from celery_neli.terminal import failure, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.schedule.importing import Row, Source
@@ -46,7 +46,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     with _errors(ctx) as (app, periodic):
         found, not_run = periodic.list(app), periodic.not_run(app)
     if as_json:
-        click.echo(_json([each.as_dict() for each in found]))
+        say_json(_json([each.as_dict() for each in found]))
         return
     rows = [
         (each.name, human(each.schedule or "?"), _when(each.next), _when(each.last), str(each.runs), _standing(each))
@@ -71,7 +71,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
             raise editor.unknown(name)
         found = periodic.as_run(app, look(editor, name))
     if as_json:
-        click.echo(_json(found.as_dict()))
+        say_json(_json(found.as_dict()))
         return
     text = found.schedule or "?"
     rows = {
@@ -298,9 +298,10 @@ def _leaderless(app: Any, name: str) -> str | None:
 
 
 def _standing(found: Periodic) -> str:
-    if found.problem and found.task is None:
+    unrun = found.source == "runtime" and found.next is None
+    if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"
-    over = found.source == "runtime" and found.next is None and found.problem is None
+    over = unrun and found.problem is None
     words = f"{'paused' if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")
 

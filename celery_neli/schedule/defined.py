@@ -6,6 +6,7 @@ Pure; imports no Kafka client.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
@@ -19,20 +20,22 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable_error
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.schedule.checks import check_made, check_plain, shown
-from celery_neli.schedule.options import OWN_OPTIONS, mistakes, unknown
+from celery_neli.schedule.options import OWN_OPTIONS, check_here, mistakes, unknown
 from celery_neli.schedule.records import Definition, check_name, encode_definition
 from celery_neli.schedule.text import parse, read
 from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.overlap import Overlap
 from celery_neli.tick.slots import next_slot
 
-__all__ = ["OWN_OPTIONS", "check_comes", "define", "entry_of", "moment", "revive"]
+__all__ = ["OWN_OPTIONS", "check_comes", "define", "entry_of", "moment", "reason_of", "revive"]
 
 
 _NOT = {
     "task_id": "each slot has an id of its own",
     "eta": "it would be the same for every slot; use countdown (seconds)",
 }
+#: Headers by which workers know a message. Celery would let an entry's own stand in their place.
+_NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr", "kwargsrepr")
 
 
 def define(
@@ -63,6 +66,7 @@ def define(
     entry = entry_of(definition, name, app)
     Overlap.of(entry).check(app, entry)
     check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
+    check_here(app, entry.options)
     return definition
 
 
@@ -83,6 +87,11 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
     raise ConfigurationError(f"beat entry {shown(name)}: {reason}")
 
 
+def reason_of(error: ConfigurationError, name: str) -> str:
+    """Return what is wrong with an entry, for a line that names the entry already."""
+    return str(error).removeprefix(f"beat entry {shown(name)}: ")
+
+
 def _entry_of(task: str, schedule: str, definition: Definition, name: str, app: Any) -> ScheduleEntry:
     check_name(name)
     if not task.strip() or not task.isprintable():
@@ -91,6 +100,8 @@ def _entry_of(task: str, schedule: str, definition: Definition, name: str, app: 
     args, kwargs, options = [  # kombu's decoders may make anything
         revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
     ]
+    if kwargs:
+        kwargs = _mapping("kwargs", kwargs)
     if options:
         checked = _options(options)
         Misfire.from_settings(checked)
@@ -166,6 +177,10 @@ def _options(value: Any) -> dict[str, Any]:
     for name, reason in _NOT.items():
         if name in options:
             raise ConfigurationError(f"options: {name} cannot be set: {reason}")
+    headers = options.get("headers")
+    if isinstance(headers, Mapping):
+        for name in filter(headers.__contains__, _NOT_HEADERS):
+            raise ConfigurationError(f"options: headers: {name} cannot be set: Celery writes it, for each message")
     for mistake in (*unknown(options), *mistakes(options)):
         raise ConfigurationError(mistake)
     return options

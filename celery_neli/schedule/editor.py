@@ -21,6 +21,7 @@ from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.nearest import similar
 from celery_neli.schedule.call import check_app, plain
+from celery_neli.schedule.checks import shown
 from celery_neli.schedule.defined import OWN_OPTIONS, check_comes, define, entry_of
 from celery_neli.schedule.records import (
     ENTRY,
@@ -38,7 +39,7 @@ from celery_neli.schedule.records import (
 from celery_neli.schedule.static import StaticEntries, check_static
 from celery_neli.tick.expiry import expires_of
 
-__all__ = ["Known", "ScheduleEditor", "Store", "default_author"]
+__all__ = ["Known", "ScheduleEditor", "Store", "default_author", "named"]
 
 logger = escaping(get_logger(__name__))
 
@@ -74,7 +75,7 @@ class ScheduleEditor:
     def __init__(self, app: Any, store: Store, *, by: object = None, clock: Callable[[], float] = time.time) -> None:
         by = plain(by)
         if by is not None and (not isinstance(by, str) or not by.strip() or not by.isprintable() or len(by) > 200):
-            raise ConfigurationError(f"by = {by!r}: say who makes the change, in 1 to 200 printable characters")
+            raise ConfigurationError(f"by = {shown(by)}: say who makes the change, in 1 to 200 printable characters")
         self.app = check_app(app)
         self.by: str = default_author() if by is None else by
         self.now = clock()
@@ -165,14 +166,14 @@ class ScheduleEditor:
 
     def pause(self, name: str) -> None:
         """Let its slots pass. Writes nothing if it is paused."""
-        name = plain(name)
+        name = named(name)
         found = self._definition(name)
         if not found.paused:
             self._store_definition(name, self._changed(replace(found, paused=True), "paused"))
 
     def resume(self, name: str) -> None:
         """End the pause: the first slot after now is the next. Writes nothing if it is not paused."""
-        name = plain(name)
+        name = named(name)
         found = self._definition(name)
         if found.paused:
             if not found.static:
@@ -181,7 +182,7 @@ class ScheduleEditor:
 
     def remove(self, name: str) -> None:
         """Delete a runtime entry and its state."""
-        name = plain(name)
+        name = named(name)
         gone: list[Record] = [(ENTRY, name, None)]
         if name not in self.static and name not in self.refused:
             if name not in self.known.definitions and name not in self.known.unreadable:
@@ -194,7 +195,7 @@ class ScheduleEditor:
 
     def run_now(self, name: str) -> Any:
         """Send the task of an entry, as beat does, with the header `neli_beat_entry`; its result."""
-        name = plain(name)
+        name = named(name)
         entry = self.entry(name)
         found = self.runtime(name)
         if found is not None:
@@ -222,7 +223,7 @@ class ScheduleEditor:
 
     def _ours(self, name: str) -> str:
         """The name, unless it is one of an entry of `beat_schedule` that is left out. Raises `NeliError` for that."""
-        name = plain(name)
+        name = named(name)
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")
         return name
@@ -253,6 +254,17 @@ class ScheduleEditor:
         names = [*self.static, *(each for each in self.known.definitions if self.runtime(each))]
         near = similar(str(name), names, least=0.6)
         return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+
+
+def named(name: Any) -> str:
+    """Return the name of an entry, of any that there may be.
+
+    Raises:
+        ConfigurationError: no entry can have it.
+    """
+    if not isinstance(name, str):
+        raise ConfigurationError(f"name = {shown(name)}: give the name of an entry, a string")
+    return str.__str__(name)
 
 
 def default_author() -> str:

@@ -5,18 +5,22 @@ The same for entries of `beat_schedule` and for those made at runtime. Pure; imp
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from celery.canvas import Signature
+from kombu.compression import get_encoder
 from kombu.entity import Exchange, Queue
+from kombu.serialization import dumps
 
-from celery_neli.nearest import nearest
-from celery_neli.schedule.checks import shown
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.nearest import meant
+from celery_neli.schedule.checks import is_moment, shown
 from celery_neli.tick import misfire, overlap
 
-__all__ = ["OPTIONS", "OWN_OPTIONS", "mistakes", "unknown"]
+__all__ = ["OPTIONS", "OWN_OPTIONS", "check_here", "mistakes", "unknown"]
 
 #: Entry options that are ours: no part of a message.
 OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
@@ -44,7 +48,33 @@ def unknown(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield one line for each option that does not exist."""
     for name in options:
         if name not in OPTIONS:
-            yield f"options: there is no option {shown(name)[1:-1]}; did you mean {nearest(str(name), OPTIONS)}?"
+            yield f"options: there is no option {shown(name)[1:-1]}; {meant(str(name), OPTIONS)}"
+
+
+def check_here(app: Any, options: Mapping[str, Any]) -> None:
+    """Ask kombu and the app whether this process could send with these options, which are of the right types.
+
+    Raises:
+        ConfigurationError: it could not: it does not know the serializer, the compression or the queue.
+    """
+    encode: Any = dumps  # they come without types
+    compress: Any = get_encoder
+    for name, attempt in (("serializer", lambda name: encode([], name)), ("compression", compress)):
+        value = options.get(name)
+        try:
+            if value is not None:
+                attempt(value)
+        except Exception:  # noqa: BLE001 - of kombu's registries, and of an application's codec
+            raise ConfigurationError(
+                f"options: {name} = {shown(value)}: this process has none of that name: register it here, too, or "
+                "leave it out"
+            ) from None
+    queue = options.get("queue")
+    if isinstance(queue, str) and not app.conf.task_create_missing_queues and queue not in app.amqp.queues:
+        raise ConfigurationError(
+            f"options: queue = {shown(queue)}: is none of task_queues, and task_create_missing_queues is off: name one "
+            "of those, or add it"
+        )
 
 
 def _is_seconds(value: Any) -> bool:
@@ -66,11 +96,10 @@ def _is_short(value: Any) -> bool:
 def _is_expiry(value: Any) -> bool:
     if isinstance(value, str):  # as Celery has it in a message
         try:
-            datetime.fromisoformat(value[:-1] + "+00:00" if value.endswith("Z") else value)
+            value = datetime.fromisoformat(value[:-1] + "+00:00" if value.endswith("Z") else value)
         except ValueError:
             return False
-        return True
-    return isinstance(value, datetime) or _is_seconds(value)
+    return is_moment(value) if isinstance(value, datetime) else _is_seconds(value)
 
 
 def _is_policy(value: Any) -> bool:
@@ -81,17 +110,34 @@ def _is_policy(value: Any) -> bool:
 
 
 def _is_link(value: Any) -> bool:
-    return all(
-        isinstance(each, Signature) or (isinstance(each, Mapping) and isinstance(each.get("task"), str))
-        for each in (value if isinstance(value, (list, tuple)) else [value])
-    )
+    return all(map(_is_signature, value if isinstance(value, (list, tuple)) else [value]))
+
+
+def _is_signature(value: Any) -> bool:
+    """Return True for a signature, or for what JSON leaves of one, from which every worker can make it again."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("task"), str) or not value["task"].strip():
+        return False
+    args, kwargs, options = (value.get(field) for field in ("args", "kwargs", "options"))
+    if not (
+        (args is None or isinstance(args, (list, tuple)))
+        and (kwargs is None or isinstance(kwargs, Mapping))
+        and (options is None or (isinstance(options, Mapping) and not any(mistakes(options))))
+    ):
+        return False
+    if isinstance(value, Signature) or value.get("subtask_type") is None:
+        return True
+    try:
+        Signature.from_dict(copy.deepcopy(dict(value)))
+    except Exception:  # noqa: BLE001 - a chain, a group or a chord of nothing that Celery can make one of
+        return False
+    return True
 
 
 _SECONDS: _Takes = _is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}"
 _FLAG: _Takes = _is_flag, "True or False"
 _TEXT: _Takes = _is_text, "a string"
 _SHORT: _Takes = _is_short, f"a string of 1 to {SHORT} bytes"
-_LINK: _Takes = _is_link, "a signature, or a list of signatures"
+_LINK: _Takes = _is_link, "a signature (task, args, kwargs, options), or a list of signatures"
 #: What `Task.apply_async` takes beside the arguments, and kombu's `publish`.
 _TAKES: Mapping[str, _Takes] = {
     # where it goes
@@ -107,7 +153,7 @@ _TAKES: Mapping[str, _Takes] = {
     "mandatory": _FLAG,
     "immediate": _FLAG,
     # when
-    "expires": (_is_expiry, "a number of seconds from 0 on, or a datetime"),
+    "expires": (_is_expiry, f"a number of seconds from 0 to {MOST_SECONDS}, or a datetime of the years 2 to 9998"),
     "countdown": _SECONDS,
     "expiration": _SECONDS,
     "time_limit": _SECONDS,
@@ -124,7 +170,7 @@ _TAKES: Mapping[str, _Takes] = {
     "retry": _FLAG,
     "retry_policy": (_is_policy, f"a dict with some of {', '.join(_POLICY)}, in numbers"),
     "ignore_result": _FLAG,
-    "shadow": _TEXT,
+    "shadow": (lambda value: _is_short(value) and value.isprintable(), f"a name of 1 to {SHORT} bytes"),
     "add_to_parent": _FLAG,
     # what follows
     "link": _LINK,

@@ -135,8 +135,8 @@ def partition_of(kind: Kind) -> int:
 
 def check_name(name: object) -> str:
     """Return the name of a runtime entry as a plain string, if it may be one. Raises `ConfigurationError`."""
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise ConfigurationError(f"name: {shown(name)} is none: give 1 to {MAX_NAME} printable characters")
+    if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise ConfigurationError(f"name = {shown(name)}: give 1 to {MAX_NAME} printable characters")
     return name if type(name) is str else str.__str__(name)
 
 

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import celery.beat
+from celery.canvas import Signature
 from celery.schedules import schedule
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import nearest, similar
+from celery_neli.nearest import meant, nearest, similar
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.call import Call, call_of, check_arguments, is_mapping, plain
-from celery_neli.schedule.checks import shown
-from celery_neli.schedule.options import OPTIONS, OWN_OPTIONS, mistakes
+from celery_neli.schedule.checks import is_moment, shown
+from celery_neli.schedule.options import OPTIONS, OWN_OPTIONS, check_here, mistakes
+from celery_neli.schedule.records import MAX_KEY, RUNS_MOST
 from celery_neli.schedule.text import schedule_of
 from celery_neli.tick.misfire import Misfire
 from celery_neli.tick.overlap import Overlap
@@ -35,6 +37,8 @@ TAKEN = OPTIONS | {
 }  # fmt: skip
 #: How much an unknown option looks like one that exists, from 0 to 1, to be taken for a misspelt one.
 LIKE = 0.75
+#: Of the name of an entry, which is the key of its state but for two bytes.
+MAX_NAME_BYTES = MAX_KEY - 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +88,15 @@ def _is_plain(kind: type[Any], fields: Mapping[str, Any]) -> bool:
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
     """Yield what may be wrong, which a task of a class of its own may take: a refusal costs a slot, not the entry."""
     call = Call(fields["task"], *(fields.get(each) for each in ("args", "kwargs", "options")))
-    try:
-        check_arguments(app, call)
-    except ConfigurationError as exc:
-        yield str(exc)
+    checks: tuple[tuple[Callable[[Any, Any], None], Any], ...] = (
+        (check_arguments, call),
+        (check_here, call.options or {}),
+    )
+    for check, asked in checks:
+        try:
+            check(app, asked)
+        except ConfigurationError as exc:
+            yield str(exc)
     for name in call.options or ():
         if name not in TAKEN:
             yield f"options: Celery knows no option {printable(name)}: it is passed on as it is"
@@ -110,11 +119,13 @@ def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
     """Return the fields of an entry that an application adds, its schedule as Celery takes it (`sound_schedule`).
 
     Raises:
-        ConfigurationError: it names the entry, whose schedule is none.
+        ConfigurationError: it names the entry, whose schedule, last run or count is none.
     """
     if not isinstance(fields, Mapping) or fields.get("schedule") is None:
         return fields  # an entry already, or left to Celery's class
     try:
+        for mistake in _past_mistakes(fields):
+            raise ConfigurationError(mistake)
         return {**fields, "schedule": sound_schedule(fields, app)}
     except ConfigurationError as exc:
         raise ConfigurationError(f"beat entry {shown(name)}: {exc}") from None
@@ -134,18 +145,30 @@ def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong
     """Return the entry's fields, with a task, a signature or a text replaced by what it means. Add to ``wrong``."""
     if not isinstance(name, str):
         wrong.append(f"name = {shown(name)}: give a string")
-    if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)):
+    elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        wrong.append(f"name = {shown(name)}: give at most {MAX_NAME_BYTES} bytes")
+    if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)) or isinstance(entry, Signature):
         wrong.append(f"{shown(entry)}: give a dict with a task and a schedule")
         return {}
     fields: dict[str, Any] = dict(entry)
     wrong.extend(
-        f"{printable(each)} = {shown(fields[each])}: there is no such field; did you mean {nearest(str(each), takes)}?"
+        f"{printable(each)} = {shown(fields[each])}: there is no such field; {meant(str(each), takes)}"
         for each in (fields if takes is not None else ())
         if takes is not None and each not in takes
     )
     _check_schedule(fields, app, wrong)
+    wrong.extend(_past_mistakes(fields))
     _check_call(fields, app, wrong)
     return fields
+
+
+def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the last run and the count that an entry begins with, which a beat reckons with."""
+    last, count = fields.get("last_run_at"), fields.get("total_run_count")
+    if last is not None and not (isinstance(last, datetime) and is_moment(last)):
+        yield f"last_run_at = {shown(last)}: give a datetime of the years 2 to 9998, or leave it out"
+    if count is not None and (not isinstance(count, int) or not 0 <= count <= RUNS_MOST):
+        yield f"total_run_count = {shown(count)}: give a whole number from 0 to {RUNS_MOST}, or leave it out"
 
 
 def _check_schedule(fields: dict[str, Any], app: Any, wrong: list[str]) -> None:

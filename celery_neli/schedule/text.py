@@ -25,7 +25,8 @@ from celery.exceptions import ImproperlyConfigured
 from celery.schedules import ParseException, crontab, schedule, solar
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.checks import shown
+from celery_neli.printable import printable
+from celery_neli.schedule.checks import is_moment, shown
 from celery_neli.tick.once import once
 from celery_neli.tick.zones import to_utc
 
@@ -44,6 +45,7 @@ NICKNAMES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
+OUT_OF_RANGE = "not every time zone has it: give a time of the years 2 to 9998"
 LEAST = timedelta(milliseconds=1)
 #: A hundred years: the slots of a longer interval leave what a datetime can hold.
 MOST = timedelta(days=36525)
@@ -69,6 +71,7 @@ _YEARS_OR_MONTHS = re.compile(r"P[^T]*\d[YM]", re.IGNORECASE)
 _MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,6}))?)?(Z|[+-]\d{2}(?::?\d{2})?)?", re.IGNORECASE
 )
+_NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)?")
 _FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 
 
@@ -157,7 +160,7 @@ def _from_object(value: Any, app: Any) -> Any:
     if isinstance(value, timedelta):
         return schedule(_checked(timedelta.__add__(timedelta(), value), value))  # a plain one, of subclasses too
     if isinstance(value, datetime):
-        return once(value if value.utcoffset() is not None else _in_zone_of(app, value))
+        return _once(value if value.utcoffset() is not None else _in_zone_of(app, value, value), value)
     if type(value) is schedule:
         if not isinstance(value.run_every, timedelta):
             _refuse(value, f"its interval is {shown(value.run_every)}; give a number of seconds or a timedelta")
@@ -173,15 +176,15 @@ def _from_text(text: str, given: str, app: Any) -> Any:
     if text.lower().startswith(_SOLAR):
         return _solar(text[len(_SOLAR) :], given)
     if text.lower().startswith(_AT) or _MOMENT.match(text):
-        return once(_moment(text[len(_AT) :] if text.lower().startswith(_AT) else text, given, app))
+        return _once(_moment(text[len(_AT) :] if text.lower().startswith(_AT) else text, given, app), given)
     relative = text.lower().startswith(_RELATIVE)
-    body = text[len(_RELATIVE) :] if relative else text
+    body = text[len(_RELATIVE) :].strip() if relative else text
+    if _WORDS.fullmatch(body):
+        return schedule(_in_words(body, given, relative=relative), relative)
     if relative or re.match(r"P[\dT]", body, re.IGNORECASE):
         return schedule(_duration(body, given, relative=relative), relative)
-    if _WORDS.fullmatch(text):
-        return schedule(_in_words(text, given))
     if len(text.split()) != len(_FIELDS):
-        _refuse(given, f"a number needs a unit, such as '{text}s'" if text.isdigit() else FORMS)
+        _refuse(given, f"a number needs a unit, such as '{text}s'" if _NUMBER.fullmatch(text) else FORMS)
     return _crontab(text, given)
 
 
@@ -189,7 +192,11 @@ def _crontab(text: str, given: str) -> crontab:
     try:
         return crontab.from_string(" ".join(text.split()))
     except (ParseException, ValueError, TypeError, KeyError, LookupError, ArithmeticError, RecursionError) as exc:
-        _refuse(given, f"no crontab ({exc}); its fields are minute, hour, day of the month, month, day of the week")
+        _refuse(
+            given,
+            f"no crontab ({printable(str(exc))}); its fields are minute, hour, day of the month, month, day of the "
+            "week",
+        )
 
 
 def _solar(text: str, given: str) -> solar:
@@ -202,7 +209,10 @@ def _solar(text: str, given: str) -> solar:
     except ImproperlyConfigured:
         _refuse(given, "solar events need the package ephem here, too: install celery[solar]")
     except ValueError as exc:
-        _refuse(given, f"no solar event ({exc}); write 'solar:sunset,-37.81,144.96': event, latitude, longitude")
+        _refuse(
+            given,
+            f"no solar event ({printable(str(exc))}); write 'solar:sunset,-37.81,144.96': event, latitude, longitude",
+        )
 
 
 def _moment(text: str, given: str, app: Any) -> datetime:
@@ -217,14 +227,20 @@ def _moment(text: str, given: str, app: Any) -> datetime:
         at = datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone}")
     except ValueError as exc:
         _refuse(given, f"no time ({exc}); write 'at:2026-12-01T10:00:00Z'")
-    return at if zone else _in_zone_of(app, at)
+    return at if zone else _in_zone_of(app, at, given)
 
 
-def _in_zone_of(app: Any, local: datetime) -> datetime:
+def _in_zone_of(app: Any, local: datetime, given: Any) -> datetime:
     try:
         return to_utc(app.timezone, local)
     except OverflowError:
-        raise ConfigurationError(f"once({local!r}): in UTC, no datetime can hold it") from None
+        _refuse(given, OUT_OF_RANGE)
+
+
+def _once(at: datetime, given: Any) -> once:
+    if not is_moment(at):
+        _refuse(given, OUT_OF_RANGE)
+    return once(at)
 
 
 def _duration(text: str, given: str, *, relative: bool) -> timedelta:
@@ -241,7 +257,7 @@ def _duration(text: str, given: str, *, relative: bool) -> timedelta:
     return _checked(every, given, relative=relative)
 
 
-def _in_words(text: str, given: str) -> timedelta:
+def _in_words(text: str, given: str, *, relative: bool) -> timedelta:
     parts: dict[str, float] = {}
     for number, word in _WORD.findall(text):
         if word.lower() in _LONG_WORDS:
@@ -256,7 +272,7 @@ def _in_words(text: str, given: str) -> timedelta:
         every = timedelta(**parts)
     except OverflowError:
         _refuse(given, "longer than a timedelta can be")
-    return _checked(every, given)
+    return _checked(every, given, relative=relative)
 
 
 def _checked(every: timedelta, given: Any, *, relative: bool = False) -> timedelta:

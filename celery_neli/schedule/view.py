@@ -11,7 +11,7 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.checks import shown
-from celery_neli.schedule.defined import entry_of, moment
+from celery_neli.schedule.defined import entry_of, moment, reason_of
 from celery_neli.schedule.records import FAR_AHEAD, START_AHEAD
 from celery_neli.schedule.text import text_of
 from celery_neli.tick.slots import next_slot
@@ -86,7 +86,7 @@ def _look(editor: ScheduleEditor, name: str) -> Periodic:
     try:
         entry, problem = entry_of(definition, name, editor.app), None
     except ConfigurationError as exc:
-        entry, problem = None, f"{UNSHOWN}: {exc}"
+        entry, problem = None, f"{UNSHOWN}: {reason_of(exc, name)}"
     state = editor.known.states.get(name)
     return Periodic(
         name=name,

@@ -48,6 +48,7 @@ class Entries(dict[str, Any]):
         return bool(self._changed)
 
     def __setitem__(self, name: str, entry: Any) -> None:
+        _name(entry, name)
         super().__setitem__(name, entry)
         if self._watched:
             self._changed[name] = None
@@ -85,6 +86,8 @@ class Entries(dict[str, Any]):
     def update(self, *args: Any, **kwargs: Any) -> None:
         """As a dict's."""
         new = dict(*args, **kwargs)
+        for name, entry in new.items():
+            _name(entry, name)
         super().update(new)
         self.note(new)
 
@@ -100,3 +103,11 @@ class Entries(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+
+def _name(entry: Any, name: str) -> None:
+    """Give the entry the name that it is set under: a tick advances an entry by its own, and would find this one due
+    for ever.
+    """
+    if getattr(entry, "name", name) != name:
+        entry.name = name

@@ -42,7 +42,7 @@ def make_app(**conf: Any) -> Celery:
     """An app on a broker in memory, with a queue of its own."""
     app = Celery("test", broker="memory://", set_as_current=False, changes={})
     conf.setdefault("neli_scheduler", "celery.beat.Scheduler")
-    app.conf.update(task_default_queue=f"q-{uuid.uuid4().hex}", result_expires=None, **conf)
+    app.conf.update({"task_default_queue": f"q-{uuid.uuid4().hex}", "result_expires": None, **conf})
     return app
 
 

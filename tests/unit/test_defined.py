@@ -27,7 +27,8 @@ def defined(**given: Any) -> Definition:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"name": ""}, "name"),
+        ({"name": ""}, "^name = '': give 1 to 512 printable characters"),
+        ({"name": " \u2003"}, "^name = .*: give 1 to 512 printable characters"),
         ({"name": "a\nb"}, "name"),
         ({"name": 5}, "name"),
         ({"task": ""}, "task = ''"),
@@ -44,6 +45,7 @@ def defined(**given: Any) -> Definition:
         ({"kwargs": {"a": {1: 2}}}, "kwargs = .*would come back"),
         ({"kwargs": {"a": {"__type__": "what", "__value__": 1}}}, "kwargs = .*JSON"),
         ({"options": {"quue": "q"}}, "quue; did you mean queue"),
+        ({"options": {"__type__": "q"}}, "no option __type__; there are add_to_parent, "),
         ({"options": {"task_id": "1"}}, "task_id cannot be set"),
         ({"options": {"eta": "1"}}, "eta cannot be set.*countdown"),
         ({"options": {"neli_misfire": "often"}}, "neli_misfire = 'often'"),

@@ -7,7 +7,9 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery.beat import event_t
+from celery import Celery
+from celery.beat import ScheduleEntry, event_t
+from celery.schedules import schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,3 +115,12 @@ def test_an_event_goes_where_its_time_belongs() -> None:
     assert view == [event_t(2.0, 5, schedule["b"])]
     with pytest.raises(IndexError):
         view[1]
+
+
+@pytest.mark.parametrize("name", [None, "other"])
+def test_an_entry_has_the_name_that_it_is_set_under(name: str | None) -> None:
+    """A tick that ran it under another name would find it due again at once, and send without end."""
+    entries = Entries()
+    entries["e"] = ScheduleEntry(name, "t", schedule=schedule(5), app=Celery("test", set_as_current=False))
+    entries.update(f=ScheduleEntry(name, "t", schedule=schedule(5), app=Celery("test", set_as_current=False)))
+    assert [entry.name for entry in entries.values()] == ["e", "f"]

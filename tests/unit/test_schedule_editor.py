@@ -205,6 +205,21 @@ def test_an_unknown_name_is_an_error_with_the_nearest_one(desk: Desk, what: str)
     assert len(desk.store.writes) == 1
 
 
+class Silent:
+    """Its `repr` raises."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("name", [None, 5, b"tidy-up", ["tidy-up"], Silent()])
+@pytest.mark.parametrize("what", ["pause", "resume", "remove", "run_now"])
+def test_what_is_no_name_is_refused_by_its_field(desk: Desk, what: str, name: Any) -> None:
+    """Whatever it is; nothing is read for it."""
+    with pytest.raises(ConfigurationError, match=r"^name = .*: give the name of an entry"):
+        getattr(desk.editor(), what)(name)
+
+
 def test_the_pause_of_what_beat_schedule_has_no_more_is_no_entry(desk: Desk) -> None:
     """It can be removed, and the name can be put."""
     desk.store.set("gone", Definition(task=None, schedule=None, static=True, paused=True))
@@ -230,7 +245,7 @@ def test_who_did_it_is_kept(desk: Desk) -> None:
     assert "@" in default_author()
 
 
-@pytest.mark.parametrize("by", ["", " ", "a\nb", 5, "x" * 300])
+@pytest.mark.parametrize("by", ["", " ", "a\nb", 5, "x" * 300, Silent()])
 def test_who_is_a_short_text(desk: Desk, by: Any) -> None:
     """The error names the field."""
     with pytest.raises(ConfigurationError, match="by = "):

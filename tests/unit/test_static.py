@@ -141,9 +141,19 @@ def test_objects_that_decide_for_themselves_stay_untouched(when: Any) -> None:
         (entry(options={"priority": 5.5}), r"^options: priority = 5.5: give a whole number"),
         (entry(options={"queue": ["a"]}), r"^options: queue = \['a'\]: give the name of a queue"),
         (entry(shedule=5), r"^shedule = 5: there is no such field; did you mean schedule\?"),
-        (entry(enabled=False), r"^enabled = False: there is no such field"),
+        (entry(enabled=False), r"^enabled = False: there is no such field; there are app, args, kwargs, last_run_at"),
         ("*/5 * * * *", r"^'\*/5 \* \* \* \*': give a dict with a task and a schedule"),
         (None, r"^None: give a dict"),
+        (tidy.s(), r"^shop.tidy\(\): give a dict with a task and a schedule"),
+        (entry(last_run_at="yesterday"), r"^last_run_at = 'yesterday': give a datetime"),
+        (entry(last_run_at=datetime.min), r"^last_run_at = .*years 2 to 9998"),  # noqa: DTZ901
+        (entry(total_run_count="x"), r"^total_run_count = 'x': give a whole number"),
+        (entry(total_run_count=-5), r"^total_run_count = -5: give a whole number"),
+        (entry(total_run_count=2.5), r"^total_run_count = 2.5: give a whole number"),
+        (entry(schedule="at:9999-12-31T23:59:59Z"), r"^schedule = 'at:9.*years 2 to 9998"),
+        (entry(schedule=datetime.max), r"^schedule = .*years 2 to 9998"),  # noqa: DTZ901
+        (entry(schedule="30.5"), r"^schedule = '30.5': a number needs a unit, such as '30.5s'"),
+        (entry(options={"serializer": "x"}), r"^options: serializer = 'x': this process has none"),
         (entry(args=[1, 2, 3], task="shop.tidy"), r"^args = \[1, 2, 3\]: shop.tidy does not take these arguments"),
         (entry(options={"tenant": 5}), r"^options: Celery knows no option tenant: it is passed on"),
     ],
@@ -165,6 +175,13 @@ def test_all_mistakes_of_an_entry_are_listed() -> None:
 def test_a_name_is_a_string(name: Any) -> None:
     """Its state could not be found again."""
     assert wrong(entry(), name) == [f"name = {name!r}: give a string"]
+
+
+def test_a_name_is_short_enough_to_be_found_again() -> None:
+    """Readers of the schedule topic refuse longer keys: the state of the entry would be lost at each hand-over."""
+    assert wrong(entry(), "x" * 8190) == []
+    (line,) = wrong(entry(), "ö" * 4096)
+    assert re.search(r"^name = 'ööö.*: give at most 8190 bytes$", line)
 
 
 def test_what_celery_takes_is_taken() -> None:
@@ -202,6 +219,8 @@ BAD = {
     "odd": entry(options={"quue": 1}),
     "policy": entry(options={"neli_overlap": "skip"}),
     "none": None,
+    "ran": entry(last_run_at="yesterday"),
+    "count": entry(total_run_count="x"),
 }
 
 
@@ -235,17 +254,19 @@ def test_an_entry_that_add_periodic_task_adds_is_checked(caplog: pytest.LogCaptu
 
     app.add_periodic_task("*/5 * * * *", task.s(), name="text")
     app.add_periodic_task(0, task.s(), name="zero")
+    app.add_periodic_task(60, task.s() | task.si(), name="chain")
     app.finalize()
     scheduler = ReplicatedScheduler(app=app)
     assert scheduler.schedule.keys() == {"good", "text"}
     assert scheduler.schedule["text"].schedule == crontab("*/5")
     assert "entry=zero is left out: schedule = 0: " in caplog.text
+    assert "entry=chain is left out: task = 'celery.chain': no worker runs it" in caplog.text
 
 
 def test_an_entry_that_is_added_to_a_running_scheduler_is_refused_where_it_is_added() -> None:
     """Nothing was added, and nothing ends."""
     scheduler = ReplicatedScheduler(app=make_app(beat_schedule={"good": entry()}))
-    for given in (0, "often", float("nan"), {}):
+    for given in (0, "often", float("nan"), {}, "at:9999-12-31T23:59:59Z"):
         for adds in (
             lambda fields: scheduler.add(name="e", **fields),
             lambda fields: scheduler.update_from_dict({"other": entry(), "e": fields}),
@@ -253,6 +274,10 @@ def test_an_entry_that_is_added_to_a_running_scheduler_is_refused_where_it_is_ad
         ):
             with pytest.raises(ConfigurationError, match=r"^beat entry 'e': schedule = "):
                 adds({"task": "t", "schedule": given})
+    assert list(scheduler.schedule) == ["good"]
+    for field in ("last_run_at", "total_run_count"):
+        with pytest.raises(ConfigurationError, match=rf"^beat entry 'e': {field} = 'x': give"):
+            scheduler.add(name="e", task="t", schedule=5, **{field: "x"})
     assert list(scheduler.schedule) == ["good"]
 
 
@@ -286,7 +311,7 @@ def test_another_scheduler_under_the_lease_runs_the_good_entries(
         (sent,) = running.sends(1)
     assert sent["task"] == "t"
     assert running.raised is None
-    for name in ("zero", "text", "lost", "odd", "none"):
+    for name in ("zero", "text", "lost", "odd", "none", "ran", "count"):
         assert f"beat_schedule: entry={name} is left out: " in caplog.text
     assert "entry=good" not in caplog.text
     assert "cannot be built" not in caplog.text

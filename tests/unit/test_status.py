@@ -254,7 +254,7 @@ def test_where_another_scheduler_runs_what_is_read_says_so(election: Election) -
     election.app.conf.neli_scheduler = "celery.beat.Scheduler"
     listed = election.run("schedule", "list")
     assert "note: neli_scheduler = 'celery.beat.Scheduler'" in listed.output
-    assert "(not run: neli_scheduler" in listed.output
+    assert "runtime, not run: neli_scheduler" in listed.output
     (entry,) = json.loads(election.run("schedule", "list", "--json").output)
     assert (entry["next"], "not run" in entry["problem"]) == (None, True)
     assert "not run" in election.run("schedule", "show", "e").output
