@@ -493,8 +493,12 @@ def test_a_connection_that_is_lost_in_mid_publish_is_made_anew_and_the_queue_dec
 @pytest.mark.parametrize("first", [False, True], ids=["from the start", "marked later"])
 def test_a_leader_only_task_chooses_its_queue_itself(*, first: bool) -> None:
     """Its class overrides `apply_async`: every message goes through there."""
+
+    class Led(ReplicatedScheduler):
+        neli_alone = False
+
     app, out = app_on_a_wire(neli_group="g")
-    scheduler = ReplicatedScheduler(app=app, lazy=True)
+    scheduler = Led(app=app, lazy=True)
     entry = entry_of(app, "plain")
     if first:
         scheduler.apply_async(entry, producer=scheduler.producer, advance=False)

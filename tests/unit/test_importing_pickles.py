@@ -320,4 +320,4 @@ def test_the_help_says_that_nothing_runs() -> None:
     from celery_neli.schedule.cli import schedule as command
 
     told = " ".join(CliRunner().invoke(command, ["import", "--help"]).output.split())
-    assert "None of it is run, with or without --dry-run, but for classes that you --trust" in told
+    assert "The command runs none of it, with or without --dry-run, except for classes that you --trust" in told

@@ -100,8 +100,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Process], ob
 }  # fmt: skip
 
 
-#: Those that are told of when the beat starts, too: the task is known by then, and what it takes.
-TOLD_AT_START = ("an argument too many", "an argument of a name that the task does not know")
+#: Those that are told of when the beat starts, too: what the task takes is known by then, and what this process has.
+TOLD_AT_START = (
+    "an argument too many", "an argument of a name that the task does not know", "a serializer that does not exist",
+    "a compression that does not exist", "a queue that does not exist",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("parallel", [1, 4])

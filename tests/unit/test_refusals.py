@@ -17,9 +17,9 @@ EVERY_MINUTE = {"task": "t", "schedule": timedelta(minutes=1)}
 def test_our_scheduler_by_itself_is_refused_where_there_is_an_election() -> None:
     """Each of several beats would send, and nothing would tell."""
     app = make_app(neli_group="shop")
-    with pytest.raises(ConfigurationError, match=r"set beat_scheduler = 'celery_neli\.Scheduler'"):
-        ReplicatedScheduler(app)
-    ReplicatedScheduler(app, lazy=True)  # the banner's
+    for lazy in (False, True):  # also the banner's, with which `celery beat` ends in one line
+        with pytest.raises(ConfigurationError, match=r"set beat_scheduler = 'celery_neli\.Scheduler'"):
+            ReplicatedScheduler(app, lazy=lazy)
     app.conf.neli_enabled = False
     ReplicatedScheduler(app)
 
