@@ -6,10 +6,12 @@ whole process. `spawn` starts a real thread in any case.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +65,22 @@ class Thread:
 def spawn(target: Callable[[], None], *, name: str) -> Thread:
     """Start `target` on a daemon thread of the operating system."""
     return Thread(target, name)
+
+
+def stack_of(thread_id: int) -> str:
+    """Return where the thread of that `threading.get_ident()` is, as a traceback shows it. Any thread; blocks for
+    milliseconds.
+    """
+    # Python 3.11 holds a lock while it looks up the frames. A garbage collection at that moment may ask for the same
+    # lock, and then the process hangs for good (CPython #106883).
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        frame = sys._current_frames().get(thread_id)  # noqa: SLF001 - the documented way to another thread's stack
+    finally:
+        if collects:
+            gc.enable()
+    return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame))
 
 
 class Bell:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 
 from celery_neli.config import Config
 from celery_neli.election.member import Member
 from celery_neli.logs import Lines
+from celery_neli.threads import stack_of
 
 
 class _Stack:
@@ -20,8 +19,7 @@ class _Stack:
         self._thread_id = thread_id
 
     def __str__(self) -> str:
-        frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - the documented way to another thread's stack
-        return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame))
+        return stack_of(self._thread_id)
 
 
 class Progress:
