@@ -96,7 +96,7 @@ def test_an_ordinary_beat_starts_only_where_no_elected_one_runs(on_node: Members
     )
     for process in (beside, embedded):
         assert process.wait_end() == 1
-        assert "-S celery_neli.Scheduler" in process.log
+        assert "--scheduler celery_neli.Scheduler" in process.log
         assert "Traceback" not in process.log
         assert "Sending due task" not in process.log
     misspelt = on_node.celery("beat", "-S", "celery_neli.Schedular", name="misspelt", election="beat")

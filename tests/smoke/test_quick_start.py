@@ -29,7 +29,7 @@ def _start(fresh: FreshEnvironment, name: str) -> Path:
 
 
 def _pasted() -> list[tuple[str, str]]:
-    first, second = blocks(README, "console", after="Save as `shop.py`")[:2]
+    first, second = blocks(README, "console", after="save as `shop.py`")[:2]
     return commands(first) + commands(second)
 
 
@@ -38,7 +38,7 @@ def test_the_quick_start_works_as_pasted(fresh: FreshEnvironment) -> None:
     for names and times.
     """
     directory = _start(fresh, "plain")
-    (directory / "shop.py").write_text(blocks(README, "python", after="Save as `shop.py`")[0])
+    (directory / "shop.py").write_text(blocks(README, "python", after="save as `shop.py`")[0])
     pasted = _pasted()
     (leader_only, at_runtime) = blocks(README, "python", after="## Leader-only tasks")
     further = f"{leader_only}\n{at_runtime}"
