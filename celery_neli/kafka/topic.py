@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicCollection
@@ -98,6 +99,8 @@ class TopicCheck:
         self._resume_at = float("-inf")
         self.heard = clock()
         """When brokers last answered a question for metadata (the clock's seconds); at first: when this was made."""
+        self.identity: str | None = None
+        """Kafka's id of the topic that was found, which no other topic of the same name has; None: not told."""
 
     def poll(self) -> bool:
         """Go on if there is anything to go on with; True: the topic is there and fit.
@@ -131,6 +134,19 @@ class TopicCheck:
             return None
         error = metadata.topics[self._topic.name].error
         return error is None or error.name() != "UNKNOWN_TOPIC_OR_PART"
+
+    def identify(self, timeout: float) -> str | None:
+        """Return Kafka's id of the topic that is there now, or None if no broker tells it. Blocks for `timeout` seconds
+        at most.
+        """
+        topic = self._topic.name
+        try:
+            wanted = self._admin_client().describe_topics(TopicCollection([topic]), request_timeout=timeout)
+            return str(wanted[topic].result(timeout).topic_id)
+        except (KafkaException, FutureTimeout):
+            return None  # it is gone, or brokers are: others find out
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Let go of the admin client; does not wait for what it was asked."""
@@ -252,11 +268,13 @@ class TopicCheck:
             wanted = self._admin_client().describe_topics(
                 TopicCollection([topic]), include_authorized_operations=True, request_timeout=REQUEST
             )
-            found = (yield wanted[topic]).authorized_operations
+            described = yield wanted[topic]
         except KafkaException as exception:
             self._klog.say(logging.DEBUG, f"rights not read topic={topic} reason={exception.args[0].name()}")
             return
-        missing = [name for name, operation in NEEDED.items() if operation not in (found or NEEDED.values())]
+        self.identity = str(described.topic_id)
+        found = described.authorized_operations or NEEDED.values()
+        missing = [name for name, operation in NEEDED.items() if operation not in found]
         if missing:
             raise TopicError(self._klog.denied(missing, self._topic.what, topic))
 

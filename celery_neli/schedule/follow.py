@@ -31,6 +31,7 @@ ASK = 0.5  # seconds for one question
 CHECK_EVERY = 5.0  # seconds between two looks whether clients that say nothing can still be told anything
 CHECK_AGAIN = 1.0  # ... if one is in doubt
 WATCH_EVERY = 5.0  # seconds between two looks whether the log still holds what was read
+IDENTIFY_EVERY = 20.0  # ... and whether it is still the same topic, which costs a connection
 AWAY = 60.0  # seconds without a record, of which there are four a minute: the topic may have been made anew since
 STOOD_STILL = 5.0  # ... or since this thread made its last turn, which takes less
 CUT_OFF = 3600.0  # seconds after which removals may have been missed: Kafka keeps tombstones for a day
@@ -60,7 +61,8 @@ class Follower:
         """The present generation began because this process was away: what others removed then, it may not know."""
         self._first = -1  # the first offset of the entries that was read of this generation
         self._heard = self._turned = boottime()  # when something was read, and when this was last tried
-        self._watch_at = 0.0
+        self._watch_at = self._identify_at = 0.0
+        self._identity: str | None = None  # Kafka's id of the topic that is read; "": to be asked for; None: never told
         self.fit = False
         """The topic was found, and as far as is known it can be read and written."""
         self._denied = ""  # the right that is missing, as a broker said when it refused
@@ -168,6 +170,7 @@ class Follower:
             self._come_back(reader, "this process could not read the topic")
         else:
             self._begin(reader)
+        self._identity, self._identify_at = check.identity, time.monotonic() + IDENTIFY_EVERY
         self._writes.use(producer)
         self._told(False)
 
@@ -196,6 +199,8 @@ class Follower:
         level, what = (logging.INFO if torn else logging.WARNING, "missed") if away else (logging.WARNING, "lost")
         self._klog.say(level, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it anew")
         self.torn, self.away = torn, away
+        if self._identity is not None:
+            self._identity = ""
         self._begin(reader)  # first: who sees the new generation sees that nothing of it was read
         self._found.begin_again()
         self._told(False)
@@ -207,8 +212,20 @@ class Follower:
         if time.monotonic() < self._watch_at or self._first < 0:
             return
         self._watch_at = time.monotonic() + WATCH_EVERY
-        if lost := self._what_is_lost(reader):
+        if lost := self._what_is_lost(reader) or self._is_another(reader):
             self._begin_anew(reader, lost)
+
+    def _is_another(self, reader: Consumer) -> str:
+        """Return that this is another topic than the one that was read. One that was deleted and created again at once
+        may hold more records by now than the one before; then its offsets tell nothing.
+        """
+        before = self._identity
+        if before is None or time.monotonic() < self._identify_at:
+            return ""
+        self._identify_at = time.monotonic() + IDENTIFY_EVERY
+        now = self._make_check(reader).identify(ASK)
+        self._identity = now or before
+        return "the topic was deleted and created again" if before and now not in (None, before) else ""
 
     def _what_is_lost(self, reader: Consumer) -> str:
         try:

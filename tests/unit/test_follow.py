@@ -14,7 +14,16 @@ from confluent_kafka import KafkaError, KafkaException
 from celery_neli.config import Config
 from celery_neli.kafka.kafkalog import KafkaLog
 from celery_neli.schedule import follow as follow_module
-from celery_neli.schedule.follow import ASK, AWAY, CHECK_AGAIN, CHECK_EVERY, CUT_OFF, STOOD_STILL, Follower
+from celery_neli.schedule.follow import (
+    ASK,
+    AWAY,
+    CHECK_AGAIN,
+    CHECK_EVERY,
+    CUT_OFF,
+    IDENTIFY_EVERY,
+    STOOD_STILL,
+    Follower,
+)
 from celery_neli.schedule.found import Found
 from celery_neli.schedule.records import STATE, key_of
 from celery_neli.schedule.writes import Writes
@@ -43,6 +52,7 @@ class Kafka:
         self.stuck = False
         self.made: list[Client] = []
         self.asked = 0
+        self.identity: str | None = None
         self.meanwhile: Callable[[], object] = lambda: None
         self._pending = False
         self.first = 0
@@ -120,7 +130,9 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
         "Consumer": lambda properties: Client(kafka, deaf=kafka.deaf_readers),
         "Producer": lambda properties: Client(kafka, deaf=kafka.deaf_producers),
         "Brokers": lambda *args: kafka,
-        "TopicCheck": lambda *args, **kwargs: SimpleNamespace(poll=lambda: True),
+        "TopicCheck": lambda *args, **kwargs: SimpleNamespace(
+            poll=lambda: True, identity=kafka.identity, identify=lambda timeout: kafka.identity
+        ),
     }.items():
         monkeypatch.setattr(follow_module, name, stand_in)
     return kafka
@@ -302,6 +314,24 @@ def test_a_process_that_hears_again_after_a_minute_reads_all_of_the_topic_again(
 
     assert following.lasts(AWAY + 40, once(kafka, AWAY + 10, hear))
     assert following.found.take() == {(STATE, name): b"new" for name in "abc"}
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_another_topic_of_the_name_is_noticed_by_its_id(following: Following, kafka: Kafka, *, told: bool) -> None:
+    """It was deleted, created again and filled so fast that Kafka reports nothing and no offset tells. Where Kafka
+    gives no ids, as the embedded one, nothing is asked.
+    """
+    kafka.identity = "first" if told else None
+
+    def recreate() -> None:
+        following.found.take()
+        another_topic(kafka)
+        kafka.identity = "second" if told else None
+
+    assert following.lasts(IDENTIFY_EVERY + 20, once(kafka, 5, recreate))
+    assert following.found.generation == (1 if told else 0)
+    assert following.lasts(2 * IDENTIFY_EVERY)
+    assert following.found.generation == (2 if told else 1)  # for its clients are others now, and no more than that
 
 
 def test_a_reader_that_was_made_anew_knows_that_records_may_be_missing(following: Following, kafka: Kafka) -> None:

@@ -8,8 +8,8 @@ import threading
 
 from celery_neli.threads import stack_of
 
-#: Garbage whose collection needs the lock that Python 3.11 holds while it looks up the frames of threads. It
-#: falls due at each point of that in turn.
+#: Garbage whose collection needs the lock that Python 3.11 holds while it looks up the frames of threads. The
+#: collection falls due at each point of that in turn.
 _COLLECTED_MIDWAY = """
 import gc, threading
 from celery_neli.threads import stack_of

@@ -69,7 +69,8 @@ class Cluster:
         return {topic: done(refused)}
 
     def describe_topics(self, wanted: Any, **_: Any) -> dict[str, Future[Any]]:
-        return {topic: done(value=SimpleNamespace(authorized_operations=self.allowed)) for topic in wanted.topic_names}
+        found = SimpleNamespace(authorized_operations=self.allowed, topic_id="id")
+        return {topic: done(value=found) for topic in wanted.topic_names}
 
     def describe_configs(self, resources: list[Any], request_timeout: float) -> dict[Any, Future[Any]]:
         entries = {name: SimpleNamespace(value=value) for name, value in self.configured.items()}
