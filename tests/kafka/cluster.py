@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 OFFSETS = "__consumer_offsets"
 
 
+def create_topic(admin: AdminClient, topic: str, *, partitions: int, config: dict[str, str] | None) -> None:
+    """Create a topic with the brokers' default replication factor and wait until every partition is led."""
+    admin.create_topics([NewTopic(topic, partitions, config=config or {})])[topic].result(30)
+
+    def led() -> bool:
+        found = admin.list_topics(topic, timeout=10).topics[topic].partitions
+        return len(found) == partitions and all(partition.leader > 0 for partition in found.values())
+
+    wait_until(led, timeout=30, what=f"leaders of topic {topic}")
+
+
 class KafkaCluster:
     """Real brokers as processes of this machine, every node broker and controller in one. Context manager.
 
@@ -117,13 +128,7 @@ class KafkaCluster:
 
     def create_topic(self, topic: str, *, partitions: int = 1, config: dict[str, str] | None = None) -> None:
         """Create a topic with the cluster's replication factor and wait until every partition is led."""
-        self.admin().create_topics([NewTopic(topic, partitions, config=config or {})])[topic].result(30)
-
-        def led() -> bool:
-            found = self.admin().list_topics(topic, timeout=10).topics[topic].partitions
-            return len(found) == partitions and all(partition.leader > 0 for partition in found.values())
-
-        wait_until(led, timeout=30, what=f"leaders of topic {topic}")
+        create_topic(self.admin(), topic, partitions=partitions, config=config)
 
     def admin(self) -> AdminClient:
         """Return a client for administration, one for the cluster's life; any thread."""

@@ -21,11 +21,10 @@ from confluent_kafka.admin import (
     ScramMechanism,
     UserScramCredentialUpsertion,
 )
-from confluent_kafka.cimpl import NewTopic
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.kafka.cluster import single_node_properties
+from tests.kafka.cluster import create_topic, single_node_properties
 from tests.kafka.node import KafkaNode
 from tests.processes import free_ports, stop_process, wait_until
 
@@ -249,13 +248,7 @@ class SecuredKafka:
 
     def create_topic(self, topic: str, *, partitions: int = 1, config: dict[str, str] | None = None) -> None:
         """Create a topic and wait until every partition is led."""
-        self.admin().create_topics([NewTopic(topic, partitions, config=config or {})])[topic].result(30)
-
-        def led() -> bool:
-            found = self.admin().list_topics(topic, timeout=10).topics[topic].partitions
-            return len(found) == partitions and all(partition.leader > 0 for partition in found.values())
-
-        wait_until(led, timeout=30, what=f"leaders of topic {topic}")
+        create_topic(self.admin(), topic, partitions=partitions, config=config)
 
     def admin(self) -> AdminClient:
         """Return the superuser's client, one for the node's life."""
