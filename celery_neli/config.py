@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.election.records import MAX_LEASE
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.masking import Masked
-from celery_neli.printable import shown
+from celery_neli.printable import Masked, shown
 from celery_neli.settings import check_names, not_read
 
 if TYPE_CHECKING:

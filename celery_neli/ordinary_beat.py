@@ -175,7 +175,7 @@ def _in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def command(*arguments: Any, **options: Any) -> Any:
         from celery_neli.exceptions import ConfigurationError
-        from celery_neli.terminal import failure
+        from celery_neli.printable import failure
 
         try:
             return run(*arguments, **options)

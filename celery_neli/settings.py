@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import nearest
+from celery_neli.printable import closest
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -252,7 +252,7 @@ def refuse_unknown(names: Iterable[str]) -> None:
     known = [setting.name for setting in SETTINGS]
     for name in names:
         if name not in known:
-            raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {nearest(name, known)}?")
+            raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {closest(name, known)}?")
 
 
 _HEAD = (

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.masking import Masked
+from celery_neli.printable import Masked
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
