@@ -15,6 +15,9 @@ from celery_neli.printable import closest
 if TYPE_CHECKING:
     from celery import Celery
 
+MAX_LEASE = 300.0
+"""Seconds. One record can make other members wait for so long, and no longer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
