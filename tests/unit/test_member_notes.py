@@ -1,4 +1,4 @@
-"""The leader of a beat election says that members are of different apps."""
+"""The members of a beat election say that they are of different apps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_members_of_another_app_are_named_once_a_minute(notes: MemberNotes, capl
     """With both apps, what it means and the way out, as an error."""
     notes.read({(MEMBER, "beat2"): note("shop"), (MEMBER, "blog1"): note("blog")})
     for _ in range(3):
-        notes.warn()
+        notes.warn(leads=True)
     (line,) = said(caplog)
     assert "app shop: beat1, beat2; app blog: blog1" in line
     assert "neli_group of its own" in line
@@ -59,7 +59,7 @@ def test_of_one_app_nothing_is_said(
 ) -> None:
     """Nor of an older release, of a member long gone, of what is no note, and of this process's name before."""
     notes.read({(MEMBER, name): value for name, value in others.items()})
-    notes.warn()
+    notes.warn(leads=True)
     assert said(caplog) == []
 
 
@@ -67,7 +67,7 @@ def test_a_member_that_left_counts_no_more(notes: MemberNotes, caplog: pytest.Lo
     """Its note is deleted when it ends."""
     notes.read({(MEMBER, "blog1"): note("blog")})
     notes.read({(MEMBER, "blog1"): None})
-    notes.warn()
+    notes.warn(leads=True)
     assert said(caplog) == []
 
 
@@ -75,14 +75,14 @@ def test_an_app_without_a_name_is_compared_with_none(caplog: pytest.LogCaptureFi
     """It may be any."""
     notes = MemberNotes("beat1", None, "g.beat", clock=lambda: NOW)
     notes.read({(MEMBER, "blog1"): note("blog")})
-    notes.warn()
+    notes.warn(leads=True)
     assert said(caplog) == []
 
 
 def test_names_of_apps_cannot_forge_a_line(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
     """Notes may be written by anybody who can write to the topic; and their number is bounded."""
     notes.read({(MEMBER, f"m{number}\n"): note("blog\nERROR\x1b[2J") for number in range(2 * MOST)})
-    notes.warn()
+    notes.warn(leads=True)
     (line,) = said(caplog)
     assert line.isprintable()
     assert f"{MOST - 4} more" in line
@@ -109,16 +109,19 @@ def test_status_tells_apps_apart() -> None:
 def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_its_group(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Only while it leads: of the standbys, each would say the same."""
+    """Once while it stands by, for those who read the log of the app whose schedule does not run; then as the leader."""
     topic = FakeTopic()
     other = encode_note(Note(schedule="89abcdef", version=None, at=time.time(), app="blog"))
     topic.log.append((MEMBER, "blog1", other, None))
     app = make_app(neli_scheduler=None, beat_schedule={"e": {"task": "t", "schedule": 3600.0}})
     with Beat(app, topic=topic) as beat:
-        beat.turns()
-        assert said(caplog) == []
+        for _ in range(3):
+            beat.turns()
+        (line,) = said(caplog)
+        assert line.startswith("beat: app=test stands by in group=")
         beat.leadership.grant(1)
-        eventually(lambda: said(caplog), what="the line")
+        eventually(lambda: len(said(caplog)) > 1, what="the line")
+        assert said(caplog)[1].startswith("beat: app=test leads group=")
         mine = [decode_note(value) for kind, _, value, writer in topic.log if kind == MEMBER and writer is topic]
         assert [each.app for each in mine] == ["test"]
     assert "app blog: blog1" in said(caplog)[0]
