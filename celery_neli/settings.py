@@ -252,7 +252,7 @@ def refuse_unknown(names: Iterable[str]) -> None:
     known = [setting.name for setting in SETTINGS]
     for name in names:
         if name not in known:
-            raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {nearest(name, known)}?")
+            raise ConfigurationError(f"{name} is not a setting of celery-neli; did you mean {nearest(name, known)}?")
 
 
 _HEAD = (

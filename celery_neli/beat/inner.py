@@ -58,7 +58,7 @@ def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
         raise ConfigurationError(f"neli_scheduler = {shown(name)} cannot be imported: {shown(exc)}; {hint}") from exc
     if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
         remedy = f"is django-celery-beat installed? Otherwise {REMEDY}" if name == "django" else REMEDY
-        raise ConfigurationError(f"neli_scheduler = {shown(name)} is no subclass of celery.beat.Scheduler; {remedy}")
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} is not a subclass of celery.beat.Scheduler; {remedy}")
     if issubclass(cls, outer):
         raise ConfigurationError(
             f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"

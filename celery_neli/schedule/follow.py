@@ -197,7 +197,9 @@ class Follower:
 
     def _begin_anew(self, reader: Consumer, reason: str, *, torn: bool = True, away: bool = False) -> None:
         level, what = (logging.INFO if torn else logging.WARNING, "missed") if away else (logging.WARNING, "lost")
-        self._klog.say(level, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it again")
+        self._klog.say(
+            level, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it again"
+        )
         self.torn, self.away = torn, away
         if self._identity is not None:
             self._identity = ""

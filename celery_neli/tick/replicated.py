@@ -61,8 +61,8 @@ class ReplicatedScheduler(HeapedScheduler):
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         if self.neli_alone and app.conf.get("neli_group") and enabled(app):
             raise ConfigurationError(
-                "celery_neli.ReplicatedScheduler by itself takes part in no election, and every beat that has it sends: "
-                "set beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
+                "celery_neli.ReplicatedScheduler by itself takes part in no election, and every beat that has it "
+                "sends: set beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
             )
         #: The slot (UTC) that is being run, while one is.
         self.neli_slot: datetime | None = None

@@ -61,7 +61,9 @@ class FreshEnvironment:
     def install(self, lines: Iterable[str]) -> None:
         """Run the lines in the directory."""
         script = "set -e\n" + "\n".join(lines)
-        subprocess.run(["bash", "-c", script], cwd=self.directory, env=self._environment, check=True, capture_output=True)
+        subprocess.run(
+            ["bash", "-c", script], cwd=self.directory, env=self._environment, check=True, capture_output=True
+        )
 
     def run(self, lines: Iterable[str], *, timeout: float = 120.0) -> list[str]:
         """Run the lines in one shell, with a Redis on port 6379, and return what each printed. Ends all that they

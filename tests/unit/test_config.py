@@ -87,7 +87,7 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name() -> None:
     app.conf.update(neli_group="shop", neli_hartbeat_timeout=6)
     with pytest.raises(
         ConfigurationError,
-        match=r"neli_hartbeat_timeout is no setting of celery-neli; did you mean neli_heartbeat_timeout",
+        match=r"neli_hartbeat_timeout is not a setting of celery-neli; did you mean neli_heartbeat_timeout",
     ):
         from_app(app, "beat")
 

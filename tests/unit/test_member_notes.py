@@ -109,7 +109,7 @@ def test_status_tells_apps_apart() -> None:
 def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_its_group(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Once while it stands by, for those who read the log of the app whose schedule does not run; then as the leader."""
+    """Once while it stands by, for readers of the log of the app whose schedule does not run; then as the leader."""
     topic = FakeTopic()
     other = encode_note(Note(schedule="89abcdef", version=None, at=time.time(), app="blog"))
     topic.log.append((MEMBER, "blog1", other, None))

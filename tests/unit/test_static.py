@@ -114,7 +114,7 @@ def test_objects_that_decide_for_themselves_stay_untouched(when: Any) -> None:
         (entry(schedule=10**400), r"^schedule = 1000.*: no number"),
         (entry(schedule=True), r"^schedule = True: bool is no schedule"),
         (entry(schedule=None), r"^schedule is missing: give"),
-        (entry(schedule={"every": 5}), r"^schedule = .*dict is no schedule; write"),
+        (entry(schedule={"every": 5}), r"^schedule = .*dict is not a schedule; write"),
         (entry(schedule=crontab), r"^schedule = .*the class crontab is no schedule"),
         (entry(schedule=tidy.s()), r"^schedule = .*Signature is no schedule"),
         (entry(schedule=0.5, relative=True), r"^schedule = .*a second at least"),
