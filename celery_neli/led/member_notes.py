@@ -22,6 +22,8 @@ __all__ = ["MemberNotes"]
 
 #: Seconds until the same line may be logged again.
 REPEAT_AFTER: Final = 60.0
+#: Seconds for which a standby must know of another app: while it reads the topic, a member may only seem to be there.
+SETTLE: Final = 5.0
 #: Members that are remembered; a flood of forged notes must not fill the memory.
 MOST: Final = 1_000
 
@@ -37,6 +39,7 @@ class MemberNotes:
         self._notes: dict[str, Note] = {}
         self._strangers = False
         self._standby_logged = False
+        self._since: float | None = None  # when this member found another app, while it stands by
         self._limit = LogLimit(REPEAT_AFTER)
 
     def read(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
@@ -60,6 +63,7 @@ class MemberNotes:
         the process while it stands by. Called each turn.
         """
         if self._app is None or not self._strangers or (self._standby_logged and not leads):
+            self._since = None
             return
         now = self._clock()
         others = {name: note for name, note in self._notes.items() if name != self._name}
@@ -67,7 +71,13 @@ class MemberNotes:
         for app, names in apps_of(living(others, None, now)).items():
             apps.setdefault(app, []).extend(names)
         told = sharing(apps, self._group)
-        if told is not None and (not leads or self._limit.allows("apps")):
+        if told is None:
+            self._since = None
+        elif leads:
+            if self._limit.allows("apps"):
+                logger.error("beat: app=%s leads group=%s: %s", self._app, self._group, told)
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= SETTLE:
             self._standby_logged = True
-            does = "leads" if leads else "stands by in"
-            logger.error("beat: app=%s %s group=%s: %s", self._app, does, self._group, told)
+            logger.error("beat: app=%s stands by in group=%s: %s", self._app, self._group, told)

@@ -99,7 +99,7 @@ def test_a_namespace_prefixes_the_settings(monkeypatch: pytest.MonkeyPatch) -> N
     assert from_app(app, "beat").properties["bootstrap.servers"] == "k:1"
     app = Celery()
     app.config_from_object({"CELERY_NELI_GROUP": "shop", "CELERY_NELI_KAFKKA": "k:1"}, namespace="CELERY")
-    with pytest.raises(ConfigurationError, match=r"neli_kafkka is no setting.*neli_kafka"):
+    with pytest.raises(ConfigurationError, match=r"neli_kafkka is not a setting.*neli_kafka"):
         from_app(app, "beat")
 
 

@@ -157,7 +157,7 @@ def test_nothing_is_written_if_there_is_nothing_to_write(desk: Desk) -> None:
     [
         ({"last": float("nan")}, "last: nan is not a time in the years 1 to 9999"),
         ({"last": 1e300}, "last: .*years 1 to 9999"),
-        ({"last": "yesterday"}, "last: 'yesterday' is no time"),
+        ({"last": "yesterday"}, "last: 'yesterday' is not a time"),
         ({"runs": "many"}, "its count is none: 'many'"),
         ({"runs": -1}, "its count is none: -1"),
         ({"since": 1e15}, "since: .*years 1 to 9999"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_neli.led import keeper
-from celery_neli.led.member_notes import MOST, MemberNotes
+from celery_neli.led.member_notes import MOST, SETTLE, MemberNotes
 from celery_neli.schedule.notes import apps_of, living, sharing
 from celery_neli.schedule.records import ENTRY, MEMBER, Note, decode_note, encode_note
 from tests.unit.fakes import FakeTopic
@@ -41,6 +41,25 @@ def test_members_of_another_app_are_named_once_a_minute(notes: MemberNotes, capl
     assert "app shop: beat1, beat2; app blog: blog1" in line
     assert "neli_group of its own" in line
     assert caplog.records[-1].levelno == logging.ERROR
+
+
+def test_a_standby_says_it_once_and_not_of_a_member_that_it_only_reads_of(caplog: pytest.LogCaptureFixture) -> None:
+    """For readers of the log of the app whose schedule does not run."""
+    clock = [NOW]
+    notes = MemberNotes("beat1", "shop", "g.beat", clock=lambda: clock[0])
+    notes.read({(MEMBER, "gone"): note("blog")})
+    notes.warn(leads=False)
+    notes.read({(MEMBER, "gone"): None})
+    notes.warn(leads=False)
+    clock[0] += 2 * SETTLE
+    notes.read({(MEMBER, "blog1"): note("blog")})
+    notes.warn(leads=False)
+    assert said(caplog) == []
+    for _ in range(30):
+        clock[0] += SETTLE
+        notes.warn(leads=False)
+    (line,) = said(caplog)
+    assert line.startswith("beat: app=shop stands by in group=g.beat: different apps share one neli_group (")
 
 
 @pytest.mark.parametrize(
@@ -109,19 +128,16 @@ def test_status_tells_apps_apart() -> None:
 def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_its_group(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Once while it stands by, for readers of the log of the app whose schedule does not run; then as the leader."""
+    """At once when it leads."""
     topic = FakeTopic()
     other = encode_note(Note(schedule="89abcdef", version=None, at=time.time(), app="blog"))
     topic.log.append((MEMBER, "blog1", other, None))
     app = make_app(neli_scheduler=None, beat_schedule={"e": {"task": "t", "schedule": 3600.0}})
     with Beat(app, topic=topic) as beat:
-        for _ in range(3):
-            beat.turns()
-        (line,) = said(caplog)
-        assert line.startswith("beat: app=test stands by in group=")
+        beat.turns()
+        assert said(caplog) == []
         beat.leadership.grant(1)
-        eventually(lambda: len(said(caplog)) > 1, what="the line")
-        assert said(caplog)[1].startswith("beat: app=test leads group=")
+        eventually(lambda: said(caplog), what="the line")
         mine = [decode_note(value) for kind, _, value, writer in topic.log if kind == MEMBER and writer is topic]
         assert [each.app for each in mine] == ["test"]
     assert "app blog: blog1" in said(caplog)[0]

@@ -156,7 +156,7 @@ def test_a_setting_that_is_wrong_is_told_and_does_not_end_an_ordinary_beat(
 ) -> None:
     """It takes no part in any election."""
     beat_starts(OrdinaryBeat(Kafka(ABSENT)), neli_kafkka="k:1")
-    assert "neli_kafkka is no setting" in caplog.text
+    assert "neli_kafkka is not a setting" in caplog.text
 
 
 def worker_starts(watch: OrdinaryBeat, **options: Any) -> None:
