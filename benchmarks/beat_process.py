@@ -20,7 +20,7 @@ from celery import Celery
 
 from benchmarks.brokers import schedule_of
 from celery_neli import Scheduler
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 
 EVERY = timedelta(seconds=1)
 SPEC: dict[str, Any] = {}

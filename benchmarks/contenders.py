@@ -13,9 +13,9 @@ import celery.beat
 
 from benchmarks.brokers import Broker, schedule_of
 from benchmarks.leaders import LedScheduler, SteadyLeadership
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
+from celery_neli.beat.scheduler import Scheduler
 from celery_neli.embedded import EmbeddedKafka
-from celery_neli.scheduler import Scheduler
-from celery_neli.tick.replicated import ReplicatedScheduler
 
 AGO = timedelta(days=1, seconds=5)
 #: Message headers that beat's own messages have (Celery 5.7).

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from celery_neli.beat.scheduler import Scheduler
 from celery_neli.config import Config
 from celery_neli.election.grant import Told
-from celery_neli.election.shared import Standing
-from celery_neli.scheduler import Scheduler
+from celery_neli.election.shared_lease import Standing
 
 
 class SteadyLeadership:

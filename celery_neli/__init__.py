@@ -18,10 +18,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from celery_neli.bootsteps import install
+    from celery_neli.beat.replicated.standalone import ReplicatedScheduler
+    from celery_neli.beat.scheduler import Scheduler
     from celery_neli.config import Config
-    from celery_neli.election.curator import Neli, State
     from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked
+    from celery_neli.election.neli import Neli, State
     from celery_neli.exceptions import (
         ClosedError,
         ConfigurationError,
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
         NotLeader,
         TopicError,
     )
-    from celery_neli.scheduler import Scheduler
     from celery_neli.singletons.decorator import singleton
-    from celery_neli.tick.replicated import ReplicatedScheduler
-    from celery_neli.worker.gate import current_term, leader_only, roles, still_leader
+    from celery_neli.worker.bootsteps import install
+    from celery_neli.worker.leader_only import current_term, leader_only, roles, still_leader
 
 __version__ = "0.1.0"
 __all__ = [
@@ -68,17 +68,17 @@ _HOMES = {
     "LeaderAcquired": "election.grant",
     "LeaderFenced": "election.grant",
     "LeaderRevoked": "election.grant",
-    "Neli": "election.curator",
-    "State": "election.curator",
-    "ReplicatedScheduler": "tick.replicated",
-    "Scheduler": "scheduler",
-    "install": "bootsteps",
+    "Neli": "election.neli",
+    "State": "election.neli",
+    "ReplicatedScheduler": "beat.replicated.standalone",
+    "Scheduler": "beat.scheduler",
+    "install": "worker.bootsteps",
     "LeadershipLost": "exceptions",
     "NotLeader": "exceptions",
-    "current_term": "worker.gate",
-    "leader_only": "worker.gate",
-    "roles": "worker.gate",
-    "still_leader": "worker.gate",
+    "current_term": "worker.leader_only",
+    "leader_only": "worker.leader_only",
+    "roles": "worker.leader_only",
+    "still_leader": "worker.leader_only",
     "singleton": "singletons.decorator",
 }
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from celery import current_app
 
-from celery_neli.bootsteps import install
+from celery_neli.worker.bootsteps import install
 
 install(current_app._get_current_object())  # noqa: SLF001 - Celery's own name for the app behind the proxy

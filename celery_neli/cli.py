@@ -22,8 +22,8 @@ import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refus
 from celery_neli.config import ELECTIONS, enabled
 from celery_neli.masking import hide_from_reports
 from celery_neli.ordinary_beat import guard
+from celery_neli.periodic.cli import schedule
 from celery_neli.printable import printable
-from celery_neli.schedule.cli import schedule
 from celery_neli.terminal import failure, say, say_json
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
     """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
     from celery_neli.config import from_app
     from celery_neli.exceptions import NeliError
-    from celery_neli.request import hand_over
+    from celery_neli.resign import hand_over
 
     try:
         config = from_app(ctx.obj.app, election)

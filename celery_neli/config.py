@@ -93,7 +93,7 @@ class Config:
                 "of at most 100 of the characters A-Z a-z 0-9 . _ -"
             )
         self._compare()
-        from celery_neli.kafka.clients import check  # it needs a configuration to begin with
+        from celery_neli.kafka.properties import check  # it needs a configuration to begin with
 
         check(self)
 

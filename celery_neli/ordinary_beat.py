@@ -25,7 +25,7 @@ __all__ = ["OrdinaryBeat", "check_scheduler", "guard", "misspelt"]
 #: Seconds that Kafka has to answer.
 PATIENCE: Final = 2.0
 #: What `-S` is given to have celery-neli's schedulers.
-NAMES: Final = ("celery_neli.Scheduler", "celery_neli.scheduler:Scheduler", "celery_neli.ReplicatedScheduler")
+NAMES: Final = ("celery_neli.Scheduler", "celery_neli.beat.scheduler:Scheduler", "celery_neli.ReplicatedScheduler")
 
 
 def misspelt(name: Any) -> str | None:
@@ -87,7 +87,7 @@ class OrdinaryBeat:
         one and elected beats run. The beat is a process of its own, whose end the worker does not notice.
         """
         app = instance.app
-        if not any(step.__module__ == "celery_neli.bootsteps" for step in app.steps["worker"]):
+        if not any(step.__module__ == "celery_neli.worker.bootsteps" for step in app.steps["worker"]):
             _warn_of_a_setting_not_read(app)  # with our steps, the worker ends with an error that says so
         if not options.get("beat"):
             return
@@ -160,7 +160,7 @@ class OrdinaryBeat:
 
 
 def _is_elected(cls: type[Any]) -> bool:
-    return any(each.__module__ == "celery_neli.scheduler" for each in cls.__mro__)
+    return any(each.__module__ == "celery_neli.beat.scheduler" for each in cls.__mro__)
 
 
 def _settings_refused(app: Any, cls: type[Any]) -> str | None:

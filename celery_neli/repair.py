@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
 from celery_neli.config import SHARDS_MOST, shard_roles
 from celery_neli.election.clock import boottime
 from celery_neli.election.grant import LeaderRevoked
@@ -22,13 +24,11 @@ from celery_neli.election.member import Member
 from celery_neli.exceptions import NeliError
 from celery_neli.kafka.asking import metadata
 from celery_neli.kafka.causes import is_denied
-from celery_neli.kafka.clients import reader_properties
+from celery_neli.kafka.client_log import KafkaLog
 from celery_neli.kafka.journal import KafkaJournal
-from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.kafka.topic import GONE
+from celery_neli.kafka.properties import reader_properties
+from celery_neli.kafka.topic_admin import GONE
 from celery_neli.kafka.validate import making
-from celery_neli.led.claims import Marks
-from celery_neli.led.shards import BASE, SHARDS, parent
 from celery_neli.printable import printable
 from celery_neli.status import look
 

@@ -20,12 +20,12 @@ from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
 from celery_neli.kafka.asking import metadata
 from celery_neli.kafka.causes import OF_NO_READER, is_denied
-from celery_neli.kafka.clients import admin_properties, reader_properties
-from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.validate import making
-from celery_neli.schedule.client import read_notes
-from celery_neli.schedule.notes import MemberSchedule, apps_of, disagreement, living, sharing
-from celery_neli.schedule.records import Note
+from celery_neli.schedule_topic.codec import Note
+from celery_neli.schedule_topic.notes import MemberSchedule, apps_of, disagreement, living, sharing
+from celery_neli.schedule_topic.one_shot import read_notes
 
 if TYPE_CHECKING:
     import logging

@@ -9,17 +9,17 @@ import celery.beat
 from celery.utils.log import get_logger
 
 from celery_neli.beat.draft import Draft
-from celery_neli.beat.inner import DEFAULT, is_database, is_redbeat
+from celery_neli.beat.replicated.sharding import owner
+from celery_neli.beat.wrapped.host import DEFAULT, is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.led.shards import owner
 from celery_neli.logs import escaping
-from celery_neli.schedule.static import with_sound_schedule
+from celery_neli.periodic.static import with_sound_schedule
 from celery_neli.terminal import failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from celery_neli.beat.desk import Desk
+    from celery_neli.beat.role_runner import Desk
 
 __all__ = ["Facade"]
 

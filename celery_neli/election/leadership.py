@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
-from celery_neli.election.curator import Neli, State
 from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked, Told
-from celery_neli.election.shared import SharedLease, Standing, share
+from celery_neli.election.neli import Neli, State
+from celery_neli.election.shared_lease import SharedLease, Standing, share
 from celery_neli.logs import escaping
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from celery_neli.config import Config
-from celery_neli.election.events import End, Entry, Group, Journal, Lost, Started
 from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Told
 from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, Timing, name_of
+from celery_neli.election.ports import End, Entry, Group, Journal, Lost, Started
 from celery_neli.election.rebalance import Rebalance
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, decode, encode, sound
 from celery_neli.election.standback import StandBack

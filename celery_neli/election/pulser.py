@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from celery_neli.exceptions import ClosedError
 
 if TYPE_CHECKING:
-    from celery_neli.election.curator import Neli
+    from celery_neli.election.neli import Neli
 
 PULSE = 1.0
 

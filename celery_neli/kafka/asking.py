@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from confluent_kafka import Consumer, KafkaException
 
 if TYPE_CHECKING:
-    from celery_neli.kafka.kafkalog import KafkaLog
+    from celery_neli.kafka.client_log import KafkaLog
 
 __all__ = ["is_hopeless", "metadata"]
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from celery_neli.kafka.causes import is_denied
-from celery_neli.kafka.clients import group_properties
-from celery_neli.kafka.deaf import Brokers, Step, Watch, hears, let_go
-from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.liveness import Brokers, Step, Watch, hears, let_go
+from celery_neli.kafka.properties import group_properties
 from celery_neli.kafka.validate import making
 from celery_neli.threads import spawn
 

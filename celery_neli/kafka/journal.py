@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from celery_neli.election.events import End, Entry, Event, Lost, Started
+from celery_neli.election.ports import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.causes import OF_NO_READER, is_denied
-from celery_neli.kafka.clients import producer_properties, reader_properties
-from celery_neli.kafka.deaf import QUIET, Brokers, Step, Watch, hears, let_go
-from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.kafka.topic import GONE, TopicCheck
+from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch, hears, let_go
+from celery_neli.kafka.properties import producer_properties, reader_properties
+from celery_neli.kafka.topic_admin import GONE, TopicCheck
 from celery_neli.kafka.trouble import Trouble
 from celery_neli.kafka.validate import making
 

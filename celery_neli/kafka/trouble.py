@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from celery_neli.exceptions import TopicError
 
 if TYPE_CHECKING:
-    from celery_neli.kafka.kafkalog import KafkaLog
+    from celery_neli.kafka.client_log import KafkaLog
 
 __all__ = ["Trouble"]
 

@@ -1,6 +1,3 @@
-"""The schedule in Kafka: its topic, and the periodic tasks that are put, changed and read at runtime.
-
-In the order of reading: strict_json -> records -> writes, found, end, follow -> topic, notes, client; then text ->
-defined -> editor, view -> importing (from RedBeat, django-celery-beat and a file) -> cli. What users call is
-`celery_neli.periodic`.
+"""When entries are due: the slots of Celery's schedules, what becomes of missed ones, and the heap of due times. Pure:
+no clock, no thread, no Kafka.
 """

@@ -27,10 +27,10 @@ from functools import partial
 from typing import Any
 
 from celery_neli.election.clock import boottime
-from celery_neli.election.shared import SharedLease, share
+from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.singletons.registry import find
-from celery_neli.singletons.turns import Lease, Tenure, Unelected
+from celery_neli.singletons.runner import Lease, Tenure, Unelected
 
 LOOK = 0.2
 """Seconds between two looks at the lease while a turn runs, and at the worker while nothing comes from it."""

@@ -55,7 +55,7 @@ from celery.local import Proxy
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.singletons import registry
-from celery_neli.singletons.crew import Singletons
+from celery_neli.singletons.supervisor import Singletons
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -13,7 +13,7 @@ from celery.worker.control import control_command, inspect_command, nok, ok
 
 if TYPE_CHECKING:
     from celery_neli.election.leadership import Leadership
-    from celery_neli.election.shared import SharedLease
+    from celery_neli.election.shared_lease import SharedLease
 
 OFF = (
     "this worker takes part in no election: add celery_neli.install(app), or imports = ['celery_neli.auto'], "
@@ -58,7 +58,7 @@ def neli_resign(state: Any, role: str | None = None, **kwargs: Any) -> dict[str,
 def _found(app: Any) -> tuple[Leadership, SharedLease] | None:
     """The worker's leadership and what it shares; None if it takes part in no election."""
     from celery_neli.election.leadership import leadership_for
-    from celery_neli.election.shared import shared
+    from celery_neli.election.shared_lease import shared
 
     lease = shared(app)
     return None if lease is None else (leadership_for(app, "worker"), lease)
@@ -70,7 +70,7 @@ def _role(app: Any, lease: SharedLease, role: str) -> dict[str, Any]:
     """
     from celery_neli.election.clock import boottime
     from celery_neli.singletons.registry import registered
-    from celery_neli.worker.counts import counts
+    from celery_neli.worker.counters import counts
 
     standing = lease.standing(role)
     return {

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
 from celery_neli.logs import escaping
-from celery_neli.worker.consuming import apply
-from celery_neli.worker.drain import LOOK_EVERY
+from celery_neli.worker.consumer_step import apply
+from celery_neli.worker.in_flight import LOOK_EVERY
 
 if TYPE_CHECKING:
-    from celery_neli.worker.drain import Drain
+    from celery_neli.worker.in_flight import Drain
 
 logger = escaping(logging.getLogger(__name__))
 

@@ -18,20 +18,20 @@ from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.transport_errors import is_transport_error
-from celery_neli.worker.consuming import apply
-from celery_neli.worker.counts import counts
-from celery_neli.worker.drain import drain_of
-from celery_neli.worker.forward import forward, give_back
+from celery_neli.worker.consumer_step import apply
+from celery_neli.worker.counters import counts
+from celery_neli.worker.in_flight import drain_of
 from celery_neli.worker.malformed import MESSAGE_ERRORS, checked, rejecting
-from celery_neli.worker.marked import mark_of
 from celery_neli.worker.queues import leader_queue, role_of
+from celery_neli.worker.redelivery import forward, give_back
 from celery_neli.worker.refusal import end_worker
-from celery_neli.worker.tracked import tracked
+from celery_neli.worker.request import tracked
+from celery_neli.worker.task_marking import mark_of
 
 if TYPE_CHECKING:
     from kombu.entity import Queue
 
-    from celery_neli.worker.drain import Drain
+    from celery_neli.worker.in_flight import Drain
 
 Handler = Callable[..., Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import celery.beat
 
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 
 celery.beat.Scheduler = ReplicatedScheduler
 # Its PersistentScheduler, too, stands on ours.

@@ -1,4 +1,4 @@
-"""Clean stops of the only broker: a client that asks at the wrong moment forgets it (see celery_neli/kafka/deaf.py)."""
+"""Clean stops of the only broker: a client that asks at the wrong moment forgets it (see kafka/liveness.py)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.events import Entry
+from celery_neli.election.ports import Entry
 from celery_neli.kafka.group import KafkaGroup
 from celery_neli.kafka.journal import KafkaJournal
-from celery_neli.schedule import client as schedule_client
-from celery_neli.schedule.records import ENTRY
-from celery_neli.schedule.topic import ScheduleTopic
+from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic.codec import ENTRY
+from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests import services
 from tests.kafka.cluster import KafkaCluster
 from tests.processes import wait_until

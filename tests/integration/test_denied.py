@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.events import End, Entry
+from celery_neli.election.ports import End, Entry
 from celery_neli.exceptions import TopicError
-from celery_neli.kafka.deaf import ASK_EVERY, PATIENCE, QUIET
 from celery_neli.kafka.journal import KafkaJournal
+from celery_neli.kafka.liveness import ASK_EVERY, PATIENCE, QUIET
 from celery_neli.kafka.topic_spec import LEADER
 from tests.kafka.secured import Right
 from tests.processes import wait_until

@@ -15,10 +15,10 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from celery_neli.config import Config
-from celery_neli.schedule import client as schedule_client
-from celery_neli.schedule import follow
-from celery_neli.schedule.records import ENTRY, STATE, Definition, encode_definition
-from celery_neli.schedule.topic import ScheduleTopic
+from celery_neli.schedule_topic import follow
+from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, encode_definition
+from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests.processes import wait_until
 from tests.unit.beats import START, World
 

@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from celery_neli.cli import neli
 from celery_neli.config import from_app
-from celery_neli.schedule.records import MAX_KEY, key_of
+from celery_neli.schedule_topic.codec import MAX_KEY, key_of
 from tests.unit import hostile
 from tests.unit.schedulers import make_app
 

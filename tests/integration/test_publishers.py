@@ -18,11 +18,11 @@ from kombu import Exchange, Queue
 from kombu.messaging import Producer
 
 from celery_neli.beat.connections import drop_connection
+from celery_neli.beat.replicated.batch import batch_of
+from celery_neli.beat.replicated.fastpath import FastPath
+from celery_neli.beat.replicated.publishers import Publishers
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.led.batch import batch_of
-from celery_neli.led.publishers import Publishers
-from celery_neli.tick.fastpath import FastPath
-from celery_neli.tick.replicated import ReplicatedScheduler
 
 if TYPE_CHECKING:
     from tests.brokers.redis_server import RedisServer

@@ -15,8 +15,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from celery_neli.config import Config
-from celery_neli.election.curator import Neli
 from celery_neli.election.grant import LeaderAcquired, LeaderEvent
+from celery_neli.election.neli import Neli
 from celery_neli.status import TAIL, look
 from tests.processes import wait_until
 

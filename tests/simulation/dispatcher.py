@@ -1,8 +1,8 @@
 """A leader's scheduler: real entries and real claims, on a wall clock of its own, with a task broker that fails at
 times.
 
-What decides about a slot is what celery-neli runs (`celery_neli.led.claims`, `tick.due` and `tick.slots`); what is
-between them here is what celery_neli's scheduler does with threads.
+What decides about a slot is what celery-neli runs (`beat.replicated.claims`, `schedule.due` and
+`schedule.slots`); what is between them here is what celery_neli's scheduler does with threads.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.led.claims import Claims, Marks
-from celery_neli.tick.due import advance, look, pass_over
-from celery_neli.tick.misfire import Misfire
-from celery_neli.tick.slots import next_slot
+from celery_neli.beat.replicated.claims import Claims, Marks
+from celery_neli.schedule.due import advance, look, pass_over
+from celery_neli.schedule.misfire import Misfire
+from celery_neli.schedule.slots import next_slot
 from tests.simulation.faults import Crash
 from tests.simulation.judge import Failure
 from tests.simulation.schedule import BORN, IMPORTED, State, imported_entry, new_entries, task_id

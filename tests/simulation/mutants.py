@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from celery_neli.beat.replicated import claims
 from celery_neli.election import grant, lease, member, rebalance
-from celery_neli.led import claims
 from tests.simulation import dispatcher
 from tests.simulation.judge import Failure
 from tests.simulation.world import run

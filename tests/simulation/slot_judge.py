@@ -11,7 +11,7 @@ from tests.simulation.judge import Failure
 from tests.simulation.schedule import BORN, IMPORTED, MISSED, PERIODS, Topic, is_slot, slots_until
 
 if TYPE_CHECKING:
-    from celery_neli.led.claims import Marks
+    from celery_neli.beat.replicated.claims import Marks
     from tests.simulation.world import World
 
 LATEST = 12.0

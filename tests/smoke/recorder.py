@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from celery_neli.election.shared import Standing
+    from celery_neli.election.shared_lease import Standing
 
 FLUSH = 0.05
 

@@ -16,10 +16,10 @@ import pytest
 import celery_neli
 from celery_neli.election.clock import boottime
 from celery_neli.election.grant import Grant
-from celery_neli.election.shared import SharedLease
-from celery_neli.singletons.isolated import Isolated
+from celery_neli.election.shared_lease import SharedLease
+from celery_neli.singletons.process import Isolated
 from celery_neli.singletons.registry import Singleton
-from celery_neli.singletons.turns import ChildFailed, Unelected
+from celery_neli.singletons.runner import ChildFailed, Unelected
 from tests.processes import start_process, stop_process, wait_until
 
 pytestmark = pytest.mark.smoke

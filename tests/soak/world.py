@@ -13,18 +13,18 @@ from celery.app.amqp import Producer  # type: ignore[attr-defined]
 from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
+from celery_neli.beat.scheduler import Scheduler
 from celery_neli.config import Config
 from celery_neli.election.grant import Told
-from celery_neli.election.shared import Standing
-from celery_neli.schedule.defined import define
-from celery_neli.schedule.records import ENTRY, STATE, encode_definition
-from celery_neli.scheduler import Scheduler
+from celery_neli.election.shared_lease import Standing
+from celery_neli.periodic.definition import define
+from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_definition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from celery_neli.schedule.records import Kind
+    from celery_neli.schedule_topic.codec import Kind
 
 BEGIN = datetime(2026, 3, 1, 11, 59, 50, tzinfo=timezone.utc)
 STEP = timedelta(milliseconds=10)

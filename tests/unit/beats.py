@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu import Producer
 
-from celery_neli.beat.alarm import Alarm
-from celery_neli.beat.desk import Desk
+from celery_neli.beat.replicated.host import Keeper
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
+from celery_neli.beat.role_runner import Desk
 from celery_neli.beat.tenure import LeaseEnded
+from celery_neli.beat.wakeup import Alarm
 from celery_neli.config import Config, beat_settings, shard_roles
-from celery_neli.led.keeper import Keeper
-from celery_neli.schedule.editor import ScheduleEditor
-from celery_neli.schedule.records import STATE, State, encode_state
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.schedule_topic.codec import STATE, State, encode_state
 from tests.unit.elections import FakeElection, FakeMember
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import make_app
@@ -28,7 +28,7 @@ from tests.unit.schedulers import make_app
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from celery_neli.schedule.records import Kind
+    from celery_neli.schedule_topic.codec import Kind
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 START = NOON.timestamp()

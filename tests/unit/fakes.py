@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from celery_neli import signals
 from celery_neli.config import Config
 from celery_neli.election.grant import Told
-from celery_neli.schedule.records import STATE, State, decode_state
+from celery_neli.schedule_topic.codec import STATE, State, decode_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from celery_neli.exceptions import RecordError
-    from celery_neli.schedule.records import Kind
+    from celery_neli.schedule_topic.codec import Kind
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from celery import Celery, _state
 
 from celery_neli.election.clock import boottime
 from celery_neli.election.grant import Grant
-from celery_neli.election.shared import SharedLease, share
+from celery_neli.election.shared_lease import SharedLease, share
 
 
 def make_app(name: str = "shop", **settings: Any) -> Celery:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery, beat
 from celery.schedules import schedule
 
-from celery_neli.scheduler import Scheduler
+from celery_neli.beat.scheduler import Scheduler
 from tests.unit.fakes import FakeLeadership, FakeTopic
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.schedule.editor import ScheduleEditor
-from celery_neli.schedule.records import ENTRY, STATE, Definition, State, decode, encode_definition, encode_state
-from celery_neli.schedule.view import Periodic, look
+from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.periodic.view import Periodic, look
+from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode, encode_definition, encode_state
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from celery_neli.schedule.editor import Record
-    from celery_neli.schedule.records import Kind
+    from celery_neli.periodic.editor import Record
+    from celery_neli.schedule_topic.codec import Kind
 
 #: 2026-06-01 12:00:00 UTC
 NOON = 1_780_315_200.0

@@ -7,9 +7,9 @@ import random
 from typing import Any
 
 from celery_neli.config import Config
-from celery_neli.election.events import End, Entry, Event, Started
 from celery_neli.election.grant import Grant, LeaderAcquired
 from celery_neli.election.member import Member
+from celery_neli.election.ports import End, Entry, Event, Started
 from celery_neli.election.records import Record, decode, encode
 from celery_neli.exceptions import TopicError
 

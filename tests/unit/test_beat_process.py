@@ -24,7 +24,7 @@ PROJECT = """
 import sys, time
 from celery import Celery
 from celery.signals import after_task_publish, before_task_publish
-from celery_neli.scheduler import Scheduler
+from celery_neli.beat.scheduler import Scheduler
 from tests.unit.fakes import FakeLeadership
 
 

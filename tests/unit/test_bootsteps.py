@@ -13,12 +13,12 @@ from celery._state import _set_task_join_will_block
 from celery.worker import WorkController
 
 from celery_neli import install, leader_only
-from celery_neli.bootsteps import Election, Office
 from celery_neli.config import Config
-from celery_neli.election.shared import shared
+from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.worker.consuming import LeaderQueues
-from celery_neli.worker.drain import drain_of
+from celery_neli.worker.bootsteps import Election, Office
+from celery_neli.worker.consumer_step import LeaderQueues
+from celery_neli.worker.in_flight import drain_of
 from tests.unit.leases import Lease, make_app
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_mark_is_found_before_the_task_broker_is_asked(monkeypatch: pyte
     def work() -> None:
         pass
 
-    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: Leadership())
+    monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: Leadership())
     worker = SimpleNamespace(app=app, pool_cls="prefork")
     with pytest.raises(ConfigurationError, match=r"work: .*no such role"):
         Office(worker).include_if(worker)
@@ -104,7 +104,7 @@ def test_only_solo_runs_tasks_on_the_consumers_thread(pool: str, inline: bool, m
     """A long task there is no hang of the consumer."""
     app = make_app("inline")
     Lease(app)
-    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: Leadership())
+    monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: Leadership())
     worker = SimpleNamespace(app=app, pool_cls=pool, steps=[])
     assert Office(worker).include_if(worker)
     drain = drain_of(app)
@@ -149,7 +149,7 @@ def test_the_release_waits_for_what_may_still_run(
     app = make_app("office")
     lease, leadership = Lease(app), Leadership()
     lease.lead()
-    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: leadership)
+    monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: leadership)
     worker = SimpleNamespace(app=app, pool_cls=pool, steps=[])
     office = Office(worker)
     assert office.include_if(worker)

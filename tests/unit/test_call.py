@@ -18,7 +18,7 @@ from kombu import Queue
 
 from celery_neli import install, periodic
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.defined import define
+from celery_neli.periodic.definition import define
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_neli.beat.replicated.claims import ASTRAY, FOREVER, Claims, Marks, Offer
 from celery_neli.election.grant import Told
-from celery_neli.led.claims import ASTRAY, FOREVER, Claims, Marks, Offer
 
 T0 = 1_700_000_000.0
 INTERVAL = 0.5

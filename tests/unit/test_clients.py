@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.curator import connect_kafka
+from celery_neli.election.neli import connect_kafka
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafka.clients import group_properties, producer_properties, reader_properties
-from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.properties import group_properties, producer_properties, reader_properties
 from celery_neli.log_limit import REMEMBERED
 from tests.processes import wait_until
 

@@ -8,8 +8,8 @@ import pytest
 from celery import Celery
 
 from celery_neli import Config, ConfigurationError
+from celery_neli.beat.scheduler import Scheduler
 from celery_neli.config import from_app, worker_settings
-from celery_neli.scheduler import Scheduler
 from celery_neli.settings import SETTINGS
 
 

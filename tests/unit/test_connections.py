@@ -12,7 +12,7 @@ import pytest
 from kombu.transport.memory import Transport
 
 from celery_neli.beat.connections import drop_connection
-from celery_neli.beat.leased import release_connection
+from celery_neli.beat.wrapped.mixin import release_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import logging
 import pytest
 from celery.exceptions import WorkerShutdown
 
-from celery_neli.worker.consuming import apply
+from celery_neli.worker.consumer_step import apply
 from celery_neli.worker.handover import Handover
 from tests.unit.workers import Worker
 

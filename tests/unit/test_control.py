@@ -16,9 +16,9 @@ from celery_neli import singleton
 from celery_neli.config import Config
 from celery_neli.election.clock import boottime
 from celery_neli.election.grant import Grant
-from celery_neli.election.shared import SharedLease, share
+from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.worker import control
-from celery_neli.worker.counts import counts
+from celery_neli.worker.counters import counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,7 +173,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    packages = ("election", "schedule", "worker")
+    packages = ("election", "periodic", "worker")
     modules = (
         "cli",
         "config",
@@ -186,7 +186,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "printable",
         "settings",
         "election.records",
-        "schedule.cli",
+        "periodic.cli",
         "worker.control",
     )
     assert set(loaded.split()) == {f"celery_neli.{each}" for each in (*packages, *modules)}

@@ -18,8 +18,8 @@ from celery.schedules import crontab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.tick.crontabs import follows_real_time
-from celery_neli.tick.slots import is_known, missed, next_slot
+from celery_neli.schedule.crontabs import follows_real_time
+from celery_neli.schedule.slots import is_known, missed, next_slot
 from tests.unit.schedulers import make_app
 from tests.unit.wall_clock import MINUTE, Crontab, WallClock, changes
 

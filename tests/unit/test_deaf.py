@@ -14,11 +14,11 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.config import Config
-from celery_neli.election.events import End, Entry, Event, Started
+from celery_neli.election.ports import End, Entry, Event, Started
 from celery_neli.kafka import journal as journal_module
-from celery_neli.kafka.deaf import PATIENCE, PATIENCE_MOST, QUIET, Brokers, Step, Watch, hears
+from celery_neli.kafka.client_log import KafkaLog
 from celery_neli.kafka.journal import KafkaJournal
-from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.liveness import PATIENCE, PATIENCE_MOST, QUIET, Brokers, Step, Watch, hears
 
 LOG = logging.getLogger("celery_neli.kafka")
 AT_END, NO_BROKER = KafkaError(-191), KafkaError(-195)  # _PARTITION_EOF, _TRANSPORT

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from celery_neli.beat import desk as desks
+from celery_neli.beat import role_runner as desks
+from celery_neli.beat.replicated.fingerprint import fingerprint
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
+from celery_neli.beat.scheduler import Scheduler
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.led.fingerprint import fingerprint
-from celery_neli.schedule.records import MEMBER, decode_note
-from celery_neli.scheduler import Scheduler
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.schedule_topic.codec import MEMBER, decode_note
 from tests.unit.beats import NOON, Process, World
 from tests.unit.schedulers import eventually
 

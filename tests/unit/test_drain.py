@@ -19,8 +19,8 @@ from celery.exceptions import WorkerLostError
 from celery.worker import state
 
 from celery_neli import leader_only
-from celery_neli.bootsteps import refuse_pool
 from celery_neli.exceptions import ConfigurationError, LeadershipLost
+from celery_neli.worker.bootsteps import refuse_pool
 from celery_neli.worker.handover import Handover
 from tests.processes import wait_until
 from tests.unit.workers import Worker
@@ -521,7 +521,7 @@ def test_a_fence_kills_while_the_consumer_hangs(
     child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once; when it goes on, the task goes back."""
-    monkeypatch.setattr("celery_neli.worker.drain.TURN", 0.0)
+    monkeypatch.setattr("celery_neli.worker.in_flight.TURN", 0.0)
     worker, task = killing(acks_late=True)
     begun(worker, task, child)
     worker.lease.lose()
@@ -535,7 +535,7 @@ def test_a_fence_kills_while_the_consumer_hangs(
 
 def test_a_consumer_that_hangs_makes_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until its loop turns again."""
-    monkeypatch.setattr("celery_neli.worker.drain.TURN", 0.05)
+    monkeypatch.setattr("celery_neli.worker.in_flight.TURN", 0.05)
     worker, _ = leader()
     assert worker.drain.working()
     wait_until(lambda: not worker.drain.working(), timeout=5, what="the hang")
@@ -562,7 +562,7 @@ def test_a_consumer_is_asked_once_until_it_answers() -> None:
 
 def test_a_long_task_on_the_consumers_thread_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """Solo, whatever the task."""
-    monkeypatch.setattr("celery_neli.worker.drain.TURN", 0.0)
+    monkeypatch.setattr("celery_neli.worker.in_flight.TURN", 0.0)
     worker, task = leader()
     task.delay()
     worker.receive()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery.utils.time import maybe_iso8601
 
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.defined import define
-from celery_neli.tick.misfire import Misfire
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.periodic.definition import define
+from celery_neli.schedule.misfire import Misfire
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 from tests.unit.test_replicated import NOON, SECOND, Every, Rig

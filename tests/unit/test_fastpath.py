@@ -20,8 +20,8 @@ from kombu.transport.memory import Channel, Transport
 from kombu.utils.json import dumps
 
 from celery_neli import leader_only
-from celery_neli.tick.fastpath import FastPath
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.beat.replicated.fastpath import FastPath
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:

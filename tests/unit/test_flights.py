@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from celery_neli.led import dispatching, flights
+from celery_neli.beat.replicated import pool as flights
+from celery_neli.beat.replicated import sender as dispatching
 from tests.unit.beats import World
 from tests.unit.schedulers import eventually
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from celery_neli.beat.replicated import host as keepers
+from celery_neli.beat.replicated.entries import STRAYS
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.led import keeper as keepers
-from celery_neli.led.states import STRAYS
 from celery_neli.log_limit import EntryLines
-from celery_neli.schedule.records import (
+from celery_neli.schedule_topic.codec import (
     ENTRY,
     STATE,
     Definition,

@@ -12,9 +12,10 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.config import Config
-from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.schedule import follow as follow_module
-from celery_neli.schedule.follow import (
+from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.schedule_topic import follow as follow_module
+from celery_neli.schedule_topic.codec import STATE, key_of
+from celery_neli.schedule_topic.follow import (
     ASK,
     AWAY,
     CHECK_AGAIN,
@@ -24,9 +25,8 @@ from celery_neli.schedule.follow import (
     STOOD_STILL,
     Follower,
 )
-from celery_neli.schedule.found import Found
-from celery_neli.schedule.records import STATE, key_of
-from celery_neli.schedule.writes import Writes
+from celery_neli.schedule_topic.found import Found
+from celery_neli.schedule_topic.pending import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ from celery.schedules import crontab, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.tick.due import reckoned, seconds_to_next
-from celery_neli.tick.forecast import Forecast
+from celery_neli.schedule.due import reckoned, seconds_to_next
+from celery_neli.schedule.forecast import Forecast
 from tests.unit.schedulers import make_app
 from tests.unit.test_slots import FIELDS, INTERVALS, MOMENTS, ZONES
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 
-from celery_neli.worker.forward import forward, give_back
+from celery_neli.worker.redelivery import forward, give_back
 from celery_neli.worker.strategy import came_by
 
 _number = itertools.count()

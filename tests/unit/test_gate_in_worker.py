@@ -14,8 +14,8 @@ from celery.worker.request import Request
 from kombu import Queue
 
 from celery_neli import NotLeader, current_term, leader_only, still_leader
-from celery_neli.election.shared import share
-from celery_neli.worker.counts import counts
+from celery_neli.election.shared_lease import share
+from celery_neli.worker.counters import counts
 from tests.unit.leases import Lease, make_app, own_world
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from celery_neli.beat.replicated import inventory
 from celery_neli.exceptions import NeliError
-from celery_neli.led import inventory
-from celery_neli.schedule.records import ENTRY, STATE
-from celery_neli.schedule.view import names
+from celery_neli.periodic.view import names
+from celery_neli.schedule_topic.codec import ENTRY, STATE
 from tests.unit.beats import World
 
 if TYPE_CHECKING:

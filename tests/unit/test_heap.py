@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from celery_neli.tick.heap import DueHeap
+from celery_neli.schedule.heap import DueHeap
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from celery_neli.logs import escaping
-from celery_neli.schedule.found import Found
-from celery_neli.schedule.records import ENTRY, MEMBER, STATE
+from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE
+from celery_neli.schedule_topic.found import Found
 from tests.unit import hostile
 from tests.unit.beats import START, World
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.defined import define, entry_of
-from celery_neli.schedule.records import Definition, decode_definition, encode_definition
-from celery_neli.schedule.static import check_static
+from celery_neli.periodic.definition import define, entry_of
+from celery_neli.periodic.static import check_static
+from celery_neli.schedule_topic.codec import Definition, decode_definition, encode_definition
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON
 

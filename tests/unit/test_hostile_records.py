@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_neli import periodic
+from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.sharding import begin
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.election.grant import Told
 from celery_neli.election.records import decode as decode_leader_record
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.led.claims import Marks
-from celery_neli.led.shards import begin
-from celery_neli.schedule.defined import define, entry_of
-from celery_neli.schedule.found import Found, fold
-from celery_neli.schedule.records import (
+from celery_neli.periodic.definition import define, entry_of
+from celery_neli.periodic.view import look, names
+from celery_neli.schedule_topic.codec import (
     ENTRY,
     MEMBER,
     STATE,
@@ -39,8 +40,7 @@ from celery_neli.schedule.records import (
     key_of,
     kind_of,
 )
-from celery_neli.schedule.view import look, names
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.schedule_topic.found import Found, fold
 from tests.unit.beats import START, World
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk

@@ -22,10 +22,10 @@ from celery.utils.time import LocalTimezone
 from click.testing import CliRunner
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.schedule import importing_file
-from celery_neli.schedule.importing import Found, LeftOut, carry_over
-from celery_neli.schedule.inert_pickle import load, parts
-from celery_neli.tick.once import once
+from celery_neli.periodic.importers import shelf as importing_file
+from celery_neli.periodic.importers.inert_pickle import load, parts
+from celery_neli.periodic.importers.run import Found, LeftOut, carry_over
+from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 
@@ -317,7 +317,7 @@ def test_a_file_in_a_directory_that_cannot_be_written_is_read(path: Path) -> Non
 
 def test_the_help_says_that_nothing_runs() -> None:
     """And what does."""
-    from celery_neli.schedule.cli import schedule as command
+    from celery_neli.periodic.cli import schedule as command
 
     told = " ".join(CliRunner().invoke(command, ["import", "--help"]).output.split())
     assert "The command runs none of it, with or without --dry-run, except for classes that you --trust" in told

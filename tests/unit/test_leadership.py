@@ -14,11 +14,11 @@ from celery.exceptions import WorkerShutdown
 from celery.signals import worker_shutdown
 
 from celery_neli import ConfigurationError, install, signals
-from celery_neli.bootsteps import Election, Office
 from celery_neli.config import Config
 from celery_neli.election.grant import Told
 from celery_neli.election.leadership import Leadership, leadership_for
-from celery_neli.election.shared import shared
+from celery_neli.election.shared_lease import shared
+from celery_neli.worker.bootsteps import Election, Office
 from tests.processes import wait_until
 from tests.unit.memory_log import MemoryLog
 
@@ -366,7 +366,7 @@ def test_install_adds_the_steps_once_and_does_not_load_the_configuration() -> No
     app = Celery("shop", set_as_current=False)
     assert install(install(app)) is app
     assert app.steps["worker"] == {Office, Election}
-    assert app.steps["consumer"] == {"celery_neli.worker.consuming:LeaderQueues"}
+    assert app.steps["consumer"] == {"celery_neli.worker.consumer_step:LeaderQueues"}
     assert not app.configured
 
 
@@ -393,7 +393,7 @@ def test_a_worker_refuses_bad_settings_before_it_starts(app: Celery) -> None:
 
 def start_steps(app: Celery, leadership: Leadership, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Office]:
     """A worker's steps, with nothing between them; they lead."""
-    monkeypatch.setattr("celery_neli.bootsteps.leadership_for", lambda *_: leadership)
+    monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: leadership)
     parent = worker(app)
     office, election = Office(parent), Election(parent)
     assert election.include(parent)

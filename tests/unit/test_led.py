@@ -14,7 +14,7 @@ from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
 from celery_neli.beat.publish import slot_id
-from celery_neli.led.claims import Marks
+from celery_neli.beat.replicated.claims import Marks
 from tests.unit.beats import NOON, START, World
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from celery_neli.beat.replicated.host import version_of
+from celery_neli.beat.replicated.sharding import begin
 from celery_neli.exceptions import RecordError
-from celery_neli.led.keeper import version_of
-from celery_neli.led.shards import begin
-from celery_neli.schedule.notes import living
-from celery_neli.schedule.records import (
+from celery_neli.periodic.view import look
+from celery_neli.schedule_topic.codec import (
     ENTRY,
     RANK_MOST,
     RUNS_MOST,
@@ -26,8 +26,8 @@ from celery_neli.schedule.records import (
     encode_definition,
     encode_state,
 )
-from celery_neli.schedule.strict_json import MAX_INT
-from celery_neli.schedule.view import look
+from celery_neli.schedule_topic.notes import living
+from celery_neli.schedule_topic.strict_json import MAX_INT
 from tests.unit.beats import START, World
 from tests.unit.test_shards import tells
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from celery.schedules import crontab
 
-from celery_neli.schedule.importing import Found, Source, carry_over
-from celery_neli.schedule.records import STATE
+from celery_neli.periodic.importers.run import Found, Source, carry_over
+from celery_neli.schedule_topic.codec import STATE
 from tests.unit.beats import NOON, START, Crash, World
 
 SKIP = {"neli_in_doubt": "skip"}

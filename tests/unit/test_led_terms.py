@@ -9,7 +9,7 @@ import pytest
 from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 
-from celery_neli.schedule.records import ENTRY, NO_TERM, STATE
+from celery_neli.schedule_topic.codec import ENTRY, NO_TERM, STATE
 from tests.unit.beats import NOON, START, Process, World, seconds
 
 SKIP = {"neli_in_doubt": "skip", "neli_misfire": "fire_all"}

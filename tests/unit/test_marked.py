@@ -14,7 +14,7 @@ from kombu import Exchange, Queue
 
 from celery_neli import ConfigurationError, leader_only
 from celery_neli.exceptions import NotLeader
-from celery_neli.worker.marked import mark_of
+from celery_neli.worker.task_marking import mark_of
 from tests.unit.leases import Lease, make_app, own_world
 
 if TYPE_CHECKING:

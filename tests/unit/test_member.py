@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from celery_neli.election.events import End, Entry, Lost, Started
 from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked, Told
 from celery_neli.election.lease import CLOCK_RATES
+from celery_neli.election.ports import End, Entry, Lost, Started
 from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import TopicError
 from tests.unit.stage import Stage

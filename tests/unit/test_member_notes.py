@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from celery_neli.led import keeper
-from celery_neli.led.member_notes import MOST, SETTLE, MemberNotes
-from celery_neli.schedule.notes import apps_of, living, sharing
-from celery_neli.schedule.records import ENTRY, MEMBER, Note, decode_note, encode_note
+from celery_neli.beat.replicated import host as keeper
+from celery_neli.beat.replicated.member_notes import MOST, SETTLE, MemberNotes
+from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Note, decode_note, encode_note
+from celery_neli.schedule_topic.notes import apps_of, living, sharing
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import Beat, eventually, make_app
 
@@ -24,7 +24,9 @@ def note(app: str | None, *, ago: float = 5.0) -> bytes:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "celery_neli.led.member_notes"]
+    return [
+        record.getMessage() for record in caplog.records if record.name == "celery_neli.beat.replicated.member_notes"
+    ]
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.tick.misfire import POLICIES, Misfire, decide
-from celery_neli.tick.slots import Owed
+from celery_neli.schedule.misfire import POLICIES, Misfire, decide
+from celery_neli.schedule.slots import Owed
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 

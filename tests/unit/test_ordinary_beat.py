@@ -20,8 +20,8 @@ from celery.bin.base import CLIContext
 from celery.utils.dispatch import Signal
 from click.testing import CliRunner
 
+import celery_neli.beat.scheduler
 import celery_neli.cli
-import celery_neli.scheduler
 from celery_neli import install
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import OrdinaryBeat, check_scheduler, misspelt
@@ -127,7 +127,7 @@ def test_where_no_election_is_meant_kafka_is_not_asked(conf: dict[str, Any]) -> 
 def test_an_elected_beat_is_not_asked_about() -> None:
     """It takes part."""
     kafka = Kafka(found(leader="beat1"))
-    beat_starts(OrdinaryBeat(kafka), celery_neli.scheduler.Scheduler)
+    beat_starts(OrdinaryBeat(kafka), celery_neli.beat.scheduler.Scheduler)
     assert kafka.asked == 0
 
 
@@ -249,7 +249,7 @@ def test_a_group_under_a_name_that_celery_does_not_read_is_told(name: str, caplo
         ("celery_nelli.Scheduler", "celery_neli.Scheduler"),
         ("celery-neli.Scheduler", "celery_neli.Scheduler"),
         ("celery_neli:scheduler", "celery_neli.Scheduler"),
-        ("celery_neli.scheduler.Schedular", "celery_neli.scheduler:Scheduler"),
+        ("celery_neli.beat.scheduler.Schedular", "celery_neli.beat.scheduler:Scheduler"),
         ("celery_neli.ReplicatedSheduler", "celery_neli.ReplicatedScheduler"),
     ],
 )
@@ -271,7 +271,14 @@ def test_a_misspelt_scheduler_is_one_line_with_the_name_that_was_meant(name: str
 
 @pytest.mark.parametrize(
     "name",
-    ["celery_neli.Scheduler", "celery_neli.scheduler:Scheduler", "neli", "redbeat.RedBeatSchedular", Scheduler, None],
+    [
+        "celery_neli.Scheduler",
+        "celery_neli.beat.scheduler:Scheduler",
+        "neli",
+        "redbeat.RedBeatSchedular",
+        Scheduler,
+        None,
+    ],
 )
 def test_other_names_are_celerys_matter(name: Any) -> None:
     """And those that are right are nobody's."""

@@ -12,8 +12,8 @@ from celery import Celery
 from celery.backends.base import KeyValueStoreBackend
 from celery.beat import ScheduleEntry
 
+from celery_neli.beat.replicated.overlap_check import OverlapGate
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.led.overlap_gate import OverlapGate
 from tests.processes import wait_until
 
 if TYPE_CHECKING:

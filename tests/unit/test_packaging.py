@@ -45,7 +45,7 @@ def test_import_does_nothing(module: str) -> None:
     assert seen["made"] == []
     assert seen["threads"] == 1
     assert seen["root_handlers"] == 0
-    assert not {"confluent_kafka", "celery.beat", "celery_neli.scheduler"} & set(seen["modules"])
+    assert not {"confluent_kafka", "celery.beat", "celery_neli.beat.scheduler"} & set(seen["modules"])
 
 
 TIME = """
@@ -111,7 +111,7 @@ def test_plugins_are_found() -> None:
     points = {(p.group, p.name): p.value for p in metadata.distribution("celery-neli").entry_points}
     assert points == {
         ("celery.commands", "neli"): "celery_neli.cli:neli",
-        ("celery.beat_schedulers", "neli"): "celery_neli.scheduler:Scheduler",
+        ("celery.beat_schedulers", "neli"): "celery_neli.beat.scheduler:Scheduler",
     }
     for point in metadata.distribution("celery-neli").entry_points:
         assert point.load() is not None

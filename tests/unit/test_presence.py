@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from celery_neli.election.shared import SharedLease
-from celery_neli.worker.gate import leader_only
+from celery_neli.election.shared_lease import SharedLease
+from celery_neli.worker.leader_only import leader_only
 from tests.processes import wait_until
 from tests.unit.leases import Lease, make_app
 from tests.unit.workers import Worker

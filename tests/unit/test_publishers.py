@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from celery_neli.beat.replicated.publishers import Publishers, Unsent
 from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.led.publishers import Publishers, Unsent
 from tests.unit.schedulers import eventually
 
 if TYPE_CHECKING:

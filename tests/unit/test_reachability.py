@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_neli.kafka.causes import Cause, untrusted
-from celery_neli.kafka.kafkalog import KafkaLog
+from celery_neli.kafka.client_log import KafkaLog
 from celery_neli.kafka.reachability import FORGET, REMIND, SETTLE, Reachability
 from tests.processes import wait_until
 

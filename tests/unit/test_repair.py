@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from celery_neli.beat.replicated.sharding import begin, owner
 from celery_neli.cli import neli
 from celery_neli.config import Config, from_app
-from celery_neli.election.curator import Neli
+from celery_neli.election.neli import Neli
 from celery_neli.election.records import Record, encode
-from celery_neli.led.shards import begin, owner
 from celery_neli.repair import plan
 from tests.unit.schedulers import make_app
 from tests.unit.test_shards import tells

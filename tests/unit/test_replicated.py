@@ -14,9 +14,9 @@ from celery import beat as celery_beat
 from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 
+from celery_neli.beat.replicated.entry_dict import Entries
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.tick.entries import Entries
-from celery_neli.tick.replicated import ReplicatedScheduler
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import Beat, Kind, eventually, in_mid_dispatch, make_app
 
@@ -517,7 +517,7 @@ def test_messages_of_one_entry_leave_in_the_order_of_their_slots() -> None:
 class Own(Kind):
     """This scheduler inside celery_neli.Scheduler."""
 
-    name = "celery_neli.tick.replicated.ReplicatedScheduler"
+    name = "celery_neli.beat.replicated.standalone.ReplicatedScheduler"
 
 
 @pytest.fixture
@@ -600,7 +600,7 @@ def test_a_hand_over_waits_for_the_message_in_flight(own: Own) -> None:
 
 def test_switched_off_it_is_a_scheduler_like_any_other() -> None:
     """With `neli_enabled = False`: no lease, no Kafka."""
-    from celery_neli.scheduler import Scheduler
+    from celery_neli.beat.scheduler import Scheduler
 
     app = make_app(neli_enabled=False, neli_scheduler=Own.name, beat_schedule={})
     assert type(Scheduler(app)) is ReplicatedScheduler

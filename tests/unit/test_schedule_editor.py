@@ -9,9 +9,9 @@ import pytest
 from celery.schedules import crontab
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.schedule.editor import default_author
-from celery_neli.schedule.records import ENTRY, Definition, State
-from celery_neli.schedule.view import names
+from celery_neli.periodic.editor import default_author
+from celery_neli.periodic.view import names
+from celery_neli.schedule_topic.codec import ENTRY, Definition, State
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError, RecordError, UnknownVersion
-from celery_neli.schedule.records import (
+from celery_neli.schedule_topic.codec import (
     ENTRY,
     MAX_BYTES,
     MEMBER,

@@ -15,9 +15,9 @@ from confluent_kafka import Producer
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import RecordError
-from celery_neli.schedule import client as schedule_client
-from celery_neli.schedule.records import ENTRY, MEMBER, STATE, Note, State, encode_note, encode_state
-from celery_neli.schedule.topic import ScheduleTopic
+from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, Note, State, encode_note, encode_state
+from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests.processes import wait_until
 
 LOG = logging.getLogger("celery_neli.schedule")

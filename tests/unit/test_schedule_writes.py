@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.schedule.writes import IN_FLIGHT, Writes
+from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.schedule_topic.pending import IN_FLIGHT, Writes
 
 TIMED_OUT, PURGED, UNKNOWN_TOPIC = -192, -152, -188  # librdkafka's _MSG_TIMED_OUT, _PURGE_QUEUE and _UNKNOWN_TOPIC
 LOG = logging.getLogger("celery_neli.schedule")

@@ -18,8 +18,8 @@ from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 
 from celery_neli import signals
+from celery_neli.beat.scheduler import Scheduler
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.scheduler import Scheduler
 from tests.processes import free_ports
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import Beat, Kind, an_hour_ago, eventually, in_mid_dispatch, make_app
@@ -114,8 +114,8 @@ def test_a_wrong_setting_ends_the_command_with_one_line_where_the_banner_is_made
 ) -> None:
     """Later Celery prints it hundreds of lines deep; click prints this one as `Error: …`."""
     app = make_app(neli_group="shop", **conf)
-    command = BeatCommand(app=app, scheduler="celery_neli.scheduler.Scheduler")
-    service = celery_beat.Service(app, scheduler_cls="celery_neli.scheduler.Scheduler")
+    command = BeatCommand(app=app, scheduler="celery_neli.beat.scheduler.Scheduler")
+    service = celery_beat.Service(app, scheduler_cls="celery_neli.beat.scheduler.Scheduler")
     with pytest.raises(click.ClickException, match=message):
         command.banner(service)
 
@@ -123,9 +123,9 @@ def test_a_wrong_setting_ends_the_command_with_one_line_where_the_banner_is_made
 def test_the_banner_names_the_scheduler_that_is_led(plain: Kind, capsys: pytest.CaptureFixture[str]) -> None:
     """`celery beat` prints `info` and `max_interval` of a lazy instance."""
     app = make_app(neli_group="shop", neli_scheduler="celery.beat.PersistentScheduler")
-    command = BeatCommand(app=app, scheduler="celery_neli.scheduler.Scheduler", quiet=False)
-    banner = command.banner(celery_beat.Service(app, scheduler_cls="celery_neli.scheduler.Scheduler"))
-    assert "celery_neli.scheduler.Scheduler" in banner
+    command = BeatCommand(app=app, scheduler="celery_neli.beat.scheduler.Scheduler", quiet=False)
+    banner = command.banner(celery_beat.Service(app, scheduler_cls="celery_neli.beat.scheduler.Scheduler"))
+    assert "celery_neli.beat.scheduler.Scheduler" in banner
     assert "celery.beat.PersistentScheduler" in banner
     assert "shop.beat" in banner
 
@@ -141,8 +141,8 @@ def test_switched_off_it_is_the_plain_inner_scheduler(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("celery_neli.scheduler.Scheduler", "own scheduler"),
-        ("celery_neli.scheduler:Scheduler", "own scheduler"),
+        ("celery_neli.beat.scheduler.Scheduler", "own scheduler"),
+        ("celery_neli.beat.scheduler:Scheduler", "own scheduler"),
         ("no.such.Scheduler", "cannot be imported"),
         ("celery_neli.ReplicatedSchedular", "did you mean 'celery_neli.ReplicatedScheduler'"),
         ("celery.beat.PersistantScheduler", "did you mean 'celery.beat.PersistentScheduler'"),

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.sharding import begin, owner, parent
 from celery_neli.election.grant import Told
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.led.claims import Marks
-from celery_neli.led.shards import begin, owner, parent
 from tests.unit.beats import NOON, World
 
 if TYPE_CHECKING:

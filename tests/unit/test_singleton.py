@@ -14,10 +14,9 @@ from celery import Celery, current_app, shared_task
 from celery_neli import ConfigurationError, current_term, install, signals, singleton, still_leader
 from celery_neli.election.clock import boottime
 from celery_neli.election.grant import Grant
-from celery_neli.election.shared import SharedLease, share
-from celery_neli.singletons.crew import Crew, Singletons, refuse_isolation, refuse_unfindable
+from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.singletons.registry import Singleton, find, registered
-from celery_neli.singletons.turns import (
+from celery_neli.singletons.runner import (
     BACKOFF_MOST,
     LOOK,
     REST_LEAST,
@@ -28,6 +27,7 @@ from celery_neli.singletons.turns import (
     Unelected,
     backoff,
 )
+from celery_neli.singletons.supervisor import Crew, Singletons, refuse_isolation, refuse_unfindable
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def test_a_closed_runner_calls_nothing() -> None:
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runners look by themselves once a minute only."""
-    monkeypatch.setattr("celery_neli.singletons.turns.LOOK", 60.0)
+    monkeypatch.setattr("celery_neli.singletons.runner.LOOK", 60.0)
 
 
 def test_a_runner_that_waits_is_woken(deaf: None) -> None:

@@ -13,7 +13,7 @@ from celery.schedules import BaseSchedule, crontab, schedule, solar
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from celery_neli.tick.slots import is_known, last_run, missed, next_slot
+from celery_neli.schedule.slots import is_known, last_run, missed, next_slot
 from tests.unit.schedulers import make_app
 
 UTC = timezone.utc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_neli.beat import desk as desks
+from celery_neli.beat import role_runner as desks
 from celery_neli.election.grant import LeaderAcquired
 from celery_neli.election.records import Record
 from celery_neli.election.standback import FIRST, MOST, StandBack

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.schedule.records import ENTRY, STATE, Definition, encode_definition
+from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, encode_definition
 from tests.unit.beats import NOON, START, World
 from tests.unit.fakes import FakeTopic
 

@@ -14,12 +14,12 @@ import pytest
 from celery import beat
 from celery.schedules import BaseSchedule, crontab, schedule
 
+from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.config import shard_roles
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.schedule.static import check_static
-from celery_neli.schedule.view import look, names
-from celery_neli.tick.once import once
-from celery_neli.tick.replicated import ReplicatedScheduler
+from celery_neli.periodic.static import check_static
+from celery_neli.periodic.view import look, names
+from celery_neli.schedule.once import once
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import Beat, an_hour_ago, make_app

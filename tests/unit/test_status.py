@@ -16,15 +16,15 @@ from celery.schedules import schedule
 from click.testing import CliRunner
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
+from celery_neli.beat.replicated.sharding import owner
 from celery_neli.cli import neli
 from celery_neli.config import from_app
 from celery_neli.election.records import Record, decode, encode
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError
-from celery_neli.led.shards import owner
-from celery_neli.request import hand_over
-from celery_neli.schedule.client import write
-from celery_neli.schedule.records import MEMBER, STATE, Note, State, encode_note, encode_state
+from celery_neli.resign import hand_over
+from celery_neli.schedule_topic.codec import MEMBER, STATE, Note, State, encode_note, encode_state
+from celery_neli.schedule_topic.one_shot import write
 from celery_neli.status import has_lost, look
 from tests.unit.schedulers import make_app
 

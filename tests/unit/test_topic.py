@@ -14,9 +14,9 @@ from confluent_kafka.admin import AclOperation
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import TopicError
+from celery_neli.kafka.client_log import KafkaLog
 from celery_neli.kafka.journal import KafkaJournal
-from celery_neli.kafka.kafkalog import KafkaLog
-from celery_neli.kafka.topic import TopicCheck
+from celery_neli.kafka.topic_admin import TopicCheck
 from celery_neli.kafka.topic_spec import schedule_topic
 from tests.processes import wait_until
 

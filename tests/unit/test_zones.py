@@ -10,9 +10,9 @@ import dateutil.tz
 import pytest
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.text import parse
-from celery_neli.tick.expiry import expires_of
-from celery_neli.tick.zones import next_change, offset_at, to_utc
+from celery_neli.periodic.text import parse
+from celery_neli.schedule.expiry import expires_of
+from celery_neli.schedule.zones import next_change, offset_at, to_utc
 from tests.unit.schedulers import make_app
 from tests.unit.wall_clock import changes
 

@@ -16,8 +16,8 @@ from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.asynchronous.timer import Timer
 from kombu.common import QoS
 
-from celery_neli.worker.consuming import LeaderQueues
-from celery_neli.worker.drain import begin_drain
+from celery_neli.worker.consumer_step import LeaderQueues
+from celery_neli.worker.in_flight import begin_drain
 from celery_neli.worker.queues import leader_queue
 from tests.unit.leases import Lease, make_app
 

@@ -1,0 +1,271 @@
+"""Sending the same kind of message again: what does not change from one to the next is built once.
+
+Celery looks up routes, settings and the queue, builds the headers and binds the queue to the channel for every message.
+For a periodic task all of that comes out the same each time. So the first message goes Celery's own way, and is looked
+at as it leaves (:mod:`celery_neli.beat.replicated.template`): it is the template for all that follow. Ids, `expires`,
+arguments and the entry's own headers are made for each message; the rest is copied. The message is the same, byte
+for byte.
+
+Where that cannot be known, there is no template and every message goes Celery's way: something is overridden or
+patched, receivers of the publishing signals may change it, a router is a callable, an option has a value that could
+change. What was built is no more than a thousand templates, and shared by all entries that differ in arguments only.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import celery.app.amqp
+import celery.app.base
+import celery.app.task
+import celery.beat
+import celery.utils.time
+import kombu.messaging
+from celery.app.routes import MapRoute, Router
+from celery.beat import Scheduler as CelerysScheduler
+from celery.signals import after_task_publish, before_task_publish, task_sent
+from celery.utils.saferepr import saferepr
+from celery.utils.time import maybe_make_aware
+from kombu.utils.uuid import uuid
+
+from celery_neli.beat.replicated.template import Held, Recorder, Template
+from celery_neli.beat.replicated.unpatched import is_genuine, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["FastPath", "publish_below"]
+
+TEMPLATES = 1000
+#: Options that say where a message goes and how; `headers` and `task_id` are made for each message.
+_WHERE = ("queue", "exchange", "routing_key", "exchange_type", "delivery_mode", "priority", "retry")
+_HOW = ("expires", "serializer", "compression", "time_limit", "soft_time_limit", "ignore_result", "shadow")
+ROUTING = frozenset((*_WHERE, *_HOW, "add_to_parent"))
+PER_MESSAGE = frozenset(("headers", "task_id"))
+_PLAIN = (str, int, float, bool, type(None))
+_BASE, _AMQP, _TASK, _BEAT, _KOMBU = map(
+    source_of, (celery.app.base, celery.app.amqp, celery.app.task, celery.beat, kombu.messaging)
+)
+_add_seconds = getattr(celery.utils.time, "add_seconds_to_datetime", lambda at, s: at + timedelta(seconds=s))
+_NO_ARGS, _NO_KWARGS = saferepr(()), saferepr({})
+
+
+class FastPath:
+    """The templates of one scheduler, for all threads that send for it; a producer belongs to one of them."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self._templates: dict[Any, Template] = {}
+        #: What was asked of a task or a producer, by its id; kept with it, so that the id stays its own.
+        self._answers: dict[int, tuple[Any, bool]] | None = None
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Whether something is overridden or patched is asked once until the end of this: for a turn of the scheduler.
+
+        The ticking thread's; others that send meanwhile go by the same answers. Receivers count at once all the same.
+        """
+        self._answers = {}
+        try:
+            yield
+        finally:
+            self._answers = None
+
+    def key(self, scheduler: Any, entry: Any, producer: Any) -> Any:
+        """What tells the entry's kind of message from others; None if it has to go Celery's own way."""
+        if before_task_publish.receivers or after_task_publish.receivers or task_sent.receivers:
+            return None
+        task = self.app.tasks.get(entry.task)
+        options: dict[str, Any] = entry.options
+        given: tuple[Any, ...] = ()
+        if not self._once(producer, lambda it: self._is_plain(scheduler, it)):
+            return None
+        if task is not None and not self._once(task, self._is_plain_task):
+            return None
+        if options:
+            if not options.keys() <= _KNOWN:
+                return None
+            given = tuple([(name, type(value), value) for name, value in options.items() if name in ROUTING])
+            if not all(kind in _PLAIN for _, kind, _ in given):
+                return None
+            headers = options.get("headers", _NONE)
+            if type(headers) is not dict or not _STANDARD.isdisjoint(headers):
+                return None
+        expires = _expires(options, task)
+        if expires is not None and (type(expires) not in (int, float) or expires < 0):
+            return None
+        ignores = None if task is None else task.ignore_result
+        return entry.task, task, given, expires, ignores, os.getpid()
+
+    def get(self, key: Any) -> Template | None:
+        """The template for this kind of message, if there is one and routes and queue are still the same."""
+        template = self._templates.get(key)
+        if template is None:
+            return None
+        amqp = self.app.amqp
+        if template.routes is amqp.routes and amqp.queues.get(template.queue.name) is template.queue:
+            return template
+        self._templates.pop(key, None)
+        return None
+
+    @contextmanager
+    def recording(self, key: Any, producer: Any) -> Iterator[Recorder]:
+        """Let one message be sent Celery's way through the recorder, and keep it as the template."""
+        recorder = Recorder(producer)
+        yield recorder
+        template = self._learn(recorder, key)
+        if template is not None:
+            if len(self._templates) >= TEMPLATES:
+                self._templates.clear()
+            self._templates[key] = template
+
+    def _learn(self, recorder: Recorder, key: Any) -> Template | None:
+        if len(recorder.published) != 1:
+            return None
+        body, publish = recorder.published[0]
+        headers, queues = publish["headers"], publish.get("declare")
+        if not (isinstance(body, tuple) and len(body) == 3 and not any(body[2].values())):
+            return None
+        if not (queues and len(queues) == 1 and self.app.amqp.queues.get(queues[0].name) is queues[0]):
+            return None
+        if headers["root_id"] != headers["id"] or headers["eta"] is not None:
+            return None
+        return Template(
+            headers={name: value for name, value in headers.items() if name in _STANDARD},
+            embed=body[2],
+            publish=publish,
+            queue=queues[0],
+            task=key[1],
+            expires=key[3],
+            routes=self.app.amqp.routes,
+        )
+
+    def send(self, template: Template, entry: Any, producer: Any) -> Any:
+        """Send a message of this kind: an `AsyncResult`. Blocks and raises as `Task.apply_async` does."""
+        app, task, options = self.app, template.task, entry.options
+        args = _evaluated_args(entry.args)
+        kwargs = _evaluated_kwargs(entry.kwargs)
+        if task is not None and task.typing:
+            task.__header__(*args, **kwargs)
+        task_id = options.get("task_id") or uuid()
+        body = args or (), kwargs or {}, template.embed
+        headers = dict(template.headers)
+        headers["id"] = headers["root_id"] = task_id
+        headers["argsrepr"] = self._repr(body[0], app.amqp.argsrepr_maxsize) if args else _NO_ARGS
+        headers["kwargsrepr"] = self._repr(body[1], app.amqp.kwargsrepr_maxsize) if kwargs else _NO_KWARGS
+        if template.expires is not None:
+            headers["expires"] = self._expires_at(template.expires).isoformat()
+        own = options.get("headers")
+        if _BEAT_HEADER:
+            own = {} if own is None else own
+            own["celery_beat_task"] = True  # in the entry's own dict, as Celery does
+        if own:
+            headers.update(own)
+        publish = dict(template.publish, headers=headers, correlation_id=task_id, reply_to=app.thread_oid)
+        ignores = headers["ignore_result"]
+        with producer.connection._reraise_as_library_errors():
+            if not ignores:
+                app.backend.on_task_call(producer, task_id)
+            publish["declare"] = [_held(producer).declared(template.queue)]
+            producer.publish(body, **publish)
+        result = (app if task is None else task).AsyncResult(task_id)
+        result.ignored = ignores
+        return result
+
+    def _expires_at(self, seconds: float) -> datetime:
+        at: datetime = maybe_make_aware(_add_seconds(self.app.now(), seconds), tz=self.app.timezone)
+        return at
+
+    def _repr(self, value: Any, length: int) -> str:
+        conf = self.app.conf
+        levels = {"maxlevels": conf.task_repr_maxlevels} if "task_repr_maxlevels" in conf else {}
+        shown: str = saferepr(value, length, **levels)
+        return shown
+
+    def _once(self, subject: Any, ask: Callable[[Any], bool]) -> bool:
+        answers = self._answers
+        if answers is None:
+            return ask(subject)
+        known = answers.get(id(subject))
+        if known is None:
+            known = answers[id(subject)] = subject, ask(subject)
+        return known[1]
+
+    def _is_plain(self, scheduler: Any, producer: Any) -> bool:
+        app = self.app
+        amqp, conf = app.amqp, app.conf
+        return (
+            not conf.task_always_eager
+            and not conf.task_send_sent_event
+            and app.current_worker_task is None
+            and is_genuine(CelerysScheduler, "apply_async", _BEAT)
+            and is_genuine(scheduler, "send_task", _BEAT)
+            and is_genuine(app, "send_task", _BASE)
+            and is_genuine(amqp, "send_task_message", _AMQP)
+            and is_genuine(amqp, "create_task_message", _AMQP)
+            and amqp.create_task_message.__name__ == "as_task_v2"
+            and is_genuine(producer, "publish", _KOMBU)
+            and all(type(router) is MapRoute for router in amqp.routes)
+            and type(amqp.router) is Router
+        )
+
+    def _is_plain_task(self, task: Any) -> bool:
+        return (
+            is_genuine(task, "apply_async", _TASK)
+            and is_genuine(task, "shadow_name", _TASK)
+            and is_genuine(task, "AsyncResult", _TASK)
+            and not getattr(task, "__v2_compat__", False)
+            and getattr(task, "_dump_pydantic_arguments", None) is None
+            and task._get_app() is self.app
+        )
+
+
+def publish_below(scheduler: Any, entry: Any, producer: Any) -> Any:
+    """Send an entry as Celery's `Scheduler.apply_async` does, but not through it: what instrumentation put around that
+    method has seen this slot, and added its headers to the entry. Blocks as `Task.apply_async` does.
+
+    :raises celery.beat.SchedulingError: it could not be sent.
+    """
+    task = scheduler.app.tasks.get(entry.task)
+    options = dict(entry.options)
+    if _BEAT_HEADER:
+        options["headers"] = dict(options.get("headers") or {}, celery_beat_task=True)
+    try:
+        args, kwargs = _evaluated_args(entry.args), _evaluated_kwargs(entry.kwargs)
+        if task is None:
+            return scheduler.send_task(entry.task, args, kwargs, producer=producer, **options)
+        return task.apply_async(args, kwargs, producer=producer, **options)
+    except Exception as exc:
+        raise celery.beat.SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}") from exc
+
+
+def _held(producer: Any) -> Held:
+    held: Held | None = vars(producer).get("neli_held")
+    if held is None or held.channel is not producer.channel:
+        held = producer.neli_held = Held(producer.channel)
+    return held
+
+
+def _expires(options: Any, task: Any) -> Any:
+    if "expires" in options:
+        return options["expires"]
+    return None if task is None else task._get_exec_options().get("expires")
+
+
+_KNOWN = ROUTING | PER_MESSAGE
+_NONE: dict[str, Any] = {}
+#: Celery 5.7 marks the messages of beat.
+_BEAT_HEADER = "celery_beat_task" in CelerysScheduler.apply_async.__code__.co_consts
+_evaluated_args = celery.beat._evaluate_entry_args
+_evaluated_kwargs = celery.beat._evaluate_entry_kwargs
+#: The headers of protocol 2. An entry's own header of such a name would be mistaken for one of them.
+_STANDARD = frozenset(
+    (
+        *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id"),
+        *("parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamps"),
+        "stamped_headers",
+    )
+)

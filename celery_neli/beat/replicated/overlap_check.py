@@ -1,0 +1,185 @@
+"""Asking the result backend whether an entry's last task has finished, without waiting for it for long.
+
+It is asked on a thread of its own, for a moment, and silence counts as finished: it is better to run a task beside its
+forerunner now and then than to hold up a scheduler, or to stop running the task.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from concurrent import futures
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from celery.utils.log import get_logger
+
+from celery_neli.logs import escaping
+from celery_neli.schedule.overlap import Overlap, unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["OverlapGate"]
+
+logger = escaping(get_logger(__name__))
+
+#: Seconds for which an answer "unfinished" is good.
+FRESH = 0.5
+#: Seconds within which an answer is quick. Slower ones may take this share of the scheduler's time in the long run.
+QUICK, SHARE = 0.05, 0.1
+#: Seconds between two warnings.
+WARNING_INTERVAL = 60.0
+#: Entries of which the last sent task is kept in mind.
+REMEMBERED = 100_000
+
+
+class _Known(NamedTuple):
+    task_id: str
+    unfinished: bool
+    at: float  # when the answer came, by the gate's clock
+
+
+class OverlapGate:
+    """Says of entries with `skip` whether a slot is to be left out. Belongs to the thread that ticks.
+
+    Starts nothing until the first question. ``patience``: seconds that one question may take. ``clock`` never goes
+    back.
+    """
+
+    def __init__(self, app: Any, *, patience: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        #: Questions without an answer, all of which counted as finished.
+        self.unanswered = 0
+        self._app = app
+        self._patience = patience
+        self._clock = clock
+        self._spare = patience  # seconds that slow answers may take
+        self._spare_at = clock()
+        self._warned_at: float | None = None
+        self._sent: dict[str, tuple[str, float]] = {}
+        self._known: dict[str, _Known] = {}
+        self._asker = _Asker()
+        self._asked: tuple[str, futures.Future[_Known]] | None = None
+
+    def holds(self, entry: Any, task_id: str | None, started: float, now: float) -> bool:
+        """Whether the slot of ``entry`` that is due is to be left out. The caller logs and counts it.
+
+        ``task_id`` and ``started`` (Unix seconds): of the entry's last task that was *sent*, as far as the caller knows
+        (None: none was), when or for which slot; what `sent` was told goes before that. Blocks for ``patience`` at
+        most, and not at all while the result backend owes an answer. Raises `ConfigurationError` for options that were
+        never checked.
+        """
+        rule = Overlap.of(entry)
+        if not rule.skips or self._app.conf.task_always_eager:
+            return False
+        if entry.name in self._sent:
+            task_id, started = self._sent[entry.name]
+        if task_id is None or now - started > rule.age:
+            return False
+        known = self._recall(entry.name)
+        if known is None or known.task_id != task_id or (known.unfinished and self._clock() - known.at > FRESH):
+            known = self._ask(entry.name, task_id, partial(
+                unfinished, self._app, task_id, started, now, rule.age, task=entry.task
+            ))  # fmt: skip
+        return known is not None and known.unfinished
+
+    def sent(self, name: str, task_id: str, now: float) -> None:
+        """The task of an entry with `skip` left at ``now`` (Unix seconds), however late its slot was."""
+        self._sent.pop(name, None)
+        self._sent[name] = task_id, now
+        if len(self._sent) > REMEMBERED:
+            del self._sent[next(iter(self._sent))]
+
+    def begin(self) -> None:
+        """A term begins: others may have sent since. What `sent` was told is forgotten."""
+        self._sent.clear()
+        self._known.clear()
+
+    def close(self) -> None:
+        """Let the helper thread end, when it has its answer. Returns at once; any number of times."""
+        self._asker.close()
+
+    def _recall(self, name: str) -> _Known | None:
+        if self._asked is not None and self._asked[1].done():
+            (asked, answer), self._asked = self._asked, None
+            if answer.exception() is None:
+                self._keep(asked, answer.result())
+        return self._known.get(name)
+
+    def _keep(self, name: str, known: _Known) -> None:
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known[name] = known
+
+    def _ask(self, name: str, task_id: str, question: Callable[[], bool]) -> _Known | None:
+        if self._asked is not None:
+            self._silent(name, f"the question for entry {self._asked[0]!r} is still open")
+            return None
+        began, clock = self._clock(), self._clock
+
+        def ask() -> _Known:
+            return _Known(task_id, question(), clock())
+
+        self._asked = name, self._asker.put(ask)
+        answer = self._asked[1]
+        futures.wait([answer], timeout=self._bound(began))
+        took = self._clock() - began
+        if took > QUICK:
+            self._spare = max(0.0, self._spare - took)
+        if not answer.done():
+            self._silent(name, f"it did not answer within {took:.2f} s")
+            return None
+        if (error := answer.exception()) is not None:
+            self._silent(name, repr(error))
+            return None
+        self._keep(name, answer.result())
+        return answer.result()
+
+    def _bound(self, now: float) -> float:
+        """How long to wait: an outage costs the patience once, a slow backend a tenth of the time, a quick one all."""
+        self._spare = min(self._patience, self._spare + SHARE * (now - self._spare_at))
+        self._spare_at = now
+        return max(min(QUICK, self._patience), self._spare)
+
+    def _silent(self, name: str, reason: str) -> None:
+        self.unanswered += 1
+        now = self._clock()
+        if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL:
+            self._warned_at = now
+            logger.warning(
+                "beat: overlap unknown entry=%s unanswered=%s: its last task counts as finished, for the result"
+                " backend does not tell: %s", name, self.unanswered, reason,
+            )  # fmt: skip
+
+
+class _Asker:
+    """A daemon thread that answers one question after the other. It has a result backend of its own (Celery's are per
+    thread). Under gevent it is a greenlet, as is whatever else talks to the result backend there.
+    """
+
+    def __init__(self) -> None:
+        self._questions: queue.SimpleQueue[Any] | None = None
+
+    def put(self, question: Callable[[], _Known]) -> futures.Future[_Known]:
+        if self._questions is None:
+            self._questions = queue.SimpleQueue()
+            threading.Thread(target=_answer, args=(self._questions,), name="neli-overlap", daemon=True).start()
+        future: futures.Future[_Known] = futures.Future()
+        self._questions.put((future, question))
+        return future
+
+    def close(self) -> None:
+        if self._questions is not None:
+            self._questions.put(None)
+            self._questions = None
+
+
+def _answer(questions: queue.SimpleQueue[Any]) -> None:
+    while (asked := questions.get()) is not None:
+        future, question = asked
+        try:
+            future.set_result(question())
+        except Exception as exc:  # noqa: BLE001 - any backend's; whoever asked logs it
+            future.set_exception(exc)
+        del asked, future, question

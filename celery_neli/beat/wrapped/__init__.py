@@ -1,0 +1,1 @@
+"""Any other Celery scheduler, under a lease."""

@@ -1,0 +1,188 @@
+"""What django-celery-beat keeps in its database, read through its models. Writes nothing there.
+
+With Django's `USE_TZ = False` the times in the database have no offset: they are in Django's `TIME_ZONE`. The last run
+alone is in UTC if `DJANGO_CELERY_BEAT_TZ_AWARE` is False: so writes DatabaseScheduler.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from typing import Any, overload
+
+from celery.schedules import crontab, schedule, solar
+
+from celery_neli.exceptions import NeliError
+from celery_neli.periodic.importers.run import Found, LeftOut, Source
+from celery_neli.printable import printable_error
+from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.zones import offset_at, to_utc
+
+__all__ = ["read"]
+
+WARNING = "a DatabaseScheduler that runs goes on sending, and is not carried over: stop it, then import"
+_LEAST = timedelta(microseconds=1)
+
+
+class _CannotCarry(Exception):
+    """Why an entry cannot be carried over."""
+
+
+def read(app: Any) -> Source:
+    """All periodic tasks of the database. Sets Django up if nobody has. Blocks for the database.
+
+    :raises NeliError: Django or django-celery-beat is missing or not set up, or the database does not answer.
+    """
+    try:
+        import django
+        from django.apps import apps
+        from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured
+        from django.db import Error
+    except ImportError as exc:
+        raise NeliError(f"Django is not installed here ({exc})") from None
+    try:
+        if not apps.ready:
+            django.setup()
+        from django_celery_beat.models import PeriodicTask
+    except (ImportError, ImproperlyConfigured, AppRegistryNotReady, RuntimeError) as exc:
+        raise NeliError(
+            f"django-celery-beat cannot be loaded ({exc}): set DJANGO_SETTINGS_MODULE to settings that have it in "
+            "INSTALLED_APPS"
+        ) from None
+    try:
+        rows = PeriodicTask.objects.select_related("interval", "crontab", "solar", "clocked").order_by("name")
+        entries = [_entry(row, app) for row in rows]
+    except Error as exc:
+        raise NeliError(f"django-celery-beat's database cannot be read: {exc}") from None
+    return Source(what="django-celery-beat", entries=entries, warning=WARNING)
+
+
+def _entry(row: Any, app: Any) -> Found | LeftOut:
+    try:
+        return _found(row, app, datetime.now(timezone.utc))
+    except _CannotCarry as exc:
+        return LeftOut(name=row.name, why=str(exc))
+    except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
+        return LeftOut(name=row.name, why=f"cannot be read: {printable_error(exc)}")
+
+
+def _found(row: Any, app: Any, now: datetime) -> Found:
+    last, changed = _last_run(row), _aware(row.date_changed) or now
+    when: Any = _schedule(row, app)
+    since, notes = None, []
+    start = _aware(row.start_time)
+    if start is not None and start > now:
+        # An interval is due at its start; the others at their first time from then on.
+        since = start - (when.run_every if isinstance(when, schedule) else _LEAST)
+    elif last is None:
+        since = changed  # so reckons DatabaseScheduler
+    if row.one_off:
+        when, since = _one_off(row, when, max(each for each in (since, last) if each is not None))
+        notes.append("runs one time")
+    options = _options(row, now)
+    if row.expires is not None:
+        notes.append(f"is sent after {_aware(row.expires):%Y-%m-%d %H:%M:%S} UTC, too, but then no worker runs it")
+    if row.description:
+        notes.append("without its description")
+    return Found(
+        name=row.name,
+        task=row.task,
+        schedule=when,
+        args=json.loads(row.args or "[]"),
+        kwargs=json.loads(row.kwargs or "{}"),
+        options=options,
+        paused=not row.enabled,
+        last=None if last is None else last.timestamp(),
+        runs=row.total_run_count,
+        since=None if since is None else since.timestamp(),
+        notes=tuple(notes),
+    )
+
+
+def _schedule(row: Any, app: Any) -> Any:
+    if row.interval is not None:
+        return schedule(timedelta(**{row.interval.period: row.interval.every}), app=app)
+    if row.crontab is not None:
+        return _crontab(row.crontab, app)
+    if row.solar is not None:
+        return solar(row.solar.event, float(row.solar.latitude), float(row.solar.longitude), app=app)
+    if row.clocked is not None:
+        return once(_aware(row.clocked.clocked_time), app=app)
+    raise _CannotCarry("it has no schedule")
+
+
+def _crontab(row: Any, app: Any) -> crontab:
+    """A crontab of ours is in the app's time zone: one of another zone is refused, unless there it is the same."""
+    from django.conf import settings
+
+    names = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
+    fields = {name: str(getattr(row, name)).replace(" ", "") for name in names}
+    if getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True) and str(row.timezone) != str(app.timezone):
+        hourly = all(fields[name] == "*" for name in names[1:])
+        if not _same_offsets(row.timezone, app.timezone, hourly=hourly):
+            raise _CannotCarry(
+                f"its crontab is in {row.timezone}, and the app in {app.timezone}: write it in the app's time zone, or "
+                "set the app's `timezone` to this one"
+            )
+    return crontab(**fields, app=app)
+
+
+def _same_offsets(one: Any, other: Any, *, hourly: bool) -> bool:
+    """Whether clocks in both zones show the same time (`hourly`: the same minute), every day of the next ten years."""
+    now = datetime.now(timezone.utc)
+    for days in range(3660):
+        at = now + timedelta(days=days)
+        apart = offset_at(one, at) - offset_at(other, at)
+        if apart % timedelta(hours=1) if hourly else apart:
+            return False
+    return True
+
+
+def _one_off(row: Any, when: Any, since: datetime) -> tuple[once, datetime]:
+    """The one time at which an entry that runs one time does, and a moment before it."""
+    if row.total_run_count > 0:
+        raise _CannotCarry("runs one time, and did")
+    if isinstance(when, once):
+        if not row.enabled and when.at <= datetime.now(timezone.utc):
+            raise _CannotCarry("runs one time, and did")
+        at: datetime | None = when.at
+    else:
+        at = next_slot(when, since)
+    if at is None:
+        raise _CannotCarry("runs one time, which never comes")
+    return once(at), min(since, at - _LEAST)
+
+
+def _options(row: Any, now: datetime) -> dict[str, Any]:
+    if row.expires is not None and (_aware(row.expires) or now) <= now:
+        raise _CannotCarry("it has expired")
+    options = {name: getattr(row, name) for name in ("queue", "exchange", "routing_key", "priority")}
+    options["expires"] = _aware(row.expires) if row.expires is not None else row.expire_seconds
+    given = {name: value for name, value in options.items() if value is not None}
+    # django-celery-results stores this one with the result.
+    return {**given, "headers": {**json.loads(row.headers or "{}"), "periodic_task_name": row.name}}
+
+
+def _last_run(row: Any) -> datetime | None:
+    from django.conf import settings
+
+    at: datetime | None = row.last_run_at
+    if at is not None and at.tzinfo is None and not getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True):
+        return at.replace(tzinfo=timezone.utc)
+    return _aware(at)
+
+
+@overload
+def _aware(at: datetime) -> datetime: ...
+@overload
+def _aware(at: datetime | None) -> datetime | None: ...
+def _aware(at: datetime | None) -> datetime | None:
+    """Return a time of the database in UTC."""
+    if at is None:
+        return None
+    if at.tzinfo is None:
+        from django.utils.timezone import get_default_timezone
+
+        return to_utc(get_default_timezone(), at)
+    return at.astimezone(timezone.utc)

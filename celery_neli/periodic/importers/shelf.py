@@ -1,0 +1,121 @@
+"""What Celery's PersistentScheduler keeps in its file (`celerybeat-schedule`), read from a copy of it."""
+
+from __future__ import annotations
+
+import dbm
+import shutil
+import tempfile
+from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from celery.beat import ScheduleEntry
+
+from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.periodic.importers.inert_pickle import Made, Named, load
+from celery_neli.periodic.importers.revived import ENTRY_CLASS, Revival, is_path
+from celery_neli.periodic.importers.run import Found, LeftOut, Source, seconds
+from celery_neli.printable import printable, printable_error
+from celery_neli.schedule_topic.strict_json import MAX_INT
+from celery_neli.schedule_topic.values import shown
+
+__all__ = ["read"]
+
+#: What the kinds of dbm add to the name.
+SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-journal")
+#: A copy that was made while beat wrote may be torn.
+ATTEMPTS = 3
+#: Bytes. No schedule is as long.
+MOST = 1 << 28
+ENTRIES = b"entries"
+WARNING = "a beat that runs writes its file every few minutes: stop it first, for its last runs are in no file yet"
+
+
+def read(app: Any, path: Path, *, trust: Collection[str] = ()) -> Source:
+    """All entries in the file, which is copied first: a beat that has it open is not disturbed, nothing is written.
+
+    The file is a shelf of pickles, which run code when they are unpickled. These are not: they are read as a
+    description (`inert_pickle`), of which the name, the last run and the count of each entry are taken. An entry that
+    holds anything but Celery's schedules, datetimes and plain values is left out, unless its class is in ``trust``
+    (dotted paths): such classes are imported and called.
+
+    :raises ConfigurationError: `trust` has something that is no dotted path.
+    :raises NeliError: there is no such file, or it is none of Celery's.
+    """
+    for name in trust:
+        if not is_path(name):
+            raise ConfigurationError(
+                f"trust = {printable(name)!r}: give the dotted path of a class: shop.schedules.Tides"
+            )
+    files = [found for suffix in SUFFIXES if (found := path.with_name(path.name + suffix)).is_file()]
+    if not files:
+        raise NeliError(f"there is no file {path}: give the path that celery beat has as its --schedule")
+    for attempt in range(ATTEMPTS):
+        try:
+            entries = _entries(path.name, files)
+            break
+        except Exception as exc:  # noqa: BLE001 - of any dbm and any pickle
+            if attempt == ATTEMPTS - 1:
+                raise NeliError(f"{path} cannot be read as a schedule of celery beat: {printable(str(exc))}") from None
+    else:
+        raise AssertionError
+    revival = Revival(frozenset(trust))
+    read_all = [_entry(revival, name, value) for name, value in entries.items()]
+    return Source(
+        what=path.name,
+        entries=sorted(read_all, key=lambda each: each.name),
+        mirrors=True,
+        warning=WARNING,
+    )
+
+
+def _entries(name: str, files: list[Path]) -> dict[Any, Any]:
+    if sum(each.stat().st_size for each in files) > MOST:
+        raise LookupError(f"it has more than {MOST >> 20} MiB")
+    with tempfile.TemporaryDirectory(prefix="celery-neli-") as directory:
+        for each in files:
+            shutil.copyfile(each, Path(directory) / each.name)
+        with dbm.open(str(Path(directory) / name), "r") as store:
+            if ENTRIES not in store:
+                raise LookupError("it holds no entries; a beat that has it open may not have written it yet: stop it")
+            entries = load(store[ENTRIES])
+    if not isinstance(entries, dict):
+        raise LookupError("what it holds as entries is not a dict")
+    return entries
+
+
+def _entry(revival: Revival, key: Any, value: Any) -> Found | LeftOut:
+    name = key if isinstance(key, str) else f"an entry whose name is not text ({type(key).__name__})"
+    try:
+        if not isinstance(key, str):
+            return LeftOut(name=name, why="its name is not text")
+        if not isinstance(value, Made):
+            return LeftOut(name=name, why=f"is not an entry of a schedule but a {type(value).__name__}")
+        path = revival.refused(value)
+        if path is not None:
+            return LeftOut(
+                name=name, why=f"holds {printable(path)}, whose code would run: allow it by --trust {printable(path)}"
+            )
+        return _found(revival, name, value)
+    except Exception as exc:  # noqa: BLE001 - of whatever is stored there, and of classes that are trusted
+        return LeftOut(name=name, why=f"cannot be read: {printable_error(exc)}")
+
+
+def _found(revival: Revival, name: str, value: Made) -> Found | LeftOut:
+    if isinstance(value.of, Named) and value.of.name == ENTRY_CLASS:
+        fields = dict(zip(("name", "task", "last_run_at", "total_run_count"), value.args, strict=False), **value.kwargs)
+        task, runs = fields.get("task"), fields.get("total_run_count")
+        last = revival.make(fields.get("last_run_at"))
+    else:
+        entry = revival.make(value)
+        if not isinstance(entry, ScheduleEntry):
+            return LeftOut(name=name, why=f"is not an entry of a schedule but a {printable(type(entry).__name__)}")
+        task, runs, last = entry.task, entry.total_run_count, entry.last_run_at
+    if not isinstance(last, (datetime, type(None))):
+        return LeftOut(name=name, why=f"cannot be read: last_run_at = {shown(last)}: it must be a datetime")
+    if type(runs or 0) is not int or not 0 <= (runs or 0) <= MAX_INT:
+        return LeftOut(
+            name=name, why=f"cannot be read: total_run_count = {shown(runs)}: it must be an integer from 0 on"
+        )
+    return Found(name=name, task=task, schedule=None, last=seconds(last), runs=runs or 0)

@@ -1,0 +1,309 @@
+"""Schedules as text, both ways: what the schedule topic holds, the command line takes, and people read.
+
+| text | schedule |
+|---|---|
+| `*/5 8-18 * * mon-fri` | a crontab: minute, hour, day of the month, month, day of the week; in the app's zone |
+| `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly` | the crontabs that cron means by these |
+| `PT30S`, `P1DT2H` | an interval: an ISO 8601 duration of weeks, days, hours, minutes, seconds |
+| `30s`, `5m`, `1h30m`, `every 5 minutes`, `every 1 d 2 h`, `every hour` | the same, in words |
+| `relative:PT1H` | the same, rounded to its resolution: Celery's `relative` |
+| `solar:sunset,-37.81,144.96` | a solar event at a latitude and a longitude |
+| `at:2026-12-01T10:00:00Z` | one time. Without an offset it is in the app's time zone; `at:` may be left out |
+
+Pure; nothing blocks.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+from typing import Any, NoReturn
+
+from celery.exceptions import ImproperlyConfigured
+from celery.schedules import ParseException, crontab, schedule, solar
+
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.printable import printable
+from celery_neli.schedule.once import once
+from celery_neli.schedule.zones import to_utc
+from celery_neli.schedule_topic.values import is_moment, shown
+
+__all__ = ["human", "parse", "read", "text_of"]
+
+FORMS = (
+    "write a crontab ('*/5 * * * *'), an interval ('30s', '5m', 'every 2 hours', 'P1DT2H'), a solar event "
+    "('solar:sunset,-37.81,144.96') or a time ('at:2026-12-01T10:00:00Z')"
+)
+NICKNAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+OUT_OF_RANGE = "not every time zone has it: give a time of the years 2 to 9998"
+LEAST = timedelta(milliseconds=1)
+#: A hundred years: the slots of a longer interval leave what a datetime can hold.
+MOST = timedelta(days=36525)
+_SECOND = timedelta(seconds=1)
+_RELATIVE, _SOLAR, _AT = "relative:", "solar:", "at:"
+_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
+_DURATION = re.compile(
+    r"P(?:(\d+)W)?(?:(\d+)D)?(?:T(?=\d)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:[.,]\d{1,6})?)S)?)?", re.IGNORECASE
+)
+#: An interval in words, and each number of it with its unit.
+_WORDS = re.compile(r"(?:every\s+)?(?:\d+(?:[.,]\d{1,6})?\s*[a-z]+[\s,]*)+|every\s+[a-z]+", re.IGNORECASE)
+_WORD = re.compile(r"(?:(\d+(?:[.,]\d{1,6})?)\s*|every\s+)([a-z]+)", re.IGNORECASE)
+_UNIT_WORDS = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "seconds"),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), "minutes"),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), "hours"),
+    **dict.fromkeys(("d", "day", "days"), "days"),
+    **dict.fromkeys(("w", "week", "weeks"), "weeks"),
+    **dict.fromkeys(("ms", "millisecond", "milliseconds"), "milliseconds"),
+}
+_LONG_WORDS = frozenset(("month", "months", "mon", "mo", "year", "years", "y", "yr", "yrs"))
+_YEARS_OR_MONTHS = re.compile(r"P[^T]*\d[YM]", re.IGNORECASE)
+_MOMENT = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,6}))?)?(Z|[+-]\d{2}(?::?\d{2})?)?", re.IGNORECASE
+)
+_NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)?")
+_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+
+def parse(value: Any, *, app: Any) -> tuple[str, Any]:
+    """The text of a schedule, and the schedule itself, from either: text as above; or a number of seconds, a
+    `timedelta`, a `datetime` (naive: in the app's time zone), `once`, Celery's `schedule`, `crontab` or `solar`.
+
+    The text is the same for the same schedule, however it was written. Raises `ConfigurationError`, which says what is
+    wrong with it; also for what text cannot express: a class of one's own, or a `nowfun`.
+    """
+    text = text_of(schedule_of(value, app=app) if isinstance(value, str) else _from_object(value, app))
+    return text, read(text, app=app)  # not the caller's own object
+
+
+def read(text: str, *, app: Any) -> Any:
+    """The schedule that `parse` wrote as ``text``. Raises `ConfigurationError`: this release cannot read it."""
+    when = _from_text(text, text, app)
+    when.app = app
+    return when
+
+
+def text_of(when: Any) -> str:
+    """The text of a schedule object. Raises `ConfigurationError`: text cannot express it."""
+    kind = type(when)
+    if kind not in (schedule, crontab, solar, once):
+        _refuse(when, f"{_kind(when)} cannot be written as text; {FORMS}, or put it into beat_schedule")
+    if when.nowfun is not None:
+        _refuse(when, "a nowfun cannot be written as text; put it into beat_schedule, or leave the nowfun out")
+    if kind is crontab:
+        return " ".join(_field(getattr(when, f"_orig_{name}")) for name in _FIELDS)
+    if kind is solar:
+        return f"{_SOLAR}{when.event},{float(when.lat)!r},{float(when.lon)!r}"
+    if kind is once:
+        return f"{_AT}{_moment_text(when.at)}"
+    return (_RELATIVE if when.relative else "") + _duration_text(when.run_every)
+
+
+def schedule_of(value: Any, *, app: Any) -> Any:
+    """Return the schedule that an entry of `beat_schedule` means: text, a number, a `timedelta` or a `datetime` as in
+    `parse`; any object that decides for itself when it is due stays as it is.
+
+    Raises `ConfigurationError`, also for an interval of Celery's that is too short, too long or not an interval.
+    """
+    if isinstance(value, str):
+        return _from_text(str.__str__(value).strip(), value, app)
+    if type(value) is not schedule and _decides(value):
+        return value
+    when = _from_object(value, app)
+    if not _decides(when):
+        _refuse(value, f"{_kind(value)} is not a schedule; {FORMS}")
+    return when
+
+
+def _decides(value: Any) -> bool:
+    return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in ("is_due", "now"))
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def human(text: str) -> str:
+    """Return the text in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81, 144.96`. A crontab
+    and what is not a schedule stay as they are.
+    """
+    body = text[len(_RELATIVE) :] if text.startswith(_RELATIVE) else text
+    if (found := _DURATION.fullmatch(body)) is not None:
+        parts = zip(found.groups(), ("w", "d", "h", "min", "s"), strict=True)
+        words = " ".join(f"{number} {unit}" for number, unit in parts if number)
+        return f"every {words}" + (", rounded" if body is not text else "")
+    if text.startswith(_AT):
+        return f"at {text[len(_AT) :].replace('T', ' ').replace('Z', ' UTC')}"
+    if text.startswith(_SOLAR) and text.count(",") == 2:
+        event, latitude, longitude = text[len(_SOLAR) :].split(",")
+        return f"{event} at {latitude}, {longitude}"
+    return text
+
+
+def _from_object(value: Any, app: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            every = timedelta(seconds=value)
+        except (OverflowError, ValueError):
+            _refuse(value, "no number of seconds that a timedelta can hold")
+        return schedule(_checked(every, value))
+    if isinstance(value, timedelta):
+        return schedule(_checked(timedelta.__add__(timedelta(), value), value))  # a plain one, of subclasses too
+    if isinstance(value, datetime):
+        return _once(value if value.utcoffset() is not None else _in_zone_of(app, value, value), value)
+    if type(value) is schedule:
+        if not isinstance(value.run_every, timedelta):
+            _refuse(value, f"its interval is {shown(value.run_every)}; give a number of seconds or a timedelta")
+        _checked(value.run_every, value, relative=value.relative)
+    return value  # text_of judges it
+
+
+def _from_text(text: str, given: str, app: Any) -> Any:
+    if text.startswith("@"):
+        if text.lower() not in NICKNAMES:
+            _refuse(given, f"write one of {', '.join(NICKNAMES)}")
+        return _crontab(NICKNAMES[text.lower()], given)
+    if text.lower().startswith(_SOLAR):
+        return _solar(text[len(_SOLAR) :], given)
+    if text.lower().startswith(_AT) or _MOMENT.match(text):
+        return _once(_moment(text[len(_AT) :] if text.lower().startswith(_AT) else text, given, app), given)
+    relative = text.lower().startswith(_RELATIVE)
+    body = text[len(_RELATIVE) :].strip() if relative else text
+    if _WORDS.fullmatch(body):
+        return schedule(_in_words(body, given, relative=relative), relative)
+    if relative or re.match(r"P[\dT]", body, re.IGNORECASE):
+        return schedule(_duration(body, given, relative=relative), relative)
+    if len(text.split()) != len(_FIELDS):
+        _refuse(given, f"a number needs a unit, such as '{text}s'" if _NUMBER.fullmatch(text) else FORMS)
+    return _crontab(text, given)
+
+
+def _crontab(text: str, given: str) -> crontab:
+    try:
+        return crontab.from_string(" ".join(text.split()))
+    except (ParseException, ValueError, TypeError, KeyError, LookupError, ArithmeticError, RecursionError) as exc:
+        _refuse(
+            given,
+            f"no crontab ({printable(str(exc))}); its fields are minute, hour, day of the month, month, day of the "
+            "week",
+        )
+
+
+def _solar(text: str, given: str) -> solar:
+    try:
+        event, latitude, longitude = text.split(",")
+        place = float(latitude), float(longitude)
+        if not all(map(math.isfinite, place)):
+            raise ValueError("latitude and longitude are finite numbers")
+        return solar(event.strip().lower(), *place)
+    except ImproperlyConfigured:
+        _refuse(given, "solar events need the package ephem here, too: install celery[solar]")
+    except ValueError as exc:
+        _refuse(
+            given,
+            f"no solar event ({printable(str(exc))}); write 'solar:sunset,-37.81,144.96': event, latitude, longitude",
+        )
+
+
+def _moment(text: str, given: str, app: Any) -> datetime:
+    found = _MOMENT.fullmatch(text.strip())
+    if found is None:
+        _refuse(given, "no time; write 'at:2026-12-01T10:00:00Z', or without the Z in the app's time zone")
+    day, minute, second, fraction, zone = found.groups()
+    zone = {"Z": "+00:00"}.get((zone or "").upper(), zone or "")
+    if zone and ":" not in zone:
+        zone = f"{zone[:3]}:{zone[3:] or '00'}"
+    try:
+        at = datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone}")
+    except ValueError as exc:
+        _refuse(given, f"no time ({exc}); write 'at:2026-12-01T10:00:00Z'")
+    return at if zone else _in_zone_of(app, at, given)
+
+
+def _in_zone_of(app: Any, local: datetime, given: Any) -> datetime:
+    try:
+        return to_utc(app.timezone, local)
+    except OverflowError:
+        _refuse(given, OUT_OF_RANGE)
+
+
+def _once(at: datetime, given: Any) -> once:
+    if not is_moment(at):
+        _refuse(given, OUT_OF_RANGE)
+    return once(at)
+
+
+def _duration(text: str, given: str, *, relative: bool) -> timedelta:
+    if _YEARS_OR_MONTHS.match(text):
+        _refuse(given, "years and months differ in length; write days ('P30D'), or a crontab ('0 0 1 * *')")
+    found = _DURATION.fullmatch(text)
+    if found is None or not any(found.groups()):
+        _refuse(given, "no ISO 8601 duration; write e.g. 'PT30S', 'PT1H30M', 'P1D', 'P2W'")
+    numbers = [float((number or "0").replace(",", ".")) for number in found.groups()]
+    try:
+        every = timedelta(**dict(zip(_UNITS, numbers, strict=True)))
+    except OverflowError:
+        _refuse(given, "longer than a timedelta can be")
+    return _checked(every, given, relative=relative)
+
+
+def _in_words(text: str, given: str, *, relative: bool) -> timedelta:
+    parts: dict[str, float] = {}
+    for number, word in _WORD.findall(text):
+        if word.lower() in _LONG_WORDS:
+            _refuse(given, "years and months differ in length; write days ('30 d'), or a crontab ('0 0 1 * *')")
+        unit = _UNIT_WORDS.get(word.lower())
+        if unit is None:
+            _refuse(given, f"there is no unit {word}; write w, d, h, m, s or ms: '5m', '1h30m', 'every 2 hours'")
+        if unit in parts:
+            _refuse(given, f"there are {unit} in two places")
+        parts[unit] = float((number or "1").replace(",", "."))
+    try:
+        every = timedelta(**parts)
+    except OverflowError:
+        _refuse(given, "longer than a timedelta can be")
+    return _checked(every, given, relative=relative)
+
+
+def _checked(every: timedelta, given: Any, *, relative: bool = False) -> timedelta:
+    if every < LEAST:
+        _refuse(given, "an interval lasts a millisecond at least: give a number of seconds above 0")
+    if every > MOST:
+        _refuse(given, "an interval lasts a hundred years at most: leave the entry out, or give a shorter one")
+    if relative and every < _SECOND:
+        _refuse(given, "a relative interval lasts a second at least: Celery rounds a shorter one to the past")
+    return every
+
+
+def _duration_text(every: timedelta) -> str:
+    minutes, seconds = divmod(every.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{every.microseconds:06}".rstrip("0") if every.microseconds else ""
+    time = (f"{hours}H" if hours else "") + (f"{minutes}M" if minutes else "")
+    time += f"{seconds}{fraction}S" if seconds or fraction else ""
+    return "P" + (f"{every.days}D" if every.days else "") + (f"T{time}" if time else "")
+
+
+def _moment_text(at: datetime) -> str:
+    return at.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def _field(spec: Any) -> str:
+    """One field of a crontab: a number, a text, or numbers."""
+    if isinstance(spec, Iterable) and not isinstance(spec, str):
+        return ",".join(map(str, sorted(spec)))
+    return "".join(str(spec).split())
+
+
+def _refuse(given: Any, why: str) -> NoReturn:
+    raise ConfigurationError(f"schedule = {shown(given)}: {why}") from None

@@ -1,0 +1,216 @@
+"""The schedule topic, read and written by a beat on a thread of its own: what the entries are, and where they are.
+
+The topic is compacted: it holds the latest record of each key. It is read from the beginning, then followed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.logs import BackgroundLog
+from celery_neli.printable import printable
+from celery_neli.schedule_topic.codec import MEMBER, Kind, key_of, partition_of
+from celery_neli.schedule_topic.end import End, Question
+from celery_neli.schedule_topic.follow import Follower
+from celery_neli.schedule_topic.found import Entries, Found
+from celery_neli.schedule_topic.pending import Writes
+from celery_neli.threads import Bell, Thread, spawn
+
+if TYPE_CHECKING:
+    from celery_neli.config import Config
+
+FLUSH = 1.0
+JOIN = 2.0
+RETRY_LEAST, RETRY_MOST = 1.0, 30.0
+
+
+class ScheduleTopic:
+    """The schedule topic of `config`, as one beat reads and writes it.
+
+    Any thread; only `read_to_end`, `flush` and `stop` block, and nothing raises. Not from a signal handler that may
+    have interrupted a call. In a forked child it is void: nothing is read or written there, and no client is touched.
+    """
+
+    def __init__(self, config: Config, *, log: logging.Logger, changed: Callable[[], None] | None = None) -> None:
+        """`log` names the logger; its handlers run on another thread. `changed` is called on the topic's own thread
+        after something was read for `drain`; it must not block. Nothing is started yet.
+        """
+        self._config, self._changed = config, changed
+        self._lines = BackgroundLog()
+        self._log = self._lines.logger(log.name)
+        self._klog = KafkaLog(self._log, config.properties)
+        self._writes = Writes(config.schedule_topic, self._klog)
+        self._found = Found(self._writes.own, self._log)
+        self._follower = Follower(config, self._klog, self._found, self._writes, self._read)
+        self._bell = Bell()
+        self._thread: Thread | None = None
+        self._stopping = False
+        self._pid = os.getpid()
+        self._end = End(config, self._klog)
+
+    @property
+    def unsaved(self) -> int:
+        """How many keys have a value that was written and is not acknowledged."""
+        return self._writes.unsaved
+
+    def saved(self, kind: Kind, name: str) -> bool:
+        """Whether what was last written here of this key is acknowledged. Any thread; takes no lock."""
+        return self._writes.saved(key_of(kind, name))
+
+    @property
+    def generation(self) -> int:
+        """How often the topic has been read from its beginning again, because the position or the topic was lost. What
+        was drained before and does not come again before the end is gone.
+        """
+        return self._found.generation
+
+    @property
+    def drained(self) -> int:
+        """The generation of what `drain` returned last. For the thread that drains."""
+        return self._found.taken
+
+    @property
+    def whole(self) -> int:
+        """The generation that was last read to its end; -1 before the first. Ask before `drain`."""
+        return self._follower.whole
+
+    @property
+    def torn(self) -> bool:
+        """Whether what is missing in this generation was lost, not removed while this process was cut off for long."""
+        return self._follower.torn
+
+    @property
+    def away(self) -> bool:
+        """Whether this generation began because this process did not hear of the topic for a while: of what is missing
+        some may have been removed before the rest was lost.
+        """
+        return self._follower.away
+
+    def fit(self) -> bool:
+        """Return True if the topic was found, and can be read and written as far as is known. Otherwise this beat
+        should not lead. Any thread; takes no lock.
+        """
+        return self._follower.fit
+
+    def start(self) -> None:
+        """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
+        if self._thread is None and not self._stopping:
+            self._pid = os.getpid()
+            _alive.add(self)
+            self._lines.start()
+            self._thread = spawn(self._run, name="neli-schedule")
+
+    def drain(self) -> Entries:
+        """What was read since the last call: the latest value of each key, None where it was deleted, in the order of
+        reading. Of two states of one entry that of the higher term counts. Own writes are left out.
+        """
+        return {} if self._inherited else self._found.take()
+
+    def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
+        """Log that a drained value cannot be read: one line a minute about each, at most twenty of a kind."""
+        self._found.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
+
+    def read_to_end(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until everything is read that is in the topic now, by the broker's word; whether
+        it is. About a round trip if nothing is new.
+        """
+        if self._inherited or self._stopping:
+            return False
+        deadline, question = time.monotonic() + timeout, None
+        while not self._stopping:
+            seen = self._bell.rings
+            if question is None or question.generation != self.generation:  # what was asked is not there any more
+                question = Question(self.generation, deadline)
+                spawn(partial(self._ask, question), name="neli-schedule-end")
+            elif question.answered(self._follower.next):
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            self._bell.wait(seen, left)
+        return False
+
+    def write(self, kind: Kind, name: str, value: bytes | None) -> None:
+        """Write it soon, None to delete. While Kafka is away the latest value of each key is kept, and sent later."""
+        if not self._inherited and not self._stopping:
+            self._writes.put(key_of(kind, name), partition_of(kind), value)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until everything written is acknowledged; whether it is."""
+        return not self._inherited and self._writes.flush(timeout)
+
+    def forget_unsaved(self) -> None:
+        """The term is over: states and definitions that were not acknowledged are not written any more, unless they are
+        on their way. Notes are.
+        """
+        if not self._inherited:
+            member = key_of(MEMBER, "")
+            self._writes.forget(lambda key: not key.startswith(member))
+
+    def stop(self) -> None:
+        """Write what is left for up to a second, and end. May be repeated."""
+        if self._inherited or self._stopping:
+            return
+        if self._thread is None:
+            self._stopping = True
+            return
+        self._writes.flush(FLUSH)
+        self._stopping = self._follower.stopping = True
+        self._end.close()
+        self._bell.ring()
+        self._thread.join(JOIN)
+
+    @property
+    def _inherited(self) -> bool:
+        return os.getpid() != self._pid
+
+    # The thread
+
+    def _run(self) -> None:
+        pause = RETRY_LEAST
+        try:
+            while not self._stopping:
+                began = time.monotonic()
+                try:
+                    self._follower.serve()
+                except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
+                    self._klog.say(logging.ERROR, f"schedule topic not read topic={self._config.schedule_topic}: {exc}")
+                    self._follower.rest(RETRY_MOST)
+                except Exception:  # noqa: BLE001 - whatever it was, the beat goes on with what it knows
+                    self._log.exception("schedule topic failed topic=%s: trying again", self._config.schedule_topic)
+                    pause = RETRY_LEAST if time.monotonic() - began > RETRY_MOST else min(2 * pause, RETRY_MOST)
+                    self._follower.rest(pause)
+        finally:
+            self._lines.stop()
+
+    def _read(self, new: bool) -> None:
+        self._bell.ring()
+        if new and self._changed is not None:
+            self._changed()
+
+    def _ask(self, question: Question) -> None:
+        try:
+            self._end.answer(question)
+        finally:
+            self._bell.ring()
+
+
+_alive: weakref.WeakSet[ScheduleTopic] = weakref.WeakSet()
+_inherited: list[Any] = []
+
+
+def _after_fork() -> None:
+    """In a child: kept for ever, for the clients' finalisers must not run here."""
+    _inherited.append(list(_alive))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
