@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from celery import _state
 
 from celery_neli.exceptions import ConfigurationError
 
@@ -27,14 +28,11 @@ class Singleton:
     path: tuple[str, ...] = ()
 
 
-_registered: weakref.WeakKeyDictionary[Any, list[Singleton]] = weakref.WeakKeyDictionary()
-
-
 def add(app: Any, singleton: Singleton) -> None:
     """Register. One of the same name and role is replaced: its module was loaded again. A lambda's name is not its
     own.
     """
-    of_app = _registered.setdefault(app, [])
+    of_app: list[Singleton] = vars(app).setdefault("neli_singletons", [])  # `worker/control.py` reads it
     if "<" not in singleton.name:
         of_app[:] = [each for each in of_app if (each.name, each.role) != (singleton.name, singleton.role)]
     of_app.append(singleton)
@@ -42,13 +40,13 @@ def add(app: Any, singleton: Singleton) -> None:
 
 def registered(app: Any) -> tuple[Singleton, ...]:
     """The singletons of `app`, in the order of their registration."""
-    return tuple(_registered.get(app, ()))
+    return tuple(getattr(app, "neli_singletons", ()))
 
 
 def find(name: str, role: str | None) -> tuple[Any, Singleton]:
     """The registration of this name and role, with its app. Raises `ConfigurationError`."""
-    for app, of_app in list(_registered.items()):
-        for each in of_app:
+    for app in _state._get_active_apps():  # noqa: SLF001 - all that there are
+        for each in registered(app):
             if (each.name, each.role) == (name, role):
                 return app, each
     raise ConfigurationError(

@@ -22,12 +22,12 @@ from celery_neli.logs import escaping
 from celery_neli.singletons.process import Isolated, can_find
 from celery_neli.singletons.registry import Singleton, registered
 from celery_neli.singletons.runner import Lease, Runner, Tenure, Turns, Unelected
-from celery_neli.worker.queues import roles_of
+from celery_neli.worker.task_marking import roles_of
 
 if TYPE_CHECKING:
     from celery_neli.election.leadership import Leadership
 
-ELECTION = "celery_neli.Election"
+ELECTION = "celery_neli.ElectionStep"
 UNELECTED_DRAIN = 10.0
 """Seconds that a shutdown waits for a turn where there is no `neli_drain_timeout`: its default."""
 

@@ -1,8 +1,9 @@
 """`celery inspect neli` and `celery control neli_resign` on workers.
 
-Imported by every `celery` command (cli.py), for it refuses a name that its own process does not know, and by every
-worker that takes part (bootsteps.py). So it loads the rest of the package only when a command arrives. Handlers run on
-the consumer's thread, between two tasks: they read memory, or ask the leadership's thread and do not wait for it.
+Every `celery` command imports this file (cli.py), since it refuses a name that its own process does not know, and so
+does every worker in an election (bootsteps.py). So it loads the rest of the package only when a command arrives.
+Handlers run on the consumer's thread, between two tasks: they read memory, or ask the leadership's thread and do not
+wait for it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def neli_resign(state: Any, role: str | None = None, **kwargs: Any) -> dict[str,
 
 
 def _found(app: Any) -> tuple[Leadership, SharedLease] | None:
-    """The worker's leadership and what it shares; None if it takes part in no election."""
+    """Return the worker's leadership and its shared lease; None if it takes part in no election."""
     from celery_neli.election.leadership import leadership_for
     from celery_neli.election.shared_lease import shared
 
@@ -65,19 +66,17 @@ def _found(app: Any) -> tuple[Leadership, SharedLease] | None:
 
 
 def _role(app: Any, lease: SharedLease, role: str) -> dict[str, Any]:
-    """`term`: in force, or the last one of this worker; `until`: seconds from now, None without a lease; `tasks`: since
-    the worker's start; `singletons`: those that run here while it leads.
-    """
+    """Return the state of one role; docs/workers.md ("Watching workers") explains the keys."""
     from celery_neli.election.clock import boottime
-    from celery_neli.singletons.registry import registered
-    from celery_neli.worker.counters import counts
+    from celery_neli.worker.redelivery import counts
 
     standing = lease.standing(role)
+    singletons = getattr(app, "neli_singletons", ())  # `celery_neli.singletons` notes them there
     return {
         "leading": standing.leading,
         "held": standing.held,
         "term": standing.term,
         "until": round(standing.until - boottime(), 3) if standing.held else None,
-        "tasks": {what: of_roles.get(role, 0) for what, of_roles in counts.as_dict().items()},
-        "singletons": [each.name for each in registered(app) if (each.role or lease.roles[0]) == role],
+        "tasks": counts.of_role(role),
+        "singletons": [each.name for each in singletons if (each.role or lease.roles[0]) == role],
     }

@@ -18,7 +18,7 @@ from celery_neli.election.clock import boottime
 from celery_neli.election.grant import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.worker import control
-from celery_neli.worker.counters import counts
+from celery_neli.worker.redelivery import counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -570,7 +570,7 @@ def test_a_role_that_is_unknown_is_refused(role: str | None, app: Celery) -> Non
     """With the known ones. With several, one must be named."""
     app.conf.neli_roles = ["billing", "mail"]
     singleton(app, role=role)(work)
-    of = worker(app, "celery_neli.Election")
+    of = worker(app, "celery_neli.ElectionStep")
     with pytest.raises(ConfigurationError, match="name one of the roles in neli_roles: 'billing', 'mail'"):
         Singletons(of).include_if(of)
 

@@ -13,7 +13,7 @@ from kombu import Producer
 
 from celery_neli import leader_only
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.worker.counters import counts
+from celery_neli.worker.redelivery import counts
 from celery_neli.worker.strategy import check_all
 from tests.unit.leases import make_app
 from tests.unit.workers import Worker

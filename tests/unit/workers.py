@@ -16,9 +16,9 @@ from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.asynchronous.timer import Timer
 from kombu.common import QoS
 
-from celery_neli.worker.consumer_step import LeaderQueues
-from celery_neli.worker.in_flight import begin_drain
-from celery_neli.worker.queues import leader_queue
+from celery_neli.worker.consumer_step import RoleQueues
+from celery_neli.worker.in_flight import InFlight, track
+from celery_neli.worker.task_marking import role_queue
 from tests.unit.leases import Lease, make_app
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Worker:
             del self.app.tasks[name]  # shared tasks of other tests, for other roles
         self.lease = Lease(self.app, *settings.get("neli_roles", ()))
         self.leadership: Any = Leadership()
-        self.drain = begin_drain(self.app, self.leadership, self.lease.shared)
+        self.in_flight = track(self.app, InFlight(self.app, self.leadership, self.lease.shared))
         self.refused: set[str] = set()  # queues that the broker does not declare; it closes the channel
         self.pool = Pool()
         self.timer = Timer()
@@ -148,7 +148,7 @@ class Worker:
         )  # fmt: skip
         self.consumer.event_dispatcher = None
         self.consumer.blueprint.state = RUN
-        self.step = LeaderQueues(self.consumer)
+        self.step = RoleQueues(self.consumer)
         self.step.include_if(self.consumer)
 
     def connect(self) -> None:
@@ -194,7 +194,7 @@ class Worker:
         self.consumer.perform_pending_operations()
 
     def queue(self, role: str | None = None) -> str:
-        return str(leader_queue(self.app, role).name)
+        return str(role_queue(self.app, role).name)
 
     def consumes(self) -> set[str]:
         return {each.name for each in self.consumer.task_consumer.queues}

@@ -59,7 +59,7 @@ class TestFunctions:
     def test_elsewhere_they_do_not(self, lease: Lease):
         """NotLeader, which names the function and the role."""
         ran: list[int] = []
-        with pytest.raises(NotLeader, match=r"test_gate\..*append.* does not lead 'leader'"):
+        with pytest.raises(NotLeader, match=r"test_leader_only\..*append.* does not lead 'leader'"):
             leader_only(_appending(ran))()
         lease.lead()
         lease.drain()
