@@ -23,9 +23,8 @@ from celery.app.task import Task
 from celery.local import PromiseProxy, Proxy
 from kombu.entity import Queue
 
-from celery_neli.config import enabled, worker_settings
+from celery_neli.config import check_names, enabled, worker_settings
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.settings import check_names
 
 STANDBY: Final = ("forward", "skip", "fail")
 STRATEGY: Final = "celery_neli.worker.strategy:leader_only"
