@@ -175,7 +175,7 @@ def _in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def command(*arguments: Any, **options: Any) -> Any:
         from celery_neli.exceptions import ConfigurationError
-        from celery_neli.terminal import failure
+        from celery_neli.printable import failure
 
         try:
             return run(*arguments, **options)
@@ -199,7 +199,7 @@ def _warn_of_a_setting_not_read(app: Any) -> None:
     """Say that the group is given under a name that Celery does not read: the process takes part in no election."""
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
         return  # with a namespace, another one may be that of another app
-    from celery_neli.settings import not_read
+    from celery_neli.config import not_read
 
     hint = not_read(app, "neli_group")
     if hint is not None:

@@ -20,7 +20,7 @@ from celery_neli.election.records import IDLE, IDLE_MOST, Record, decode, encode
 from celery_neli.election.role_state import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Payload
 from celery_neli.election.standback import StandBack
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
-from celery_neli.log_limit import LogLimit
+from celery_neli.logs import LogLimit
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0

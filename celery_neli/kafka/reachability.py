@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from celery_neli.kafka import certificate
 from celery_neli.kafka.causes import AWAY, Cause
-from celery_neli.log_limit import LogLimit
+from celery_neli.logs import LogLimit
 from celery_neli.threads import original, spawn
 
 __all__ = ["Reachability", "of_process"]

@@ -18,8 +18,7 @@ from celery.bin.base import CeleryCommand
 
 from celery_neli.config import from_app
 from celery_neli.exceptions import NeliError
-from celery_neli.printable import printable
-from celery_neli.terminal import failure, say, say_json
+from celery_neli.printable import failure, printable, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.periodic.importers.run import Row, Source

@@ -16,7 +16,7 @@ from kombu.entity import Exchange, Queue
 from kombu.serialization import dumps
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import meant
+from celery_neli.printable import did_you_mean
 from celery_neli.schedule import misfire, overlap
 from celery_neli.schedule_topic.values import is_moment, shown
 
@@ -48,7 +48,7 @@ def unknown(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield one line for each option that does not exist."""
     for name in options:
         if name not in OPTIONS:
-            yield f"options: there is no option {shown(name)[1:-1]}; {meant(str(name), OPTIONS)}"
+            yield f"options: there is no option {shown(name)[1:-1]}; {did_you_mean(str(name), OPTIONS)}"
 
 
 def check_here(app: Any, options: Mapping[str, Any]) -> None:

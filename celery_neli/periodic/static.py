@@ -17,11 +17,10 @@ from celery.canvas import Signature
 from celery.schedules import schedule
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import meant, nearest, similar
 from celery_neli.periodic.call import Call, call_of, check_arguments, is_mapping, plain
 from celery_neli.periodic.options import OPTIONS, OWN_OPTIONS, check_here, mistakes
 from celery_neli.periodic.text import schedule_of
-from celery_neli.printable import printable, printable_error
+from celery_neli.printable import closest, did_you_mean, printable, printable_error
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.overlap import Overlap
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
@@ -152,7 +151,7 @@ def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong
         return {}
     fields: dict[str, Any] = dict(entry)
     wrong.extend(
-        f"{printable(each)} = {shown(fields[each])}: there is no such field; {meant(str(each), takes)}"
+        f"{printable(each)} = {shown(fields[each])}: there is no such field; {did_you_mean(str(each), takes)}"
         for each in (fields if takes is not None else ())
         if takes is not None and each not in takes
     )
@@ -215,7 +214,7 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
     for name in options:
         if name in TAKEN:
             continue
-        meant = nearest(name, OWN_OPTIONS) if name.startswith("neli_") else similar(name, TAKEN, least=LIKE)
+        meant = closest(name, OWN_OPTIONS) if name.startswith("neli_") else closest(name, TAKEN, least=LIKE)
         if meant is not None:
             wrong.append(f"options: there is no option {printable(name)}; did you mean {meant}?")
     if options.keys().isdisjoint(OWN_OPTIONS):

@@ -11,7 +11,7 @@ from celery_neli.election.neli import connect_kafka
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.client_log import KafkaLog
 from celery_neli.kafka.properties import group_properties, producer_properties, reader_properties
-from celery_neli.log_limit import REMEMBERED
+from celery_neli.logs import REMEMBERED
 from tests.processes import wait_until
 
 TASKS = Path("/proc/self/task")

@@ -31,11 +31,11 @@ from celery_neli.settings import SETTINGS
         ({"group": "a b"}, r"neli_group = 'a b': use 1 to 249"),
         ({"group": ".."}, r"neli_group = '\.\.'"),
         ({"topic": "x" * 250}, r"neli_topic = "),
-        ({"roles": ()}, r"neli_roles = \(\): give one or more names"),
+        ({"roles": ()}, r"neli_roles = \(\): give a list of one or more names"),
         ({"roles": ("a", "a")}, r"neli_roles = \('a', 'a'\)"),
         ({"roles": ("a b",)}, r"neli_roles = \('a b',\)"),
-        ({"roles": "billing"}, r"neli_roles = 'billing': give a list of names"),
-        ({"roles": 3}, r"neli_roles = 3: give a list of names"),
+        ({"roles": "billing"}, r"neli_roles = 'billing': give a list of one or more names"),
+        ({"roles": 3}, r"neli_roles = 3: give a list of one or more names"),
         ({"rebalance_after": 0}, r"neli_rebalance_after = 0: give a number of seconds"),
         ({"kafka": 9092}, r"neli_kafka is a int: give the bootstrap servers"),
         ({"kafka": {"sasl.password": "hush"}}, r"neli_kafka lacks 'bootstrap.servers'"),
@@ -216,7 +216,7 @@ class Unprintable:
     [[], {}, -1, float("nan"), float("inf"), 10**400, "no\nsuch", b"x", {"a", "b"}, object(), Unprintable()],
     ids=lambda value: type(value).__name__,
 )
-@pytest.mark.parametrize("name", [each.name for each in SETTINGS if each.name != "neli_kafka"])
+@pytest.mark.parametrize("name", [each for each in SETTINGS if each != "neli_kafka"])
 def test_whatever_a_setting_holds_that_is_none_is_one_line(name: str, value: Any) -> None:
     """It names the setting; nothing has been started, and nothing takes its default without a word."""
     app = Celery(set_as_current=False)
@@ -236,7 +236,7 @@ def refuse_settings(app: Celery) -> None:
     worker_settings(app)
 
 
-@pytest.mark.parametrize("name", [each.name for each in SETTINGS if each.name != "neli_group"])
+@pytest.mark.parametrize("name", [each for each in SETTINGS if each != "neli_group"])
 def test_none_is_the_default_of_every_setting(name: str) -> None:
     """As an environment variable that is not set gives it."""
     app = Celery(set_as_current=False)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.beat.replicated.fingerprint import fingerprint
 from celery_neli.beat.replicated.member_notes import MemberNotes
 from celery_neli.beat.replicated.sharding import begin
-from celery_neli.config import VERSION_MOST
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import MEMBER, Note, encode_note
+from celery_neli.settings import VERSION_MOST
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from celery_neli.exceptions import RecordError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, decode_note
 from celery_neli.schedule_topic.notes import apps_of, living, sharing
 

@@ -24,11 +24,9 @@ from celery_neli.beat.replicated.fastpath import FastPath, publish_below
 from celery_neli.beat.replicated.heaped import HeapedScheduler
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.log_limit import EntryLines
-from celery_neli.logs import escaping
-from celery_neli.nearest import nearest
+from celery_neli.logs import EntryLines, escaping
 from celery_neli.periodic.options import OWN_OPTIONS
-from celery_neli.printable import printable, printable_error
+from celery_neli.printable import closest, printable, printable_error
 from celery_neli.schedule.due import Look, advance, look, pass_over, restart
 from celery_neli.schedule.expiry import expires_of
 from celery_neli.transport_errors import is_transport_error, without_wrapper
@@ -79,7 +77,7 @@ class ReplicatedScheduler(HeapedScheduler):
         super().check(entry)
         for name in entry.options:
             if name.startswith("neli_") and name not in OWN_OPTIONS:
-                near = nearest(name, OWN_OPTIONS)
+                near = closest(name, OWN_OPTIONS)
                 raise ConfigurationError(f"beat entry {entry.name!r}: there is no option {name}; did you mean {near}?")
 
     # -- the tick --
