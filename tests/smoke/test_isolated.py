@@ -15,7 +15,7 @@ import pytest
 
 import celery_neli
 from celery_neli.election.clock import boottime
-from celery_neli.election.grant import Grant
+from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease
 from celery_neli.singletons.process import Isolated
 from celery_neli.singletons.registry import Singleton

@@ -15,8 +15,8 @@ from celery.signals import worker_shutdown
 
 from celery_neli import ConfigurationError, install, signals
 from celery_neli.config import Config
-from celery_neli.election.grant import Told
 from celery_neli.election.leadership import Leadership, leadership_for
+from celery_neli.election.role_state import Payload
 from celery_neli.election.shared_lease import shared
 from celery_neli.worker.bootsteps import ElectionStep, LeaseStep
 from tests.processes import wait_until
@@ -165,7 +165,7 @@ def test_an_owner_offers_data_and_hears_when_they_were_read_back(make: Callable[
     leadership = make(on=MemoryLog(roles=2), roles=("leader", "second"))
     heard = threading.Event()
     leadership.heard = heard.set
-    assert leadership.told() == Told()
+    assert leadership.told() == Payload()
     leadership.start()
     wait(lambda: leadership.leading() and leadership.leading("second"))
     for role, marks in ((None, {"claimed": 1.0}), ("second", {"claimed": 2.0})):
