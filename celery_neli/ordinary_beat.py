@@ -86,7 +86,7 @@ class OrdinaryBeat:
         one and elected beats run. The beat is a process of its own, whose end the worker does not notice.
         """
         app = instance.app
-        if not any(step.__module__ == "celery_neli.worker.bootsteps" for step in app.steps["worker"]):
+        if not any(getattr(step, "__module__", "") == "celery_neli.worker.bootsteps" for step in app.steps["worker"]):
             _warn_of_a_setting_not_read(app)  # with our steps, the worker ends with an error that says so
         if not options.get("beat"):
             return

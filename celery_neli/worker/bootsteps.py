@@ -75,9 +75,9 @@ class LeaseStep(bootsteps.StartStopStep):
             check_all(app)
             leadership = leadership_for(app, "worker")
             validate(leadership.config)
-        lease = shared(app)
-        assert lease is not None, "a worker's leadership shares its lease"
-        in_flight = track(app, InFlight(app, leadership, lease, fence_kills=fence_kills, inline=pool == "solo"))
+        leases = shared(app)
+        assert leases is not None, "a worker's leadership shares its leases"
+        in_flight = track(app, InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo"))
         leadership.working = in_flight.progressing
         self._leadership, self._in_flight = leadership, in_flight
         return True
@@ -131,7 +131,7 @@ class LeaseStep(bootsteps.StartStopStep):
         """Return what `celery inspect stats` shows."""
         if self._leadership is None:
             return {}
-        standing = self._leadership.snapshot()
+        standing = self._leadership.role().standing()
         return {"neli": {"name": self._leadership.config.name, "leading": standing.leading, "term": standing.term}}
 
 

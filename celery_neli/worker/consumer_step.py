@@ -100,14 +100,14 @@ def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:
         return
     added = False
     for role, queue in role_queues(consumer.app):
-        leads = in_flight.lease.leading(role) is not None
+        leads = in_flight.leases.role(role).may_start()
         consumed = any(each.name == queue.name for each in tasks.queues)
         if leads and not consumed:
             try:
                 declare(consumer, queue)
             except ConfigurationError as exc:
                 logger.error("role resigned role=%s: %s", role, exc)
-                in_flight.leadership.stand_back(role)
+                in_flight.leadership.role(role).resign(back_off=True)
                 continue
             tasks.add_queue(queue)
             added = True
@@ -200,7 +200,7 @@ class LeadershipReceivers:
             self._in_flight.wait_until_idle(role)
         except Exception:
             logger.exception("hand-over failed role=%s: the lease is kept to its end", role)
-            while self._in_flight.leadership.held(role):
+            while self._in_flight.leases.role(role).may_finish():
                 time.sleep(POLL_INTERVAL)
 
     def fenced(self, *, role: str, term: int, **_: Any) -> None:

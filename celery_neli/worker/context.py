@@ -5,24 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Final
 
-from celery_neli.election.shared_lease import SharedLease, shared
+from celery_neli.election.shared_lease import RoleLease
 from celery_neli.exceptions import LeadershipLost
 
-Work = tuple[SharedLease | None, str, int, bool, object]
-"""Lease (None: celery-neli is off), role, term, True if a loss is raised, and the mark of what began the work."""
+
+class Unelected:
+    """The lease of a role where `neli_enabled` is off: every process leads, in term 0. See `RoleLease`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def leading_term(self) -> int:
+        """Return term 0."""
+        return 0
+
+    def may_start(self, term: int | None = None) -> bool:
+        """Return True."""
+        return True
+
+    def may_finish(self, term: int | None = None) -> bool:
+        """Return True."""
+        return True
+
+
+Lease = RoleLease | Unelected
+
+Work = tuple[Lease, int, bool, object]
+"""Lease, term, True if a loss is raised, and the mark of what began the work."""
 
 WORK: Final[ContextVar[Work | None]] = ContextVar("celery_neli_work", default=None)
 
 
 @contextmanager
-def in_term(app: Any, role: str, term: int, *, stop_on_loss: bool = False, mark: object = None) -> Iterator[None]:
-    """Let what runs inside be leader-only work of `role`, begun in `term`, for `current_term` and `still_leader`.
-
-    It does not check the lease: the caller has done so. With `neli_enabled = False` the term is 0.
-    """
-    token = WORK.set((shared(app), role, term, stop_on_loss, mark))
+def in_term(lease: Lease, term: int, *, stop_on_loss: bool = False, mark: object = None) -> Iterator[None]:
+    """Let what runs inside be leader-only work of the role, begun in `term`. The caller has checked the lease."""
+    token = WORK.set((lease, term, stop_on_loss, mark))
     try:
         yield
     finally:
@@ -38,7 +57,7 @@ def current_term() -> int:
         LookupError: no leader-only work calls it. A thread that such work starts must be run in
             `contextvars.copy_context()`.
     """
-    return _work()[2]
+    return _work()[1]
 
 
 def still_leader() -> bool:
@@ -51,11 +70,11 @@ def still_leader() -> bool:
         LeadershipLost: instead of returning False, with `stop_on_loss`.
         LookupError: as `current_term`.
     """
-    lease, role, term, stop_on_loss, _ = _work()
-    if lease is None or lease.held(role, term):
+    lease, term, stop_on_loss, _ = _work()
+    if lease.may_finish(term):
         return True
     if stop_on_loss:
-        raise LeadershipLost(f"the lease of {role!r}, term {term}, ended while its work ran: stopped")
+        raise LeadershipLost(f"the lease of {lease.name!r}, term {term}, ended while its work ran: stopped")
     return False
 
 

@@ -47,10 +47,10 @@ class InFlight:
     """
 
     def __init__(
-        self, app: Any, leadership: Leadership, lease: SharedLease, *, fence_kills: bool = False, inline: bool = False
+        self, app: Any, leadership: Leadership, leases: SharedLease, *, fence_kills: bool = False, inline: bool = False
     ) -> None:
         """`inline`: tasks run on the consumer's own thread (solo). `fence_kills`: of prefork only."""
-        self.app, self.leadership, self.lease = app, leadership, lease
+        self.app, self.leadership, self.leases = app, leadership, leases
         self.fence_kills, self.inline = fence_kills, inline
         self.consumer: Any = None
         """Celery's consumer while it is connected to the task broker, else None."""
@@ -97,7 +97,7 @@ class InFlight:
         """Return True if the request may be handed to the pool. If this worker does not lead, it goes back soon."""
         self._running[request] = None
         if self._claim(request):  # else it went back, or the broker has it as its connection is gone
-            request.term = self.lease.leading(request.role)
+            request.term = self.leases.role(request.role).leading_term()
             if request.term is not None:
                 return True
             self._waiting[request] = None
@@ -166,7 +166,7 @@ class InFlight:
         consumer = self.consumer
         if consumer is None:
             return
-        leave = [each for each in list(self._waiting) if everything or self.lease.leading(each.role) is None]
+        leave = [each for each in list(self._waiting) if everything or not self.leases.role(each.role).may_start()]
         timers = _timers(consumer, leave)
         number = 0
         for request in leave:
@@ -201,7 +201,7 @@ class InFlight:
         """Return when no task of `role` runs, or when the lease has ended. The handover waits for it, on the
         leadership's thread.
         """
-        while self.runs(role) and self.leadership.held(role):
+        while self.runs(role) and self.leases.role(role).may_finish():
             self._changed.clear()
             if self.runs(role):
                 self._changed.wait(POLL_INTERVAL)
@@ -209,7 +209,7 @@ class InFlight:
     def runs(self, role: str) -> bool:
         """Return True if a request of `role` may be running, or leader-only work that is called in another task."""
         ours = any(each.role == role for each in list(self._running))  # before those dying: one moves there
-        return ours or time.monotonic() < self._dying.get(role, 0.0) or self.lease.anybody(role)
+        return ours or time.monotonic() < self._dying.get(role, 0.0) or self.leases.role(role).anyone_at_work()
 
     def pool_ended(self) -> None:
         """Note that nothing runs: the pool has stopped, or its processes were killed."""

@@ -19,11 +19,11 @@ from celery.exceptions import Ignore, Reject
 from celery.local import PromiseProxy, Proxy
 
 from celery_neli.config import enabled
-from celery_neli.election.shared_lease import SharedLease, shared
+from celery_neli.election.shared_lease import RoleLease, shared
 from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.worker.context import WORK, current_term, in_term, still_leader
+from celery_neli.worker.context import WORK, Unelected, current_term, in_term, still_leader
 from celery_neli.worker.redelivery import counts, published_to
 from celery_neli.worker.task_marking import (
     Mark,
@@ -41,7 +41,7 @@ from celery_neli.worker.task_marking import (
 if TYPE_CHECKING:
     from kombu.entity import Queue
 
-__all__ = ["current_term", "in_term", "leader_only", "roles", "still_leader"]
+__all__ = ["current_term", "leader_only", "roles", "still_leader"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 _UNSET: Final[Any] = object()
@@ -148,8 +148,8 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
     """
     wanted, stop_on_loss = mark.role, mark.stop_on_loss
 
-    def run(lease: SharedLease, role: str, term: int, args: Any, kwargs: Any) -> Any:
-        token = WORK.set((lease, role, term, stop_on_loss, mark))
+    def run(lease: RoleLease, term: int, args: Any, kwargs: Any) -> Any:
+        token = WORK.set((lease, term, stop_on_loss, mark))
         try:
             return body(*args, **kwargs)
         finally:
@@ -159,26 +159,28 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
     def checked(*args: Any, **kwargs: Any) -> Any:
         mine = cls.app if cls is not None else app or _state.get_current_app()
         within = WORK.get()
-        if within is not None and within[4] is mark:  # this very work checks again: another decorator is in between
-            if within[0] is None or within[0].held(within[1], within[2]):
+        if within is not None and within[3] is mark:  # this very work checks again: another decorator is in between
+            if within[0].may_finish(within[1]):
                 return body(*args, **kwargs)
-        elif (lease := shared(mine)) is not None:
-            role = wanted or (lease.roles[0] if len(lease.roles) == 1 else role_of(mine, None))
-            if role not in lease.roles:
-                raise _unknown(mine, role)
-            if within is not None and within[1] == role and within[0] is lease:
+        elif (leases := shared(mine)) is not None:
+            role = wanted or (leases.roles[0] if len(leases.roles) == 1 else role_of(mine, None))
+            try:
+                lease = leases.role(role)
+            except KeyError:
+                raise _unknown(mine, role) from None
+            if within is not None and within[0] is lease:
                 # part of other work of this leader: during a handover it may be finished (R3)
-                term = within[2] if lease.held(role, within[2]) else None
+                term = within[1] if lease.may_finish(within[1]) else None
             elif cls is not None and _by_message(cls):
-                term = lease.leading(role)
+                term = lease.leading_term()
             else:  # the worker's main process does not know of it
-                with lease.at_work(role) as term:
+                with lease.at_work() as term:
                     if term is not None:
-                        return run(lease, role, term, args, kwargs)
+                        return run(lease, term, args, kwargs)
             if term is not None:
-                return run(lease, role, term, args, kwargs)
+                return run(lease, term, args, kwargs)
         elif not enabled(mine):
-            with in_term(mine, wanted or "", 0, stop_on_loss=stop_on_loss, mark=mark):
+            with in_term(Unelected(wanted or ""), 0, stop_on_loss=stop_on_loss, mark=mark):
                 return body(*args, **kwargs)
         task = _state.get_current_task()
         if task is not None and mark_of(task) is mark and _by_message(type(task)):
@@ -269,7 +271,7 @@ def roles() -> tuple[str, ...]:
     be called from any thread.
     """
     app = _state.get_current_app()
-    lease = shared(app)
-    if lease is not None:
-        return tuple(role for role in lease.roles if lease.leading(role) is not None)
+    leases = shared(app)
+    if leases is not None:
+        return tuple(role for role in leases.roles if leases.role(role).may_start())
     return () if enabled(app) else roles_of(app)

@@ -71,7 +71,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
         in_flight = _in_flight(task, app)
     except ConfigurationError as exc:
         end_worker(exc)
-    queue = role_queue(app, role)
+    queue, lease = role_queue(app, role), in_flight.leases.role(role)
     base = symbol_by_name(task.Request)
     checked = type("CheckedRequest", (CheckedRequest, base), {})
     tracked = type("TrackedRequest", (TrackedRequest, base), {"in_flight": in_flight, "role": role})
@@ -103,7 +103,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
             raise
 
     def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        if in_flight.lease.leading(role) is not None:
+        if lease.may_start():
             with rejecting():
                 return run(message, body, ack, reject, callbacks)
         if published_to(message, queue):

@@ -149,18 +149,16 @@ def test_tasks_that_begin_while_others_are_sent_back_disturb_nothing() -> None:
     ids = [task.apply_async(countdown=60 + number).id for number in range(3)]
     worker.receive()
     worker.lease.drain()
-    lease, first = worker.in_flight.lease, worker.timer.queue[0].entry.args[0]
+    leases, first = worker.in_flight.leases, worker.timer.queue[0].entry.args[0]
     (later,) = [each.entry.args[0] for each in worker.timer.queue if each.entry.args[0].id == ids[2]]
 
     class Meanwhile:
-        anybody = lease.anybody
-
-        def leading(self, role: str) -> int | None:
+        def role(self, name: str) -> Any:
             worker.in_flight.dropped(later)
-            return lease.leading(role)
+            return leases.role(name)
 
     assert first is not later
-    worker.in_flight.lease = Meanwhile()  # type: ignore[assignment]
+    worker.in_flight.leases = Meanwhile()  # type: ignore[assignment]
     worker.in_flight.send_back()
     assert [each.headers["id"] for each in worker.messages(worker.queue())] == ids[:2]
 
@@ -290,11 +288,18 @@ def test_a_hand_over_returns_when_nothing_runs() -> None:
     task.delay()
     worker.receive()
     worker.lease.drain()
-    barrier = threading.Thread(
-        target=LeadershipReceivers(worker.in_flight).hand_over, kwargs={"role": "leader"}, daemon=True
-    )
+    leases, looks = worker.in_flight.leases, []
+
+    class Watched:
+        def role(self, name: str) -> Any:
+            looks.append(name)
+            return leases.role(name)
+
+    worker.in_flight.leases = Watched()  # type: ignore[assignment]
+    receivers = LeadershipReceivers(worker.in_flight)
+    barrier = threading.Thread(target=receivers.hand_over, kwargs={"role": "leader"}, daemon=True)
     barrier.start()
-    wait_until(lambda: worker.leadership.asked > 3, timeout=5, what="the barrier")
+    wait_until(lambda: len(looks) > 3, timeout=5, what="the barrier")
     assert barrier.is_alive()
     worker.pool.jobs[0].accept()
     worker.pool.jobs[0].succeed()
@@ -319,7 +324,7 @@ def test_a_hand_over_returns_when_the_lease_ends() -> None:
     worker, task = leader()
     task.delay()
     worker.receive()
-    worker.leadership.holds = False
+    worker.lease.lose()
     LeadershipReceivers(worker.in_flight).hand_over(role="leader")
     assert waits(worker)
 
@@ -333,7 +338,7 @@ def test_an_error_in_a_hand_over_does_not_release_early(caplog: pytest.LogCaptur
 
     worker.in_flight.wait_until_idle = broken  # type: ignore[method-assign]
     ends = time.monotonic() + 0.1
-    worker.leadership.held = lambda role: time.monotonic() < ends
+    worker.lease.lead(until=0.1, resigning=True)
     LeadershipReceivers(worker.in_flight).hand_over(role="leader")
     assert time.monotonic() >= ends
     assert "a bug" in caplog.text

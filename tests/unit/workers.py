@@ -19,6 +19,7 @@ from kombu.common import QoS
 from celery_neli.worker.consumer_step import RoleQueues
 from celery_neli.worker.in_flight import InFlight, track
 from celery_neli.worker.task_marking import role_queue
+from tests.unit.fakes import FakeRole
 from tests.unit.leases import Lease, make_app
 
 if TYPE_CHECKING:
@@ -107,22 +108,16 @@ class BareConsumer(Consumer):
 
 
 class Leadership:
-    """Holds as long as a test says."""
+    """Notes which roles it was asked to hand over."""
 
     def __init__(self) -> None:
-        self.holds = True
-        self.asked = 0
         self.resigned: list[str | None] = []
 
-    def resign(self, role: str | None = None) -> None:
-        self.resigned.append(role)
+    def role(self, name: str = "leader") -> FakeRole:
+        return FakeRole(self, name)
 
     def stand_back(self, role: str) -> None:
         self.resigned.append(role)
-
-    def held(self, role: str | None = None) -> bool:
-        self.asked += 1
-        return self.holds
 
 
 class Worker:
