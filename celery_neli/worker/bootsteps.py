@@ -7,8 +7,6 @@ start, makes the lease, which the children inherit, and is the last to stop. `El
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,14 +21,12 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.call import check_app
 from celery_neli.worker.consumer_step import LeadershipReceivers
 from celery_neli.worker.events import send_transitions
-from celery_neli.worker.in_flight import InFlight, track
+from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
 from celery_neli.worker.task_marking import role_queues
 
 if TYPE_CHECKING:
     from celery import Celery
-
-    from celery_neli.election.leadership import Leadership
 
 
 class Refusal(click.ClickException, ConfigurationError):
@@ -49,11 +45,8 @@ class LeaseStep(bootsteps.StartStopStep):
     name = "celery_neli.LeaseStep"
     label = "Lease"
 
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        self._leadership: Leadership | None = None
-        self._in_flight: InFlight | None = None
-        self._receivers: LeadershipReceivers | None = None
+    _in_flight: InFlight
+    _receivers: LeadershipReceivers
 
     def include_if(self, worker: Any) -> bool:
         """Return True unless `neli_enabled` is off.
@@ -63,23 +56,26 @@ class LeaseStep(bootsteps.StartStopStep):
                 also for tasks that the worker itself would look at only when it has found the task broker.
         """
         app, pool = worker.app, pool_of(worker)
-        with _refusing():
+        try:
             if not enabled(app):
                 return False
             from celery_neli.kafka.validate import validate  # it loads confluent_kafka
 
             fence_kills = worker_settings(app).fence_kills
-            refuse_pool(pool, fence_kills=fence_kills, spawn=_spawns(worker))
+            refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
             refuse_consumed_by_all(app)
             refuse_lone_quorum(app)
             check_all(app)
             leadership = leadership_for(app, "worker")
             validate(leadership.config)
+        except ConfigurationError as exc:
+            raise Refusal(str(exc)) from None
         leases = shared(app)
         assert leases is not None, "a worker's leadership shares its leases"
-        in_flight = track(app, InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo"))
-        leadership.working = in_flight.progressing
-        self._leadership, self._in_flight = leadership, in_flight
+        self._in_flight = InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo")
+        self._receivers = LeadershipReceivers(self._in_flight)
+        leadership.working = self._in_flight.progressing
+        app.neli_in_flight = self._in_flight
         return True
 
     def include(self, parent: Any) -> Any:
@@ -94,16 +90,13 @@ class LeaseStep(bootsteps.StartStopStep):
         """Receive the transitions of the leadership; it has not joined the election yet."""
         import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
-        if self._in_flight is not None:
-            self._receivers = LeadershipReceivers(self._in_flight)
-            self._receivers.connect()
-            send_transitions(worker, self._in_flight.leadership)
-            worker_shutdown.connect(self.finish, sender=worker, weak=False)  # sent even if the start was cut short
+        self._receivers.connect()
+        send_transitions(worker, self._in_flight.leadership)
+        worker_shutdown.connect(self.finish, sender=worker, weak=False)  # sent even if the start was cut short
 
     def close(self, worker: Any) -> None:
         """Hand over while the tasks drain, as the worker begins to stop."""
-        if self._leadership is not None:
-            self._leadership.close()
+        self._in_flight.leadership.close()
 
     def stop(self, worker: Any) -> None:
         """Release the lease: the pool has drained, and nothing runs any more."""
@@ -115,24 +108,20 @@ class LeaseStep(bootsteps.StartStopStep):
         """
         if pool_of(worker) == "prefork":
             self.finish()
-        elif self._leadership is not None:
-            self._leadership.stop()
+        else:
+            self._in_flight.leadership.stop()
 
     def finish(self, **_: Any) -> None:
         """Release the lease if it is still held, and end the leadership."""
-        if self._in_flight is not None:
-            self._in_flight.pool_ended()
-        if self._leadership is not None:
-            self._leadership.stop()
-        if self._receivers is not None:
-            self._receivers.disconnect()
+        self._in_flight.pool_ended()
+        self._in_flight.leadership.stop()
+        self._receivers.disconnect()
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
-        if self._leadership is None:
-            return {}
-        standing = self._leadership.role().standing()
-        return {"neli": {"name": self._leadership.config.name, "leading": standing.leading, "term": standing.term}}
+        leadership = self._in_flight.leadership
+        standing = leadership.role().standing()
+        return {"neli": {"name": leadership.config.name, "leading": standing.leading, "term": standing.term}}
 
 
 class ElectionStep(bootsteps.StartStopStep):
@@ -150,12 +139,6 @@ class ElectionStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Join; the pool's children have been forked by now."""
         leadership_for(worker.app, "worker").start()
-
-    def stop(self, worker: Any) -> None:
-        """Do nothing: the pool is still draining."""
-
-    def terminate(self, worker: Any) -> None:
-        """Do nothing: the pool still runs."""
 
 
 def install(app: Celery) -> Celery:
@@ -184,19 +167,6 @@ def pool_of(worker: Any) -> str:
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
     name = str(pool).rpartition(".")[2]
     return "threads" if name == "thread" else name
-
-
-def _spawns(worker: Any) -> bool:
-    """Return True if the pool's children are not forked from the worker (Celery 5.7: `worker_pool_start_method`)."""
-    return getattr(worker, "pool_start_method", "fork") == "spawn"
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    try:
-        yield
-    except ConfigurationError as exc:
-        raise Refusal(str(exc)) from None
 
 
 def refuse_pool(pool: str, *, fence_kills: bool, spawn: bool) -> None:

@@ -43,15 +43,15 @@ class RoleQueues(bootsteps.StartStopStep):
     label = "Role queues"
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def __init__(self, consumer: Any, **kwargs: Any) -> None:
-        super().__init__(consumer, **kwargs)
-        self._in_flight: InFlight | None = None
-        self._declared = False
+    _in_flight: InFlight
+    _declared = False
 
     def include_if(self, consumer: Any) -> bool:
         """Return True if the worker takes part in the election."""
-        self._in_flight = in_flight_of(consumer.app)
-        return self._in_flight is not None
+        in_flight = in_flight_of(consumer.app)
+        if in_flight is not None:
+            self._in_flight = in_flight
+        return in_flight is not None
 
     def start(self, consumer: Any) -> None:
         """Consume what this worker leads; the loop begins to receive messages later.
@@ -59,8 +59,6 @@ class RoleQueues(bootsteps.StartStopStep):
         All role queues are declared, since a standby forwards to them. A worker that can never consume one of them ends
         when it starts, before it is elected for that; later the worker's other queues need it.
         """
-        if self._in_flight is None:
-            return
         for _, queue in role_queues(consumer.app):
             try:
                 declare(consumer, queue)
@@ -77,16 +75,13 @@ class RoleQueues(bootsteps.StartStopStep):
         """Note that the connection is lost; or send back what has not begun, as the worker stops, before it waits for
         the pool.
         """
-        if self._in_flight is None or self._in_flight.consumer is None:
+        if self._in_flight.consumer is None:
             return
         if consumer.blueprint.state == bootsteps.RUN:
             self._in_flight.disconnected()
         else:
             self._in_flight.send_back(everything=True)
             self._in_flight.consumer = None
-
-    def shutdown(self, consumer: Any) -> None:
-        """Do nothing: the worker has stopped."""
 
 
 def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:

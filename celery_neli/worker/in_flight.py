@@ -234,8 +234,18 @@ class InFlight:
             self._kill(request)
 
     def _abandon_all(self, role: str, term: int, *, broker_lost: bool) -> None:
+        """Kill their children while the consumer's thread hangs or the task broker is away. Any thread.
+
+        Without the broker, a message that was to be acknowledged late is the broker's again. Otherwise Celery finds the
+        child dead when it can, and the task fails (`WorkerLostError`), unless `_kill` comes first.
+        """
         for request in self._begun(role, term):
-            _abandon(request, broker_lost=broker_lost)
+            try:
+                os.kill(request.worker_pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            request.killed = broker_lost and bool(request.task.acks_late)
+            _log_kill(request)
 
     def _begun(self, role: str, term: int) -> list[Any]:
         return [
@@ -266,20 +276,6 @@ class InFlight:
                 request.on_failure(ExceptionInfo())
         request.killed = True
         _log_kill(request)
-
-
-def _abandon(request: Any, *, broker_lost: bool) -> None:
-    """Kill the child that runs the request while the consumer's thread hangs or the task broker is away. Any thread.
-
-    Without the broker, a message that was to be acknowledged late is the broker's again. Otherwise Celery finds the
-    child dead when it can, and the task fails (`WorkerLostError`), unless `_kill` comes first.
-    """
-    try:
-        os.kill(request.worker_pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    request.killed = broker_lost and bool(request.task.acks_late)
-    _log_kill(request)
 
 
 def _log_kill(request: Any) -> None:
@@ -322,13 +318,7 @@ def _never_written(job: Any) -> bool:
     return getattr(job, "_write_to", job) is None and getattr(job, "_scheduled_for", job) is None
 
 
-def track(app: Any, in_flight: InFlight) -> InFlight:
-    """Let `in_flight` track the requests of the worker of `app`; a second worker of the same process has its own."""
-    app.neli_in_flight = in_flight
-    return in_flight
-
-
 def in_flight_of(app: Any) -> InFlight | None:
-    """Return what tracks the requests of this worker; None if it takes part in no election."""
+    """Return what `bootsteps.LeaseStep` made for the worker of `app`; None if it takes part in no election."""
     found: InFlight | None = getattr(app, "neli_in_flight", None)
     return found

@@ -67,8 +67,12 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
     mark = mark_of(task)
     assert mark is not None, f"{task.name} has the strategy of @leader_only and no mark"
     try:
-        role = check(task, app)
-        in_flight = _in_flight(task, app)
+        role, in_flight = check(task, app), in_flight_of(app)
+        if in_flight is None:
+            raise ConfigurationError(
+                f"{task.name} is @leader_only, and this worker takes part in no election: call "
+                "celery_neli.install(app), or set imports = ['celery_neli.auto']"
+            )
     except ConfigurationError as exc:
         end_worker(exc)
     queue, lease = role_queue(app, role), in_flight.leases.role(role)
@@ -152,16 +156,6 @@ def check_all(app: Any) -> None:
     for _, task in sorted(app.tasks.items()):
         if mark_of(task) is not None:
             check(task, app)
-
-
-def _in_flight(task: Any, app: Any) -> InFlight:
-    in_flight = in_flight_of(app)
-    if in_flight is None:
-        raise ConfigurationError(
-            f"{task.name} is @leader_only, and this worker takes part in no election: call celery_neli.install(app), "
-            "or set imports = ['celery_neli.auto']"
-        )
-    return in_flight
 
 
 def _forward(message: Any, queue: Queue, connection: Any) -> None:

@@ -187,7 +187,7 @@ def test_skipping_fails_where_somebody_waits(waits: str) -> None:
     assert worker.unacked() == 0
 
 
-def test_failing_is_left_to_the_gate() -> None:
+def test_failing_is_left_to_the_check_before_the_body() -> None:
     """In the pool, where links and retries of a failure are at home."""
     worker = Worker()
     task = task_of(worker.app, on_standby="fail")

@@ -17,7 +17,7 @@ from kombu.asynchronous.timer import Timer
 from kombu.common import QoS
 
 from celery_neli.worker.consumer_step import RoleQueues
-from celery_neli.worker.in_flight import InFlight, track
+from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.task_marking import role_queue
 from tests.unit.fakes import FakeRole
 from tests.unit.leases import Lease, make_app
@@ -132,7 +132,8 @@ class Worker:
             del self.app.tasks[name]  # shared tasks of other tests, for other roles
         self.lease = Lease(self.app, *settings.get("neli_roles", ()))
         self.leadership: Any = Leadership()
-        self.in_flight = track(self.app, InFlight(self.app, self.leadership, self.lease.shared))
+        self.in_flight = InFlight(self.app, self.leadership, self.lease.shared)
+        self.app.neli_in_flight = self.in_flight
         self.refused: set[str] = set()  # queues that the broker does not declare; it closes the channel
         self.pool = Pool()
         self.timer = Timer()
