@@ -194,7 +194,7 @@ class LeadershipReceivers:
             self.changed()
             self._in_flight.wait_until_idle(role)
         except Exception:
-            logger.exception("hand-over failed role=%s: the lease is kept to its end", role)
+            logger.exception("handover failed role=%s: the lease is kept to its end", role)
             while self._in_flight.leases.role(role).may_finish():
                 time.sleep(POLL_INTERVAL)
 

@@ -145,7 +145,7 @@ def check(task: Any, app: Any) -> str:
         raise ConfigurationError(f"{task.name}: {exc}") from None
     if mark.on_standby == "skip" and not task.ignore_result:
         raise ConfigurationError(
-            f"{task.name} is @leader_only(on_standby='skip') and has a result, which no worker would ever store: "
+            f"{task.name} is @leader_only(on_standby='skip') and has a result, which no caller would ever get: "
             "set ignore_result=True, or on_standby='forward'"
         )
     return role
@@ -219,7 +219,7 @@ def rejecting() -> Iterator[None]:
     except (InvalidTaskError, ContentDisallowed, DecodeError):
         raise
     except MESSAGE_ERRORS as exc:
-        raise InvalidTaskError(printable(f"the message is no task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
+        raise InvalidTaskError(printable(f"the message is not a task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
 
 
 def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
