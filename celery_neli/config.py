@@ -268,20 +268,10 @@ def beat_settings(app: Celery) -> BeatSettings:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """What a worker needs beside its `Config`. `leader_queue` contains `{role}`."""
-
-    leader_queue: str
-    fence_kills: bool
-
-
-def worker_settings(app: Celery) -> WorkerSettings:
-    """Return what a worker needs from the app's settings, which it loads. Raises `ConfigurationError`."""
-    return WorkerSettings(
-        leader_queue=read(app, "neli_leader_queue") or f"{_group(app)}.leader.{{role}}",
-        fence_kills=read(app, "neli_fence_kills"),
-    )
+def leader_queue(app: Celery, role: str) -> str:
+    """Return the name of the queue of this role's leader. Raises `ConfigurationError`."""
+    template: str = read(app, "neli_leader_queue") or f"{_group(app)}.leader.{{role}}"
+    return template.replace("{role}", role)
 
 
 _NAME = re.compile(r"(?:(?P<prefix>\w+)_)?(?P<name>neli_\w+)", re.IGNORECASE)

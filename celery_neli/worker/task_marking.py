@@ -23,7 +23,7 @@ from celery.app.task import Task
 from celery.local import PromiseProxy, Proxy
 from kombu.entity import Queue
 
-from celery_neli.config import check_names, enabled, worker_settings
+from celery_neli.config import check_names, enabled, leader_queue, read
 from celery_neli.exceptions import ConfigurationError
 
 STANDBY: Final = ("forward", "skip", "fail")
@@ -36,8 +36,9 @@ Wrap = Callable[[Callable[..., Any], "type[Task] | None"], Callable[..., Any]]
 
 
 def roles_of(app: Any) -> tuple[str, ...]:
-    """Return the roles that workers of `app` contend for (`neli_roles`). Loads the app's configuration."""
-    return tuple(app.conf.get("neli_roles") or ("leader",))
+    """Return the roles that workers of `app` contend for (`neli_roles`). Raises `ConfigurationError`."""
+    found: tuple[str, ...] = read(app, "neli_roles")
+    return found
 
 
 def role_of(app: Any, role: str | None) -> str:
@@ -73,8 +74,7 @@ def role_queue(app: Any, role: str | None = None) -> Queue:
         app.neli_queues = of_app = {}  # on the app itself: `app` may be Celery's proxy of it
     if role not in of_app:
         check_names(app)
-        name = worker_settings(app).leader_queue.replace("{role}", role)
-        of_app[role] = app.amqp.Queues(None, create_missing=True)[name]
+        of_app[role] = app.amqp.Queues(None, create_missing=True)[leader_queue(app, role)]
     return of_app[role]
 
 
