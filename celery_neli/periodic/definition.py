@@ -104,7 +104,7 @@ def _entry_of(task: str, schedule: str, definition: Definition, name: str, app: 
         kwargs = _mapping("kwargs", kwargs)
     if options:
         checked = _options(options)
-        Misfire.from_settings(checked)
+        Misfire().changed_by(checked)
         Overlap.from_options(checked)
     last = moment(definition.since).astimezone(when.tz)
     return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)

@@ -23,7 +23,7 @@ from celery_neli.nearest import similar
 from celery_neli.periodic.call import check_app, plain
 from celery_neli.periodic.definition import OWN_OPTIONS, check_comes, define, entry_of
 from celery_neli.periodic.static import StaticEntries, check_static
-from celery_neli.schedule.expiry import expires_of
+from celery_neli.schedule.due import expires_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     STATE,

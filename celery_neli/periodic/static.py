@@ -220,7 +220,7 @@ def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
             wrong.append(f"options: there is no option {printable(name)}; did you mean {meant}?")
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
-    for check in (Misfire.from_settings, Overlap.from_options):
+    for check in (Misfire().changed_by, Overlap.from_options):
         try:
             check(options)
         except ConfigurationError as exc:

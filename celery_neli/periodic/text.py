@@ -26,8 +26,8 @@ from celery.schedules import ParseException, crontab, schedule, solar
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
+from celery_neli.schedule.crontabs import to_utc
 from celery_neli.schedule.once import once
-from celery_neli.schedule.zones import to_utc
 from celery_neli.schedule_topic.values import is_moment, shown
 
 __all__ = ["human", "parse", "read", "text_of"]

@@ -1,8 +1,7 @@
-"""What becomes of slots that were missed: `neli_misfire`, as a pure decision.
+"""Which of the missed slots run: the misfire policy (`neli_misfire`), as a pure decision.
 
-A slot is *owed* when it is due and did not run. On time, one slot is owed, and it runs. After a standstill there may be
-many; which of them run, and which are left out, is decided here. Nothing is left out in silence: the caller logs and
-counts what it is told.
+A slot is *owed* when it is due and did not run. On time one slot is owed, and it runs; after a standstill there may be
+many. The caller logs and counts the slots that are left out.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ __all__ = ["OPTIONS", "SETTINGS", "Decision", "Misfire", "decide"]
 POLICIES = ("fire_once", "fire_all", "skip")
 #: Settings, which the options of an entry override.
 SETTINGS = ("neli_misfire", "neli_misfire_max", "neli_misfire_grace")
-#: Entry options that set a policy for one entry; never part of its message.
+#: Entry options that set the policy of one entry; never part of its message.
 OPTIONS = (*SETTINGS, "neli_expires")
-#: Seconds that a slot may be late under `skip`, where no grace is set.
+#: Seconds that a slot may be late under `skip` if no grace is set.
 SKIP_GRACE = 60.0
 #: The most seconds that `neli_expires` may have: a hundred years.
 LONGEST = 100 * 365.25 * 86_400
@@ -34,11 +33,16 @@ LONGEST = 100 * 365.25 * 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misfire:
-    """A misfire policy: `fire_once`, `fire_all` or `skip`; how many slots `fire_all` runs at most; how many seconds
-    late a slot may run (None: as late as it is, but for `skip` a minute); how many seconds after its slot a task is no
-    longer worth running (None: it always is).
+    """A misfire policy.
 
-    Raises `ConfigurationError`.
+    Args:
+        policy: `fire_once`, `fire_all` or `skip`.
+        most: how many slots `fire_all` runs at most.
+        grace: how many seconds late a slot may run; None for no limit, or a minute under `skip`.
+        expires: after how many seconds a task is no longer worth running; None if it always is.
+
+    Raises:
+        ConfigurationError: a value is wrong.
     """
 
     policy: str = "fire_once"
@@ -63,31 +67,23 @@ class Misfire:
 
     @classmethod
     def of_app(cls, app: Any) -> Misfire:
-        """From the settings of an app. Loads its configuration."""
-        return cls.from_settings({name: app.conf.get(name) for name in SETTINGS})
-
-    @classmethod
-    def from_settings(cls, given: Mapping[str, Any]) -> Misfire:
-        """From an app's settings, of which some may be missing."""
-        return cls().changed_by(given)
+        """Return the policy that an app's settings name. Loads its configuration."""
+        return cls().changed_by({name: app.conf.get(name) for name in SETTINGS})
 
     def changed_by(self, given: Mapping[str, Any]) -> Misfire:
-        """Return this policy with what the options of an entry say."""
+        """Return this policy, changed by the settings or options ``given``; None leaves one out."""
         if given.get("neli_expires") is not None and given.get("expires") is not None:
             raise ConfigurationError(
                 "neli_expires and expires are both set: give neli_expires, which counts from the slot, or expires, "
                 "which counts from the sending"
             )
-        fields = {
-            field: given[name]
-            for name, field in zip(OPTIONS, ("policy", "most", "grace", "expires"), strict=True)
-            if given.get(name) is not None
-        }
+        names = zip(OPTIONS, ("policy", "most", "grace", "expires"), strict=True)
+        fields = {field: given[name] for name, field in names if given.get(name) is not None}
         return replace(self, **fields) if fields else self
 
     @property
     def limit(self) -> int:
-        """How many slots need to be known by their time."""
+        """The number of slots that the decision needs in full."""
         return self.most if self.policy == "fire_all" else 1
 
 
@@ -98,18 +94,18 @@ class Decision(NamedTuple):
     left_out: int
 
 
-def decide(rule: Misfire, owed: Owed, now: datetime, *, deadline: float | None = None) -> Decision:
-    """Which of the slots ``owed`` at ``now`` (aware) run.
+def decide(policy: Misfire, owed: Owed, now: datetime, *, deadline: float | None = None) -> Decision:
+    """Decide which of the slots ``owed`` at ``now`` (aware) run.
 
-    ``deadline`` is `beat_cron_starting_deadline` (seconds; crontabs only) and goes first: what is older than that never
-    runs, nor does what is later than the policy's grace or has expired. Of the others `fire_all` runs the newest
-    ``most``, the other two the newest one.
+    ``deadline`` is `beat_cron_starting_deadline` (seconds; crontabs only). A slot that is later than that, later than
+    the policy's grace, or expired never runs. Of the others, `fire_all` runs the newest ``most``, and `fire_once` and
+    `skip` run the newest one.
     """
-    grace = rule.grace
-    if grace is None and rule.policy == "skip":
+    grace = policy.grace
+    if grace is None and policy.policy == "skip":
         grace = SKIP_GRACE
-    slots = owed.newest[-rule.limit :]
-    bounds = [bound for bound in (grace, deadline, rule.expires) if bound is not None]
+    slots = owed.newest[-policy.limit :]
+    bounds = [bound for bound in (grace, deadline, policy.expires) if bound is not None]
     if bounds:
         late = min(bounds)
         slots = tuple([slot for slot in slots if (now - slot).total_seconds() <= late])

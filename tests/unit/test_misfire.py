@@ -114,7 +114,7 @@ def test_every_slot_runs_or_is_counted(
 def test_what_makes_no_policy_is_refused_with_its_name_and_value(given: dict[str, Any], said: str) -> None:
     """In settings and in the options of an entry alike."""
     with pytest.raises(ConfigurationError) as raised:
-        Misfire.from_settings(given)
+        Misfire().changed_by(given)
     assert said in str(raised.value)
     with pytest.raises(ConfigurationError):
         Misfire().changed_by(given)
@@ -122,7 +122,7 @@ def test_what_makes_no_policy_is_refused_with_its_name_and_value(given: dict[str
 
 def test_an_entry_changes_what_it_names_and_keeps_the_rest() -> None:
     """Its options go before the settings."""
-    default = Misfire.from_settings({"neli_misfire": "skip", "neli_misfire_grace": 7, "neli_misfire_max": None})
+    default = Misfire().changed_by({"neli_misfire": "skip", "neli_misfire_grace": 7, "neli_misfire_max": None})
     assert default == Misfire(policy="skip", grace=7)
     assert default.changed_by({"queue": "q", "neli_misfire": "fire_all"}) == Misfire(policy="fire_all", grace=7)
     assert default.changed_by({"queue": "q"}) == default

@@ -29,8 +29,7 @@ from celery_neli.logs import escaping
 from celery_neli.nearest import nearest
 from celery_neli.periodic.options import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.due import Look, advance, look, pass_over, restart
-from celery_neli.schedule.expiry import expires_of
+from celery_neli.schedule.due import Look, advance, expires_of, look, pass_over, restart
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from celery.schedules import crontab, schedule, solar
 from celery_neli.exceptions import NeliError
 from celery_neli.periodic.importers.run import Found, LeftOut, Source
 from celery_neli.printable import printable_error
+from celery_neli.schedule.crontabs import offset_at, to_utc
 from celery_neli.schedule.once import once
 from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule.zones import offset_at, to_utc
 
 __all__ = ["read"]
 
