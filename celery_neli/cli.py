@@ -20,11 +20,9 @@ from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
 from celery_neli.config import ELECTIONS, enabled
-from celery_neli.masking import hide_from_reports
 from celery_neli.ordinary_beat import guard
 from celery_neli.periodic.cli import UNLED, schedule
-from celery_neli.printable import printable
-from celery_neli.terminal import failure, say, say_json
+from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka

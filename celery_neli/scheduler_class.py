@@ -5,14 +5,13 @@ Our own classes carry a mark, so that the runtime API can ask what a beat runs w
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import celery.beat
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import shown
+from celery_neli.printable import closest, shown
 
 __all__ = ["DEFAULT", "is_replicated", "resolve"]
 
@@ -43,11 +42,12 @@ def resolve(name: Any) -> type[Any]:
         aliases = dict(load_extension_class_names("celery.beat_schedulers"))
         cls = symbol_by_name(name, aliases=aliases)
     except Exception as exc:  # the import runs the user's modules
-        close = difflib.get_close_matches(str(name), KNOWN, n=1, cutoff=0.8)
-        hint = f"did you mean {close[0]!r}?" if close else REMEDY
+        near = closest(str(name), KNOWN, least=0.8)
+        hint = REMEDY if near in (None, name) else f"did you mean {near!r}?"
         raise ConfigurationError(f"neli_scheduler = {shown(name)} cannot be imported: {shown(exc)}; {hint}") from exc
     if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
-        raise ConfigurationError(f"neli_scheduler = {shown(name)} is no subclass of celery.beat.Scheduler; {REMEDY}")
+        remedy = f"is django-celery-beat installed? Otherwise {REMEDY}" if name == "django" else REMEDY
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} is not a subclass of celery.beat.Scheduler; {remedy}")
     if getattr(cls, ELECTED, False):
         raise ConfigurationError(
             f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"

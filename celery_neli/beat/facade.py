@@ -14,8 +14,8 @@ from celery_neli.beat.wrapped.host import is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import with_sound_schedule
+from celery_neli.printable import failure
 from celery_neli.scheduler_class import DEFAULT
-from celery_neli.terminal import failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

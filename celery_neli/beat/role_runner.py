@@ -15,8 +15,7 @@ from celery_neli.beat.tenure import Tenure
 from celery_neli.beat.wrapped import host as inners
 from celery_neli.beat.wrapped.stores import Ledger
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

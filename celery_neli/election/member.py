@@ -20,7 +20,7 @@ from celery_neli.election.rebalance import Rebalance
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, decode, encode, sound
 from celery_neli.election.standback import StandBack
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
-from celery_neli.log_limit import LogLimit
+from celery_neli.logs import LogLimit
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
@@ -319,7 +319,7 @@ class Member:
             if not self.aside:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
-            self._log.warning("journal lost role=%s reason=%s: reading it anew", post.role, event.reason)
+            self._log.warning("journal lost role=%s reason=%s: reading it again", post.role, event.reason)
             lease.lose(self._identity())
 
     def _decode(self, post: _Post, entry: Entry) -> Record | None:
@@ -355,7 +355,7 @@ class Member:
         lease = post.lease
         if lease.known or lease.oldest:
             self._warn(
-                f"{post.role}: lost", "journal differs role=%s: %s; beginning anew behind it", post.role, lease.lost
+                f"{post.role}: lost", "journal differs role=%s: %s; starting over behind it", post.role, lease.lost
             )
             lease.begin_anew(self._identity(), now)
         else:

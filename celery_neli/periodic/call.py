@@ -20,8 +20,7 @@ from kombu.entity import Exchange, Queue
 from kombu.serialization import dumps
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import meant, nearest, similar
-from celery_neli.printable import printable
+from celery_neli.printable import closest, did_you_mean, printable
 from celery_neli.schedule import misfire, overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
@@ -197,12 +196,12 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
             yield f"options: headers: {name} cannot be set: Celery writes it, for each message"
         for name in options:
             if name not in OPTIONS:
-                yield f"options: there is no option {shown(name)[1:-1]}; {meant(str(name), OPTIONS)}"
+                yield f"options: there is no option {shown(name)[1:-1]}; {did_you_mean(str(name), OPTIONS)}"
     yield from _value_mistakes(options)
     for name in () if runtime else options:
         if name in PASSED_ON:
             continue
-        near = nearest(name, OWN_OPTIONS) if name.startswith("neli_") else similar(name, PASSED_ON, least=LIKE)
+        near = closest(name, OWN_OPTIONS) if name.startswith("neli_") else closest(name, PASSED_ON, least=LIKE)
         if near is not None:
             yield f"options: there is no option {printable(name)}; did you mean {near}?"
     if options.keys().isdisjoint(OWN_OPTIONS):

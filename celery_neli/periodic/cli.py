@@ -16,8 +16,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from celery_neli.exceptions import NeliError
-from celery_neli.printable import printable
-from celery_neli.terminal import failure, say, say_json
+from celery_neli.printable import failure, printable, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.periodic.importers import Source

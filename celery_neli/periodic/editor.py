@@ -19,10 +19,10 @@ from celery.utils.log import get_logger
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
-from celery_neli.nearest import similar
 from celery_neli.periodic.call import OWN_OPTIONS, check_app, plain
 from celery_neli.periodic.definition import check_comes, define, entry_of, schedule_of_text
 from celery_neli.periodic.static import StaticEntries, check_static
+from celery_neli.printable import closest
 from celery_neli.schedule.due import expires_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
@@ -148,7 +148,7 @@ class ScheduleEditor:
     def unknown(self, name: object) -> NeliError:
         """Return the error to raise for a name that no entry has."""
         names = [*self.static, *(each for each in self.known.definitions if self.runtime(each))]
-        near = similar(str(name), names, least=0.6)
+        near = closest(str(name), names, least=0.6)
         return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
     # -- changes --

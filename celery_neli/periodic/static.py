@@ -18,7 +18,6 @@ from celery.canvas import Signature
 from celery.schedules import schedule
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import meant
 from celery_neli.periodic.call import (
     PASSED_ON,
     Call,
@@ -31,7 +30,7 @@ from celery_neli.periodic.call import (
     shape_mistakes,
 )
 from celery_neli.periodic.text import schedule_of
-from celery_neli.printable import printable, printable_error
+from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
 
@@ -137,7 +136,7 @@ def _checked_fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | Non
     fields: dict[str, Any] = dict(entry)
     if takes is not None:
         wrong.extend(
-            f"{printable(each)} = {shown(fields[each])}: there is no such field; {meant(str(each), takes)}"
+            f"{printable(each)} = {shown(fields[each])}: there is no such field; {did_you_mean(str(each), takes)}"
             for each in fields
             if each not in takes
         )

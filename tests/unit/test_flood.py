@@ -12,7 +12,7 @@ import pytest
 from celery_neli.beat.replicated import host as keepers
 from celery_neli.beat.replicated.entries import STRAYS
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.log_limit import EntryLines
+from celery_neli.logs import EntryLines
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     STATE,

@@ -17,7 +17,7 @@ from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery_neli.log_limit import LogLimit
+    from celery_neli.logs import LogLimit
 
 __all__ = ["Ahead"]
 

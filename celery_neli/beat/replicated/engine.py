@@ -26,8 +26,7 @@ from celery_neli.beat.replicated.pool import Flights
 from celery_neli.beat.replicated.sender import Dispatching
 from celery_neli.beat.replicated.sharding import owner
 from celery_neli.beat.replicated.term import Term
-from celery_neli.log_limit import EntryLines
-from celery_neli.logs import escaping
+from celery_neli.logs import EntryLines, escaping
 from celery_neli.schedule.due import at_of, pass_over
 from celery_neli.schedule.overlap import Overlap
 from celery_neli.schedule.slots import missed

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.beat.replicated.ahead import Ahead
 from celery_neli.beat.replicated.inventory import Inventory
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, place

@@ -16,8 +16,7 @@ from celery.utils.time import humanize_seconds
 from celery_neli.beat.replicated.entry_dict import Entries
 from celery_neli.beat.replicated.heap_view import HeapView
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.schedule.due import Forecast, entry_has_slots, misfire_of
 from celery_neli.schedule.misfire import Misfire

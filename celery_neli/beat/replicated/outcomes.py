@@ -18,8 +18,7 @@ from celery_neli.beat.publish import slot_id
 from celery_neli.beat.replicated.initial_states import PORTION
 from celery_neli.beat.replicated.unpatched import is_genuine, source_of
 from celery_neli.beat.wrapped.stores import Reservation
-from celery_neli.log_limit import EntryLines
-from celery_neli.logs import escaping
+from celery_neli.logs import EntryLines, escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.once import once
 from celery_neli.schedule.overlap import Overlap
@@ -68,7 +67,7 @@ class StateReservation(Reservation):
         """Settle a slot that the application refused to send, perhaps after the message had left."""
         if self.scheduler.neli_tenure.left:
             logger.error(
-                "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
+                "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
                 self.entry.name, iso(self.slot), repr(error),
             )  # fmt: skip
             self.confirm()

@@ -24,11 +24,9 @@ from celery_neli.beat.replicated.fastpath import FastPath, publish_below
 from celery_neli.beat.replicated.heaped import HeapedScheduler
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.log_limit import EntryLines
-from celery_neli.logs import escaping
-from celery_neli.nearest import nearest
+from celery_neli.logs import EntryLines, escaping
 from celery_neli.periodic.call import OWN_OPTIONS
-from celery_neli.printable import printable, printable_error
+from celery_neli.printable import closest, printable, printable_error
 from celery_neli.schedule.due import Look, advance, expires_of, look, pass_over, restart
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
@@ -62,8 +60,8 @@ class ReplicatedScheduler(HeapedScheduler):
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         if self.neli_alone and app.conf.get("neli_group") and enabled(app):
             raise ConfigurationError(
-                "celery_neli.ReplicatedScheduler by itself asks no election, and every beat that has it sends: set "
-                "beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
+                "celery_neli.ReplicatedScheduler by itself takes part in no election, and every beat that has it "
+                "sends: set beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
             )
         #: The slot (UTC) that is being run, while one is.
         self.neli_slot: datetime | None = None
@@ -80,7 +78,7 @@ class ReplicatedScheduler(HeapedScheduler):
         super().check(entry)
         for name in entry.options:
             if name.startswith("neli_") and name not in OWN_OPTIONS:
-                near = nearest(name, OWN_OPTIONS)
+                near = closest(name, OWN_OPTIONS)
                 raise ConfigurationError(f"beat entry {entry.name!r}: there is no option {name}; did you mean {near}?")
 
     # -- the tick --
@@ -206,7 +204,7 @@ class ReplicatedScheduler(HeapedScheduler):
         if now >= self._latest - SET_BACK:
             self._latest = max(now, self._latest)
             return False
-        logger.warning("beat: the clock was set back by %.0f s; intervals begin anew", self._latest - now)
+        logger.warning("beat: the clock was set back by %.0f s; intervals start over", self._latest - now)
         for each in self.schedule.values():
             restart(each, before=self._latest)
         self._latest = now

@@ -78,7 +78,7 @@ def of_entry(entry: Any, *, name: str | None = None, paused: bool = False, app: 
             runs=entry.total_run_count or 0,
         )
     except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; only this entry is left out
-        why = f"is no entry of Celery's: cannot be read: {printable_error(exc)}"
+        why = f"is not an entry of Celery's: cannot be read: {printable_error(exc)}"
         return LeftOut(name=str(name or getattr(entry, "name", "?")), why=why)
 
 
