@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
@@ -267,27 +267,26 @@ def _duration(text: str, given: str, *, relative: bool) -> timedelta:
     found = _DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
         _refuse(given, "no ISO 8601 duration; write e.g. 'PT30S', 'PT1H30M', 'P1D', 'P2W'")
-    numbers = [float((number or "0").replace(",", ".")) for number in found.groups()]
-    try:
-        every = timedelta(**dict(zip(_UNITS, numbers, strict=True)))
-    except OverflowError:
-        _refuse(given, "longer than a timedelta can be")
-    return _checked(every, given, relative=relative)
+    return _interval(dict(zip(_UNITS, found.groups(default="0"), strict=True)), given, relative=relative)
 
 
 def _in_words(text: str, given: str, *, relative: bool) -> timedelta:
-    parts: dict[str, float] = {}
+    numbers: dict[str, str] = {}
     for number, word in _WORD.findall(text):
         if word.lower() in _LONG_WORDS:
             _refuse(given, "years and months differ in length; write days ('30 d'), or a crontab ('0 0 1 * *')")
         unit = _UNIT_WORDS.get(word.lower())
         if unit is None:
             _refuse(given, f"there is no unit {word}; write w, d, h, m, s or ms: '5m', '1h30m', 'every 2 hours'")
-        if unit in parts:
+        if unit in numbers:
             _refuse(given, f"there are {unit} in two places")
-        parts[unit] = float((number or "1").replace(",", "."))
+        numbers[unit] = number or "1"
+    return _interval(numbers, given, relative=relative)
+
+
+def _interval(numbers: Mapping[str, str], given: str, *, relative: bool) -> timedelta:
     try:
-        every = timedelta(**parts)
+        every = timedelta(**{unit: float(number.replace(",", ".")) for unit, number in numbers.items()})
     except OverflowError:
         _refuse(given, "longer than a timedelta can be")
     return _checked(every, given, relative=relative)

@@ -16,7 +16,7 @@ from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.schedule.crontabs import to_utc
-from celery_neli.schedule.misfire import OPTIONS, decide
+from celery_neli.schedule.misfire import decide
 from celery_neli.schedule.slots import LOOK_AGAIN, has_slots, is_over, last_run, missed, next_slot
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ __all__ = [
     "entry_has_slots",
     "expires_of",
     "look",
-    "misfire_of",
     "pass_over",
     "place",
     "restart",
@@ -72,18 +71,6 @@ class Look(NamedTuple):
 def entry_has_slots(entry: Any) -> bool:
     """Return True if the slots of an entry can be computed: its class and its schedule decide as Celery's own do."""
     return _is_celerys(entry, _DECIDES) and has_slots(entry.schedule)
-
-
-def misfire_of(entry: Any, default: Misfire) -> Misfire:
-    """Return the misfire policy of an entry: ``default``, changed by the entry's options.
-
-    Raises:
-        ConfigurationError: an option is wrong.
-    """
-    options = entry.options
-    if not options or not any(name in options for name in OPTIONS):
-        return default
-    return default.changed_by(options)
 
 
 def look(entry: Any, now: datetime, policy: Misfire) -> Look | None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from celery_neli.config import read
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import shown
+from celery_neli.settings import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,13 +20,12 @@ if TYPE_CHECKING:
 
     from celery_neli.schedule.slots import Owed
 
-__all__ = ["OPTIONS", "SETTINGS", "Decision", "Misfire", "decide"]
+__all__ = ["OPTIONS", "Decision", "Misfire", "decide"]
 
-POLICIES = ("fire_once", "fire_all", "skip")
-#: Settings, which the options of an entry override.
-SETTINGS = ("neli_misfire", "neli_misfire_max", "neli_misfire_grace")
+#: The settings, which the options of an entry override, by the fields of the policy.
+_SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "neli_misfire_grace"}
 #: Entry options that set the policy of one entry; never part of its message.
-OPTIONS = (*SETTINGS, "neli_expires")
+OPTIONS = (*_SETTINGS.values(), "neli_expires")
 #: Seconds that a slot may be late under `skip` if no grace is set.
 SKIP_GRACE = 60.0
 #: The most seconds that `neli_expires` may have: a hundred years.
@@ -45,21 +46,15 @@ class Misfire:
         ConfigurationError: a value is wrong.
     """
 
-    policy: str = "fire_once"
-    most: int = 100
+    policy: str = SETTINGS["neli_misfire"].default
+    most: int = SETTINGS["neli_misfire_max"].default
     grace: float | None = None
     expires: float | None = None
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ConfigurationError(f"neli_misfire = {shown(self.policy)}: give one of {', '.join(POLICIES)}")
-        most: Any = self.most
-        if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= 100_000:
-            raise ConfigurationError(f"neli_misfire_max = {shown(self.most)}: give a number of slots from 1 to 100000")
-        if self.grace is not None and not _is_seconds(self.grace):
-            raise ConfigurationError(
-                f"neli_misfire_grace = {shown(self.grace)}: give a number of seconds above 0, or None"
-            )
+        for field, name in _SETTINGS.items():
+            if (value := getattr(self, field)) is not None:
+                SETTINGS[name].checked(value)
         if self.expires is not None and not _is_seconds(self.expires):
             raise ConfigurationError(
                 f"neli_expires = {shown(self.expires)}: give a number of seconds above 0, at most a hundred years"
@@ -68,17 +63,19 @@ class Misfire:
     @classmethod
     def of_app(cls, app: Any) -> Misfire:
         """Return the policy that an app's settings name. Loads its configuration."""
-        return cls().changed_by({name: app.conf.get(name) for name in SETTINGS})
+        return cls(**{field: read(app, name) for field, name in _SETTINGS.items()})
 
-    def changed_by(self, given: Mapping[str, Any]) -> Misfire:
-        """Return this policy, changed by the settings or options ``given``; None leaves one out."""
-        if given.get("neli_expires") is not None and given.get("expires") is not None:
+    def changed_by(self, options: Mapping[str, Any]) -> Misfire:
+        """Return this policy, changed by the options of an entry. None leaves one out. Cheap if there are none."""
+        if not options or not any(name in options for name in OPTIONS):
+            return self
+        if options.get("neli_expires") is not None and options.get("expires") is not None:
             raise ConfigurationError(
                 "neli_expires and expires are both set: give neli_expires, which counts from the slot, or expires, "
                 "which counts from the sending"
             )
-        names = zip(OPTIONS, ("policy", "most", "grace", "expires"), strict=True)
-        fields = {field: given[name] for name, field in names if given.get(name) is not None}
+        names = zip((*_SETTINGS, "expires"), OPTIONS, strict=True)
+        fields = {field: options[name] for field, name in names if options.get(name) is not None}
         return replace(self, **fields) if fields else self
 
     @property

@@ -79,7 +79,7 @@ def next_slot(when: Any, after: datetime) -> datetime | None:
     """Return the first slot of schedule ``when`` after ``after`` (naive: UTC), or None if there is none, or the
     schedule has no slots.
     """
-    return _next(when, _start(when, after)) if has_slots(when) else None
+    return _next(when, maybe_make_aware(after, when.tz)) if has_slots(when) else None
 
 
 def is_over(when: Any) -> bool:
@@ -107,7 +107,7 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
     """
     if not has_slots(when):
         return None
-    start = _start(when, last)
+    start = maybe_make_aware(last, when.tz)  # as `is_due` has it
     first = _next(when, start)
     now = maybe_make_aware(now).astimezone(timezone.utc)
     if first is None:
@@ -166,12 +166,6 @@ def _in_phase(when: Any, anchor: datetime, near: datetime) -> datetime:
         every: timedelta = when.run_every
         return anchor + (near - anchor) // every * every
     return near
-
-
-def _start(when: Any, moment: datetime) -> datetime:
-    """Return ``moment`` as `is_due` takes it: a naive one is UTC, and is converted to the schedule's zone."""
-    aware: datetime = maybe_make_aware(moment, when.tz)
-    return aware
 
 
 def _next(when: Any, start: datetime) -> datetime | None:

@@ -18,7 +18,7 @@ from celery_neli.beat.replicated.heap_view import HeapView
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
-from celery_neli.schedule.due import Forecast, entry_has_slots, misfire_of
+from celery_neli.schedule.due import Forecast, entry_has_slots
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.once import once
 
@@ -99,7 +99,7 @@ class HeapedScheduler(CelerysScheduler):
 
     def _rule(self, entry: Any) -> Misfire:
         try:
-            return misfire_of(entry, self._misfire)
+            return self._misfire.changed_by(entry.options)
         except ConfigurationError as exc:
             raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
 
