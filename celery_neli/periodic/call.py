@@ -68,11 +68,7 @@ class Call:
 
 
 def check_app(app: Any) -> Any:
-    """Return ``app``.
-
-    Raises:
-        ConfigurationError: it is not a Celery app.
-    """
+    """Return ``app``; raise `ConfigurationError` if it is not a Celery app."""
     if isinstance(app, type) or not isinstance(app, Celery):
         raise ConfigurationError(f"app = {shown(app)}: give the Celery app")
     return app
@@ -214,11 +210,7 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
 
 
 def check_arguments(app: Any, call: Call) -> None:
-    """Check that the task takes these arguments, as its `apply_async` will, if this app knows the task.
-
-    Raises:
-        ConfigurationError: the task does not take them.
-    """
+    """Raise `ConfigurationError` if this app knows the task, and the task does not take these arguments."""
     task = app.tasks.get(call.task)
     if task is None or not task.typing or type(task).apply_async is not Task.apply_async:
         return  # an apply_async of its own may add arguments
@@ -235,11 +227,7 @@ def check_arguments(app: Any, call: Call) -> None:
 
 
 def check_here(app: Any, options: Mapping[str, Any]) -> None:
-    """Ask kombu and the app whether this process could send a message with these options, which have no mistakes.
-
-    Raises:
-        ConfigurationError: it does not know the serializer, the compression or the queue.
-    """
+    """Raise `ConfigurationError` if this process does not know the serializer, compression or queue of a message."""
     encode: Any = dumps  # they come without types
     compress: Any = get_encoder
     for name, attempt in (("serializer", lambda name: encode([], name)), ("compression", compress)):

@@ -17,6 +17,7 @@ from celery.bin.base import CeleryCommand
 
 from celery_neli.exceptions import NeliError
 from celery_neli.printable import failure, printable, say, say_json
+from celery_neli.settings import MISFIRE_POLICIES
 
 if TYPE_CHECKING:
     from celery_neli.periodic.importers import Source
@@ -50,7 +51,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         say_json(_json([each.as_dict() for each in found]))
         return
     rows = [
-        (each.name, human(each.schedule or "?"), _when(each.next), _when(each.last), str(each.runs), _standing(each))
+        (each.name, human(each.schedule or "?"), _when(each.next), _when(each.last), str(each.runs), _state(each))
         for each in found
     ]
     _table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
@@ -79,7 +80,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         "task": found.task or "?",
         "schedule": text if human(text) == text else f"{text} ({human(text)})",
         **{field: _json(getattr(found, field)) for field in ("args", "kwargs", "options")},
-        "state": _standing(found),
+        "state": _state(found),
         "next": _when(found.next),
         "last": _when(found.last),
         "runs": str(found.runs),
@@ -98,7 +99,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 @click.option("--kwargs", default="{}", help="Keyword arguments, as a JSON object.")
 @click.option("--options", default="{}", help="Options of apply_async, as a JSON object.")
 @click.option("--queue", help="The queue, the same as in --options.")
-@click.option("--misfire", type=click.Choice(("fire_once", "fire_all", "skip")), help="What happens to missed slots.")
+@click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots.")
 @click.option(
     "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
 )
@@ -222,8 +223,8 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
     ]
     _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)
     counts = {action: sum(each.action == action for each in rows) for action in dict.fromkeys(r.action for r in rows)}
-    told = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing found"
-    say(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
+    summary = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing found"
+    say(f"{source.what}: {summary}" + (" (dry run: nothing was written)" if dry_run else ""))
     if source.warning:
         say(f"note: {source.warning}", err=True)
     return 1 if counts.get("left out") else 0
@@ -231,7 +232,7 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
 
 @contextlib.contextmanager
 def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
-    """The app, with its tasks and periodic tasks loaded, and what changes its schedule; our errors as one line."""
+    """Yield the app, with its tasks loaded, and the runtime API; end the command with one line if either raises."""
     from celery.beat import SchedulingError
 
     from celery_neli.periodic import api as periodic
@@ -257,7 +258,7 @@ def _parsed(field: str, text: str, kind: type) -> Any:
 
 
 def _say(found: Periodic) -> None:
-    say(f"{printable(found.name)}: {_standing(found)}, next {_when(found.next)}")
+    say(f"{printable(found.name)}: {_state(found)}, next {_when(found.next)}")
 
 
 def _note(text: str | None) -> None:
@@ -274,7 +275,7 @@ def _note_doubts(ctx: click.Context, app: Any, found: Periodic) -> None:
         _note(unled(app, found.name))
 
 
-def _standing(found: Periodic) -> str:
+def _state(found: Periodic) -> str:
     unrun = found.source == "runtime" and found.next is None
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"

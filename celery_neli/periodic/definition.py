@@ -124,11 +124,7 @@ def reason_of(error: ConfigurationError, name: str) -> str:
 
 @lru_cache(maxsize=1024)  # most of a hundred thousand entries have one of a few schedules
 def schedule_of_text(text: str, app: Any) -> Any:
-    """Return the schedule of a definition, the same object for the same text.
-
-    Raises:
-        ConfigurationError: this process cannot read it, or it is more frequent than `neli_least_interval` allows.
-    """
+    """Return the schedule of a definition, the same object for the same text. Raises `ConfigurationError`."""
     when = read(text, app=app)
     _check_interval(text, when, app)
     return when
@@ -147,11 +143,7 @@ def _check_interval(text: str, when: Any, app: Any) -> None:
 
 
 def check_comes(text: str, when: Any, *, after: float) -> None:
-    """Check that a schedule has a slot after ``after`` (Unix seconds).
-
-    Raises:
-        ConfigurationError: it has none. It names the ``text`` of the schedule.
-    """
+    """Raise `ConfigurationError`, which names the text, if a schedule has no slot after ``after`` (Unix seconds)."""
     try:
         comes = next_slot(when, moment(after)) is not None
     except Exception:  # noqa: BLE001 - a schedule's own search may raise anything
@@ -175,11 +167,7 @@ def _plain_keys(value: Any) -> dict[str, Any]:
 
 
 def _as_json(field: str, value: Any) -> Any:
-    """Return ``value`` in JSON's types, as kombu's JSON writes it (datetimes, decimals, UUIDs and bytes are marked).
-
-    Raises:
-        ConfigurationError: it cannot be written, or would come back as something else.
-    """
+    """Return ``value`` in JSON's types, as kombu writes it, if kombu would read it back as what it was."""
     encode: Any = dumps  # it comes without types
     try:
         check_plain(field, value)
@@ -197,11 +185,7 @@ def _as_json(field: str, value: Any) -> Any:
 
 
 def _revive(value: Any) -> Any:
-    """Return what kombu's JSON makes of ``value``, in which datetimes and the like are marked dicts.
-
-    Raises:
-        ValueError: this kombu does not know a mark, or the value is out of range.
-    """
+    """Return what kombu's JSON makes of ``value``, in which datetimes and the like are marked dicts."""
     if type(value) is list:
         return [_revive(each) for each in value]
     if type(value) is dict:

@@ -75,8 +75,8 @@ class ScheduleEditor:
         clock: tells the time in Unix seconds.
 
     Raises:
-        ConfigurationError: a value is wrong; nothing was changed. The methods raise it, too.
-        NeliError: the store does not answer, or there is no such entry; nothing was changed.
+        ConfigurationError: a value is wrong. The methods raise it, too, and `NeliError` if the store does not answer or
+            there is no such entry; nothing was changed then.
     """
 
     def __init__(self, app: Any, store: Store, *, by: object = None, clock: Callable[[], float] = time.time) -> None:
@@ -263,11 +263,7 @@ class ScheduleEditor:
 
 
 def entry_name(name: Any) -> str:
-    """Return the name of an entry as a plain string.
-
-    Raises:
-        ConfigurationError: no entry can have it.
-    """
+    """Return the name of an entry as a plain string; raise `ConfigurationError` if it is not a string."""
     if not isinstance(name, str):
         raise ConfigurationError(f"name = {shown(name)}: give the name of an entry, a string")
     return str.__str__(name)

@@ -94,8 +94,7 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
 def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
     """Return the fields of an entry that an application adds, its schedule as Celery takes it.
 
-    Raises:
-        ConfigurationError: its schedule, last run or count is wrong. It names the entry.
+    Raises `ConfigurationError`, which names the entry, if its schedule, last run or count is wrong.
     """
     if not isinstance(fields, Mapping) or fields.get("schedule") is None:
         return fields  # an entry already, or left to Celery's class
@@ -153,11 +152,7 @@ def _checked_fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | Non
 
 
 def _sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
-    """Return the schedule among the fields of an entry as Celery takes it: text and times become objects.
-
-    Raises:
-        ConfigurationError: it is not a schedule.
-    """
+    """Return the schedule among the fields of an entry as Celery takes it: text and times become objects."""
     value = fields["schedule"]
     when = schedule_of(value, app=app)
     if fields.get("relative") and type(when) is schedule and when is not value:

@@ -96,22 +96,14 @@ def parse(value: Any, *, app: Any) -> tuple[str, Any]:
 
 
 def read(text: str, *, app: Any) -> Any:
-    """Return the schedule that `parse` wrote as ``text``.
-
-    Raises:
-        ConfigurationError: this release cannot read it.
-    """
+    """Return the schedule that `parse` wrote as ``text``. Raises `ConfigurationError`."""
     when = _from_text(text, text, app)
     when.app = app
     return when
 
 
 def text_of(when: Any) -> str:
-    """Return the text of a schedule object.
-
-    Raises:
-        ConfigurationError: text cannot express it.
-    """
+    """Return the text of a schedule object; raise `ConfigurationError` if text cannot express it."""
     kind = type(when)
     if kind not in (schedule, crontab, solar, once):
         _refuse(when, f"{_kind(when)} cannot be written as text; {FORMS}, or put it into beat_schedule")
@@ -128,10 +120,7 @@ def text_of(when: Any) -> str:
 
 def schedule_of(value: Any, *, app: Any) -> Any:
     """Return the schedule that an entry of `beat_schedule` means: of the forms that `parse` takes, an object; any other
-    object that decides itself when it is due stays as it is.
-
-    Raises:
-        ConfigurationError: it is not a schedule, or an interval of Celery's that is too short or too long.
+    object that decides itself when it is due stays as it is. Raises `ConfigurationError`.
     """
     if isinstance(value, str):
         return _from_text(str.__str__(value).strip(), value, app)

@@ -1,7 +1,6 @@
-"""Whether an entry of a schedule is due and for which of its slots, when to look at it again, and when its message
-expires.
+"""One entry of a schedule: is it due, for which slot, when is the next look, and when does its message expire?
 
-:class:`Forecast` answers the second question for many entries at once.
+:class:`Forecast` says for many entries at once when each is due next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a slot runs while its entry's last task is unfinished: the overlap policy (`neli_overlap`).
+"""The overlap policy (`neli_overlap`): may a slot run while its entry's last task is unfinished?
 
 Only the result backend knows whether a task has finished, and it does not know much: a task that has not begun looks
 like one that was lost (`PENDING`). So an unfinished task counts for `neli_overlap_age` at most. The beat's

@@ -48,12 +48,9 @@ class Row:
 
 
 def source_of(app: Any, kind: str, path: Path | None = None, *, trust: Collection[str] = ()) -> Source:
-    """Return what a source has. Blocks.
+    """Return what a source has: "redbeat", "django" or "file" (at ``path``, with classes to ``trust``).
 
-    ``kind`` is "redbeat", "django" or "file" (at ``path``, with classes to ``trust``).
-
-    Raises:
-        NeliError: the source cannot be read.
+    Blocks. Raises `NeliError` if the source cannot be read.
     """
     if kind == "redbeat":
         from celery_neli.periodic.importers import redbeat
