@@ -24,7 +24,7 @@ import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses 
 from celery_neli.config import ELECTIONS, enabled, from_app
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import guard
-from celery_neli.periodic.cli import schedule
+from celery_neli.periodic.cli import UNLED, schedule
 from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ _GONE = "  does not answer: its lease has run out"
 @handle_preload_options
 def neli(ctx: click.Context) -> None:
     """Leader election: show who leads, hand over, run a Kafka for development."""
+    ctx.meta[UNLED] = _unled
 
 
 neli.add_command(schedule)
@@ -194,6 +195,31 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
     configs = {name: from_app(app, name) for name in names}
     with ThreadPoolExecutor(len(names)) as pool:
         return list(pool.map(lambda name: look(configs[name], name, log=_log(), schedules=name == "beat"), names))
+
+
+def _unled(app: Any, name: str) -> str | None:
+    """Return why no beat runs the entry of this name, if Kafka says so."""
+    from celery_neli.beat.replicated.sharding import owner
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
+    from celery_neli.status import look
+
+    config = from_app(app, "beat")
+    try:
+        found = look(config, "beat", log=_log(), schedules=True)
+    except NeliError:
+        return None  # Kafka answered before, and stored the entry
+    if not found.exists:
+        if found.missing_rights:
+            return None  # a user who only manages entries needs no right to see who leads
+        return f"the leader topic {config.topic} does not exist: the entry runs once a beat of this group has started"
+    role = config.roles[owner(name, len(config.roles))]
+    if all(each.leader is None for each in found.roles if each.role == role):
+        return (
+            f"no beat leads role {role} of neli_group = {app.conf.neli_group!r}, so the entry does not run yet: start "
+            "one with celery beat -S celery_neli.Scheduler"
+        )
+    return found.sharing
 
 
 def _print(status: ElectionStatus) -> None:
