@@ -5,18 +5,19 @@ Our own classes carry a mark, so that the runtime API can ask what a beat runs w
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import celery.beat
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, shown
+from celery_neli.settings import SETTINGS
 
 __all__ = ["DEFAULT", "is_replicated", "resolve"]
 
 #: The scheduler that runs if `neli_scheduler` is not set.
-DEFAULT = "celery_neli.ReplicatedScheduler"
+DEFAULT: Final[str] = SETTINGS["neli_scheduler"].default
 REMEDY = f"give a class or its path, such as {DEFAULT!r}, or leave it out"
 #: The schedulers that a misspelt name may have meant.
 KNOWN = (

@@ -14,7 +14,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import schedule
 from kombu.utils.json import dumps, object_hook
 
-from celery_neli.config import least_interval
+from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.call import (
     Call,
@@ -131,7 +131,7 @@ def schedule_of_text(text: str, app: Any) -> Any:
 
 
 def _check_interval(text: str, when: Any, app: Any) -> None:
-    least = least_interval(app)
+    least = setting(app, "neli_least_interval")
     if type(when) is not schedule:
         return
     every = when.run_every.total_seconds()

@@ -14,7 +14,7 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 from celery.utils.quorum_queues import detect_quorum_queues
 
-from celery_neli.config import enabled, read
+from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
@@ -61,7 +61,7 @@ class LeaseStep(bootsteps.StartStopStep):
                 return False
             from celery_neli.kafka.validate import validate  # it loads confluent_kafka
 
-            fence_kills = read(app, "neli_fence_kills")
+            fence_kills = setting(app, "neli_fence_kills")
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
             refuse_consumed_by_all(app)
             refuse_lone_quorum(app)

@@ -23,7 +23,7 @@ from celery.app.task import Task
 from celery.local import PromiseProxy, Proxy
 from kombu.entity import Queue
 
-from celery_neli.config import check_names, enabled, leader_queue, read
+from celery_neli.config import check_names, enabled, leader_queue, setting
 from celery_neli.exceptions import ConfigurationError
 
 STANDBY: Final = ("forward", "skip", "fail")
@@ -37,7 +37,7 @@ Wrap = Callable[[Callable[..., Any], "type[Task] | None"], Callable[..., Any]]
 
 def roles_of(app: Any) -> tuple[str, ...]:
     """Return the roles that workers of `app` contend for (`neli_roles`). Raises `ConfigurationError`."""
-    found: tuple[str, ...] = read(app, "neli_roles")
+    found: tuple[str, ...] = setting(app, "neli_roles")
     return found
 
 

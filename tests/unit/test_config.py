@@ -9,7 +9,7 @@ from celery import Celery
 
 from celery_neli import Config, ConfigurationError
 from celery_neli.beat.scheduler import Scheduler
-from celery_neli.config import from_app, leader_queue, read
+from celery_neli.config import from_app, leader_queue, setting
 from celery_neli.settings import SETTINGS
 
 
@@ -195,13 +195,13 @@ def test_a_worker_has_settings_of_its_own() -> None:
     app = Celery()
     app.conf.update(neli_group="shop")
     assert leader_queue(app, "mail") == "shop.leader.mail"
-    assert read(app, "neli_fence_kills") is False
+    assert setting(app, "neli_fence_kills") is False
     app.conf.neli_leader_queue = "singletons"
     with pytest.raises(ConfigurationError, match=r"neli_leader_queue = 'singletons'.*{role}"):
         leader_queue(app, "mail")
     app.conf.update(neli_leader_queue="{role}-only", neli_fence_kills="yes")
     with pytest.raises(ConfigurationError, match="neli_fence_kills = 'yes': give True or False"):
-        read(app, "neli_fence_kills")
+        setting(app, "neli_fence_kills")
     assert leader_queue(app, "mail") == "mail-only"
 
 
@@ -235,7 +235,7 @@ def refuse_settings(app: Celery) -> None:
     scheduler.neli_check()
     from_app(app, "worker")
     leader_queue(app, "leader")
-    read(app, "neli_fence_kills")
+    setting(app, "neli_fence_kills")
 
 
 @pytest.mark.parametrize("name", [each for each in SETTINGS if each != "neli_group"])
