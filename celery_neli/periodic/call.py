@@ -202,7 +202,7 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
             yield f"options: there is no option {printable(name)}; did you mean {near}?"
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
-    for check in (misfire.Misfire().changed_by, overlap.Overlap.from_options):
+    for check in _POLICIES:
         try:
             check(options)
         except ConfigurationError as exc:
@@ -357,6 +357,11 @@ _TAKES: Mapping[str, _Takes] = {
     "link_error": _LINK,
     "reply_to": _SHORT,
 }
+#: The checks of an entry's own policies.
+_POLICIES: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
+    misfire.Misfire().changed_by,
+    overlap.Overlap.from_options,
+)
 #: Entry options that are ours: no part of a message.
 OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
 OPTIONS = OWN_OPTIONS.union(_TAKES)
