@@ -110,9 +110,10 @@ def entry_of(definition: Definition, name: str, app: Any, *, when: Any = None) -
 def _entry_of(task: str, when: Any, definition: Definition, name: str, app: Any) -> ScheduleEntry:
     if not task.strip() or not task.isprintable():
         raise ConfigurationError(f"task = {shown(task)}: give the name of a task, such as 'shop.tasks.tidy_up'")
-    args, kwargs, options = [
+    revived: list[Any] = [
         _revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
     ]
+    args, kwargs, options = revived
     if type(kwargs) is not dict or type(options) is not dict:  # kombu's decoders may make objects of any type
         _refuse_first(shape_mistakes({"kwargs": kwargs, "options": options}))
     if options:
