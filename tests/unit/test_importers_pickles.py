@@ -319,5 +319,5 @@ def test_the_help_says_that_nothing_runs() -> None:
     """And what does."""
     from celery_neli.periodic.cli import schedule as command
 
-    told = " ".join(CliRunner().invoke(command, ["import", "--help"]).output.split())
-    assert "The command runs none of it, with or without --dry-run, except for classes that you --trust" in told
+    output = " ".join(CliRunner().invoke(command, ["import", "--help"]).output.split())
+    assert "The command runs none of it, with or without --dry-run, except for classes that you --trust" in output
