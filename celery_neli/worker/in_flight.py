@@ -15,19 +15,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
+from celery_neli.election.leadership import Leadership
+from celery_neli.election.shared_lease import SharedLease
 from celery_neli.exceptions import LeadershipLost
 from celery_neli.logs import escaping
 from celery_neli.worker.redelivery import counts, give_back
 from celery_neli.worker.task_marking import role_queue
-
-if TYPE_CHECKING:
-    from celery_neli.election.leadership import Leadership
-    from celery_neli.election.shared_lease import SharedLease
 
 POLL_INTERVAL = 0.02
 """Seconds between two looks at the lease while a handover waits."""

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded
@@ -24,6 +24,7 @@ from celery.utils.imports import symbol_by_name
 from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.strategy import default, hybrid_to_proto2
+from kombu.entity import Queue
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_neli.config import enabled
@@ -32,14 +33,9 @@ from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.transport_errors import DATA_ERRORS, is_transport_error
 from celery_neli.worker.consumer_step import consume_led_roles, end_worker
-from celery_neli.worker.in_flight import in_flight_of
+from celery_neli.worker.in_flight import InFlight, in_flight_of
 from celery_neli.worker.redelivery import counts, forward, give_back, published_to
 from celery_neli.worker.task_marking import mark_of, role_of, role_queue
-
-if TYPE_CHECKING:
-    from kombu.entity import Queue
-
-    from celery_neli.worker.in_flight import InFlight
 
 Handler = Callable[..., Any]
 
