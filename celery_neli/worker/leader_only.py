@@ -216,7 +216,8 @@ def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
         if task.acks_late:
             raise Reject(exc, requeue=True) from exc
         raise NotLeader(
-            f"{name} was not run: this worker leads {role!r} no more, and sending it to {queue.name!r} failed: {exc!r}"
+            f"{name} was not run: this worker no longer leads {role!r}, and sending it to {queue.name!r} failed: "
+            f"{exc!r}"
         ) from exc
     counts.forwarded[role] += 1
     logger.debug("forwarded role=%s task=%s id=%s queue=%s", role, task.name, request.id, queue.name)
