@@ -25,6 +25,7 @@ from kombu.entity import Queue
 
 from celery_neli.config import check_names, enabled, worker_settings
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.settings import SETTINGS
 
 STANDBY: Final = ("forward", "skip", "fail")
 STRATEGY: Final = "celery_neli.worker.strategy:leader_only"
@@ -37,7 +38,7 @@ Wrap = Callable[[Callable[..., Any], "type[Task] | None"], Callable[..., Any]]
 
 def roles_of(app: Any) -> tuple[str, ...]:
     """Return the roles that workers of `app` contend for (`neli_roles`). Loads the app's configuration."""
-    return tuple(app.conf.get("neli_roles") or ("leader",))
+    return tuple(app.conf.get("neli_roles") or SETTINGS["neli_roles"].default)
 
 
 def role_of(app: Any, role: str | None) -> str:
