@@ -7,10 +7,10 @@ start, makes the lease, which the children inherit, and is the last to stop. `El
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from celery import bootsteps
+from celery import Celery, bootsteps
 from celery.signals import worker_shutdown
 from celery.utils.quorum_queues import detect_quorum_queues
 
@@ -24,9 +24,6 @@ from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
 from celery_neli.worker.task_marking import role_queues
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 
 class Refusal(click.ClickException, ConfigurationError):
