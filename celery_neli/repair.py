@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from celery_neli.beat.replicated.claims import Marks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
 from celery_neli.config import shard_roles
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.member import Member
 from celery_neli.election.role_state import LeaderRevoked
 from celery_neli.exceptions import NeliError

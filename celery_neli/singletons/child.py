@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.singletons.registry import find

@@ -18,6 +18,7 @@ from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.connect import connect
 from celery_neli.logs import escaping
 from celery_neli.singletons.process import Isolated, can_find
 from celery_neli.singletons.registry import Singleton, registered
@@ -120,7 +121,7 @@ class Singletons(bootsteps.StartStopStep):
                 f"@singleton on {found[0].name}: this worker takes part in no election; call celery_neli.install(app), "
                 "or add 'celery_neli.auto' to the setting imports, or set neli_enabled = False"
             )
-        leadership = leadership_for(worker.app, "worker")
+        leadership = leadership_for(worker.app, "worker", connect)
         lease = shared(worker.app)
         assert lease is not None, "the leadership shares it"
         runners = [

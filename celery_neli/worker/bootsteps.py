@@ -16,6 +16,7 @@ from celery_neli.config import enabled, worker_settings
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.connect import connect
 from celery_neli.periodic.call import check_app
 from celery_neli.worker.events import tell
 from celery_neli.worker.handover import Handover
@@ -60,7 +61,7 @@ class Office(bootsteps.StartStopStep):
             fence_kills = worker_settings(worker.app).fence_kills
             refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
             check_all(worker.app)
-            leadership = leadership_for(worker.app, "worker")
+            leadership = leadership_for(worker.app, "worker", connect)
             validate(leadership.config)
         lease = shared(worker.app)
         assert lease is not None, "a worker's leadership shares its lease"
@@ -138,7 +139,7 @@ class Election(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Join; the pool's children have been forked by now."""
-        leadership_for(worker.app, "worker").start()
+        leadership_for(worker.app, "worker", connect).start()
 
     def stop(self, worker: Any) -> None:
         """Nothing: the pool is still draining."""

@@ -59,16 +59,17 @@ def _found(app: Any) -> tuple[Leadership, SharedLease] | None:
     """The worker's leadership and what it shares; None if it takes part in no election."""
     from celery_neli.election.leadership import leadership_for
     from celery_neli.election.shared_lease import shared
+    from celery_neli.kafka.connect import connect
 
     lease = shared(app)
-    return None if lease is None else (leadership_for(app, "worker"), lease)
+    return None if lease is None else (leadership_for(app, "worker", connect), lease)
 
 
 def _role(app: Any, lease: SharedLease, role: str) -> dict[str, Any]:
     """`term`: in force, or the last one of this worker; `until`: seconds from now, None without a lease; `tasks`: since
     the worker's start; `singletons`: those that run here while it leads.
     """
-    from celery_neli.election.clock import boottime
+    from celery_neli.election.lease import boottime
     from celery_neli.singletons.registry import registered
     from celery_neli.worker.counters import counts
 

@@ -299,7 +299,7 @@ def test_led_until_stays_while_a_term_lasts() -> None:
     for _ in range(5):
         stage.echo(after=0.5)
     assert stage.leads()
-    assert stage.member.led_until("leader") == read
+    assert stage.member.predecessor_active_until("leader") == read
 
 
 def test_a_newer_version_sets_it_aside_for_good() -> None:
@@ -551,7 +551,7 @@ def test_led_until_is_when_the_last_leaders_owner_last_made_progress(data: dict[
     stage.echo(after=5)
     stage.echo(after=0.1)
     assert stage.leads()
-    assert stage.member.led_until("leader") == pytest.approx(read - idle)
+    assert stage.member.predecessor_active_until("leader") == pytest.approx(read - idle)
 
 
 def test_a_claim_is_no_progress() -> None:
@@ -566,7 +566,7 @@ def test_a_claim_is_no_progress() -> None:
     stage.echo(after=5.0)
     stage.echo(after=0.1)
     assert stage.leads()
-    assert stage.member.led_until("leader") == pytest.approx(read - 2.0)
+    assert stage.member.predecessor_active_until("leader") == pytest.approx(read - 2.0)
 
 
 def stage_beside(*roles: str) -> Stage:
