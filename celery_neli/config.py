@@ -308,7 +308,7 @@ def check_names(app: Celery) -> None:
         if key in (name, right):
             if name not in SETTINGS:
                 raise ConfigurationError(
-                    f"{name} is no setting of celery-neli; did you mean {closest(name, SETTINGS)}?"
+                    f"{name} is not a setting of celery-neli; did you mean {closest(name, SETTINGS)}?"
                 )
         elif prefix is None or prefix.lower() == namespace.lower() or (not namespace and name in SETTINGS):
             raise ConfigurationError(f"{key} is not read: {_remedy(key, name, right)}")

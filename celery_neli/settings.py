@@ -350,6 +350,14 @@ _HEAD = (
         "in beats and workers, by `celery neli`, and when a `@leader_only` task is called. This page is the output of "
         "`python -m celery_neli.settings`."
     ),
+    "",
+    (
+        "An entry may have options of its own, in its `options`: `neli_misfire`, `neli_misfire_max` and "
+        "`neli_misfire_grace` ([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` "
+        "([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and "
+        "`neli_overlap` and `neli_overlap_age` "
+        "([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy))."
+    ),
 )
 
 

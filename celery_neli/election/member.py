@@ -286,7 +286,7 @@ class Member:
             if not self.aside:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
-            self._log.warning("journal lost role=%s reason=%s: reading it anew", state.role, event.reason)
+            self._log.warning("journal lost role=%s reason=%s: reading it again", state.role, event.reason)
             lease.lose(self._identity())
 
     def _decode(self, state: RoleState, entry: Entry) -> Record | None:
@@ -322,7 +322,7 @@ class Member:
         lease = state.lease
         if lease.known or lease.oldest:
             self._warn(
-                f"{state.role}: lost", "journal differs role=%s: %s; beginning anew behind it", state.role, lease.lost
+                f"{state.role}: lost", "journal differs role=%s: %s; starting over behind it", state.role, lease.lost
             )
             lease.restart(self._identity(), now)
         else:

@@ -132,7 +132,7 @@ class Neli:
         """
         renewal = self._renewal
         if self.state is not State.LIVE and not renewal.inherited:
-            raise ClosedError(f"{self.config.name} was closed: it can be pulsed no more; make a new Neli")
+            raise ClosedError(f"{self.config.name} was closed: it can no longer be pulsed; make a new Neli")
         self.start()
         deadline = time.monotonic() + timeout
         while True:

@@ -158,7 +158,7 @@ def test_an_outage_is_one_warning_and_its_end_one_line():
             "WARNING",
             (
                 "kafka unreachable servers=k:9092 reason='k:9092: Connection refused': check that Kafka runs there, "
-                "and bootstrap.servers; nobody leads until it answers"
+                "and bootstrap.servers; no member leads until it answers"
             ),
         ),
         ("INFO", "kafka reachable again servers=k:9092"),

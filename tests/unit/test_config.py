@@ -87,7 +87,7 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name() -> None:
     app.conf.update(neli_group="shop", neli_hartbeat_timeout=6)
     with pytest.raises(
         ConfigurationError,
-        match=r"neli_hartbeat_timeout is no setting of celery-neli; did you mean neli_heartbeat_timeout",
+        match=r"neli_hartbeat_timeout is not a setting of celery-neli; did you mean neli_heartbeat_timeout",
     ):
         from_app(app, "beat")
 
@@ -99,7 +99,7 @@ def test_a_namespace_prefixes_the_settings(monkeypatch: pytest.MonkeyPatch) -> N
     assert from_app(app, "beat").properties["bootstrap.servers"] == "k:1"
     app = Celery()
     app.config_from_object({"CELERY_NELI_GROUP": "shop", "CELERY_NELI_KAFKKA": "k:1"}, namespace="CELERY")
-    with pytest.raises(ConfigurationError, match=r"neli_kafkka is no setting.*neli_kafka"):
+    with pytest.raises(ConfigurationError, match=r"neli_kafkka is not a setting.*neli_kafka"):
         from_app(app, "beat")
 
 

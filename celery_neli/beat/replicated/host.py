@@ -158,8 +158,7 @@ class Keeper:
 
     def note(self) -> None:
         """Write every 15 seconds which app and schedule this member has; `celery neli status` compares."""
-        if any(each.neli_leads for each in self.followers):
-            self._notes_of_others.warn()
+        self._notes_of_others.warn(leads=any(each.neli_leads for each in self.followers))
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
             return
