@@ -2,21 +2,22 @@
 
 The member is the whole protocol without threads and without Kafka: `step` makes one turn. `Renewal` makes the turns on
 a thread of its own; the simulation makes those of thirty members on fake clocks. All methods belong to one thread, but
-for `grant`, `last_payload`, `leader` and `predecessor_active_until`, which any thread may call.
+for `state`, which any thread may call.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, NEVER, Lease, Timing, name_of
 from celery_neli.election.ports import End, Entry, Group, Journal, Lost, Started
-from celery_neli.election.records import Record, decode, encode, sound
-from celery_neli.election.role_state import Grant, LeaderEvent, Mirror, Payload, RoleState
+from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.role_state import LeaderEvent, Mirror, RoleState
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
 from celery_neli.logs import LogLimit
 
@@ -24,19 +25,6 @@ WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
 STOOD_STILL = 1.0
 """Seconds between two steps from which the process counts as having stood still; a step waits for less."""
-
-
-class Log(Protocol):
-    """The part of `logging.Logger` that a member uses. The calls must not block (see logs.py)."""
-
-    def info(self, msg: str, *args: Any) -> None:
-        """Log a transition."""
-
-    def warning(self, msg: str, *args: Any) -> None:
-        """Log what an operator may want to know."""
-
-    def error(self, msg: str, *args: Any) -> None:
-        """Log what an operator must mend."""
 
 
 class Member:
@@ -49,7 +37,7 @@ class Member:
         group: Group,
         *,
         clock: Callable[[], float],
-        log: Log,
+        log: logging.Logger,
         rng: random.Random | None = None,
         nonce: Callable[[], str] = lambda: secrets.token_hex(6),
         mirror: Mirror = lambda index, grant: None,
@@ -57,9 +45,10 @@ class Member:
     ) -> None:
         """Know nothing yet.
 
-        `clock` gives seconds that count a suspended machine (R8); `rng` and `nonce` are for repeatable runs. `mirror`
-        is called with every new grant, and the index of its role, before a release leaves. `on_readback` is called at
-        the end of a step in which another payload than before was read back from a record of this member's own.
+        `clock` gives seconds that count a suspended machine (R8). The calls of `log` must not block. `rng` and `nonce`
+        are for repeatable runs. `mirror` is called with every new grant, and the index of its role, before a release
+        leaves. `on_readback` is called at the end of a step in which another payload than before was read back from a
+        record of this member's own.
         """
         self.config = config
         self.closing = False
@@ -87,6 +76,7 @@ class Member:
                 Lease(self._identity(), timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
                 rebalance_after=config.rebalance_after if len(config.roles) > 1 else FOREVER,
                 forgiven=2 * config.stall_timeout,
+                clock=clock,
                 mirror=mirror,
             )
             for index, role in enumerate(config.roles)
@@ -97,38 +87,9 @@ class Member:
     def _identity(self) -> str:
         return f"{self.config.name}/{self._nonce()}"
 
-    def _state(self, role: str) -> RoleState:
+    def state(self, role: str) -> RoleState:
+        """Return what this member knows of one role. Any thread may read it; see there who may change it."""
         return self._states[self.config.roles.index(role)]
-
-    # From any thread; these take no lock
-
-    def grant(self, role: str) -> Grant:
-        """Return what this member may do as `role`. Ask it with a fresh time of the member's clock."""
-        return self._state(role).grant
-
-    def last_payload(self, role: str) -> Payload:
-        """Return what the newest effective record of `role` carried, as of the last step."""
-        return self._state(role).payload
-
-    def leader(self, role: str) -> tuple[str, int] | None:
-        """Return name and term of the member that holds `role`; None if its lease has run out, or none is known."""
-        lease = self._state(role).lease
-        holder, term = lease.holder, lease.term
-        known = lease.known and lease.may_be_held(self._clock())
-        return (name_of(holder), term) if known and holder is not None else None
-
-    def predecessor_active_until(self, role: str) -> float | None:
-        """Return when (member's clock) the owner of the last leader before the present term last made progress.
-
-        That is when its last record was read, less the idleness that the record states. None if no record was read.
-        """
-        return self._state(role).predecessor_active_until
-
-    # From the member's thread
-
-    def hears(self, role: str) -> bool:
-        """Return True if a record of the holder of `role` was read after the end of the log, so it is alive."""
-        return self._state(role).lease.live
 
     def step(self, timeout: float) -> list[LeaderEvent]:
         """Make one turn: wait up to `timeout` seconds for records, fold them, send what is due.
@@ -185,34 +146,12 @@ class Member:
             if role in (None, state.role):
                 state.resign_by_itself(now)
 
-    def back_off(self, role: str) -> None:
-        """Resign `role`, and do not claim it for a while that grows with each call: the owner cannot serve it."""
-        self._state(role).back_off(self._clock())
-
-    def drained(self, role: str, term: int | None = None) -> None:
-        """Note that the barrier of the revoked `role` returned; `term`, if given, is the one that it ran for."""
-        self._state(role).drained(term)
-
-    def set_payload(self, role: str, data: Mapping[str, Any], *, term: int) -> None:
-        """Put `data` into every further record of this `term`, from the next beat on.
-
-        Without effect unless `term` is held. Raises ValueError for data that no record can carry.
-        """
-        self._state(role).set_payload(sound(data), term, self._clock())
-
-    def beat_now(self, role: str, *, term: int) -> None:
-        """Send the next beat of `role` with the next step, and be `expecting` until it was read back.
-
-        Without effect unless `term` is held.
-        """
-        self._state(role).beat_now(term, self._clock())
-
     def ask(self, role: str) -> None:
         """Ask the leader of `role` to hand it to this member, as R10 does, but at once.
 
         Without effect if no other member is known to lead it, or if this member may not claim.
         """
-        state = self._state(role)
+        state = self.state(role)
         if state.lease.candidate and state.lease.led_by_another:
             self._send_request(state, state.lease.ask())
 

@@ -11,23 +11,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
 from typing import Any, TypeVar
 
 from celery_neli.config import Config
-from celery_neli.election.lease import NEVER, boottime
-from celery_neli.election.member import Member
+from celery_neli.election.lease import boottime
 from celery_neli.election.ports import Connect
 from celery_neli.election.records import sound
 from celery_neli.election.renewal import Barrier, Renewal, State
-from celery_neli.election.role_state import Payload
-from celery_neli.election.shared_lease import SharedLease, Standing
+from celery_neli.election.role_state import Payload, RoleState
+from celery_neli.election.shared_lease import RoleLease, SharedLease
 from celery_neli.exceptions import ClosedError
 from celery_neli.logs import escaping
 
@@ -106,7 +103,7 @@ class Neli:
     @property
     def delivering(self) -> bool:
         """True if the calling thread is in the barrier."""
-        return self._renewal.delivery.inside
+        return self._renewal.delivering
 
     def role(self, name: str) -> Role:
         """Return the handle of one role. Raises ValueError for a role that is not configured."""
@@ -263,7 +260,7 @@ class Pulser:
             self._thread.join()
 
 
-class Role:
+class Role(RoleLease):
     """One role of the election, for its owner: what the lease allows, what the records carry, and the requests.
 
     Beats, workers and singletons all use it. All methods may be called from any thread; none blocks, and the questions
@@ -272,52 +269,26 @@ class Role:
     """
 
     def __init__(self, renewal: Renewal, leases: SharedLease, name: str) -> None:
-        self.name = name
-        self._renewal, self._lease = renewal, leases.role(name)
+        super().__init__(leases, name, clock=renewal.own_clock)
+        self._renewal = renewal
         self._payload: tuple[int, Mapping[str, Any]] = 0, {}
         self._early: dict[str, int] = {}  # term of a payload that must leave at once, not taken yet
 
-    # What the lease allows
-
     @property
-    def term(self) -> int | None:
-        """The term of the lease in force, or of the last one; None before the first."""
-        return self._lease.term
-
-    def leading_term(self) -> int | None:
-        """Return the term in which new work may start now (R3), or None if none may."""
-        return self._lease.leading_term() if os.getpid() == self._renewal.pid else None
-
-    def may_start(self, term: int | None = None) -> bool:
-        """Return True if new work may start now (R3), in this `term` if one is given."""
-        return os.getpid() == self._renewal.pid and self._lease.may_start(term)
-
-    def may_finish(self, term: int | None = None) -> bool:
-        """Return True if work that began in this `term` may finish now, also while a hand-over drains (R3).
-
-        Without a `term`, return True if work of whatever term is in force may finish.
-        """
-        return os.getpid() == self._renewal.pid and self._lease.may_finish(term)
-
-    def standing(self) -> Standing:
-        """Return term, end and answers of one moment, for people and for logs."""
-        standing = self._lease.standing()
-        if os.getpid() == self._renewal.pid:
-            return standing
-        return replace(standing, until=NEVER, leading=False, held=False)
-
-    # What was read
+    def _state(self) -> RoleState | None:
+        member = self._renewal.member
+        return None if member is None else member.state(self.name)
 
     @property
     def last_payload(self) -> Payload:
         """What the newest effective record of the role carried, as far as this process has read."""
-        member = self._renewal.member
-        return Payload() if member is None else member.last_payload(self.name)
+        state = self._state
+        return Payload() if state is None else state.payload
 
     def leader(self) -> str | None:
         """Return the name of the process that leads, as far as this one has read, for people; None if unknown."""
-        member = self._renewal.member
-        leader = None if member is None else member.leader(self.name)
+        state = self._state
+        leader = None if state is None else state.leader()
         return None if leader is None else leader[0]
 
     def predecessor_active_until(self) -> datetime | None:
@@ -325,8 +296,8 @@ class Role:
 
         Its heartbeats say so: they go on while it hangs or drains. None if no record of an earlier term was read.
         """
-        member = self._renewal.member
-        active = None if member is None else member.predecessor_active_until(self.name)
+        state = self._state
+        active = None if state is None else state.predecessor_active_until
         if active is None:
             return None
         return datetime.now(timezone.utc) - timedelta(seconds=self._renewal.clock() - active)
@@ -346,14 +317,14 @@ class Role:
         self._payload = term, sound(data)
         if now:
             self._early[self.name] = term  # after the payload: see below
-        self._renewal.request(("payload", self.name), self._pass_payload)
+        self._request("payload", self._pass_payload)
 
-    def _pass_payload(self, member: Member) -> None:
+    def _pass_payload(self, state: RoleState) -> None:
         early = self._early.pop(self.name, None)  # then its payload is there, or a later one
         term, data = self._payload
-        member.set_payload(self.name, data, term=term)
+        state.set_payload(data, term)
         if early is not None:
-            member.beat_now(self.name, term=early)
+            state.beat_now(early)
 
     def ask(self) -> None:
         """Ask the process that leads the role to hand it over to this one (R10).
@@ -369,6 +340,9 @@ class Role:
         doubles with each failure in a row. That holds also if this process does not lead.
         """
         if back_off:
-            self._renewal.request(("back off", self.name), lambda member: member.back_off(self.name))
+            self._request("back off", RoleState.back_off)
         else:
             self._renewal.request(("resign", self.name), lambda member: member.resign(self.name))
+
+    def _request(self, verb: str, action: Callable[[RoleState], None]) -> None:
+        self._renewal.request((verb, self.name), lambda member: action(member.state(self.name)))

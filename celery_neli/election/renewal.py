@@ -12,9 +12,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 
 from celery_neli.config import Config
+from celery_neli.election.lease import FOREVER
 from celery_neli.election.member import Member
 from celery_neli.election.ports import Connect, Group, Journal
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror
@@ -44,56 +45,6 @@ class State(enum.Enum):
     LIVE = "live"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-class _Lane:
-    """The events of one role, and the thread that delivers them."""
-
-    def __init__(self) -> None:
-        self.events: deque[LeaderEvent] = deque()
-        self.lock = threading.Lock()
-        self.thread: int | None = None
-
-
-class Delivery:
-    """The events of each role in their order, from the thread that renews to the threads that deliver.
-
-    Roles do not wait for each other: while one thread runs the barrier for one role, another may run it for the next.
-    """
-
-    def __init__(self, roles: Iterable[str], announce: Callable[[LeaderEvent], None]) -> None:
-        """`announce` is called with each event; what it raises leaves `run`, and the next `run` delivers the rest."""
-        self._announce = announce
-        self._lanes = {role: _Lane() for role in roles}
-
-    def put(self, event: LeaderEvent) -> None:
-        """Append an event to those of its role. Takes no lock."""
-        self._lanes[event.role].events.append(event)
-
-    def run(self) -> bool:
-        """Announce what is there on this thread, but for roles that another thread delivers.
-
-        Return True if there was anything.
-        """
-        ran = [self._run(lane) for lane in self._lanes.values()]  # all of them, not up to the first
-        return any(ran)
-
-    @property
-    def inside(self) -> bool:
-        """True if the calling thread is announcing: the barrier asks."""
-        return any(lane.thread == threading.get_ident() for lane in self._lanes.values())
-
-    def _run(self, lane: _Lane) -> bool:
-        if not lane.events or not lane.lock.acquire(blocking=False):
-            return False
-        try:
-            lane.thread = threading.get_ident()
-            while lane.events:
-                self._announce(lane.events.popleft())
-        finally:
-            lane.thread = None
-            lane.lock.release()
-        return True
 
 
 class _Stack:
@@ -169,7 +120,8 @@ class Renewal:
         """The process in which it leads."""
         self.bell = Bell()
         """Rings when something changed, or was requested."""
-        self.delivery = Delivery(config.roles, self._announce)
+        self._events: dict[str, deque[LeaderEvent]] = {role: deque() for role in config.roles}
+        self._delivering: dict[str, list[int]] = {}  # role -> the one thread that delivers its events
         self._barrier, self._connect, self._mirror, self._on_readback = barrier, connect, mirror, on_readback
         self._state = State.LIVE
         self._requests: dict[Hashable, Callable[[Member], None]] = {}
@@ -196,6 +148,10 @@ class Renewal:
     def member(self) -> Member | None:
         """The member, for its methods that any thread may call; None before the start, and in a forked child."""
         return self._member if os.getpid() == self.pid else None
+
+    def own_clock(self) -> float:
+        """Return the clock's seconds, and the end of all time in a forked child: there, every lease has ended."""
+        return self.clock() if os.getpid() == self.pid else FOREVER
 
     def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
         """Have the renewing thread call `action` with the member before its next step. Return at once.
@@ -244,11 +200,30 @@ class Renewal:
     # The barrier, on the threads that deliver
 
     def deliver(self) -> bool:
-        """Run the barrier on what changed; return False if there was nothing, or other threads run it."""
-        if self.inherited or not self.delivery.run():
+        """Run the barrier on what changed; return True if there was anything.
+
+        The events of a role come in order. Roles do not wait for each other: those that another thread delivers are
+        left to it.
+        """
+        if self.inherited:
             return False
-        self.bell.ring()
-        return True
+        me, ran = [threading.get_ident()], False
+        for role, events in self._events.items():
+            if events and self._delivering.setdefault(role, me) is me:  # one step: it takes the place of a lock
+                ran = True
+                try:
+                    while events:
+                        self._announce(events.popleft())
+                finally:
+                    del self._delivering[role]
+        if ran:
+            self.bell.ring()
+        return ran
+
+    @property
+    def delivering(self) -> bool:
+        """True if the calling thread is in the barrier."""
+        return [threading.get_ident()] in list(self._delivering.values())
 
     def _announce(self, event: LeaderEvent) -> None:
         try:
@@ -261,7 +236,7 @@ class Renewal:
                 self._drained(event)
 
     def _drained(self, event: LeaderRevoked) -> None:
-        self.request(("drained", event.role, event.term), lambda member: member.drained(event.role, event.term))
+        self.request(("drained", event.role, event.term), lambda member: member.state(event.role).drained(event.term))
 
     # The thread
 
@@ -352,7 +327,7 @@ class Renewal:
             self._log_change(event)
             if isinstance(event, LeaderRevoked) and self._barrier is None:
                 self._drained(event)
-            self.delivery.put(event)
+            self._events[event.role].append(event)
         if changes:
             self.bell.ring()
 
@@ -372,9 +347,10 @@ class Renewal:
         It must be a leader that is heard, for the last record of a log may be of one that ended long ago.
         """
         for role in self.config.roles:
-            leader = member.leader(role)
-            if leader is not None and leader != self._leaders.get(role) and member.hears(role):
+            state = member.state(role)
+            leader = state.leader()
+            if leader is not None and leader != self._leaders.get(role) and state.lease.live:
                 self._leaders[role] = leader
-                if member.grant(role).term != leader[1]:
+                if state.grant.term != leader[1]:
                     line = "standing by role=%s leader=%s term=%d name=%s group=%s"
                     self._log.info(line, role, *leader, self.config.name, self.config.group)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease
-from celery_neli.election.records import IDLE, IDLE_MOST, Record
+from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, name_of
+from celery_neli.election.records import IDLE, IDLE_MOST, Record, sound
 
 PATIENCE = 16
 """A member that gave the role up soon after it got it waits for up to this many times `rebalance_after`."""
@@ -152,7 +152,11 @@ class StandBack:
 
 
 class RoleState:
-    """One role of one member. The member's thread calls it; any thread may read `grant` and `payload`."""
+    """One role of one member.
+
+    Any thread may read `grant`, `payload`, `predecessor_active_until` and `leader`, which take no lock. All else is for
+    the member's thread.
+    """
 
     def __init__(
         self,
@@ -162,6 +166,7 @@ class RoleState:
         *,
         rebalance_after: float,
         forgiven: float,
+        clock: Callable[[], float],
         mirror: Mirror = lambda index, grant: None,
     ) -> None:
         """`mirror` is called with every new grant and the `index` of the role, before a release leaves."""
@@ -177,7 +182,7 @@ class RoleState:
         """When (member's clock) the owner of the last leader before the present term last made progress, as read."""
         self.asked_end = NEVER
         """When the member last asked for the end of the role's log."""
-        self._mirror = mirror
+        self._mirror, self._clock = mirror, clock
         self._data = lease.data  # what `payload` was made of
         self._announced_at = NEVER
         self._drained = False
@@ -214,18 +219,25 @@ class RoleState:
 
     # What is sent
 
-    def set_payload(self, data: Mapping[str, Any], term: int, now: float) -> None:
-        """Put `data` into every further record of this `term`, if it is held."""
-        if self._holds(term, now):
+    def set_payload(self, data: Mapping[str, Any], term: int) -> None:
+        """Put `data` into every further record of this `term`, from the next beat on; without effect unless it is held.
+
+        Raises ValueError for data that no record can carry.
+        """
+        data = sound(data)
+        if self._holds(term):
             self.lease.data_out = data
 
-    def beat_now(self, term: int, now: float) -> None:
-        """Send the next beat of this `term` with the next step, if it is held."""
-        if self._holds(term, now):
+    def beat_now(self, term: int) -> None:
+        """Send the next beat of this `term` with the next step; without effect unless it is held.
+
+        The member is `expecting` until it was read back.
+        """
+        if self._holds(term):
             self.lease.beat_now()
 
-    def _holds(self, term: int, now: float) -> bool:
-        return self.lease.term == term and self.lease.held(now)
+    def _holds(self, term: int) -> bool:
+        return self.lease.term == term and self.lease.held(self._clock())
 
     def carry_idle(self, progressed: float | None, now: float) -> None:
         """Say in the next record for how long the owner has made no progress, or has started no work.
@@ -259,13 +271,14 @@ class RoleState:
             lease.drained()  # this term was never announced, so no work of it is in flight
         self.publish()  # the next step may wait for something to read first
 
-    def back_off(self, now: float) -> None:
+    def back_off(self) -> None:
         """Resign, and do not claim for a while that grows with each call: the owner cannot serve the role."""
+        now = self._clock()
         led = 0.0 if self.announced is None else now - self._announced_at
         self.stand_back.failed(now, term=self.announced, led=led)
         self.resign_by_itself(now)
 
-    def drained(self, term: int | None) -> None:
+    def drained(self, term: int | None = None) -> None:
         """Note that the barrier returned; `term`, if given, is the one that it ran for: it frees no later term."""
         if self.draining and self.announced is not None and term in (None, self.announced):
             self._drained = True
@@ -280,6 +293,13 @@ class RoleState:
             self.announced = None
 
     # What others see
+
+    def leader(self) -> tuple[str, int] | None:
+        """Return name and term of the member that holds the role; None if its lease has run out, or none is known."""
+        lease = self.lease
+        holder, term = lease.holder, lease.term
+        known = lease.known and lease.may_be_held(self._clock())
+        return (name_of(holder), term) if known and holder is not None else None
 
     def publish(self) -> None:
         """Show other threads what the lease allows: before a release leaves, never after."""

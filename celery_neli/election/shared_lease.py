@@ -104,14 +104,11 @@ class RoleLease:
     Each question may be asked from any thread and in a signal handler. It takes no lock and does not block.
     """
 
-    __slots__ = ("_at", "_cells", "_clock", "_index", "_presence", "name")
-
-    def __init__(
-        self, name: str, index: int, cells: memoryview[float], presence: _Presence, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, leases: SharedLease, name: str, *, clock: Callable[[], float]) -> None:
         self.name = name
-        self._index, self._at = index, index * _CELLS
-        self._cells, self._presence, self._clock = cells, presence, clock
+        self._index = leases.roles.index(name)
+        self._at = self._index * _CELLS
+        self._cells, self._presence, self._clock = leases.cells, leases.presence, clock
 
     @property
     def term(self) -> int | None:
@@ -180,13 +177,13 @@ class SharedLease:
         fresh = fd is None
         self.fd = _file(size) if fd is None else fd
         """Of the memory; for `pass_fds` of a child that is not forked."""
-        self._cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
-        presence = _Presence(self.fd)
-        self._roles = {role: RoleLease(role, index, self._cells, presence, clock) for index, role in enumerate(roles)}
+        self.cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
+        self.presence = _Presence(self.fd)
         if fresh:
-            weakref.finalize(presence, os.close, self.fd).atexit = False  # the last to need it
+            weakref.finalize(self.presence, os.close, self.fd).atexit = False  # the last to need it
             for index in range(len(roles)):
                 self.write(index, Grant())
+        self._roles = {role: RoleLease(self, role, clock=clock) for role in roles}
 
     def role(self, name: str) -> RoleLease:
         """Return the lease of one role. Raises KeyError if it is not in `roles`."""
@@ -194,7 +191,7 @@ class SharedLease:
 
     def write(self, index: int, grant: Grant) -> None:
         """Write what the lease of the role number `index` allows. Only the thread that renews may call it."""
-        cells, at = self._cells, index * _CELLS
+        cells, at = self.cells, index * _CELLS
         term = _NO_TERM if grant.term is None else float(grant.term)
         if cells[at + _TERM] != term:  # the ends go first: no reader may take one term's end for another's
             cells[at + _START] = cells[at + _FINISH] = NEVER

@@ -47,11 +47,11 @@ def test_a_member_that_stands_back_claims_again_after_its_pause_and_not_before()
     stage = Stage().lead()
     acquired = []
     for _ in range(5):
-        stage.member.back_off("leader")
+        stage.member.state("leader").back_off()
         began = stage.now
         while not any(isinstance(each, LeaderAcquired) for each in stage.echo(after=0.05)):
             if stage.member.draining:
-                stage.member.drained("leader")
+                stage.member.state("leader").drained()
             assert stage.now < began + 100
         acquired.append(round(stage.now - began))
     assert acquired == [4, 4, 4, 8, 16]  # a heartbeat timeout at least, as after any resignation (R4)
@@ -62,7 +62,7 @@ def test_a_member_that_stands_back_asks_nobody_for_the_role() -> None:
     stage = Stage()
     stage.write(Record(kind="claim", member="other/1", seq=1, lease=4.0, seen=-1))
     stage.echo()
-    stage.member.back_off("leader")
+    stage.member.state("leader").back_off()
     stage.echo()
     stage.member.ask("leader")
     assert stage.journal.sent == []
