@@ -1,0 +1,5 @@
+"""Old name of `lease.boottime`."""
+
+from celery_neli.election.lease import boottime
+
+__all__ = ["boottime"]
