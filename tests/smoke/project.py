@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ def record(election: str) -> None:
         suffix = f".{role}" if len(leadership.roles) > 1 else ""
         path = Path(directory, f"{os.environ['SMOKE_NAME']}.{election}{suffix}")
         # Many recorders in one process take their turns less often: they must not be what slows it down.
-        recorder = Recorder(path, partial(leadership.snapshot, role), interval=0.005 * len(leadership.roles))
+        recorder = Recorder(path, leadership.role(role).standing, interval=0.005 * len(leadership.roles))
         record_role(leadership, role, recorder)
 
 
