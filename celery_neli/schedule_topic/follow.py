@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.causes import OF_NO_READER
 from celery_neli.kafka.liveness import Brokers, hears
