@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
 from celery_neli.beat.replicated.claims import Marks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
@@ -22,13 +23,10 @@ from celery_neli.election.clock import boottime
 from celery_neli.election.grant import LeaderRevoked
 from celery_neli.election.member import Member
 from celery_neli.exceptions import NeliError
-from celery_neli.kafka.asking import metadata
-from celery_neli.kafka.causes import is_denied
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.properties import reader_properties
-from celery_neli.kafka.topic_admin import GONE
-from celery_neli.kafka.validate import making
+from celery_neli.kafka.reader import Reader
 from celery_neli.printable import printable
 from celery_neli.status import look
 
@@ -176,27 +174,18 @@ def _refuse_led(config: Config, log: logging.Logger) -> None:
 
 def _roles_used(config: Config, log: logging.Logger) -> int:
     """Return how many partitions of the leader topic may hold roles: those with records, and those that are set."""
-    klog = KafkaLog(log, config.properties, one_shot=True)
-    with making(config.properties):
-        reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
-    try:
-        found = metadata(reader, klog, config.topic, ASK)
-        if found.error is not None and found.error.name() not in GONE:
-            raise KafkaException(found.error)
-        if found.error is not None or not found.partitions:
-            raise NeliError(
-                f"there is no leader topic {config.topic}: no beat has started yet, so there is nothing to repair"
-            )
-        parts = [TopicPartition(config.topic, index) for index in range(min(len(found.partitions), SHARDS_MOST))]
-        used = [index for index, part in enumerate(parts) if reader.get_watermark_offsets(part, timeout=ASK)[1] > 0]
-    except KafkaException as exc:
-        error = exc.args[0]
-        denied = is_denied(error.name())
-        reason = klog.lacks(["Read"], "topic", config.topic) if denied else klog.reason(error)
-        raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
-    finally:
-        reader.close()
-    return min(max([len(config.roles), *(index + 1 for index in used)]), len(parts))
+    client_log = ClientLog(log, config.properties, one_shot=True)
+    with closing(Reader(config, client_log, config.topic, reader_properties(config))) as reader:
+        try:
+            partitions = min(reader.partitions(ASK), SHARDS_MOST)
+            used = [index for index in range(partitions) if reader.bounds(index, ASK)[1] > 0]
+        except KafkaException as exc:
+            raise client_log.failure(exc.args[0], config.topic) from None
+    if not partitions:
+        raise NeliError(
+            f"there is no leader topic {config.topic}: no beat has started yet, so there is nothing to repair"
+        )
+    return min(max([len(config.roles), *(index + 1 for index in used)]), partitions)
 
 
 def _told(data: Mapping[str, Any] | None) -> Any:

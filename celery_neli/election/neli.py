@@ -62,15 +62,9 @@ class State(enum.Enum):
 
 def connect_kafka(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
     """The journal and the group on Kafka. Loads confluent_kafka; does not wait for a broker."""
-    from celery_neli.kafka.group import KafkaGroup
-    from celery_neli.kafka.journal import KafkaJournal
+    from celery_neli.kafka.group import connect
 
-    journal = KafkaJournal(config, log=log)
-    try:
-        return journal, KafkaGroup(config, log=log)
-    except BaseException:
-        journal.close()  # it is tried again and again: clients must not pile up
-        raise
+    return connect(config, log)
 
 
 class Neli:

@@ -17,8 +17,7 @@ from celery_neli.periodic.importers.inert_pickle import Made, Named, load
 from celery_neli.periodic.importers.revived import ENTRY_CLASS, Revival, is_path
 from celery_neli.periodic.importers.run import Found, LeftOut, Source, seconds
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule_topic.strict_json import MAX_INT
-from celery_neli.schedule_topic.values import shown
+from celery_neli.schedule_topic.values import MAX_INT, shown
 
 __all__ = ["read"]
 
