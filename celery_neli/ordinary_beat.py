@@ -1,7 +1,8 @@
 """Keep an ordinary beat from starting where elected beats of the same group run: every task would be sent twice.
 
 The `celery` command loads this with the plug-in (`cli.py`), whatever scheduler its beat has. It asks Kafka once, when a
-beat starts, and only where `neli_group` is set. An ordinary beat beside workers that alone hold an election is right.
+beat starts, and only where `neli_group` is set. One ordinary beat beside workers that alone hold an election is right;
+several of them are not, and each warns of that.
 """
 
 from __future__ import annotations
@@ -117,6 +118,12 @@ class OrdinaryBeat:
         leaders = [each.leader for each in found.roles if each.leader is not None]
         members = leaders or [each.name for each in found.members or () if each.answers]
         if not members:
+            _logger().warning(
+                "beat: neli_group is set, but this beat has the scheduler %s.%s, which takes part in no election: if "
+                "several such beats run, each of them sends every task. To elect one, start all of them with "
+                "--scheduler celery_neli.Scheduler, or set beat_scheduler to that and leave --scheduler out",
+                cls.__module__, cls.__qualname__,
+            )  # fmt: skip
             return None
         named = ", ".join(map(printable, members[:3]))
         return (
@@ -199,7 +206,7 @@ def _warn_of_a_setting_not_read(app: Any) -> None:
     """Say that the group is given under a name that Celery does not read: the process takes part in no election."""
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
         return  # with a namespace, another one may be that of another app
-    from celery_neli.settings import not_read
+    from celery_neli.config import not_read
 
     hint = not_read(app, "neli_group")
     if hint is not None:

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException
 
 from celery_neli.beat.replicated.claims import Marks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
-from celery_neli.config import SHARDS_MOST, shard_roles
+from celery_neli.config import shard_roles
 from celery_neli.election.clock import boottime
 from celery_neli.election.grant import LeaderRevoked
 from celery_neli.election.member import Member
@@ -28,6 +28,7 @@ from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.properties import reader_properties
 from celery_neli.kafka.reader import Reader
 from celery_neli.printable import printable
+from celery_neli.settings import SHARDS_MOST
 from celery_neli.status import look
 
 if TYPE_CHECKING:

@@ -319,7 +319,7 @@ class Member:
             if not self.aside:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
-            self._log.warning("journal lost role=%s reason=%s: reading it anew", post.role, event.reason)
+            self._log.warning("journal lost role=%s reason=%s: reading it again", post.role, event.reason)
             lease.lose(self._identity())
 
     def _decode(self, post: _Post, entry: Entry) -> Record | None:
@@ -355,7 +355,7 @@ class Member:
         lease = post.lease
         if lease.known or lease.oldest:
             self._warn(
-                f"{post.role}: lost", "journal differs role=%s: %s; beginning anew behind it", post.role, lease.lost
+                f"{post.role}: lost", "journal differs role=%s: %s; starting over behind it", post.role, lease.lost
             )
             lease.begin_anew(self._identity(), now)
         else:

@@ -214,7 +214,7 @@ class Neli:
         `ClosedError` after `close`.
         """
         if self._state is not State.LIVE and not self._inherited:
-            raise ClosedError(f"{self.config.name} was closed: it can be pulsed no more; make a new Neli")
+            raise ClosedError(f"{self.config.name} was closed: it can no longer be pulsed; make a new Neli")
         self.start()
         deadline = time.monotonic() + timeout
         while True:

@@ -269,9 +269,8 @@ def refused(
     unknown = _UNKNOWN.search(text)
     if unknown is not None:
         meant = closest(unknown["name"], names())
-        return (
-            f"neli_kafka has {printable(unknown['name'])!r}, which is no property of librdkafka; did you mean {meant}?"
-        )
+        name = printable(unknown["name"])
+        return f"neli_kafka has {name!r}, which is not a property of librdkafka; did you mean {meant}?"
     if "sasl.username and sasl.password must be set" in text:
         lacking = [each for each in ("sasl.username", "sasl.password") if not properties.get(each)]
         return f"neli_kafka lacks {' and '.join(lacking)}: the mechanism {_mechanism(properties)} needs both"

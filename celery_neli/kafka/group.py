@@ -97,6 +97,7 @@ class KafkaGroup:
             self._on_error(exception.args[0])
         else:
             self._joined = True
+            self._log.reachability.joined(self)
 
     def leave(self) -> None:
         """Give up membership; the next polls tell the others."""
@@ -104,6 +105,7 @@ class KafkaGroup:
         if not self._joined or self._closed:
             return
         self._joined = False
+        self._log.reachability.left(self)
         try:
             self._consumer.unsubscribe()
         except KafkaException as exception:
@@ -114,6 +116,7 @@ class KafkaGroup:
         if self._closed:
             return
         self._closed, self._joined, self._induced = True, False, frozenset()
+        self._log.reachability.left(self)
         # librdkafka waits up to 4 s for the coordinator's answer when that is frozen, or in the midst of a rebalance.
         spawn(self._close, name="neli-group-close").join(CLOSE)
 

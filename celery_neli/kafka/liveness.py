@@ -106,7 +106,7 @@ class Watch:
     def report(self, log: ClientLog, what: str) -> None:
         """Log that the client is about to be replaced: a warning the first time."""
         level = logging.WARNING if self.first else logging.DEBUG
-        log.say(level, f"kafka client deaf: {what} although brokers answer; it was replaced")
+        log.say(level, f"kafka client deaf: {what}, though brokers answer: replaced")
 
 
 class Brokers:

@@ -121,7 +121,7 @@ def schedule_of(value: Any, *, app: Any) -> Any:
         return value
     when = _from_object(value, app)
     if not _decides(when):
-        _refuse(value, f"{_kind(value)} is no schedule; {FORMS}")
+        _refuse(value, f"{_kind(value)} is not a schedule; {FORMS}")
     return when
 
 

@@ -116,9 +116,9 @@ def _why_not(app: Any, entry: Any, age: float) -> str | None:
     if derives_from(kind, "celery.backends.base", "DisabledBackend"):
         return "there is no result backend: set result_backend"
     if derives_from(kind, "celery.backends.rpc", "RPCBackend"):
-        return "the result backend rpc:// answers nobody but the process that sent the task: take another"
+        return "the result backend rpc:// answers only the process that sent the task: take another"
     if derives_from(kind, "celery.backends.cache", "CacheBackend") and backend.backend == "memory":
-        return "the result backend cache+memory:// answers nobody but the process that ran the task: take another"
+        return "the result backend cache+memory:// answers only the process that ran the task: take another"
     for name, value in (
         ("result_expires", getattr(backend, "expires", None)),
         ("result_failure_expires", app.conf.get("result_failure_expires")),

@@ -174,11 +174,11 @@ def encode_definition(definition: Definition) -> bytes:
         ConfigurationError: it names a field that no process could read or send, or that is too long.
     """
     if not isinstance(definition.args, (list, tuple)):
-        raise ConfigurationError(f"args: {shown(definition.args)} is no list")
+        raise ConfigurationError(f"args: {shown(definition.args)} is not a list")
     for name in ("kwargs", "options"):
         value = getattr(definition, name)
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise ConfigurationError(f"{name}: {shown(value)} is no dict whose keys are strings")
+            raise ConfigurationError(f"{name}: {shown(value)} is not a dict whose keys are strings")
     _check_definition(definition)
     parts = {
         name: field_to_json(name, getattr(definition, name))

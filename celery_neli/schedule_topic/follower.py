@@ -154,7 +154,7 @@ class Follower:
     def _begin_again(self, reason: str, *, torn: bool = True, away: bool = False) -> None:
         level, what = (logging.INFO if torn else logging.WARNING, "missed") if away else (logging.WARNING, "lost")
         name = self._config.schedule_topic
-        self._log.say(level, f"schedule {what} topic={name} reason={reason!r}: reading it again from its beginning")
+        self._log.say(level, f"schedule {what} topic={name} reason={reason!r}: reading it again")
         self.torn, self.away = torn, away
         if self._identity is not None:
             self._identity = ""

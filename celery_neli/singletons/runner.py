@@ -204,7 +204,7 @@ class Runner:
             self._in_a_row, self._rest_until = self._in_a_row + 1, self._clock() + rest
             line = (
                 "singleton gave up singleton=%s role=%s term=%s: %d failures in a row (max_failures); resigning, "
-                "and not beginning anew here for %g s"
+                "and not starting again here for %g s"
             )
             logger.error(line, name, self.role, term, failures, rest)
 

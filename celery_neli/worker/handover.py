@@ -58,7 +58,7 @@ class Handover:
             self._apply_soon()
             self._drain.wait(role)
         except Exception:
-            logger.exception("hand-over failed role=%s: the lease is kept to its end", role)
+            logger.exception("handover failed role=%s: the lease is kept to its end", role)
             while self._drain.leadership.held(role):
                 time.sleep(LOOK_EVERY)
 

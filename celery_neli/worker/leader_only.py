@@ -196,8 +196,8 @@ def _unknown(app: Any, role: str) -> Exception:
 def _reason(app: Any, role: str | None) -> str:
     if shared(app) is None:
         return (
-            "was not run: this process is no worker in an election, so it leads nothing. Send it to one (.delay()); or "
-            "give @leader_only a default; or, in tests, set neli_enabled = False. Workers join one by "
+            "was not run: this process is not a worker in an election, so it leads nothing. Send it to one (.delay()); "
+            "or give @leader_only a default; or, in tests, set neli_enabled = False. Workers join one by "
             "celery_neli.install(app), or imports = ['celery_neli.auto']"
         )
     return f"was not run: this process does not lead {role_of(app, role)!r}"

@@ -39,7 +39,7 @@ def rejecting() -> Iterator[None]:
     except (InvalidTaskError, ContentDisallowed, DecodeError):
         raise
     except MESSAGE_ERRORS as exc:
-        raise InvalidTaskError(printable(f"the message is no task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
+        raise InvalidTaskError(printable(f"the message is not a task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
 
 
 class Checked:

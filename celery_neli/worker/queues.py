@@ -12,9 +12,8 @@ from typing import Any
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.entity import Queue
 
-from celery_neli.config import worker_settings
+from celery_neli.config import check_names, worker_settings
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.settings import check_names
 
 
 def roles_of(app: Any) -> tuple[str, ...]:

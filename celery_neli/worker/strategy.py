@@ -114,7 +114,7 @@ def check(task: Any, app: Any) -> str:
         raise ConfigurationError(f"{task.name}: {exc}") from None
     if mark.on_standby == "skip" and not task.ignore_result:
         raise ConfigurationError(
-            f"{task.name} is @leader_only(on_standby='skip') and has a result, which nobody would ever get: "
+            f"{task.name} is @leader_only(on_standby='skip') and has a result, which no caller would ever get: "
             "set ignore_result=True, or on_standby='forward'"
         )
     return role

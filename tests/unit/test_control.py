@@ -173,19 +173,14 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    packages = ("election", "periodic", "worker")
+    packages = ("periodic", "worker")
     modules = (
         "cli",
         "config",
         "exceptions",
-        "masking",
         "ordinary_beat",
         "printable",
-        "terminal",
-        "nearest",
-        "printable",
         "settings",
-        "election.records",
         "periodic.cli",
         "worker.control",
     )

@@ -77,7 +77,7 @@ class TestFunctions:
 
     def test_a_process_without_an_election_leads_nothing(self, app: Celery):
         """The error says what to do."""
-        with pytest.raises(NotLeader, match=r"no worker in an election.*neli_enabled = False.*celery_neli\.install"):
+        with pytest.raises(NotLeader, match=r"not a worker in an election.*neli_enabled = False.*celery_neli\.install"):
             leader_only(_appending([]))()
 
     def test_the_app_may_be_named(self, lease: Lease):

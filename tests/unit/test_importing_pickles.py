@@ -296,7 +296,7 @@ def test_files_that_cannot_be_read_are_one_line(path: Path) -> None:
     with pytest.raises(NeliError, match="holds no entries"):
         read(path / "other")
     write(path / "list", [entry()])
-    with pytest.raises(NeliError, match="no dict"):
+    with pytest.raises(NeliError, match="not a dict"):
         read(path / "list")
 
 

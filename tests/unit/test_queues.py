@@ -52,7 +52,7 @@ def test_a_queue_needs_the_group() -> None:
 
 def test_a_publisher_refuses_a_misspelt_setting() -> None:
     """It would send to a queue that no leader consumes."""
-    with pytest.raises(ConfigurationError, match=r"neli_leader_que is no setting .* did you mean neli_leader_queue"):
+    with pytest.raises(ConfigurationError, match=r"neli_leader_que is not a setting .* did you mean neli_leader_queue"):
         leader_queue(make_app("shop", neli_leader_que="{role}"))
 
 

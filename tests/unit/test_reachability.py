@@ -79,6 +79,28 @@ def test_clients_of_other_brokers_say_it_of_those(caplog: pytest.LogCaptureFixtu
     assert len(said(caplog)) == 2
 
 
+def test_the_end_of_kafka_is_no_news_to_a_process_that_ends(
+    kafka: Reachability, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All may be stopped at once. While another member of the process goes on, it is."""
+    caplog.set_level(logging.DEBUG)
+    kafka.joined("beats")
+    kafka.joined("workers")
+    kafka.left("beats")
+    kafka.down(LOG)
+    assert len(said(caplog)) == 1
+    kafka.reached(LOG)
+    kafka.left("workers")
+    kafka.left("workers")
+    kafka.down(LOG)
+    assert len([line for line in said(caplog) if "unreachable" in line]) == 1
+    assert "unreachable" in caplog.records[-1].getMessage()
+    kafka.reached(LOG)
+    kafka.joined("beats again")
+    kafka.down(LOG)
+    assert len([line for line in said(caplog) if "unreachable" in line]) == 2
+
+
 def test_another_lasting_cause_in_the_same_outage_is_said(
     kafka: Reachability, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.beat.replicated.fingerprint import fingerprint
 from celery_neli.beat.replicated.member_notes import MemberNotes
 from celery_neli.beat.replicated.sharding import begin
-from celery_neli.config import VERSION_MOST
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import MEMBER, Note, encode_note
+from celery_neli.settings import VERSION_MOST
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ class Keeper:
 
     def note(self) -> None:
         """Write every 15 seconds which app and schedule this member has; `celery neli status` compares."""
-        if any(each.neli_leads for each in self.followers):
-            self._notes_of_others.warn()
+        self._notes_of_others.warn(leads=any(each.neli_leads for each in self.followers))
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
             return

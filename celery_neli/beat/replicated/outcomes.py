@@ -67,7 +67,7 @@ class StateReservation(Reservation):
         """Settle a slot that the application refused to send, perhaps after the message had left."""
         if self.scheduler.neli_tenure.left:
             logger.error(
-                "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
+                "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
                 self.entry.name, iso(self.slot), repr(error),
             )  # fmt: skip
             self.confirm()

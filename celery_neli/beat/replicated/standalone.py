@@ -59,8 +59,8 @@ class ReplicatedScheduler(HeapedScheduler):
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
         if self.neli_alone and app.conf.get("neli_group") and enabled(app):
             raise ConfigurationError(
-                "celery_neli.ReplicatedScheduler by itself asks no election, and every beat that has it sends: set "
-                "beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
+                "celery_neli.ReplicatedScheduler by itself takes part in no election, and every beat that has it "
+                "sends: set beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
             )
         #: The slot (UTC) that is being run, while one is.
         self.neli_slot: datetime | None = None
@@ -203,7 +203,7 @@ class ReplicatedScheduler(HeapedScheduler):
         if now >= self._latest - SET_BACK:
             self._latest = max(now, self._latest)
             return False
-        logger.warning("beat: the clock was set back by %.0f s; intervals begin anew", self._latest - now)
+        logger.warning("beat: the clock was set back by %.0f s; intervals start over", self._latest - now)
         for each in self.schedule.values():
             restart(each, before=self._latest)
         self._latest = now

@@ -54,10 +54,11 @@ def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
         cls = symbol_by_name(name, aliases=aliases)
     except Exception as exc:  # importing runs the user's modules
         close = difflib.get_close_matches(str(name), KNOWN, n=1, cutoff=0.8)
-        hint = f"did you mean {close[0]!r}?" if close else REMEDY
+        hint = f"did you mean {close[0]!r}?" if close and close[0] != name else REMEDY
         raise ConfigurationError(f"neli_scheduler = {shown(name)} cannot be imported: {shown(exc)}; {hint}") from exc
     if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
-        raise ConfigurationError(f"neli_scheduler = {shown(name)} is no subclass of celery.beat.Scheduler; {REMEDY}")
+        remedy = f"is django-celery-beat installed? Otherwise {REMEDY}" if name == "django" else REMEDY
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} is not a subclass of celery.beat.Scheduler; {remedy}")
     if issubclass(cls, outer):
         raise ConfigurationError(
             f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"

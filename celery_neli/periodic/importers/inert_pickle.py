@@ -106,7 +106,7 @@ def load(data: bytes) -> Any:
     except (ValueError, MemoryError, RecursionError):
         raise
     except Exception as exc:  # noqa: BLE001 - a damaged pickle may raise anything
-        raise ValueError(f"it is no sound pickle: {exc}") from None
+        raise ValueError(f"it is not a valid pickle: {exc}") from None
 
 
 def parts(value: Any) -> Iterator[Any]:

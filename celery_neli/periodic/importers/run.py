@@ -240,7 +240,7 @@ def of_entry(entry: Any, *, name: str | None = None, paused: bool = False, app: 
             entry.app = entry.schedule.app = app
         return _of_entry(entry, paused=paused)
     except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
-        return LeftOut(name=str(name or getattr(entry, "name", "?")), why=f"is no entry of Celery's: {_why(exc)}")
+        return LeftOut(name=str(name or getattr(entry, "name", "?")), why=f"is not an entry of Celery's: {_why(exc)}")
 
 
 def _of_entry(entry: Any, *, paused: bool) -> Found:

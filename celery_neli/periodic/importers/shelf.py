@@ -80,17 +80,17 @@ def _entries(name: str, files: list[Path]) -> dict[Any, Any]:
                 raise LookupError("it holds no entries; a beat that has it open may not have written it yet: stop it")
             entries = load(store[ENTRIES])
     if not isinstance(entries, dict):
-        raise LookupError("what it holds as entries is no dict")
+        raise LookupError("what it holds as entries is not a dict")
     return entries
 
 
 def _entry(revival: Revival, key: Any, value: Any) -> Found | LeftOut:
-    name = key if isinstance(key, str) else f"an entry whose name is no text ({type(key).__name__})"
+    name = key if isinstance(key, str) else f"an entry whose name is not text ({type(key).__name__})"
     try:
         if not isinstance(key, str):
-            return LeftOut(name=name, why="its name is no text")
+            return LeftOut(name=name, why="its name is not text")
         if not isinstance(value, Made):
-            return LeftOut(name=name, why=f"is no entry of a schedule but a {type(value).__name__}")
+            return LeftOut(name=name, why=f"is not an entry of a schedule but a {type(value).__name__}")
         path = revival.refused(value)
         if path is not None:
             return LeftOut(
@@ -109,7 +109,7 @@ def _found(revival: Revival, name: str, value: Made) -> Found | LeftOut:
     else:
         entry = revival.make(value)
         if not isinstance(entry, ScheduleEntry):
-            return LeftOut(name=name, why=f"is no entry of a schedule but a {printable(type(entry).__name__)}")
+            return LeftOut(name=name, why=f"is not an entry of a schedule but a {printable(type(entry).__name__)}")
         task, runs, last = entry.task, entry.total_run_count, entry.last_run_at
     if not isinstance(last, (datetime, type(None))):
         return LeftOut(name=name, why=f"cannot be read: last_run_at = {shown(last)}: it must be a datetime")
