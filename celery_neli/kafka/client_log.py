@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from celery_neli.exceptions import NeliError, NotAllowed
 from celery_neli.kafka.causes import OF_NO_READER, is_denied, missing_right, of_connection
+from celery_neli.kafka.properties import making
 from celery_neli.kafka.reachability import Reachability, of_process, servers_of
-from celery_neli.kafka.validate import making
 from celery_neli.logs import LogLimit
 from celery_neli.printable import masked, secrets_of
 

@@ -55,7 +55,7 @@ class Office(bootsteps.StartStopStep):
         with refusing():
             if not enabled(worker.app):
                 return False
-            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+            from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
             fence_kills = worker_settings(worker.app).fence_kills
             refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
