@@ -1,9 +1,9 @@
 """Make the records of the beats' roles fit `neli_shards` again (`celery neli repair`).
 
-Beats refuse to serve where the records tell of more shards than they have: entries of the others would run nowhere, or
-twice. That is so after `neli_shards` was lowered, and after somebody forged or garbled a record. The repair is a member
-of the election for a moment: it leads every role, which is impossible while another member leads it, and hands them
-over with records that fit.
+Beats refuse to serve if the records name more shards than they have: entries of the others would run nowhere, or twice.
+That is so after `neli_shards` was lowered, and after a record was forged or garbled. The repair is a member of the
+election for a moment: it leads every role, which is impossible while another member leads it, and hands them over with
+records that fit.
 """
 
 from __future__ import annotations
@@ -39,16 +39,18 @@ if TYPE_CHECKING:
 __all__ = ["Change", "plan", "repair"]
 
 SETTLED = 5.0
-"""Seconds. Who has led for longer can serve its role."""
+"""Seconds. A member that has led for longer can serve its role."""
 KNOWN = 5.0
-"""Seconds for reading who leads; of a topic whose records have expired that is not known before one leads."""
+"""Seconds for reading who leads. If the records have expired, that is not known before a member leads."""
 ASK = 2.0
+"""Seconds for one question."""
 PAUSE = 0.05
+"""Seconds that a turn of the member may wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What the records of one role are to carry from now on, and how to say so."""
+    """What the records of one role are to carry from now on (`data`), and how to say so (`what`)."""
 
     role: int
     data: Mapping[str, Any]
@@ -56,12 +58,12 @@ class Change:
 
 
 def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) -> list[Change]:
-    """Return what must change so that beats with so many shards can serve; nothing, if they can already.
+    """Return what must change so that beats with so many shards can serve; nothing if they can already.
 
-    ``found``: what the newest record of each role carries. ``now``: Unix seconds.
+    `found`: what the newest record of each role carries. `now`: Unix seconds.
     """
-    told = [_told(each) for each in found]
-    if all(isinstance(each, int) and not isinstance(each, bool) and each <= shards for each in told):
+    named = [_shards_of(each) for each in found]
+    if all(isinstance(each, int) and not isinstance(each, bool) and each <= shards for each in named):
         return []
     changes = []
     for role, data in enumerate(found):
@@ -75,16 +77,18 @@ def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) 
             if isinstance(base := (data or {}).get(BASE), int):
                 carried[BASE] = base
         if data is not None or role < shards:
-            changes.append(Change(role=role, data=carried, what=f"shards {told[role]!r:.40} -> {shards}, {what}"))
+            changes.append(Change(role=role, data=carried, what=f"shards {named[role]!r:.40} -> {shards}, {what}"))
     return changes
 
 
 def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Change]:
-    """Return what must change, and change it unless it is a ``dry_run``.
+    """Return what must change, and change it unless it is a `dry_run`.
 
-    Blocks for up to ``timeout`` seconds and a hand-over. Raises `NeliError` if somebody leads one of the roles, if
-    there is no leader topic, and if Kafka does not answer in time. Then nothing was changed, or, of several roles, only
-    some: call it again.
+    Blocks for up to `timeout` seconds and a hand-over.
+
+    Raises:
+        NeliError: a member leads one of the roles, there is no leader topic, or Kafka does not answer in time. Then
+            nothing was changed, or, of several roles, only some: call it again.
     """
     wide = replace(config, roles=shard_roles(_roles_used(config, log)))
     _refuse_led(wide, log)
@@ -141,9 +145,7 @@ class _NoGroup:
 
 
 def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
-    """Turn the member until that is so; return False if it was not in time. Raises `NeliError` if the topic cannot be
-    used.
-    """
+    """Turn the member until `done()`; return False if it took too long. Raises `NeliError` if the topic is unusable."""
     while not done():
         if time.monotonic() > until:
             return False
@@ -189,7 +191,7 @@ def _roles_used(config: Config, log: logging.Logger) -> int:
     return min(max([len(config.roles), *(index + 1 for index in used)]), partitions)
 
 
-def _told(data: Mapping[str, Any] | None) -> Any:
+def _shards_of(data: Mapping[str, Any] | None) -> Any:
     return 0 if not data else data.get(SHARDS, 1)
 
 
@@ -200,7 +202,7 @@ def _heir(role: int, shards: int) -> int:
 
 
 def _together(found: Sequence[Marks | None]) -> Marks | None:
-    """The marks of several roles as those of one: in doubt is what is in doubt for any, settled what is for all."""
+    """Return the marks of several roles as those of one: in doubt for one is in doubt, settled for all is settled."""
     marks = [each for each in found if each is not None]
     if not marks:
         return None

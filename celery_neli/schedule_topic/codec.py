@@ -27,7 +27,6 @@ from celery_neli.schedule_topic.values import (
     check_text,
     check_time,
     field_to_json,
-    has_surrogates,
     instant,
     number,
     parse,
@@ -209,9 +208,8 @@ def _check_definition(definition: Definition) -> None:
     check_time("since", definition.since)
     for change in definition.changes:
         check_time("changes", change.at)
-        for text, most in ((change.by, MAX_AUTHOR), (change.what, MAX_CHANGE)):
-            if len(text) > most or has_surrogates(text):
-                raise ConfigurationError(f"changes = {shown(text)}: give at most {most} characters that UTF-8 has")
+        check_text("changes", change.by, MAX_AUTHOR, least=0)
+        check_text("changes", change.what, MAX_CHANGE, least=0)
 
 
 def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
@@ -236,9 +234,7 @@ def decode_state(value: bytes) -> State:
     Raises:
         RecordError: it cannot be read; `UnknownVersion` if a newer version wrote it.
     """
-    if len(value) > MAX_SMALL:
-        raise RecordError(f"longer than {MAX_SMALL} bytes")
-    fields = parse(value)
+    fields = parse(value, most=MAX_SMALL)
     try:
         last, runs, term = fields["last"], fields["runs"], fields["term"]
     except KeyError as exc:
@@ -262,20 +258,14 @@ def decode_state(value: bytes) -> State:
 @_alone
 def decode_definition(value: bytes) -> Definition:
     """Return the definition in `value`. Raises as `decode_state`, also for all that `encode_definition` refuses."""
-    if len(value) > MAX_BYTES:
-        raise RecordError(f"longer than {MAX_BYTES} bytes")
-    fields = parse(value)
+    fields = parse(value, most=MAX_BYTES)
     static = typed(fields, "static", bool)
-    for name in () if static else ("task", "schedule"):
-        if not typed(fields, name, str):
-            raise RecordError(f"bad {name!r}")
-    kwargs, options = typed(fields, "kwargs", dict), typed(fields, "options", dict)
     definition = Definition(
-        task=None if static else fields["task"],
-        schedule=None if static else fields["schedule"],
+        task=None if static else typed(fields, "task", str),
+        schedule=None if static else typed(fields, "schedule", str),
         args=typed(fields, "args", list),
-        kwargs=kwargs,
-        options=options,
+        kwargs=typed(fields, "kwargs", dict),
+        options=typed(fields, "options", dict),
         paused=typed(fields, "paused", bool),
         since=instant("since", fields.get("since")),
         static=static,
@@ -291,9 +281,7 @@ def decode_definition(value: bytes) -> Definition:
 @_alone
 def decode_note(value: bytes) -> Note:
     """Return the note in `value`. Raises as `decode_state`."""
-    if len(value) > MAX_SMALL:
-        raise RecordError(f"longer than {MAX_SMALL} bytes")
-    fields = parse(value)
+    fields = parse(value, most=MAX_SMALL)
     version = fields.get("version")
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
@@ -302,16 +290,11 @@ def decode_note(value: bytes) -> Note:
     return Note(schedule=typed(fields, "schedule", str), version=version, at=at, app=app)
 
 
-_DECODERS: Mapping[Kind, Callable[[bytes], State | Definition | Note]] = {
-    STATE: decode_state,
-    ENTRY: decode_definition,
-    MEMBER: decode_note,
-}
-
-
 def decode(kind: Kind, value: bytes) -> State | Definition | Note:
     """Return what is in the value of a record of this kind. Raises as `decode_state`."""
-    return _DECODERS[kind](value)
+    if kind == STATE:
+        return decode_state(value)
+    return decode_definition(value) if kind == ENTRY else decode_note(value)
 
 
 def outdated(value: bytes | None, by: bytes | None) -> bool:
@@ -390,11 +373,9 @@ def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
     """Return a line that says which apps share a group, where there is more than one; else None."""
     if len(apps) < 2:
         return None
-    members = _some(
-        [f"app {printable(app, 60)}: {_some([printable(each, 60) for each in apps[app]])}" for app in apps], "; "
-    )
+    named = [f"app {printable(app, 60)}: {_some([printable(each, 60) for each in apps[app]])}" for app in apps]
     return (
-        f"different apps share one neli_group ({members}): only the schedule of the app that leads {group} runs; "
+        f"different apps share one neli_group ({_some(named, '; ')}): only the schedule of the app that leads {group} runs; "
         "give each app a neli_group of its own"
     )
 

@@ -43,13 +43,13 @@ def check_plain(field: str, value: Any) -> None:
         for each in level:
             if isinstance(each, dict):
                 for key in each:
-                    if isinstance(key, str) and has_surrogates(key):
+                    if isinstance(key, str) and _has_surrogates(key):
                         _refuse_surrogates(field, key)
                 following.extend(each.values())
             elif isinstance(each, (list, tuple)):
                 following.extend(each)
             elif isinstance(each, str):
-                if has_surrogates(each):
+                if _has_surrogates(each):
                     _refuse_surrogates(field, each)
             elif isinstance(each, float) and not math.isfinite(each):
                 raise ConfigurationError(f"{field}: {each!r} is not JSON: give a finite number, or None")
@@ -80,14 +80,14 @@ def is_moment(value: datetime) -> bool:
     return EARLIEST <= at.timestamp() <= LATEST
 
 
-def check_text(field: str, value: Any, most: int) -> None:
-    """Check a text that must not be empty.
+def check_text(field: str, value: Any, most: int, *, least: int = 1) -> None:
+    """Check a text.
 
     Raises:
-        ConfigurationError: it is longer than `most` characters, or UTF-8 does not have them all.
+        ConfigurationError: it does not have `least` to `most` characters, or UTF-8 does not have them all.
     """
-    if not isinstance(value, str) or not 0 < len(value) <= most or has_surrogates(value):
-        raise ConfigurationError(f"{field} = {shown(value)}: give a string of 1 to {most} characters")
+    if not isinstance(value, str) or not least <= len(value) <= most or _has_surrogates(value):
+        raise ConfigurationError(f"{field} = {shown(value)}: give a string of {least} to {most} characters")
 
 
 def check_time(field: str, value: Any) -> None:
@@ -100,8 +100,7 @@ def check_time(field: str, value: Any) -> None:
         raise ConfigurationError(f"{field}: {shown(value)} is not a time in the years 1 to 9999: give Unix seconds")
 
 
-def has_surrogates(text: str) -> bool:
-    """Return True if `text` holds half of a surrogate pair, which UTF-8 does not have."""
+def _has_surrogates(text: str) -> bool:
     if text.isascii():
         return False
     try:
@@ -124,8 +123,12 @@ def _refuse(constant: str) -> NoReturn:
 _SCAN = json.JSONDecoder(parse_constant=_refuse).scan_once  # type: ignore[attr-defined]  # documented in its source
 
 
-def parse(value: bytes) -> dict[str, Any]:
-    """Return the fields of the object in `value`. Raises `RecordError`; `UnknownVersion` if it is of a newer one."""
+def parse(value: bytes, *, most: int) -> dict[str, Any]:
+    """Return the fields of the object in `value`, which may have `most` bytes. Raises `RecordError`, and
+    `UnknownVersion` if a newer version wrote it.
+    """
+    if len(value) > most:
+        raise RecordError(f"longer than {most} bytes")
     try:
         text = value.decode()
         fields, end = _SCAN(text, 0)
