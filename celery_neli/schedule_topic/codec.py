@@ -375,8 +375,8 @@ def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
         return None
     named = [f"app {printable(app, 60)}: {_some([printable(each, 60) for each in apps[app]])}" for app in apps]
     return (
-        f"different apps share one neli_group ({_some(named, '; ')}): only the schedule of the app that leads {group} runs; "
-        "give each app a neli_group of its own"
+        f"different apps share one neli_group ({_some(named, '; ')}): only the schedule of the app that leads {group} "
+        "runs; give each app a neli_group of its own"
     )
 
 
