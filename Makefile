@@ -40,9 +40,10 @@ $(STAMP): pyproject.toml
 test: $(STAMP) ## run every test that this machine can run; ARGS="tests/unit -k lease" narrows it
 	$(BIN)/python -m pytest $(LANES) $(COVERAGE) $(ARGS)
 
-lint: $(STAMP) ## check rules and format with ruff
+lint: $(STAMP) ## check rules and format with ruff, and the layers of the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter
 
 format: $(STAMP) ## mend rules and format with ruff
 	$(BIN)/ruff check --fix .

@@ -28,20 +28,15 @@ _WHOLE_NAMES: Mapping[str, Setting] = {
     "topic": Setting("neli_topic", kafka_name(TOPIC_MOST)),
 }
 
-_REFUSED: Mapping[str, str] = {
-    "error_cb": "errors go to the logger celery_neli.kafka",
-    "logger": "log lines go to the logger celery_neli.kafka",
-    "log_cb": "log lines go to the logger celery_neli.kafka",
-    "stats_cb": "it would run on the thread that renews the lease",
-    "throttle_cb": "it would run on the thread that renews the lease",
-    "on_delivery": "it would run on the thread that renews the lease",
-    "on_commit": "nothing is ever committed",
-    "group.instance.id": "all members would share it, and the group would fence all but one",
-    "transactional.id": "a member does not write in transactions",
-    "key.serializer": "these clients have no serializers",
-    "value.serializer": "these clients have no serializers",
-    "key.deserializer": "these clients have no deserializers",
-    "value.deserializer": "these clients have no deserializers",
+#: Properties with which a member could not work, by the reason.
+_REFUSED: Mapping[str, tuple[str, ...]] = {
+    "errors and log lines go to the logger celery_neli.kafka": ("error_cb", "logger", "log_cb"),
+    "it would run on the thread that renews the lease": ("stats_cb", "throttle_cb", "on_delivery"),
+    "nothing is ever committed": ("on_commit",),
+    "all members would share it, and the group would fence all but one": ("group.instance.id",),
+    "a member does not write in transactions": ("transactional.id",),
+    "these clients have no serializers": ("key.serializer", "value.serializer"),
+    "these clients have no deserializers": ("key.deserializer", "value.deserializer"),
 }
 #: The settings of ours that decide a required property.
 _FOLLOWS_FROM: Mapping[str, str] = {
@@ -124,9 +119,10 @@ class Config:
             raise ConfigurationError(f"neli_stall_timeout = {self.stall_timeout:g} s is below 1 s; raise it")
 
     def _check_properties(self) -> None:
-        for name, reason in _REFUSED.items():
-            if self.properties.get(name) is not None:
-                raise ConfigurationError(f"neli_kafka must not contain {name}: {reason}.")
+        for reason, names in _REFUSED.items():
+            for name in names:
+                if self.properties.get(name) is not None:
+                    raise ConfigurationError(f"neli_kafka must not contain {name}: {reason}.")
         for required in (required_of_readers(self), required_of_writers(self), required_of_members(self)):
             for name, ours in required.items():
                 given = self.properties.get(name, ours)

@@ -78,11 +78,13 @@ def _escaped(character: str) -> str:
 
 
 def closest(name: str, known: Iterable[str], *, least: float = 0.0) -> str | None:
-    """Return the one of the `known` names that looks most like `name`.
+    """Return the one of the `known` names that looks most like `name`, whatever its case.
 
     Returns None if their likeness (0 to 1) is below `least`, or if there is no known name.
     """
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=least)), None)
+    by_folded = {each.casefold(): each for each in sorted(known)}
+    found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=least)
+    return by_folded[found[0]] if found else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,11 +10,12 @@ from celery.utils.log import get_logger
 
 from celery_neli.beat.draft import Draft
 from celery_neli.beat.replicated.sharding import owner
-from celery_neli.beat.wrapped.host import DEFAULT, is_database, is_redbeat
+from celery_neli.beat.wrapped.host import is_database, is_redbeat
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import with_sound_schedule
 from celery_neli.printable import failure
+from celery_neli.scheduler_class import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,10 +18,10 @@ from celery_neli.beat.replicated.host import Keeper
 from celery_neli.beat.role_runner import Desk
 from celery_neli.beat.tenure import Leader, LeaseEnded
 from celery_neli.beat.wakeup import Alarm
-from celery_neli.beat.wrapped import host as inners
 from celery_neli.config import beat_settings, enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.misfire import Misfire
+from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +57,8 @@ class Scheduler(Facade):
     All methods belong to the thread that ticks, except :meth:`close`.
     """
 
+    #: `neli_scheduler` cannot name this class (scheduler_class.py asks).
+    neli_is_elected = True
     #: Makes the leadership at the first tick: ``factory(app)``.
     leadership_factory: ClassVar[Callable[[Any], Leader]] = staticmethod(_leadership)
     #: Makes the schedule topic's client, likewise: ``factory(config, changed)``.
@@ -92,7 +94,7 @@ class Scheduler(Facade):
     @staticmethod
     def _inner_class(app: Any) -> type[Any]:
         name = app.conf.get("neli_scheduler")
-        return inners.resolve(inners.DEFAULT if name is None else name, outer=Scheduler)
+        return resolve(DEFAULT if name is None else name)
 
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
@@ -108,9 +110,9 @@ class Scheduler(Facade):
             self._inner_class(self.app)
 
     def _roles(self, cls: type[Any], config: Config) -> tuple[str, ...]:
-        if len(config.roles) > 1 and not inners.is_replicated(cls):
+        if len(config.roles) > 1 and not is_replicated(cls):
             raise ConfigurationError(
-                f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {inners.DEFAULT} "
+                f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {DEFAULT} "
                 "spreads its entries; set neli_shards = 1, or leave neli_scheduler out"
             )
         return config.roles
@@ -166,7 +168,7 @@ class Scheduler(Facade):
         leader = self._leader or type(self).leadership_factory(self.app)
         roles = self._roles(cls, leader.config)
         alarm = Alarm(roles)
-        if inners.is_replicated(cls):
+        if is_replicated(cls):
             self._keeper = Keeper(
                 leader=leader,
                 config=leader.config,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from celery_neli.periodic.importers.run import Found, LeftOut, Row, Source, carry_over, of_entry
+from celery_neli.periodic.importers import Found, LeftOut, Source, of_entry
+from celery_neli.periodic.importers.run import Row, carry_over
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State
 from tests.unit.schedules import NOON, Desk
 

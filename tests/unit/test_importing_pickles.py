@@ -22,9 +22,10 @@ from celery.utils.time import LocalTimezone
 from click.testing import CliRunner
 
 from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.periodic.importers import Found, LeftOut
 from celery_neli.periodic.importers import shelf as importing_file
-from celery_neli.periodic.importers.inert_pickle import load, parts
-from celery_neli.periodic.importers.run import Found, LeftOut, carry_over
+from celery_neli.periodic.importers.pickles import load, parts
+from celery_neli.periodic.importers.run import carry_over
 from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk

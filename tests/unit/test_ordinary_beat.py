@@ -24,7 +24,7 @@ import celery_neli.beat.scheduler
 import celery_neli.cli
 from celery_neli import install
 from celery_neli.exceptions import NeliError
-from celery_neli.ordinary_beat import OrdinaryBeat, check_scheduler, misspelt
+from celery_neli.ordinary_beat import OrdinaryBeat, in_one_line, misspelt
 from celery_neli.status import ElectionStatus, MemberStatus, RoleStatus
 from tests.unit.schedulers import make_app
 
@@ -261,7 +261,7 @@ def test_a_misspelt_scheduler_is_one_line_with_the_name_that_was_meant(name: str
     def beat(scheduler: str) -> None:
         click.echo(f"started {scheduler}")
 
-    check_scheduler(beat)
+    in_one_line(beat)
     result = CliRunner().invoke(beat, ["-S", name])
     assert result.exit_code == 1
     assert f"did you mean '{meant}'?" in result.output

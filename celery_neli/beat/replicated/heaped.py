@@ -18,15 +18,14 @@ from celery_neli.beat.replicated.heap_view import HeapView
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
-from celery_neli.schedule.due import reckoned, rule_of
-from celery_neli.schedule.forecast import Forecast
+from celery_neli.schedule.due import Forecast, entry_has_slots
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.once import once
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from celery_neli.schedule.forecast import Next
+    from celery_neli.schedule.due import Next
     from celery_neli.schedule.heap import DueHeap
 
 __all__ = ["HeapedScheduler"]
@@ -100,7 +99,7 @@ class HeapedScheduler(CelerysScheduler):
 
     def _rule(self, entry: Any) -> Misfire:
         try:
-            return rule_of(entry, self._misfire)
+            return self._misfire.changed_by(entry.options)
         except ConfigurationError as exc:
             raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
 
@@ -196,7 +195,7 @@ class HeapedScheduler(CelerysScheduler):
         return False, self.max_interval
 
     def _reckons(self, entry: Any) -> bool:
-        return type(self).is_due is CelerysScheduler.is_due and reckoned(entry)
+        return type(self).is_due is CelerysScheduler.is_due and entry_has_slots(entry)
 
     def _settle(self, name: str) -> None:
         if isinstance(self.schedule, Entries):

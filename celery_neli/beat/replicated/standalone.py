@@ -25,10 +25,9 @@ from celery_neli.beat.replicated.heaped import HeapedScheduler
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import EntryLines, escaping
-from celery_neli.periodic.options import OWN_OPTIONS
+from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import closest, printable, printable_error
-from celery_neli.schedule.due import Look, advance, look, pass_over, restart
-from celery_neli.schedule.expiry import expires_of
+from celery_neli.schedule.due import Look, advance, expires_of, look, pass_over, restart
 from celery_neli.transport_errors import is_transport_error, without_wrapper
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ class ReplicatedScheduler(HeapedScheduler):
     `neli_expires`, seconds from the slot; they are no part of its message, which has the moment as its `expires`.
     """
 
+    #: Its state is in Kafka, and it runs the entries of the runtime schedule (scheduler_class.py asks).
+    neli_is_replicated = True
     #: No lease is asked: whatever beat has this scheduler, it sends.
     neli_alone = True
 

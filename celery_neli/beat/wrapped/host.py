@@ -6,20 +6,15 @@ the term is over, and the store may be somebody else's) is written down here, on
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
-from celery.utils.imports import load_extension_class_names, symbol_by_name
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import leased_producer
 from celery_neli.beat.replicated.engine import LedMixin
-from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.wrapped.mixin import LeasedMixin, release_connection
 from celery_neli.beat.wrapped.stores import derives_from, reservation_class
-from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,42 +24,7 @@ if TYPE_CHECKING:
     from celery_neli.beat.tenure import Tenure
     from celery_neli.beat.wrapped.stores import Ledger
 
-__all__ = ["DEFAULT", "abandon", "build", "build_led", "count_births", "is_replicated", "renew", "resolve", "retire"]
-
-#: The inner scheduler where none is named.
-DEFAULT = "celery_neli.ReplicatedScheduler"
-REMEDY = f"give a class or its path, such as {DEFAULT!r}, or leave it out"
-#: The schedulers that a misspelt name may have meant.
-KNOWN = (
-    DEFAULT,
-    "celery.beat.Scheduler",
-    "celery.beat.PersistentScheduler",
-    "django_celery_beat.schedulers:DatabaseScheduler",
-    "redbeat.RedBeatScheduler",
-)
-
-
-def resolve(name: Any, *, outer: type[Any]) -> type[Any]:
-    """The scheduler class that ``neli_scheduler`` means: a dotted path, an alias (entry point), or the class itself.
-
-    :raises ConfigurationError: it is no scheduler, or it is the ``outer`` one itself.
-    """
-    try:
-        aliases = dict(load_extension_class_names("celery.beat_schedulers"))
-        cls = symbol_by_name(name, aliases=aliases)
-    except Exception as exc:  # importing runs the user's modules
-        close = difflib.get_close_matches(str(name), KNOWN, n=1, cutoff=0.8)
-        hint = f"did you mean {close[0]!r}?" if close and close[0] != name else REMEDY
-        raise ConfigurationError(f"neli_scheduler = {shown(name)} cannot be imported: {shown(exc)}; {hint}") from exc
-    if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
-        remedy = f"is django-celery-beat installed? Otherwise {REMEDY}" if name == "django" else REMEDY
-        raise ConfigurationError(f"neli_scheduler = {shown(name)} is not a subclass of celery.beat.Scheduler; {remedy}")
-    if issubclass(cls, outer):
-        raise ConfigurationError(
-            f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"
-            f" 'celery.beat.Scheduler' (beat_scheduler is the setting for celery-neli's)"
-        )
-    return cls
+__all__ = ["abandon", "build", "build_led", "count_births", "renew", "retire"]
 
 
 def build(cls: type[Any], *, app: Any, tenure: Tenure, ledger: Ledger, options: Mapping[str, Any]) -> Any:
@@ -160,11 +120,6 @@ def forget(inner: Any) -> None:
     if finalizer is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(inner)
-
-
-def is_replicated(cls: type[Any]) -> bool:
-    """Whether ``cls`` is our own scheduler, whose state is kept in Kafka, or derives from it."""
-    return issubclass(cls, ReplicatedScheduler)
 
 
 def is_database(cls: type[Any]) -> bool:

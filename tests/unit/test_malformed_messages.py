@@ -207,7 +207,7 @@ def test_a_leader_runs_or_refuses_an_odd_message_and_takes_the_next(odd: str, ca
     assert len(told) == (0 if fate == RUNS else 1)
     bench.succeed()
     assert bench.worker.unacked() == 0
-    assert not bench.worker.drain.runs("leader")
+    assert not bench.worker.in_flight.runs("leader")
     assert bench.worker.controller.semaphore.value == 1000 - len(ran)
 
 
