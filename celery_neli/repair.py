@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException
 from celery_neli.beat.replicated.claims import Marks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
 from celery_neli.config import shard_roles
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.member import Member
 from celery_neli.election.role_state import LeaderRevoked
 from celery_neli.exceptions import NeliError
@@ -104,21 +104,22 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
                 "what the records of the roles say cannot be known before a member leads the roles: the records have "
                 "expired, or Kafka is slow; start the beats, or repair without --dry-run"
             )
-        changes = plan([member.last_payload(role).data for role in roles], shards, now=time.time())
+        changes = plan([member.state(role).payload.data for role in roles], shards, now=time.time())
         if dry_run or (read and not changes):
             return changes
         member.candidate = True
         if not _step(member, lambda: all(_leads(member, role) for role in roles), until=end):
-            led = [f"{leader[0]} leads {role}" for role in roles if (leader := member.leader(role)) is not None]
+            led = [f"{leader[0]} leads {role}" for role in roles if (leader := member.state(role).leader()) is not None]
             raise NeliError(
                 f"the repair could not lead every role within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
                 "stop the beats that serve a role, and try again"
             )
-        changes = plan([member.last_payload(role).data for role in roles], shards, now=time.time())
+        changes = plan([member.state(role).payload.data for role in roles], shards, now=time.time())
         for change in changes:
             role = roles[change.role]
-            member.set_payload(role, change.data, term=member.grant(role).term or 0)
-            member.beat_now(role, term=member.grant(role).term or 0)
+            state = member.state(role)
+            state.set_payload(change.data, state.grant.term or 0)
+            state.beat_now(state.grant.term or 0)
         if not _step(member, lambda: all(_carries(member, roles[each.role], each.data) for each in changes), until=end):
             raise NeliError(
                 f"the records were not read back within {timeout:g} s: check `celery neli status`, and try again"
@@ -151,19 +152,20 @@ def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
             return False
         for event in member.step(PAUSE):
             if isinstance(event, LeaderRevoked):
-                member.drained(event.role, event.term)
+                member.state(event.role).drained(event.term)
         if member.trouble is not None and not member.closing:
             raise NeliError(str(member.trouble))
     return True
 
 
 def _leads(member: Member, role: str) -> bool:
-    return member.grant(role).leading(boottime()) and member.last_payload(role).known
+    state = member.state(role)
+    return state.grant.leading(boottime()) and state.payload.known
 
 
 def _carries(member: Member, role: str, data: Mapping[str, Any]) -> bool:
-    told = member.last_payload(role)
-    return told.own and dict(told.data or {}) == dict(data)
+    payload = member.state(role).payload
+    return payload.own and dict(payload.data or {}) == dict(data)
 
 
 def _refuse_led(config: Config, log: logging.Logger) -> None:

@@ -228,7 +228,7 @@ class _Observer:
         before, holder = self.lease.last, self.lease.holder
         self.lease.read(offset, record, 0.0)
         if self.lease.lost is not None:
-            self.lease.begin_anew("/", 0.0)
+            self.lease.restart("/", 0.0)
         if record is not None and record.kind == "claim":
             self.times[offset] = seconds
         if record is not None:

@@ -37,8 +37,9 @@ LONGEST_WAIT = 5.0
 
 def _leadership(app: Any) -> Leader:
     from celery_neli.election.leadership import leadership_for  # threads and Kafka begin there, with the first tick
+    from celery_neli.kafka.connect import connect
 
-    return leadership_for(app, "beat")
+    return leadership_for(app, "beat", connect)
 
 
 def _topic(config: Config, changed: Callable[[], None]) -> ScheduleTopic:

@@ -14,7 +14,6 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
-from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.liveness import Brokers, Step, Watch, close_later, hears
 from celery_neli.kafka.properties import group_properties
 from celery_neli.threads import spawn
@@ -22,7 +21,7 @@ from celery_neli.threads import spawn
 if TYPE_CHECKING:
     from celery_neli.config import Config
 
-__all__ = ["KafkaGroup", "connect"]
+__all__ = ["KafkaGroup"]
 
 BATCH: Final = 16
 """Events that one poll serves."""
@@ -30,16 +29,6 @@ CLOSE: Final = 0.2
 """Seconds that `close` waits for the coordinator."""
 CHECK_EVERY: Final = 10.0
 """Seconds between two looks if this client still finds brokers."""
-
-
-def connect(config: Config, log: logging.Logger) -> tuple[KafkaJournal, KafkaGroup]:
-    """Return a member's journal and group; does not wait for a broker. Raises `ConfigurationError`."""
-    journal = KafkaJournal(config, log=log)
-    try:
-        return journal, KafkaGroup(config, log=log)
-    except BaseException:
-        journal.close()  # the caller tries again and again: clients must not pile up
-        raise
 
 
 class KafkaGroup:

@@ -178,7 +178,7 @@ def encode_definition(definition: Definition) -> bytes:
         value = getattr(definition, name)
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise ConfigurationError(f"{name}: {shown(value)} is not a dict whose keys are strings")
-    _check_definition(definition)
+    check_definition(definition)
     parts = {
         name: field_to_json(name, getattr(definition, name))
         for name in ("task", "schedule", "args", "kwargs", "options")
@@ -197,7 +197,7 @@ def encode_definition(definition: Definition) -> bytes:
     return f'{{"v":{VERSION},{body},{flags[1:]}'.encode()
 
 
-def _check_definition(definition: Definition) -> None:
+def check_definition(definition: Definition) -> None:
     """Check all that can be checked without an app. Raises `ConfigurationError`, which names the field."""
     if not definition.static:
         check_text("task", definition.task, MAX_TASK)
@@ -272,7 +272,7 @@ def decode_definition(value: bytes) -> Definition:
         changes=tuple(map(_change, typed(fields, "changes", list)[-MAX_CHANGES:])),
     )
     try:
-        _check_definition(definition)
+        check_definition(definition)
     except ConfigurationError as exc:
         raise RecordError(str(exc)) from None
     return definition

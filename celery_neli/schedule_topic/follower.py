@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import KafkaException
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.properties import schedule_producer_properties, schedule_reader_properties
 from celery_neli.kafka.reader import BEGINNING, OutOfRange, Reader, Record

@@ -32,7 +32,7 @@ from functools import partial
 from importlib.machinery import PathFinder
 from typing import Any
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.shared_lease import RoleLease, SharedLease, share
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping

@@ -18,6 +18,7 @@ from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import SharedLease, shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.connect import connect
 from celery_neli.logs import escaping
 from celery_neli.singletons.decorator import Singleton, registered
 from celery_neli.singletons.process import ProcessSession, can_find
@@ -114,7 +115,7 @@ class SingletonsStep(bootsteps.StartStopStep):
                     "celery_neli.install(app), or add 'celery_neli.auto' to the setting imports, or set "
                     "neli_enabled = False"
                 )
-            leadership = leadership_for(app, "worker")
+            leadership = leadership_for(app, "worker", connect)
         leases = None if leadership is None else shared(app)
         log = {"loglevel": worker.loglevel, "logfile": worker.logfile, "hostname": worker.hostname}
         runners = [make_runner(each, role, leadership, leases, log) for each, role in zip(found, roles, strict=True)]

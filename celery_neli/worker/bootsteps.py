@@ -18,6 +18,7 @@ from celery_neli.config import enabled, worker_settings
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.connect import connect
 from celery_neli.periodic.call import check_app
 from celery_neli.worker.consumer_step import LeadershipReceivers
 from celery_neli.worker.events import send_transitions
@@ -66,7 +67,7 @@ class LeaseStep(bootsteps.StartStopStep):
             refuse_consumed_by_all(app)
             refuse_lone_quorum(app)
             check_all(app)
-            leadership = leadership_for(app, "worker")
+            leadership = leadership_for(app, "worker", connect)
             validate(leadership.config)
         except ConfigurationError as exc:
             raise Refusal(str(exc)) from None
@@ -138,7 +139,7 @@ class ElectionStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Join; the pool's children have been forked by now."""
-        leadership_for(worker.app, "worker").start()
+        leadership_for(worker.app, "worker", connect).start()
 
 
 def install(app: Celery) -> Celery:

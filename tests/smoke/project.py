@@ -14,6 +14,7 @@ from celery.signals import beat_embedded_init, beat_init, worker_ready
 from celery_neli import install, signals
 from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
+from celery_neli.kafka.connect import connect
 from tests.smoke.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def record(election: str) -> None:
     directory = os.environ.get("SMOKE_RECORDS")
     if not directory or not enabled(app):
         return
-    leadership = leadership_for(app, election)
+    leadership = leadership_for(app, election, connect)
     for role in leadership.roles:
         suffix = f".{role}" if len(leadership.roles) > 1 else ""
         path = Path(directory, f"{os.environ['SMOKE_NAME']}.{election}{suffix}")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.neli import connect_kafka
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.client_log import ClientLog
+from celery_neli.kafka.connect import connect
 from celery_neli.kafka.properties import group_properties, producer_properties, reader_properties
 from celery_neli.logs import REMEMBERED
 from tests.processes import wait_until
@@ -213,5 +213,5 @@ def test_clients_that_contradict_leave_none_behind():
     config = Config(group="shop.beat", kafka=kafka, session_timeout=60)  # the reader can be made, the group's cannot
     before = len(list(TASKS.iterdir()))
     with pytest.raises(ConfigurationError, match=r"max\.poll\.interval\.ms"):
-        connect_kafka(config, logging.getLogger("celery_neli.kafka"))
+        connect(config, logging.getLogger("celery_neli.kafka"))
     wait_until(lambda: len(list(TASKS.iterdir())) <= before, timeout=10, what="the end of the reader's threads")

@@ -18,6 +18,7 @@ from celery_neli.config import Config
 from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.role_state import Payload
 from celery_neli.election.shared_lease import shared
+from celery_neli.kafka.connect import connect
 from celery_neli.worker.bootsteps import ElectionStep, LeaseStep
 from tests.processes import wait_until
 from tests.unit.memory_log import MemoryLog
@@ -333,20 +334,20 @@ def test_a_receiver_that_exits_ends_nothing(
 
 def test_there_is_one_leadership_per_election_and_process(app: Celery) -> None:
     """Asked twice, it is the same; another election, another; after a stop, a new one."""
-    beat = leadership_for(app, "beat")
-    assert leadership_for(app, "beat") is beat
-    assert leadership_for(app, "worker") is not beat
+    beat = leadership_for(app, "beat", connect)
+    assert leadership_for(app, "beat", connect) is beat
+    assert leadership_for(app, "worker", connect) is not beat
     beat.stop()
-    assert leadership_for(app, "beat") is not beat
+    assert leadership_for(app, "beat", connect) is not beat
 
 
 def test_a_forked_child_gets_a_leadership_of_its_own(app: Celery) -> None:
     """`beat -B` forks: the child must not touch its parent's clients."""
-    parent = leadership_for(app, "beat")
+    parent = leadership_for(app, "beat", connect)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(write, b"own" if leadership_for(app, "beat") is not parent else b"parent's")
+        os.write(write, b"own" if leadership_for(app, "beat", connect) is not parent else b"parent's")
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(read, 20) == b"own"

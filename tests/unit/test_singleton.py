@@ -12,7 +12,7 @@ import pytest
 from celery import Celery, current_app, shared_task
 
 from celery_neli import ConfigurationError, current_term, install, signals, singleton, still_leader
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.singletons.decorator import Singleton, find, registered
