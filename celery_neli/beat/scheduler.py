@@ -97,7 +97,7 @@ class Scheduler(Facade):
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
         if self._leader is None:
-            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+            from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
             config = from_app(self.app, "beat")
             self._roles(self._inner_class(self.app), config)

@@ -30,8 +30,8 @@ from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
 from celery_neli.schedule.overlap import Overlap
 from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule_topic.codec import Definition, check_name
-from celery_neli.schedule_topic.values import check_definition, check_made, check_plain, shown
+from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
+from celery_neli.schedule_topic.values import check_made, check_plain, shown
 
 __all__ = ["Defined", "check_comes", "define", "entry_of", "moment", "reason_of", "schedule_of_text"]
 

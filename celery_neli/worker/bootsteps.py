@@ -57,7 +57,7 @@ class LeaseStep(bootsteps.StartStopStep):
         try:
             if not enabled(app):
                 return False
-            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+            from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
             fence_kills = setting(app, "neli_fence_kills")
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
