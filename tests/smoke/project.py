@@ -14,6 +14,7 @@ from celery_neli import install, signals
 from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
 from celery_neli.kafka.connect import connect
+from celery_neli.worker.bootsteps import ElectionStep
 from tests.smoke.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -74,5 +75,5 @@ def beat_starts(**_: Any) -> None:
 
 @worker_ready.connect
 def worker_is_ready(**_: Any) -> None:
-    if "celery_neli.Election" in {step.name for step in app.steps["worker"]}:
+    if ElectionStep in app.steps["worker"]:
         record("worker")
