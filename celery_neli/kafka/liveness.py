@@ -12,7 +12,7 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import Consumer, KafkaException
 
@@ -46,22 +46,10 @@ class Step(enum.Enum):
     REPLACE = "replace"
 
 
-class Answering(Protocol):
-    """What `Watch` needs of `Brokers`."""
-
-    def ask(self) -> None:
-        """Begin to find out if brokers answer; returns at once."""
-
-    def answer(self) -> bool | None:
-        """Return the answer to the last `ask` once, and None if there is none yet."""
-
-
 class Watch:
     """Decides what to do with one client from when it last heard something. For one thread; never waits."""
 
-    def __init__(
-        self, brokers: Answering, *, rereads: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, brokers: Brokers, *, rereads: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         """`rereads`: the client is a reader; to read again from where it stands comes first. `clock` is for tests."""
         self._brokers, self._rereads, self._clock = brokers, rereads, clock
         self._moved = self._replaced = float("-inf")

@@ -39,11 +39,7 @@ class Reachability:
     """
 
     def __init__(
-        self,
-        properties: Mapping[str, Any],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        look: Look = examine,
+        self, properties: Mapping[str, Any], *, clock: Callable[[], float] = time.monotonic, look: Look = examine
     ) -> None:
         """`clock` and `look`, which says why a certificate is refused and may block, are for tests."""
         self._properties, self._clock, self._look = properties, clock, look
