@@ -128,6 +128,7 @@ class Follower:
         except TopicError as problem:
             self._unfit(problem)
             return
+        self._topic.allow("Read")
         self._reader.missing, self._trouble, self.fit = "", None, True
         if max(self.next) > 0:
             self._come_back("this process could not read the topic")
@@ -199,7 +200,6 @@ class Follower:
             self._heard -= silence
             self._come_back(f"this process heard nothing for {silence:.0f} s")
             return
-        self._topic.allow("Read")
         self.next = following
         if ended and self.whole != self._reads.generation:
             new |= self.whole >= 0  # that some records are gone is news, too
