@@ -16,7 +16,7 @@ from celery_neli.election.ports import End, Entry, Event, Lost, Started
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import producer_properties, reader_properties
-from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, Reader, Record, tail
+from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, RawRecord, Reader, tail
 from celery_neli.kafka.topic_admin import TopicAdmin
 from celery_neli.kafka.topic_spec import leader_topic
 from celery_neli.kafka.writer import Writer
@@ -162,7 +162,7 @@ class KafkaJournal:
             else:
                 self._take_record(log, event, events)
 
-    def _take_record(self, log: _Log, record: Record, events: list[Event]) -> None:
+    def _take_record(self, log: _Log, record: RawRecord, events: list[Event]) -> None:
         value = record.value or b""
         if value == log.awaited:
             log.awaited = None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from celery_neli.config import Config
     from celery_neli.kafka.client_log import ClientLog
 
-__all__ = ["BEGINNING", "EndOfLog", "Event", "OutOfRange", "Reader", "Record", "tail"]
+__all__ = ["BEGINNING", "EndOfLog", "Event", "OutOfRange", "RawRecord", "Reader", "tail"]
 
 BEGINNING: Final = OFFSET_BEGINNING
 """The position of the oldest record that the log holds."""
@@ -34,7 +34,7 @@ _NO_EPOCH = -1
 _OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})
 
 
-class Record(NamedTuple):
+class RawRecord(NamedTuple):
     """One record. `time`: its timestamp in Unix seconds."""
 
     partition: int
@@ -58,7 +58,7 @@ class OutOfRange(NamedTuple):
     reason: str
 
 
-Event = Record | EndOfLog | OutOfRange
+Event = RawRecord | EndOfLog | OutOfRange
 
 
 def tail(count: int) -> int:
@@ -234,7 +234,7 @@ class Reader:
             position.next = offset + 1
             epoch = message.leader_epoch()
             position.epoch = _NO_EPOCH if epoch is None else epoch
-            return Record(
+            return RawRecord(
                 partition, offset, _bytes(message.key()), _bytes(message.value()), message.timestamp()[1] / 1000
             )
         if name == "_PARTITION_EOF":

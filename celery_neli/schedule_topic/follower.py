@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException
 from celery_neli.election.lease import boottime
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.properties import schedule_producer_properties, schedule_reader_properties
-from celery_neli.kafka.reader import BEGINNING, OutOfRange, Reader, Record
+from celery_neli.kafka.reader import BEGINNING, OutOfRange, RawRecord, Reader
 from celery_neli.kafka.topic_admin import TopicAdmin
 from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
 from celery_neli.kafka.writer import Writer
@@ -185,7 +185,7 @@ class Follower:
                 self._begin_again(event.reason)
                 return
             heard = True
-            if isinstance(event, Record):
+            if isinstance(event, RawRecord):
                 new |= self._reads.add(event.key, event.value)
                 following[event.partition] = event.offset + 1
                 if event.partition == 0 and self._first < 0:
