@@ -42,10 +42,8 @@ SETTLED = 5.0
 """Seconds. A member that has led for longer can serve its role."""
 KNOWN = 5.0
 """Seconds for reading who leads. If the records have expired, that is not known before a member leads."""
-ASK = 2.0
-"""Seconds for one question."""
-PAUSE = 0.05
-"""Seconds that a turn of the member may wait."""
+ASK = 2.0  # seconds for one question
+PAUSE = 0.05  # seconds that a turn of the member may wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 
     from celery_neli.config import Config
 
-TAIL = 400
-"""Records of each role that are read, from the end."""
+TAIL = 400  # records of each role that are read, from the end
 
 # Seconds:
 TIMEOUT = 1.5  # that each part of a look may take

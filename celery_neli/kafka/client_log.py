@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientLog"]
 
-REPEAT_AFTER: Final = 10.0
-"""Seconds until the same line may be logged again."""
+REPEAT_AFTER: Final = 10.0  # seconds until the same line may be logged again
 UNEXPLAINED: Final = "check bootstrap.servers, this host's DNS, and firewalls on the way"
 _NUMBERS = re.compile(r"\d+")
 # About single connections: a broker that is down causes some twenty a second. `Reachability` logs once what they mean.

@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaGroup"]
 
-BATCH: Final = 16
-"""Events that one poll serves."""
-CLOSE: Final = 0.2
-"""Seconds that `close` waits for the coordinator."""
-CHECK_EVERY: Final = 10.0
-"""Seconds between two looks if this client still finds brokers."""
+BATCH: Final = 16  # events that one poll serves
+CLOSE: Final = 0.2  # seconds that `close` waits for the coordinator
+CHECK_EVERY: Final = 10.0  # seconds between two looks if this client still finds brokers
 
 
 class KafkaGroup:

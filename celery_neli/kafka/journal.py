@@ -26,16 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaJournal"]
 
-TAIL: Final = 200
-"""Records that are read at first, from the end."""
-FURTHER: Final = 1_000
-"""Records that `look_back` goes back."""
-BATCH: Final = 500
-"""Messages that one `read` takes."""
-FLUSH: Final = 1.0
-"""Seconds that `close` waits for appends under way."""
-SEARCH: Final = 0.05
-"""Seconds that one `read` waits while the topic is searched for."""
+TAIL: Final = 200  # records that are read at first, from the end
+FURTHER: Final = 1_000  # records that `look_back` goes back
+BATCH: Final = 500  # messages that one `read` takes
+FLUSH: Final = 1.0  # seconds that `close` waits for appends under way
+SEARCH: Final = 0.05  # seconds that one `read` waits while the topic is searched for
 
 
 @dataclass(slots=True)

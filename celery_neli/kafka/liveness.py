@@ -26,16 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ASK_EVERY", "PATIENCE", "PATIENCE_MOST", "QUIET", "Brokers", "Step", "Watch", "close_later", "hears"]
 
-QUIET: Final = 3.0
-"""Seconds without a word from a broker until something is done."""
-PATIENCE: Final = 2.0
-"""Seconds that a client has to hear something after brokers were found to answer."""
-PATIENCE_MOST: Final = 60.0
-"""The same in seconds, at most, if new clients hear nothing either."""
-ASK: Final = 2.0
-"""Seconds that one question for brokers may take."""
-ASK_EVERY: Final = 1.0
-"""Seconds from one question to the next."""
+QUIET: Final = 3.0  # seconds without a word from a broker until something is done
+PATIENCE: Final = 2.0  # seconds that a client has to hear something after brokers were found to answer
+PATIENCE_MOST: Final = 60.0  # the same in seconds, at most, if new clients hear nothing either
+ASK: Final = 2.0  # seconds that one question for brokers may take
+ASK_EVERY: Final = 1.0  # seconds from one question to the next
 
 
 class Step(enum.Enum):

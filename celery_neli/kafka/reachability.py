@@ -17,16 +17,12 @@ from celery_neli.threads import original, spawn
 __all__ = ["Reachability", "of_process"]
 
 CONSEQUENCE: Final = "no member leads until it answers"
-GUESS: Final = 2.0
-"""Seconds after which a cause that is only a guess is believed."""
+GUESS: Final = 2.0  # seconds after which a cause that is only a guess is believed
 SETTLE: Final = 5.0
 """Seconds to wait before a lasting cause is logged: if all brokers are concerned, the line about the outage has it."""
-FORGET: Final = 60.0
-"""Seconds after which a cause that comes again is a new one."""
-LOOK: Final = 5.0
-"""Seconds to wait for a look at a certificate; then the outage is logged without its result."""
-REMIND: Final = 600.0
-"""Seconds until a cause that concerns single brokers is logged again."""
+FORGET: Final = 60.0  # seconds after which a cause that comes again is a new one
+LOOK: Final = 5.0  # seconds to wait for a look at a certificate; then the outage is logged without its result
+REMIND: Final = 600.0  # seconds until a cause that concerns single brokers is logged again
 
 Look = Callable[[str, Mapping[str, Any]], "Cause | None"]
 

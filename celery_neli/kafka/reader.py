@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BEGINNING", "EndOfLog", "Event", "OutOfRange", "RawRecord", "Reader", "tail"]
 
-BEGINNING: Final = OFFSET_BEGINNING
-"""The position of the oldest record that the log holds."""
-ASK: Final = 0.5
-"""Seconds that one question for the topic may block, if it may be asked again."""
+BEGINNING: Final = OFFSET_BEGINNING  # the position of the oldest record that the log holds
+ASK: Final = 0.5  # seconds that one question for the topic may block, if it may be asked again
 _TAIL_BASE = -2_000  # librdkafka's logical offset RD_KAFKA_OFFSET_TAIL(n) is this minus n
 _NO_EPOCH = -1
 _OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})

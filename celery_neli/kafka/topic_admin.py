@@ -39,14 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TopicAdmin"]
 
-ASK: Final = 0.5
-"""Seconds that one question for metadata may block."""
-REQUEST: Final = 5.0
-"""Seconds for one admin request, which does not block."""
-PAUSE: Final = 0.1
-"""Seconds between two attempts."""
-LOOK_EVERY: Final = 1.0
-"""Seconds between two questions for a topic that seems to be gone."""
+ASK: Final = 0.5  # seconds that one question for metadata may block
+REQUEST: Final = 5.0  # seconds for one admin request, which does not block
+PAUSE: Final = 0.1  # seconds between two attempts
+LOOK_EVERY: Final = 1.0  # seconds between two questions for a topic that seems to be gone
 
 NEEDED: Final = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
 """The rights on a topic without which a member can do nothing; each of them implies Describe."""

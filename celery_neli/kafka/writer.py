@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Writer"]
 
-ASK: Final = 0.5
-"""Seconds that one question may block while records are being lost."""
+ASK: Final = 0.5  # seconds that one question may block while records are being lost
 _TIMED_OUT = frozenset({"_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT"})
 
 Done = Callable[[KafkaError | None], None]

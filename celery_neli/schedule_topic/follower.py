@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Follower"]
 
-BATCH: Final = 500
-"""Messages that are taken at a time."""
+BATCH: Final = 500  # messages that are taken at a time
 
 # Seconds:
 SLICE: Final = 0.25  # that the thread waits for a record before it looks at anything else

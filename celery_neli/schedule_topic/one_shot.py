@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_all", "read_notes", "write"]
 
-SLICE: Final = 0.05
-"""Seconds between two steps of the search for the topic."""
+SLICE: Final = 0.05  # seconds between two steps of the search for the topic
 
 
 def read_all(config: Config, *, log: logging.Logger, timeout: float = 10.0) -> dict[tuple[Kind, str], bytes]:

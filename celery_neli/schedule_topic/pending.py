@@ -27,14 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Entries", "PendingReads", "PendingWrites", "fold"]
 
-REFUSED_EVERY: Final = 60.0
-"""Seconds between two lines about one record."""
-REFUSED_LINES: Final = 20
-"""Lines about one kind of record in that time, however many there are."""
-IN_FLIGHT: Final = 10_000
-"""Records that librdkafka has at a time."""
-SLICE: Final = 0.05
-"""Seconds that `flush` spends in librdkafka at a time."""
+REFUSED_EVERY: Final = 60.0  # seconds between two lines about one record
+REFUSED_LINES: Final = 20  # lines about one kind of record in that time, however many there are
+IN_FLIGHT: Final = 10_000  # records that librdkafka has at a time
+SLICE: Final = 0.05  # seconds that `flush` spends in librdkafka at a time
 _NONE: Any = object()
 
 Entries = dict[tuple[Kind, str], bytes | None]
