@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from celery_neli.kafka.causes import GONE, OF_NO_READER
-from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch, close_later
+from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
@@ -188,10 +188,9 @@ class Reader:
                     self.place_again(partition)
         if step is not Step.REPLACE:
             return False
-        self._watch.report(self._log, f"the reader has heard nothing for {now - heard:.1f} s")
-        close_later(self._client)
-        self._client = self._make()
-        self._watch.replaced()
+        lost, self._client = self._client, self._make()
+        what = f"the reader has heard nothing for {now - heard:.1f} s, though brokers answer"
+        self._watch.let_go(lost, self._log, what)
         positions, self._positions = self._positions, {}
         for partition, position in positions.items():
             self._place(partition, position)
