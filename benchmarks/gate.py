@@ -52,7 +52,7 @@ def run(bench: Results) -> None:
     gated.push_request(called_directly=False)  # from here on, as a message's task
     rows = [  # each figure against its neighbour in time
         (
-            seconds(lambda: lease.leading("leader"), CALLS) - seconds(lambda: None, CALLS),
+            seconds(lambda: lease.role("leader").leading_term(), CALLS) - seconds(lambda: None, CALLS),
             seconds(gated.run, CALLS) - seconds(plain.run, CALLS),
             seconds(two, TRACED) / seconds(one, TRACED),
         )

@@ -58,8 +58,6 @@ class Scheduler(Facade):
     All methods belong to the thread that ticks, except :meth:`close`.
     """
 
-    #: `neli_scheduler` cannot name this class (scheduler_class.py asks).
-    neli_is_elected = True
     #: Makes the leadership at the first tick: ``factory(app)``.
     leadership_factory: ClassVar[Callable[[Any], Leader]] = staticmethod(_leadership)
     #: Makes the schedule topic's client, likewise: ``factory(config, changed)``.
@@ -94,8 +92,7 @@ class Scheduler(Facade):
 
     @staticmethod
     def _inner_class(app: Any) -> type[Any]:
-        name = app.conf.get("neli_scheduler")
-        return resolve(DEFAULT if name is None else name)
+        return resolve(app.conf.get("neli_scheduler"))
 
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""

@@ -199,30 +199,6 @@ class SharedLease:
         cells[at + _START] = NEVER if grant.resigning else grant.until
         cells[at + _FINISH] = grant.until
 
-    # Old names, for the owners that have not changed to `role` yet
-
-    def leading(self, role: str) -> int | None:
-        """See `RoleLease.leading_term`."""
-        return self._roles[role].leading_term()
-
-    def held(self, role: str, term: int) -> bool:
-        """See `RoleLease.may_finish`."""
-        return self._roles[role].may_finish(term)
-
-    def standing(self, role: str) -> Standing:
-        """See `RoleLease.standing`."""
-        return self._roles[role].standing()
-
-    @contextmanager
-    def at_work(self, role: str) -> Iterator[int | None]:
-        """See `RoleLease.at_work`."""
-        with self._roles[role].at_work() as term:
-            yield term
-
-    def anybody(self, role: str) -> bool:
-        """See `RoleLease.anyone_at_work`."""
-        return self._roles[role].anyone_at_work()
-
 
 def _file(size: int) -> int:
     """Return a descriptor of `size` bytes of memory without a name."""

@@ -7,14 +7,14 @@ start, makes the lease, which the children inherit, and is the last to stop. `El
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from celery import bootsteps
+from celery import Celery, bootsteps
 from celery.signals import worker_shutdown
 from celery.utils.quorum_queues import detect_quorum_queues
 
-from celery_neli.config import enabled, worker_settings
+from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
@@ -25,9 +25,6 @@ from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
 from celery_neli.worker.task_marking import role_queues
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 
 class Refusal(click.ClickException, ConfigurationError):
@@ -62,7 +59,7 @@ class LeaseStep(bootsteps.StartStopStep):
                 return False
             from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
-            fence_kills = worker_settings(app).fence_kills
+            fence_kills = setting(app, "neli_fence_kills")
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
             refuse_consumed_by_all(app)
             refuse_lone_quorum(app)

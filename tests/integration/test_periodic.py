@@ -107,8 +107,8 @@ def test_without_kafka_there_is_one_error() -> None:
 def test_the_api_is_cheap_to_import() -> None:
     """A web process that may put an entry one day loads no Kafka client for it."""
     code = "import sys; from celery_neli import periodic; print('confluent_kafka' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 # -- the command line --

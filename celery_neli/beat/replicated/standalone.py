@@ -52,8 +52,6 @@ class ReplicatedScheduler(HeapedScheduler):
     `neli_expires`, seconds from the slot; they are no part of its message, which has the moment as its `expires`.
     """
 
-    #: Its state is in Kafka, and it runs the entries of the runtime schedule (scheduler_class.py asks).
-    neli_is_replicated = True
     #: No lease is asked: whatever beat has this scheduler, it sends.
     neli_alone = True
 

@@ -14,7 +14,8 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.beat.publish import leased_producer
 from celery_neli.beat.replicated.engine import LedMixin
 from celery_neli.beat.wrapped.mixin import LeasedMixin, release_connection
-from celery_neli.beat.wrapped.stores import derives_from, reservation_class
+from celery_neli.beat.wrapped.stores import reservation_class
+from celery_neli.scheduler_class import derives_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from celery.beat import ScheduleEntry
 
+from celery_neli.scheduler_class import derives_from
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-__all__ = ["DeferredReservation", "Ledger", "Reservation", "RowReservation", "derives_from", "reservation_class"]
+__all__ = ["DeferredReservation", "Ledger", "Reservation", "RowReservation", "reservation_class"]
 
 
 @dataclass(kw_only=True)
@@ -111,8 +113,3 @@ def reservation_class(cls: type[Any]) -> type[Reservation]:
     if derives_from(cls, "redbeat.schedulers", "RedBeatScheduler"):
         return DeferredReservation
     return Reservation
-
-
-def derives_from(cls: type[Any], module: str, name: str) -> bool:
-    """Whether ``module.name`` is among the bases of ``cls``; imports nothing."""
-    return any(base.__module__ == module and base.__name__ == name for base in cls.__mro__)
