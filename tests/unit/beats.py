@@ -211,14 +211,85 @@ class Process:
         ]  # fmt: skip
         self.keeper.makers.extend(desk.make for desk in self.desks)
 
+    # -- what tests ask of it --
+
     @property
-    def inner(self) -> Any:
+    def roles(self) -> tuple[str, ...]:
+        return self.keeper.roles
+
+    @property
+    def schedulers(self) -> list[Any]:
+        """The schedulers of all shards, leading or not."""
+        return [desk.scheduler for desk in self.desks if desk.scheduler is not None]
+
+    @property
+    def scheduler(self) -> Any:
         """The scheduler of the first shard, leading or not."""
         return self.desks[0].scheduler
 
+    def serves(self, role: str = "leader") -> bool:
+        """Whether a scheduler of this beat sends what is due in the role."""
+        return next(desk for desk in self.desks if desk.role == role).inner is not None
+
+    def fails(self) -> bool:
+        """Whether the first role makes no progress."""
+        return self.desks[0].failing
+
+    @property
+    def leads(self) -> bool:
+        """Whether a term of the first role has begun here and goes on."""
+        return bool(self.scheduler.neli_leads)
+
+    @property
+    def in_doubt(self) -> int:
+        """Slots that were in doubt when a term began here; those that were left out."""
+        return 0 if self.scheduler is None else int(self.scheduler.neli_in_doubt)
+
+    @property
+    def left_out(self) -> int:
+        return int(self.scheduler.neli_left_out)
+
+    @property
+    def last_sent(self) -> dict[str, float]:
+        """The slot of the last task that was sent, of entries that ask whether it has finished."""
+        return dict(self.scheduler.neli_states.sent)
+
+    def static(self) -> list[Any]:
+        """The entries of beat_schedule."""
+        return list(self.scheduler.neli_states.static())
+
+    def names(self) -> set[str]:
+        """The entries of the first shard, paused or not."""
+        scheduler = self.scheduler
+        return set() if scheduler is None else {*scheduler.schedule, *scheduler.neli_states.paused}
+
+    def is_down(self, role: str) -> bool:
+        """Whether a hand-over of the role would wait for nothing."""
+        return self.alarm.down[role].is_set()
+
+    def forget_fences(self) -> None:
+        self.alarm.fenced.clear()
+
+    def use(self, topic: Any) -> None:
+        """Follow this schedule topic."""
+        self.keeper.topic = topic
+
+    def note(self) -> None:
+        """Write which schedule this member has, if it is time to."""
+        self.keeper.note()
+
+    def stop(self) -> None:
+        self.keeper.stop()
+
     def entry(self, name: str = "e") -> Any:
         """The entry, of whatever shard."""
-        return next(desk.schedule[name] for desk in self.desks if desk.schedule and name in desk.schedule)
+        return next(each.schedule[name] for each in self.schedulers if name in each.schedule)
+
+    # -- what happens to it --
+
+    def turn_role(self, shard: int = 0) -> float | None:
+        """One turn of one role: seconds until the next; None: it is not led."""
+        return self.desks[shard].turn()
 
     def turn(self) -> float:
         """One turn of each desk: seconds until the next."""

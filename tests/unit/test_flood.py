@@ -45,7 +45,7 @@ def flood(world: World, count: int) -> None:
 
 
 def known(beat: Process) -> int:
-    return sum(name.startswith("flood") for name in beat.desks[0].scheduler.schedule)
+    return sum(name.startswith("flood") for name in beat.scheduler.schedule)
 
 
 @pytest.mark.usefixtures("slow")
@@ -113,7 +113,7 @@ def test_all_shards_of_a_beat_share_one_portion(monkeypatch: pytest.MonkeyPatch)
     clock = iter([0.0, *([100.0] * 1000)])
     monkeypatch.setattr(keepers, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=time.monotonic))
     beat.turn()
-    assert sum(name.startswith("flood") for desk in beat.desks for name in desk.scheduler.schedule) == 1
+    assert sum(name.startswith("flood") for each in beat.schedulers for name in each.schedule) == 1
 
 
 def test_a_name_without_end_is_none_of_ours() -> None:
@@ -172,7 +172,7 @@ def test_pauses_of_entries_that_are_not_here_are_bounded() -> None:
     order = encode_definition(Definition(task=None, schedule=None, static=True, paused=True, args=["x" * 1000]))
     world.log.extend((ENTRY, f"stray-{n}", order, None) for n in range(STRAYS + 500))
     world.ticks(until=2.5)
-    scheduler = beat.desks[0].scheduler
+    scheduler = beat.scheduler
     for n in (0, STRAYS + 499):
         scheduler.add(name=f"stray-{n}", task="t", schedule=1.0)
     assert (f"stray-{STRAYS + 499}" in scheduler.schedule, "stray-0" in scheduler.schedule) == (False, True)
@@ -303,7 +303,7 @@ def test_an_entry_that_misses_slots_all_the_time_logs_a_line_a_minute(caplog: py
     for _ in range(100):
         world.now += 0.55
         beat.turn()
-    assert beat.inner.neli_left_out > 100
+    assert beat.left_out > 100
     assert 1 <= caplog.text.count("slots missed") <= 2
 
 

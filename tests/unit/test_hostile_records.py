@@ -225,7 +225,7 @@ def test_a_stray_state_stops_no_entry_that_is_added() -> None:
     beat = world.leader()
     world.log.append((STATE, "late", b"?", None))
     world.ticks(until=5)
-    beat.inner.add(name="late", task="t", schedule=timedelta(seconds=10))
+    beat.scheduler.add(name="late", task="t", schedule=timedelta(seconds=10))
     world.ticks(until=16)
     assert world.slots("e") == [10]
     assert world.slots("late") == [15]

@@ -75,7 +75,7 @@ def test_a_slot_leaves_as_soon_as_its_claim_is_heard() -> None:
     world.election.latency = 0.137
     beat = world.leader()
     world.ticks(until=9.9)
-    beat.inner.add(name="e", task="t", schedule=10.0, last_run_at=NOON)
+    beat.scheduler.add(name="e", task="t", schedule=10.0, last_run_at=NOON)
     world.ticks(until=11)
     (sent,) = world.sent
     assert sent.at == pytest.approx(10.037, abs=0.001)
@@ -359,7 +359,7 @@ def test_slots_that_were_missed_go_by_the_misfire_policy(caplog: pytest.LogCaptu
         world.ticks(until=96)
     # No leader's mark was found although somebody has led: what is past is in doubt, and sent by the same policy.
     assert {name: world.slots(name) for name in policies} == {"once": [90], "all": [70, 80, 90], "skip": []}
-    assert beat.inner.neli_left_out == 8 + 6 + 9
+    assert beat.left_out == 8 + 6 + 9
     assert caplog.text.count("slots missed") == 3
     assert {world.state(name).last for name in policies} == {90}
     assert world.state("skip").runs == 0

@@ -101,7 +101,7 @@ def test_a_beat_that_fails_for_long_stands_back(fault: str, monkeypatch: pytest.
         beat.topic.up = False
     else:
         beat.turn()
-        monkeypatch.setattr(type(beat.inner), "tick", broken, raising=False)
+        monkeypatch.setattr(beat.scheduler, "tick", broken)
     beat.turn()
     assert beat.member.stood_back == [], "not for a moment's trouble"
     monkeypatch.setattr(desks, "UNREAD", -1.0)
