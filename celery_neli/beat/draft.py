@@ -14,7 +14,7 @@ import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.beat.replicated.entry_dict import Entries
+from celery_neli.beat.replicated.entries import Entries
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static

@@ -158,10 +158,9 @@ def not_run(app: Any) -> str | None:
     name = app.conf.get("neli_scheduler")
     if name is None:
         return None
-    from celery_neli.beat.scheduler import Scheduler
-    from celery_neli.beat.wrapped.host import DEFAULT, is_replicated, resolve
+    from celery_neli.beat.host import DEFAULT, is_replicated, resolve
 
-    if is_replicated(resolve(name, outer=Scheduler)):
+    if is_replicated(resolve(name)):
         return None
     return f"neli_scheduler = {name!r}, and only {DEFAULT} runs entries of the runtime schedule"
 

@@ -18,9 +18,9 @@ from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.worker import state
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from celery_neli.beat.publish import DATA_ERRORS
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.transport_errors import DATA_ERRORS
 
 MESSAGE_ERRORS: Final = (*DATA_ERRORS, AttributeError)
 MOST_OF_AN_ERROR: Final = 300

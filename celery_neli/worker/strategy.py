@@ -13,11 +13,11 @@ from celery.exceptions import InvalidTaskError
 from celery.utils.imports import symbol_by_name
 from celery.worker.strategy import default, hybrid_to_proto2
 
+from celery_neli.beat.publish import is_transport_error
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.transport_errors import is_transport_error
 from celery_neli.worker.consumer_step import apply
 from celery_neli.worker.counters import counts
 from celery_neli.worker.in_flight import drain_of

@@ -17,10 +17,9 @@ from celery.beat import Scheduler as CelerysScheduler
 from kombu import Exchange, Queue
 from kombu.messaging import Producer
 
-from celery_neli.beat.connections import drop_connection
-from celery_neli.beat.replicated.batch import batch_of
+from celery_neli.beat.publish import drop_connection
 from celery_neli.beat.replicated.fastpath import FastPath
-from celery_neli.beat.replicated.publishers import Publishers
+from celery_neli.beat.replicated.publishers import Publishers, batch_of
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.tenure import LeaseEnded
 

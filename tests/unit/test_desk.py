@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from celery_neli.beat import role_runner as desks
-from celery_neli.beat.replicated.fingerprint import fingerprint
+from celery_neli.beat.replicated.member_notes import fingerprint
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.scheduler import Scheduler
 from celery_neli.exceptions import ConfigurationError

@@ -21,6 +21,7 @@ from kombu.utils.json import dumps
 
 from celery_neli import leader_only
 from celery_neli.beat.replicated.fastpath import FastPath
+from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from tests.unit.schedulers import make_app
 
@@ -495,7 +496,7 @@ def test_a_leader_only_task_chooses_its_queue_itself(*, first: bool) -> None:
     """Its class overrides `apply_async`: every message goes through there."""
 
     class Led(ReplicatedScheduler):
-        neli_alone = False
+        neli_make_ledger = staticmethod(lambda **_: SlotLedger())
 
     app, out = app_on_a_wire(neli_group="g")
     scheduler = Led(app=app, lazy=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu.exceptions import OperationalError
 
+from celery_neli.beat.replicated import engine
 from celery_neli.beat.replicated import pool as flights
-from celery_neli.beat.replicated import sender as dispatching
 from tests.unit.beats import World
 from tests.unit.schedulers import eventually
 
@@ -216,7 +216,7 @@ def test_a_hand_over_waits_for_what_is_in_flight(world: World, wire: Wire) -> No
 
 def test_what_hangs_at_a_hand_over_is_in_doubt(monkeypatch: pytest.MonkeyPatch, world: World, wire: Wire) -> None:
     """Nobody knows whether it leaves; the others are settled."""
-    monkeypatch.setattr(dispatching, "LAND", 0.05)
+    monkeypatch.setattr(engine, "DRAIN", 0.05)
     wire.held = {"e1"}
     beat = held_up(world, wire, 1)
     eventually(lambda: beat.turn() or len(world.sent) == len(MANY) - 1, what="the others")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from celery_neli.beat.replicated import host as keepers
-from celery_neli.beat.replicated.entries import STRAYS
+from celery_neli.beat.replicated.states import ORPHANS
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.log_limit import EntryLines
 from celery_neli.schedule_topic.codec import (
@@ -155,7 +155,7 @@ def test_states_of_entries_that_nobody_defines_are_bounded() -> None:
     world = World({"good": 1.0})
     beat = world.leader()
     world.ticks(until=1.5)
-    count = STRAYS + 500
+    count = ORPHANS + 500
     world.log.extend((STATE, f"stray-{n}", encode_state(State(START - 50, 7, 0)), None) for n in range(count))
     world.ticks(until=2.5)
     for n in (0, count - 1):
@@ -170,12 +170,12 @@ def test_pauses_of_entries_that_are_not_here_are_bounded() -> None:
     beat = world.leader()
     world.ticks(until=1.5)
     order = encode_definition(Definition(task=None, schedule=None, static=True, paused=True, args=["x" * 1000]))
-    world.log.extend((ENTRY, f"stray-{n}", order, None) for n in range(STRAYS + 500))
+    world.log.extend((ENTRY, f"stray-{n}", order, None) for n in range(ORPHANS + 500))
     world.ticks(until=2.5)
     scheduler = beat.scheduler
-    for n in (0, STRAYS + 499):
+    for n in (0, ORPHANS + 499):
         scheduler.add(name=f"stray-{n}", task="t", schedule=1.0)
-    assert (f"stray-{STRAYS + 499}" in scheduler.schedule, "stray-0" in scheduler.schedule) == (False, True)
+    assert (f"stray-{ORPHANS + 499}" in scheduler.schedule, "stray-0" in scheduler.schedule) == (False, True)
 
 
 def test_many_changes_of_one_entry_are_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:

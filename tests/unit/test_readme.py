@@ -134,7 +134,7 @@ def test_the_policies_exist() -> None:
     """Every misfire and overlap policy of the examples is one, and every policy has its line in the table."""
     judge = """
 import sys
-from celery_neli.beat.replicated import heaped
+from celery_neli.beat.replicated import entries
 from celery_neli.schedule import misfire
 from celery_neli.schedule import overlap
 for text in sys.argv[1:]:
