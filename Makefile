@@ -15,6 +15,13 @@ LANES := $(if $(ARGS),,-n 2 --dist loadgroup)
 
 export SECONDS JSON
 
+# Set the shell variable python to the first Python >= 3.10 that has these modules: $(call find_python,MODULES)
+define find_python
+python=""; for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3 python; do \
+    if "$$p" -c 'import sys, importlib; [importlib.import_module(m) for m in "$(1)".split()]; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then python=$$p; break; fi; done; \
+if [ -z "$$python" ]; then echo "no Python >= 3.10 with $(1) found (on Debian: apt-get install python3 python3-venv); name one with PYTHON=..." >&2; exit 1; fi
+endef
+
 .PHONY: help install test lint format typing demo bench dist clean
 .DEFAULT_GOAL := help
 
@@ -24,9 +31,7 @@ help: ## show this list
 install: $(STAMP) ## make .venv and install everything for development into it
 
 $(STAMP): pyproject.toml
-	@python=""; for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3 python; do \
-	    if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then python=$$p; break; fi; done; \
-	if [ -z "$$python" ]; then echo "no Python >= 3.10 with venv found (on Debian: apt-get install python3 python3-venv); name one with PYTHON=..." >&2; exit 1; fi; \
+	@$(call find_python,venv ensurepip); \
 	echo "$(VENV): $$($$python --version)"; test -x $(BIN)/python || $$python -m venv $(VENV)
 	@echo "$(VENV): installing, which takes a minute or two"
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
@@ -35,9 +40,10 @@ $(STAMP): pyproject.toml
 test: $(STAMP) ## run every test that this machine can run; ARGS="tests/unit -k lease" narrows it
 	$(BIN)/python -m pytest $(LANES) $(COVERAGE) $(ARGS)
 
-lint: $(STAMP) ## check rules and format with ruff
+lint: $(STAMP) ## check rules and format with ruff, and the layers of the package
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --cache-dir .cache/import-linter
 
 format: $(STAMP) ## mend rules and format with ruff
 	$(BIN)/ruff check --fix .
@@ -56,9 +62,10 @@ $(BENCH_STAMP): $(STAMP)
 bench: $(BENCH_STAMP) ## measure speed and memory; ARGS="--only tick"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-dist: $(STAMP) ## build a wheel in dist/
+dist: ## build a wheel in dist/; needs no .venv
 	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@$(call find_python,venv ensurepip); made=$$(mktemp -d) && trap 'rm -rf "$$made"' EXIT && \
+	$$python -m venv "$$made" && "$$made/bin/python" -m pip wheel --quiet --no-deps --wheel-dir dist . && ls dist/*.whl
 
 clean: ## remove .venv, caches and builds
 	rm -rf $(VENV) .cache .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

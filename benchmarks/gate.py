@@ -13,7 +13,7 @@ from celery.app.trace import build_tracer
 
 from benchmarks.results import Results
 from celery_neli.election.clock import boottime
-from celery_neli.election.grant import Grant
+from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.worker.leader_only import leader_only
 

@@ -24,7 +24,7 @@ from benchmarks.measure import ratio
 from benchmarks.results import Results
 from celery_neli import install, leader_only
 from celery_neli.embedded import EmbeddedKafka
-from celery_neli.worker.queues import leader_queue
+from celery_neli.worker.task_marking import role_queue
 
 TASKS, ROUNDS, PATIENCE = 1000, 7, 60.0
 PARKED = "parked"
@@ -107,7 +107,7 @@ def run(bench: Results) -> None:
         with started(command, env={**os.environ, **told}):
             led.delay()
             until(marks, 1)
-            queues = {ordinary: "celery", led: leader_queue(app, None).name}
+            queues = {ordinary: "celery", led: role_queue(app, None).name}
             taken: dict[Any, list[float]] = {task: [] for task in queues}
             for _ in range(ROUNDS):
                 for task, queue in queues.items():

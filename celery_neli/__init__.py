@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from celery_neli.beat.replicated.standalone import ReplicatedScheduler
     from celery_neli.beat.scheduler import Scheduler
     from celery_neli.config import Config
-    from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked
     from celery_neli.election.neli import Neli, State
+    from celery_neli.election.role_state import LeaderAcquired, LeaderFenced, LeaderRevoked
     from celery_neli.exceptions import (
         ClosedError,
         ConfigurationError,
@@ -65,9 +65,9 @@ _HOMES = {
     "ClosedError": "exceptions",
     "NeliError": "exceptions",
     "TopicError": "exceptions",
-    "LeaderAcquired": "election.grant",
-    "LeaderFenced": "election.grant",
-    "LeaderRevoked": "election.grant",
+    "LeaderAcquired": "election.role_state",
+    "LeaderFenced": "election.role_state",
+    "LeaderRevoked": "election.role_state",
     "Neli": "election.neli",
     "State": "election.neli",
     "ReplicatedScheduler": "beat.replicated.standalone",

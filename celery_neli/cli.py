@@ -1,4 +1,4 @@
-"""`celery neli …`: status, resign, kafka.
+"""`celery neli …`: status, resign, repair, kafka, schedule.
 
 Every `celery` command imports this module, so it loads confluent_kafka only when one of its own commands runs.
 """
@@ -6,10 +6,12 @@ Every `celery` command imports this module, so it loads confluent_kafka only whe
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +20,20 @@ from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.bin.beat import beat
 from celery.bin.worker import worker
 
-import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` is refused by a command line that does not know it
-from celery_neli.config import ELECTIONS, enabled
-from celery_neli.masking import hide_from_reports
+import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
+from celery_neli.config import ELECTIONS, enabled, from_app
+from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import guard
-from celery_neli.periodic.cli import schedule
-from celery_neli.printable import printable
-from celery_neli.terminal import failure, say, say_json
+from celery_neli.periodic.cli import UNLED, schedule
+from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
 
-hide_from_reports()  # of `celery report`, too
+hide_from_reports()
 guard(beat, worker)
 _GONE = "  does not answer: its lease has run out"
 
@@ -40,6 +43,7 @@ _GONE = "  does not answer: its lease has run out"
 @handle_preload_options
 def neli(ctx: click.Context) -> None:
     """Leader election: show who leads, hand over, run a Kafka for development."""
+    ctx.meta[UNLED] = _unled
 
 
 neli.add_command(schedule)
@@ -55,31 +59,26 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     """Show who leads each role, in which term and since when, and the members. The exit status is 1 if a role has no
     leader, or if different apps share the group.
     """
-    from celery_neli.exceptions import NeliError
-
     try:
         _note_switched_off(ctx.obj.app)
         found = _look(ctx.obj.app, election)
+        shown = [each for each in found if each.exists or election] or found[:1]
+        if all(not each.exists and each.missing_rights for each in shown):
+            raise NeliError(shown[0].missing_rights[0])
     except NeliError as exc:
-        if as_json:
-            say_json(json.dumps({"led": False, "error": str(exc), "elections": []}))
-            ctx.exit(1)
-        raise failure(exc) from None
-    shown = [each for each in found if each.exists or election] or found[:1]
-    unseen = [right for each in found if not each.exists for right in each.missing_rights]
-    if all(not each.exists and each.missing_rights for each in shown):
-        if as_json:
-            say_json(json.dumps({"led": False, "error": shown[0].missing_rights[0], "elections": []}))
-            ctx.exit(1)
-        raise failure(NeliError(shown[0].missing_rights[0]))
+        if not as_json:
+            raise failure(exc) from None
+        say_json(json.dumps({"led": False, "error": str(exc), "elections": []}))
+        ctx.exit(1)
     led = all(each.led for each in shown)
     if as_json:
         say_json(json.dumps({"led": led, "elections": [each.as_dict() for each in shown]}))
     else:
         for each in shown:
             _print(each)
-        for right in unseen:
-            say(f"could not be checked: {right}", err=True)
+        for each in found:
+            for right in () if each.exists else each.missing_rights:
+                say(f"could not be checked: {right}", err=True)
     ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
@@ -97,23 +96,17 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
     """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
-    from celery_neli.config import from_app
-    from celery_neli.exceptions import NeliError
     from celery_neli.resign import hand_over
 
-    try:
+    with _errors_in_one_line():
         config = from_app(ctx.obj.app, election)
         _note_switched_off(ctx.obj.app)
         before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
-    except NeliError as exc:
-        raise failure(exc) from None
-    if to not in (None, after.leader):
-        raise failure(
-            NeliError(
+        if to not in (None, after.leader):
+            raise NeliError(
                 f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
                 f"not {to}"
             )
-        )
     say(
         f"{election} role {before.role}: {printable(before.leader)} (term {before.term}) handed over to "
         f"{printable(after.leader)} (term {after.term}) in {seconds:.1f} s"
@@ -130,15 +123,11 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     """Make the records of the beats' roles fit neli_shards, after you lowered it or if a record was forged. The command
     refuses while a beat serves a role: to lower neli_shards, stop all beats first.
     """
-    from celery_neli.config import from_app
-    from celery_neli.exceptions import NeliError
-    from celery_neli.repair import repair as mend
+    from celery_neli.repair import repair as run
 
-    try:
+    with _errors_in_one_line():
         config = from_app(ctx.obj.app, "beat")
-        changes = mend(config, dry_run=dry_run, timeout=timeout, log=_log())
-    except NeliError as exc:
-        raise failure(exc) from None
+        changes = run(config, dry_run=dry_run, timeout=timeout, log=_log())
     for each in changes:
         say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
@@ -153,19 +142,19 @@ def kafka(ctx: click.Context, port: int) -> None:
     when it stops. The topics of the app (`-A`) exist from the start.
     """
     from celery_neli.embedded import EmbeddedKafka
-    from celery_neli.exceptions import NeliError
 
-    ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+    with _errors_in_one_line(), EmbeddedKafka(port=port) as running:
+        _make_topics(ctx.obj.app, running)
+        print(f"embedded Kafka on {running.bootstrap_servers}; press Ctrl-C to stop it", flush=True)
+        threading.Event().wait()
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
     try:
-        with EmbeddedKafka(port=port) as running:
-            _make_topics(ctx.obj.app, running)
-            print(
-                f"embedded Kafka on {running.bootstrap_servers}; press Ctrl-C to stop it",
-                flush=True,
-            )
-            ended.wait()
+        yield
     except NeliError as exc:
         raise failure(exc) from None
 
@@ -175,17 +164,16 @@ def _note_switched_off(app: Any) -> None:
         say("note: neli_enabled = False: processes with this setting take part in no election", err=True)
 
 
-def _log() -> Any:
-    import logging
-
+def _log() -> logging.Logger:
     from celery_neli.logs import escaping
 
     return escaping(logging.getLogger("celery_neli.cli"))
 
 
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:
-    """Members elsewhere cannot: the embedded Kafka answers no such request, and makes topics of four partitions."""
-    from celery_neli.config import from_app
+    """Create the topics of the app, which its members cannot: the embedded Kafka answers no such request of another
+    process, and a topic that it makes by itself has four partitions.
+    """
     from celery_neli.kafka.topic_spec import schedule_topic
 
     if app.conf.get("neli_group"):
@@ -201,13 +189,37 @@ def _make_topics(app: Any, running: EmbeddedKafka) -> None:
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:
     from concurrent.futures import ThreadPoolExecutor
 
-    from celery_neli.config import from_app
     from celery_neli.status import look
 
     names = [election] if election else list(ELECTIONS)
     configs = {name: from_app(app, name) for name in names}
     with ThreadPoolExecutor(len(names)) as pool:
         return list(pool.map(lambda name: look(configs[name], name, log=_log(), schedules=name == "beat"), names))
+
+
+def _unled(app: Any, name: str) -> str | None:
+    """Return why no beat runs the entry of this name, if Kafka says so."""
+    from celery_neli.beat.replicated.sharding import owner
+    from celery_neli.config import from_app
+    from celery_neli.exceptions import NeliError
+    from celery_neli.status import look
+
+    config = from_app(app, "beat")
+    try:
+        found = look(config, "beat", log=_log(), schedules=True)
+    except NeliError:
+        return None  # Kafka answered before, and stored the entry
+    if not found.exists:
+        if found.missing_rights:
+            return None  # a user who only manages entries needs no right to see who leads
+        return f"the leader topic {config.topic} does not exist: the entry runs once a beat of this group has started"
+    role = config.roles[owner(name, len(config.roles))]
+    if all(each.leader is None for each in found.roles if each.role == role):
+        return (
+            f"no beat leads role {role} of neli_group = {app.conf.neli_group!r}, so the entry does not run yet: start "
+            "one with celery beat -S celery_neli.Scheduler"
+        )
+    return found.sharing
 
 
 def _print(status: ElectionStatus) -> None:
@@ -239,8 +251,8 @@ def _print_members(status: ElectionStatus) -> None:
     if status.members is None:
         unknown = "unknown (Kafka does not describe the group; the embedded Kafka cannot)"
         say("  members, by their own notes:" if schedules else f"  members: {unknown}")
-        for name, told in schedules.items():
-            say(f"    {printable(name)}{told}" + (_GONE if name in status.gone else heard.get(name, "")))
+        for name, text in schedules.items():
+            say(f"    {printable(name)}{text}" + (_GONE if name in status.gone else heard.get(name, "")))
         return
     say(f"  members: {len(status.members)} (group {status.group_state})")
     for member in status.members:

@@ -1,4 +1,4 @@
-"""The settings of an election and of its owners, each checked where it is made (`settings.py` lists them)."""
+"""The configuration of a member, checked when it is made, and the settings of an app (`settings.py` has the table)."""
 
 from __future__ import annotations
 
@@ -6,98 +6,89 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from celery_neli.election.records import MAX_LEASE
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.masking import Masked
-from celery_neli.printable import shown
-from celery_neli.settings import check_names, not_read
+from celery_neli.printable import Masked, closest
+from celery_neli.settings import MAX_LEASE, NAME_MOST, SETTINGS, TOPIC_MOST, Setting, kafka_name
 
 if TYPE_CHECKING:
     from celery import Celery
 
-_KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]+")
-NAME_MOST = 249
-TOPIC_MOST = NAME_MOST - len(".schedule")
-GROUP_MOST = TOPIC_MOST - len(".worker.neli")
-_ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
-_LEADER = "leader"
-SHARDS_MOST = 256
-PARALLEL_MOST = 64
-VERSION_MOST = 1 << 53
-SCHEDULE = ".schedule"
-"""What a leader topic's name is followed by in that of its schedule topic."""
-_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka's own; others it calls unreachable
-ELECTIONS = ("beat", "worker")
-STALL_LEAST = 1.0
-SECONDS_MOST = 1_000_000_000
-"""A wait of Python's threads must not be much longer."""
-SESSION_MOST = 3_600
-"""librdkafka's limit for the session of a consumer group."""
+ELECTIONS: Final = ("beat", "worker")
+SCHEDULE: Final = ".schedule"
+"""The end of a schedule topic's name, behind the name of the leader topic."""
+SESSION_MOST: Final = 3_600
+"""librdkafka's limit, in seconds, for the session of a consumer group."""
+#: The settings of an app are parts of these names.
+_WHOLE_NAMES: Mapping[str, Setting] = {
+    "group": Setting("neli_group", kafka_name(NAME_MOST)),
+    "topic": Setting("neli_topic", kafka_name(TOPIC_MOST)),
+}
+
+#: Properties with which a member could not work, by the reason.
+_REFUSED: Mapping[str, tuple[str, ...]] = {
+    "errors and log lines go to the logger celery_neli.kafka": ("error_cb", "logger", "log_cb"),
+    "it would run on the thread that renews the lease": ("stats_cb", "throttle_cb", "on_delivery"),
+    "nothing is ever committed": ("on_commit",),
+    "all members would share it, and the group would fence all but one": ("group.instance.id",),
+    "a member does not write in transactions": ("transactional.id",),
+    "these clients have no serializers": ("key.serializer", "value.serializer"),
+    "these clients have no deserializers": ("key.deserializer", "value.deserializer"),
+}
+#: The settings of ours that decide a required property.
+_FOLLOWS_FROM: Mapping[str, str] = {
+    "group.id": "neli_group",
+    "session.timeout.ms": "neli_session_timeout",
+    "delivery.timeout.ms": "neli_heartbeat_timeout",
+}
 
 
-_NUMBERS = (
-    "heartbeat_interval",
-    "heartbeat_timeout",
-    "session_timeout",
-    "takeover_delay",
-    "drain_timeout",
-    "stall_timeout",
-    "rebalance_after",
-)
-
-
-def default_name() -> str:
-    """A name for this process: host, process id, start time in seconds."""
+def _default_name() -> str:
+    """Return a name for this process: host, process id, and the time in seconds."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}_{os.getpid()}_{int(time.time())}")[-200:]
+
+
+def _default(name: str) -> Any:
+    return SETTINGS[name].default
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
-    """One member of one election, checked when it is made. Times are seconds.
+    """The configuration of one member of one election. Times are seconds.
 
-    Raises `ConfigurationError`, which names the setting, its value and what to do. `kafka` may hold secrets: neither
-    `repr` nor any error of ours shows more of it than names and addresses.
+    `kafka` may hold secrets: `repr` and the errors of this package show only its names and addresses.
+
+    Raises:
+        ConfigurationError: A value is unfit or contradicts another. The message names the setting, its value and what
+            to do.
     """
 
     group: str
-    kafka: Mapping[str, Any] | str = "localhost:9092"
+    kafka: Mapping[str, Any] | str = _default("neli_kafka")
     topic: str = ""
-    roles: tuple[str, ...] = ("leader",)
-    name: str = field(default_factory=default_name)
-    heartbeat_interval: float = 0.5
-    heartbeat_timeout: float = 4.0
-    session_timeout: float = 6.0
-    takeover_delay: float = 0.1
-    drain_timeout: float = 10.0
-    stall_timeout: float = 60.0
-    rebalance_after: float = 30.0
+    roles: tuple[str, ...] = _default("neli_roles")
+    name: str = field(default_factory=_default_name)
+    heartbeat_interval: float = _default("neli_heartbeat_interval")
+    heartbeat_timeout: float = _default("neli_heartbeat_timeout")
+    session_timeout: float = _default("neli_session_timeout")
+    takeover_delay: float = _default("neli_takeover_delay")
+    drain_timeout: float = _default("neli_drain_timeout")
+    stall_timeout: float = _default("neli_stall_timeout")
+    rebalance_after: float = _default("neli_rebalance_after")
 
     def __post_init__(self) -> None:
-        set_ = object.__setattr__
-        set_(self, "kafka", _kafka(self.kafka))
         if not self.topic:
-            set_(self, "topic", f"{self.group}.neli")
-        set_(self, "roles", _roles(self.roles))
-        for name in _NUMBERS:
-            set_(self, name, _seconds(name, getattr(self, name)))
-        for name in ("group", "topic", "name"):
-            _refuse_name(f"neli_{name}", getattr(self, name), most=TOPIC_MOST if name == "topic" else NAME_MOST)
-        if not self.roles or len(set(self.roles)) != len(self.roles) or not all(map(_is_role, self.roles)):
-            raise ConfigurationError(
-                f"neli_roles = {self.roles!r}: give one or more names, each once, "
-                "of at most 100 of the characters A-Z a-z 0-9 . _ -"
-            )
-        self._compare()
-        from celery_neli.kafka.properties import check  # it needs a configuration to begin with
+            object.__setattr__(self, "topic", f"{self.group}.neli")
+        for each in fields(self):
+            setting = _WHOLE_NAMES.get(each.name) or SETTINGS[f"neli_{each.name}"]
+            object.__setattr__(self, each.name, setting.checked(getattr(self, each.name)))
+        self._check_times()
+        self._check_properties()
 
-        check(self)
-
-    def _compare(self) -> None:
+    def _check_times(self) -> None:
         if 3 * self.heartbeat_interval > self.heartbeat_timeout:
             raise ConfigurationError(
                 f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is less than 3 × neli_heartbeat_interval = "
@@ -124,10 +115,22 @@ class Config:
                 f"neli_session_timeout = {self.session_timeout:g} s is above {SESSION_MOST} s, which Kafka's client "
                 "refuses, and brokers by default above 1800 s; lower it"
             )
-        if self.stall_timeout < STALL_LEAST:
-            raise ConfigurationError(
-                f"neli_stall_timeout = {self.stall_timeout:g} s is below {STALL_LEAST:g} s; raise it"
-            )
+        if self.stall_timeout < 1:
+            raise ConfigurationError(f"neli_stall_timeout = {self.stall_timeout:g} s is below 1 s; raise it")
+
+    def _check_properties(self) -> None:
+        for reason, names in _REFUSED.items():
+            for name in names:
+                if self.properties.get(name) is not None:
+                    raise ConfigurationError(f"neli_kafka must not contain {name}: {reason}.")
+        for required in (required_of_readers(self), required_of_writers(self), required_of_members(self)):
+            for name, ours in required.items():
+                given = self.properties.get(name, ours)
+                if _comparable(name, given) != _comparable(name, ours):
+                    where = f" (it follows from {_FOLLOWS_FROM[name]})" if name in _FOLLOWS_FROM else ""
+                    raise ConfigurationError(
+                        f"neli_kafka has {name}={given!r}, but an election needs {name}={ours!r}{where}; remove it."
+                    )
 
     def __repr__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -141,115 +144,113 @@ class Config:
 
     @property
     def properties(self) -> Mapping[str, Any]:
-        """The librdkafka properties that the user gave. May hold secrets."""
+        """The librdkafka properties that the user gave, by their main names. They may hold secrets."""
         assert not isinstance(self.kafka, str)  # __post_init__ made it a mapping
         return self.kafka
 
 
-def _roles(value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):  # others have no order, or no lasting one
-        raise ConfigurationError(f"neli_roles = {shown(value)}: give a list of names")
-    return tuple(value)
+def required_of_readers(config: Config) -> Mapping[str, Any]:
+    """Return the librdkafka properties on which the safety of a consumer of the leader or schedule topic rests."""
+    return {
+        "group.id": config.group,  # it never joins: the client demands an id, and this one has the rights anyway
+        "auto.offset.reset": "error",  # a position outside the log must raise, not be corrected silently (R9)
+        "enable.partition.eof": True,  # a claim waits for the end of the log (R2)
+        "isolation.level": "read_uncommitted",  # somebody's open transaction must not hold up the log
+        "enable.auto.commit": False,
+        "allow.auto.create.topics": False,
+    }
 
 
-def _refuse_name(setting: str, value: Any, *, most: int) -> None:
-    if not isinstance(value, str) or not _KAFKA_NAME.fullmatch(value) or len(value) > most or value in (".", ".."):
-        raise ConfigurationError(
-            f"{setting} = {shown(value)}: use 1 to {most} of the characters that Kafka allows in names: "
-            "A-Z a-z 0-9 . _ -"
-        )
+def required_of_writers(config: Config) -> Mapping[str, Any]:
+    """Return the librdkafka properties on which the safety of a producer to either topic rests."""
+    return {
+        "acks": "all",  # a record that only one broker has can be lost after it was read (R1)
+        # A record older than the lease that it buys is useless, and a state must not be written long after its term.
+        "delivery.timeout.ms": max(1, round(config.heartbeat_timeout * 1000)),
+        # No idempotence: readers tolerate duplicate and late records, and without it a broker that stops cleanly
+        # delays a record by 0.3 s instead of 1.2 s.
+        "enable.idempotence": False,
+        "max.in.flight.requests.per.connection": 1,
+    }
 
 
-def _is_role(value: Any) -> bool:
-    return isinstance(value, str) and _ROLE.fullmatch(value) is not None
+def required_of_members(config: Config) -> Mapping[str, Any]:
+    """Return the librdkafka properties on which the safety of a member of the consumer group rests."""
+    return {
+        "group.id": config.group,
+        "group.protocol": "classic",  # KIP-848 leaves the session timeout to the broker: 45 s
+        "partition.assignment.strategy": "cooperative-sticky",  # a join must not disturb the leader
+        "session.timeout.ms": round(config.session_timeout * 1000),
+        "enable.auto.commit": False,
+        "allow.auto.create.topics": False,
+    }
 
 
-def _seconds(name: str, value: Any) -> float:
-    least = 0.0 if name in ("takeover_delay", "drain_timeout") else 0.001
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= SECONDS_MOST:
-        raise ConfigurationError(
-            f"neli_{name} = {shown(value)}: give a number of seconds from {least:g} to {SECONDS_MOST}"
-        )
-    return float(value)
+def _comparable(name: str, value: Any) -> str:
+    text = str(value).strip().lower()
+    return "all" if name == "acks" and text == "-1" else text
 
 
-def _kafka(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, str):
-        value = {"bootstrap.servers": value}
-    elif isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
-        value = {"bootstrap.servers": ",".join(value)}
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ConfigurationError(
-            f"neli_kafka is a {type(value).__name__}: give the bootstrap servers as 'host:port,host:port', "
-            "or a dict of librdkafka properties"
-        )
-    servers = value.get("bootstrap.servers", value.get("metadata.broker.list"))
-    if not isinstance(servers, str) or not servers.strip():
-        raise ConfigurationError("neli_kafka lacks 'bootstrap.servers': give at least one host:port")
-    if "@" in servers:
-        raise ConfigurationError(
-            "neli_kafka has a server with a user or a password in it: give host:port, and sasl.username and "
-            "sasl.password beside 'bootstrap.servers'"
-        )
-    for server in servers.split(","):
-        scheme, found, _ = server.strip().partition("://")
-        if found and scheme.lower() not in _SCHEMES:
-            raise ConfigurationError(
-                f"neli_kafka has the server {server.strip()!r}: give host:port, without {scheme}://"
-            )
-    given = {k: v for k, v in value.items() if k != "metadata.broker.list"}
-    return MappingProxyType(Masked({**given, "bootstrap.servers": servers}))
+def read(app: Celery, name: str) -> Any:
+    """Return the app's value of the setting `name`, or its default. Loads the app's configuration.
+
+    Raises:
+        ConfigurationError: The value is unfit.
+    """
+    value, setting = app.conf.get(name), SETTINGS[name]
+    return setting.default if value is None else setting.checked(value)
 
 
 def enabled(app: Celery) -> bool:
-    """Whether `neli_enabled` is on (the default)."""
-    return _flag(app, "neli_enabled", default=True)
+    """Return True if `neli_enabled` is on, as it is by default. Raises `ConfigurationError`."""
+    found: bool = read(app, "neli_enabled")
+    return found
 
 
-def _flag(app: Celery, name: str, *, default: bool) -> bool:
-    value = app.conf.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} = {shown(value)}: give True or False")
-    return value
+def least_interval(app: Celery) -> float:
+    """Return `neli_least_interval` in seconds. Raises `ConfigurationError`."""
+    found: float = read(app, "neli_least_interval")
+    return found
 
 
 def from_app(app: Celery, election: str) -> Config:
-    """The configuration of `election` ("beat" or "worker") from the app's `neli_*` settings.
+    """Return the configuration of `election` ("beat" or "worker") from the app's settings, which it loads.
 
-    Loads the app's configuration. Raises `ConfigurationError`, also for a `neli_*` setting that does not exist.
+    Raises:
+        ConfigurationError: A setting is unfit, missing, or does not exist.
     """
     check_names(app)
     given: dict[str, Any] = {"group": f"{_group(app)}.{election}"}
-    for name in ("kafka", "name", *_NUMBERS):
-        value = app.conf.get(f"neli_{name}")
-        if value is not None:
-            given[name] = value
-    topic = app.conf.get("neli_topic")
+    for each in fields(Config):
+        if each.name not in ("group", "topic", "roles") and app.conf.get(f"neli_{each.name}") is not None:
+            given[each.name] = app.conf.get(f"neli_{each.name}")
+    topic = read(app, "neli_topic")
     if topic is not None:
-        if not isinstance(topic, str) or "{election}" not in topic:
-            raise ConfigurationError(
-                f"neli_topic = {shown(topic)}: beats and workers need a topic each; "
-                "write {election} where their name shall stand"
-            )
         given["topic"] = topic.replace("{election}", election)
-    if election == "worker" and app.conf.get("neli_roles") is not None:
-        given["roles"] = app.conf.neli_roles
-    if election == "beat":
-        given["roles"] = shard_roles(_whole(app, "neli_shards", 1, least=1, most=SHARDS_MOST))
+    given["roles"] = read(app, "neli_roles") if election == "worker" else shard_roles(read(app, "neli_shards"))
     return Config(**given)
 
 
 def shard_roles(shards: int) -> tuple[str, ...]:
-    """The roles of a beat election with so many shards. A role keeps its name and its place when more are added."""
-    return (_LEADER, *(f"{_LEADER}-{index}" for index in range(1, shards)))
+    """Return the roles of a beat election with so many shards. A role keeps its name and place when more are added."""
+    return ("leader", *(f"leader-{index}" for index in range(1, shards)))
+
+
+def _group(app: Celery) -> str:
+    group: str | None = read(app, "neli_group")
+    if group is None:
+        hint = not_read(app, "neli_group")
+        example = "name this deployment, e.g. neli_group = 'shop-production'"
+        raise ConfigurationError(
+            f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
+        )
+    return group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeatSettings:
-    """What a beat needs beside its `Config`: whether slots in doubt are sent again; how many publishers work side by
-    side; the version of its schedule, None if it has none.
+    """What a beat needs beside its `Config`: whether it sends slots in doubt again, how many publishers work in
+    parallel, and the version of its schedule, None if it has none.
     """
 
     sends_in_doubt: bool
@@ -258,65 +259,77 @@ class BeatSettings:
 
 
 def beat_settings(app: Celery) -> BeatSettings:
-    """From the app's settings. Loads its configuration. Raises `ConfigurationError`."""
-    in_doubt = app.conf.get("neli_in_doubt")
-    if in_doubt not in (None, "send", "skip"):
-        raise ConfigurationError(f"neli_in_doubt = {shown(in_doubt)}: give 'send' or 'skip'")
+    """Return what a beat needs from the app's settings, which it loads. Raises `ConfigurationError`."""
     least_interval(app)
-    version = None
-    if app.conf.get("neli_schedule_version") is not None:
-        version = _whole(app, "neli_schedule_version", 0, least=0, most=VERSION_MOST)
     return BeatSettings(
-        sends_in_doubt=in_doubt != "skip",
-        parallel=_whole(app, "neli_publish_parallel", 1, least=1, most=PARALLEL_MOST),
-        version=version,
+        sends_in_doubt=read(app, "neli_in_doubt") == "send",
+        parallel=read(app, "neli_publish_parallel"),
+        version=read(app, "neli_schedule_version"),
     )
-
-
-def least_interval(app: Celery) -> float:
-    """Return `neli_least_interval` in seconds. Loads the app's configuration. Raises `ConfigurationError`."""
-    value = app.conf.get("neli_least_interval")
-    return 1.0 if value is None else _seconds("least_interval", value)
-
-
-def _whole(app: Celery, name: str, default: int, *, least: int, most: int) -> int:
-    value = app.conf.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ConfigurationError(f"{name} = {shown(value)}: give a whole number from {least} to {most}")
-    return value
-
-
-def _group(app: Celery) -> str:
-    """The setting `neli_group`. Raises `ConfigurationError` without it."""
-    group = app.conf.get("neli_group")
-    if group is None:
-        hint = not_read(app, "neli_group")
-        example = "name this deployment, e.g. neli_group = 'shop-production'"
-        raise ConfigurationError(
-            f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
-        )
-    _refuse_name("neli_group", group, most=GROUP_MOST)
-    found: str = group
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What a worker needs beside its `Config`: `leader_queue` has `{role}` in it."""
+    """What a worker needs beside its `Config`. `leader_queue` contains `{role}`."""
 
     leader_queue: str
     fence_kills: bool
 
 
 def worker_settings(app: Celery) -> WorkerSettings:
-    """From the app's settings. Loads its configuration. Raises `ConfigurationError`."""
-    queue = app.conf.get("neli_leader_queue")
-    if queue is None:
-        queue = f"{_group(app)}.leader.{{role}}"
-    if not isinstance(queue, str) or "{role}" not in queue:
-        raise ConfigurationError(
-            f"neli_leader_queue = {shown(queue)}: roles need a queue each; write {{role}} where their name shall stand"
-        )
-    return WorkerSettings(leader_queue=queue, fence_kills=_flag(app, "neli_fence_kills", default=False))
+    """Return what a worker needs from the app's settings, which it loads. Raises `ConfigurationError`."""
+    return WorkerSettings(
+        leader_queue=read(app, "neli_leader_queue") or f"{_group(app)}.leader.{{role}}",
+        fence_kills=read(app, "neli_fence_kills"),
+    )
+
+
+_NAME = re.compile(r"(?:(?P<prefix>\w+)_)?(?P<name>neli_\w+)", re.IGNORECASE)
+
+
+def check_names(app: Celery) -> None:
+    """Check the names of the `neli_*` settings that the user gave, since Celery ignores unknown ones. Loads them.
+
+    Raises:
+        ConfigurationError: A name does not exist, or Celery would not read it: it is in the wrong case, or its prefix
+            is not the app's namespace. In an app with a namespace, another prefix may be that of another app.
+    """
+    namespace = getattr(app, "namespace", None) or ""
+    for key in _text_keys(app):
+        found = _NAME.fullmatch(key)
+        if found is None:
+            continue
+        name, prefix = found["name"].lower(), found["prefix"]
+        right = _with_namespace(name, namespace)
+        if key in (name, right):
+            if name not in SETTINGS:
+                raise ConfigurationError(
+                    f"{name} is not a setting of celery-neli; did you mean {closest(name, SETTINGS)}?"
+                )
+        elif prefix is None or prefix.lower() == namespace.lower() or (not namespace and name in SETTINGS):
+            raise ConfigurationError(f"{key} is not read: {_remedy(key, name, right)}")
+
+
+def not_read(app: Celery, name: str) -> str | None:
+    """Return a hint if the app lacks the setting `name` and the user gave it with another prefix or in capitals."""
+    right = _with_namespace(name, getattr(app, "namespace", None) or "")
+    for key in _text_keys(app):
+        if key not in (name, right) and f"_{key}".lower().endswith(f"_{name}"):
+            return f"{key} is set, which this app does not read: {_remedy(key, name, right)}"
+    return None
+
+
+def _text_keys(app: Celery) -> Iterable[str]:
+    return [key for key in list(app.conf.keys()) if isinstance(key, str)]
+
+
+def _with_namespace(name: str, namespace: str) -> str:
+    full = f"{namespace}_{name}" if namespace else name
+    return full.upper() if namespace.isupper() else full
+
+
+def _remedy(key: str, name: str, right: str) -> str:
+    prefix = key[: -len(name)].rstrip("_")
+    if right == name and prefix:
+        return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
+    return f"write {right}"

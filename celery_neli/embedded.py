@@ -1,23 +1,22 @@
-"""A Kafka for development and tests, inside this process: nothing to install, nothing to start, nothing kept.
+"""A Kafka inside this process for development and tests, with nothing to install or to start.
 
-confluent-kafka carries librdkafka, and librdkafka carries the mock cluster of its own tests (``rdkafka_mock.h``): a TCP
-server on the loopback interface that speaks Kafka's protocol to any client of any process on this machine. It knows
-produce, fetch, metadata, consumer groups and transactions; brokers go down and come back, answer slowly, move leaders
-and coordinators, and fail chosen requests. That makes it the fault rig of the tests as well. It is reached with ctypes
-in the very librdkafka that the clients of this process use.
+confluent-kafka contains librdkafka, and librdkafka contains the mock cluster of its own tests (``rdkafka_mock.h``): a
+TCP server on the loopback interface that speaks Kafka's protocol to any client of any process on this machine. It
+supports produce, fetch, metadata, consumer groups and transactions. Its brokers can go down and come back, answer
+slowly, move leaders and coordinators, and fail chosen requests, so our tests inject faults with it. This module calls
+it with ctypes, in the librdkafka that the clients of this process use.
 
-Never for production. It forgets everything when it ends, keeps 5 MB or 100 000 records a partition, has no replication
-behind its replication factor, no authentication and no CreateTopics request. A topic that a client makes by asking for
-it has 4 partitions; :meth:`EmbeddedKafka.create_topic` chooses. (Members of an election in this process do that by
-themselves; ``celery -A <app> neli kafka`` does it for members elsewhere.) A consumer group without members lets its
-first one in at once, but every later rebalance takes the group's ``session.timeout.ms`` less a second, as long as which
-a killed member is waited for as well; all members must name the same assignor first, or librdkafka ends the process.
+It is never for production. It forgets everything when it ends, keeps 5 MB or 100 000 records per partition, and has no
+replication behind its replication factor, no authentication and no CreateTopics request. A topic that a client creates
+by asking for it has 4 partitions; :meth:`EmbeddedKafka.create_topic` lets you choose. (Members of an election in this
+process call it themselves; ``celery -A <app> neli kafka`` does so for members in other processes.) An empty consumer
+group admits its first member at once. Every later rebalance takes the group's ``session.timeout.ms`` less a second, and
+so does the wait for a killed member. All members must name the same assignor first, or librdkafka ends the process.
 """
 
 from __future__ import annotations
 
 import ctypes
-import difflib
 import logging
 import os
 import weakref
@@ -30,9 +29,9 @@ from confluent_kafka import KafkaError
 from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
 from celery_neli.kafka.mock_cluster import MockCluster, load
 from celery_neli.logs import escaping
+from celery_neli.printable import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from types import TracebackType
 
 __all__ = ["EmbeddedKafka"]
@@ -67,16 +66,19 @@ API_KEYS = {
 class EmbeddedKafka:
     """librdkafka's mock Kafka cluster as a context manager, with its faults as methods.
 
-    ``port``: the port on 127.0.0.1 at which clients find it (default: any free one). The mock brokers themselves always
-    listen on free ports; a small relay on the chosen port forwards a client's first connection to one of them, and the
-    metadata read there names the brokers' own ports. ``brokers``: how many, with the ids 1, 2, ... ``library``: the
-    path of another librdkafka (default: the one in use by confluent-kafka).
+    The constructor only checks its arguments. All methods may be called from any thread; they wait milliseconds for the
+    mock cluster's own thread, with the GIL released. A forked child has no Kafka: it loses the inherited sockets at
+    once, and all methods raise except :meth:`start`, which starts a new one, and :meth:`close`.
 
-    The constructor does nothing but check its arguments. All methods may be called from any thread; they wait for the
-    mock cluster's own thread (milliseconds) with the GIL released. After a fork the child has no Kafka: it loses the
-    inherited sockets at once, and all methods but :meth:`start` (a new one) and :meth:`close` raise.
+    Args:
+        port: The port on 127.0.0.1 at which clients find it; by default any free one. The mock brokers always listen on
+            free ports: a small relay on the chosen port forwards a client's first connection to one of them, and the
+            metadata that the client reads there names the brokers' own ports.
+        brokers: How many brokers it has, with the ids 1, 2, ...
+        library: The path of another librdkafka; by default the one that confluent-kafka uses.
 
-    :raises ConfigurationError: an argument is out of range.
+    Raises:
+        ConfigurationError: An argument is out of range.
     """
 
     def __init__(
@@ -100,14 +102,15 @@ class EmbeddedKafka:
         self.close()
 
     def start(self) -> EmbeddedKafka:
-        """Start the brokers and return self; a second start is ignored, a start after a close begins with no topics.
+        """Start the brokers and return self. A second start does nothing; a start after a close begins with no topics.
 
-        :raises EmbeddedKafkaUnavailable: librdkafka lacks the mock cluster.
-        :raises ConfigurationError: the chosen port cannot be had.
+        Raises:
+            EmbeddedKafkaUnavailable: librdkafka lacks the mock cluster.
+            ConfigurationError: The chosen port is not free.
         """
         if self._running is None or self._running.pid != os.getpid():
             self._running = running = MockCluster(load(self._path), port=self.port, brokers=self.brokers)
-            self._finalizer = weakref.finalize(self, running.stop)  # not closed: when collected, or at exit
+            self._finalizer = weakref.finalize(self, running.stop)  # if nobody closes it
             logger.warning(
                 "embedded kafka started bootstrap_servers=%s brokers=%d: for development only, never production;"
                 " it forgets everything when it ends",
@@ -117,7 +120,7 @@ class EmbeddedKafka:
         return self
 
     def close(self) -> None:
-        """End the brokers and forget their topics. Idempotent; waits for librdkafka's threads; a no-op in a fork."""
+        """End the brokers and forget their topics. Waits for librdkafka's threads. Does nothing twice, or in a fork."""
         if self._running is not None:
             self._running = None
             self._finalizer()
@@ -128,7 +131,11 @@ class EmbeddedKafka:
         return self._started().bootstrap_servers
 
     def create_topic(self, name: str, *, partitions: int = 1, replication_factor: int = 1) -> None:
-        """Create a topic. :raises NeliError: it exists, or librdkafka refuses its shape."""
+        """Create a topic.
+
+        Raises:
+            NeliError: It exists, or librdkafka refuses its shape.
+        """
         if partitions < 1 or not 1 <= replication_factor <= self.brokers:
             raise ConfigurationError(
                 f"topic {name!r}: partitions={partitions} must be at least 1 and replication_factor="
@@ -137,11 +144,11 @@ class EmbeddedKafka:
         self._do(f"create topic {name!r}", "topic_create", name.encode(), partitions, replication_factor)
 
     def delete_topic(self, name: str) -> None:
-        """Delete a topic and its records; clients that ask for it by name may make it anew."""
+        """Delete a topic and its records. A client that asks for it by name may create it again."""
         self._do(f"delete topic {name!r}", "topic_delete", name.encode())
 
     def broker_down(self, broker: int | None = None) -> None:
-        """Close a broker's connections (default: every broker's) and refuse new ones. Leaders stay where they are."""
+        """Close a broker's connections (default: all brokers') and refuse new ones. Leaders stay where they are."""
         self._do("take a broker down", "broker_set_down", self._id(broker, ALL_BROKERS))
 
     def broker_up(self, broker: int | None = None) -> None:
@@ -149,7 +156,7 @@ class EmbeddedKafka:
         self._do("bring a broker up", "broker_set_up", self._id(broker, ALL_BROKERS))
 
     def slow(self, seconds: float, broker: int | None = None) -> None:
-        """Answer every request no sooner than so many seconds after it came; 0 ends it (default: all brokers)."""
+        """Delay the answer to every request by so many seconds; 0 ends the delay (default: all brokers)."""
         if not 0 <= seconds < 86400:
             raise ConfigurationError(f"slow({seconds!r}): give a round-trip time in seconds, from 0 to a day")
         self._do("slow a broker", "broker_set_rtt", self._id(broker, ALL_BROKERS), round(seconds * 1000))
@@ -160,14 +167,17 @@ class EmbeddedKafka:
         self._do(f"move {topic} [{partition}]", "partition_set_leader", topic.encode(), partition, target)
 
     def move_coordinator(self, group: str, broker: int) -> None:
-        """Make a broker the coordinator of a consumer group; the group's members find out and go there."""
+        """Make a broker the coordinator of a consumer group. The group's members notice it and go there."""
         self._do(f"move group {group!r}", "coordinator_set", b"group", group.encode(), self._id(broker, ALL_BROKERS))
 
     def push_errors(self, api: str, *errors: str | int, count: int = 1) -> None:
         """Fail the next requests of one kind, on any broker, with the given errors in turn, ``count`` times over.
 
-        ``api``: a request of :data:`API_KEYS`, e.g. ``"Produce"``. ``errors``: names or numbers of
-        :class:`confluent_kafka.KafkaError`, e.g. ``"NOT_COORDINATOR"``; ``"_TRANSPORT"`` breaks the connection.
+        Args:
+            api: A request of :data:`API_KEYS`, e.g. ``"Produce"``.
+            errors: Names or numbers of :class:`confluent_kafka.KafkaError`, e.g. ``"NOT_COORDINATOR"``;
+                ``"_TRANSPORT"`` breaks the connection.
+            count: How many times to go through the errors.
         """
         codes = [_error_code(error) for error in errors] * count
         if not codes:
@@ -176,7 +186,7 @@ class EmbeddedKafka:
         self._started().call("push_request_errors_array", _api_key(api), len(codes), array)
 
     def clear_errors(self, api: str) -> None:
-        """Forget the errors pushed for one kind of request that no request has met yet."""
+        """Forget the errors that were pushed for one kind of request and have not failed one yet."""
         self._started().call("clear_request_errors", _api_key(api))
 
     def _id(self, broker: int | None, default: int) -> int:
@@ -203,18 +213,18 @@ class EmbeddedKafka:
 
 
 def _librdkafka() -> str:
-    """A path whose symbols are those of the librdkafka in use."""
+    """Return a path from which ctypes loads the librdkafka in use."""
     extension = Path(confluent_kafka.cimpl.__file__)
-    if os.name == "nt":  # a symbol must be looked up in its own DLL, which the wheel keeps beside the package
+    if os.name == "nt":  # Windows finds a symbol only in its own DLL, which the wheel keeps beside the package
         dlls = sorted(extension.parent.parent.glob("confluent_kafka.libs/librdkafka-*.dll"))
         return str(dlls[0] if dlls else extension)
-    # Elsewhere a look-up also searches what the library is linked to: a wheel's own directory, a system's, conda's.
+    # Other systems also look in the libraries that it is linked to, be they the wheel's, the system's or conda's.
     return str(extension)
 
 
 def _api_key(api: str) -> int:
     if api not in API_KEYS:
-        raise ConfigurationError(f"no embedded Kafka answers {api!r} requests{_nearest(api, API_KEYS)}")
+        raise ConfigurationError(f"no embedded Kafka answers {api!r} requests; {did_you_mean(api, API_KEYS)}")
     return API_KEYS[api]
 
 
@@ -223,11 +233,5 @@ def _error_code(error: str | int) -> int:
         return error
     codes = {name: code for name, code in vars(KafkaError).items() if name.isupper() and isinstance(code, int)}
     if error not in codes:
-        raise ConfigurationError(f"confluent_kafka.KafkaError has no error {error!r}{_nearest(error, codes)}")
+        raise ConfigurationError(f"confluent_kafka.KafkaError has no error {error!r}; {did_you_mean(error, codes)}")
     return codes[error]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    by_folded = {each.casefold(): each for each in known}
-    found = difflib.get_close_matches(str(name).casefold(), by_folded, n=1, cutoff=0.5)
-    return f"; did you mean {by_folded[found[0]]!r}?" if found else f"; known are {', '.join(known)}"

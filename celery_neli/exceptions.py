@@ -1,4 +1,4 @@
-"""Every error of celery-neli, under one base."""
+"""All errors of celery-neli, under one base."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ class NeliError(Exception):
 
 
 class ConfigurationError(NeliError, ValueError):
-    """A setting is missing, misspelt or contradicts another; the message names it, its value and what to do."""
+    """A setting is missing, misspelt or unfit; the message names it, its value and what to do."""
 
 
 class RecordError(NeliError, ValueError):
-    """A record of the leader topic cannot be read; everybody skips it alike (R9)."""
+    """A record of the leader topic cannot be read; all members skip it alike (R9)."""
 
 
 class UnknownVersion(RecordError):
-    """A record was written by another version of the protocol: this member must stand aside (R9)."""
+    """Another version of the protocol wrote a record: this member must stand aside (R9)."""
 
 
 class TopicError(NeliError):
-    """The leader topic is missing, unfit or out of reach for want of rights; the message says what to do."""
+    """The leader topic is missing or unfit, or rights to it are missing; the message says what to do."""
 
 
 class NotAllowed(NeliError):
-    """Kafka refused a question because rights are missing; the message has the command that gives them."""
+    """Kafka refused a request because rights are missing; the message has the command that grants them."""
 
 
 class ClosedError(NeliError):
-    """The curator was closed: it can be pulsed no more."""
+    """The `Neli` was closed and cannot be pulsed any more."""
 
 
 class EmbeddedKafkaUnavailable(NeliError):
@@ -36,8 +36,8 @@ class EmbeddedKafkaUnavailable(NeliError):
 
 
 class NotLeader(NeliError):
-    """Something that only the leader does was asked of a process that does not lead; it was not done."""
+    """A process that does not lead was asked to do what only the leader does; it did not do it."""
 
 
 class LeadershipLost(NeliError):
-    """The lease ended while a leader's work was running: another may have begun already."""
+    """The lease ended while the leader's work was running: another process may have begun the same work already."""

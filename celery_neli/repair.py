@@ -17,10 +17,10 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from celery_neli.beat.replicated.claims import Marks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
-from celery_neli.config import SHARDS_MOST, shard_roles
+from celery_neli.config import shard_roles
 from celery_neli.election.clock import boottime
-from celery_neli.election.grant import LeaderRevoked
 from celery_neli.election.member import Member
+from celery_neli.election.role_state import LeaderRevoked
 from celery_neli.exceptions import NeliError
 from celery_neli.kafka.asking import metadata
 from celery_neli.kafka.causes import is_denied
@@ -30,6 +30,7 @@ from celery_neli.kafka.properties import reader_properties
 from celery_neli.kafka.topic_admin import GONE
 from celery_neli.kafka.validate import making
 from celery_neli.printable import printable
+from celery_neli.settings import SHARDS_MOST
 from celery_neli.status import look
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
                 "what the records of the roles say cannot be known before a member leads the roles: the records have "
                 "expired, or Kafka is slow; start the beats, or repair without --dry-run"
             )
-        changes = plan([member.told(role).data for role in roles], shards, now=time.time())
+        changes = plan([member.last_payload(role).data for role in roles], shards, now=time.time())
         if dry_run or (read and not changes):
             return changes
         member.candidate = True
@@ -111,11 +112,11 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
                 f"the repair could not lead every role within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
                 "stop the beats that serve a role, and try again"
             )
-        changes = plan([member.told(role).data for role in roles], shards, now=time.time())
+        changes = plan([member.last_payload(role).data for role in roles], shards, now=time.time())
         for change in changes:
             role = roles[change.role]
-            member.offer(role, change.data, term=member.grant(role).term or 0)
-            member.hurry(role, term=member.grant(role).term or 0)
+            member.set_payload(role, change.data, term=member.grant(role).term or 0)
+            member.beat_now(role, term=member.grant(role).term or 0)
         if not _step(member, lambda: all(_carries(member, roles[each.role], each.data) for each in changes), until=end):
             raise NeliError(
                 f"the records were not read back within {timeout:g} s: check `celery neli status`, and try again"
@@ -157,11 +158,11 @@ def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
 
 
 def _leads(member: Member, role: str) -> bool:
-    return member.grant(role).leading(boottime()) and member.told(role).known
+    return member.grant(role).leading(boottime()) and member.last_payload(role).known
 
 
 def _carries(member: Member, role: str, data: Mapping[str, Any]) -> bool:
-    told = member.told(role)
+    told = member.last_payload(role)
     return told.own and dict(told.data or {}) == dict(data)
 
 

@@ -1,258 +1,340 @@
-"""Every setting: its name, default, unit and meaning. `docs/settings.md` is made from here (`python -m
-celery_neli.settings`); `config.py` checks the values.
+"""Every setting, once: its name, check, unit, default and meaning.
+
+`python -m celery_neli.settings` prints the page `docs/settings.md`; `config.py` reads the settings of an app.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import Any, Final
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import nearest
+from celery_neli.printable import Masked, shown
 
-if TYPE_CHECKING:
-    from celery import Celery
+MAX_LEASE: Final = 300.0
+"""Seconds. One record can make other members wait for so long, and no longer."""
+NAME_MOST: Final = 249
+"""Characters of a name in Kafka."""
+TOPIC_MOST: Final = NAME_MOST - len(".schedule")
+GROUP_MOST: Final = TOPIC_MOST - len(".worker.neli")
+SECONDS_MOST: Final = 1_000_000_000
+"""A wait of Python's threads must not be much longer."""
+SHARDS_MOST: Final = 256
+VERSION_MOST: Final = 1 << 53
+MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")
+
+_KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka takes any other for an unreachable server
+#: Second names of librdkafka's properties (its CONFIGURATION.md), and the main ones.
+_ALIASES: Mapping[str, str] = {
+    "metadata.broker.list": "bootstrap.servers",
+    "request.required.acks": "acks",
+    "message.timeout.ms": "delivery.timeout.ms",
+    "max.in.flight": "max.in.flight.requests.per.connection",
+    "queue.buffering.max.ms": "linger.ms",
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a value must be. `remedy` is the part of the error that says what to give instead."""
+
+    fits: Callable[[Any], bool]
+    remedy: str
+    unit: str = ""
+    convert: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
-    """One `neli_*` setting as users see it. `subject` is the heading under which the documentation lists it."""
+    """One `neli_*` setting. `documented`: its default as the documentation shows it, if that is not the plain value."""
 
     name: str
-    subject: str
-    default: str
-    meaning: str
+    check: Check
+    default: Any = None
+    documented: str = ""
+    meaning: str = ""
+
+    def checked(self, value: Any) -> Any:
+        """Return the value in the form that the package uses.
+
+        Raises:
+            ConfigurationError: The value is unfit; the message names the setting, the value and what to give.
+        """
+        if not self.check.fits(value):
+            raise ConfigurationError(f"{self.name} = {shown(value)}: {self.check.remedy}")
+        return value if self.check.convert is None else self.check.convert(value)
+
+    def row(self) -> str:
+        """Return the setting as a row of the documentation's table."""
+        default = self.documented
+        if not default and self.default is None:
+            default = "none"
+        elif not default and _is_number(self.default):
+            default = f"{self.default:g} {self.check.unit}".rstrip()
+        elif not default:
+            default = f"`{self.default if isinstance(self.default, bool) else json.dumps(self.default)}`"
+        return f"| `{self.name}` | {default} | {self.meaning} |"
 
 
-_ELECTION, _SCHEDULE, _SHARDS, _WORKERS = "The election", "The schedule", "Several leading beats", "Workers"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        name="neli_group",
-        subject=_ELECTION,
-        default="required",
-        meaning="names the deployment; the consumer groups are `<group>.beat` and `<group>.worker`. Give every app and "
-        "every environment its own: beats that share one compete, and only the winner's schedule runs",
-    ),
-    Setting(
-        name="neli_kafka",
-        subject=_ELECTION,
-        default="`localhost:9092`",
-        meaning="Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
-    ),
-    Setting(
-        name="neli_topic",
-        subject=_ELECTION,
-        default="`<group>.<election>.neli`",
-        meaning="the leader topic; `{election}` in it stands for `beat` or `worker`",
-    ),
-    Setting(
-        name="neli_name",
-        subject=_ELECTION,
-        default="`<host>_<pid>_<time>`",
-        meaning="this process's name in logs and in `neli status`; must differ between processes",
-    ),
-    Setting(
-        name="neli_heartbeat_interval",
-        subject=_ELECTION,
-        default="0.5 s",
-        meaning="time between two heartbeats of a leader",
-    ),
-    Setting(
-        name="neli_heartbeat_timeout",
-        subject=_ELECTION,
-        default="4 s",
-        meaning="the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of a "
-        "second",
-    ),
-    Setting(
-        name="neli_session_timeout",
-        subject=_ELECTION,
-        default="6 s",
-        meaning="session timeout of the consumer group (the brokers' default minimum is 6 s)",
-    ),
-    Setting(
-        name="neli_takeover_delay",
-        subject=_ELECTION,
-        default="0.1 s",
-        meaning="how long other members wait before claiming a vacant role, so that the member to which the consumer "
-        "group has assigned the role goes first",
-    ),
-    Setting(
-        name="neli_drain_timeout",
-        subject=_ELECTION,
-        default="10 s",
-        meaning="maximum time a handover waits for running work",
-    ),
-    Setting(
-        name="neli_stall_timeout",
-        subject=_ELECTION,
-        default="60 s",
-        meaning="a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack and "
-        "resigns",
-    ),
-    Setting(
-        name="neli_enabled",
-        subject=_ELECTION,
-        default="`True`",
-        meaning="`False` makes an ordinary beat and worker, without Kafka, for tests and development",
-    ),
-    Setting(
-        name="neli_scheduler",
-        subject=_SCHEDULE,
-        default="`celery_neli.ReplicatedScheduler`",
-        meaning="the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the state of "
-        "the schedule in Kafka; any other keeps it where it always does",
-    ),
-    Setting(
-        name="neli_misfire",
-        subject=_SCHEDULE,
-        default='`"fire_once"`',
-        meaning="what happens to missed slots: `fire_once` runs one for all of them, `fire_all` runs each (oldest "
-        "first), `skip` runs none that is later than its grace. An entry may have its own in its `options`",
-    ),
-    Setting(
-        name="neli_misfire_max",
-        subject=_SCHEDULE,
-        default="100",
-        meaning="how many missed slots of an entry `fire_all` runs",
-    ),
-    Setting(
-        name="neli_misfire_grace",
-        subject=_SCHEDULE,
-        default="none; with `skip` 60 s",
-        meaning="how late a slot may run; a later one is left out and logged",
-    ),
-    Setting(
-        name="neli_in_doubt",
-        subject=_SCHEDULE,
-        default='`"send"`',
-        meaning="what happens to slots that a crashed leader may or may not have sent: `send` sends them again with "
-        "the same task id, `skip` leaves them out and logs each",
-    ),
-    Setting(
-        name="neli_least_interval",
-        subject=_SCHEDULE,
-        default="1 s",
-        meaning="the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be "
-        "shorter",
-    ),
-    Setting(
-        name="neli_publish_parallel",
-        subject=_SCHEDULE,
-        default="1",
-        meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64). More help "
-        "where the broker takes its time to answer: RabbitMQ with `confirm_publish`, another data centre",
-    ),
-    Setting(
-        name="neli_schedule_version",
-        subject=_SCHEDULE,
-        default="none",
-        meaning="a whole number that you raise with each version of `beat_schedule`: the leader makes way for a beat "
-        "with a higher one",
-    ),
-    Setting(
-        name="neli_shards",
-        subject=_SHARDS,
-        default="1",
-        meaning="how many roles the beat election has (1 to 256). Entries are spread over them by name, and that many "
-        "beats can send side by side. May be raised; to lower it, stop all beats and run `celery neli repair`",
-    ),
-    Setting(
-        name="neli_roles",
-        subject=_WORKERS,
-        default='`["leader"]`',
-        meaning="the roles that workers may lead, each led separately. A role is its place in this list, so only "
-        "append",
-    ),
-    Setting(
-        name="neli_rebalance_after",
-        subject=_WORKERS,
-        default="30 s",
-        meaning="with several roles: how long the consumer group's assignment and the leader must have been stable "
-        "before the worker to which the group has assigned a role asks for it",
-    ),
-    Setting(
-        name="neli_leader_queue",
-        subject=_WORKERS,
-        default="`<group>.leader.<role>`",
-        meaning="the queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
-    ),
-    Setting(
-        name="neli_fence_kills",
-        subject=_WORKERS,
-        default="`False`",
-        meaning="whether the prefork children that run leader-only tasks are terminated when the leader is fenced",
-    ),
+
+def _seconds(least: float) -> Check:
+    return Check(
+        lambda value: _is_number(value) and least <= value <= SECONDS_MOST,
+        f"give a number of seconds from {least:g} to {SECONDS_MOST}",
+        unit="s",
+        convert=float,
+    )
+
+
+def _whole(least: int, most: int, what: str = "whole number") -> Check:
+    return Check(
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
+        f"give a {what} from {least} to {most}",
+    )
+
+
+def _one_of(*choices: str) -> Check:
+    return Check(lambda value: isinstance(value, str) and value in choices, f"give one of {', '.join(choices)}")
+
+
+def _template(placeholder: str, reason: str) -> Check:
+    return Check(
+        lambda value: isinstance(value, str) and placeholder in value,
+        f"{reason}; write {placeholder} where their name shall stand",
+    )
+
+
+def kafka_name(most: int) -> Check:
+    """Return the check of a name of at most `most` characters for a topic or a group."""
+    return Check(
+        lambda value: (
+            isinstance(value, str)
+            and len(value) <= most
+            and value not in (".", "..")
+            and _KAFKA_NAME.fullmatch(value) is not None
+        ),
+        f"use 1 to {most} of the characters that Kafka allows in names: A-Z a-z 0-9 . _ -",
+    )
+
+
+def _are_roles(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or not value:  # other collections have no order, or none that lasts
+        return False
+    return all(isinstance(each, str) and _ROLE.fullmatch(each) for each in value) and len(set(value)) == len(value)
+
+
+def _properties(value: Any) -> Mapping[str, Any]:
+    """Return the librdkafka properties by their main names. They may hold secrets, so no error shows their values."""
+    if isinstance(value, str):
+        value = {"bootstrap.servers": value}
+    elif isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+        value = {"bootstrap.servers": ",".join(value)}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigurationError(
+            f"neli_kafka is a {type(value).__name__}: give the bootstrap servers as 'host:port,host:port', "
+            "or a dict of librdkafka properties"
+        )
+    properties = Masked({_ALIASES.get(name, name): each for name, each in value.items()})
+    servers = properties.get("bootstrap.servers")
+    if not isinstance(servers, str) or not servers.strip():
+        raise ConfigurationError("neli_kafka lacks 'bootstrap.servers': give at least one host:port")
+    if "@" in servers:
+        raise ConfigurationError(
+            "neli_kafka has a server with a user or a password in it: give host:port, and sasl.username and "
+            "sasl.password beside 'bootstrap.servers'"
+        )
+    for server in servers.split(","):
+        scheme, found, _ = server.strip().partition("://")
+        if found and scheme.lower() not in _SCHEMES:
+            raise ConfigurationError(
+                f"neli_kafka has the server {server.strip()!r}: give host:port, without {scheme}://"
+            )
+    return MappingProxyType(properties)
+
+
+_FLAG = Check(lambda value: isinstance(value, bool), "give True or False")
+_GRACE = Check(
+    lambda value: _is_number(value) and 0 < value <= SECONDS_MOST, "give a number of seconds above 0, or None", unit="s"
 )
+_KAFKA = Check(lambda _: True, "", convert=_properties)
+_ROLES = Check(
+    _are_roles,
+    "give a list of one or more names, each once, of at most 100 of the characters A-Z a-z 0-9 . _ -",
+    convert=tuple,
+)
+_SCHEDULER = Check(lambda _: True, "")  # the beat checks it, which can import it
 
+_BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
+    "The election": (
+        Setting(
+            "neli_group",
+            kafka_name(GROUP_MOST),
+            documented="required",
+            meaning="names the deployment; the consumer groups are `<group>.beat` and `<group>.worker`. Give every "
+            "app and every environment its own: beats that share one compete, and only the winner's schedule runs",
+        ),
+        Setting(
+            "neli_kafka",
+            _KAFKA,
+            default="localhost:9092",
+            meaning="Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
+        ),
+        Setting(
+            "neli_topic",
+            _template("{election}", "beats and workers need a topic each"),
+            documented="`<group>.<election>.neli`",
+            meaning="the leader topic; `{election}` in it stands for `beat` or `worker`",
+        ),
+        Setting(
+            "neli_name",
+            kafka_name(NAME_MOST),
+            documented="`<host>_<pid>_<time>`",
+            meaning="this process's name in logs and in `neli status`; must differ between processes",
+        ),
+        Setting(
+            "neli_heartbeat_interval", _seconds(0.001), default=0.5, meaning="time between two heartbeats of a leader"
+        ),
+        Setting(
+            "neli_heartbeat_timeout",
+            _seconds(0.001),
+            default=4.0,
+            meaning="the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of "
+            "a second",
+        ),
+        Setting(
+            "neli_session_timeout",
+            _seconds(0.001),
+            default=6.0,
+            meaning="session timeout of the consumer group (the brokers' default minimum is 6 s)",
+        ),
+        Setting(
+            "neli_takeover_delay",
+            _seconds(0),
+            default=0.1,
+            meaning="how long other members wait before claiming a vacant role, so that the member to which the "
+            "consumer group has assigned the role goes first",
+        ),
+        Setting(
+            "neli_drain_timeout", _seconds(0), default=10.0, meaning="maximum time a handover waits for running work"
+        ),
+        Setting(
+            "neli_stall_timeout",
+            _seconds(0.001),
+            default=60.0,
+            meaning="a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack "
+            "and resigns",
+        ),
+        Setting(
+            "neli_enabled",
+            _FLAG,
+            default=True,
+            meaning="`False` makes an ordinary beat and worker, without Kafka, for tests and development",
+        ),
+    ),
+    "The schedule": (
+        Setting(
+            "neli_scheduler",
+            _SCHEDULER,
+            default="celery_neli.ReplicatedScheduler",
+            meaning="the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the "
+            "state of the schedule in Kafka; any other keeps it where it always does",
+        ),
+        Setting(
+            "neli_misfire",
+            _one_of(*MISFIRE_POLICIES),
+            default="fire_once",
+            meaning="what happens to missed slots: `fire_once` runs one for all of them, `fire_all` runs each (oldest "
+            "first), `skip` runs none that is later than its grace. An entry may have its own in its `options`",
+        ),
+        Setting(
+            "neli_misfire_max",
+            _whole(1, 100_000, "number of slots"),
+            default=100,
+            meaning="how many missed slots of an entry `fire_all` runs",
+        ),
+        Setting(
+            "neli_misfire_grace",
+            _GRACE,
+            documented="none; with `skip` 60 s",
+            meaning="how late a slot may run; a later one is left out and logged",
+        ),
+        Setting(
+            "neli_in_doubt",
+            _one_of("send", "skip"),
+            default="send",
+            meaning="what happens to slots that a crashed leader may or may not have sent: `send` sends them again "
+            "with the same task id, `skip` leaves them out and logs each",
+        ),
+        Setting(
+            "neli_least_interval",
+            _seconds(0.001),
+            default=1.0,
+            meaning="the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be "
+            "shorter",
+        ),
+        Setting(
+            "neli_publish_parallel",
+            _whole(1, 64),
+            default=1,
+            meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64). More "
+            "help where the broker takes its time to answer: RabbitMQ with `confirm_publish`, another data centre",
+        ),
+        Setting(
+            "neli_schedule_version",
+            _whole(0, VERSION_MOST),
+            meaning="a whole number that you raise with each version of `beat_schedule`: the leader makes way for a "
+            "beat with a higher one",
+        ),
+    ),
+    "Several leading beats": (
+        Setting(
+            "neli_shards",
+            _whole(1, SHARDS_MOST),
+            default=1,
+            meaning="how many roles the beat election has (1 to 256). Entries are spread over them by name, and that "
+            "many beats can send side by side. May be raised; to lower it, stop all beats and run `celery neli repair`",
+        ),
+    ),
+    "Workers": (
+        Setting(
+            "neli_roles",
+            _ROLES,
+            default=("leader",),
+            meaning="the roles that workers may lead, each led separately. A role is its place in this list, so only "
+            "append",
+        ),
+        Setting(
+            "neli_rebalance_after",
+            _seconds(0.001),
+            default=30.0,
+            meaning="with several roles: how long the consumer group's assignment and the leader must have been "
+            "stable before the worker to which the group has assigned a role asks for it",
+        ),
+        Setting(
+            "neli_leader_queue",
+            _template("{role}", "roles need a queue each"),
+            documented="`<group>.leader.<role>`",
+            meaning="the queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
+        ),
+        Setting(
+            "neli_fence_kills",
+            _FLAG,
+            default=False,
+            meaning="whether the prefork children that run leader-only tasks are terminated when the leader is fenced",
+        ),
+    ),
+}
 
-_NAME = re.compile(r"(?:(?P<prefix>\w+)_)?(?P<name>neli_\w+)", re.IGNORECASE)
-
-
-def _neli_keys(app: Celery) -> Iterable[str]:
-    """Yield the `neli_*` settings that the user gave, in lower case and without the namespace.
-
-    Raises `ConfigurationError` for one that Celery would never read under the name that it has: in the wrong case, or
-    with a prefix that is not the app's namespace. A prefix of its own may be another app's namespace, so beside a
-    namespace only `not_read` tells.
-    """
-    namespace = getattr(app, "namespace", None) or ""
-    for key in list(app.conf.keys()):
-        found = _NAME.fullmatch(key) if isinstance(key, str) else None
-        if found is None:
-            continue
-        name, prefix = found["name"].lower(), found["prefix"]
-        right = _spelt(name, namespace)
-        if key in (name, right):
-            yield name
-        elif prefix is None or prefix.lower() == namespace.lower() or (not namespace and is_setting(name)):
-            raise ConfigurationError(f"{key} is not read: {_remedy(key, name, right)}")
-
-
-def _spelt(name: str, namespace: str) -> str:
-    spelt = f"{namespace}_{name}" if namespace else name
-    return spelt.upper() if namespace.isupper() else spelt
-
-
-def _remedy(key: str, name: str, right: str) -> str:
-    prefix = key[: -len(name)].rstrip("_")
-    if right == name and prefix:
-        return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
-    return f"write {right}"
-
-
-def is_setting(name: str) -> bool:
-    """Return True if there is a setting of this name."""
-    return any(setting.name == name for setting in SETTINGS)
-
-
-def not_read(app: Celery, name: str) -> str | None:
-    """Return a hint for a setting that the app lacks, where the user gave it with another prefix, or in capitals; else
-    None.
-    """
-    right = _spelt(name, getattr(app, "namespace", None) or "")
-    for key in list(app.conf.keys()):
-        if isinstance(key, str) and key not in (name, right) and f"_{key}".lower().endswith(f"_{name}"):
-            return f"{key} is set, which this app does not read: {_remedy(key, name, right)}"
-    return None
-
-
-def check_names(app: Celery) -> None:
-    """Raise `ConfigurationError` for a `neli_*` setting of the app that does not exist. Loads its configuration."""
-    refuse_unknown(_neli_keys(app))
-
-
-def refuse_unknown(names: Iterable[str]) -> None:
-    """Raise `ConfigurationError` for a name that is no setting, with the nearest one: Celery itself would pass it in
-    silence.
-    """
-    known = [setting.name for setting in SETTINGS]
-    for name in names:
-        if name not in known:
-            raise ConfigurationError(f"{name} is no setting of celery-neli; did you mean {nearest(name, known)}?")
+SETTINGS: Final[Mapping[str, Setting]] = {each.name: each for listed in _BY_SUBJECT.values() for each in listed}
 
 
 _HEAD = (
@@ -268,16 +350,23 @@ _HEAD = (
         "in beats and workers, by `celery neli`, and when a `@leader_only` task is called. This page is the output of "
         "`python -m celery_neli.settings`."
     ),
+    "",
+    (
+        "An entry may have options of its own, in its `options`: `neli_misfire`, `neli_misfire_max` and "
+        "`neli_misfire_grace` ([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` "
+        "([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and "
+        "`neli_overlap` and `neli_overlap_age` "
+        "([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy))."
+    ),
 )
 
 
 def page() -> str:
     """Return the settings as the Markdown page `docs/settings.md`, by subject."""
     lines = list(_HEAD)
-    for subject in dict.fromkeys(each.subject for each in SETTINGS):
-        listed = [each for each in SETTINGS if each.subject == subject]
+    for subject, settings in _BY_SUBJECT.items():
         lines += ["", f"## {subject}", "", "| setting | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{each.name}` | {each.default} | {each.meaning} |" for each in listed]
+        lines += [each.row() for each in settings]
     return "\n".join(lines)
 
 

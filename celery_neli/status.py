@@ -311,7 +311,7 @@ def _role(role: str, observer: _Observer) -> RoleStatus:
     if not lease.known:
         return RoleStatus(role=role, reason="no leader in the last records of the topic")
     if lease.term < 0:
-        return RoleStatus(role=role, reason="nobody has led yet")
+        return RoleStatus(role=role, reason="no member has led yet")
     if lease.holder is None or observer.last is None:
         return RoleStatus(role=role, term=lease.term, reason="the last leader handed over")
     record, _ = observer.last

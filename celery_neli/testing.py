@@ -1,6 +1,6 @@
-"""Help for the tests of applications that use celery-neli; nothing else in the package imports this module, or pytest.
+"""Fixtures for the tests of applications that use celery-neli. Nothing else in the package imports this, or pytest.
 
-In a ``conftest.py``: ``pytest_plugins = ["celery_neli.testing"]``, or import the fixtures from here.
+Write ``pytest_plugins = ["celery_neli.testing"]`` in a ``conftest.py``, or import the fixtures from here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,6 @@ __all__ = ["embedded_kafka"]
 
 @pytest.fixture
 def embedded_kafka() -> Iterator[EmbeddedKafka]:
-    """A new :class:`~celery_neli.embedded.EmbeddedKafka` of one broker, which ends with the test (milliseconds)."""
+    """Start a new :class:`~celery_neli.embedded.EmbeddedKafka` of one broker (milliseconds). It ends with the test."""
     with EmbeddedKafka() as kafka:
         yield kafka

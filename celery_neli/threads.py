@@ -1,7 +1,7 @@
-"""Threads of the operating system, and a bell between them and whoever waits, under gevent too.
+"""Threads of the operating system, and a bell that wakes those that wait for one, under gevent too.
 
 Under gevent's monkey patching `threading.Thread` makes a greenlet, and a greenlet that waits for Kafka would stop the
-whole process. `spawn` starts a real thread in any case.
+whole process. `spawn` always starts a thread of the operating system.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections.abc import Callable
 from typing import Any
 
 GREEN_WAIT = 0.02
-"""Seconds between two looks of a greenlet that waits for a real thread; gevent has no cheaper wait across threads."""
+"""Seconds after which a waiting greenlet looks at a real thread again; gevent has no cheaper wait across threads."""
 
 
 def patched() -> bool:
-    """Whether gevent has replaced this process's threads by greenlets."""
+    """Return True if gevent has replaced this process's threads by greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def original(module: str, name: str) -> Any:
-    """`module.name` as it is without gevent."""
+    """Return `module.name` as it is without gevent."""
     if patched():
         return sys.modules["gevent.monkey"].get_original(module, name)
     return getattr(importlib.import_module(module), name)
@@ -53,7 +53,7 @@ class Thread:
             self.ended = True
 
     def join(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for its end; whether it came. Other greenlets go on meanwhile."""
+        """Wait up to `timeout` seconds for its end. Return True if it has ended. Other greenlets run in that time."""
         deadline = time.monotonic() + timeout
         if self._thread is not None:
             self._thread.join(timeout)
@@ -68,11 +68,12 @@ def spawn(target: Callable[[], None], *, name: str) -> Thread:
 
 
 def stack_of(thread_id: int) -> str:
-    """Return where the thread of that `threading.get_ident()` is, as a traceback shows it. Any thread; blocks for
-    milliseconds.
+    """Return where the thread of that `threading.get_ident()` is, as a traceback shows it.
+
+    May be called from any thread. Blocks for milliseconds.
     """
-    # Python 3.11 holds a lock while it looks up the frames. A garbage collection at that moment may ask for the same
-    # lock, and then the process hangs for good (CPython #106883).
+    # Python 3.11 holds a lock while it looks up the frames. A garbage collection at that moment may request the same
+    # lock, and then the process hangs forever (CPython #106883).
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -84,14 +85,14 @@ def stack_of(thread_id: int) -> str:
 
 
 class Bell:
-    """Rung by one thread, heard by all that wait. Counts its rings, so none is missed between a look and a wait."""
+    """One thread rings it, and all that wait wake up. It counts its rings, so a waiter misses none."""
 
     def __init__(self) -> None:
         self.rings = 0
         self._condition = None if patched() else threading.Condition()
 
     def ring(self) -> None:
-        """Wake all that wait; from any thread, not from a signal handler."""
+        """Wake all that wait. May be called from any thread, but not from a signal handler."""
         if self._condition is None:
             self.rings += 1
             return
@@ -100,7 +101,7 @@ class Bell:
             self._condition.notify_all()
 
     def wait(self, seen: int, timeout: float) -> None:
-        """Return when the bell was rung more than `seen` times, or after `timeout` seconds."""
+        """Return when the bell has rung more than `seen` times, or after `timeout` seconds."""
         if self._condition is not None:
             with self._condition:
                 self._condition.wait_for(lambda: self.rings != seen, timeout)

@@ -67,11 +67,11 @@ def report(summary: Summary) -> str:
     lines += [
         "",
         f"  slots        {of.due} due, one a second and entry; {of.sent} sent",
-        f"               {of.missed_in_handovers} missed in hand-overs, {of.missed_otherwise} otherwise",
+        f"               {of.missed_in_handovers} missed in handovers, {of.missed_otherwise} otherwise",
         f"               {of.doubled} doubled; {of.repeated} in doubt after a crash, repeated with the same task id",
         f"  messages     {of.received}; {of.without_term} without a term, {of.redelivered} redelivered,",
         f"               {of.late} overtaken by the next term's first",
-        f"  terms        {len(of.terms)}; overlaps: {len(of.overlaps)}; hand-overs that no stop explains: {of.unasked}",
+        f"  terms        {len(of.terms)}; overlaps: {len(of.overlaps)}; handovers that no stop explains: {of.unasked}",
         "",
     ]
     for pair in of.overlaps:

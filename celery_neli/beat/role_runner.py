@@ -12,8 +12,7 @@ from celery.utils.log import get_logger
 from celery_neli.beat.host import NotReady
 from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable

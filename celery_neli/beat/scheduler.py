@@ -8,16 +8,13 @@ signals, but each entry and each message asks the lease itself (:mod:`celery_nel
 from __future__ import annotations
 
 import logging
-from collections import ChainMap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import celery.beat
 from celery.utils.log import get_logger
 
-from celery_neli.beat.draft import Draft
-from celery_neli.beat.host import DEFAULT, is_replicated, resolve
+from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
-from celery_neli.beat.replicated.sharding import owner
 from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, role_of
 from celery_neli.beat.wakeup import Wakeup
@@ -26,13 +23,13 @@ from celery_neli.config import beat_settings, enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import with_sound_schedule
+from celery_neli.printable import failure
 from celery_neli.schedule.misfire import Misfire
-from celery_neli.terminal import failure
+from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from celery_neli.beat.host import Host
     from celery_neli.beat.tenure import Leadership
     from celery_neli.config import Config
     from celery_neli.schedule_topic.topic import ScheduleTopic
@@ -69,6 +66,8 @@ class Scheduler(celery.beat.Scheduler):
     All methods belong to the thread that ticks, except :meth:`close`.
     """
 
+    #: `neli_scheduler` cannot name this class (scheduler_class.py asks).
+    neli_is_elected = True
     #: Makes the leadership at the first tick: ``factory(app)``.
     leadership_factory: ClassVar[Callable[[Any], Any]] = staticmethod(_leadership)
     #: Makes the schedule topic's client, likewise: ``factory(config, changed)``.
@@ -133,8 +132,7 @@ class Scheduler(celery.beat.Scheduler):
     # -- the turn --
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Take one turn: run the hosts of the roles that this process leads, then wait until something is due or
-        changes.
+        """Run the hosts of the roles that this process leads, then wait until something is due or changes.
 
         Blocks for ``max_interval`` or 5 s at most, apart from what the hosts do. Returns 0 so that Celery comes back at
         once, for nothing could wake its own ``time.sleep``; once closed, the seconds to sleep.
@@ -198,7 +196,12 @@ class Scheduler(celery.beat.Scheduler):
             ]  # fmt: skip
         else:
             hosts = [WrappedHost(app=self.app, cls=cls, options=self._options, made=self._made, learn=self._learn)]
-        self._runners = [self._runner(leader, role, host, wakeup) for role, host in zip(roles, hosts, strict=True)]
+        self._runners = [
+            RoleRunner(
+                role=role, host=host, wakeup=wakeup, stopping=lambda: self._close_asked, progress=leader.progress
+            )
+            for role, host in zip(roles, hosts, strict=True)
+        ]
         if self._shared is not None:
             self._shared.make_all()  # a schedule that cannot be built ends the process before it takes part
         wakeup.connect(leader, drain_timeout=leader.config.drain_timeout)
@@ -209,11 +212,6 @@ class Scheduler(celery.beat.Scheduler):
             self._shared.topic.start()
         leader.start()
         return leader, wakeup
-
-    def _runner(self, leader: Leadership, role: Any, host: Host, wakeup: Wakeup) -> RoleRunner:
-        return RoleRunner(
-            role=role, host=host, wakeup=wakeup, stopping=lambda: self._close_asked, progress=leader.progress
-        )
 
     def _on_readback(self) -> None:
         """Wake the thread that ticks, which may wait for what was read back. The thread that renews calls it."""
@@ -254,7 +252,7 @@ class Scheduler(celery.beat.Scheduler):
         schedules = [scheduler.schedule for scheduler in self._schedulers]
         if not schedules:
             return self._draft.entries
-        return schedules[0] if len(schedules) == 1 else _Shards(*schedules)
+        return schedules[0] if len(schedules) == 1 else Shards(*schedules)
 
     def set_schedule(self, schedule: Any) -> None:
         """Replace it; of several, each entry in its shard."""
@@ -366,36 +364,9 @@ class Scheduler(celery.beat.Scheduler):
                 self._shared.stop()
 
 
-class _Shards(ChainMap[str, Any]):
-    """The schedules of all shards as one mapping. Each entry is in the schedule of its shard."""
-
-    def __setitem__(self, name: str, entry: Any) -> None:
-        self._of(name)[name] = entry
-
-    def __delitem__(self, name: str) -> None:
-        del self._of(name)[name]
-
-    def pop(self, name: str, *default: Any) -> Any:
-        """As a dict's."""
-        return self._of(name).pop(name, *default)
-
-    def popitem(self) -> tuple[str, Any]:
-        """As a dict's."""
-        for name in self:
-            return name, self.pop(name)
-        raise KeyError("the schedule is empty")
-
-    def clear(self) -> None:
-        """As a dict's."""
-        for each in self.maps:
-            each.clear()
-
-    def _of(self, name: str) -> Any:
-        return self.maps[owner(name, len(self.maps))]
-
-
 def _host_class(app: Any) -> type[Any]:
-    return resolve(app.conf.get("neli_scheduler"))
+    name = app.conf.get("neli_scheduler")
+    return resolve(DEFAULT if name is None else name)
 
 
 def _check_shards(cls: type[Any], config: Config) -> None:

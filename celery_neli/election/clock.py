@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
+boottime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Seconds on a clock that never goes back and counts a suspended machine and a stopped process (R8).
 
-def boottime() -> float:
-    """Seconds on a clock that never goes back and counts a suspended machine and a stopped process; monotonic where
-    there is none.
-    """
-    return time.clock_gettime(_CLOCK)
-
-
-_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+It is the monotonic clock where the system has no such clock.
+"""

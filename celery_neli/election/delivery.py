@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from celery_neli.election.grant import LeaderEvent
+from celery_neli.election.role_state import LeaderEvent
 
 
 class _Lane:

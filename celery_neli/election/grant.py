@@ -1,76 +1,14 @@
-"""What a member may do, and what it is told when that changes: plain values."""
+"""Old names of what is in `role_state`."""
 
-from __future__ import annotations
+from celery_neli.election.role_state import (
+    Grant,
+    LeaderAcquired,
+    LeaderEvent,
+    LeaderFenced,
+    LeaderRevoked,
+    Payload,
+)
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+Told = Payload
 
-from celery_neli.election.lease import NEVER
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderAcquired:
-    """This member leads `role`; `term` is the number of its term, higher than every earlier one of the role."""
-
-    role: str
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderRevoked:
-    """This member leads no more, but holds the role until the barrier returns or `drain_timeout` is over (R4)."""
-
-    role: str
-    term: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderFenced:
-    """This member holds the role no more and could not choose: another may lead already (R5). Stop at once.
-
-    `reason` is for people.
-    """
-
-    role: str
-    term: int
-    reason: str = field(default="", compare=False)
-
-
-LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the newest effective record of a role carried: made by the member's thread, read by any.
-
-    `term`: its term; None before the first. `data`: without what the member itself adds (`idle`); None if nothing was
-    ever carried. `own`: it was read back from a record of this member's own, of the term that it holds. `known`: this
-    is exact (R7); before, the rest says nothing.
-    """
-
-    term: int | None = None
-    data: Mapping[str, Any] | None = None
-    own: bool = False
-    known: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What the lease of one role allows, until when: made by the member's thread, read by any.
-
-    `until` is seconds on the member's clock; `leading` and `held` ask it (R3). `term` is of the grant, or of the last
-    one.
-    """
-
-    term: int | None = None
-    until: float = NEVER
-    resigning: bool = False
-
-    def held(self, now: float) -> bool:
-        """Work in flight may finish."""
-        return now < self.until
-
-    def leading(self, now: float) -> bool:
-        """New work may start."""
-        return not self.resigning and now < self.until
+__all__ = ["Grant", "LeaderAcquired", "LeaderEvent", "LeaderFenced", "LeaderRevoked", "Payload", "Told"]

@@ -7,14 +7,14 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
-from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, LeaderRevoked, Told
-from celery_neli.election.neli import Neli, State
-from celery_neli.election.shared_lease import SharedLease, Standing, share
+from celery_neli.election.neli import Neli, Role, State
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderRevoked, Payload
+from celery_neli.election.shared_lease import Standing, share
 from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class Leadership:
 
     `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does,
     while `working` says so. A worker's leases are shared with the children that it forks from now on.
-    All methods may be called from any thread, none but `leading`, `held`, `snapshot` and `progress` from a signal
-    handler.
+    All methods may be called from any thread, none but `progress` from a signal handler.
     """
 
     def __init__(self, app: Celery, election: str, config: Config, *, owned: bool, **options: Any) -> None:
@@ -47,18 +46,18 @@ class Leadership:
         """Called with a revoked role after all receivers of the signal, on the same thread: the hand-over waits for it,
         too.
         """
-        self.heard: Callable[[], None] | None = None
-        """Called on the thread that renews the lease when other data than before were read back from a record of this
-        process's own (`told`). Must not block; what it raises is logged.
+        self.on_readback: Callable[[], None] | None = None
+        """The thread that renews the lease calls it when it has read back another payload than before from a record of
+        this process's own (`Role.last_payload`). It must not block; what it raises is logged.
         """
         self.fit: Callable[[], bool] | None = None
         """Called often, on the thread that renews the lease. While it returns False, this process could not do a
         leader's work, and neither leads nor claims. Must neither block nor raise. None: it always could.
         """
-        if election == "worker":
-            options["mirror"] = share(app, SharedLease(config.roles)).write
         self._owned = owned
-        self._neli = Neli(config, self._announce, heard=self._hear, fit=self._is_fit, **options)
+        self._neli = Neli(config, self._announce, on_readback=self._read_back, fit=self._is_fit, **options)
+        if election == "worker":
+            share(app, self._neli.leases)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -71,81 +70,78 @@ class Leadership:
                 self._neli.start()
                 self._begin()
 
-    def leading(self, role: str | None = None) -> bool:
-        """New work may start now (R3). Takes no lock."""
-        return self._grant(role).leading(self._neli.clock())
+    def role(self, name: str | None = None) -> Role:
+        """Return the handle of one role, or of the first one. Raises ValueError for a role that is not configured."""
+        return self._neli.role(self.roles[0] if name is None else name)
 
-    def held(self, role: str | None = None) -> bool:
-        """Work in flight may finish now: also while a hand-over drains (R3). Takes no lock."""
-        return self._grant(role).held(self._neli.clock())
-
-    @property
-    def term(self) -> int | None:
-        """Of the (first role's) lease in force, or of the last one; None before the first."""
-        return self._grant(None).term
-
-    def snapshot(self, role: str | None = None) -> Standing:
-        """Term, `leading` and `held` of one and the same moment."""
-        grant, now = self._grant(role), self._neli.clock()
-        return Standing(term=grant.term, until=grant.until, leading=grant.leading(now), held=grant.held(now))
-
-    def _grant(self, role: str | None) -> Grant:
-        return self._neli.grant(self.roles[0] if role is None else role)
-
-    def told(self, role: str | None = None) -> Told:
-        """What the newest effective record of the role carried, and whether it was this process's own. Takes no
-        lock.
-        """
-        return self._neli.told(self.roles[0] if role is None else role)
-
-    def offer(self, role: str | None, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
-        """Put `data` into every further record of the role in this `term`; in another term, nothing happens. Returns at
-        once. With `hurry` they leave at once. Raises ValueError for data that no record can carry.
-        """
-        self._neli.offer(self.roles[0] if role is None else role, term, data, hurry=hurry)
-
-    def ask(self, role: str | None = None) -> None:
-        """Ask whoever leads the role to hand it over to this process; returns at once. Without effect if nobody else
-        leads.
-        """
-        self._neli.ask(self.roles[0] if role is None else role)
-
-    def _hear(self) -> None:
-        if self.heard is not None:
-            self.heard()
+    def _read_back(self) -> None:
+        if self.on_readback is not None:
+            self.on_readback()
 
     def _is_fit(self) -> bool:
         return self.fit is None or self.fit()
 
+    # Old names, for the owners that have not changed to `role` yet
+
+    @property
+    def heard(self) -> Callable[[], None] | None:
+        """See `on_readback`."""
+        return self.on_readback
+
+    @heard.setter
+    def heard(self, value: Callable[[], None] | None) -> None:
+        self.on_readback = value
+
+    def leading(self, role: str | None = None) -> bool:
+        """See `Role.may_start`."""
+        return self.role(role).may_start()
+
+    def held(self, role: str | None = None) -> bool:
+        """See `Role.may_finish`."""
+        return self.role(role).may_finish()
+
+    @property
+    def term(self) -> int | None:
+        """See `Role.term`."""
+        return self.role().term
+
+    def snapshot(self, role: str | None = None) -> Standing:
+        """See `Role.standing`."""
+        return self.role(role).standing()
+
+    def told(self, role: str | None = None) -> Payload:
+        """See `Role.last_payload`."""
+        return self.role(role).last_payload
+
+    def offer(self, role: str | None, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+        """See `Role.set_payload`."""
+        self.role(role).set_payload(term, data, now=hurry)
+
+    def ask(self, role: str | None = None) -> None:
+        """See `Role.ask`."""
+        self.role(role).ask()
+
     def leader(self, role: str | None = None) -> str | None:
-        """The name of whoever leads, as far as this process has read; for people. None: nobody, or unknown."""
-        found = self._neli.leader(self.roles[0] if role is None else role)
-        return None if found is None else found[0]
+        """See `Role.leader`."""
+        return self.role(role).leader()
 
     def led_until(self, role: str | None = None) -> datetime | None:
-        """Until when (UTC) the owner of the last leader before the present term of the role made progress, as far as
-        its heartbeats told: they go on while it hangs or drains. None if none was read.
-        """
-        heard = self._neli.led_until(self.roles[0] if role is None else role)
-        if heard is None:
-            return None
-        return datetime.now(timezone.utc) - timedelta(seconds=self._neli.clock() - heard)
-
-    def progress(self) -> None:
-        """The owner's loop made a turn. Without one for `neli_stall_timeout` a leader logs its stack and resigns. No
-        lock.
-        """
-        self._neli.progress()
+        """See `Role.predecessor_active_until`."""
+        return self.role(role).predecessor_active_until()
 
     def resign(self, role: str | None = None) -> None:
         """Ask for a hand-over of `role`, or of all; returns at once."""
         self._neli.resign(role)
 
     def stand_back(self, role: str) -> None:
-        """Hand the role over if this process leads it, and do not claim it for a while, which grows with each call: it
-        cannot be served here. Returns at once.
+        """See `Role.resign`."""
+        self.role(role).resign(back_off=True)
+
+    def progress(self) -> None:
+        """The owner's loop made a turn. Without one for `neli_stall_timeout` a leader logs its stack and resigns. No
+        lock.
         """
-        self._neli.stand_back(role)
+        self._neli.progress()
 
     def close(self) -> None:
         """Begin to stop: claim no more, drain what is held. Returns at once."""

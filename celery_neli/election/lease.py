@@ -282,7 +282,7 @@ class Lease:
         self._seq += 1
         return Record(kind="request", member=self.member, seq=self._seq, lease=0.0, to=self.member, term=self.term)
 
-    def hurry(self) -> None:
+    def beat_now(self) -> None:
         """Let the next beat leave at the next tick, not at its time; it is `awaited`."""
         self._next_beat, self._hurried = NEVER, True
 

@@ -2,7 +2,7 @@
 
 The member is the whole of the protocol without threads and without Kafka: `step` makes one turn. The curator turns it
 on a thread of its own; the simulation turns thirty of them on fake clocks. Everything here is called from one thread,
-but for `grant` and `told`.
+but for `grant` and `last_payload`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from celery_neli.config import Config
-from celery_neli.election.grant import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Told
 from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, Timing, name_of
 from celery_neli.election.ports import End, Entry, Group, Journal, Lost, Started
 from celery_neli.election.rebalance import Rebalance
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, decode, encode, sound
+from celery_neli.election.role_state import Grant, LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Payload
 from celery_neli.election.standback import StandBack
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
-from celery_neli.log_limit import LogLimit
+from celery_neli.logs import LogLimit
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
@@ -49,7 +49,7 @@ class _Post:
     def __init__(self, index: int, role: str, lease: Lease, rebalance: Rebalance, stand_back: StandBack) -> None:
         self.index, self.role, self.lease, self.rebalance, self.stand_back = index, role, lease, rebalance, stand_back
         self.grant = Grant()
-        self.newest, self.newest_data = Told(), lease.data  # ... and what its data were made of
+        self.newest, self.newest_data = Payload(), lease.data  # ... and what its data were made of
         self.told: int | None = None  # the term that was told as acquired
         self.told_at = NEVER
         self.draining = False  # ... and then as revoked
@@ -74,11 +74,12 @@ class Member:
         rng: random.Random | None = None,
         nonce: Callable[[], str] = lambda: secrets.token_hex(6),
         mirror: Mirror | None = None,
-        heard: Callable[[], None] | None = None,
+        on_readback: Callable[[], None] | None = None,
     ) -> None:
         """`clock` gives seconds that count a suspended machine (R8); `rng` and `nonce` are for repeatable runs.
         `mirror` is told every grant, by index of its role, before a release leaves: for who cannot ask this member.
-        `heard` is called at the end of a step in which other data than before were read back from an own record.
+        `on_readback` is called at the end of a step in which another payload than before was read back from an own
+        record.
         """
         self.config = config
         self.closing = False
@@ -88,7 +89,7 @@ class Member:
         self.trouble: TopicError | None = None  # why the journal cannot be used
         self._troubled: tuple[float, TopicError | None] = NEVER, None  # when it could not be used last, and why
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
-        self._mirror, self._heard = mirror, heard
+        self._mirror, self._on_readback = mirror, on_readback
         draw = rng or random.SystemRandom()
         self._timing = Timing(
             heartbeat_interval=config.heartbeat_interval,
@@ -118,7 +119,7 @@ class Member:
         """What this member may do as `role`; to be asked with a fresh time of the member's clock. Takes no lock."""
         return self._post(role).grant
 
-    def told(self, role: str) -> Told:
+    def last_payload(self, role: str) -> Payload:
         """What the newest effective record of `role` carried, as of the last step. Takes no lock."""
         return self._post(role).newest
 
@@ -180,8 +181,8 @@ class Member:
             if record is not None:
                 self._append(post, record)
             changes += self._changes(post, self._clock())
-        if heard and self._heard is not None:
-            self._heard()
+        if heard and self._on_readback is not None:
+            self._on_readback()
         return changes
 
     def wake(self) -> float:
@@ -214,7 +215,7 @@ class Member:
             post.drained = True
             post.lease.drained()
 
-    def offer(self, role: str, data: Mapping[str, Any], *, term: int) -> None:
+    def set_payload(self, role: str, data: Mapping[str, Any], *, term: int) -> None:
         """Put `data` into every further record of this `term`, from the next beat on. Without effect unless `term` is
         held. Raises ValueError for data that no record can carry.
         """
@@ -222,13 +223,13 @@ class Member:
         if lease.term == term and lease.held(self._clock()):
             lease.data_out = data
 
-    def hurry(self, role: str, *, term: int) -> None:
+    def beat_now(self, role: str, *, term: int) -> None:
         """Send the next beat of `role` with the next step, and be `expecting` until it was read back. Without effect
         unless `term` is held.
         """
         lease = self._post(role).lease
         if lease.term == term and lease.held(self._clock()):
-            lease.hurry()
+            lease.beat_now()
 
     def ask(self, role: str) -> None:
         """Ask whoever leads `role` to hand it to this member, as R10 does, but at once. Without effect if nobody else
@@ -251,7 +252,7 @@ class Member:
         fenced: list[LeaderEvent] = []
         for post in self._posts:
             self._grant(post, Grant(post.grant.term))
-            post.newest = Told()
+            post.newest = Payload()
             if post.told is not None:
                 fenced.append(LeaderFenced(post.role, post.told))
                 post.told = None
@@ -319,7 +320,7 @@ class Member:
             if not self.aside:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
-            self._log.warning("journal lost role=%s reason=%s: reading it anew", post.role, event.reason)
+            self._log.warning("journal lost role=%s reason=%s: reading it again", post.role, event.reason)
             lease.lose(self._identity())
 
     def _decode(self, post: _Post, entry: Entry) -> Record | None:
@@ -355,7 +356,7 @@ class Member:
         lease = post.lease
         if lease.known or lease.oldest:
             self._warn(
-                f"{post.role}: lost", "journal differs role=%s: %s; beginning anew behind it", post.role, lease.lost
+                f"{post.role}: lost", "journal differs role=%s: %s; starting over behind it", post.role, lease.lost
             )
             lease.begin_anew(self._identity(), now)
         else:
@@ -448,7 +449,7 @@ class Member:
         if lease.data is not post.newest_data:
             post.newest_data = lease.data
             data = before.data if lease.data == before.data else lease.data
-        told = Told(term, data, own, lease.known)
+        told = Payload(term, data, own, lease.known)
         if told == before:
             return False
         post.newest = told

@@ -16,20 +16,23 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from types import TracebackType
 from typing import Any
 
 from celery_neli.config import Config
 from celery_neli.election.clock import boottime
 from celery_neli.election.delivery import Delivery
-from celery_neli.election.grant import Grant, LeaderEvent, LeaderRevoked, Told
-from celery_neli.election.member import Member, Mirror
+from celery_neli.election.lease import NEVER
+from celery_neli.election.member import Member
 from celery_neli.election.ports import Group, Journal
 from celery_neli.election.pulser import Pulser
 from celery_neli.election.records import sound
 from celery_neli.election.report import Report
+from celery_neli.election.role_state import LeaderEvent, LeaderRevoked, Payload
+from celery_neli.election.shared_lease import SharedLease, Standing
 from celery_neli.election.watchdog import Progress
 from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, escaping
@@ -45,7 +48,6 @@ RETRY_LEAST, RETRY_MOST = 1.0, 30.0
 CANCEL_EVERY = 0.05
 CLOSE_SLACK = 10.0
 KAFKA_LOGGER = "celery_neli.kafka"
-_NOBODY = Grant()
 
 logger = escaping(logging.getLogger(__name__))
 Barrier = Callable[[LeaderEvent], None]
@@ -87,35 +89,35 @@ class Neli:
         *,
         connect: Connect = connect_kafka,
         clock: Callable[[], float] = boottime,
-        mirror: Mirror | None = None,
-        heard: Callable[[], None] | None = None,
+        leases: SharedLease | None = None,
+        on_readback: Callable[[], None] | None = None,
         fit: Callable[[], bool] = lambda: True,
     ) -> None:
         """`barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
         thread that pulses, delivers or closes; of several such threads, each may be at another role.
 
         On `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on.
-        What it raises is logged and otherwise ignored. `mirror` is told every grant as it changes, by index of its
-        role, on the thread that renews. So is `heard` called when other data than before were read back from a record
-        of this member's own; it must not block, and what it raises is logged. While `fit` returns False, this member
-        neither leads nor claims; it is asked often, on the thread that renews. `connect` and `clock` are for tests.
+        What it raises is logged and otherwise ignored. `leases` is the memory that the leases are written to; without
+        it, this makes one. The thread that renews calls `on_readback` when it has read back another payload than before
+        from a record of this member's own; it must not block, and what it raises is logged. While `fit` returns False,
+        this member neither leads nor claims; the thread that renews calls it often. `connect` and `clock` are for
+        tests.
         """
         self.config = config
         self.clock = clock
-        self._barrier, self._connect, self._mirror, self._heard = barrier, connect, mirror, heard
+        self.leases = leases or SharedLease(config.roles, clock=clock)
+        self.pid = os.getpid()
+        """Of the process in which it leads."""
+        self._barrier, self._connect, self._on_readback = barrier, connect, on_readback
         self._state = State.LIVE
         self._bell = Bell()
         self._delivery = Delivery(config.roles, self._announce)
-        self._asked: deque[Callable[[Member], None]] = deque()  # for the member's thread
-        self._resign: dict[str | None, None] = {}  # likewise; asked for a thousand times, it is done once
-        self._offers: dict[str, tuple[int, Mapping[str, Any]]] = {}  # likewise, of each role the latest
-        self._hurries: dict[str, int] = {}
-        self._requests: dict[str, None] = {}
+        self._requests: dict[Hashable, Callable[[Member], None]] = {}  # for the member's thread; of each key the latest
+        self._roles = {role: Role(self, role) for role in config.roles}
         self._starting = threading.Lock()
         self._member: Member | None = None
         self._thread: Thread | None = None
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
-        self._pid = os.getpid()
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
         self._report = Report(config, self._log)
@@ -131,51 +133,41 @@ class Neli:
     @property
     def _inherited(self) -> bool:
         """In a forked child: another thread may have held any lock in here at the fork, so none may be taken."""
-        return self._thread is not None and os.getpid() != self._pid
+        return self._thread is not None and os.getpid() != self.pid
 
     @property
     def is_leader(self) -> bool:
-        """Whether this member leads (a role of several) now: new work may start. Asks the lease; takes no lock."""
-        return any(self.grant(role).leading(self.clock()) for role in self.config.roles)
+        """Return True if this member leads (a role of several) now: new work may start. It takes no lock."""
+        return any(role.may_start() for role in self._roles.values())
 
     @property
     def deadline(self) -> float | None:
         """Until when (`clock` time, seconds) the lease in force runs, if nothing renews it; None without one. Of
         several, the first to end.
         """
-        now = self.clock()
-        ends = [grant.until for grant in map(self.grant, self.config.roles) if grant.held(now)]
-        return min(ends, default=None)
+        standings = [role.standing() for role in self._roles.values()]
+        return min((each.until for each in standings if each.held), default=None)
 
-    def grant(self, role: str) -> Grant:
-        """What the lease of `role` allows; ask it with `clock()`. Takes no lock; raises ValueError for a role that is
-        not configured.
+    def role(self, name: str) -> Role:
+        """Return the handle of one role. Raises ValueError for a role that is not configured."""
+        if name not in self._roles:
+            raise ValueError(f"{name!r} is none of the roles {', '.join(self.config.roles)}")
+        return self._roles[name]
+
+    @property
+    def member(self) -> Member | None:
+        """The member, for its methods that any thread may call; None before `start`, and in a forked child."""
+        return self._member if os.getpid() == self.pid else None
+
+    def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
+        """Have the member's thread call `action` with the member before its next step. Returns at once; any thread.
+
+        An action that still waits is replaced by a later one of the same `key`. One that was requested later is never
+        carried out in an earlier step.
         """
-        member = self._member
-        if member is None or os.getpid() != self._pid:
-            return _NOBODY
-        return member.grant(role)
-
-    def told(self, role: str) -> Told:
-        """What the newest effective record of `role` carried, as far as this member read. Any thread; takes no lock.
-        Raises ValueError for a role that is not configured.
-        """
-        member = self._member
-        if member is None or os.getpid() != self._pid:
-            return Told()
-        return member.told(role)
-
-    def leader(self, role: str) -> tuple[str, int] | None:
-        """Name and term of the leader of `role` as far as this member read, for people; None: nobody, or unknown."""
-        member = self._member
-        return None if member is None else member.leader(role)
-
-    def led_until(self, role: str) -> float | None:
-        """Until when (`clock` time) the owner of the last leader before the present term of `role` made progress, as
-        far as its heartbeats told; None if none was read.
-        """
-        member = self._member
-        return None if member is None else member.led_until(role)
+        self._requests[key] = action
+        if not self._inherited:
+            self._bell.ring()
 
     @property
     def delivering(self) -> bool:
@@ -190,13 +182,13 @@ class Neli:
         Raises `ConfigurationError` if Kafka's client refuses `config.kafka`, and `ClosedError` after `close`.
         """
         if self._inherited:
-            raise ClosedError(f"{self.config.name} belongs to process {self._pid}, which forked; make a new Neli")
+            raise ClosedError(f"{self.config.name} belongs to process {self.pid}, which forked; make a new Neli")
         with self._starting:
             if self._state is not State.LIVE:
                 raise ClosedError(f"{self.config.name} was closed; make a new Neli")
             if self._thread is not None:
                 return
-            self._pid = os.getpid()
+            self.pid = os.getpid()
             self.progress()
             self._clients = self._make_clients()
             self._lines.start()
@@ -220,7 +212,7 @@ class Neli:
         `ClosedError` after `close`.
         """
         if self._state is not State.LIVE and not self._inherited:
-            raise ClosedError(f"{self.config.name} was closed: it can be pulsed no more; make a new Neli")
+            raise ClosedError(f"{self.config.name} was closed: it can no longer be pulsed; make a new Neli")
         self.start()
         deadline = time.monotonic() + timeout
         while True:
@@ -255,47 +247,7 @@ class Neli:
         """Hand over `role`, or all: barrier, release, then stand back for one `heartbeat_timeout` (R4). Returns at
         once.
         """
-        self._resign[role] = None
-        if not self._inherited:
-            self._bell.ring()
-
-    def stand_back(self, role: str) -> None:
-        """Hand over `role` if this member leads it, and do not claim it for a while, which grows from a second to a
-        minute with each failure in a row: the caller cannot serve it. Returns at once; any thread.
-        """
-        self._refuse_unknown(role)
-        self._asked.append(lambda member: member.stand_back(role))
-        if not self._inherited:
-            self._bell.ring()
-
-    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
-        """Put `data` into every further record of `role` in this `term`, in the place of what was offered before; in
-        another term, nothing happens. Returns at once; any thread.
-
-        It leaves with the next heartbeat, or, with `hurry`, with one of its own, and then is read back as soon as Kafka
-        can. What was offered before the barrier of a `LeaderRevoked` returns is in the release. Raises ValueError for
-        data that no record can carry, and for a role that is not configured.
-        """
-        self._refuse_unknown(role)
-        self._offers[role] = term, sound(data)
-        if hurry:
-            self._hurries[role] = term  # after the offer: whoever finds this finds that, or it has been taken
-            if not self._inherited:
-                self._bell.ring()
-
-    def ask(self, role: str) -> None:
-        """Ask whoever leads `role` to hand it over to this member (a request in its own favour, R10). Returns at once;
-        any thread. Without effect if nobody else leads, or if this member may not claim. Raises ValueError for a role
-        that is not configured.
-        """
-        self._refuse_unknown(role)
-        self._requests[role] = None
-        if not self._inherited:
-            self._bell.ring()
-
-    def _refuse_unknown(self, role: str) -> None:
-        if role not in self.config.roles:
-            raise ValueError(f"{role!r} is none of the roles {', '.join(self.config.roles)}")
+        self.request(("resign", role), lambda member: member.resign(role))
 
     def background(self, task: Callable[[], None]) -> Pulser:
         """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
@@ -373,8 +325,7 @@ class Neli:
                 self._drained(event)
 
     def _drained(self, event: LeaderRevoked) -> None:
-        self._asked.append(lambda member: member.drained(event.role, event.term))
-        self._bell.ring()
+        self.request(("drained", event.role, event.term), lambda member: member.drained(event.role, event.term))
 
     # The member's thread
 
@@ -410,7 +361,13 @@ class Neli:
         clients, self._clients = self._clients, None
         journal, group = clients or self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
         member = self._member = Member(
-            self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror, heard=self._hear
+            self.config,
+            journal,
+            group,
+            clock=self.clock,
+            log=self._log,
+            mirror=self.leases.write,
+            on_readback=self._read_back,
         )
         said: Exception | None = None
         seen = self._bell.rings
@@ -437,24 +394,13 @@ class Neli:
 
     def _obey(self, member: Member) -> None:
         """Pass on what other threads have asked for."""
-        while self._asked:
-            self._asked.popleft()(member)
-        # After the barriers' returns: what was offered before one of them is there by now, and is in the release.
-        hurries = [self._hurries.popitem() for _ in range(len(self._hurries))]
-        for _ in range(len(self._offers)):
-            role, (term, data) = self._offers.popitem()
-            member.offer(role, data, term=term)
-        for role, term in hurries:
-            member.hurry(role, term=term)
-        for _ in range(len(self._requests)):
-            member.ask(self._requests.popitem()[0])
-        for _ in range(len(self._resign)):
-            member.resign(self._resign.popitem()[0])
+        while self._requests:  # to the end: what was requested before one of them is there, and is carried out too
+            self._requests.popitem()[1](member)
 
-    def _hear(self) -> None:
+    def _read_back(self) -> None:
         try:
-            if self._heard is not None:
-                self._heard()
+            if self._on_readback is not None:
+                self._on_readback()
         except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
             self._log.exception("hearing failed name=%s", self.config.name)
 
@@ -482,3 +428,104 @@ class Neli:
             self._delivery.put(event)
         if changes:
             self._bell.ring()
+
+
+class Role:
+    """One role of the election, for its owner: what the lease allows, what the records carry, and the requests.
+
+    Beats, workers and singletons all use it. All methods may be called from any thread; none blocks, and the questions
+    take no lock. In a forked child every answer is no: a child reads `shared_lease.shared(app).role(name)`, which has
+    the same questions.
+    """
+
+    def __init__(self, neli: Neli, name: str) -> None:
+        self.name = name
+        self._neli = neli
+        self._lease = neli.leases.role(name)
+
+    # What the lease allows
+
+    @property
+    def term(self) -> int | None:
+        """The term of the lease in force, or of the last one; None before the first."""
+        return self._lease.term
+
+    def leading_term(self) -> int | None:
+        """Return the term in which new work may start now (R3), or None if none may."""
+        return self._lease.leading_term() if os.getpid() == self._neli.pid else None
+
+    def may_start(self, term: int | None = None) -> bool:
+        """Return True if new work may start now (R3), in this `term` if one is given."""
+        return os.getpid() == self._neli.pid and self._lease.may_start(term)
+
+    def may_finish(self, term: int | None = None) -> bool:
+        """Return True if work that began in this `term` may finish now, also while a hand-over drains (R3).
+
+        Without a `term`, return True if work of whatever term is in force may finish.
+        """
+        return os.getpid() == self._neli.pid and self._lease.may_finish(term)
+
+    def standing(self) -> Standing:
+        """Return term, end and answers of one moment, for people and for logs."""
+        standing = self._lease.standing()
+        return standing if os.getpid() == self._neli.pid else replace(standing, until=NEVER, leading=False, held=False)
+
+    # What was read
+
+    @property
+    def last_payload(self) -> Payload:
+        """What the newest effective record of the role carried, as far as this process has read."""
+        member = self._neli.member
+        return Payload() if member is None else member.last_payload(self.name)
+
+    def leader(self) -> str | None:
+        """Return the name of the process that leads, as far as this one has read, for people; None if unknown."""
+        member = self._neli.member
+        leader = None if member is None else member.leader(self.name)
+        return None if leader is None else leader[0]
+
+    def predecessor_active_until(self) -> datetime | None:
+        """Return when (UTC) the owner of the last leader before the present term last made progress.
+
+        Its heartbeats say so: they go on while it hangs or drains. None if no record of an earlier term was read.
+        """
+        member = self._neli.member
+        active = None if member is None else member.led_until(self.name)
+        if active is None:
+            return None
+        return datetime.now(timezone.utc) - timedelta(seconds=self._neli.clock() - active)
+
+    # Requests
+
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
+        """Put `data` into every further record of this `term`, in the place of what was set before.
+
+        In another term, nothing happens. It leaves with the next heartbeat, or, with `now`, with one of its own, and
+        then is read back as soon as Kafka can (`on_readback`). What was set before the barrier of a `LeaderRevoked`
+        returns is in the release.
+
+        Raises:
+            ValueError: no record can carry `data`.
+        """
+        name, data = self.name, sound(data)
+        self._neli.request(("payload", name), lambda member: member.set_payload(name, data, term=term))
+        if now:  # a key of its own: a later payload that need not leave at once must not take it back
+            self._neli.request(("beat", name), lambda member: member.beat_now(name, term=term))
+
+    def ask(self) -> None:
+        """Ask the process that leads the role to hand it over to this one (R10).
+
+        Without effect if no other process leads, or if this one may not claim.
+        """
+        self._neli.request(("ask", self.name), lambda member: member.ask(self.name))
+
+    def resign(self, *, back_off: bool = False) -> None:
+        """Hand the role over if this process leads it, then do not claim it for one `heartbeat_timeout` (R4).
+
+        With `back_off`, because it cannot be served here: do not claim it for longer, from a second to a minute, which
+        doubles with each failure in a row. That holds also if this process does not lead.
+        """
+        if back_off:
+            self._neli.request(("back off", self.name), lambda member: member.stand_back(self.name))
+        else:
+            self._neli.resign(self.name)

@@ -14,10 +14,9 @@ from typing import Any, Literal, NoReturn, get_args
 
 from celery_neli.exceptions import RecordError, UnknownVersion
 from celery_neli.printable import printable
+from celery_neli.settings import MAX_LEASE
 
 VERSION = 1
-MAX_LEASE = 300.0
-"""Seconds. Nobody can be made to wait for longer than this by one record."""
 MAX_BYTES = 1 << 16
 MAX_NAME = 512
 MAX_DATA = 1 << 14

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from celery_neli.config import Config
-from celery_neli.election.grant import LeaderAcquired, LeaderEvent, LeaderFenced
 from celery_neli.election.member import Member
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced
 
 
 class Report:

@@ -1,9 +1,9 @@
-"""The leases of one worker process, as every child of it may read them: a pool's child is where a task's body runs, and
-the lease is in its parent.
+"""The leases of one process in shared memory, as every thread of it and every child that it forks may read them.
 
-A page of shared memory, made before any fork, written by the thread that renews and read by anybody: no lock, no system
-call but the clock's. The clock (R8) is the machine's, so an `until` means the same in every process; when the parent is
-killed or frozen nobody renews, and the lease ends by itself.
+A pool's child runs the body of a task, and the lease is renewed in its parent. So the leases are in a page of shared
+memory, made before any fork: the thread that renews writes it, and everybody reads it, with no lock and no system call
+but the clock's. The clock (R8) is the machine's, so the end of a lease means the same in every process. When the parent
+is killed or frozen, nothing renews the lease, and it ends by itself.
 """
 
 from __future__ import annotations
@@ -11,25 +11,28 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery_neli.election.clock import boottime
 from celery_neli.election.lease import NEVER
 from celery_neli.election.presence import Presence
+from celery_neli.election.role_state import Grant
 
-if TYPE_CHECKING:
-    from celery_neli.election.grant import Grant
-
-_TERM, _LEADING, _HELD, _CELLS = 0, 1, 2, 3
+_TERM, _START, _FINISH, _CELLS = 0, 1, 2, 3
 _NO_TERM = -1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The lease at one moment: `until` is the curator's clock (seconds); R3 for `leading` and `held`."""
+    """A lease at one moment, for people and for logs.
+
+    `until` is the end of the lease on the clock of the leases, in seconds. `leading` and `held` are `may_start` and
+    `may_finish` at that moment.
+    """
 
     term: int | None
     until: float
@@ -37,12 +40,82 @@ class Standing:
     held: bool
 
 
-class SharedLease:
-    """For each role the term, until when new work may start, and until when work begun in that term may finish."""
+class RoleLease:
+    """The lease of one role: the read side, which is the same in the process that leads and in its forked children.
 
-    def __init__(self, roles: tuple[str, ...], *, fd: int | None = None) -> None:
-        """`fd`: of the process that shares (its attribute of this name), in a child that did not inherit this object
-        but the descriptor.
+    Each question may be asked from any thread and in a signal handler. It takes no lock and does not block.
+    """
+
+    __slots__ = ("_at", "_cells", "_clock", "_index", "_presence", "name")
+
+    def __init__(
+        self, name: str, index: int, cells: memoryview[float], presence: Presence, clock: Callable[[], float]
+    ) -> None:
+        self.name = name
+        self._index, self._at = index, index * _CELLS
+        self._cells, self._presence, self._clock = cells, presence, clock
+
+    @property
+    def term(self) -> int | None:
+        """The term of the lease in force, or of the last one; None before the first."""
+        term = self._cells[self._at]
+        return None if term == _NO_TERM else int(term)
+
+    def leading_term(self) -> int | None:
+        """Return the term in which new work may start now (R3), or None if none may."""
+        cells, at = self._cells, self._at
+        term = cells[at]
+        if self._clock() < cells[at + _START] and cells[at] == term:
+            return int(term)
+        return None
+
+    def may_start(self, term: int | None = None) -> bool:
+        """Return True if new work may start now (R3), in this `term` if one is given."""
+        cells, at = self._cells, self._at
+        return self._clock() < cells[at + _START] and term in (None, cells[at])
+
+    def may_finish(self, term: int | None = None) -> bool:
+        """Return True if work that began in this `term` may finish now, also while a hand-over drains (R3).
+
+        Without a `term`, return True if work of whatever term is in force may finish.
+        """
+        cells, at = self._cells, self._at
+        return self._clock() < cells[at + _FINISH] and term in (None, cells[at])
+
+    def standing(self) -> Standing:
+        """Return term, end and answers of one moment."""
+        now, cells, at = self._clock(), self._cells, self._at
+        term, start, finish = None, NEVER, NEVER
+        while cells[at] != term:  # the writer was between two terms
+            term, start, finish = cells[at], cells[at + _START], cells[at + _FINISH]
+        return Standing(
+            term=None if term == _NO_TERM else int(term), until=finish, leading=now < start, held=now < finish
+        )
+
+    @contextmanager
+    def at_work(self) -> Iterator[int | None]:
+        """Give what `leading_term` returns, in a context that a hand-over waits for (`anyone_at_work`).
+
+        It is for work that the worker's main process does not know of. It takes a lock and makes a system call.
+        """
+        with self._presence.at_work(self._index):
+            yield self.leading_term()
+
+    def anyone_at_work(self) -> bool:
+        """Return True if any process or thread is `at_work`. Only the process that made the memory may ask."""
+        return self._presence.anybody(self._index)
+
+
+class SharedLease:
+    """The leases of all roles of one process in one election."""
+
+    def __init__(self, roles: tuple[str, ...], *, fd: int | None = None, clock: Callable[[], float] = boottime) -> None:
+        """Make the memory, or map that of another process.
+
+        Args:
+            roles: the names of the roles, in the order of `neli_roles`.
+            fd: the `fd` of the process that shares, in a child that was not forked but was given the descriptor.
+            clock: gives seconds; the clock of the thread that writes.
         """
         self.roles = roles
         size = len(roles) * _CELLS * 8
@@ -50,54 +123,50 @@ class SharedLease:
         self.fd = _file(size) if fd is None else fd
         """Of the memory; for `pass_fds` of a child that is not forked."""
         self._cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
-        self._presence = Presence(self.fd)
-        self._at = {role: index * _CELLS for index, role in enumerate(roles)}
+        presence = Presence(self.fd)
+        self._roles = {role: RoleLease(role, index, self._cells, presence, clock) for index, role in enumerate(roles)}
         if fresh:
-            for at in self._at.values():
-                self._cells[at + _TERM], self._cells[at + _LEADING], self._cells[at + _HELD] = _NO_TERM, NEVER, NEVER
+            weakref.finalize(presence, os.close, self.fd).atexit = False  # the last to need it
+            for index in range(len(roles)):
+                self.write(index, Grant())
+
+    def role(self, name: str) -> RoleLease:
+        """Return the lease of one role. Raises KeyError if it is not in `roles`."""
+        return self._roles[name]
 
     def write(self, index: int, grant: Grant) -> None:
-        """What the lease of the role number `index` allows. For one thread of one process, the one that renews."""
+        """Write what the lease of the role number `index` allows. Only the thread that renews may call it."""
         cells, at = self._cells, index * _CELLS
         term = _NO_TERM if grant.term is None else float(grant.term)
         if cells[at + _TERM] != term:  # ends before the term changes: nobody takes one term's end for another's
-            cells[at + _LEADING] = cells[at + _HELD] = NEVER
+            cells[at + _START] = cells[at + _FINISH] = NEVER
             cells[at + _TERM] = term
-        cells[at + _LEADING] = NEVER if grant.resigning else grant.until
-        cells[at + _HELD] = grant.until
+        cells[at + _START] = NEVER if grant.resigning else grant.until
+        cells[at + _FINISH] = grant.until
+
+    # Old names, for the owners that have not changed to `role` yet
+
+    def leading(self, role: str) -> int | None:
+        """See `RoleLease.leading_term`."""
+        return self._roles[role].leading_term()
+
+    def held(self, role: str, term: int) -> bool:
+        """See `RoleLease.may_finish`."""
+        return self._roles[role].may_finish(term)
+
+    def standing(self, role: str) -> Standing:
+        """See `RoleLease.standing`."""
+        return self._roles[role].standing()
 
     @contextmanager
     def at_work(self, role: str) -> Iterator[int | None]:
-        """What `leading` says, in a context that a hand-over waits for (`anybody`): for work that the worker's main
-        process does not know of. Takes a lock for a moment, and a system call.
-        """
-        with self._presence.at_work(self._at[role] // _CELLS):
-            yield self.leading(role)
+        """See `RoleLease.at_work`."""
+        with self._roles[role].at_work() as term:
+            yield term
 
     def anybody(self, role: str) -> bool:
-        """Whether any process or thread is `at_work`. In the process that made this."""
-        return self._presence.anybody(self._at[role] // _CELLS)
-
-    def leading(self, role: str) -> int | None:
-        """The term, if new work may start as `role` now (R3), else None. KeyError: an unknown role."""
-        cells, at = self._cells, self._at[role]
-        term = cells[at]
-        if boottime() < cells[at + _LEADING] and cells[at] == term:
-            return int(term)
-        return None
-
-    def held(self, role: str, term: int) -> bool:
-        """Whether work that began in `term` may finish now: also while a hand-over drains (R3)."""
-        cells, at = self._cells, self._at[role]
-        return boottime() < cells[at + _HELD] and cells[at] == term
-
-    def standing(self, role: str) -> Standing:
-        """All of it, for people."""
-        cells, at, now = self._cells, self._at[role], boottime()
-        term, leading, held = cells[at + _TERM], cells[at + _LEADING], cells[at + _HELD]
-        return Standing(
-            term=None if term == _NO_TERM else int(term), until=held, leading=now < leading, held=now < held
-        )
+        """See `RoleLease.anyone_at_work`."""
+        return self._roles[role].anyone_at_work()
 
 
 def _file(size: int) -> int:
@@ -118,6 +187,6 @@ def share(app: Any, lease: SharedLease) -> SharedLease:
 
 
 def shared(app: Any) -> SharedLease | None:
-    """The leases of `app`'s worker election in this process or the one that forked it; None: it takes part in none."""
+    """Return the leases of `app`'s worker election, in this process or the one that forked it; None without one."""
     lease: SharedLease | None = getattr(app, "neli_lease", None)
     return lease

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from celery_neli.masking import HIDDEN, is_secret
-from celery_neli.nearest import nearest
-from celery_neli.printable import printable
+from celery_neli.printable import HIDDEN, closest, is_secret, printable
 
 __all__ = ["AWAY", "OF_NO_READER", "Cause", "is_denied", "missing_right", "of_connection", "refused", "untrusted"]
 
@@ -220,10 +218,9 @@ def refused(
             return f"neli_kafka has {name} = {value!r}, a file that cannot be read: give the path of one that can"
     unknown = _UNKNOWN.search(text)
     if unknown is not None:
-        meant = nearest(unknown["name"], names())
-        return (
-            f"neli_kafka has {printable(unknown['name'])!r}, which is no property of librdkafka; did you mean {meant}?"
-        )
+        meant = closest(unknown["name"], names())
+        name = printable(unknown["name"])
+        return f"neli_kafka has {name!r}, which is not a property of librdkafka; did you mean {meant}?"
     if "sasl.username and sasl.password must be set" in text:
         lacking = [each for each in ("sasl.username", "sasl.password") if not properties.get(each)]
         return f"neli_kafka lacks {' and '.join(lacking)}: the mechanism {_mechanism(properties)} needs both"

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from celery_neli.kafka.causes import OF_NO_READER, missing_right, of_connection
 from celery_neli.kafka.reachability import Reachability, of_process
-from celery_neli.log_limit import LogLimit
-from celery_neli.masking import masked, secrets_of
+from celery_neli.logs import LogLimit
+from celery_neli.printable import masked, secrets_of
 
 REPEAT_AFTER = 10.0  # seconds until the same line may be said again
 UNEXPLAINED = "check bootstrap.servers, this host's DNS, and firewalls on the way"

@@ -83,6 +83,7 @@ class KafkaGroup:
             self._on_error(exception.args[0])
         else:
             self._joined = True
+            self._klog.reachability.joined(self)
 
     def leave(self) -> None:
         """Give up membership; the others are told by the next polls."""
@@ -90,6 +91,7 @@ class KafkaGroup:
         if not self._joined or self._closed:
             return
         self._joined = False
+        self._klog.reachability.left(self)
         try:
             self._consumer.unsubscribe()
         except KafkaException as exception:
@@ -101,6 +103,7 @@ class KafkaGroup:
             return
         self._closed = True
         self._joined = False
+        self._klog.reachability.left(self)
         self._induced = frozenset()
         # librdkafka waits up to 4 s for the coordinator's answer when that is frozen, or in the midst of a rebalance.
         closing = spawn(self._close, name="neli-group-close")
@@ -130,7 +133,7 @@ class KafkaGroup:
         self._check_at = time.monotonic() + 4 * wait
         if self._watch.look(self._heard) is Step.RENEW:
             level = logging.WARNING if self._watch.first else logging.DEBUG
-            self._klog.say(level, "kafka client deaf: group member finds no broker, though brokers answer: made anew")
+            self._klog.say(level, "kafka client deaf: group member finds no broker, though brokers answer: replaced")
             deaf, self._consumer = self._consumer, self._make_consumer()
             let_go(deaf)
             self._watch.renewed()

@@ -243,7 +243,7 @@ class KafkaJournal:
 
     def _tell_deaf(self, watch: Watch, what: str) -> None:
         level = logging.WARNING if watch.first else logging.DEBUG
-        self._klog.say(level, f"kafka client deaf: {what}, though brokers answer: made anew")
+        self._klog.say(level, f"kafka client deaf: {what}, though brokers answer: replaced")
 
     def _topic_ready(self, check: TopicCheck) -> bool:
         try:

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from celery_neli.kafka import certificate
 from celery_neli.kafka.causes import AWAY, Cause
-from celery_neli.log_limit import LogLimit
+from celery_neli.logs import LogLimit
 from celery_neli.threads import original, spawn
 
 __all__ = ["Reachability", "of_process"]
 
-CONSEQUENCE: Final = "nobody leads until it answers"
+CONSEQUENCE: Final = "no member leads until it answers"
 SETTLE: Final = 5.0
 """Seconds to wait before a lasting cause is logged: if all brokers are concerned, the line about the outage has it."""
 FORGET: Final = 60.0
@@ -57,6 +57,23 @@ class Reachability:
         self._told: set[str] = set()  # keys of the lasting causes that were logged in this outage
         self._kept: dict[str, tuple[float, float]] = {}  # when each cause came first, and last
         self._limit = LogLimit(REMIND, clock=clock)
+        self._members: set[int] = set()
+        self._level = logging.WARNING
+
+    def joined(self, member: object) -> None:
+        """Note that `member` takes part in an election of this process."""
+        with self._lock:
+            self._members.add(id(member))
+            self._level = logging.WARNING
+
+    def left(self, member: object) -> None:
+        """Note that `member` has begun to close. After the last one, troubles are logged at DEBUG: at the end of a
+        process it is no news that Kafka ends as well.
+        """
+        with self._lock:
+            self._members.discard(id(member))
+            if not self._members:
+                self._level = logging.DEBUG
 
     @property
     def unreachable(self) -> bool:
@@ -98,7 +115,7 @@ class Reachability:
         if look:
             spawn(partial(self._look_at, cause, log), name="neli-certificate")
         for line in lines:
-            log.warning("%s", line)
+            log.log(self._level, "%s", line)
 
     def down(self, log: logging.Logger) -> None:
         """Note that a client found all brokers down, and log a warning to `log` unless that was logged already."""
@@ -110,7 +127,7 @@ class Reachability:
                 self._owed = log
                 return
             line = self._outage(self._cause)
-        log.warning("%s", line)
+        log.log(self._level, "%s", line)
 
     def reached(self, log: logging.Logger) -> None:
         """Note that something was read from a broker, and log it to `log` if none answered before."""
@@ -172,7 +189,7 @@ class Reachability:
                 self._cause = found
             lines = [self._outage(found)] if owed is not None else self._lines(found)
         for line in lines:
-            (owed or log).warning("%s", line)
+            (owed or log).log(self._level, "%s", line)
 
 
 def _says_no_more(cause: Cause, known: Cause) -> bool:

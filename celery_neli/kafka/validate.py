@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.causes import refused
 from celery_neli.kafka.properties import group_properties, producer_properties
-from celery_neli.masking import masked, secrets_of
+from celery_neli.printable import masked, secrets_of
 
 if TYPE_CHECKING:
     from celery_neli.config import Config

@@ -1,26 +1,60 @@
-"""What an entry calls: a task by its name, the task itself, or a signature with all that it holds.
+"""What an entry calls: a task by its name, the task itself, or a signature; with which arguments and options.
 
-Types are asked for, not attributes: many things have a `name`. Pure; imports no Kafka client.
+The checks are the same for entries of `beat_schedule` and for runtime entries. Types are asked for, not attributes:
+many objects have a `name`. Pure; imports no Kafka client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import MethodType
 from typing import Any, NoReturn
 
 from celery import Celery, Task
 from celery.canvas import Signature
+from kombu.compression import get_encoder
+from kombu.entity import Exchange, Queue
+from kombu.serialization import dumps
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule_topic.values import MAX_TASK, shown
+from celery_neli.printable import closest, did_you_mean, printable
+from celery_neli.schedule import misfire, overlap
+from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
-__all__ = ["Call", "call_of", "check_app", "check_arguments", "is_mapping", "plain"]
+__all__ = [
+    "OPTIONS",
+    "OWN_OPTIONS",
+    "PASSED_ON",
+    "Call",
+    "call_of",
+    "check_app",
+    "check_arguments",
+    "check_here",
+    "is_mapping",
+    "option_mistakes",
+    "plain",
+    "shape_mistakes",
+]
 
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
 #: Names of Celery's that stand for several tasks.
-_UNREAL = ("celery.chain", "celery.group")
+_SEVERAL = ("celery.chain", "celery.group")
+#: Options of a runtime entry that cannot be set, and why.
+_NOT = {
+    "task_id": "each slot has an id of its own",
+    "eta": "it would be the same for every slot; use countdown (seconds)",
+}
+#: Headers by which workers recognise a message. Celery would let an entry's own replace them.
+_NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr", "kwargsrepr")
+#: How similar, from 0 to 1, an unknown option must be to a known one to count as a misspelling of it.
+LIKE = 0.75
+#: Seconds; Celery adds them to the present time, and a datetime must hold the sum.
+MOST_SECONDS = 2**31 - 1
+#: The most bytes of AMQP's short strings.
+SHORT = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,70 +68,44 @@ class Call:
 
 
 def check_app(app: Any) -> Any:
-    """Return ``app``.
-
-    Raises:
-        ConfigurationError: it is not a Celery app.
-    """
+    """Return ``app``; raise `ConfigurationError` if it is not a Celery app."""
     if isinstance(app, type) or not isinstance(app, Celery):
         raise ConfigurationError(f"app = {shown(app)}: give the Celery app")
     return app
 
 
 def plain(text: Any) -> Any:
-    """Return a string of a subclass of `str`, such as an enum of names, as a plain one; all else as it is."""
+    """Return a string of a subclass of `str`, such as an enum of names, as a plain one; anything else as it is."""
     return str.__str__(text) if isinstance(text, str) and type(text) is not str else text
 
 
 def is_mapping(value: Any) -> bool:
-    """Return True for a dict with strings for keys that is meant as such: a signature only happens to be one."""
+    """Return True for a dict whose keys are strings. A signature is a dict, too, but not meant as one."""
     return (
         isinstance(value, Mapping) and not isinstance(value, Signature) and all(isinstance(key, str) for key in value)
     )
 
 
 def call_of(app: Any, task: Any, args: Any, kwargs: Any, options: Any) -> Call:
-    """Return what ``task`` means, with what is given beside it.
+    """Return what ``task`` means, together with what is given beside it.
 
-    A signature brings its arguments and options. What is given beside it must not say anything else: arguments in two
-    places, or one keyword or option in two, are refused.
+    A signature brings its arguments and options. Arguments in two places, or one keyword or option in two, are refused.
 
     Raises:
         ConfigurationError: it names the field, what is wrong with it and what to give.
     """
     if isinstance(task, str):
-        return Call(_name(plain(task), task), args, kwargs, options)
+        return Call(_task_name(plain(task), task), args, kwargs, options)
     if isinstance(task, type):
         _refuse(task, "this is a class: give the task itself, which app.register_task returns, or its name")
     if isinstance(task, Task):
         _check_home(app, task, task.name, task.app)
-        return Call(_name(task.name, task), args, kwargs, options)
+        return Call(_task_name(task.name, task), args, kwargs, options)
     if isinstance(task, Signature):
         return _of_signature(app, task, args, kwargs, options)
     if isinstance(task, MethodType) and isinstance(task.__self__, Task):
         _refuse(task, "this is a method of a task: give the task itself, or its signature")
     return _refuse(task, EXAMPLE)
-
-
-def check_arguments(app: Any, call: Call) -> None:
-    """Check that the task takes these arguments, as its `apply_async` will, if this app knows the task.
-
-    Raises:
-        ConfigurationError: the task does not take them.
-    """
-    task = app.tasks.get(call.task)
-    if task is None or not task.typing or type(task).apply_async is not Task.apply_async:
-        return  # an apply_async of its own may add arguments
-    header = getattr(task, "__header__", None)
-    if header is None:
-        return
-    try:
-        header(*(call.args or ()), **(call.kwargs or {}))
-    except TypeError as exc:
-        field = "kwargs" if "keyword" in str(exc) else "args"
-        value = call.kwargs if field == "kwargs" else call.args
-        given = shown((list if field == "args" else dict)(value or ()))
-        raise ConfigurationError(f"{field} = {given}: {call.task} does not take these arguments: {exc}") from None
 
 
 def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any) -> Call:
@@ -120,9 +128,7 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
             "one place"
         )
     for field in ("kwargs", "options"):
-        if given[field] and held[field]:
-            if not is_mapping(given[field]):
-                continue  # the check of the fields will refuse it
+        if given[field] and held[field] and is_mapping(given[field]):  # `shape_mistakes` finds any other
             both = sorted(given[field].keys() & held[field].keys())
             if both:
                 raise ConfigurationError(
@@ -131,12 +137,14 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
                 )
             given[field] = {**held[field], **given[field]}
     _check_home(app, signature, name, getattr(signature, "_app", None))
-    return Call(_name(plain(name), signature), *(given[field] or held[field] or given[field] for field in given))
+    return Call(_task_name(plain(name), signature), *(given[field] or held[field] or given[field] for field in given))
 
 
 def _check_home(app: Any, given: Any, name: Any, home: Any) -> None:
     """Refuse a task of another app: only workers of that app may have it. A shared task belongs to every app."""
-    if isinstance(home, Celery) and isinstance(app, Celery) and not _is_same(home, app) and name not in app.tasks:
+    if not (isinstance(home, Celery) and isinstance(app, Celery)) or _behind(home) is _behind(app):
+        return
+    if name not in app.tasks:
         _refuse(
             given,
             f"it belongs to the app {home.main!r}, and {app.main!r} has no task of that name; if its workers do, give "
@@ -144,23 +152,217 @@ def _check_home(app: Any, given: Any, name: Any, home: Any) -> None:
         )
 
 
-def _is_same(one: Any, other: Any) -> bool:
-    """Return True if both are one app; either may be a proxy of it, such as `current_app`."""
-    return _behind(one) is _behind(other)
-
-
 def _behind(app: Any) -> Any:
+    """Return the app behind a proxy such as `current_app`."""
     behind = getattr(app, "_get_current_object", None)
     return app if behind is None else behind()
 
 
-def _name(name: Any, given: Any) -> str:
+def _task_name(name: Any, given: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > MAX_TASK:
         _refuse(given, EXAMPLE)
-    if name in _UNREAL:  # what `add_periodic_task` makes of a chain, too
+    if name in _SEVERAL:  # `add_periodic_task` makes these of a chain or a group
         _refuse(given, "no worker runs it: give a task that calls the chain or the group")
     return name
 
 
 def _refuse(task: Any, why: str) -> NoReturn:
     raise ConfigurationError(f"task = {shown(task)}: {why}")
+
+
+def shape_mistakes(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each of the ``args``, ``kwargs`` and ``options`` that are given in the wrong type."""
+    for field, value in given.items():
+        if field == "args" and not isinstance(value, (list, tuple)):
+            yield f"args = {shown(value)}: give a list"
+        elif field != "args" and not is_mapping(value):
+            yield f"{field} = {shown(value)}: give a dict with names for keys"
+
+
+def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[str]:
+    """Yield one line for each mistake in the options of an entry, of which None leaves one out.
+
+    A ``runtime`` entry has known options only, and none that would be the same for all slots. An entry of
+    `beat_schedule` may have others, which its task's class takes, but no misspelt ones.
+    """
+    if runtime:
+        yield from (f"options: {name} cannot be set: {reason}" for name, reason in _NOT.items() if name in options)
+        headers = options.get("headers")
+        for name in filter(headers.__contains__, _NOT_HEADERS) if isinstance(headers, Mapping) else ():
+            yield f"options: headers: {name} cannot be set: Celery writes it, for each message"
+        for name in options:
+            if name not in OPTIONS:
+                yield f"options: there is no option {shown(name)[1:-1]}; {did_you_mean(str(name), OPTIONS)}"
+    yield from _value_mistakes(options)
+    for name in () if runtime else options:
+        if name in PASSED_ON:
+            continue
+        near = closest(name, OWN_OPTIONS) if name.startswith("neli_") else closest(name, PASSED_ON, least=LIKE)
+        if near is not None:
+            yield f"options: there is no option {printable(name)}; did you mean {near}?"
+    if options.keys().isdisjoint(OWN_OPTIONS):
+        return
+    for check in (misfire.Misfire().changed_by, overlap.Overlap.from_options):
+        try:
+            check(options)
+        except ConfigurationError as exc:
+            yield str(exc)
+
+
+def check_arguments(app: Any, call: Call) -> None:
+    """Raise `ConfigurationError` if this app knows the task, and the task does not take these arguments."""
+    task = app.tasks.get(call.task)
+    if task is None or not task.typing or type(task).apply_async is not Task.apply_async:
+        return  # an apply_async of its own may add arguments
+    header = getattr(task, "__header__", None)
+    if header is None:
+        return
+    try:
+        header(*(call.args or ()), **(call.kwargs or {}))
+    except TypeError as exc:
+        field = "kwargs" if "keyword" in str(exc) else "args"
+        value = call.kwargs if field == "kwargs" else call.args
+        given = shown((list if field == "args" else dict)(value or ()))
+        raise ConfigurationError(f"{field} = {given}: {call.task} does not take these arguments: {exc}") from None
+
+
+def check_here(app: Any, options: Mapping[str, Any]) -> None:
+    """Raise `ConfigurationError` if this process does not know the serializer, compression or queue of a message."""
+    encode: Any = dumps  # they come without types
+    compress: Any = get_encoder
+    for name, attempt in (("serializer", lambda name: encode([], name)), ("compression", compress)):
+        value = options.get(name)
+        try:
+            if value is not None:
+                attempt(value)
+        except Exception:  # noqa: BLE001 - kombu's registries and an application's codec may raise anything
+            raise ConfigurationError(
+                f"options: {name} = {shown(value)}: this process has none of that name: register it here, too, or "
+                "leave it out"
+            ) from None
+    queue = options.get("queue")
+    if isinstance(queue, str) and not app.conf.task_create_missing_queues and queue not in app.amqp.queues:
+        raise ConfigurationError(
+            f"options: queue = {shown(queue)}: is none of task_queues, and task_create_missing_queues is off: name one "
+            "of those, or add it"
+        )
+
+
+def _value_mistakes(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if value is None or name not in _TAKES:
+            continue
+        takes, remedy = _TAKES[name]
+        if not takes(value):
+            yield f"options: {name} = {shown(value)}: give {remedy}"
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, int)) and value in (True, False)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value.encode("utf-8", "surrogatepass")) <= SHORT
+
+
+def _is_expiry(value: Any) -> bool:
+    if isinstance(value, str):  # as Celery has it in a message
+        try:
+            value = datetime.fromisoformat(value[:-1] + "+00:00" if value.endswith("Z") else value)
+        except ValueError:
+            return False
+    return is_moment(value) if isinstance(value, datetime) else _is_seconds(value)
+
+
+def _is_retry_policy(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        name in _RETRY_POLICY and (each is None or name == "retry_errors" or _is_seconds(each))
+        for name, each in value.items()
+    )
+
+
+def _is_link(value: Any) -> bool:
+    return all(map(_is_signature, value if isinstance(value, (list, tuple)) else [value]))
+
+
+def _is_signature(value: Any) -> bool:
+    """Return True for a signature, or a dict that JSON made of one and a worker can make a signature again."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("task"), str) or not value["task"].strip():
+        return False
+    args, kwargs, options = (value.get(field) for field in ("args", "kwargs", "options"))
+    if not (
+        (args is None or isinstance(args, (list, tuple)))
+        and (kwargs is None or isinstance(kwargs, Mapping))
+        and (options is None or (isinstance(options, Mapping) and not any(_value_mistakes(options))))
+    ):
+        return False
+    if isinstance(value, Signature) or value.get("subtask_type") is None:
+        return True
+    try:
+        Signature.from_dict(copy.deepcopy(dict(value)))
+    except Exception:  # noqa: BLE001 - of a chain, a group or a chord, Celery may raise anything
+        return False
+    return True
+
+
+_RETRY_POLICY = ("max_retries", "interval_start", "interval_step", "interval_max", "retry_errors")
+_MODES = (1, 2, "transient", "persistent")
+_Takes = tuple[Callable[[Any], bool], str]
+_SECONDS: _Takes = _is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}"
+_FLAG: _Takes = _is_flag, "True or False"
+_TEXT: _Takes = _is_text, "a string"
+_SHORT: _Takes = _is_short, f"a string of 1 to {SHORT} bytes"
+_LINK: _Takes = _is_link, "a signature (task, args, kwargs, options), or a list of signatures"
+#: What `Task.apply_async` takes beside the arguments, and kombu's `publish`.
+_TAKES: Mapping[str, _Takes] = {
+    # where the message goes
+    "queue": (lambda value: isinstance(value, Queue) or _is_short(value), "the name of a queue"),
+    "exchange": (lambda value: isinstance(value, Exchange) or _is_short(value), "the name of an exchange"),
+    "exchange_type": _SHORT,
+    "routing_key": (lambda value: value == "" or _is_short(value), f"a string of at most {SHORT} bytes"),
+    "priority": (lambda value: type(value) is int and 0 <= value <= 255, "a whole number from 0 to 255"),
+    "delivery_mode": (
+        lambda value: type(value) in (int, str) and value in _MODES,
+        "1 or 'transient', 2 or 'persistent'",
+    ),
+    "mandatory": _FLAG,
+    "immediate": _FLAG,
+    # when
+    "expires": (_is_expiry, f"a number of seconds from 0 to {MOST_SECONDS}, or a datetime of the years 2 to 9998"),
+    **dict.fromkeys(
+        ("countdown", "expiration", "time_limit", "soft_time_limit", "timeout", "confirm_timeout"), _SECONDS
+    ),
+    # how
+    "headers": (
+        lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
+        "a dict with names for keys",
+    ),
+    "serializer": _TEXT,
+    "compression": _TEXT,
+    "retry": _FLAG,
+    "retry_policy": (_is_retry_policy, f"a dict with some of {', '.join(_RETRY_POLICY)}, in numbers"),
+    "ignore_result": _FLAG,
+    "shadow": (lambda value: _is_short(value) and value.isprintable(), f"a name of 1 to {SHORT} bytes"),
+    "add_to_parent": _FLAG,
+    # what follows
+    "link": _LINK,
+    "link_error": _LINK,
+    "reply_to": _SHORT,
+}
+#: Entry options that are ours: no part of a message.
+OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
+OPTIONS = OWN_OPTIONS.union(_TAKES)
+#: Options of `beat_schedule` that pass unchecked: Celery and kombu take them, too.
+PASSED_ON = OPTIONS | {
+    "app_id", "chain", "chord", "connection", "content_encoding", "content_type", "correlation_id", "declare", "eta",
+    "group_id", "group_index", "message_id", "parent_id", "producer", "publisher", "replaced_task_nesting", "root_id",
+    "router", "stamped_headers", "stamps", "task_id", "task_type", "timestamp", "type", "user_id",
+}  # fmt: skip

@@ -1,14 +1,13 @@
 """`celery neli schedule …`: the runtime schedule from the command line.
 
-Every `celery` command imports this module: what reads the schedule is loaded when one of its own commands runs.
+Every `celery` command imports this module, so what reads the schedule is loaded when one of its own commands runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import CeleryCommand
 
-from celery_neli.config import from_app
 from celery_neli.exceptions import NeliError
-from celery_neli.printable import printable
-from celery_neli.terminal import failure, say, say_json
+from celery_neli.printable import failure, printable, say, say_json
+from celery_neli.settings import MISFIRE_POLICIES
 
 if TYPE_CHECKING:
-    from celery_neli.periodic.importers.run import Row, Source
+    from celery_neli.periodic.importers import Source
+    from celery_neli.periodic.importers.run import Row
     from celery_neli.periodic.view import Periodic
 
+#: The most characters of a cell.
 WIDEST = 400
-"""Characters of a cell."""
 SOURCES = ("redbeat", "django", "file")
+#: The key, in click's `meta`, of a function of an app and a name: why no beat runs an entry of this name, if so.
+#: `celery neli` sets it, because only the command line knows how to ask who leads.
+UNLED = "celery_neli.unled"
 _BY = click.option("--by", help="Who makes the change, for `show`; user@host by default.")
 
 
@@ -49,7 +51,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         say_json(_json([each.as_dict() for each in found]))
         return
     rows = [
-        (each.name, human(each.schedule or "?"), _when(each.next), _when(each.last), str(each.runs), _standing(each))
+        (each.name, human(each.schedule or "?"), _when(each.next), _when(each.last), str(each.runs), _state(each))
         for each in found
     ]
     _table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
@@ -63,13 +65,12 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show one entry, and who changed what and when."""
     from celery_neli.periodic.text import human
-    from celery_neli.periodic.view import look, names
 
     with _errors(ctx) as (app, periodic):
-        editor = periodic.editor(app)
-        if name not in names(editor):
+        editor = periodic.editor_of(app)
+        found = periodic.find(editor, name)
+        if found is None:
             raise editor.unknown(name)
-        found = periodic.as_run(app, look(editor, name))
     if as_json:
         say_json(_json(found.as_dict()))
         return
@@ -79,7 +80,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
         "task": found.task or "?",
         "schedule": text if human(text) == text else f"{text} ({human(text)})",
         **{field: _json(getattr(found, field)) for field in ("args", "kwargs", "options")},
-        "state": _standing(found),
+        "state": _state(found),
         "next": _when(found.next),
         "last": _when(found.last),
         "runs": str(found.runs),
@@ -98,7 +99,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
 @click.option("--kwargs", default="{}", help="Keyword arguments, as a JSON object.")
 @click.option("--options", default="{}", help="Options of apply_async, as a JSON object.")
 @click.option("--queue", help="The queue, the same as in --options.")
-@click.option("--misfire", type=click.Choice(("fire_once", "fire_all", "skip")), help="What happens to missed slots.")
+@click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots.")
 @click.option(
     "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
 )
@@ -117,7 +118,7 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
     with _errors(ctx) as (app, periodic):
         found = periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by)
         _say(found)
-        _note_doubts(app, found)
+        _note_doubts(ctx, app, found)
 
 
 @schedule.command(cls=CeleryCommand)
@@ -139,7 +140,7 @@ def resume(ctx: click.Context, name: str, by: str | None) -> None:
     with _errors(ctx) as (app, periodic):
         found = periodic.resume(app, name, by=by)
         _say(found)
-        _note_doubts(app, found)
+        _note_doubts(ctx, app, found)
 
 
 @schedule.command(cls=CeleryCommand)
@@ -201,7 +202,7 @@ def import_(
         raise click.UsageError(f"{source} does not take --trust, because it holds no classes")
     with _errors(ctx) as (app, periodic):
         found = source_of(app, source, path, trust=trust)
-        rows = carry_over(found, periodic.editor(app, by=by), dry_run=dry_run, replacing=replace)
+        rows = carry_over(found, periodic.editor_of(app, by=by), dry_run=dry_run, replacing=replace)
         _note(periodic.not_run(app))  # an import may come before the change of the setting
     ctx.exit(_report(found, rows, dry_run=dry_run))
 
@@ -222,8 +223,8 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
     ]
     _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)
     counts = {action: sum(each.action == action for each in rows) for action in dict.fromkeys(r.action for r in rows)}
-    told = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing found"
-    say(f"{source.what}: {told}" + (" (dry run: nothing was written)" if dry_run else ""))
+    summary = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing found"
+    say(f"{source.what}: {summary}" + (" (dry run: nothing was written)" if dry_run else ""))
     if source.warning:
         say(f"note: {source.warning}", err=True)
     return 1 if counts.get("left out") else 0
@@ -231,7 +232,7 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
 
 @contextlib.contextmanager
 def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
-    """The app, with its tasks and periodic tasks loaded, and what changes its schedule; our errors as one line."""
+    """Yield the app, with its tasks loaded, and the runtime API; end the command with one line if either raises."""
     from celery.beat import SchedulingError
 
     from celery_neli.periodic import api as periodic
@@ -257,7 +258,7 @@ def _parsed(field: str, text: str, kind: type) -> Any:
 
 
 def _say(found: Periodic) -> None:
-    say(f"{printable(found.name)}: {_standing(found)}, next {_when(found.next)}")
+    say(f"{printable(found.name)}: {_state(found)}, next {_when(found.next)}")
 
 
 def _note(text: str | None) -> None:
@@ -265,39 +266,16 @@ def _note(text: str | None) -> None:
         say(f"note: {text}", err=True)
 
 
-def _note_doubts(app: Any, found: Periodic) -> None:
-    """Say on what the entry's next run depends, where this is not given: a task, a leader of its shard."""
+def _note_doubts(ctx: click.Context, app: Any, found: Periodic) -> None:
+    """Note what the entry's next run still lacks: a task that this app knows, a beat that leads."""
     if found.task not in app.tasks:
         _note(f"this app does not know the task {found.task!r}; the workers must know it")
-    if not found.paused:
-        _note(_leaderless(app, found.name))
+    unled: Callable[[Any, str], str | None] | None = ctx.meta.get(UNLED)
+    if not found.paused and unled is not None:
+        _note(unled(app, found.name))
 
 
-def _leaderless(app: Any, name: str) -> str | None:
-    """Return that no beat leads the shard of this entry, if Kafka says so."""
-    from celery_neli.beat.replicated.sharding import owner
-    from celery_neli.logs import escaping
-    from celery_neli.status import look
-
-    config = from_app(app, "beat")
-    try:
-        found = look(config, "beat", log=escaping(logging.getLogger("celery_neli.cli")), schedules=True)
-    except NeliError:
-        return None  # Kafka answered before, and stored the entry
-    if not found.exists:
-        if found.missing_rights:
-            return None  # who only manages entries needs no right to see who leads
-        return f"the leader topic {config.topic} does not exist: the entry runs once a beat of this group has started"
-    role = config.roles[owner(name, len(config.roles))]
-    if all(each.leader is None for each in found.roles if each.role == role):
-        return (
-            f"no beat leads role {role} of neli_group = {app.conf.neli_group!r}, so the entry does not run yet: start "
-            "one with celery beat -S celery_neli.Scheduler"
-        )
-    return found.sharing
-
-
-def _standing(found: Periodic) -> str:
+def _state(found: Periodic) -> str:
     unrun = found.source == "runtime" and found.next is None
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"

@@ -1,4 +1,4 @@
-"""What an entry of the runtime schedule may be, checked before it is stored; and Celery's entry, made from what was.
+"""What a runtime entry may be, checked before it is stored; and Celery's entry, made from what was stored.
 
 Pure; imports no Kafka client.
 """
@@ -6,10 +6,9 @@ Pure; imports no Kafka client.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery.beat import ScheduleEntry
 from celery.schedules import schedule
@@ -17,74 +16,105 @@ from kombu.utils.json import dumps, object_hook
 
 from celery_neli.config import least_interval
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.periodic.call import Call, call_of, check_arguments, is_mapping, plain
-from celery_neli.periodic.options import OWN_OPTIONS, check_here, mistakes, unknown
+from celery_neli.periodic.call import (
+    Call,
+    call_of,
+    check_arguments,
+    check_here,
+    option_mistakes,
+    plain,
+    shape_mistakes,
+)
 from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
-from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.overlap import Overlap
 from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule_topic.codec import Definition, check_name, encode_definition
-from celery_neli.schedule_topic.values import check_made, check_plain, shown
+from celery_neli.schedule_topic.codec import Definition, check_name
+from celery_neli.schedule_topic.values import check_definition, check_made, check_plain, shown
 
-__all__ = ["OWN_OPTIONS", "check_comes", "define", "entry_of", "moment", "reason_of", "revive"]
+__all__ = ["Defined", "check_comes", "define", "entry_of", "moment", "reason_of", "schedule_of_text"]
 
 
-_NOT = {
-    "task_id": "each slot has an id of its own",
-    "eta": "it would be the same for every slot; use countdown (seconds)",
-}
-#: Headers by which workers know a message. Celery would let an entry's own stand in their place.
-_NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr", "kwargsrepr")
+class Defined(NamedTuple):
+    """A runtime entry that was checked: as it is stored, and as Celery's entry."""
+
+    definition: Definition
+    entry: ScheduleEntry
 
 
 def define(
     app: Any, name: Any, task: Any, schedule: Any, *, args: Any = (), kwargs: Any = None, options: Any = None
-) -> Definition:
-    """The definition of an entry, everything about it checked; `since` is 0 and `changes` empty.
+) -> Defined:
+    """Check all of an entry but its size, which `encode_definition` checks; its `since` is 0, its `changes` are empty.
 
-    ``task`` is a name, a task, or a signature, which brings arguments and options; ``schedule`` whatever `text.parse`
-    takes. Nothing says that the app has a task of that name: who sends need not import it. If it has, the task is asked
-    whether it takes the arguments.
+    Args:
+        app: the Celery app. It need not know the task; if it does, the task is asked whether it takes the arguments.
+        name: the name of the entry.
+        task: a name, a task, or a signature, which brings arguments and options.
+        schedule: what `text.parse` takes.
+        args: the positional arguments: a list of what JSON can hold.
+        kwargs: the keyword arguments: a dict of what JSON can hold.
+        options: the options of the message, and the policies.
 
-    :raises ConfigurationError: names the field, what is wrong with it and what to give.
+    Raises:
+        ConfigurationError: it names the field, what is wrong with it and what to give.
     """
     name = check_name(name)
     call = call_of(app, task, args, kwargs, options)
     text, when = parse(schedule, app=app)
     _check_interval(text, when, app)
-    if not isinstance(call.args, (list, tuple)):
-        raise ConfigurationError(f"args = {shown(call.args)}: give a list")
+    given = {"kwargs": call.kwargs, "options": call.options}
+    _refuse_first(shape_mistakes({"args": call.args, **{key: each for key, each in given.items() if each is not None}}))
+    message = _plain_keys(call.options)
+    _refuse_first(option_mistakes(message, runtime=True))
     definition = Definition(
         task=call.task,
         schedule=text,
         args=_as_json("args", list(call.args)),
-        kwargs=_as_json("kwargs", _mapping("kwargs", call.kwargs)),
-        options=_as_json("options", _options(call.options)),
+        kwargs=_as_json("kwargs", _plain_keys(call.kwargs)),
+        options=_as_json("options", message),
     )
-    encode_definition(definition)  # checks its size, and all that needs no app
-    entry = entry_of(definition, name, app)
+    check_definition(definition)
+    entry = entry_of(definition, name, app, when=when)
     Overlap.of(entry).check(app, entry)
     check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
     check_here(app, entry.options)
-    return definition
+    return Defined(definition, entry)
 
 
-def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
-    """Celery's entry of a runtime entry, as if it had run at `since` and never before. Entries may share a schedule.
+def entry_of(definition: Definition, name: str, app: Any, *, when: Any = None) -> ScheduleEntry:
+    """Return Celery's entry of a runtime entry, as if it had run at `since` and never before.
 
-    :raises ConfigurationError: this process cannot read it (a schedule that its Celery does not know; solar without
-        ephem; a pause of a beat_schedule entry, which is no entry of its own).
+    ``when`` is its schedule if the caller has it; otherwise its text is read, and entries may share the schedule.
+
+    Raises:
+        ConfigurationError: this process cannot read it (a schedule that its Celery does not know; solar without ephem;
+            a pause of an entry of `beat_schedule`, which is not an entry of its own).
     """
     if definition.task is None or definition.schedule is None:
         raise ConfigurationError(f"beat entry {shown(name)}: is defined in beat_schedule, not here")
     try:
-        return _entry_of(definition.task, definition.schedule, definition, name, app)
+        check_name(name)
+        if when is None:
+            when = schedule_of_text(definition.schedule, app)
+        return _entry_of(definition.task, when, definition, name, app)
     except ConfigurationError as exc:
         reason = str(exc)
-    except Exception as exc:  # noqa: BLE001 - whatever kombu's decoders and Celery's classes raise
+    except Exception as exc:  # noqa: BLE001 - kombu's decoders and Celery's classes may raise anything
         reason = f"cannot be read: {printable_error(exc)}"
     raise ConfigurationError(f"beat entry {shown(name)}: {reason}")
+
+
+def _entry_of(task: str, when: Any, definition: Definition, name: str, app: Any) -> ScheduleEntry:
+    if not task.strip() or not task.isprintable():
+        raise ConfigurationError(f"task = {shown(task)}: give the name of a task, such as 'shop.tasks.tidy_up'")
+    # kombu's decoders may make objects of any type.
+    args, kwargs, options = map(_revive, (definition.args, definition.kwargs, definition.options))
+    if kwargs or options:
+        _refuse_first(shape_mistakes({"kwargs": kwargs, "options": options}))
+        _refuse_first(option_mistakes(options, runtime=True))
+    last = moment(definition.since).astimezone(when.tz)
+    return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
 
 
 def reason_of(error: ConfigurationError, name: str) -> str:
@@ -92,49 +122,15 @@ def reason_of(error: ConfigurationError, name: str) -> str:
     return str(error).removeprefix(f"beat entry {shown(name)}: ")
 
 
-def _entry_of(task: str, schedule: str, definition: Definition, name: str, app: Any) -> ScheduleEntry:
-    check_name(name)
-    if not task.strip() or not task.isprintable():
-        raise ConfigurationError(f"task = {shown(task)}: give the name of a task, such as 'shop.tasks.tidy_up'")
-    when = _schedule(schedule, app)
-    args, kwargs, options = [  # kombu's decoders may make anything
-        revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
-    ]
-    if kwargs:
-        kwargs = _mapping("kwargs", kwargs)
-    if options:
-        checked = _options(options)
-        Misfire.from_settings(checked)
-        Overlap.from_options(checked)
-    last = moment(definition.since).astimezone(when.tz)
-    return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
-
-
-def revive(value: Any) -> Any:
-    """What was made of ``value`` by kombu's JSON: a definition holds datetimes and the like as marked dicts.
-
-    :raises ValueError: it is marked as something that this kombu does not know.
-    """
-    if type(value) is list:
-        return [revive(each) for each in value]
-    if type(value) is dict:
-        plain = {key: revive(each) for key, each in value.items()}
-        made = object_hook(plain)
-        if made is not plain:
-            check_made(made)
-        return made
-    return value
-
-
-@lru_cache(maxsize=1024)  # of a hundred thousand entries, most have one of a few schedules
-def _schedule(text: str, app: Any) -> Any:
+@lru_cache(maxsize=1024)  # most of a hundred thousand entries have one of a few schedules
+def schedule_of_text(text: str, app: Any) -> Any:
+    """Return the schedule of a definition, the same object for the same text. Raises `ConfigurationError`."""
     when = read(text, app=app)
     _check_interval(text, when, app)
     return when
 
 
 def _check_interval(text: str, when: Any, app: Any) -> None:
-    """Raise `ConfigurationError` for an interval that is shorter than `neli_least_interval`."""
     least = least_interval(app)
     if type(when) is not schedule:
         return
@@ -146,56 +142,38 @@ def _check_interval(text: str, when: Any, app: Any) -> None:
         )
 
 
-def check_comes(definition: Definition, app: Any, *, after: float) -> None:
-    """:raises ConfigurationError: the entry has no slot after ``after`` (Unix seconds)."""
-    text = definition.schedule
-    assert text is not None, "runtime entries have one"
+def check_comes(text: str, when: Any, *, after: float) -> None:
+    """Raise `ConfigurationError`, which names the text, if a schedule has no slot after ``after`` (Unix seconds)."""
     try:
-        comes = next_slot(_schedule(text, app), moment(after)) is not None
-    except Exception:  # noqa: BLE001 - Celery 5.5 and 5.6 search for the 30th of February until they give up
+        comes = next_slot(when, moment(after)) is not None
+    except Exception:  # noqa: BLE001 - a schedule's own search may raise anything
         comes = False
     if not comes:
         raise ConfigurationError(f"schedule = {text!r}: its time never comes; give one that is ahead")
 
 
 def moment(seconds: float) -> datetime:
-    """Unix seconds as a datetime in UTC."""
+    """Return Unix seconds as a datetime in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 
-def _mapping(field: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not is_mapping(value):
-        raise ConfigurationError(f"{field} = {shown(value)}: give a dict with names for keys")
-    return {plain(key): each for key, each in value.items()}
-
-
-def _options(value: Any) -> dict[str, Any]:
-    """Return the options if each of them exists and has a valid value. `put` and every reader use this check."""
-    options = _mapping("options", value)
-    for name, reason in _NOT.items():
-        if name in options:
-            raise ConfigurationError(f"options: {name} cannot be set: {reason}")
-    headers = options.get("headers")
-    if isinstance(headers, Mapping):
-        for name in filter(headers.__contains__, _NOT_HEADERS):
-            raise ConfigurationError(f"options: headers: {name} cannot be set: Celery writes it, for each message")
-    for mistake in (*unknown(options), *mistakes(options)):
+def _refuse_first(mistakes: Any) -> None:
+    for mistake in mistakes:
         raise ConfigurationError(mistake)
-    return options
+
+
+def _plain_keys(value: Any) -> dict[str, Any]:
+    return {plain(key): each for key, each in (value or {}).items()}
 
 
 def _as_json(field: str, value: Any) -> Any:
-    """``value`` in JSON's types, as kombu's JSON has it (which marks datetimes, decimals, UUIDs, bytes), if it comes
-    back from that.
-    """
+    """Return ``value`` in JSON's types, as kombu writes it, if kombu would read it back as what it was."""
     encode: Any = dumps  # it comes without types
     try:
         check_plain(field, value)
         made = json.loads(encode(value))
         check_plain(field, made)
-        back = revive(made)
+        back = _revive(made)
         same = back == _listed(value)
     except ConfigurationError:
         raise
@@ -206,8 +184,21 @@ def _as_json(field: str, value: Any) -> Any:
     return made
 
 
+def _revive(value: Any) -> Any:
+    """Return what kombu's JSON makes of ``value``, in which datetimes and the like are marked dicts."""
+    if type(value) is list:
+        return [_revive(each) for each in value]
+    if type(value) is dict:
+        revived = {key: _revive(each) for key, each in value.items()}
+        made = object_hook(revived)
+        if made is not revived:
+            check_made(made)
+        return made
+    return value
+
+
 def _listed(value: Any) -> Any:
-    """With lists in place of tuples, as JSON has them."""
+    """Return ``value`` with lists in place of tuples, as JSON has them."""
     if isinstance(value, (list, tuple)):
         return [_listed(each) for each in value]
     if isinstance(value, dict):

@@ -19,27 +19,27 @@ from celery.utils.log import get_logger
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
-from celery_neli.nearest import similar
-from celery_neli.periodic.call import check_app, plain
-from celery_neli.periodic.definition import OWN_OPTIONS, check_comes, define, entry_of
+from celery_neli.periodic.call import OWN_OPTIONS, check_app, plain
+from celery_neli.periodic.definition import check_comes, define, entry_of, schedule_of_text
 from celery_neli.periodic.static import StaticEntries, check_static
-from celery_neli.schedule.expiry import expires_of
+from celery_neli.printable import closest
+from celery_neli.schedule.due import expires_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
+    MAX_CHANGES,
     STATE,
     Change,
     Definition,
     Kind,
     State,
     check_name,
-    decode,
     decode_definition,
     decode_state,
     encode_definition,
 )
 from celery_neli.schedule_topic.values import shown
 
-__all__ = ["Known", "ScheduleEditor", "Store", "default_author", "named"]
+__all__ = ["Known", "Record", "ScheduleEditor", "Store", "default_author", "entry_name"]
 
 logger = escaping(get_logger(__name__))
 
@@ -47,13 +47,13 @@ Record: TypeAlias = "tuple[Kind, str, bytes | None]"
 
 
 class Store(Protocol):
-    """Where the schedule is kept: the schedule topic. Both block, and raise `NeliError`."""
+    """Where the schedule is kept: the schedule topic. Both methods block, and raise `NeliError`."""
 
     def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        """All states and definitions."""
+        """Return all states and definitions."""
 
     def write(self, records: list[Record]) -> None:
-        """All of them; None deletes."""
+        """Write all records; None deletes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +66,17 @@ class Known:
 
 
 class ScheduleEditor:
-    """Reads and changes the schedule of ``app`` in ``store``. One for each change; it reads the store once.
+    """Reads and changes the schedule of an app, for one change: it reads the store once.
 
-    ``by``: who makes the change (default: user@host). Raises `ConfigurationError` and `NeliError`; nothing was changed
-    then.
+    Args:
+        app: the Celery app.
+        store: where the schedule is kept.
+        by: who makes the change; by default user@host.
+        clock: tells the time in Unix seconds.
+
+    Raises:
+        ConfigurationError: a value is wrong. The methods raise it, too, and `NeliError` if the store does not answer or
+            there is no such entry; nothing was changed then.
     """
 
     def __init__(self, app: Any, store: Store, *, by: object = None, clock: Callable[[], float] = time.time) -> None:
@@ -85,7 +92,7 @@ class ScheduleEditor:
 
     @cached_property
     def known(self) -> Known:
-        """What the store holds. Blocks at the first time."""
+        """What the store holds. The first read blocks."""
         known = Known()
         for (kind, name), value in self._store.read().items():
             try:
@@ -110,7 +117,7 @@ class ScheduleEditor:
 
     @cached_property
     def refused(self) -> Mapping[str, str]:
-        """The entries of `beat_schedule` that every beat leaves out: by name, all mistakes in each."""
+        """The entries of `beat_schedule` that every beat leaves out: all mistakes in each, by name."""
         return {name: "; ".join(mistakes) for name, mistakes in self._checked.mistakes.items()}
 
     @property
@@ -124,13 +131,13 @@ class ScheduleEditor:
         return check_static(self.app.conf.beat_schedule, self.app)
 
     def runtime(self, name: str) -> Definition | None:
-        """The runtime entry of this name."""
+        """Return the definition of the runtime entry of this name, None if there is none."""
         found = self.known.definitions.get(name)
         return None if found is None or found.static else found
 
     def entry(self, name: str) -> Any:
-        """Celery's entry of this name. Raises `NeliError` if there is none, or it cannot be read."""
-        name = self._ours(name)
+        """Return Celery's entry of this name; raise `NeliError` if there is none, or it cannot be read."""
+        self._check_not_refused(name)
         if name in self.static:
             return self.static[name]
         definition = self.runtime(name)
@@ -138,68 +145,68 @@ class ScheduleEditor:
             raise self.unknown(name)
         return entry_of(definition, name, self.app)
 
+    def unknown(self, name: object) -> NeliError:
+        """Return the error to raise for a name that no entry has."""
+        names = [*self.static, *(each for each in self.known.definitions if self.runtime(each))]
+        near = closest(str(name), names, least=0.6)
+        return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
+
     # -- changes --
 
-    def put(self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any) -> None:
-        """Add an entry, or replace what it is. Stays paused if it was. Writes nothing if nothing would change."""
+    def put(
+        self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any
+    ) -> celery.beat.ScheduleEntry:
+        """Add an entry, or replace what it is; return Celery's entry. It stays paused if it was.
+
+        Writes nothing if nothing would change.
+        """
         name = check_name(name)
         if name in self.static or name in self.refused:
             raise ConfigurationError(f"name = {name!r}: beat_schedule has an entry of that name; change it there")
-        old = self.runtime(name)
-        new = self.succeeding(define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options), old)
-        if new is not None:
-            check_comes(new, self.app, after=self.now)
-            self._store_definition(name, new)
-
-    def succeeding(self, new: Definition, old: Definition | None, *, what: str = "added") -> Definition | None:
-        """``new`` in place of ``old``, as it is stored; None if they are the same."""
-        if old is None:
-            return self._changed(replace(new, since=self.now), what)
-        fields = ("task", "schedule", "args", "kwargs", "options")
-        changed = [name for name in fields if getattr(new, name) != getattr(old, name)]
-        if not changed:
-            return None
-        since = self.now if "schedule" in changed else old.since
-        new = replace(new, since=since, paused=old.paused, changes=old.changes)
-        told = [f"schedule {old.schedule} -> {new.schedule}" if name == "schedule" else name for name in changed]
-        return self._changed(new, f"changed {', '.join(told)}")
+        new, entry = define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options)
+        succeeding = self._succeeding(new, self.runtime(name))
+        if succeeding is not None:
+            assert new.schedule is not None, "runtime entries have one"
+            check_comes(new.schedule, entry.schedule, after=self.now)
+            self._store_definition(name, succeeding)
+        return entry
 
     def pause(self, name: str) -> None:
         """Let its slots pass. Writes nothing if it is paused."""
-        name = named(name)
+        name = entry_name(name)
         found = self._definition(name)
         if not found.paused:
-            self._store_definition(name, self._changed(replace(found, paused=True), "paused"))
+            self._store_definition(name, self.changed(replace(found, paused=True), "paused"))
 
     def resume(self, name: str) -> None:
-        """End the pause: the first slot after now is the next. Writes nothing if it is not paused."""
-        name = named(name)
+        """End the pause: the next slot is the first one after now. Writes nothing if it is not paused."""
+        name = entry_name(name)
         found = self._definition(name)
         if found.paused:
-            if not found.static:
-                check_comes(found, self.app, after=self.now)
-            self._store_definition(name, self._changed(replace(found, paused=False, since=self.now), "resumed"))
+            if found.schedule is not None:
+                check_comes(found.schedule, schedule_of_text(found.schedule, self.app), after=self.now)
+            self._store_definition(name, self.changed(replace(found, paused=False, since=self.now), "resumed"))
 
     def remove(self, name: str) -> None:
         """Delete a runtime entry and its state."""
-        name = named(name)
-        gone: list[Record] = [(ENTRY, name, None)]
+        name = entry_name(name)
+        tombstones: list[Record] = [(ENTRY, name, None)]
         if name not in self.static and name not in self.refused:
             if name not in self.known.definitions and name not in self.known.unreadable:
                 raise self.unknown(name)
-            gone.append((STATE, name, None))
+            tombstones.append((STATE, name, None))
         elif self.runtime(name) is None and name not in self.known.unreadable:
             raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
-        self.write(gone)
+        self.write(tombstones)
         logger.info("schedule entry=%s what=removed by=%s", name, self.by)
 
     def run_now(self, name: str) -> Any:
-        """Send the task of an entry, as beat does, with the header `neli_beat_entry`; its result."""
-        name = named(name)
+        """Send the task of an entry, as a beat does, with the header `neli_beat_entry`; return its result."""
+        name = entry_name(name)
         entry = self.entry(name)
         found = self.runtime(name)
         if found is not None:
-            self._store_definition(name, self._changed(found, "run now"))
+            self._store_definition(name, self.changed(found, "run now"))
         expires = expires_of(entry.options, None, self.app.timezone)
         entry.options = {key: value for key, value in entry.options.items() if key not in OWN_OPTIONS}
         if expires is not None:
@@ -208,29 +215,35 @@ class ScheduleEditor:
         return celery.beat.Scheduler(self.app, schedule={}, lazy=True).apply_async(entry, advance=False)
 
     def write(self, records: list[Record]) -> None:
-        """Write records as they are, and know what they say."""
+        """Write records as they are. `known` stays what was read."""
         if records:
             self._store.write(records)
-        known = self.known
-        for kind, name, value in records:
-            values: dict[str, Any] = known.states if kind == STATE else known.definitions
-            if value is None:
-                values.pop(name, None)
-            else:
-                values[name] = decode(kind, value)
-            if kind == ENTRY:
-                known.unreadable.pop(name, None)
 
-    def _ours(self, name: str) -> str:
-        """The name, unless it is one of an entry of `beat_schedule` that is left out. Raises `NeliError` for that."""
-        name = named(name)
+    def changed(self, definition: Definition, what: str) -> Definition:
+        """Return the definition with one more change, by the author of this one."""
+        changes = (*definition.changes, Change(at=self.now, by=self.by, what=what))
+        return replace(definition, changes=changes[-MAX_CHANGES:])
+
+    def _succeeding(self, new: Definition, old: Definition | None) -> Definition | None:
+        """Return ``new`` in place of ``old``, as it is stored; None if they are the same."""
+        if old is None:
+            return self.changed(replace(new, since=self.now), "added")
+        fields = ("task", "schedule", "args", "kwargs", "options")
+        different = [name for name in fields if getattr(new, name) != getattr(old, name)]
+        if not different:
+            return None
+        since = self.now if "schedule" in different else old.since
+        new = replace(new, since=since, paused=old.paused, changes=old.changes)
+        what = [f"schedule {old.schedule} -> {new.schedule}" if name == "schedule" else name for name in different]
+        return self.changed(new, f"changed {', '.join(what)}")
+
+    def _check_not_refused(self, name: str) -> None:
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")
-        return name
 
     def _definition(self, name: str) -> Definition:
-        """What holds the pause of this entry."""
-        self._ours(name)
+        """Return the definition that holds the pause of an entry."""
+        self._check_not_refused(name)
         if name in self.known.unreadable:
             raise NeliError(f"the definition of {name!r} cannot be read here: {self.known.unreadable[name]}")
         found = self.known.definitions.get(name)
@@ -242,35 +255,24 @@ class ScheduleEditor:
             raise self.unknown(name)
         return found
 
-    def _changed(self, definition: Definition, what: str) -> Definition:
-        return replace(definition, changes=(*definition.changes, Change(at=self.now, by=self.by, what=what)))
-
     def _store_definition(self, name: str, definition: Definition) -> None:
         self.write([(ENTRY, name, encode_definition(definition))])
+        self.known.definitions[name] = definition
+        self.known.unreadable.pop(name, None)
         logger.info("schedule entry=%s what=%r by=%s", name, definition.changes[-1].what, self.by)
 
-    def unknown(self, name: object) -> NeliError:
-        """What to raise for a name that no entry has."""
-        names = [*self.static, *(each for each in self.known.definitions if self.runtime(each))]
-        near = similar(str(name), names, least=0.6)
-        return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
-
-def named(name: Any) -> str:
-    """Return the name of an entry, of any that there may be.
-
-    Raises:
-        ConfigurationError: no entry can have it.
-    """
+def entry_name(name: Any) -> str:
+    """Return the name of an entry as a plain string; raise `ConfigurationError` if it is not a string."""
     if not isinstance(name, str):
         raise ConfigurationError(f"name = {shown(name)}: give the name of an entry, a string")
     return str.__str__(name)
 
 
 def default_author() -> str:
-    """user@host of this process."""
+    """Return user@host of this process."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user has no name
+    except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"

@@ -1,6 +1,7 @@
-"""The entries of `beat_schedule`, each checked by itself and as those made at runtime are.
+"""The entries of `beat_schedule`, each checked by itself, with the checks that runtime entries get.
 
-A bad one is left out, with one line for each of its mistakes; it stops no other. Pure; imports no Kafka client.
+An entry with mistakes is left out, with one line for each mistake, and does not affect the others. Pure; imports no
+Kafka client.
 """
 
 from __future__ import annotations
@@ -17,34 +18,34 @@ from celery.canvas import Signature
 from celery.schedules import schedule
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.nearest import meant, nearest, similar
-from celery_neli.periodic.call import Call, call_of, check_arguments, is_mapping, plain
-from celery_neli.periodic.options import OPTIONS, OWN_OPTIONS, check_here, mistakes
+from celery_neli.periodic.call import (
+    PASSED_ON,
+    Call,
+    call_of,
+    check_arguments,
+    check_here,
+    is_mapping,
+    option_mistakes,
+    plain,
+    shape_mistakes,
+)
 from celery_neli.periodic.text import schedule_of
-from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.misfire import Misfire
-from celery_neli.schedule.overlap import Overlap
+from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
 
 __all__ = ["StaticEntries", "check_static", "log_mistakes", "with_sound_schedule"]
 
-#: Beside those of a runtime entry, options that Celery and kombu take; what else there is, a task's own class may take.
-TAKEN = OPTIONS | {
-    "app_id", "chain", "chord", "connection", "content_encoding", "content_type", "correlation_id", "declare", "eta",
-    "group_id", "group_index", "message_id", "parent_id", "producer", "publisher", "replaced_task_nesting", "root_id",
-    "router", "stamped_headers", "stamps", "task_id", "task_type", "timestamp", "type", "user_id",
-}  # fmt: skip
-#: How much an unknown option looks like one that exists, from 0 to 1, to be taken for a misspelt one.
-LIKE = 0.75
-#: Of the name of an entry, which is the key of its state but for two bytes.
+#: The most bytes of an entry's name, which is the key of its state but for two bytes.
 MAX_NAME_BYTES = MAX_KEY - 2
 
 
 @dataclass(frozen=True, slots=True)
 class StaticEntries:
-    """The entries by name: the fields of each good entry, as Celery's `Entry` takes them; what is wrong with each
-    bad one (`mistakes`), and what may be wrong with good ones (`doubts`).
+    """The entries of `beat_schedule` by name.
+
+    `entries`: the fields of each good entry, as Celery's `Entry` takes them; `mistakes`: what is wrong with each entry
+    that is left out; `doubts`: what may be wrong with good ones.
     """
 
     entries: dict[str, Any] = field(default_factory=dict)
@@ -64,12 +65,12 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
         doubts: list[str] = []
         fields: dict[str, Any] = {}
         try:
-            fields = _fields(name, entry, app, takes, wrong)
+            fields = _checked_fields(name, entry, app, takes, wrong)
             if not wrong:
                 doubts.extend(_doubts(fields, app))
-                if takes is not None and not _is_plain(kind, fields):
+                if takes is not None and not _is_celerys_interval(kind, fields):
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
-        except Exception as exc:  # noqa: BLE001 - of a user's class: it costs this entry alone
+        except Exception as exc:  # noqa: BLE001 - a user's class may raise anything
             wrong.append(f"Celery can make no entry of {shown(entry)}: {printable_error(exc)}")
         if wrong:
             found.mistakes[plain(name) if isinstance(name, str) else shown(name)] = wrong
@@ -80,59 +81,8 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
     return found
 
 
-def _is_plain(kind: type[Any], fields: Mapping[str, Any]) -> bool:
-    """Return True if Celery's own class is made of an interval: nothing of an application's is asked then."""
-    return kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
-
-
-def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
-    """Yield what may be wrong, which a task of a class of its own may take: a refusal costs a slot, not the entry."""
-    call = Call(fields["task"], *(fields.get(each) for each in ("args", "kwargs", "options")))
-    checks: tuple[tuple[Callable[[Any, Any], None], Any], ...] = (
-        (check_arguments, call),
-        (check_here, call.options or {}),
-    )
-    for check, asked in checks:
-        try:
-            check(app, asked)
-        except ConfigurationError as exc:
-            yield str(exc)
-    for name in call.options or ():
-        if name not in TAKEN:
-            yield f"options: Celery knows no option {printable(name)}: it is passed on as it is"
-
-
-def sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
-    """Return the schedule among the ``fields`` of an entry as Celery takes it: text and times become objects.
-
-    Raises:
-        ConfigurationError: it is not a schedule.
-    """
-    value = fields["schedule"]
-    when = schedule_of(value, app=app)
-    if fields.get("relative") and type(when) is schedule and when is not value:
-        when = schedule_of(schedule(when.run_every, relative=True), app=app)
-    return when if isinstance(value, (str, datetime)) else value
-
-
-def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
-    """Return the fields of an entry that an application adds, its schedule as Celery takes it (`sound_schedule`).
-
-    Raises:
-        ConfigurationError: it names the entry, whose schedule, last run or count is none.
-    """
-    if not isinstance(fields, Mapping) or fields.get("schedule") is None:
-        return fields  # an entry already, or left to Celery's class
-    try:
-        for mistake in _past_mistakes(fields):
-            raise ConfigurationError(mistake)
-        return {**fields, "schedule": sound_schedule(fields, app)}
-    except ConfigurationError as exc:
-        raise ConfigurationError(f"beat entry {shown(name)}: {exc}") from None
-
-
 def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
-    """Log each mistake on a line of its own."""
+    """Log each mistake and each doubt on a line of its own."""
     for name, wrong in found.mistakes.items():
         for mistake in wrong:
             log.error("beat_schedule: entry=%s is left out: %s", name, mistake)
@@ -141,90 +91,19 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
             log.warning("beat_schedule: entry=%s: %s", name, doubt)
 
 
-def _fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:
-    """Return the entry's fields, with a task, a signature or a text replaced by what it means. Add to ``wrong``."""
-    if not isinstance(name, str):
-        wrong.append(f"name = {shown(name)}: give a string")
-    elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
-        wrong.append(f"name = {shown(name)}: give at most {MAX_NAME_BYTES} bytes")
-    if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)) or isinstance(entry, Signature):
-        wrong.append(f"{shown(entry)}: give a dict with a task and a schedule")
-        return {}
-    fields: dict[str, Any] = dict(entry)
-    wrong.extend(
-        f"{printable(each)} = {shown(fields[each])}: there is no such field; {meant(str(each), takes)}"
-        for each in (fields if takes is not None else ())
-        if takes is not None and each not in takes
-    )
-    _check_schedule(fields, app, wrong)
-    wrong.extend(_past_mistakes(fields))
-    _check_call(fields, app, wrong)
-    return fields
+def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
+    """Return the fields of an entry that an application adds, its schedule as Celery takes it.
 
-
-def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the last run and the count that an entry begins with, which a beat reckons with."""
-    last, count = fields.get("last_run_at"), fields.get("total_run_count")
-    if last is not None and not (isinstance(last, datetime) and is_moment(last)):
-        yield f"last_run_at = {shown(last)}: give a datetime of the years 2 to 9998, or leave it out"
-    if count is not None and (not isinstance(count, int) or not 0 <= count <= RUNS_MOST):
-        yield f"total_run_count = {shown(count)}: give a whole number from 0 to {RUNS_MOST}, or leave it out"
-
-
-def _check_schedule(fields: dict[str, Any], app: Any, wrong: list[str]) -> None:
-    value = fields.get("schedule")
-    if value is None:
-        wrong.append("schedule is missing: give a number of seconds, a crontab, or text such as '*/5 * * * *' or '5m'")
-        return
+    Raises `ConfigurationError`, which names the entry, if its schedule, last run or count is wrong.
+    """
+    if not isinstance(fields, Mapping) or fields.get("schedule") is None:
+        return fields  # an entry already, or left to Celery's class
     try:
-        fields["schedule"] = sound_schedule(fields, app)
+        for mistake in _past_mistakes(fields):
+            raise ConfigurationError(mistake)
+        return {**fields, "schedule": _sound_schedule(fields, app)}
     except ConfigurationError as exc:
-        wrong.append(str(exc))
-
-
-def _check_call(fields: dict[str, Any], app: Any, wrong: list[str]) -> None:
-    given = {each: fields.get(each) for each in ("args", "kwargs", "options")}
-    shapes = len(wrong)
-    if given["args"] is not None and not isinstance(given["args"], (list, tuple)):
-        wrong.append(f"args = {shown(given['args'])}: give a list")
-    wrong.extend(
-        f"{each} = {shown(given[each])}: give a dict with names for keys"
-        for each in ("kwargs", "options")
-        if given[each] is not None and not is_mapping(given[each])
-    )
-    sound = len(wrong) == shapes
-    call = None
-    if fields.get("task") is None:
-        wrong.append("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
-    else:
-        try:
-            call = call_of(app, fields["task"], *(given.values() if sound else ((), None, None)))
-        except ConfigurationError as exc:
-            wrong.append(str(exc))
-    options = given["options"] if call is None or not sound else call.options
-    if options is not None and is_mapping(options):
-        _check_options(options, wrong)
-    if call is None or not sound:
-        return
-    fields["task"] = call.task
-    fields.update((each, value) for each in given if (value := getattr(call, each)) is not None)
-
-
-def _check_options(options: Mapping[str, Any], wrong: list[str]) -> None:
-    wrong.extend(mistakes(options))
-    for name in options:
-        if name in TAKEN:
-            continue
-        meant = nearest(name, OWN_OPTIONS) if name.startswith("neli_") else similar(name, TAKEN, least=LIKE)
-        if meant is not None:
-            wrong.append(f"options: there is no option {printable(name)}; did you mean {meant}?")
-    if options.keys().isdisjoint(OWN_OPTIONS):
-        return
-    for check in (Misfire.from_settings, Overlap.from_options):
-        try:
-            check(options)
-        except ConfigurationError as exc:
-            wrong.append(str(exc))
+        raise ConfigurationError(f"beat entry {shown(name)}: {exc}") from None
 
 
 def _fields_of(kind: type[Any]) -> frozenset[str] | None:
@@ -237,3 +116,92 @@ def _fields_of(kind: type[Any]) -> frozenset[str] | None:
     if "schedule" not in names or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
         return None
     return names
+
+
+def _is_celerys_interval(kind: type[Any], fields: Mapping[str, Any]) -> bool:
+    """Return True for an interval in Celery's own class: making such an entry runs no code of an application."""
+    return kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
+
+
+def _checked_fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:
+    """Return the entry's fields, a task, a signature or a text replaced by what it means. Add mistakes to ``wrong``."""
+    if not isinstance(name, str):
+        wrong.append(f"name = {shown(name)}: give a string")
+    elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        wrong.append(f"name = {shown(name)}: give at most {MAX_NAME_BYTES} bytes")
+    if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)) or isinstance(entry, Signature):
+        wrong.append(f"{shown(entry)}: give a dict with a task and a schedule")
+        return {}
+    fields: dict[str, Any] = dict(entry)
+    if takes is not None:
+        wrong.extend(
+            f"{printable(each)} = {shown(fields[each])}: there is no such field; {did_you_mean(str(each), takes)}"
+            for each in fields
+            if each not in takes
+        )
+    if fields.get("schedule") is None:
+        wrong.append("schedule is missing: give a number of seconds, a crontab, or text such as '*/5 * * * *' or '5m'")
+    else:
+        try:
+            fields["schedule"] = _sound_schedule(fields, app)
+        except ConfigurationError as exc:
+            wrong.append(str(exc))
+    wrong.extend(_past_mistakes(fields))
+    _check_call(fields, app, wrong)
+    return fields
+
+
+def _sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
+    """Return the schedule among the fields of an entry as Celery takes it: text and times become objects."""
+    value = fields["schedule"]
+    when = schedule_of(value, app=app)
+    if fields.get("relative") and type(when) is schedule and when is not value:
+        when = schedule_of(schedule(when.run_every, relative=True), app=app)
+    return when if isinstance(value, (str, datetime)) else value
+
+
+def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the last run and the count that an entry begins with."""
+    last, count = fields.get("last_run_at"), fields.get("total_run_count")
+    if last is not None and not (isinstance(last, datetime) and is_moment(last)):
+        yield f"last_run_at = {shown(last)}: give a datetime of the years 2 to 9998, or leave it out"
+    if count is not None and (not isinstance(count, int) or not 0 <= count <= RUNS_MOST):
+        yield f"total_run_count = {shown(count)}: give a whole number from 0 to {RUNS_MOST}, or leave it out"
+
+
+def _check_call(fields: dict[str, Any], app: Any, wrong: list[str]) -> None:
+    given = {each: fields.get(each) for each in ("args", "kwargs", "options")}
+    shapes = list(shape_mistakes({each: value for each, value in given.items() if value is not None}))
+    wrong.extend(shapes)
+    call = None
+    if fields.get("task") is None:
+        wrong.append("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
+    else:
+        try:
+            call = call_of(app, fields["task"], *(((), None, None) if shapes else given.values()))
+        except ConfigurationError as exc:
+            wrong.append(str(exc))
+    options = given["options"] if call is None or shapes else call.options
+    if options is not None and is_mapping(options):
+        wrong.extend(option_mistakes(options, runtime=False))
+    if call is None or shapes:
+        return
+    fields["task"] = call.task
+    fields.update((each, value) for each in given if (value := getattr(call, each)) is not None)
+
+
+def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
+    """Yield what may be wrong: a task's own class may take it, and if it does not, a slot is lost, not the entry."""
+    call = Call(fields["task"], *(fields.get(each) for each in ("args", "kwargs", "options")))
+    checks: tuple[tuple[Callable[[Any, Any], None], Any], ...] = (
+        (check_arguments, call),
+        (check_here, call.options or {}),
+    )
+    for check, asked in checks:
+        try:
+            check(app, asked)
+        except ConfigurationError as exc:
+            yield str(exc)
+    for name in call.options or ():
+        if name not in PASSED_ON:
+            yield f"options: Celery knows no option {printable(name)}: it is passed on as it is"

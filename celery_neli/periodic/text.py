@@ -1,4 +1,4 @@
-"""Schedules as text, both ways: what the schedule topic holds, the command line takes, and people read.
+"""Schedules as text, to and from: the schedule topic holds it, the command line takes it, and people read it.
 
 | text | schedule |
 |---|---|
@@ -6,9 +6,9 @@
 | `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly` | the crontabs that cron means by these |
 | `PT30S`, `P1DT2H` | an interval: an ISO 8601 duration of weeks, days, hours, minutes, seconds |
 | `30s`, `5m`, `1h30m`, `every 5 minutes`, `every 1 d 2 h`, `every hour` | the same, in words |
-| `relative:PT1H` | the same, rounded to its resolution: Celery's `relative` |
+| `relative:PT1H` | an interval that is rounded to its resolution: Celery's `relative` |
 | `solar:sunset,-37.81,144.96` | a solar event at a latitude and a longitude |
-| `at:2026-12-01T10:00:00Z` | one time. Without an offset it is in the app's time zone; `at:` may be left out |
+| `at:2026-12-01T10:00:00Z` | one time, in the app's time zone if it has no offset; `at:` may be left out |
 
 Pure; nothing blocks.
 """
@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from celery.exceptions import ImproperlyConfigured
@@ -26,11 +26,11 @@ from celery.schedules import ParseException, crontab, schedule, solar
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
+from celery_neli.schedule.crontabs import to_utc
 from celery_neli.schedule.once import once
-from celery_neli.schedule.zones import to_utc
 from celery_neli.schedule_topic.values import is_moment, shown
 
-__all__ = ["human", "parse", "read", "text_of"]
+__all__ = ["human", "parse", "read", "schedule_of", "text_of"]
 
 FORMS = (
     "write a crontab ('*/5 * * * *'), an interval ('30s', '5m', 'every 2 hours', 'P1DT2H'), a solar event "
@@ -47,7 +47,7 @@ NICKNAMES = {
 }
 OUT_OF_RANGE = "not every time zone has it: give a time of the years 2 to 9998"
 LEAST = timedelta(milliseconds=1)
-#: A hundred years: the slots of a longer interval leave what a datetime can hold.
+#: A hundred years: a datetime may not hold the slots of a longer interval.
 MOST = timedelta(days=36525)
 _SECOND = timedelta(seconds=1)
 _RELATIVE, _SOLAR, _AT = "relative:", "solar:", "at:"
@@ -55,7 +55,7 @@ _UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 _DURATION = re.compile(
     r"P(?:(\d+)W)?(?:(\d+)D)?(?:T(?=\d)(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:[.,]\d{1,6})?)S)?)?", re.IGNORECASE
 )
-#: An interval in words, and each number of it with its unit.
+#: An interval in words, and one number of it with its unit.
 _WORDS = re.compile(r"(?:every\s+)?(?:\d+(?:[.,]\d{1,6})?\s*[a-z]+[\s,]*)+|every\s+[a-z]+", re.IGNORECASE)
 _WORD = re.compile(r"(?:(\d+(?:[.,]\d{1,6})?)\s*|every\s+)([a-z]+)", re.IGNORECASE)
 _UNIT_WORDS = {
@@ -76,25 +76,34 @@ _FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 
 
 def parse(value: Any, *, app: Any) -> tuple[str, Any]:
-    """The text of a schedule, and the schedule itself, from either: text as above; or a number of seconds, a
-    `timedelta`, a `datetime` (naive: in the app's time zone), `once`, Celery's `schedule`, `crontab` or `solar`.
+    """Return the text of a schedule, and the schedule.
 
-    The text is the same for the same schedule, however it was written. Raises `ConfigurationError`, which says what is
-    wrong with it; also for what text cannot express: a class of one's own, or a `nowfun`.
+    Args:
+        value: text as above; or a number of seconds, a `timedelta`, a `datetime` (naive: in the app's time zone), a
+            `once`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however it
+            was written; the schedule is never the caller's own object.
+        app: the Celery app.
+
+    Raises:
+        ConfigurationError: it is not a schedule, or text cannot express it (a class of one's own, or a `nowfun`).
     """
-    text = text_of(schedule_of(value, app=app) if isinstance(value, str) else _from_object(value, app))
-    return text, read(text, app=app)  # not the caller's own object
+    if isinstance(value, str):
+        when = _from_text(str.__str__(value).strip(), value, app)
+        when.app = app
+        return text_of(when), when
+    text = text_of(_from_object(value, app))
+    return text, read(text, app=app)
 
 
 def read(text: str, *, app: Any) -> Any:
-    """The schedule that `parse` wrote as ``text``. Raises `ConfigurationError`: this release cannot read it."""
+    """Return the schedule that `parse` wrote as ``text``. Raises `ConfigurationError`."""
     when = _from_text(text, text, app)
     when.app = app
     return when
 
 
 def text_of(when: Any) -> str:
-    """The text of a schedule object. Raises `ConfigurationError`: text cannot express it."""
+    """Return the text of a schedule object; raise `ConfigurationError` if text cannot express it."""
     kind = type(when)
     if kind not in (schedule, crontab, solar, once):
         _refuse(when, f"{_kind(when)} cannot be written as text; {FORMS}, or put it into beat_schedule")
@@ -105,15 +114,13 @@ def text_of(when: Any) -> str:
     if kind is solar:
         return f"{_SOLAR}{when.event},{float(when.lat)!r},{float(when.lon)!r}"
     if kind is once:
-        return f"{_AT}{_moment_text(when.at)}"
+        return f"{_AT}{when.at.isoformat().replace('+00:00', 'Z')}"
     return (_RELATIVE if when.relative else "") + _duration_text(when.run_every)
 
 
 def schedule_of(value: Any, *, app: Any) -> Any:
-    """Return the schedule that an entry of `beat_schedule` means: text, a number, a `timedelta` or a `datetime` as in
-    `parse`; any object that decides for itself when it is due stays as it is.
-
-    Raises `ConfigurationError`, also for an interval of Celery's that is too short, too long or not an interval.
+    """Return the schedule that an entry of `beat_schedule` means: of the forms that `parse` takes, an object; any other
+    object that decides itself when it is due stays as it is. Raises `ConfigurationError`.
     """
     if isinstance(value, str):
         return _from_text(str.__str__(value).strip(), value, app)
@@ -121,7 +128,7 @@ def schedule_of(value: Any, *, app: Any) -> Any:
         return value
     when = _from_object(value, app)
     if not _decides(when):
-        _refuse(value, f"{_kind(value)} is no schedule; {FORMS}")
+        _refuse(value, f"{_kind(value)} is not a schedule; {FORMS}")
     return when
 
 
@@ -134,8 +141,8 @@ def _kind(value: Any) -> str:
 
 
 def human(text: str) -> str:
-    """Return the text in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81, 144.96`. A crontab
-    and what is not a schedule stay as they are.
+    """Return the text of a schedule in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81,
+    144.96`. A crontab and other text stay as they are.
     """
     body = text[len(_RELATIVE) :] if text.startswith(_RELATIVE) else text
     if (found := _DURATION.fullmatch(body)) is not None:
@@ -165,7 +172,7 @@ def _from_object(value: Any, app: Any) -> Any:
         if not isinstance(value.run_every, timedelta):
             _refuse(value, f"its interval is {shown(value.run_every)}; give a number of seconds or a timedelta")
         _checked(value.run_every, value, relative=value.relative)
-    return value  # text_of judges it
+    return value  # `text_of` refuses what text cannot express
 
 
 def _from_text(text: str, given: str, app: Any) -> Any:
@@ -249,27 +256,26 @@ def _duration(text: str, given: str, *, relative: bool) -> timedelta:
     found = _DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
         _refuse(given, "no ISO 8601 duration; write e.g. 'PT30S', 'PT1H30M', 'P1D', 'P2W'")
-    numbers = [float((number or "0").replace(",", ".")) for number in found.groups()]
-    try:
-        every = timedelta(**dict(zip(_UNITS, numbers, strict=True)))
-    except OverflowError:
-        _refuse(given, "longer than a timedelta can be")
-    return _checked(every, given, relative=relative)
+    return _interval(dict(zip(_UNITS, found.groups(default="0"), strict=True)), given, relative=relative)
 
 
 def _in_words(text: str, given: str, *, relative: bool) -> timedelta:
-    parts: dict[str, float] = {}
+    numbers: dict[str, str] = {}
     for number, word in _WORD.findall(text):
         if word.lower() in _LONG_WORDS:
             _refuse(given, "years and months differ in length; write days ('30 d'), or a crontab ('0 0 1 * *')")
         unit = _UNIT_WORDS.get(word.lower())
         if unit is None:
             _refuse(given, f"there is no unit {word}; write w, d, h, m, s or ms: '5m', '1h30m', 'every 2 hours'")
-        if unit in parts:
+        if unit in numbers:
             _refuse(given, f"there are {unit} in two places")
-        parts[unit] = float((number or "1").replace(",", "."))
+        numbers[unit] = number or "1"
+    return _interval(numbers, given, relative=relative)
+
+
+def _interval(numbers: Mapping[str, str], given: str, *, relative: bool) -> timedelta:
     try:
-        every = timedelta(**parts)
+        every = timedelta(**{unit: float(number.replace(",", ".")) for unit, number in numbers.items()})
     except OverflowError:
         _refuse(given, "longer than a timedelta can be")
     return _checked(every, given, relative=relative)
@@ -294,12 +300,8 @@ def _duration_text(every: timedelta) -> str:
     return "P" + (f"{every.days}D" if every.days else "") + (f"T{time}" if time else "")
 
 
-def _moment_text(at: datetime) -> str:
-    return at.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
-
-
 def _field(spec: Any) -> str:
-    """One field of a crontab: a number, a text, or numbers."""
+    """Return the text of a crontab's field, which is a number, a text, or numbers."""
     if isinstance(spec, Iterable) and not isinstance(spec, str):
         return ",".join(map(str, sorted(spec)))
     return "".join(str(spec).split())

@@ -17,10 +17,12 @@ from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
 from celery_neli.schedule_topic.values import shown
 
 if TYPE_CHECKING:
+    from celery.beat import ScheduleEntry
+
     from celery_neli.periodic.editor import ScheduleEditor
     from celery_neli.schedule_topic.codec import Change, Definition
 
-__all__ = ["Periodic", "look", "names"]
+__all__ = ["Periodic", "entry_names", "view_of"]
 
 UNSHOWN = "cannot be shown"
 BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
@@ -30,11 +32,11 @@ BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
 class Periodic:
     """One entry of the schedule and its state. Times are Unix seconds.
 
-    `schedule` is its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
-    `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often. `next`: the next one, in
-    the past if it is overdue; None if there is none, it is paused, or only the schedule itself can tell. `since`: no
-    slot at or before it runs (runtime entries; of others, the end of their last pause). `changes`: who did what and
-    when, oldest first, the last 20. `problem`: why this process cannot make an entry of it, if so.
+    `schedule`: its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
+    `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often it ran. `next`: the next
+    slot, in the past if it is overdue; None if there is none, the entry is paused, or only the schedule itself knows.
+    `since`: no slot at or before it runs (of an entry of `beat_schedule`, the end of its last pause). `changes`: who
+    did what and when, oldest first, the last 20. `problem`: why this process cannot make an entry of it, if so.
     """
 
     name: str
@@ -53,41 +55,45 @@ class Periodic:
     problem: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values; what `args`, `kwargs` and `options` hold stays as it is."""
+        """Return it as plain values; what `args`, `kwargs` and `options` hold stays as it is."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {**values, "changes": [asdict(each) for each in self.changes]}
 
 
-def names(editor: ScheduleEditor) -> set[str]:
-    """The names of all entries: of `beat_schedule` and of the runtime schedule. Blocks at the first time."""
+def entry_names(editor: ScheduleEditor) -> set[str]:
+    """Return the names of all entries, of `beat_schedule` and of the runtime schedule. The first call blocks."""
     known = editor.known
     runtime = (name for name in known.definitions if editor.runtime(name))
     return {*editor.static, *editor.refused, *known.unreadable, *runtime}
 
 
-def look(editor: ScheduleEditor, name: str) -> Periodic:
-    """Return one entry of `names`. Blocks at the first time. What is wrong with the entry is its `problem`."""
+def view_of(editor: ScheduleEditor, name: str, *, entry: ScheduleEntry | None = None) -> Periodic:
+    """Return one of the `entry_names`, with what is wrong with it as its `problem`. The first call blocks.
+
+    ``entry`` is Celery's entry of a runtime entry, if the caller has it.
+    """
     try:
-        return _look(editor, name)
+        definition = editor.known.definitions.get(name)
+        if name in editor.static:
+            return _of_static(editor, name, definition)
+        if name in editor.refused:
+            return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
+        if definition is None:
+            return _unshown(name, editor.known.unreadable[name])
+        return _of_runtime(editor, name, definition, entry)
     except NeliError:
         raise  # of Kafka
-    except Exception as exc:  # noqa: BLE001 - of a user's class: the others are shown
+    except Exception as exc:  # noqa: BLE001 - a user's class may raise anything: the other entries are shown
         return _unshown(name, printable_error(exc))
 
 
-def _look(editor: ScheduleEditor, name: str) -> Periodic:
-    definition = editor.known.definitions.get(name)
-    if name in editor.static:
-        return _of_static(editor, name, definition)
-    if name in editor.refused:
-        return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
-    if definition is None:
-        return _unshown(name, editor.known.unreadable[name])
-    try:
-        entry, problem = entry_of(definition, name, editor.app), None
-    except ConfigurationError as exc:
-        entry, problem = None, f"{UNSHOWN}: {reason_of(exc, name)}"
-    state = editor.known.states.get(name)
+def _of_runtime(editor: ScheduleEditor, name: str, definition: Definition, entry: ScheduleEntry | None) -> Periodic:
+    problem = None
+    if entry is None:
+        try:
+            entry = entry_of(definition, name, editor.app)
+        except ConfigurationError as exc:
+            problem = f"{UNSHOWN}: {reason_of(exc, name)}"
     return Periodic(
         name=name,
         task=definition.task if entry else printable(definition.task),
@@ -97,22 +103,16 @@ def _look(editor: ScheduleEditor, name: str) -> Periodic:
         options=definition.options if entry is None else entry.options,
         source=RUNTIME,
         paused=definition.paused,
-        last=state.last if state and state.runs else None,
-        runs=state.runs if state else 0,
         next=None if entry is None or definition.paused else _next(editor, name, entry.schedule, definition.since),
         since=definition.since,
         changes=definition.changes,
         problem=problem,
+        **_ran(editor, name),
     )
 
 
-def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
-    """Return an entry that no beat runs because it cannot be read."""
-    return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
-
-
 def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None) -> Periodic:
-    entry, state = editor.static[name], editor.known.states.get(name)
+    entry = editor.static[name]
     hides = definition is not None and not definition.static
     pause = None if hides else definition
     try:
@@ -128,13 +128,22 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
         options=entry.options,
         source=BEAT_SCHEDULE,
         paused=pause is not None and pause.paused,
-        last=state.last if state and state.runs else None,
-        runs=state.runs if state else 0,
         next=None if pause and pause.paused else _next(editor, name, entry.schedule, pause.since if pause else 0),
         since=pause.since if pause and pause.since else None,
         changes=pause.changes if pause else (),
         problem="hides a runtime entry of this name: remove that one" if hides else editor.doubts.get(name),
+        **_ran(editor, name),
     )
+
+
+def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
+    """Return an entry that no beat runs because it cannot be read."""
+    return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
+
+
+def _ran(editor: ScheduleEditor, name: str) -> dict[str, Any]:
+    state = editor.known.states.get(name)
+    return {"last": state.last, "runs": state.runs} if state and state.runs else {}
 
 
 def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
@@ -145,6 +154,6 @@ def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float |
     after = max(begins, last) or editor.now
     try:
         slot = next_slot(when, moment(after))
-    except Exception:  # noqa: BLE001 - of a user's schedule; beat logs it
+    except Exception:  # noqa: BLE001 - a user's schedule may raise anything; the beat logs it
         return None
     return None if slot is None else maybe_make_aware(slot).timestamp()

@@ -1,15 +1,15 @@
-"""The slots of Celery's crontabs, through changes of the clock.
+"""The slots of Celery's crontabs, through changes of the clock, and the time zones that they are in.
 
 The rule is that of Debian's cron. A crontab whose minute or hour begins with `*` (`*`, `*/n`) follows real time: it
 runs whenever the local clock shows one of its times, so it runs in both passes of an hour that is repeated, and not at
-times that the clock leaves out. One with fixed times runs once for each of them: when the clock shows it for the first
-time, and, when the clock leaves it out, as soon as the clock has passed it.
+times that the clock skips. A crontab with fixed times runs once for each of them: when the clock shows it for the first
+time or, if the clock skips it, at the end of the gap.
 
-Which times of the local calendar a crontab names, cronsim says. It is asked about a clock that never changes: between
-two changes the local clock is one. What happens at a change is decided here, for all time zones in the same way.
+cronsim finds the local times that a crontab names. It is asked about a clock that never changes, which is how the local
+clock behaves between two changes. This module decides what happens at a change, in the same way for all time zones.
 
-All versions of Celery come out the same: only the numbers of a crontab are used, and the text they came from. Pure;
-nothing blocks.
+All versions of Celery have the same slots, because only the numbers of a crontab and its text are used. Pure; nothing
+blocks.
 """
 
 from __future__ import annotations
@@ -21,16 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 from cronsim import CronSim, CronSimError
 
-from celery_neli.schedule.zones import next_change, offset_at
-
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
+    from datetime import tzinfo
 
-__all__ = ["follows_real_time", "next_time"]
+__all__ = ["follows_real_time", "next_change", "next_time", "offset_at", "to_utc"]
 
-_SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
-#: How many numbers each field has when it restricts nothing, in the order in which cron writes them.
+_SECOND, _DAY, _EPOCH = timedelta(seconds=1), timedelta(days=1), datetime(1970, 1, 1, tzinfo=timezone.utc)
+_FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)
+#: The fields in cron's order, and how many numbers each has when it restricts nothing.
 _FIELDS = (("minute", 60), ("hour", 24), ("day_of_month", 31), ("month_of_year", 12), ("day_of_week", 7))
+#: Two changes within this time that cancel each other go unnoticed. Since 1970 the shortest time between two changes
+#: was a week (a summer of seven days in north-eastern Brazil, October 2000).
+_STEP = timedelta(days=6)
+#: The time that one cached list of changes covers.
+_SPAN = 60 * _STEP
 
 
 def follows_real_time(when: Any) -> bool:
@@ -42,9 +47,9 @@ def follows_real_time(when: Any) -> bool:
 
 
 def next_time(when: Any, after: datetime) -> datetime | None:
-    """Return the first slot (UTC) of crontab ``when`` after ``after`` (aware), or None if it names no time.
+    """Return the first slot (UTC) of crontab ``when`` after ``after`` (aware).
 
-    None too if there is none within fifty years, or none that a datetime can hold.
+    None if it has no slot within fifty years, or none that a datetime can hold.
     """
     try:
         return _next_time(when, after.astimezone(timezone.utc).replace(microsecond=0))
@@ -55,20 +60,20 @@ def next_time(when: Any, after: datetime) -> datetime | None:
 def _next_time(when: Any, begin: datetime) -> datetime | None:
     zone, real_time = when.tz, follows_real_time(when)
     offset = offset_at(zone, begin)
-    # Local times carry UTC as their zone: their clock never changes.
+    # Local times carry UTC as their zone, whose clock never changes.
     reached = begin + offset
     if not real_time and (change := next_change(zone, begin - _DAY, begin)) is not None:
         # In the second pass of an hour, the clock has shown the times up to the end of the first one.
         reached = max(reached, change + offset_at(zone, change - _SECOND) - _SECOND)
     due = _next_local(when, reached)
     while due is not None:
-        slot = max(due - offset, begin)  # what the clock has left out is due at its change
+        slot = max(due - offset, begin)  # a time that the clock skipped is due at the change
         change = next_change(zone, begin, slot)
         if change is None:
             return slot
         begin, offset = change, offset_at(zone, change)
         if real_time and not reached < begin + offset <= due:
-            # The clock shows times again, or has left out the one that was due.
+            # The clock repeats times, or has skipped the one that was due.
             reached = begin + offset - _SECOND
             due = _next_local(when, reached)
     return None
@@ -97,7 +102,7 @@ def _next_local(when: Any, reached: datetime) -> datetime | None:
         times = copy(calendar)
         times.dt = reached
         due = next(times, None)
-        # Celery's days are those that both fields name. Of cron's, those that either names: let it see but one.
+        # Celery takes the days that both day fields name, cron those that either names: cronsim sees only one field.
         if due is None or weekdays is None or due.isoweekday() % 7 in weekdays:
             return due
         reached = _end_of_day(due)
@@ -109,9 +114,89 @@ def _end_of_day(at: datetime) -> datetime:
 
 @lru_cache(maxsize=1024)
 def _calendar(*fields: frozenset[int] | None) -> CronSim | None:
-    """Return cronsim's reading of five fields, None for one that restricts nothing; None if they name no time."""
+    """Return cronsim's calendar of five fields (None: not restricted), or None if they name no time."""
     text = " ".join("*" if field is None else ",".join(str(int(each)) for each in sorted(field)) for field in fields)
     try:
         return CronSim(text, datetime(2000, 1, 1, tzinfo=timezone.utc))
     except CronSimError:  # a day that none of the months has
         return None
+
+
+# -- time zones: asked only from UTC to local time, for in that direction zoneinfo, dateutil, pytz and Celery's agree --
+
+
+def offset_at(zone: tzinfo, moment: datetime) -> timedelta:
+    """Return how far local time in ``zone`` is ahead of UTC at ``moment`` (aware, in UTC)."""
+    return moment.astimezone(zone).replace(tzinfo=timezone.utc) - moment
+
+
+def to_utc(zone: tzinfo, local: datetime) -> datetime:
+    """Return the moment (UTC) at which clocks in ``zone`` show ``local`` (naive).
+
+    If they show it twice, the first moment, or the second one if its `fold` is 1; if they skip it, the moment at which
+    they would show it without the change.
+    """
+    shown = local.replace(tzinfo=timezone.utc, fold=0)
+    first, last = _FIRST + _DAY, _LAST - _DAY
+    before, after = offset_at(zone, max(shown, first) - _DAY), offset_at(zone, min(shown, last) + _DAY)
+    moments = sorted(each for each in (shown - before, shown - after) if each + offset_at(zone, each) == shown)
+    return moments[-1 if local.fold else 0] if moments else shown - before
+
+
+def next_change(zone: tzinfo, begin: datetime, end: datetime) -> datetime | None:
+    """Return the first moment after ``begin`` and not after ``end`` at which clocks in ``zone`` change, or None.
+
+    Args:
+        zone: the time zone.
+        begin: an aware datetime in UTC.
+        end: an aware datetime in UTC.
+
+    Raises:
+        OverflowError: a datetime cannot hold the time around ``begin`` or ``end``.
+    """
+    key = _ZoneKey(zone)
+    for number in range((begin - _EPOCH) // _SPAN, (end - _EPOCH) // _SPAN + 1):
+        for change in _changes_of_span(key, number):
+            if begin < change <= end:
+                return change
+    return None
+
+
+class _ZoneKey:
+    """A time zone as a key of a cache: those of dateutil cannot be hashed."""
+
+    __slots__ = ("zone",)
+
+    def __init__(self, zone: tzinfo) -> None:
+        self.zone = zone
+
+    def __hash__(self) -> int:
+        return id(self.zone)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ZoneKey) and other.zone is self.zone
+
+
+@lru_cache(maxsize=4096)
+def _changes_of_span(key: _ZoneKey, number: int) -> tuple[datetime, ...]:
+    """Return the changes after the beginning of a span and not after its end."""
+    found, zone = [], key.zone
+    moment = _EPOCH + number * _SPAN
+    offset = offset_at(zone, moment)
+    for _ in range(_SPAN // _STEP):
+        begin, moment = moment, moment + _STEP
+        before, offset = offset, offset_at(zone, moment)
+        if offset != before:
+            found.append(_change_between(zone, begin, before, moment))
+    return tuple(found)
+
+
+def _change_between(zone: tzinfo, begin: datetime, before: timedelta, end: datetime) -> datetime:
+    """Return the moment, a whole second, from which the offset is no longer ``before``."""
+    while (apart := (end - begin) // _SECOND) > 1:
+        middle = begin + timedelta(seconds=apart // 2)
+        if offset_at(zone, middle) == before:
+            begin = middle
+        else:
+            end = middle
+    return end

@@ -1,46 +1,61 @@
-"""Whether an entry of a schedule is due, for which of its slots, and when to look at it again."""
+"""One entry of a schedule: is it due, for which slot, when is the next look, and when does its message expire?
+
+:class:`Forecast` says for many entries at once when each is due next.
+"""
 
 from __future__ import annotations
 
 import math
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.schedule.misfire import OPTIONS, decide
-from celery_neli.schedule.slots import LOOK_AGAIN, comes_never, is_known, last_run, missed, next_slot
+from celery_neli.schedule.crontabs import to_utc
+from celery_neli.schedule.misfire import decide
+from celery_neli.schedule.slots import LOOK_AGAIN, has_slots, is_over, last_run, missed, next_slot
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import tzinfo
+
     from celery_neli.schedule.misfire import Misfire
     from celery_neli.schedule.slots import Owed
 
 __all__ = [
+    "Forecast",
     "Look",
+    "Next",
     "advance",
     "at_of",
+    "entry_has_slots",
+    "expires_of",
     "look",
     "pass_over",
     "place",
-    "reckoned",
     "restart",
-    "rule_of",
     "seconds_to_next",
 ]
 
-#: An entry whose class has its own say in any of these is asked, and advanced by its own code.
-_JUDGES = ("is_due", "default_now", "_default_now")
+#: An entry whose class overrides any of these decides itself when it is due, or advances itself.
+_DECIDES = ("is_due", "default_now", "_default_now")
 _ADVANCES = ("__next__", "next", "_next_instance")
+_CRONTAB_TEXT = attrgetter(
+    "_orig_minute", "_orig_hour", "_orig_day_of_week", "_orig_day_of_month", "_orig_month_of_year"
+)
+_UTC = timezone.utc
 
 
 class Look(NamedTuple):
     """What a look at an entry found.
 
-    ``due``: run it now, for ``slot`` (UTC; None: its schedule knows no slots). ``delay``: seconds until the next look,
-    ``exact`` if reckoned (infinite: no slot will follow); of a custom schedule whatever it said. ``owed`` and
-    ``left_out``: slots that will never run, if any; ``passed``: the newest of them, when none runs.
+    ``due``: run it now, for ``slot`` (UTC; None if its schedule has no slots). ``delay``: seconds until the next look,
+    ``exact`` if computed (infinite: no slot will follow); what a custom schedule said otherwise. ``owed`` and
+    ``left_out``: the slots that are owed, and how many of them will never run; ``passed``: the newest one, if none
+    runs.
     """
 
     due: bool
@@ -52,29 +67,21 @@ class Look(NamedTuple):
     passed: datetime | None = None
 
 
-def reckoned(entry: Any) -> bool:
-    """Whether the entry and its schedule are as Celery has them, so that its slots can be reckoned."""
-    return _has_celerys(entry, _JUDGES) and is_known(entry.schedule)
+def entry_has_slots(entry: Any) -> bool:
+    """Return True if the slots of an entry can be computed: its class and its schedule decide as Celery's own do."""
+    return _is_celerys(entry, _DECIDES) and has_slots(entry.schedule)
 
 
-def rule_of(entry: Any, default: Misfire) -> Misfire:
-    """The misfire policy of an entry: its options before the ``default``. Raises `ConfigurationError`."""
-    options = entry.options
-    if not options or not any(name in options for name in OPTIONS):
-        return default
-    return default.changed_by(options)
-
-
-def look(entry: Any, now: datetime, rule: Misfire) -> Look | None:
-    """Look at a `reckoned` entry at ``now`` (aware); None if its schedule names no slot after the last run."""
-    owed = missed(entry.schedule, entry.last_run_at, now, rule.limit)
+def look(entry: Any, now: datetime, policy: Misfire) -> Look | None:
+    """Look at an entry that has slots at ``now`` (aware); None if there is no slot after its last run."""
+    owed = missed(entry.schedule, entry.last_run_at, now, policy.limit)
     if owed is None:
         return None
     delay = math.inf if owed.upcoming is None else (owed.upcoming - now).total_seconds()
     if not owed.total:
         return Look(due=False, delay=delay, exact=True)
     deadline = entry.schedule.app.conf.beat_cron_starting_deadline if isinstance(entry.schedule, crontab) else None
-    decision = decide(rule, owed, now, deadline=deadline)
+    decision = decide(policy, owed, now, deadline=deadline)
     if not decision.run:
         return Look(due=False, delay=delay, exact=True, owed=owed, left_out=decision.left_out, passed=owed.newest[-1])
     return Look(
@@ -88,29 +95,30 @@ def look(entry: Any, now: datetime, rule: Misfire) -> Look | None:
 
 
 def seconds_to_next(entry: Any) -> float | None:
-    """Seconds until the next slot of a `reckoned` entry, negative if it is past, infinite if none will follow; None as
-    for `look`.
+    """Return the seconds until the next slot of an entry that has slots: negative if it is past, infinite if none will
+    follow, None as for `look`.
     """
     slot = next_slot(entry.schedule, entry.last_run_at)
     if slot is None:
         if isinstance(entry.schedule, solar):
             return LOOK_AGAIN.total_seconds()
-        return math.inf if comes_never(entry.schedule) else None
+        return math.inf if is_over(entry.schedule) else None
     now: datetime = maybe_make_aware(entry.default_now())
     return (slot - now).total_seconds()
 
 
 def advance(entry: Any, slot: datetime | None, now: datetime | None) -> Any:
-    """The entry after its run for ``slot`` at ``now`` by its clock. `last_run_at` is the slot: intervals do not drift.
+    """Return the entry after its run for ``slot`` at ``now`` (its own clock). Its `last_run_at` is the slot, so that
+    intervals do not drift.
 
-    An entry without a slot, or whose class advances itself, is advanced as Celery does it: by `next(entry)`.
+    An entry without a slot, or whose class advances itself, advances as Celery does it: by `next(entry)`.
     """
-    if slot is None or now is None or not _has_celerys(entry, _ADVANCES):
+    if slot is None or now is None or not _is_celerys(entry, _ADVANCES):
         return next(entry)
     at = _run_at(entry, slot, now)
     if type(entry) is not ScheduleEntry:
         return entry._next_instance(last_run_at=at)  # noqa: SLF001 - what next(entry) calls
-    # What it would return, without going through all that makes a new entry of what a user wrote.
+    # What `next` would return, without the work of making an entry from what a user wrote.
     advanced: Any = object.__new__(ScheduleEntry)
     advanced.app = entry.app
     advanced.name = entry.name
@@ -125,15 +133,17 @@ def advance(entry: Any, slot: datetime | None, now: datetime | None) -> Any:
 
 
 def pass_over(entry: Any, slot: datetime, now: datetime) -> Any:
-    """The entry with the slots up to ``slot`` behind it, as if they had run, but not counted as runs."""
+    """Return the entry with the slots up to ``slot`` behind it, as if they had run, but not counted as runs."""
     passed = object.__new__(type(entry))
     passed.__dict__.update(vars(entry), last_run_at=_run_at(entry, slot, now))
     return passed
 
 
 def restart(entry: Any, *, before: float) -> None:
-    """Let an interval begin now that last ran in the future, but not after ``before``, the clock's last time (Unix)."""
-    if not isinstance(entry.schedule, schedule) or not reckoned(entry) or entry.schedule.nowfun is not None:
+    """Let an interval start over now if it last ran in the future but not after ``before``, the last time (Unix
+    seconds) that the clock showed before it was set back.
+    """
+    if not isinstance(entry.schedule, schedule) or not entry_has_slots(entry) or entry.schedule.nowfun is not None:
         return
     now: datetime = entry.default_now()
     last: datetime = maybe_make_aware(entry.last_run_at)
@@ -149,13 +159,119 @@ def at_of(entry: Any) -> float:
 def place(entry: Any, at: float) -> None:
     """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
     zone = entry.last_run_at.tzinfo
-    moment = datetime.fromtimestamp(at, timezone.utc)
+    moment = datetime.fromtimestamp(at, _UTC)
     entry.last_run_at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
 
 
+def expires_of(options: Mapping[str, Any], slot: datetime | None, zone: tzinfo) -> Any:
+    """Return the `expires` of a message: an aware datetime, seconds from the time of sending, or None.
+
+    Args:
+        options: the checked options of its entry. `neli_expires` counts from the slot, `expires` from the sending.
+        slot: the slot that the message is for; if None, `neli_expires` counts from the sending, too.
+        zone: the time zone of a time without an offset. Celery takes such a time for UTC when it sends the message, and
+            for the worker's local time when it runs the task.
+    """
+    seconds = options.get("neli_expires")
+    if seconds is not None:
+        return seconds if slot is None else slot + timedelta(seconds=seconds)
+    expires = options.get("expires")
+    at = expires
+    if isinstance(at, str):
+        try:
+            at = datetime.fromisoformat(at)
+        except ValueError:
+            return expires  # Celery reads it, or says what is wrong with it
+    return to_utc(zone, at) if isinstance(at, datetime) and at.utcoffset() is None else expires
+
+
+class Next(NamedTuple):
+    """Seconds until the next slot (negative: it is past; infinite: there is none), counted from ``now`` (Unix)."""
+
+    delay: float
+    now: float
+
+
+class _Clock(NamedTuple):
+    app: Any
+    now: datetime
+    moment: float
+    zone: tzinfo
+
+
+class _Stretch(NamedTuple):
+    """Every entry that ran last from ``begin`` on and before ``slot`` is due at ``slot``."""
+
+    begin: datetime
+    slot: datetime
+    next: Next
+
+
+class Forecast:
+    """When each of many entries is due next, as of one moment.
+
+    A hundred thousand entries have far fewer kinds of times: the clock is read once, an interval is a sum, and the next
+    slot of a crontab is the same for all entries that ran last between two of its slots. Blocks only where entries or
+    schedules of other classes do. For one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._clocks: dict[int, _Clock] = {}
+        self._stretches: dict[Any, _Stretch] = {}
+
+    def next(self, entry: Any) -> Next | None:
+        """Return what `seconds_to_next` says of the entry; None also for an entry that has no slots."""
+        found = None
+        if type(entry) is ScheduleEntry:
+            when, last = entry.schedule, entry.last_run_at
+            kind = type(when)
+            if (
+                (kind is schedule or kind is crontab)
+                and when.nowfun is None
+                and has_slots(when)
+                and last.tzinfo is not None
+            ):
+                found = self._of_interval(when, last) if kind is schedule else self._of_crontab(when, last)
+        if found is None and entry_has_slots(entry) and (delay := seconds_to_next(entry)) is not None:
+            return Next(delay, maybe_make_aware(entry.default_now()).timestamp())
+        return found
+
+    def _of_interval(self, when: Any, last: datetime) -> Next | None:
+        if when.relative:
+            return None
+        clock = self._clock(when.app)
+        return Next((last.astimezone(_UTC) + when.run_every - clock.now).total_seconds(), clock.moment)
+
+    def _of_crontab(self, when: Any, last: datetime) -> Next | None:
+        zone = vars(when).get("tz") or self._clock(when.app).zone  # reading `tz` would store it in the crontab
+        key = _CRONTAB_TEXT(when), zone
+        try:
+            known = self._stretches.get(key)
+        except TypeError:
+            return None  # a field was given as a list or a set
+        if known is not None and known.begin <= last < known.slot:
+            return known.next
+        slot = next_slot(when, last)
+        if slot is None:
+            return None
+        clock = self._clock(when.app)
+        found = Next((slot - clock.now).total_seconds(), clock.moment)
+        # Crontabs ignore seconds.
+        begin = last.astimezone(zone).replace(second=0, microsecond=0).astimezone(_UTC)
+        self._stretches[key] = _Stretch(begin, slot, found)
+        return found
+
+    def _clock(self, app: Any) -> _Clock:
+        clock = self._clocks.get(id(app))
+        if clock is None:
+            now = maybe_make_aware(app.now()).astimezone(_UTC)
+            clock = self._clocks[id(app)] = _Clock(app, now, now.timestamp(), app.timezone)
+        return clock
+
+
 def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
-    """``slot`` as a `last_run_at`: on the clock of the entry, for relative intervals are rounded on that of the last
-    run. Of a solar event, which was the last one owed, as Celery has it: now.
+    """Return the `last_run_at` after a run for ``slot``, on the clock of the entry, on which relative intervals are
+    rounded. For the last solar event that was owed it is now, as with Celery.
     """
     at = last_run(entry.schedule, slot)
     if at > slot:
@@ -164,11 +280,11 @@ def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
         if following is None or following > aware:
             at = max(at, aware)
     if now.tzinfo is None:
-        return at.astimezone(timezone.utc).replace(tzinfo=None)
+        return at.astimezone(_UTC).replace(tzinfo=None)
     return at.astimezone(now.tzinfo)
 
 
-def _has_celerys(entry: Any, names: tuple[str, ...]) -> bool:
+def _is_celerys(entry: Any, names: tuple[str, ...]) -> bool:
     kind = type(entry)
     return kind is ScheduleEntry or all(
         getattr(kind, name, None) is getattr(ScheduleEntry, name, None) for name in names

@@ -1,8 +1,8 @@
-"""Due times by name: which name is due first, and where each one stands.
+"""A heap of due times by name.
 
-A binary heap whose places are indexed by name, so that one entry is moved or removed among a hundred thousand without
-looking at the others. Kept in arrays, which weigh a third of as many objects, and which the garbage collector does not
-look into. Pure: no clock, no thread, no Celery.
+A binary heap whose places are indexed by name, so that one of a hundred thousand entries moves or leaves without a
+search. It is kept in arrays, which take a third of the memory of as many objects, and which the garbage collector does
+not scan. Pure: no clock, no thread, no Celery.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["DueHeap", "Node"]
 
 
 class Node(NamedTuple):
-    """A name and its due time (seconds, of any epoch). ``order`` breaks ties: who was put first, comes first."""
+    """A name and its due time (seconds, of any epoch). Of equal times the lower ``order`` comes first."""
 
     time: float
     order: int
@@ -25,15 +25,15 @@ class Node(NamedTuple):
 
 
 class DueHeap:
-    """Names by due time. `put`, `remove` and `pop` cost O(log N) and change the heap in place; `peek` costs O(1).
+    """Names by due time. `put` and `remove` cost O(log N) and change the heap in place; `peek` costs O(1).
 
-    Of equal times the one that was put (or moved there) first comes first. Not for several threads at once.
+    Of equal times, the name that was put there first comes first. For one thread at a time.
     """
 
     __slots__ = ("_first", "_names", "_next", "_orders", "_places", "_times")
 
     def __init__(self) -> None:
-        # What stands at each place of the heap.
+        # The time, order and name at each place of the heap, and the place of each name.
         self._times = array("d")
         self._orders = array("q")
         self._names: list[str] = []
@@ -48,11 +48,11 @@ class DueHeap:
         return name in self._places
 
     def __iter__(self) -> Iterator[Node]:
-        """All nodes; the first is `peek()`, the others come in the heap's order, not sorted."""
+        """Iterate over all nodes: `peek()` first, the others in the heap's order, not sorted."""
         return map(Node, self._times, self._orders, self._names)
 
     def fill(self, times: Iterable[tuple[str, float]]) -> None:
-        """Begin anew with these names and times, each name once: O(N log N), at the speed of a sort."""
+        """Replace all that is there by these names and times, each name once: O(N log N), at the speed of a sort."""
         names: list[str] = []
         unsorted = array("d")
         for name, time in times:
@@ -67,7 +67,7 @@ class DueHeap:
         self._first = None
 
     def put(self, name: str, time: float) -> None:
-        """Add `name`, or move it, to `time`."""
+        """Add ``name`` at ``time``, or move it there."""
         order, self._next = self._next, self._next + 1
         place = self._places.get(name)
         if place is None:
@@ -78,7 +78,7 @@ class DueHeap:
         self._settle(place, time, order, name)
 
     def remove(self, name: str) -> bool:
-        """Take `name` out; whether it was there."""
+        """Remove ``name``; return True if it was there."""
         place = self._places.pop(name, None)
         if place is None:
             return False
@@ -90,13 +90,17 @@ class DueHeap:
         return True
 
     def peek(self) -> Node | None:
-        """The first one due; None if there is none. The very object stays until another is, or it is put anew."""
+        """Return the first node due, None if there is none: the same object until another comes first or it is put
+        again.
+        """
         if self._first is None and self._names:
             self._first = Node(self._times[0], self._orders[0], self._names[0])
         return self._first
 
     def until(self, time: float) -> Iterator[str]:
-        """The names due at or before `time`, in the heap's order: O(their number). Not to be changed meanwhile."""
+        """Yield the names due at or before ``time``, in the heap's order: O(their number). The heap must not change
+        during the iteration.
+        """
         times, places = self._times, [0]
         while places:
             place = places.pop()
@@ -105,19 +109,11 @@ class DueHeap:
                 places += (2 * place + 1, 2 * place + 2)
 
     def second(self) -> float | None:
-        """The time of the one that would be first without the first; None if there are not two."""
+        """Return the time of the second node due; None if there are not two."""
         return min(self._times[1:3], default=None)
 
-    def pop(self) -> Node:
-        """Take out the first one due. Raises `IndexError` if there is none."""
-        first = self.peek()
-        if first is None:
-            raise IndexError("nothing is due, ever")
-        self.remove(first.name)
-        return first
-
     def _settle(self, place: int, time: float, order: int, name: str) -> None:
-        """Put what comes last at `place`, then up or down to where it belongs."""
+        """Put a node at ``place``, then move it up or down to where it belongs."""
         if not place or not (place := self._rise(place, time, order)):
             self._first = None
         place = self._sink(place, time, order)
@@ -127,7 +123,7 @@ class DueHeap:
         self._places[name] = place
 
     def _rise(self, place: int, time: float, order: int) -> int:
-        """Make way upwards for a node that may come to `place`: where it comes to."""
+        """Make room for a node at ``place`` or above; return its place."""
         times, orders = self._times, self._orders
         while place:
             above = (place - 1) >> 1
@@ -139,7 +135,7 @@ class DueHeap:
         return place
 
     def _sink(self, place: int, time: float, order: int) -> int:
-        """Make way downwards for a node that may come to `place`: where it comes to."""
+        """Make room for a node at ``place`` or below; return its place."""
         times, orders = self._times, self._orders
         size = len(times)
         while (below := 2 * place + 1) < size:

@@ -1,8 +1,8 @@
-"""What becomes of a slot whose entry's last task has not finished: `neli_overlap`, by what the result backend knows.
+"""The overlap policy (`neli_overlap`): may a slot run while its entry's last task is unfinished?
 
-Nobody else knows whether a task has finished, and it does not know much: a task that has not begun looks as one that
-was lost (`PENDING`). So an unfinished task counts for `neli_overlap_age` at most. Who asks, and how long for, is in
-:mod:`celery_neli.beat.replicated.overlap_check`.
+Only the result backend knows whether a task has finished, and it does not know much: a task that has not begun looks
+like one that was lost (`PENDING`). So an unfinished task counts for `neli_overlap_age` at most. The beat's
+`replicated/overlap_check.py` asks the result backend, and limits how long it waits.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery.backends.base import DisabledBackend
+from celery.backends.cache import CacheBackend
+from celery.backends.rpc import RPCBackend
 from celery.states import IGNORED, READY_STATES
 
-from celery_neli.beat.wrapped.stores import derives_from
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import shown
 
@@ -30,9 +32,14 @@ OPTIONS = ("neli_overlap", "neli_overlap_age")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """The overlap policy of an entry: `allow` or `skip`; with `skip`, how many seconds an unfinished task counts.
+    """The overlap policy of an entry.
 
-    Raises `ConfigurationError`.
+    Args:
+        policy: `allow` or `skip`.
+        age: for how many seconds an unfinished task counts under `skip`.
+
+    Raises:
+        ConfigurationError: a value is wrong.
     """
 
     policy: str = "allow"
@@ -47,7 +54,7 @@ class Overlap:
 
     @classmethod
     def of(cls, entry: Any) -> Overlap:
-        """What the options of ``entry`` say. Raises `ConfigurationError`, which names the entry. Cheap without them."""
+        """As `from_options`, for the options of ``entry``, which errors name."""
         try:
             return cls.from_options(entry.options)
         except ConfigurationError as exc:
@@ -55,26 +62,24 @@ class Overlap:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> Overlap:
-        """What the options of an entry say. Raises `ConfigurationError`. Cheap without them."""
+        """Return the policy that the options of an entry name. Cheap if they name none."""
         if not options or not any(name in options for name in OPTIONS):
             return _ALLOW
-        given = {
-            field: options[name]
-            for name, field in zip(OPTIONS, ("policy", "age"), strict=True)
-            if options.get(name) is not None
-        }
-        return cls(**given)
+        names = zip(OPTIONS, ("policy", "age"), strict=True)
+        return cls(**{field: options[name] for name, field in names if options.get(name) is not None})
 
     @property
     def skips(self) -> bool:
-        """Whether the result backend has a say."""
+        """True if the result backend is asked before a slot runs."""
         return self.policy == "skip"
 
     def check(self, app: Any, entry: Any) -> None:
-        """Raise `ConfigurationError` if nobody will ever be able to tell whether the entry's tasks have finished.
+        """Check that the result backend can tell whether the entry's tasks have finished. Opens no connection.
 
-        As far as is known here: a task that this process has not imported may ignore its results all the same. Makes
-        the result backend, which opens no connection.
+        A task that this process has not imported may ignore its results all the same.
+
+        Raises:
+            ConfigurationError: it cannot.
         """
         if self.skips and (reason := _why_not(app, entry, self.age)) is not None:
             raise ConfigurationError(f"beat entry {entry.name!r}: neli_overlap = 'skip', but {reason}")
@@ -84,24 +89,23 @@ _ALLOW = Overlap()
 
 
 def unfinished(app: Any, task_id: str, started: float, now: float, age: float, *, task: str | None = None) -> bool:
-    """Whether the task with this id, sent at ``started``, has not finished at ``now`` (Unix seconds).
+    """Return True if the task with this id, sent at ``started``, has not finished at ``now`` (Unix seconds).
 
-    Not so if it is older than ``age`` seconds, nor if it has ended in any way: succeeded, failed for good, was revoked
-    or ignored. A task that waits, or waits for its retry, is unfinished; so is one that nobody knows. ``task`` is its
-    name: a task may have a result backend of its own. Blocks for as long as the result backend likes, and raises what
-    that raises.
+    A task has finished if it succeeded, failed for good, was revoked or ignored, or is older than ``age`` seconds. A
+    task that waits, waits for its retry, or is unknown has not. ``task`` is its name, because a task may have a result
+    backend of its own. Blocks for as long as the result backend does, and raises what that raises.
     """
     if now - started > age:
         return False
     known = None if task is None else app.tasks.get(task)
     backend = app.backend if known is None else known.backend
-    # Past the backend's cache, which would keep the results of all these tasks.
+    # The backend's cache would keep the results of all these tasks.
     state = backend.get_task_meta(task_id, cache=False)["status"]
     return state not in READY_STATES and state != IGNORED
 
 
 def _why_not(app: Any, entry: Any, age: float) -> str | None:
-    """Why the result backend cannot tell whether tasks of ``entry`` have finished; None if it can."""
+    """Return why the result backend cannot tell whether tasks of ``entry`` have finished; None if it can."""
     task = app.tasks.get(entry.task)
     if "task_id" in entry.options:
         return "its options name a task_id, so all of its tasks look as one: take it out"
@@ -110,15 +114,14 @@ def _why_not(app: Any, entry: Any, age: float) -> str | None:
         return f"results of {entry.task} are ignored: set ignore_result to False"
     try:
         backend = app.backend if task is None else task.backend
-    except Exception as exc:  # noqa: BLE001 - whatever making one raises: a missing package, a bad URL
+    except Exception as exc:  # noqa: BLE001 - a missing package, a bad URL: it may raise anything
         return f"the result backend cannot be made: {exc}"
-    kind = type(backend)
-    if derives_from(kind, "celery.backends.base", "DisabledBackend"):
+    if isinstance(backend, DisabledBackend):
         return "there is no result backend: set result_backend"
-    if derives_from(kind, "celery.backends.rpc", "RPCBackend"):
-        return "the result backend rpc:// answers nobody but the process that sent the task: take another"
-    if derives_from(kind, "celery.backends.cache", "CacheBackend") and backend.backend == "memory":
-        return "the result backend cache+memory:// answers nobody but the process that ran the task: take another"
+    if isinstance(backend, RPCBackend):
+        return "the result backend rpc:// answers only the process that sent the task: take another"
+    if isinstance(backend, CacheBackend) and backend.backend == "memory":
+        return "the result backend cache+memory:// answers only the process that ran the task: take another"
     for name, value in (
         ("result_expires", getattr(backend, "expires", None)),
         ("result_failure_expires", app.conf.get("result_failure_expires")),

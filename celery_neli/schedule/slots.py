@@ -1,11 +1,11 @@
-"""The slots of Celery's schedules: the due times after a moment, whenever one asks.
+"""The slots of Celery's schedules: their due times after any moment.
 
 Celery's schedules answer `is_due(last_run_at)` for the present only. This module answers for any moment: the first due
-time after it, and those that were due until now. Intervals count elapsed time; :mod:`celery_neli.schedule.crontabs` and
-:mod:`celery_neli.schedule.solar` find the slots of crontabs and solar events; a relative interval is asked for its own
-(`remaining_estimate`, on a schedule whose clock is stopped). But for relative intervals, all releases of Celery come
-out the same. A class that overrides what decides knows `is_due` and no more. All slots are aware datetimes in UTC.
-Pure, apart from the schedules' own settings; nothing blocks.
+time after it, and those that were due until now. Intervals count elapsed time, :mod:`celery_neli.schedule.crontabs`
+finds the slots of crontabs, and a search for the next event finds those of solar schedules. A relative interval is
+asked for its own slot (`remaining_estimate`, on a schedule whose clock is stopped), which may differ between releases
+of Celery; nothing else does. A class that overrides how it decides has no slots, only `is_due`. All slots are aware
+datetimes in UTC. Pure, apart from the schedules' own settings; nothing blocks.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.schedule.crontabs import next_time
 from celery_neli.schedule.once import once
-from celery_neli.schedule.solar import next_event
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-__all__ = ["LOOK_AGAIN", "Owed", "comes_never", "is_known", "last_run", "missed", "next_slot"]
+__all__ = ["LOOK_AGAIN", "Owed", "has_slots", "is_over", "last_run", "missed", "next_slot"]
 
-#: Slots that are counted one by one; beyond that a count is a lower bound.
+#: The number of slots that are counted one by one; above it, a count is a lower bound.
 COUNTED = 100
-#: When to look again for a slot that was not found.
+#: The time after which a search that found no slot is repeated.
 LOOK_AGAIN = timedelta(days=1)
-#: What decides when a schedule is due. A class or object that overrides any of it is known by `is_due` alone.
+#: The days through which a solar event is searched: each comes at least once a year wherever it comes at all.
+SOLAR_DAYS = 400
+#: What decides when a schedule is due. A class or object that overrides any of these has no slots.
 _DECIDES = frozenset(
     ("is_due", "remaining_estimate", "remaining_delta", "_delta_to_next", "_next_event", "now", "maybe_make_aware")
 )
-_SECOND, _LEAST = timedelta(seconds=1), timedelta.resolution
+_SECOND, _LEAST, _EPOCH = timedelta(seconds=1), timedelta.resolution, datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class Owed(NamedTuple):
     """The slots after the last run and not after now.
 
-    ``newest``: the last ones of them, oldest first; ``first``: the very first; ``total``: how many there are, or a
-    lower bound if not ``exact``; ``upcoming``: the first slot after now, None if there will be none.
+    ``newest``: the last few of them, oldest first; ``first``: the first of all; ``total``: their number, or a lower
+    bound of it if not ``exact``; ``upcoming``: the first slot after now, None if there is none.
     """
 
     newest: tuple[datetime, ...]
@@ -51,90 +52,88 @@ class Owed(NamedTuple):
     upcoming: datetime | None
 
 
-def is_known(when: Any) -> bool:
-    """Whether the slots of this schedule can be told: ours, or Celery's interval, crontab or solar, nothing
-    overridden.
+#: Of a schedule that is over.
+_NONE = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)
+
+
+def has_slots(when: Any) -> bool:
+    """Return True if the slots of this schedule can be computed: it is a `once`, or one of Celery's intervals, crontabs
+    and solar schedules that overrides nothing.
     """
     kind: Any = type(when)
-    if not _is_celerys(kind):
+    if not _is_celerys(kind) or not _DECIDES.isdisjoint(vars(when)):
         return False
-    if not _DECIDES.isdisjoint(vars(when)):
-        return False  # this one was patched
     # Below a second, Celery rounds a relative interval to a moment that is past.
     return not isinstance(when, schedule) or when.run_every >= (_SECOND if when.relative else _LEAST)
 
 
+@lru_cache(maxsize=256)
+def _is_celerys(kind: Hashable) -> bool:
+    for base in (schedule, crontab, solar, once):
+        if isinstance(kind, type) and issubclass(kind, base):
+            return all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
+    return False
+
+
 def next_slot(when: Any, after: datetime) -> datetime | None:
-    """Return the first slot of schedule ``when`` after ``after`` (naive: UTC).
-
-    None if its class knows only `is_due`, or if it names no time after that.
+    """Return the first slot of schedule ``when`` after ``after`` (naive: UTC), or None if there is none, or the
+    schedule has no slots.
     """
-    return _following(when, _start(when, after)) if is_known(when) else None
+    return _next(when, maybe_make_aware(after, when.tz)) if has_slots(when) else None
 
 
-def _following(when: Any, start: datetime) -> datetime | None:
-    if isinstance(when, once):
-        return when.at if when.at > start else None
-    if isinstance(when, crontab):
-        return next_time(when, start)
-    if isinstance(when, solar):
-        return next_event(when, start)
-    if not when.relative:
-        try:
-            following: datetime = start.astimezone(timezone.utc) + when.run_every
-            return following
-        except OverflowError:
-            return None
-    # Its clock stands at `start`.
-    then = object.__new__(type(when))
-    then.__dict__.update(vars(when), nowfun=lambda: start)
-    slot: datetime = start.astimezone(timezone.utc) + then.remaining_estimate(start)
-    return slot if slot > start else None
+def is_over(when: Any) -> bool:
+    """Return True if a schedule that `has_slots`, but none now, will never have one.
+
+    Relative intervals may, because they are asked; so may solar schedules, which are searched again after a day.
+    """
+    return not isinstance(when, solar) and not (isinstance(when, schedule) and when.relative)
 
 
 def last_run(when: Any, slot: datetime) -> datetime:
-    """The `last_run_at` (UTC) with which ``slot`` counts as run.
+    """Return the `last_run_at` (UTC) of an entry that ran for ``slot``.
 
-    The slot itself; of a solar event a second later, for looked for from its own moment it could be found again.
+    It is the slot itself, and a second later for a solar event, which a search from its own moment could find again.
     """
     return slot + _SECOND if isinstance(when, solar) else slot
 
 
 def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
-    """The slots of ``when`` that are owed at ``now`` if it ran last at ``last``; the newest ``limit`` of them in full.
+    """Return the slots of ``when`` that are owed at ``now`` if it ran last at ``last``; the newest ``limit`` of them in
+    full.
 
-    None if the class of the schedule knows only `is_due`. Naive times are UTC. The cost is bounded however long ago
-    ``last`` is: intervals are reckoned, others counted to a hundred, then looked at from the end.
+    None if the schedule has no slots. Naive times are UTC. The cost is bounded however long ago ``last`` is: intervals
+    are computed, other slots are counted to a hundred and then searched from the end.
     """
-    if not is_known(when):
+    if not has_slots(when):
         return None
-    start = _start(when, last)
-    first = _following(when, start)
+    start = maybe_make_aware(last, when.tz)  # as `is_due` has it
+    first = _next(when, start)
     now = maybe_make_aware(now).astimezone(timezone.utc)
     if first is None:
         if isinstance(when, solar):
-            return _NEVER._replace(upcoming=now + LOOK_AGAIN)
-        return _NEVER if comes_never(when) else None
+            return _NONE._replace(upcoming=now + LOOK_AGAIN)
+        return _NONE if is_over(when) else None
     if first > now:
-        return Owed(newest=(), first=None, total=0, exact=True, upcoming=first)
+        return _NONE._replace(upcoming=first)
     if isinstance(when, once):
         return Owed(newest=(first,), first=first, total=1, exact=True, upcoming=None)
     if isinstance(when, schedule) and not when.relative:
-        return _of_interval(when, start, now, first, limit)
-    return _of_chain(when, start.tzinfo, now, first, limit)
+        return _missed_interval(when, start, now, first, limit)
+    return _missed_one_by_one(when, start.tzinfo, now, first, limit)
 
 
-def _of_interval(when: Any, start: datetime, now: datetime, first: datetime, limit: int) -> Owed:
+def _missed_interval(when: Any, start: datetime, now: datetime, first: datetime, limit: int) -> Owed:
     total = (now - start) // when.run_every
     newest = tuple(first + (n - 1) * when.run_every for n in range(max(1, total - limit + 1), total + 1))
     return Owed(newest=newest, first=first, total=total, exact=True, upcoming=newest[-1] + when.run_every)
 
 
-def _of_chain(when: Any, zone: tzinfo | None, now: datetime, first: datetime, limit: int) -> Owed:
+def _missed_one_by_one(when: Any, zone: tzinfo | None, now: datetime, first: datetime, limit: int) -> Owed:
     found, upcoming = _until(when, zone, first, now, COUNTED)
     if upcoming is not None:
         return Owed(newest=tuple(found[-limit:]), first=first, total=len(found), exact=True, upcoming=upcoming)
-    # Too many. Look at the end only, further back until there are enough.
+    # There are too many: search the end only, from further back until there are enough.
     span = max(limit * (found[-1] - first) / COUNTED, timedelta(minutes=1))
     begin = now
     while upcoming is None or (len(found) < limit and begin > first):
@@ -150,49 +149,62 @@ def _of_chain(when: Any, zone: tzinfo | None, now: datetime, first: datetime, li
 def _until(
     when: Any, zone: tzinfo | None, slot: datetime, now: datetime, most: int | None
 ) -> tuple[list[datetime], datetime | None]:
-    """The slots from ``slot`` to ``now``, and the one after; that is None if there are more than ``most``."""
+    """Return the slots from ``slot`` to ``now`` and the next one, which is None if there are more than ``most``."""
     found: list[datetime] = []
     while slot <= now:
         if len(found) == most:
             return found, None
         found.append(slot)
-        # A relative interval is rounded on the clock of its last run. Of one that names no further time: ask again.
+        # A relative interval is rounded on the clock of its last run. If there is no further slot, search again later.
         slot = next_slot(when, last_run(when, slot).astimezone(zone)) or now + LOOK_AGAIN
     return found, slot
 
 
 def _in_phase(when: Any, anchor: datetime, near: datetime) -> datetime:
-    """``near``; for a relative interval, which counts from its last run, the whole number of intervals before it."""
+    """Return ``near``, or for a relative interval, which counts from its last run, the multiple of it before that."""
     if isinstance(when, schedule):
         every: timedelta = when.run_every
         return anchor + (near - anchor) // every * every
     return near
 
 
-def _start(when: Any, moment: datetime) -> datetime:
-    """Return ``moment`` as `is_due` takes it: a naive one is UTC, and is converted to the schedule's zone."""
-    aware: datetime = maybe_make_aware(moment, when.tz)
-    return aware
+def _next(when: Any, start: datetime) -> datetime | None:
+    if isinstance(when, once):
+        return when.at if when.at > start else None
+    if isinstance(when, crontab):
+        return next_time(when, start)
+    if isinstance(when, solar):
+        return _next_event(when, start)
+    if not when.relative:
+        try:
+            following: datetime = start.astimezone(timezone.utc) + when.run_every
+            return following
+        except OverflowError:
+            return None
+    stopped = object.__new__(type(when))
+    stopped.__dict__.update(vars(when), nowfun=lambda: start)
+    slot: datetime = start.astimezone(timezone.utc) + stopped.remaining_estimate(start)
+    return slot if slot > start else None
 
 
-def comes_never(when: Any) -> bool:
-    """Return True if a schedule that names no slot now names none later: all that `is_known`, but for relative
-    intervals, which are asked, and solar events, for which one looks again in a day.
+def _next_event(when: Any, after: datetime) -> datetime | None:
+    """Return the first event of a solar schedule after ``after``, or None if it does not come within a year or so.
+
+    On a day without the event, in the polar night or day, Celery 5.5 and 5.6 raise a TypeError, and Celery 5.7 takes
+    the end of its search for the event; here the search goes on to the next day. The moment of a sunrise is known to
+    the millisecond at best, so slots are whole seconds, rounded up.
     """
-    return not isinstance(when, solar) and not _is_relative(when)
-
-
-def _is_relative(when: Any) -> bool:
-    return isinstance(when, schedule) and when.relative
-
-
-@lru_cache(maxsize=256)
-def _is_celerys(kind: Hashable) -> bool:
-    for base in (schedule, crontab, solar, once):
-        if isinstance(kind, type) and issubclass(kind, base):
-            return all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
-    return False
-
-
-#: Of a schedule that is over.
-_NEVER = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)
+    ephem: Any = when.ephem
+    place, sun = when.cal.copy(), ephem.Sun()  # a search changes the observer
+    start = place.date = ephem.Date(after.astimezone(timezone.utc).replace(tzinfo=None))
+    options = {"use_center": True} if when.use_center else {}
+    for _ in range(SOLAR_DAYS):
+        try:
+            found = getattr(place, when.method)(sun, start=start, **options)
+        except ephem.CircumpolarError:
+            start = place.next_antitransit(sun, start=start)  # the next day begins when the sun is lowest
+        else:
+            moment = found.datetime().replace(tzinfo=timezone.utc)
+            slot: datetime = -(-(moment - _EPOCH) // _SECOND) * _SECOND + _EPOCH
+            return slot if slot > after else None
+    return None

@@ -165,11 +165,11 @@ def encode_definition(definition: Definition) -> bytes:
     What is written can be read: `decode_definition` makes the same check.
     """
     if not isinstance(definition.args, (list, tuple)):
-        raise ConfigurationError(f"args: {shown(definition.args)} is no list")
+        raise ConfigurationError(f"args: {shown(definition.args)} is not a list")
     for name in ("kwargs", "options"):
         value = getattr(definition, name)
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise ConfigurationError(f"{name}: {shown(value)} is no dict whose keys are strings")
+            raise ConfigurationError(f"{name}: {shown(value)} is not a dict whose keys are strings")
     check_definition(definition)
     parts = {
         name: spell_field(name, getattr(definition, name)) for name in ("task", "schedule", "args", "kwargs", "options")

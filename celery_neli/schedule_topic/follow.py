@@ -126,7 +126,7 @@ class Follower:
         self._check_at = time.monotonic() + (CHECK_AGAIN if why else CHECK_EVERY)
         if deaf:
             self._doubted = ""
-            self._klog.say(logging.WARNING, f"kafka client deaf: schedule {why}, though brokers answer: made anew")
+            self._klog.say(logging.WARNING, f"kafka client deaf: schedule {why}, though brokers answer: replaced")
         return deaf
 
     def _doubt(self, reader: Consumer, producer: Producer) -> str:
@@ -197,7 +197,9 @@ class Follower:
 
     def _begin_anew(self, reader: Consumer, reason: str, *, torn: bool = True, away: bool = False) -> None:
         level, what = (logging.INFO if torn else logging.WARNING, "missed") if away else (logging.WARNING, "lost")
-        self._klog.say(level, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it anew")
+        self._klog.say(
+            level, f"schedule {what} topic={self._config.schedule_topic} reason={reason!r}: reading it again"
+        )
         self.torn, self.away = torn, away
         if self._identity is not None:
             self._identity = ""

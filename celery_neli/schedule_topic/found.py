@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from celery_neli.log_limit import LogLimit
+from celery_neli.logs import LogLimit
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule_topic.codec import STATE, Kind, kind_of, outdated
 from celery_neli.threads import original

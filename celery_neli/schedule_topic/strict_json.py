@@ -61,7 +61,7 @@ def instant(name: str, value: Any) -> float:
     """Return the field's value as Unix seconds. Raises `RecordError`, which names the field, if it is no date."""
     seconds = number(name, value)
     if not EARLIEST <= seconds <= LATEST:
-        raise RecordError(f"bad {name!r}: {value!r} is no date in the years 1 to 9999")
+        raise RecordError(f"bad {name!r}: {value!r} is not a date in the years 1 to 9999")
     return seconds
 
 

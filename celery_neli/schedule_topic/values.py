@@ -87,9 +87,9 @@ def check_made(value: Any) -> None:
         ValueError: a decimal that is not finite, or a datetime that is out of range in UTC.
     """
     if isinstance(value, Decimal) and not value.is_finite():
-        raise ValueError(f"{value!r} is no finite number")
+        raise ValueError(f"{value!r} is not a finite number")
     if isinstance(value, datetime) and value.tzinfo is not None and not is_moment(value):
-        raise ValueError(f"{value!r} is no time of the years 1 to 9999 in UTC")
+        raise ValueError(f"{value!r} is not a time in the years 1 to 9999 in UTC")
 
 
 def is_moment(value: datetime) -> bool:
@@ -110,7 +110,7 @@ def check_time(field: str, value: Any) -> None:
         ConfigurationError: it is not a number, or not in the years 1 to 9999.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not EARLIEST <= value <= LATEST:
-        raise ConfigurationError(f"{field}: {shown(value)} is no time of the years 1 to 9999: give Unix seconds")
+        raise ConfigurationError(f"{field}: {shown(value)} is not a time in the years 1 to 9999: give Unix seconds")
 
 
 def _has_surrogates(text: str) -> bool:

@@ -1,46 +1,4 @@
-"""`@singleton`: a function that one worker of the fleet calls again and again, while it leads a role.
-
-    @celery_neli.singleton(app, every=1.0)
-    def relay() -> None:
-        ...
-
-Importing the module only registers. The calls (*turns*) begin in a worker of `app` that has joined the worker election,
-and nowhere else: not in beat, not in a pool's child, not in a web process, not in `celery call`.
-
-**When.** While this worker leads the role, turn after turn, `every` seconds from the end of one to the start of the
-next. Right before each call the lease is asked (R3 of docs/protocol.md), so nothing starts once the role is lost. In
-the functions `current_term()` is the term, the fencing token, and `still_leader()` says whether it is still held.
-
-**Where.** In a thread of the worker's main process, one per singleton (a greenlet under gevent); tasks go on in the
-pool meanwhile. A turn that keeps the interpreter's lock for seconds holds up the worker's heartbeats: for such work
-there is `isolate=True`, a process of its own (`child.py`), which begins and ends with a stretch, writes to
-the worker's standard error and has its log level. It imports the function's module by the `sys.path` of the import that
-registered it (`celery -A` adds the working directory only while it imports) and the worker's present one. A worker
-refuses to start if such a process cannot find the module at all.
-
-**Hooks.** A *stretch* is a time in which this worker leads without a break. `setup()` runs before its first turn, and
-again, as the turn does, until it returns once. `teardown()` runs after its last turn, however it ended, if `setup` had
-returned. Neither takes an argument.
-
-**Hand-over** (shutdown, `resign`, rebalancing): the running turn is awaited, then `teardown`, then the role is given
-away; at most `neli_drain_timeout`, while heartbeats go on. **Fence** (the lease has run out): the running turn is told
-by `still_leader()`; its isolated process is terminated (SIGTERM, after 2 s SIGKILL; a `teardown` is then missed). The
-same happens to a turn that outlasts `neli_drain_timeout`. What a thread still does then cannot be stopped from outside;
-it is abandoned when the worker exits. Turns of the same process never overlap; and those of another can only with a
-turn that goes on without its lease: let long ones ask `still_leader()`.
-
-**Failures.** What a turn raises (`setup` is part of the turn; `SystemExit` and `KeyboardInterrupt` are nothing special)
-is logged, and the turn retried after a pause: 0.1 s, doubled by every failure in a row up to 10 s, and not less than
-`every`. So is a turn whose isolated process died. After `max_failures` in a row the worker wraps up, says so as an
-error and resigns the role: it stands back for one `neli_heartbeat_timeout`, and another gets the role if there is one.
-The role moves as a whole, with its tasks and its sound singletons. So that workers with the same fault do not pass it
-to and fro for ever, this worker's singleton begins anew only after a rest, counted from when it gave up: 10 s, doubled
-by every time in a row without one turn that returned, up to 5 min. If it leads meanwhile, it does the role's other work
-and does not resign. So when a fault of all workers ends, the singleton may be back as long after as the fault lasted.
-
-With `neli_enabled = False` every worker of the app runs its singletons, in term 0 and without an end: for development
-with one worker. Failures are retried for ever then.
-"""
+"""`@singleton`, and the singletons of each app. The package's docstring says when and where they run."""
 
 from __future__ import annotations
 
@@ -48,19 +6,50 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import celery
+from celery import Celery, _state
 from celery.local import Proxy
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.singletons import registry
-from celery_neli.singletons.supervisor import Singletons
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 F = TypeVar("F", bound=Callable[[], Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Singleton:
+    """One registered function. `name` is `module:qualified.name`; `role` None stands for the only one; `path` is the
+    `sys.path` by which its module was imported, which may be more than there is later (see `process.py`).
+    """
+
+    function: Callable[[], Any]
+    name: str
+    role: str | None = None
+    every: float = 0.1
+    isolate: bool = False
+    setup: Callable[[], Any] | None = None
+    teardown: Callable[[], Any] | None = None
+    max_failures: int = 10
+    path: tuple[str, ...] = ()
+
+
+def registered(app: Any) -> tuple[Singleton, ...]:
+    """Return the singletons of `app`, in the order of their registration."""
+    return tuple(getattr(app, "neli_singletons", ()))
+
+
+def find(name: str, role: str | None) -> tuple[Any, Singleton]:
+    """Return the registration of this name and role, with its app. Raises `ConfigurationError` if there is none."""
+    for app in _state._get_active_apps():  # noqa: SLF001 - all that there are
+        for each in registered(app):
+            if (each.name, each.role) == (name, role):
+                return app, each
+    raise ConfigurationError(
+        f"@singleton(isolate=True) on {name}: an import of its module does not register it; "
+        "apply the decorator in that module, where it runs whenever the module is imported"
+    )
 
 
 def singleton(
@@ -75,17 +64,30 @@ def singleton(
 ) -> Callable[[F], F]:
     """Register a function without arguments, to be called again and again by the worker of `app` that leads `role`.
 
-    The module's docstring says when and where, and what failures do. `role`: one of `neli_roles`; None: the only one.
-    `every`: seconds from the end of a turn to the start of the next. `isolate`: in a process of its own, which imports
-    the function's module; the decorator must run by that. `setup`, `teardown`: called before the first and after
-    the last turn of a stretch. `max_failures`: so many in a row, and the worker resigns the role.
+    In the function, `current_term()` is the term, a fencing token, and `still_leader()` returns True while the lease
+    holds. It does not load the app's configuration and starts nothing. With `neli_enabled = False` every worker runs
+    the function, in term 0, and retries failures without an end.
 
-    The function is returned as it is: calling it is an ordinary call. Raises `ConfigurationError`, which names the
-    parameter; an unknown role, and a worker without an election, are found when the worker starts. Does not load the
-    app's configuration, starts nothing.
+    Args:
+        app: the Celery app.
+        role: one of `neli_roles`; None for the only one. A worker refuses an unknown role when it starts.
+        every: seconds from the end of one run to the start of the next.
+        isolate: run it in a process of its own, which imports the function's module and so must apply the decorator
+            again. Otherwise it runs in a thread of the worker's main process (a greenlet under gevent), and a run that
+            keeps the interpreter's lock for seconds delays the worker's heartbeats.
+        setup: called without arguments before the first run of a session.
+        teardown: called without arguments after the last run of a session.
+        max_failures: after so many failures in a row the worker resigns the role. Any exception is a failure, also of
+            `setup`; the next run follows after 0.1 s, doubled with each failure up to 10 s, and not before `every`.
+
+    Returns:
+        A decorator that returns the function as it is: calling it is an ordinary call.
+
+    Raises:
+        ConfigurationError: a parameter is wrong; the message names it.
     """
     found: Any = app._get_current_object() if issubclass(type(app), Proxy) else app  # noqa: SLF001 - Celery's name, for current_app
-    if not isinstance(found, celery.Celery):
+    if not isinstance(found, Celery):
         raise ConfigurationError(f"@singleton: app = {app!r}: give the Celery app, as in @singleton(app)")
     if not isinstance(role, (str, type(None))):
         raise ConfigurationError(f"@singleton: role = {role!r}: give one of the names in neli_roles")
@@ -101,9 +103,9 @@ def singleton(
         name = _name(function)
         if isolate:
             _check_importable(name)
-        registry.add(
+        _register(
             found,
-            registry.Singleton(
+            Singleton(
                 function=function,
                 name=name,
                 role=role,
@@ -115,10 +117,18 @@ def singleton(
                 path=tuple(map(str, sys.path)),
             ),
         )
-        found.steps["worker"].add(Singletons)
         return function
 
     return register
+
+
+def _register(app: Celery, singleton: Singleton) -> None:
+    """Replace one of the same name and role, whose module was loaded again. A lambda's name is not its own."""
+    of_app: list[Singleton] = vars(app).setdefault("neli_singletons", [])  # `worker/control.py` reads it
+    if "<" not in singleton.name:
+        of_app[:] = [each for each in of_app if (each.name, each.role) != (singleton.name, singleton.role)]
+    of_app.append(singleton)
+    app.steps["worker"].add("celery_neli.singletons.supervisor:SingletonsStep")  # loaded by a worker only
 
 
 def _check_numbers(every: Any, max_failures: Any) -> None:

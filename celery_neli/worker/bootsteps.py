@@ -1,78 +1,85 @@
-"""celery-neli in a worker: steps of Celery's blueprints.
+"""`install`, the steps that celery-neli adds to a worker, and the settings with which a worker refuses to start.
 
-The curator starts after the pool has forked its children, and its release comes after the pool has drained, or was
-killed. Steps stop in the reverse order of their start, so one step cannot do both: `Office`, the first of all to start,
-makes the lease, which the children inherit, and is the last to stop; `Election` joins, late.
+The election begins after the pool has forked its children, and the lease is released after the pool has drained or was
+killed. Steps stop in the reverse order of their start, so one step cannot do both: `LeaseStep`, the first of all to
+start, makes the lease, which the children inherit, and is the last to stop. `ElectionStep` joins late.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
 from celery import bootsteps
 from celery.signals import worker_shutdown
+from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_neli.config import enabled, worker_settings
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.call import check_app
-from celery_neli.worker.events import tell
-from celery_neli.worker.handover import Handover
-from celery_neli.worker.in_flight import begin_drain
-from celery_neli.worker.refusal import refusing
+from celery_neli.worker.consumer_step import LeadershipReceivers
+from celery_neli.worker.events import send_transitions
+from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
+from celery_neli.worker.task_marking import role_queues
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from celery_neli.election.leadership import Leadership
-    from celery_neli.worker.in_flight import Drain
 
-REFUSED_POOLS = ("eventlet",)
+class Refusal(click.ClickException, ConfigurationError):
+    """Raised by `app.Worker(...)`; the command `celery worker` prints its message in one line and ends, as beat
+    does.
+    """
 
 
-class Office(bootsteps.StartStopStep):
+class LeaseStep(bootsteps.StartStopStep):
     """The worker's lease: made before the pool, handed over after it.
 
-    In the worker's blueprint, never in the consumer's: that one restarts whenever the connection to the task broker is
+    It is in the worker's blueprint, not in the consumer's, which restarts whenever the connection to the task broker is
     lost.
     """
 
-    name = "celery_neli.Office"
-    label = "Leader's office"
+    name = "celery_neli.LeaseStep"
+    label = "Lease"
 
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        self._leadership: Leadership | None = None
-        self._drain: Drain | None = None
-        self._handover: Handover | None = None
+    _in_flight: InFlight
+    _receivers: LeadershipReceivers
 
     def include_if(self, worker: Any) -> bool:
-        """Not with `neli_enabled = False`. Raises `ConfigurationError`, which ends the worker's start before anything
-        has begun: also for tasks that the worker itself would look at only when it has found the task broker.
+        """Return True unless `neli_enabled` is off.
+
+        Raises:
+            ConfigurationError: the worker cannot run with its settings. This ends its start before anything has begun,
+                also for tasks that the worker itself would look at only when it has found the task broker.
         """
-        with refusing():
-            if not enabled(worker.app):
+        app, pool = worker.app, pool_of(worker)
+        try:
+            if not enabled(app):
                 return False
             from celery_neli.kafka.validate import validate  # it loads confluent_kafka
 
-            fence_kills = worker_settings(worker.app).fence_kills
-            refuse_pool(pool_of(worker), fence_kills=fence_kills, spawn=spawns(worker))
-            check_all(worker.app)
-            leadership = leadership_for(worker.app, "worker")
+            fence_kills = worker_settings(app).fence_kills
+            refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
+            refuse_consumed_by_all(app)
+            refuse_lone_quorum(app)
+            check_all(app)
+            leadership = leadership_for(app, "worker")
             validate(leadership.config)
-        lease = shared(worker.app)
-        assert lease is not None, "a worker's leadership shares its lease"
-        drain = begin_drain(worker.app, leadership, lease)
-        drain.fence_kills = fence_kills
-        drain.inline = pool_of(worker) == "solo"
-        leadership.working = drain.working
-        self._leadership, self._drain = leadership, drain
+        except ConfigurationError as exc:
+            raise Refusal(str(exc)) from None
+        leases = shared(app)
+        assert leases is not None, "a worker's leadership shares its leases"
+        self._in_flight = InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo")
+        self._receivers = LeadershipReceivers(self._in_flight)
+        leadership.working = self._in_flight.progressing
+        app.neli_in_flight = self._in_flight
         return True
 
     def include(self, parent: Any) -> Any:
-        """Before all other steps: no step that Celery has can be told to require this one."""
+        """Stand before all other steps, since none of Celery's can be made to require this one."""
         included = super().include(parent)
         if included:
             parent.steps.remove(self)
@@ -80,88 +87,91 @@ class Office(bootsteps.StartStopStep):
         return included
 
     def start(self, worker: Any) -> None:
-        """Listen to what becomes of the lease; nothing has joined the election yet."""
+        """Receive the transitions of the leadership; it has not joined the election yet."""
         import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
-        if self._drain is not None:
-            self._handover = Handover(self._drain)
-            self._handover.listen()
-            tell(worker, self._drain.leadership)
-            worker_shutdown.connect(self.finish, sender=worker, weak=False)  # sent even if the start was cut short
+        self._receivers.connect()
+        send_transitions(worker, self._in_flight.leadership)
+        worker_shutdown.connect(self.finish, sender=worker, weak=False)  # sent even if the start was cut short
 
     def close(self, worker: Any) -> None:
-        """The worker begins to stop: hand over while its tasks drain."""
-        if self._leadership is not None:
-            self._leadership.close()
+        """Hand over while the tasks drain, as the worker begins to stop."""
+        self._in_flight.leadership.close()
 
     def stop(self, worker: Any) -> None:
-        """The pool has drained: nothing runs any more."""
+        """Release the lease: the pool has drained, and nothing runs any more."""
         self.finish()
 
     def terminate(self, worker: Any) -> None:
-        """A cold shutdown: prefork's children were killed. Threads and greenlets cannot be, so they are waited for as
-        long as the lease is held.
+        """Release the lease in a cold shutdown. Prefork's children were killed; threads and greenlets cannot be, so
+        they are waited for as long as the lease is held.
         """
         if pool_of(worker) == "prefork":
             self.finish()
-        elif self._leadership is not None:
-            self._leadership.stop()
+        else:
+            self._in_flight.leadership.stop()
 
     def finish(self, **_: Any) -> None:
-        """Release the lease, if it is still held, and end the curator."""
-        if self._drain is not None:
-            self._drain.pool_ended()
-        if self._leadership is not None:
-            self._leadership.stop()
-        if self._handover is not None:
-            self._handover.ignore()
+        """Release the lease if it is still held, and end the leadership."""
+        self._in_flight.pool_ended()
+        self._in_flight.leadership.stop()
+        self._receivers.disconnect()
 
     def info(self, worker: Any) -> dict[str, Any]:
-        """For `celery inspect stats`."""
-        if self._leadership is None:
-            return {}
-        standing = self._leadership.snapshot()
-        return {"neli": {"name": self._leadership.config.name, "leading": standing.leading, "term": standing.term}}
+        """Return what `celery inspect stats` shows."""
+        leadership = self._in_flight.leadership
+        standing = leadership.role().standing()
+        return {"neli": {"name": leadership.config.name, "leading": standing.leading, "term": standing.term}}
 
 
-class Election(bootsteps.StartStopStep):
+class ElectionStep(bootsteps.StartStopStep):
     """Joins the worker election once the pool (and an embedded beat) is there."""
 
-    name = "celery_neli.Election"
-    label = "Neli"
+    name = "celery_neli.ElectionStep"
+    label = "Election"
     # Both fork: a process forked while our thread imports or makes a Kafka client inherits its locks, and hangs.
-    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat", Office)
+    requires = ("celery.worker.components:Pool", "celery.worker.components:Beat", LeaseStep)
 
     def include_if(self, worker: Any) -> bool:
-        """Not with `neli_enabled = False`."""
+        """Return True unless `neli_enabled` is off."""
         return enabled(worker.app)
 
     def start(self, worker: Any) -> None:
         """Join; the pool's children have been forked by now."""
         leadership_for(worker.app, "worker").start()
 
-    def stop(self, worker: Any) -> None:
-        """Nothing: the pool is still draining."""
 
-    def terminate(self, worker: Any) -> None:
-        """Nothing: the pool still runs."""
+def install(app: Celery) -> Celery:
+    """Let every worker of `app` join the worker election.
+
+    `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler =
+    "celery_neli.Scheduler"`. It does not load the app's configuration and starts nothing; repeating it is safe.
+
+    Args:
+        app: the Celery app.
+
+    Returns:
+        `app`.
+
+    Raises:
+        ConfigurationError: `app` is no Celery app.
+    """
+    check_app(app)
+    app.steps["worker"].update((LeaseStep, ElectionStep))
+    app.steps["consumer"].add("celery_neli.worker.consumer_step:RoleQueues")
+    return app
 
 
 def pool_of(worker: Any) -> str:
-    """The name of the worker's pool: "prefork", "threads", "solo", "gevent" or that of another module."""
+    """Return the name of the worker's pool: "prefork", "threads", "solo", "gevent" or that of another module."""
     pool = worker.pool_cls if isinstance(worker.pool_cls, str) else worker.pool_cls.__module__
     name = str(pool).rpartition(".")[2]
     return "threads" if name == "thread" else name
 
 
-def spawns(worker: Any) -> bool:
-    """Whether the pool's children are no forks of the worker (Celery 5.7: `worker_pool_start_method`)."""
-    return getattr(worker, "pool_start_method", "fork") == "spawn"
-
-
 def refuse_pool(pool: str, *, fence_kills: bool, spawn: bool) -> None:
-    """Raise `ConfigurationError` for a pool that cannot do what is asked of it."""
-    if pool in REFUSED_POOLS:
+    """Raise `ConfigurationError` for a pool that cannot do what the settings ask of it."""
+    if pool == "eventlet":
         raise ConfigurationError(
             f"worker_pool = {pool!r}: celery-neli runs with prefork, threads, solo and gevent; "
             "a thread of the operating system does not survive eventlet. "
@@ -179,14 +189,36 @@ def refuse_pool(pool: str, *, fence_kills: bool, spawn: bool) -> None:
         )
 
 
-def install(app: Celery) -> Celery:
-    """Let every worker of `app` join the worker election. Returns `app`; may be repeated.
+def refuse_consumed_by_all(app: Any) -> None:
+    """Raise `ConfigurationError` if this worker is configured to consume a role queue whether it leads or not."""
+    consumed = app.amqp.queues.consume_from
+    declared = {each if isinstance(each, str) else each.name for each in app.conf.get("task_queues") or ()}
+    for role, queue in role_queues(app):
+        if queue.name not in consumed:
+            continue
+        if queue.name in declared:
+            where = "task_queues names it: take it out, @leader_only tasks find it by themselves"
+        elif queue.name == app.conf.task_default_queue:
+            where = "task_default_queue names it: choose another name for either"
+        else:
+            where = "-Q names it: leave it out, the leader consumes it by itself"
+        raise ConfigurationError(
+            f"the queue {queue.name!r} is for the leader of role {role!r}, and this worker would consume it "
+            f"whether it leads or not; {where}"
+        )
 
-    `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler =
-    "celery_neli.Scheduler"`. Does not load the app's configuration, starts nothing. Raises `ConfigurationError` for
-    anything but an app.
+
+def refuse_lone_quorum(app: Any) -> None:
+    """Raise `ConfigurationError` if RabbitMQ would refuse the role queues: they are quorum queues, and no other queue
+    of the app is, so that Celery limits the prefetch for all consumers together (global QoS).
     """
-    check_app(app)
-    app.steps["worker"].update((Office, Election))
-    app.steps["consumer"].add("celery_neli.worker.consumer_step:LeaderQueues")
-    return app
+    driver = app.connection_for_read().transport.driver_type
+    queue: Any  # what kombu's types know of it lacks the arguments
+    for _, queue in role_queues(app):
+        quorum = (queue.queue_arguments or {}).get("x-queue-type") == "quorum"
+        if driver == "amqp" and quorum and not detect_quorum_queues(app, driver)[0]:
+            raise ConfigurationError(
+                f"task_create_missing_queue_type = 'quorum' makes {queue.name!r} a quorum queue, and "
+                f"task_default_queue_type = {app.conf.task_default_queue_type!r}: RabbitMQ lets a worker consume both "
+                "kinds only if Celery knows of one; set task_default_queue_type = 'quorum' too"
+            )

@@ -1,65 +1,65 @@
-"""The worker's consumer takes from a role's queue while this worker leads the role, and from no leader queue else."""
+"""The consumer receives from a role's queue while this worker leads the role.
+
+`RoleQueues` applies that with each connection to the task broker, `LeadershipReceivers` with each transition.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import bootsteps
+from celery.exceptions import WorkerShutdown
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.transport.native_delayed_delivery import (
     bind_queue_to_native_delayed_delivery_exchange,
     declare_native_delayed_delivery_exchanges_and_queues,
 )
 
+from celery_neli import signals
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.worker.in_flight import drain_of
-from celery_neli.worker.queues import leader_queues, refuse_lone_quorum, refuse_shared
-from celery_neli.worker.refusal import end_worker, refusing
+from celery_neli.worker.in_flight import POLL_INTERVAL, in_flight_of
+from celery_neli.worker.task_marking import role_queues
 
 if TYPE_CHECKING:
     from kombu.entity import Queue
 
-    from celery_neli.worker.in_flight import Drain
+    from celery_neli.worker.in_flight import InFlight
+
+EX_FAILURE = 1
 
 logger = escaping(logging.getLogger(__name__))
 
 
-class LeaderQueues(bootsteps.StartStopStep):
-    """Applies the queue set anew from the lease with each connection to the task broker.
+class RoleQueues(bootsteps.StartStopStep):
+    """Consumes the queues of the roles that this worker leads, from each new connection to the task broker.
 
     In the consumer's blueprint, after `Tasks`, which makes the consumer of tasks; before the event loop.
     """
 
-    name = "celery_neli.LeaderQueues"
-    label = "Leader queues"
+    name = "celery_neli.RoleQueues"
+    label = "Role queues"
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def __init__(self, consumer: Any, **kwargs: Any) -> None:
-        super().__init__(consumer, **kwargs)
-        self._drain: Drain | None = None
-        self._declared = False
+    _in_flight: InFlight
+    _declared = False
 
     def include_if(self, consumer: Any) -> bool:
-        """Where the worker takes part in the election. Raises `ConfigurationError`, which ends the worker's start."""
-        self._drain = drain_of(consumer.app)
-        if self._drain is None:
-            return False
-        with refusing():
-            refuse_shared(consumer.app)
-            refuse_lone_quorum(consumer.app)
-        return True
+        """Return True if the worker takes part in the election."""
+        in_flight = in_flight_of(consumer.app)
+        if in_flight is not None:
+            self._in_flight = in_flight
+        return in_flight is not None
 
     def start(self, consumer: Any) -> None:
-        """Connected: consume from what this worker leads. The loop begins to take messages later.
+        """Consume what this worker leads; the loop begins to receive messages later.
 
-        All are declared, for what a standby forwards. A worker that can never consume one of them ends at its start,
-        before it is elected for that; later the other queues need it.
+        All role queues are declared, since a standby forwards to them. A worker that can never consume one of them ends
+        when it starts, before it is elected for that; later the worker's other queues need it.
         """
-        if self._drain is None:
-            return
-        for _, queue in leader_queues(consumer.app):
+        for _, queue in role_queues(consumer.app):
             try:
                 declare(consumer, queue)
             except ConfigurationError as exc:
@@ -68,46 +68,46 @@ class LeaderQueues(bootsteps.StartStopStep):
                 logger.error("%s", exc)
         self._declared = True
         _bind_delayed(consumer)
-        self._drain.connected(consumer)
-        apply(consumer, self._drain)
+        self._in_flight.connected(consumer)
+        consume_led_roles(consumer, self._in_flight)
 
     def stop(self, consumer: Any) -> None:
-        """The connection is lost, or the worker stops: then what has not begun goes back, before the pool is waited
-        for.
+        """Note that the connection is lost; or send back what has not begun, as the worker stops, before it waits for
+        the pool.
         """
-        if self._drain is None or self._drain.consumer is None:
+        if self._in_flight.consumer is None:
             return
         if consumer.blueprint.state == bootsteps.RUN:
-            self._drain.disconnected()
+            self._in_flight.disconnected()
         else:
-            self._drain.send_back(everything=True)
-            self._drain.consumer = None
-
-    def shutdown(self, consumer: Any) -> None:
-        """Nothing more: the worker has stopped."""
+            self._in_flight.send_back(everything=True)
+            self._in_flight.consumer = None
 
 
-def apply(consumer: Any, drain: Drain) -> None:
-    """Consume from the queue of each role that this worker leads now, and from no other leader queue. On the consumer's
-    thread; waits for the broker. A role whose queue the broker refuses is resigned; other errors are raised.
+def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:
+    """Consume the queue of each role that this worker leads now, and of no other role.
+
+    Call it on the consumer's thread. Waits for the broker. A role whose queue the broker refuses is resigned; other
+    errors are raised.
     """
     tasks = consumer.task_consumer
     if tasks is None:
         return
     added = False
-    for role, queue in leader_queues(consumer.app):
-        leads = drain.lease.leading(role) is not None
-        if leads and not any(each.name == queue.name for each in tasks.queues):
+    for role, queue in role_queues(consumer.app):
+        leads = in_flight.leases.role(role).may_start()
+        consumed = any(each.name == queue.name for each in tasks.queues)
+        if leads and not consumed:
             try:
                 declare(consumer, queue)
             except ConfigurationError as exc:
                 logger.error("role resigned role=%s: %s", role, exc)
-                drain.leadership.stand_back(role)
+                in_flight.leadership.role(role).resign(back_off=True)
                 continue
             tasks.add_queue(queue)
             added = True
             logger.info("leader queue consumed role=%s queue=%s", role, queue.name)
-        elif not leads and any(each.name == queue.name for each in tasks.queues):
+        elif not leads and consumed:
             tasks.cancel_by_queue(queue.name)
             logger.info("leader queue left role=%s queue=%s", role, queue.name)
     if added and tasks.on_message is not None:  # else the loop has yet to begin, and consumes all
@@ -115,8 +115,8 @@ def apply(consumer: Any, drain: Drain) -> None:
 
 
 def declare(consumer: Any, queue: Queue) -> None:
-    """Declare `queue`, on a channel of its own: RabbitMQ closes the one on which it refuses. Waits for the broker.
-    Raises `ConfigurationError` with its answer, if it does.
+    """Declare `queue`, on a channel of its own, since RabbitMQ closes the one on which it refuses. Waits for the
+    broker. Raises `ConfigurationError` with the broker's answer if it refuses.
     """
     channel = consumer.connection.channel()
     bound: Any = queue(channel)
@@ -131,9 +131,17 @@ def declare(consumer: Any, queue: Queue) -> None:
         channel.close()
 
 
+def end_worker(error: ConfigurationError) -> NoReturn:
+    """End a running worker in an orderly way: it would log any other error with its traceback. On the consumer's
+    thread.
+    """
+    logger.critical("%s", error)
+    raise WorkerShutdown(EX_FAILURE) from error
+
+
 def _bind_delayed(consumer: Any) -> None:
-    """Let RabbitMQ bring what it holds back until its ETA (quorum queues) to the leader queues too: Celery's own step
-    binds the queues that it knows.
+    """Let RabbitMQ deliver messages to the role queues that it holds back until their ETA (quorum queues). Celery's own
+    step binds the queues that it knows.
     """
     app = consumer.app
     if not detect_quorum_queues(app, app.connection_for_write().transport.driver_type)[0]:
@@ -142,8 +150,62 @@ def _bind_delayed(consumer: Any) -> None:
         declare_native_delayed_delivery_exchanges_and_queues(
             connection, app.conf.broker_native_delayed_delivery_queue_type
         )
-        for _, queue in leader_queues(app):
+        for _, queue in role_queues(app):
             if queue.exchange.type != "direct":  # the publisher does not delay these either
                 bound: Any = queue(connection.default_channel)
                 bound.declare()
                 bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+
+
+class LeadershipReceivers:
+    """What each transition makes the worker do. They run on the leadership's thread."""
+
+    def __init__(self, in_flight: InFlight) -> None:
+        self._in_flight = in_flight
+        self._receivers = (
+            (signals.leadership_acquired, self.changed),
+            (signals.leadership_revoked, self.changed),
+            (signals.leadership_fenced, self.fenced),
+        )
+
+    def connect(self) -> None:
+        """Receive the signals. A handover waits for `hand_over` after all receivers of the signal have returned."""
+        self._in_flight.leadership.barrier = self.hand_over
+        for signal, receiver in self._receivers:
+            signal.connect(receiver, sender=self._in_flight.leadership, weak=False)
+
+    def disconnect(self) -> None:
+        """Receive no more signals."""
+        for signal, receiver in self._receivers:
+            signal.disconnect(receiver, sender=self._in_flight.leadership)
+
+    def changed(self, **_: Any) -> None:
+        """Begin or cease to consume the role's queue, and send back what has not begun."""
+        consumer = self._in_flight.consumer
+        if consumer is not None:
+            consumer.call_soon(self._apply)
+
+    def hand_over(self, role: str) -> None:
+        """Return when no task of the role runs any more.
+
+        An error in here must not bring the release forward: then wait until the lease has ended.
+        """
+        try:
+            self.changed()
+            self._in_flight.wait_until_idle(role)
+        except Exception:
+            logger.exception("handover failed role=%s: the lease is kept to its end", role)
+            while self._in_flight.leases.role(role).may_finish():
+                time.sleep(POLL_INTERVAL)
+
+    def fenced(self, *, role: str, term: int, **_: Any) -> None:
+        """Leave the role's queue, send back, and kill what runs if the settings say so."""
+        self.changed()
+        self._in_flight.fenced(role, term)
+
+    def _apply(self) -> None:
+        """Apply the lease on the consumer's thread, unless the connection was lost in the meantime."""
+        consumer = self._in_flight.consumer
+        if consumer is not None:
+            consume_led_roles(consumer, self._in_flight)
+            self._in_flight.send_back()

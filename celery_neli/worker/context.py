@@ -1,28 +1,47 @@
-"""The leader's work that runs here: its role and its term, and whether it may go on."""
+"""The leader-only work that runs in this thread or greenlet: its role, its term, and if it may go on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Final
 
-from celery_neli.election.shared_lease import SharedLease, shared
+from celery_neli.election.shared_lease import RoleLease
 from celery_neli.exceptions import LeadershipLost
 
-Work = tuple[SharedLease | None, str, int, bool, object]
-"""Lease (None: celery-neli is off), role, term, whether a loss is raised, and what began it."""
+
+class Unelected:
+    """The lease of a role where `neli_enabled` is off: every process leads, in term 0. See `RoleLease`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def leading_term(self) -> int:
+        """Return term 0."""
+        return 0
+
+    def may_start(self, term: int | None = None) -> bool:
+        """Return True."""
+        return True
+
+    def may_finish(self, term: int | None = None) -> bool:
+        """Return True."""
+        return True
+
+
+Lease = RoleLease | Unelected
+
+Work = tuple[Lease, int, bool, object]
+"""Lease, term, True if a loss is raised, and the mark of what began the work."""
 
 WORK: Final[ContextVar[Work | None]] = ContextVar("celery_neli_work", default=None)
-"""Of this thread or greenlet."""
 
 
 @contextmanager
-def in_term(app: Any, role: str, term: int, *, stop_on_loss: bool = False, mark: object = None) -> Iterator[None]:
-    """What runs inside is the leader's work of `role`, begun in `term`, for `current_term` and `still_leader`. Asks
-    nothing: `shared(app).leading(role)` was asked right before; with `neli_enabled = False` the term is 0.
-    """
-    token = WORK.set((shared(app), role, term, stop_on_loss, mark))
+def in_term(lease: Lease, term: int, *, stop_on_loss: bool = False, mark: object = None) -> Iterator[None]:
+    """Let what runs inside be leader-only work of the role, begun in `term`. The caller has checked the lease."""
+    token = WORK.set((lease, term, stop_on_loss, mark))
     try:
         yield
     finally:
@@ -30,29 +49,37 @@ def in_term(app: Any, role: str, term: int, *, stop_on_loss: bool = False, mark:
 
 
 def current_term() -> int:
-    """The term in which the leader's work that calls this was begun: a fencing token, for whatever it writes to. It
-    rises from one leader of the role to the next; 0 with `neli_enabled = False`. LookupError outside of such work, and
-    in a thread that it started: run that in `contextvars.copy_context()`.
+    """Return the term in which the calling leader-only work began: a fencing token for whatever the work writes to.
+
+    The term rises from one leader of the role to the next; with `neli_enabled = False` it is 0.
+
+    Raises:
+        LookupError: no leader-only work calls it. A thread that such work starts must be run in
+            `contextvars.copy_context()`.
     """
-    return _work()[2]
+    return _work()[1]
 
 
 def still_leader() -> bool:
-    """Whether the leader's work that calls this may go on: its lease holds, or a hand-over waits for it (R3). After a
-    fence it is False for good: another may lead already. With `stop_on_loss` raises `LeadershipLost` instead.
+    """Return True if the calling leader-only work may go on: its lease holds, or a handover waits for it (R3).
 
-    Takes no lock and does not block. LookupError as `current_term`.
+    After a fence it returns False for good, since another process may lead already. It takes no lock and does not
+    block.
+
+    Raises:
+        LeadershipLost: instead of returning False, with `stop_on_loss`.
+        LookupError: as `current_term`.
     """
-    lease, role, term, stop_on_loss, _ = _work()
-    if lease is None or lease.held(role, term):
+    lease, term, stop_on_loss, _ = _work()
+    if lease.may_finish(term):
         return True
     if stop_on_loss:
-        raise LeadershipLost(f"the lease of {role!r}, term {term}, ended while its work ran: stopped")
+        raise LeadershipLost(f"the lease of {lease.name!r}, term {term}, ended while its work ran: stopped")
     return False
 
 
 def _work() -> Work:
     work = WORK.get()
     if work is None:
-        raise LookupError("no leader's work runs here: ask inside a @leader_only task or function, or a singleton")
+        raise LookupError("no leader-only work runs here: call it in a @leader_only task or function, or a singleton")
     return work

@@ -1,8 +1,8 @@
 """A worker's transitions as Celery's worker events: `worker-neli-acquired`, `worker-neli-revoked`,
 `worker-neli-fenced`.
 
-They leave by a thread and a connection of their own: the worker's event dispatcher takes a lock and may wait for a task
-broker that is gone, and a hand-over must wait for nobody who only watches.
+A thread and a connection of their own send them: the worker's event dispatcher takes a lock and may wait for a task
+broker that is gone, and a handover must not wait for those who only watch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = {
 KEPT = 100
 """Events that wait for a task broker that is away; further ones are dropped."""
 RETRY = 2.0
-LAST_WORDS = 2.0
+CLOSE_TIMEOUT = 2.0
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -40,10 +40,14 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class Outbox:
-    """Events on their way out, in order. Has a thread only while there are any."""
+    """Sends events in order, on a thread that exists only while there are any.
+
+    Args:
+        connect: gives what sends one event. Both may block, and raise: then the event is retried.
+        retry: seconds until the retry.
+    """
 
     def __init__(self, connect: Callable[[], AbstractContextManager[Send]], *, retry: float = RETRY) -> None:
-        """`connect` gives what sends one event; both may block, and raise: then it is tried again after `retry` s."""
         self._connect, self._retry = connect, retry
         self._events: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()
@@ -51,7 +55,7 @@ class Outbox:
         self._closed = threading.Event()
 
     def put(self, event: dict[str, Any]) -> None:
-        """Have `event` sent. From any thread; waits for no broker."""
+        """Have `event` sent. From any thread; does not wait for the broker."""
         with self._lock:
             if len(self._events) < KEPT and not self._closed.is_set():
                 self._events.append(event)
@@ -59,8 +63,8 @@ class Outbox:
                     self._thread = threading.Thread(target=self._run, name="neli-events", daemon=True)
                     self._thread.start()
 
-    def close(self, timeout: float = LAST_WORDS) -> None:
-        """Send what is left, for up to `timeout` seconds; what cannot be sent at once is given up."""
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Send what is left, for up to `timeout` seconds; give up what cannot be sent at once."""
         with self._lock:
             self._closed.set()
             thread = self._thread
@@ -89,11 +93,9 @@ class Outbox:
             return self._events.popleft()
 
 
-def tell(worker: Any, leadership: Leadership) -> None:
-    """Send the transitions of `leadership` as events of `worker`, as long as it sends worker events at all (Celery's
-    default; not with both `--without-gossip` and `--without-heartbeat`, unless `-E`).
-
-    Each has `election`, `role` and `term`, and the time of the transition. Starts nothing yet.
+def send_transitions(worker: Any, leadership: Leadership) -> None:
+    """Send the transitions of `leadership` as events of `worker` while it sends worker events at all (Celery's default;
+    not with both `--without-gossip` and `--without-heartbeat`, unless `-E`). Returns at once.
     """
     outbox = Outbox(lambda: _dispatcher(worker))
 
@@ -110,7 +112,7 @@ def tell(worker: Any, leadership: Leadership) -> None:
 
 
 def _wanted(worker: Any) -> bool:
-    """Whether the worker sends worker events now; also changed by `celery control enable_events`."""
+    """Return True if the worker sends worker events now; `celery control enable_events` may change that."""
     dispatcher = getattr(getattr(worker, "consumer", None), "event_dispatcher", None)
     return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "worker" in dispatcher.groups)
 
@@ -123,5 +125,5 @@ def _dispatcher(worker: Any) -> Iterator[Send]:
             connection, hostname=worker.hostname, channel=connection.channel(), buffer_while_offline=False
         ) as dispatcher:
             yield lambda event: dispatcher.send(**event)
-            if worker.blueprint.state != RUN:  # after its "worker-offline" an event would bring it back for who watches
+            if worker.blueprint.state != RUN:  # an event after its "worker-offline" would show it as alive again
                 dispatcher.send("worker-offline")

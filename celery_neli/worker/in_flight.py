@@ -1,124 +1,131 @@
-"""What happens to the leader-only tasks in a worker when it leads no more.
+"""The leader-only requests that a worker process has received and not finished, and what a handover does with them.
 
-A request is *waiting* from its arrival until it is handed to the pool: reserved, for its ETA, for its rate limit, for a
-free slot. From then it is *running*, as far as the main process can know, until the pool says that it is over. Those
-waiting go back to their queue on the consumer's thread; those running hold up the release, as long as the lease is
-held. In the pool's child the gate sends back what has not begun.
+A request is *waiting* from its arrival until it is handed to the pool: for its ETA, its rate limit or a free slot. From
+then on it is *running*, as far as the main process can know, until the pool reports its end. When this worker leads no
+more, waiting requests go back to their queue on the consumer's thread. Running ones delay the release while the lease
+is held; with `neli_fence_kills`, a fence kills them. In the pool's child, `leader_only.py` sends back a task whose body
+has not begun.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
+from celery_neli.exceptions import LeadershipLost
 from celery_neli.logs import escaping
-from celery_neli.worker.counters import counts
-from celery_neli.worker.kill import abandon, kill
-from celery_neli.worker.queues import leader_queue
-from celery_neli.worker.redelivery import give_back
+from celery_neli.worker.redelivery import counts, give_back
+from celery_neli.worker.task_marking import role_queue
 
 if TYPE_CHECKING:
     from celery_neli.election.leadership import Leadership
     from celery_neli.election.shared_lease import SharedLease
 
-LOOK_EVERY = 0.02
-TURN = 5.0
-"""Seconds within which the consumer's loop turns: it waits 2 s at most for a message (pools without an event loop)."""
+POLL_INTERVAL = 0.02
+"""Seconds between two looks at the lease while a handover waits."""
+LOOP_TIMEOUT = 5.0
+"""Seconds after which a consumer's loop that did not turn hangs: it waits for a message for 2 s at most (pools without
+an event loop).
+"""
 
 logger = escaping(logging.getLogger(__name__))
 
 
-class Drain:
+class InFlight:
     """The leader-only requests of one worker process.
 
-    A request changes hands by `del self._waiting[request]`, which one thread only can do. It is entered as running
-    before the lease is asked: a barrier that begins after the lease was revoked sees each one that may have begun.
+    A request changes hands by `del self._waiting[request]`, which succeeds on one thread only. It is entered as running
+    before the lease is asked, so a handover that begins after the lease was revoked sees each one that may have begun.
     """
 
-    def __init__(self, app: Any, leadership: Leadership, lease: SharedLease) -> None:
-        self.app, self.leadership, self.lease = app, leadership, lease
+    def __init__(
+        self, app: Any, leadership: Leadership, leases: SharedLease, *, fence_kills: bool = False, inline: bool = False
+    ) -> None:
+        """`inline`: tasks run on the consumer's own thread (solo). `fence_kills`: of prefork only."""
+        self.app, self.leadership, self.leases = app, leadership, leases
+        self.fence_kills, self.inline = fence_kills, inline
+        self.consumer: Any = None
+        """Celery's consumer while it is connected to the task broker, else None."""
+        self._pool: Any = None
         self._waiting: dict[Any, None] = {}  # in the order of arrival
         self._running: dict[Any, None] = {}
         self._dying: dict[str, float] = {}  # role: until when (monotonic seconds) a child that is killed may run
-        self._changed = threading.Event()
-        self.consumer: Any = None
-        """While it is connected to the task broker."""
-        self.inline = False
-        """Whether tasks run on the consumer's own thread (solo)."""
-        self.fence_kills = False
-        self._pool: Any = None
         self._fenced: dict[str, tuple[int, float]] = {}  # role: term, when (monotonic seconds)
-        self._turned = time.monotonic()
-        self._asked = False
+        self._changed = threading.Event()
+        self._loop_turned = time.monotonic()
+        self._loop_asked = False
 
     def connected(self, consumer: Any) -> None:
-        """The task broker is there, and `consumer`'s loop is about to begin. On its thread."""
+        """Note that the task broker is connected and that `consumer`'s loop is about to begin. On its thread."""
         self.consumer, self._pool = consumer, consumer.pool
-        self._turned, self._asked = time.monotonic(), False  # what the last loop was asked may have gone with it
+        self._note_turn()  # an earlier question may have gone with the last loop
 
-    def working(self) -> bool:
-        """Whether leader tasks can be got at all: False without the task broker, or if the consumer's loop hangs. A
-        long task is no standstill. Any thread; to be asked every now and then.
+    def progressing(self) -> bool:
+        """Return False if no leader task can be received: without a task broker, or if the consumer's loop hangs.
+
+        A long task in a solo worker is no hang. Call it repeatedly, from any thread.
         """
         consumer = self.consumer
         if consumer is None:
             return False
-        if not self._asked:
-            self._asked = True
-            consumer.call_soon(self._turn)
-        return self._turning()
+        if not self._loop_asked:
+            self._loop_asked = True
+            consumer.call_soon(self._note_turn)
+        return self._loop_turns()
 
-    def _turn(self) -> None:
-        self._turned, self._asked = time.monotonic(), False
+    def _note_turn(self) -> None:
+        self._loop_turned, self._loop_asked = time.monotonic(), False
 
-    def _turning(self) -> bool:
-        return time.monotonic() - self._turned < TURN or (self.inline and len(state.active_requests) > 0)
+    def _loop_turns(self) -> bool:
+        return time.monotonic() - self._loop_turned < LOOP_TIMEOUT or (self.inline and len(state.active_requests) > 0)
 
-    # The way of a request
+    # The life of a request
 
     def arrived(self, request: Any) -> None:
-        """It waits."""
+        """Enter a request as waiting."""
         self._waiting[request] = None
 
     def begin(self, request: Any) -> bool:
-        """Whether it may be handed to the pool now. If this worker does not lead, it goes back soon."""
+        """Return True if the request may be handed to the pool. If this worker does not lead, it goes back soon."""
         self._running[request] = None
-        if self._claim(request):  # else it went back, or its connection is gone: the broker has it
-            request.term = self.lease.leading(request.role)
+        if self._claim(request):  # else it went back, or the broker has it as its connection is gone
+            request.term = self.leases.role(request.role).leading_term()
             if request.term is not None:
                 return True
             self._waiting[request] = None
-            self.soon()
+            self.send_back_soon()
         self._running.pop(request, None)
         self._changed.set()
         return False
 
-    def handed(self, request: Any, job: Any) -> None:
-        """The pool has it, as `job`; with None it ran right there (solo), or the pool was closed and took nothing."""
+    def submitted(self, request: Any, job: Any) -> None:
+        """Note the pool's `job`; None if the task ran at once (solo), or if the pool was closed and took nothing."""
         if job is None:
-            self.over(request)
-        elif request in self._running:  # a thread may be done with it by now
+            self.ended(request)
+        elif request in self._running:  # a thread may have finished it by now
             request.job = job
 
-    def over(self, request: Any) -> None:
-        """It runs no more."""
+    def ended(self, request: Any) -> None:
+        """Note that the request runs no more."""
         request.ended = True
         self._running.pop(request, None)
         request.job = None  # which refers to the request
         self._changed.set()
 
     def dropped(self, request: Any) -> None:
-        """It was acknowledged or rejected: if it still waited, nobody will run it."""
+        """Forget a request that was acknowledged or rejected while it waited: it will not run."""
         self._claim(request)
 
     def accepted(self, request: Any, time_accepted: float) -> None:
-        """Something in the pool has taken it, at `time_accepted` (monotonic seconds)."""
+        """Note that the pool began to run the request at `time_accepted` (monotonic seconds)."""
         if request.ended:
             return
         self._running[request] = None  # even if it was taken for dropped with the connection
@@ -126,12 +133,12 @@ class Drain:
         if fenced is not None and fenced[0] == request.term and time_accepted <= fenced[1]:
             self._kill(request)
 
-    def linger(self, request: Any, seconds: float) -> None:
-        """It is over in `seconds`: what runs it is being killed, and nobody will tell of its end."""
+    def dying(self, request: Any, seconds: float) -> None:
+        """Let the request be over in `seconds`: its child is being killed, and will not report an end."""
         self._dying[request.role] = time.monotonic() + seconds
-        self.over(request)
+        self.ended(request)
 
-    def rejected(self, message: Any) -> None:
+    def message_rejected(self, message: Any) -> None:
         """Forget a message that was rejected before it ran. On the consumer's thread."""
         for request in [each for each in list(self._waiting) if each.message is message]:
             self.dropped(request)
@@ -144,22 +151,22 @@ class Drain:
             return False
         return True
 
-    # Going back
+    # Sending back
 
-    def soon(self) -> None:
+    def send_back_soon(self) -> None:
         """Let the consumer's thread send back what this worker may not run."""
         consumer = self.consumer
         if consumer is not None:
             consumer.call_soon(self.send_back)
 
     def send_back(self, *, everything: bool = False) -> None:
-        """Return those waiting whose role this worker does not lead; or `everything`, as it stops. On the consumer's
+        """Return the waiting requests whose role this worker does not lead, or all as it stops. On the consumer's
         thread.
         """
         consumer = self.consumer
         if consumer is None:
             return
-        leave = [each for each in list(self._waiting) if everything or self.lease.leading(each.role) is None]
+        leave = [each for each in list(self._waiting) if everything or not self.leases.role(each.role).may_start()]
         timers = _timers(consumer, leave)
         number = 0
         for request in leave:
@@ -167,86 +174,116 @@ class Drain:
                 continue
             number += 1
             _forget(consumer, request, timers.get(id(request)))
-            give_back(request.message, leader_queue(self.app, request.role))
+            give_back(request.message, role_queue(self.app, request.role))
             counts.sent_back[request.role] += 1
         if number:
             logger.info("leader tasks sent back number=%d", number)
 
     def disconnected(self) -> None:
-        """The connection to the task broker is lost, and what was not acknowledged with it: the broker hands it out
-        anew. On the consumer's thread.
+        """Note that the connection to the task broker is lost, on the consumer's thread. The broker delivers again what
+        was not acknowledged.
         """
         consumer, self.consumer = self.consumer, None
-        gone = [each for each in list(self._waiting) if self._claim(each)]
-        timers = _timers(consumer, gone)
-        for request in gone:
+        lost = [each for each in list(self._waiting) if self._claim(each)]
+        timers = _timers(consumer, lost)
+        for request in lost:
             _forget(consumer, request, timers.get(id(request)))
         for request in list(self._running):
             if request.job is not None and _never_written(request.job):
                 self._running.pop(request, None)
         for role, (term, _) in self._fenced.items():
-            self._abandon_all(role, term, gone=True)  # what this thread was asked may have gone with the connection
+            self._abandon_all(role, term, broker_lost=True)  # what this thread was asked may have gone as well
         self._changed.set()
 
-    # Barriers
+    # Handover
 
-    def wait(self, role: str) -> None:
-        """Return when none of `role` runs, or the lease is no longer held. On the leadership's thread; the hand-over
-        waits for it.
+    def wait_until_idle(self, role: str) -> None:
+        """Return when no task of `role` runs, or when the lease has ended. The handover waits for it, on the
+        leadership's thread.
         """
-        while self.runs(role) and self.leadership.held(role):
+        while self.runs(role) and self.leases.role(role).may_finish():
             self._changed.clear()
             if self.runs(role):
-                self._changed.wait(LOOK_EVERY)
+                self._changed.wait(POLL_INTERVAL)
 
     def runs(self, role: str) -> bool:
-        """Whether a request of `role` may be running, or work that its tasks' messages do not tell of."""
+        """Return True if a request of `role` may be running, or leader-only work that is called in another task."""
         ours = any(each.role == role for each in list(self._running))  # before those dying: one moves there
-        return ours or time.monotonic() < self._dying.get(role, 0.0) or self.lease.anybody(role)
+        return ours or time.monotonic() < self._dying.get(role, 0.0) or self.leases.role(role).anyone_at_work()
 
     def pool_ended(self) -> None:
-        """Nothing runs any more: the pool has stopped, or its processes were killed."""
+        """Note that nothing runs: the pool has stopped, or its processes were killed."""
         self._running.clear()
         self._dying.clear()
         self._changed.set()
 
-    # Fencing
+    # Fences
 
     def fenced(self, role: str, term: int) -> None:
-        """Kill those that run in `term` of `role`, if `neli_fence_kills` says so. Only with prefork. On the
-        leadership's thread.
-        """
+        """Kill the tasks that run in `term` of `role`, if `neli_fence_kills` is on. On the leadership's thread."""
         if self.fence_kills:
             self._fenced[role] = (term, time.monotonic())
             consumer = self.consumer
             if consumer is not None:
                 consumer.call_soon(self._kill_all, role, term)
-            if consumer is None or not self._turning():  # its thread is stuck, for who knows how long
-                self._abandon_all(role, term, gone=consumer is None)
+            if consumer is None or not self._loop_turns():  # the consumer's thread hangs, who knows for how long
+                self._abandon_all(role, term, broker_lost=consumer is None)
 
     def _kill_all(self, role: str, term: int) -> None:
         for request in self._begun(role, term):
             self._kill(request)
 
-    def _abandon_all(self, role: str, term: int, *, gone: bool) -> None:
+    def _abandon_all(self, role: str, term: int, *, broker_lost: bool) -> None:
+        """Kill their children while the consumer's thread hangs or the task broker is away. Any thread.
+
+        Without the broker, a message that was to be acknowledged late is the broker's again. Otherwise Celery finds the
+        child dead when it can, and the task fails (`WorkerLostError`), unless `_kill` comes first.
+        """
         for request in self._begun(role, term):
-            if not request.killed:
-                abandon(request, gone=gone)
+            try:
+                os.kill(request.worker_pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            request.killed = broker_lost and bool(request.task.acks_late)
+            _log_kill(request)
 
     def _begun(self, role: str, term: int) -> list[Any]:
         return [
             each
             for each in list(self._running)
-            if each.role == role and each.term == term and each.time_start is not None
+            if each.role == role and each.term == term and each.time_start is not None and not each.killed
         ]
 
     def _kill(self, request: Any) -> None:
-        if not request.killed:
-            kill(request, self._pool)
+        """Kill the child that runs the request, and report what became of the task. On the consumer's thread.
+
+        By SIGKILL: SIGTERM is an exception in the body, which may catch it. With acks_late the message goes back to its
+        queue. Acknowledged early, no broker has it, and the task fails with `LeadershipLost`. Celery's own ways would
+        acknowledge either (`terminate`) or announce a retry (`cancel`, 5.5).
+        """
+        if request.killed:
+            return
+        self._pool.terminate_job(request.worker_pid, signal.SIGKILL)
+        if request.job is not None:
+            request.job.terminate(signal.SIGKILL)  # so that the pool does not wonder where its child is
+        if request.task.acks_late:
+            state.task_ready(request)
+            request.reject(requeue=True)
+        else:
+            try:
+                raise LeadershipLost(f"{request.humaninfo()} was killed: this worker lost role {request.role!r}")
+            except LeadershipLost:
+                request.on_failure(ExceptionInfo())
+        request.killed = True
+        _log_kill(request)
+
+
+def _log_kill(request: Any) -> None:
+    logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)
 
 
 def _timers(consumer: Any, requests: Iterable[Any]) -> dict[int, Callable[[], None]]:
-    """What cancels the timers that would start one of `requests`, by the request's id()."""
+    """Return, by the id() of a request, the function that cancels its timer."""
     wanted = {id(each) for each in requests}
     found: dict[int, Callable[[], None]] = {}
     if wanted:
@@ -259,8 +296,8 @@ def _timers(consumer: Any, requests: Iterable[Any]) -> dict[int, Callable[[], No
 
 def _forget(consumer: Any, request: Any, cancel: Callable[[], None] | None) -> None:
     """Undo what the worker knows of a waiting request: its timer, with its share of the prefetch count; its place in a
-    bucket, where it would use up a token; its entry in the worker's state. A slot of the pool it gives up by itself,
-    see `Tracked`.
+    bucket, where it would use up a token; its entry in the worker's state. It gives up its slot of the pool by itself
+    (`strategy.TrackedRequest`).
     """
     if cancel is not None:
         cancel()
@@ -275,19 +312,13 @@ def _forget(consumer: Any, request: Any, cancel: Callable[[], None] | None) -> N
 
 
 def _never_written(job: Any) -> bool:
-    """Whether prefork's pool dropped it with the connection (`AsynPool.flush`) before a child got any of it."""
+    """Return True if prefork's pool dropped the job with the connection (`AsynPool.flush`) before a child got any of
+    it.
+    """
     return getattr(job, "_write_to", job) is None and getattr(job, "_scheduled_for", job) is None
 
 
-_drains: weakref.WeakKeyDictionary[Any, Drain] = weakref.WeakKeyDictionary()
-
-
-def drain_of(app: Any) -> Drain | None:
-    """The `Drain` of this worker; None: it takes part in no election."""
-    return _drains.get(app)
-
-
-def begin_drain(app: Any, leadership: Leadership, lease: SharedLease) -> Drain:
-    """Make the `Drain` of this worker; a second worker of the same process gets its own."""
-    _drains[app] = drain = Drain(app, leadership, lease)
-    return drain
+def in_flight_of(app: Any) -> InFlight | None:
+    """Return what `bootsteps.LeaseStep` made for the worker of `app`; None if it takes part in no election."""
+    found: InFlight | None = getattr(app, "neli_in_flight", None)
+    return found

@@ -1,13 +1,16 @@
-"""A message goes on to its role's queue, or back to where it came from: whole, and never lost.
+"""Move a message that this worker must not run: on to its role's queue, or back to where it came from.
 
-It is published on the channel that it came by, before it is acknowledged there: AMQP brokers do both in this order or,
-when the connection breaks, neither or the first. A crash in between doubles the task, with the same id.
+A message is published on the channel that it came from before it is acknowledged there. When the connection breaks, an
+AMQP broker has done both, the first or neither, so no message is lost. A crash in between doubles the task, with the
+same id.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, cast
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, cast
 
 from kombu import compression
 from kombu.entity import PERSISTENT_DELIVERY_MODE, Queue
@@ -17,27 +20,59 @@ from celery_neli.logs import escaping
 logger = escaping(logging.getLogger(__name__))
 _compress: Any = compression.compress  # kombu's comes without types
 
-_PROPERTIES = (
+_PROPERTIES: Final = (
     "correlation_id", "reply_to", "delivery_mode", "expiration", "message_id", "timestamp", "type", "app_id",
 )  # fmt: skip
-"""Of AMQP, beside the priority; the others are the broker's, or (user_id) refused when another user sends them."""
-_BROKERS_HEADERS = ("x-death", "x-delivery-count", "x-acquired-count")
-DELIVERIES = 10
-"""RabbitMQ drops a quorum queue's message that was returned 20 times (its delivery limit); published anew it starts at
-none.
+"""AMQP properties that are copied, beside the priority. The broker sets the others, or refuses them (user_id) when
+another user sends them.
 """
+_BROKERS_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count")
+DELIVERIES: Final = 10
+"""RabbitMQ drops a quorum queue's message after 20 returns (its delivery limit). Publishing it resets the count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many messages this worker's main process did not run since it started, by role. Any thread may read them."""
+
+    forwarded: Counter[str] = field(default_factory=Counter)
+    """They reached a standby through another queue, and were published to the role's queue."""
+    sent_back: Counter[str] = field(default_factory=Counter)
+    """They returned to their queue unstarted, as this worker leads no more."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """They were acknowledged unrun (`on_standby="skip"`)."""
+
+    def of_role(self, role: str) -> dict[str, int]:
+        """Return the three numbers of `role` by their names."""
+        return {each.name: getattr(self, each.name)[role] for each in fields(self)}
+
+
+counts = Counts()
+
+
+def published_to(message: Any, queue: Queue) -> bool:
+    """Return True if `message` was published to `queue`, or if RabbitMQ held it back until its ETA on the way there.
+
+    `message` may also be a task's request: only its `delivery_info` counts.
+    """
+    info = message.delivery_info if isinstance(message.delivery_info, dict) else {}
+    exchange, key = (info.get(name) or "" for name in ("exchange", "routing_key"))
+    if not isinstance(exchange, str) or not isinstance(key, str):
+        return False
+    if exchange in ("", queue.exchange.name) and key == queue.routing_key:  # "": what Celery makes of a direct exchange
+        return True
+    return exchange.startswith("celery_delayed") and key.endswith(f".{queue.routing_key}")
 
 
 def forward(message: Any, queue: Queue) -> None:
-    """Publish `message` to `queue`, which is there (`consuming.LeaderQueues`), then acknowledge it. On the consumer's
-    thread; blocks as a publish and an acknowledgement do.
-
-    Nothing here may wait for the broker's answer: py-amqp takes further deliveries while it waits, and each of them
-    would come here and wait in turn.
+    """Publish `message` to `queue`, which `consumer_step.py` has declared, then acknowledge it.
 
     Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay as they came, whether they
-    make sense or not: below kombu's Producer, which would convert them, and stumble. What the publish raises is raised,
-    and then the message is not acknowledged.
+    make sense or not. So this works below kombu's Producer, which would convert them, and fail.
+
+    Call it on the consumer's thread. It blocks as a publish and an acknowledgement do, but must not wait for an answer
+    of the broker: py-amqp takes further deliveries while it waits, and each of them would come here and wait in turn.
+    If the publish raises, the error is passed on, and the message is not acknowledged.
     """
     headers = {key: value for key, value in message.headers.items() if not str(key).startswith(_BROKERS_HEADERS)}
     body = message.body
@@ -61,13 +96,13 @@ def forward(message: Any, queue: Queue) -> None:
 
 
 def give_back(message: Any, queue: Queue) -> None:
-    """Return an unstarted message to the queue that it came by; to `queue`, the role's own, where the broker cannot.
+    """Return an unstarted message to the queue that it came from, or to `queue`, the role's, where the broker cannot.
 
-    On the consumer's thread. What goes wrong is logged: the message stays unacknowledged, and comes back with the end
-    of the connection.
+    Call it on the consumer's thread. An error is logged: the message stays unacknowledged, and the broker redelivers it
+    when the connection ends.
     """
     try:
-        if returnable(message):
+        if _returnable(message):
             message.requeue()
         else:
             forward(message, queue)
@@ -75,9 +110,9 @@ def give_back(message: Any, queue: Queue) -> None:
         logger.warning("message not returned id=%s: %r; the broker redelivers it", message.headers.get("id"), exc)
 
 
-def returnable(message: Any) -> bool:
-    """Whether the broker takes a message back. kombu's Kafka transport seeks in place of that, to the last message
-    acknowledged: it would run others again.
+def _returnable(message: Any) -> bool:
+    """Return True if the broker takes a message back. kombu's Kafka transport seeks to the last message acknowledged
+    instead, and would run others again.
     """
     if getattr(message.channel.connection, "driver_type", None) == "kafka":
         return False

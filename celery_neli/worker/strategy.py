@@ -1,48 +1,65 @@
-"""What a worker does with a message of a leader-only task, in its main process, before the pool (Celery:
-`Task.Strategy`).
+"""What a worker's main process does with a message of a leader-only task, before the pool (Celery: `Task.Strategy`).
+
+`leader_only` makes the handler of such messages, and `TrackedRequest` tells `InFlight` what becomes of each.
+
+A message that is wrong must cost nothing but itself. Celery rejects one for which a handler raises `InvalidTaskError`,
+but most other errors that a message can cause end a worker, and some count as a lost connection (kombu's Redis lists
+KeyError): the worker reconnects, and receives the same message again. So these errors become an `InvalidTaskError`
+here, or reject the request where no caller would catch that.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from billiard.einfo import ExceptionInfo
-from celery.exceptions import InvalidTaskError
+from billiard.exceptions import TimeLimitExceeded
+from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.utils.imports import symbol_by_name
+from celery.worker import state
+from celery.worker.request import Request
 from celery.worker.strategy import default, hybrid_to_proto2
+from kombu.exceptions import ContentDisallowed, DecodeError
 
-from celery_neli.beat.publish import is_transport_error
+from celery_neli.beat.publish import DATA_ERRORS, is_transport_error
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.worker.consumer_step import apply
-from celery_neli.worker.counters import counts
-from celery_neli.worker.in_flight import drain_of
-from celery_neli.worker.malformed import MESSAGE_ERRORS, checked, rejecting
-from celery_neli.worker.queues import leader_queue, role_of
-from celery_neli.worker.redelivery import forward, give_back
-from celery_neli.worker.refusal import end_worker
-from celery_neli.worker.request import tracked
-from celery_neli.worker.task_marking import mark_of
+from celery_neli.worker.consumer_step import consume_led_roles, end_worker
+from celery_neli.worker.in_flight import in_flight_of
+from celery_neli.worker.redelivery import counts, forward, give_back, published_to
+from celery_neli.worker.task_marking import mark_of, role_of, role_queue
 
 if TYPE_CHECKING:
     from kombu.entity import Queue
 
-    from celery_neli.worker.in_flight import Drain
+    from celery_neli.worker.in_flight import InFlight
 
 Handler = Callable[..., Any]
+
+MESSAGE_ERRORS: Final = (*DATA_ERRORS, AttributeError)
+MOST_OF_AN_ERROR: Final = 300
+"""Characters of an error that are shown."""
+TERMINATION: Final = 1.0
+"""Seconds after which a child that exceeded its hard time limit is dead: Celery reports it twice (`on_failure`,
+`on_timeout`), then kills it (SIGTERM, 0.1 s later SIGKILL; billiard's `on_hard_timeout`).
+"""
 
 logger = escaping(logging.getLogger(__name__))
 
 
 def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
-    """The strategy of a task marked `@leader_only`: a handler of its messages, made anew with each connection.
+    """Return the handler of messages of a task marked `@leader_only`; Celery asks for one with each connection.
 
-    This worker leads: Celery's own handler. It does not, and the message came by the role's queue: back, for the
-    leader. By another queue: as `on_standby` says. Ends a worker that cannot: its settings are wrong.
+    While this worker leads, it is Celery's own handler. Otherwise a message that came from the role's queue goes back
+    there, for the leader, and one from another queue meets what `on_standby` says. Ends a worker whose settings are
+    wrong.
     """
     if not enabled(app):
         handler: Handler = default(task, app, consumer, **options)
@@ -50,48 +67,60 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
     mark = mark_of(task)
     assert mark is not None, f"{task.name} has the strategy of @leader_only and no mark"
     try:
-        role = check(task, app)
-        drain = _drain(task, app)
+        role, in_flight = check(task, app), in_flight_of(app)
+        if in_flight is None:
+            raise ConfigurationError(
+                f"{task.name} is @leader_only, and this worker takes part in no election: call "
+                "celery_neli.install(app), or set imports = ['celery_neli.auto']"
+            )
     except ConfigurationError as exc:
         end_worker(exc)
-    kind = symbol_by_name(task.Request)
-    task.Request = checked(kind)
-    fail: Handler = default(task, app, consumer, **options)
-    task.Request = tracked(kind, drain, role)
-    handle: Handler = default(task, app, consumer, **options)
-    queue = leader_queue(app, role)
+    queue, lease = role_queue(app, role), in_flight.leases.role(role)
+    base = symbol_by_name(task.Request)
+    checked = type("CheckedRequest", (CheckedRequest, base), {})
+    tracked = type("TrackedRequest", (TrackedRequest, base), {"in_flight": in_flight, "role": role})
+
+    def handler_with(request_class: type) -> Handler:
+        task.Request = request_class
+        try:
+            handler: Handler = default(task, app, consumer, **options)
+        finally:
+            task.Request = base
+        return handler
+
+    run, fail = handler_with(tracked), handler_with(checked)
 
     def leave(message: Any) -> None:
-        apply(consumer, drain)
+        consume_led_roles(consumer, in_flight)
         give_back(message, queue)
         counts.sent_back[role] += 1
 
-    # Nothing in here may wait for the broker: py-amqp delivers the next messages inside of such a wait, and then takes
-    # one answer for another.
+    # Nothing in here may wait for the broker: py-amqp delivers the next messages during such a wait, and then takes one
+    # answer for another.
     def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
         if message.body is None:
             message.body = b""  # Celery takes its length when it rejects the message
         try:
             return take(message, body, ack, reject, callbacks)
         except InvalidTaskError:
-            drain.rejected(message)
+            in_flight.message_rejected(message)
             raise
 
     def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        if drain.lease.leading(role) is not None:
+        if lease.may_start():
             with rejecting():
-                return handle(message, body, ack, reject, callbacks)
-        if came_by(message, queue):
+                return run(message, body, ack, reject, callbacks)
+        if published_to(message, queue):
             consumer.call_soon(leave, message)  # it would come again at once as long as we consume
         elif mark.on_standby == "forward":
             _forward(message, queue, consumer.connection)
             counts.forwarded[role] += 1
         elif mark.on_standby == "fail":
             with rejecting():
-                return fail(message, body, ack, reject, callbacks)  # the gate in the pool raises NotLeader
+                return fail(message, body, ack, reject, callbacks)  # the check before the body raises NotLeader
         else:
             with rejecting():
-                request = _request(task, app, consumer, message, ack, reject) if _awaited(message) else None
+                request = _request(checked, task, app, consumer, message, ack, reject) if _awaited(message) else None
             if request is not None:
                 _fail(request)
             else:
@@ -103,8 +132,10 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
 
 
 def check(task: Any, app: Any) -> str:
-    """The role of a task marked `@leader_only`. Raises `ConfigurationError` if there is none such, or if the mark
-    contradicts the task.
+    """Return the role of a marked task.
+
+    Raises:
+        ConfigurationError: there is no such role, or the mark contradicts the task.
     """
     mark = mark_of(task)
     assert mark is not None
@@ -114,44 +145,23 @@ def check(task: Any, app: Any) -> str:
         raise ConfigurationError(f"{task.name}: {exc}") from None
     if mark.on_standby == "skip" and not task.ignore_result:
         raise ConfigurationError(
-            f"{task.name} is @leader_only(on_standby='skip') and has a result, which nobody would ever get: "
+            f"{task.name} is @leader_only(on_standby='skip') and has a result, which no caller would ever get: "
             "set ignore_result=True, or on_standby='forward'"
         )
     return role
 
 
 def check_all(app: Any) -> None:
-    """Raise `ConfigurationError` for the first task of `app` that no worker could run, by name. Finalises `app`."""
+    """Raise `ConfigurationError` for the first task of `app`, by name, that no worker could run. Finalises `app`."""
     for _, task in sorted(app.tasks.items()):
         if mark_of(task) is not None:
             check(task, app)
 
 
-def _drain(task: Any, app: Any) -> Drain:
-    drain = drain_of(app)
-    if drain is None:
-        raise ConfigurationError(
-            f"{task.name} is @leader_only, and this worker takes part in no election: call celery_neli.install(app), "
-            "or set imports = ['celery_neli.auto']"
-        )
-    return drain
-
-
-def came_by(message: Any, queue: Queue) -> bool:
-    """Whether `message` was published to `queue`, or, held back by RabbitMQ until its ETA, was to be."""
-    info = message.delivery_info if isinstance(message.delivery_info, dict) else {}
-    exchange, key = (info.get(name) or "" for name in ("exchange", "routing_key"))
-    if not isinstance(exchange, str) or not isinstance(key, str):
-        return False
-    if exchange in ("", queue.exchange.name) and key == queue.routing_key:  # "": what Celery makes of a direct exchange
-        return True
-    return exchange.startswith("celery_delayed") and key.endswith(f".{queue.routing_key}")
-
-
 def _forward(message: Any, queue: Queue, connection: Any) -> None:
-    """What the broker does wrong ends the connection: Celery makes another one, with a pause, and the broker hands the
-    message out again. Most errors of a broker would end the worker instead. What the message does wrong does not end
-    the connection: the message would come again and again.
+    """Forward a message. What the broker does wrong ends the connection: Celery reconnects after a pause, and the
+    broker delivers the message again. Most errors of a broker would end the worker instead. What the message does wrong
+    does not end the connection: the message would come again and again.
     """
     try:
         forward(message, queue)
@@ -173,25 +183,178 @@ def _awaited(message: Any) -> bool:
     return bool(chord) or message.headers.get("ignore_result") is False
 
 
-def _request(task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Any:
+def _request(kind: Any, task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Any:
     body, headers, decoded, utc = message.body, message.headers, False, True
     if isinstance(message.payload, dict):
         body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
     options = {"body": body, "headers": headers, "decoded": decoded, "utc": utc, "on_ack": ack, "on_reject": reject}
-    return checked(task.Request)(  # it never waits for anything
+    return kind(
         message, app=app, hostname=consumer.hostname, eventer=consumer.event_dispatcher, task=task,
         connection_errors=consumer.connection_errors, **options,
     )  # fmt: skip
 
 
 def _fail(request: Any) -> None:
+    """Fail a task that a standby would skip, although a caller or a chord waits for its result."""
     request.acknowledge()
     name = f"{request.task.name}[{printable(request.id)}]"
     try:
-        raise NotLeader(f"{name} was to be skipped by a standby, and somebody waits for its result")
+        raise NotLeader(f"{name} was to be skipped by a standby, and its result is awaited")
     except NotLeader:
         failure = ExceptionInfo()
     try:
         request.on_failure(failure)
     except Exception as exc:  # noqa: BLE001 - any result backend's; the message is acknowledged
         logger.error("result not stored task=%s: %r", name, exc)
+
+
+@contextmanager
+def rejecting() -> Iterator[None]:
+    """Turn an error that a message caused inside into an `InvalidTaskError`; those that Celery knows stay as they are.
+
+    Use it only for code that does not wait for the broker: otherwise these errors may come from the broker.
+    """
+    try:
+        yield
+    except (InvalidTaskError, ContentDisallowed, DecodeError):
+        raise
+    except MESSAGE_ERRORS as exc:
+        raise InvalidTaskError(printable(f"the message is not a task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
+
+
+def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(execute)
+    def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
+        if not self.may_begin():
+            state.task_ready(self)
+            raise TaskRevokedError(self.id)  # the caller frees the slot of the pool
+        try:
+            job = execute(self, pool, **kwargs)
+        except MESSAGE_ERRORS as exc:  # a timer may have called this, and then catches nothing
+            self.finish()
+            logger.error("message rejected task=%s id=%s: it cannot be handed to the pool: %r", self.name, self.id, exc)
+            self.reject(requeue=False)
+            state.task_ready(self)
+            raise TaskRevokedError(self.id) from exc
+        except BaseException:
+            self.finish()
+            raise
+        self.submitted(job)
+        return job
+
+    return execute_using_pool
+
+
+def _wrap_success(success: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(success)
+    def on_success(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return success(self, *args, **kwargs)
+        finally:
+            self.finish()
+
+    return on_success
+
+
+class CheckedRequest(Request):
+    """A request that rejects its message if no request can be made of it. It stands before the task's own class.
+
+    Celery makes a subclass for speed (`create_request_cls`), whose methods do not call ours. So they are wrapped.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, wrap in (("execute_using_pool", _wrap_execute), ("on_success", _wrap_success)):
+            if name in cls.__dict__:
+                setattr(cls, name, wrap(cls.__dict__[name]))
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with rejecting():
+            super().__init__(*args, **kwargs)
+            hash((self.id, self.name))  # Celery looks them up
+            _check_time_limits(self.time_limits)
+
+    def may_begin(self) -> bool:
+        """Return True if the request may be handed to the pool now."""
+        return True
+
+    def submitted(self, job: Any) -> None:
+        """Note that the pool has the request, as `job`."""
+
+    def finish(self) -> None:
+        """Note that the request runs no more."""
+
+
+class TrackedRequest(CheckedRequest):
+    """A request that tells `InFlight` what becomes of it: it arrived, was handed to the pool, ended.
+
+    All of it runs in the worker's main process. The timer's thread may run `execute_using_pool` (pools without an event
+    loop), and a pool's thread may report the end.
+    """
+
+    in_flight: ClassVar[InFlight]
+    role: ClassVar[str]
+    term: int | None = None
+    """The term in which the request was handed to the pool."""
+    job: Any = None
+    """What the pool returned when the request was handed over, while it runs."""
+    ended = False
+    killed = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.in_flight.arrived(self)
+
+    def may_begin(self) -> bool:
+        """Return True if this worker leads and the request still waits."""
+        return self.in_flight.begin(self)
+
+    def submitted(self, job: Any) -> None:
+        """Note that the pool has the request, as `job`."""
+        self.in_flight.submitted(self, job)
+
+    def finish(self) -> None:
+        """Note that the request runs no more."""
+        self.in_flight.ended(self)
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message. Celery also does so when it drops it: expired, revoked."""
+        super().acknowledge()
+        self.in_flight.dropped(self)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject the message. Celery also does so when it drops it: an ETA that is no date."""
+        super().reject(requeue=requeue)
+        self.in_flight.dropped(self)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Note that a child (thread, greenlet) has begun the task; maybe one that must be killed by now."""
+        super().on_accepted(pid, time_accepted)
+        self.in_flight.accepted(self, time_accepted)
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
+        """Note that the task failed. `InFlight` has reported the end of a child that it killed."""
+        try:
+            if not self.killed:
+                super().on_failure(exc_info, *args, **kwargs)
+        finally:
+            if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), TimeLimitExceeded):
+                self.in_flight.dying(self, TERMINATION)
+            else:
+                self.finish()
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Note that a time limit passed; at a hard one Celery kills the child next."""
+        try:
+            super().on_timeout(soft, timeout)
+        finally:
+            if not soft:
+                self.in_flight.dying(self, TERMINATION)
+
+
+def _check_time_limits(limits: Any) -> None:
+    """Check the limits now: the pool reads them while the task runs, and an error would then end the worker."""
+    for limit in limits:
+        if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
+            raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
+    _hard, _soft = limits

@@ -1,40 +1,92 @@
-"""What `@leader_only` leaves on a task, so that every process that knows the task treats it alike: a publisher sends it
-to the role's own queue, and a worker takes it with our strategy. Nothing needs to be installed for that.
+"""The mark that `@leader_only` leaves on a task, and the queue of each role, to which marked tasks are sent.
 
-A task is a class that Celery makes out of a function, sometimes at once, sometimes when the app is finalised, and once
-for each app. So the mark goes onto the function, and from there onto each class as it is made.
+Every process that knows the task treats it alike, with nothing installed: a publisher sends it to its role's queue, and
+a worker receives it with the strategy of `strategy.py`.
+
+A role's queue never enters `app.amqp.queues`: a worker may consume what is in there after any reconnect (Celery 5.5:
+`Queues.consume_from`), whether it leads or not.
+
+Celery makes a class of each task function, sometimes at once, sometimes when the app is finalised, and once for each
+app. So the mark goes onto the function, and from there onto each class as it is made.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from celery import _state
 from celery.app.task import Task
 from celery.local import PromiseProxy, Proxy
+from kombu.entity import Queue
 
-from celery_neli.config import enabled
-from celery_neli.worker.queues import leader_queue
-
-if TYPE_CHECKING:
-    from kombu.entity import Queue
+from celery_neli.config import check_names, enabled, worker_settings
+from celery_neli.exceptions import ConfigurationError
 
 STANDBY: Final = ("forward", "skip", "fail")
 STRATEGY: Final = "celery_neli.worker.strategy:leader_only"
 DESTINATIONS: Final = ("queue", "exchange", "routing_key")
 HELP: Final = "put @leader_only right above the function, below @app.task or @shared_task"
 
-Gate = Callable[[Callable[..., Any], "type[Task] | None"], Callable[..., Any]]
-"""Closes a body: given it and the task's class (None: a plain function), returns the body that asks first."""
+Wrap = Callable[[Callable[..., Any], "type[Task] | None"], Callable[..., Any]]
+"""Return the body in the check of `leader_only.py`, given the body and the task's class (None: a plain function)."""
+
+
+def roles_of(app: Any) -> tuple[str, ...]:
+    """Return the roles that workers of `app` contend for (`neli_roles`). Loads the app's configuration."""
+    return tuple(app.conf.get("neli_roles") or ("leader",))
+
+
+def role_of(app: Any, role: str | None) -> str:
+    """Return `role`, or the only configured one for None. Raises `ConfigurationError`, which names the known roles."""
+    known = roles_of(app)
+    if role is None:
+        if len(known) > 1:
+            raise ConfigurationError(
+                f"@leader_only names no role, and neli_roles has {len(known)}: "
+                f"write @leader_only(role=...) with one of {', '.join(map(repr, known))}"
+            )
+        return known[0]
+    if role not in known:
+        raise ConfigurationError(
+            f"@leader_only(role={role!r}): no such role; neli_roles has {', '.join(map(repr, known))}"
+        )
+    return role
+
+
+def role_queue(app: Any, role: str | None = None) -> Queue:
+    """Return the queue that the leader of `role` (None: the only one) consumes: the same object each time.
+
+    It has the exchange, type and arguments that the app gives to a queue that is declared nowhere
+    (`task_create_missing_queue_*`, `task_queue_max_priority`, `app.amqp.autoexchange`), whether or not the app may
+    create missing queues. Does not block and does not connect. May be called from any thread.
+
+    Raises:
+        ConfigurationError: there is no such role, or a setting is wrong.
+    """
+    role = role_of(app, role)
+    of_app: dict[str, Queue] | None = getattr(app, "neli_queues", None)
+    if of_app is None:
+        app.neli_queues = of_app = {}  # on the app itself: `app` may be Celery's proxy of it
+    if role not in of_app:
+        check_names(app)
+        name = worker_settings(app).leader_queue.replace("{role}", role)
+        of_app[role] = app.amqp.Queues(None, create_missing=True)[name]
+    return of_app[role]
+
+
+def role_queues(app: Any) -> Iterator[tuple[str, Queue]]:
+    """Yield each role with its queue."""
+    for role in roles_of(app):
+        yield role, role_queue(app, role)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Mark:
-    """What one use of `@leader_only` asks for; two uses are never equal. `role` None: the only role configured."""
+    """The options of one use of `@leader_only`; two uses are never equal."""
 
     role: str | None
     on_standby: str
@@ -50,7 +102,7 @@ class Mark:
 
 
 def mark_of(task: Any) -> Mark | None:
-    """The mark of a task, a task class or a function; None: anybody may run it. Never blocks."""
+    """Return the mark of a task, a task class or a function; None if any process may run it. Never blocks."""
     found = getattr(task, "neli_mark", None)
     if found is None:
         found = getattr(getattr(task, "run", None), "neli_mark", None)
@@ -62,21 +114,21 @@ class _Annotations(dict[str, Any]):
 
     Celery has no hook for that: `Celery._task_from_fun` calls `type(name, bases, namespace)` with the function's
     annotations in the namespace, and Python calls `__set_name__` of what it finds there (PEP 487). `functools.wraps`
-    and `pydantic=True` hand them on. So it works in every process, at whatever time the class is made, for each app.
+    and `pydantic=True` hand them on. So it works in every process and for each app, whenever the class is made.
     """
 
-    def __init__(self, annotations: dict[str, Any], mark: Mark, gate: Gate) -> None:
+    def __init__(self, annotations: dict[str, Any], mark: Mark, wrap: Wrap) -> None:
         super().__init__(annotations)
-        self.mark, self._gate = mark, gate
+        self.mark, self._wrap = mark, wrap
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not issubclass(owner, Task):
             return
         owner.__annotations__ = dict(self)
         try:
-            mark_class(owner, self.mark, self._gate)
+            mark_class(owner, self.mark, self._wrap)
         except TypeError as refusal:
-            # Python before 3.12 would hide it in a RuntimeError: Celery makes the instance next, and is told there.
+            # Python before 3.12 would hide it in a RuntimeError. Celery makes the instance next: raise it there.
             owner.__new__ = _refusing(refusal)  # type: ignore[method-assign]
 
 
@@ -87,40 +139,44 @@ def _refusing(refusal: TypeError) -> Any:
     return new
 
 
-def mark_function(function: Any, mark: Mark, gate: Gate) -> None:
-    """Let each task that Celery makes of `function` from now on be marked, and closed by `gate`."""
+def mark_function(function: Any, mark: Mark, wrap: Wrap) -> None:
+    """Let each task that Celery makes of `function` from now on be marked, and wrapped by `wrap`."""
     found = getattr(function, "__annotations__", None)
     if isinstance(found, _Annotations) and found.mark is not mark:
         raise TypeError(f"{function.__module__}.{function.__qualname__} is @leader_only twice: take one of them away")
     try:
-        function.__annotations__ = _Annotations(getattr(function, "__annotations__", None) or {}, mark, gate)
+        function.__annotations__ = _Annotations(found or {}, mark, wrap)
     except AttributeError:
         raise TypeError(f"@leader_only cannot mark {function!r}: {HELP}") from None
 
 
-def mark_class(cls: type[Task], mark: Mark, gate: Gate) -> None:
-    """Mark a task's class and those made of it (`base=`). TypeError: it is marked, or sent somewhere by its options."""
+def mark_class(cls: type[Task], mark: Mark, wrap: Wrap) -> None:
+    """Mark a task class and the classes made of it (`base=`).
+
+    Raises:
+        TypeError: the class is marked already, or its options name a queue.
+    """
     if "neli_mark" in cls.__dict__:
         raise TypeError(f"{cls.__module__}.{cls.__name__} is @leader_only twice: take one of them away")
     _refuse_destinations(cls)
     routed = hasattr(cls, "neli_mark")
-    of: Any = cls  # what follows are attributes that Celery's class does not declare, or declares otherwise
+    of: Any = cls  # for attributes that Celery's class does not declare, or declares otherwise
     of.neli_mark = mark
     of.Strategy = STRATEGY
     if not routed:
-        of.apply_async = _to_the_leader(of.apply_async)
-        of.signature_from_request = of.subtask_from_request = _retried_there(of.signature_from_request)
-    close(cls, gate)
+        of.apply_async = _sent_to_role_queue(of.apply_async)
+        of.signature_from_request = of.subtask_from_request = _retried_without_queue(of.signature_from_request)
+    _wrap_run(cls, wrap)
     own, on_bound = of.__dict__.get("__init_subclass__"), of.on_bound.__func__
 
     def init_subclass(subclass: type[Task], /, **options: Any) -> None:
         own.__func__(subclass, **options) if own else super(cls, subclass).__init_subclass__(**options)
         _refuse_destinations(subclass)
-        close(subclass, gate)
+        _wrap_run(subclass, wrap)
 
     def bound(subclass: type[Task], app: Any, /) -> None:
         on_bound(subclass, app)
-        close(subclass, gate)  # the setting task_annotations may have put another `run` there
+        _wrap_run(subclass, wrap)  # the setting task_annotations may have put another `run` there
 
     of.__init_subclass__ = classmethod(init_subclass)
     of.on_bound = classmethod(bound)
@@ -136,10 +192,8 @@ def _refuse_destinations(cls: type[Task]) -> None:
             )
 
 
-def close(cls: type[Task], gate: Gate) -> None:
-    """Put the gate around the body that `cls` itself defines, if there is none. Celery's own retries (`autoretry_for`)
-    are around it.
-    """
+def _wrap_run(cls: type[Task], wrap: Wrap) -> None:
+    """Wrap the body that `cls` itself defines, once. Celery's own retries (`autoretry_for`) stay around it."""
     run: Any = cls.__dict__.get("run")
     static = isinstance(run, staticmethod)
     body = run.__func__ if static else run
@@ -147,29 +201,29 @@ def close(cls: type[Task], gate: Gate) -> None:
         return
     inner: Any = getattr(body, "neli_body", None)
     direct = inner is not None and body.__wrapped__ is inner  # @leader_only right above the function
-    closed: Any = gate(inner if direct else body, cls)
-    closed.neli_class = cls
+    checked: Any = wrap(inner if direct else body, cls)
+    checked.neli_class = cls
     of: Any = cls
-    of.run = staticmethod(closed) if static else closed
+    of.run = staticmethod(checked) if static else checked
     if "__wrapped__" in cls.__dict__:
         of.__wrapped__ = of.__dict__["run"]
     if direct and "__header__" in cls.__dict__:  # the check of arguments in apply_async
         of.__header__ = of.__dict__["app"].type_checker(inner, bound=not static)
 
 
-def mark_task(task: Task, mark: Mark, gate: Gate) -> None:
-    """Mark a task that is made already, and the function that it was made of, for the apps that come later."""
+def mark_task(task: Task, mark: Mark, wrap: Wrap) -> None:
+    """Mark a task that exists, and the function that it was made of, for the apps that come later."""
     cls = type(task)
     source = _source(cls)
-    mark_class(cls, mark, gate)
+    mark_class(cls, mark, wrap)
     if "_orig_run" in vars(task):  # autoretry_for: the instance's `run` is Celery's and calls this
         vars(task)["_orig_run"] = cls.__dict__["run"].__get__(task, cls)
     if source is not None:
-        mark_function(source, mark, gate)
+        mark_function(source, mark, wrap)
 
 
 def _source(cls: type[Task]) -> Any:
-    """The function that @app.task was given; None: the class was written by hand."""
+    """Return the function that @app.task was given, or None for a class that was written by hand."""
     if "_decorated" not in cls.__dict__:
         return None
     found: Any = cls.__dict__.get("_decorated_fun") or cls.__dict__["run"]  # the first from Celery 5.7 on
@@ -179,19 +233,19 @@ def _source(cls: type[Task]) -> Any:
     return found
 
 
-def mark_promise(promise: PromiseProxy, mark: Mark, gate: Gate) -> None:
-    """Mark the task that `@app.task` promises, without asking for it: that would load the app's configuration."""
+def mark_promise(promise: PromiseProxy, mark: Mark, wrap: Wrap) -> None:
+    """Mark the task that `@app.task` promises, without evaluating it: that would load the app's configuration."""
     if promise.__evaluated__():
-        mark_task(promise.__maybe_evaluate__(), mark, gate)
+        mark_task(promise.__maybe_evaluate__(), mark, wrap)
         return
     try:
         (function,) = object.__getattribute__(promise, "_Proxy__args")
     except (AttributeError, ValueError):
         raise TypeError(f"@leader_only does not know what this version of Celery makes of @app.task: {HELP}") from None
-    mark_function(function, mark, gate)
+    mark_function(function, mark, wrap)
 
 
-def mark_shared(proxy: Proxy, mark: Mark, gate: Gate) -> None:
+def mark_shared(proxy: Proxy, mark: Mark, wrap: Wrap) -> None:
     """Mark the tasks of `@shared_task`: those of apps that are finalised already, and those to come."""
     found = inspect.getclosurevars(object.__getattribute__(proxy, "_Proxy__local")).nonlocals
     function = found.get("fun")
@@ -201,29 +255,29 @@ def mark_shared(proxy: Proxy, mark: Mark, gate: Gate) -> None:
         if app.finalized:
             task = app.tasks.get(found["name"] or app.gen_task_name(function.__name__, function.__module__))
             if task is not None and _source(type(task)) is function:
-                mark_task(task, mark, gate)
-    mark_function(function, mark, gate)
+                mark_task(task, mark, wrap)
+    mark_function(function, mark, wrap)
 
 
-def _to_the_leader(apply_async: Callable[..., Any]) -> Callable[..., Any]:
+def _sent_to_role_queue(apply_async: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(apply_async)
     def routed(self: Task, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         if all(options.get(option) is None for option in DESTINATIONS) and not self.app.conf.task_always_eager:
-            queue = _queue(self)
-            if queue is not None:  # all three, or the setting task_routes would have a say
+            queue = _queue_of(self)
+            if queue is not None:  # all three options, or the setting task_routes would have a say
                 options.update(queue=queue, exchange="", routing_key=queue.name)
         return apply_async(self, args, kwargs, *more, **options)
 
     return routed
 
 
-def _retried_there(signature_from_request: Callable[..., Any]) -> Callable[..., Any]:
-    """Celery would name the queue that the task came from, look it up, and so have it consumed by every worker."""
+def _retried_without_queue(signature_from_request: Callable[..., Any]) -> Callable[..., Any]:
+    """Celery would name the queue that the task came from, look it up, and so let every worker consume it."""
 
     @wraps(signature_from_request)
     def signature(self: Task, *args: Any, **options: Any) -> Any:
         made = signature_from_request(self, *args, **options)
-        if all(options.get(option) is None for option in DESTINATIONS) and _queue(self) is not None:
+        if all(options.get(option) is None for option in DESTINATIONS) and _queue_of(self) is not None:
             for option in DESTINATIONS:
                 made.options.pop(option, None)
         return made
@@ -231,6 +285,6 @@ def _retried_there(signature_from_request: Callable[..., Any]) -> Callable[..., 
     return signature
 
 
-def _queue(task: Task) -> Queue | None:
+def _queue_of(task: Task) -> Queue | None:
     mark = mark_of(task)
-    return leader_queue(task.app, mark.role) if mark is not None and enabled(task.app) else None
+    return role_queue(task.app, mark.role) if mark is not None and enabled(task.app) else None

@@ -17,7 +17,7 @@ from celery_neli import Config, LeaderAcquired, Neli
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
-    from celery_neli.election.grant import LeaderEvent
+    from celery_neli.election.role_state import LeaderEvent
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

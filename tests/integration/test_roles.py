@@ -15,8 +15,8 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from celery_neli.config import Config
-from celery_neli.election.grant import LeaderAcquired, LeaderEvent
 from celery_neli.election.neli import Neli
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent
 from celery_neli.status import TAIL, look
 from tests.processes import wait_until
 
@@ -35,8 +35,8 @@ class Worker:
     @property
     def terms(self) -> dict[str, int | None]:
         """The roles that it leads, and in which terms."""
-        now, grants = self.neli.clock(), {role: self.neli.grant(role) for role in self.neli.config.roles}
-        return {role: grant.term for role, grant in grants.items() if grant.leading(now)}
+        terms = {role: self.neli.role(role).leading_term() for role in self.neli.config.roles}
+        return {role: term for role, term in terms.items() if term is not None}
 
     def acquired(self, since: float) -> dict[str, float]:
         """Roles that it came to lead after `since`, and how many seconds after."""

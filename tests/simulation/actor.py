@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.config import Config
-from celery_neli.election.grant import Grant
+from celery_neli.election.role_state import Grant
 from tests.simulation.fakes import FakeGroup, FakeJournal
 from tests.simulation.faults import Crash
 from tests.simulation.judge import Failure

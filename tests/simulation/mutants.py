@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from celery_neli.beat.replicated import claims
-from celery_neli.election import grant, lease, member, rebalance
+from celery_neli.election import lease, member, rebalance, role_state
 from tests.simulation import dispatcher
 from tests.simulation.judge import Failure
 from tests.simulation.world import run
@@ -18,7 +18,7 @@ from tests.simulation.world import run
 SEEDS = 60
 COPIED = {
     "lease": lease,
-    "grant": grant,
+    "role_state": role_state,
     "rebalance": rebalance,
     "claims": claims,
     "member": member,
@@ -59,7 +59,7 @@ class Mutant:
 MUTANTS = (
     # The rules of the fold
     Mutant(name="a lease counts from the send", scenario="base", text="self.until = max(self.until, sent + ", put="self.until = max(self.until, now + "),
-    Mutant(name="a lease ends", where="grant", scenario="base", text='finish."""\n        return now < self.until', put='finish."""\n        return self.until != NEVER'),
+    Mutant(name="a lease ends", where="role_state", scenario="base", text='finish."""\n        return now < self.until', put='finish."""\n        return self.until != NEVER'),
     Mutant(name="claims are compare-and-set", scenario="base", text="else record.seen != self.last:", put="else False:"),
     Mutant(
         name="wait for the lease announced", scenario="unlike", text="self._vacant = now + record.lease * CLOCK_RATES",

@@ -9,8 +9,7 @@ import threading
 from pathlib import Path
 
 from celery_neli import Config, Neli
-from celery_neli.election.grant import LeaderEvent
-from celery_neli.election.leadership import Standing
+from celery_neli.election.role_state import LeaderEvent
 from tests.smoke.recorder import Recorder
 
 
@@ -26,11 +25,7 @@ def main(name: str, group: str, kafka: str, record: str) -> None:
 
     neli = Neli(Config(group=group, kafka=kafka, name=name), barrier)
 
-    def standing() -> Standing:
-        grant, now = neli.grant("leader"), neli.clock()
-        return Standing(term=grant.term, until=grant.until, leading=grant.leading(now), held=grant.held(now))
-
-    recorder.append(Recorder(Path(record), standing, interval=0.02))
+    recorder.append(Recorder(Path(record), neli.role("leader").standing, interval=0.02))
     with neli:
         while not ended.is_set():
             neli.pulse(0.5, cancel=ended)

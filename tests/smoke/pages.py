@@ -59,9 +59,11 @@ class FreshEnvironment:
         self._environment = {**kept, "PATH": f"{directory / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
     def install(self, lines: Iterable[str]) -> None:
-        """Run the lines in the checkout."""
+        """Run the lines in the directory."""
         script = "set -e\n" + "\n".join(lines)
-        subprocess.run(["bash", "-c", script], cwd=ROOT, env=self._environment, check=True, capture_output=True)
+        subprocess.run(
+            ["bash", "-c", script], cwd=self.directory, env=self._environment, check=True, capture_output=True
+        )
 
     def run(self, lines: Iterable[str], *, timeout: float = 120.0) -> list[str]:
         """Run the lines in one shell, with a Redis on port 6379, and return what each printed. Ends all that they

@@ -15,11 +15,12 @@ import pytest
 
 import celery_neli
 from celery_neli.election.clock import boottime
-from celery_neli.election.grant import Grant
+from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease
-from celery_neli.singletons.process import Isolated
-from celery_neli.singletons.registry import Singleton
-from celery_neli.singletons.runner import ChildFailed, Unelected
+from celery_neli.singletons.decorator import Singleton
+from celery_neli.singletons.process import ProcessSession
+from celery_neli.singletons.runner import ChildFailed
+from celery_neli.worker.context import Unelected
 from tests.processes import start_process, stop_process, wait_until
 
 pytestmark = pytest.mark.smoke
@@ -44,9 +45,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMOKE_SINGLETONS", json.dumps({"relay": {}, "crash": {}, "log": {}}))
 
 
-def isolated(name: str, lease: Any, term: int = 7, **log: Any) -> Isolated:
-    singleton = Singleton(function=print, name=f"{MODULE}:{name}", isolate=True)
-    return Isolated(singleton, "leader", lease, term, log={"loglevel": 20, **log})
+def isolated(
+    name: str, shared: SharedLease | None, term: int = 7, lease: Any = None, module: str = MODULE
+) -> ProcessSession:
+    singleton = Singleton(function=print, name=f"{module}:{name}", isolate=True)
+    lease = lease or (Unelected("leader") if shared is None else shared.role("leader"))
+    return ProcessSession(singleton, lease, term, shared=shared, log={"loglevel": 20})
 
 
 def did(directory: Path) -> list[str]:
@@ -60,10 +64,10 @@ def pids(directory: Path) -> set[int]:
 
 def test_turns_happen_in_one_process_from_setup_to_teardown(lease: SharedLease, tmp_path: Path) -> None:
     """Another one than this, which is gone after the end."""
-    turns = isolated("relay", lease)
-    assert turns.turn()
-    assert turns.turn()
-    turns.end()
+    session = isolated("relay", lease)
+    assert session.run()
+    assert session.run()
+    session.end()
     assert did(tmp_path) == ["setup 7", "began 7", "turn 7", "began 7", "turn 7", "teardown 7"]
     (pid,) = pids(tmp_path)
     assert pid != os.getpid()
@@ -72,36 +76,29 @@ def test_turns_happen_in_one_process_from_setup_to_teardown(lease: SharedLease, 
 
 def test_no_process_is_started_without_the_lease(lease: SharedLease, tmp_path: Path) -> None:
     """Nor is a turn begun in one that there is."""
-    turns = isolated("relay", lease, term=6)
-    assert not turns.turn()
-    turns.end()
+    session = isolated("relay", lease, term=6)
+    assert not session.run()
+    session.end()
     assert not (tmp_path / "relay").exists()
 
 
 def test_the_child_asks_the_lease_itself(lease: SharedLease, tmp_path: Path) -> None:
     """What the worker believed when it gave the command may be over when it arrives."""
-
-    class Late(SharedLease):
-        """Here it is led for longer than there."""
-
-        def leading(self, role: str) -> int | None:
-            return 7
-
-    turns = isolated("relay", Late(lease.roles, fd=lease.fd))
-    assert turns.turn()
+    session = isolated("relay", lease, lease=Unelected("leader"))  # here it is led for longer than there
+    assert session.run()
     lease.write(1, Grant(7, boottime() + 1000.0, resigning=True))
-    assert not turns.turn()
-    turns.end()
+    assert not session.run()
+    session.end()
     assert did(tmp_path) == ["setup 7", "began 7", "turn 7", "teardown 7"]
 
 
 def test_a_process_that_dies_is_a_failure_and_replaced(lease: SharedLease, tmp_path: Path) -> None:
     """The new one is set up like the first."""
-    turns = isolated("crash", lease)
+    session = isolated("crash", lease)
     with pytest.raises(ChildFailed, match="its process died with status 3"):
-        turns.turn()
-    assert turns.turn()
-    turns.end()
+        session.run()
+    assert session.run()
+    session.end()
     assert did(tmp_path) == [*["setup 7", "began 7", "turn 7"] * 2, "teardown 7"]
     assert len(pids(tmp_path)) == 2
 
@@ -110,11 +107,11 @@ def test_what_a_turn_raises_and_logs_arrives(
     lease: SharedLease, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The traceback with the failure, log lines of the worker's level on standard error; SystemExit ends nothing."""
-    turns = isolated("log", lease)
+    session = isolated("log", lease)
     for _ in range(2):
         with pytest.raises(ChildFailed, match=r"(?s)Traceback.*in log.*SystemExit: as told"):
-            turns.turn()
-    turns.end()
+            session.run()
+    session.end()
     told = capfd.readouterr().err
     assert told.count("here is 7") == 2
     assert f"INFO/singleton-{MODULE}:log" in told
@@ -124,31 +121,31 @@ def test_what_a_turn_raises_and_logs_arrives(
 
 def test_a_function_that_is_not_there_is_a_failure(lease: SharedLease) -> None:
     """With what to do, in one line."""
-    turns = isolated("play", lease)
+    session = isolated("play", lease)
     with pytest.raises(ChildFailed, match=r"^its process cannot load .*: an import of its module does not .*\Z"):
-        turns.turn()
-    turns.end()
+        session.run()
+    session.end()
 
 
 def test_a_module_that_cannot_be_imported_is_a_failure_in_one_line(lease: SharedLease) -> None:
     """With the name of what is missing, which may be another one that it imports; the next turn tries again."""
-    turns = Isolated(Singleton(function=print, name="no_such.shop:relay"), "leader", lease, 7, log={"loglevel": 20})
+    session = isolated("relay", lease, module="no_such.shop")
     for _ in range(2):
         with pytest.raises(ChildFailed) as failed:
-            turns.turn()
+            session.run()
         told = "its process cannot load no_such.shop:relay: ModuleNotFoundError(\"No module named 'no_such'\")"
         assert str(failed.value) == told
-    turns.end()
+    session.end()
 
 
 def test_an_interpreter_that_does_not_start_is_a_failure(lease: SharedLease, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process ends before it has heard what to do; told in one line."""
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    turns = isolated("relay", lease)
+    session = isolated("relay", lease)
     for _ in range(2):
         with pytest.raises(ChildFailed, match=r"^its process died with status 1; standard error may say why\Z"):
-            turns.turn()
-    turns.end()
+            session.run()
+    session.end()
 
 
 def test_the_working_directory_shadows_nothing_that_the_child_needs(
@@ -158,9 +155,9 @@ def test_the_working_directory_shadows_nothing_that_the_child_needs(
     (tmp_path / "celery.py").write_text("raise RuntimeError('the wrong one')")
     (tmp_path / "json.py").write_text("raise RuntimeError('the wrong one')")
     monkeypatch.chdir(tmp_path)
-    turns = isolated("relay", lease)
-    assert turns.turn()
-    turns.end()
+    session = isolated("relay", lease)
+    assert session.run()
+    session.end()
 
 
 SHOP = """
@@ -223,9 +220,9 @@ def test_it_runs_under_celerys_own_command(how: str, tmp_path: Path) -> None:
 
 def test_without_elections_it_runs_in_term_0(tmp_path: Path) -> None:
     """There is no lease to ask."""
-    turns = isolated("relay", Unelected(), term=0)
-    assert turns.turn()
-    turns.end()
+    session = isolated("relay", None, term=0)
+    assert session.run()
+    session.end()
     assert did(tmp_path) == ["setup 0", "began 0", "turn 0", "teardown 0"]
 
 
@@ -235,9 +232,9 @@ def test_a_turn_is_terminated_when_the_lease_ends(
     """That is no failure: the role is lost."""
     monkeypatch.setenv("SMOKE_TURN", "60")
     lease.write(1, Grant(7, boottime() + 3.0))
-    turns = isolated("relay", lease)
-    assert not turns.turn()
-    turns.end()
+    session = isolated("relay", lease)
+    assert not session.run()
+    session.end()
     assert did(tmp_path) == ["setup 7", "began 7"]
     (pid,) = pids(tmp_path)
     assert not psutil.pid_exists(pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,13 @@ pytestmark = pytest.mark.smoke
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> FreshEnvironment:
-    """A fresh environment with what the README installs, in the README's words."""
+    """A fresh environment with what the README installs, in the README's words; this checkout stands for the clone."""
     made = FreshEnvironment(tmp_path_factory.mktemp("quick-start"))
-    made.install(command for command, _ in commands(blocks(README, "console", after="## Quick start")[0]))
+    clone, *install = (command for command, _ in commands(blocks(README, "console", after="## Quick start")[0]))
+    assert clone == f"git clone {metadata('celery-neli').get_all('Project-URL', [])[0].partition(', ')[2]}"
+    (made.directory / "celery-neli").symlink_to(ROOT)
+    made.install(install)
+    (made.directory / "celery-neli").unlink()
     return made
 
 

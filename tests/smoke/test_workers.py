@@ -125,7 +125,7 @@ def test_a_misspelt_setting_ends_the_start(command: str, on_node: Members) -> No
     wrong: dict[str, Any] = {"neli_hartbeat_timeout": 5}
     refused = worker(on_node, "solo", "one", **wrong) if command == "worker" else on_node.beat(name="one", **wrong)
     assert refused.wait_end() != 0
-    assert "neli_hartbeat_timeout is no setting of celery-neli; did you mean neli_heartbeat_timeout?" in refused.log
+    assert "neli_hartbeat_timeout is not a setting of celery-neli; did you mean neli_heartbeat_timeout?" in refused.log
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

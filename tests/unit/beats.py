@@ -268,7 +268,7 @@ class Process:
     def names(self) -> set[str]:
         """The entries of the first shard, paused or not."""
         scheduler = self.scheduler
-        return set() if scheduler is None else {*scheduler.schedule, *self.hosts[0].ledger.states.paused}
+        return set() if scheduler is None else {*scheduler.schedule, *self.scheduler.neli_engine.table.paused}
 
     def is_down(self, role: str) -> bool:
         """Whether a hand-over of the role would wait for nothing."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.election.grant import Told
-from tests.unit.fakes import FakeStanding
+from celery_neli.election.role_state import Payload
+from tests.unit.fakes import FakeRole, FakeStanding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -115,6 +115,9 @@ class FakeMember:
 
     def start(self) -> None: ...
 
+    def role(self, name: str = "leader") -> FakeRole:
+        return FakeRole(self, name)
+
     def snapshot(self, role: str) -> FakeStanding:
         found = self.world.role(role)
         mine = found.holder is self
@@ -123,10 +126,10 @@ class FakeMember:
     def led_until(self, role: str) -> datetime | None:
         return self.predecessor_led_until
 
-    def told(self, role: str) -> Told:
+    def told(self, role: str) -> Payload:
         found = self.world.role(role)
         own = found.own and found.holder is self
-        return Told(term=found.term, data=found.data, own=own, known=self.world.known)
+        return Payload(term=found.term, data=found.data, own=own, known=self.world.known)
 
     def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
         found = self.world.role(role)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
 from celery_neli.config import Config
-from celery_neli.election.grant import Told
+from celery_neli.election.role_state import Payload
 from celery_neli.schedule_topic.codec import STATE, State, decode_state
 
 if TYPE_CHECKING:
@@ -27,6 +27,48 @@ class FakeStanding:
     leading: bool
     held: bool
     until: float = 0.0
+
+
+class FakeRole:
+    """The handle of one role of a `FakeLeadership`, or of a `FakeMember` (elections.py)."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    @property
+    def term(self) -> int | None:
+        return self.standing().term
+
+    def standing(self) -> FakeStanding:
+        return self.owner.snapshot(self.name)
+
+    def leading_term(self) -> int | None:
+        standing = self.standing()
+        return standing.term if standing.leading else None
+
+    def may_start(self, term: int | None = None) -> bool:
+        standing = self.standing()
+        return standing.leading and term in (None, standing.term)
+
+    def may_finish(self, term: int | None = None) -> bool:
+        standing = self.standing()
+        return standing.held and term in (None, standing.term)
+
+    @property
+    def last_payload(self) -> Payload:
+        return self.owner.told(self.name)
+
+    def predecessor_active_until(self) -> datetime | None:
+        return self.owner.led_until(self.name)
+
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
+        self.owner.offer(self.name, term, data, hurry=now)
+
+    def ask(self) -> None:
+        self.owner.ask(self.name)
+
+    def resign(self, *, back_off: bool = False) -> None:
+        (self.owner.stand_back if back_off else self.owner.resign)(self.name)
 
 
 class FakeLeadership:
@@ -59,8 +101,11 @@ class FakeLeadership:
     def start(self) -> None:
         self.started += 1
 
-    def told(self, role: str = "leader") -> Told:
-        return Told(term=self._standing.term, data=self.data, own=self.own, known=True)
+    def role(self, name: str = "leader") -> FakeRole:
+        return FakeRole(self, name)
+
+    def told(self, role: str = "leader") -> Payload:
+        return Payload(term=self._standing.term, data=self.data, own=self.own, known=True)
 
     def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
         if term != self._standing.term or not self._standing.held:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.periodic.editor import ScheduleEditor
-from celery_neli.periodic.view import Periodic, look
+from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode, encode_definition, encode_state
 from tests.unit.schedulers import make_app
 
@@ -71,4 +71,4 @@ class Desk:
         self.editor().put(name, task, schedule, fields["args"], fields["kwargs"], fields["options"])
 
     def look(self, name: str) -> Periodic:
-        return look(self.editor(), name)
+        return view_of(self.editor(), name)

@@ -7,10 +7,10 @@ import random
 from typing import Any
 
 from celery_neli.config import Config
-from celery_neli.election.grant import Grant, LeaderAcquired
 from celery_neli.election.member import Member
 from celery_neli.election.ports import End, Entry, Event, Started
 from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.role_state import Grant, LeaderAcquired
 from celery_neli.exceptions import TopicError
 
 
@@ -93,7 +93,7 @@ class Stage:
             log=self.log,
             rng=random.Random(0),
             nonce=nonce or (lambda: str(next(nonces))),
-            heard=self.hear,
+            on_readback=self.hear,
         )
         self.group.induced = frozenset(range(len(roles)))
         if empty:

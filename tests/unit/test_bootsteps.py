@@ -16,9 +16,9 @@ from celery_neli import install, leader_only
 from celery_neli.config import Config
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.worker.bootsteps import Election, Office
-from celery_neli.worker.consumer_step import LeaderQueues
-from celery_neli.worker.in_flight import drain_of
+from celery_neli.worker.bootsteps import ElectionStep, LeaseStep
+from celery_neli.worker.consumer_step import RoleQueues
+from celery_neli.worker.in_flight import in_flight_of
 from tests.unit.leases import Lease, make_app
 
 
@@ -43,23 +43,23 @@ def place(steps: list[Any], kind: type | str) -> int:
 def test_the_lease_is_there_before_the_pool_and_released_after_it(make_worker: Callable[..., Any]) -> None:
     """The children of the pool inherit it; the election is joined once they are forked."""
     worker = make_worker()
-    assert place(worker.steps, Office) == 0
-    assert place(worker.steps, "Pool") < place(worker.steps, Election) < place(worker.steps, "Consumer")
+    assert place(worker.steps, LeaseStep) == 0
+    assert place(worker.steps, "Pool") < place(worker.steps, ElectionStep) < place(worker.steps, "Consumer")
     assert shared(worker.app) is not None
-    assert drain_of(worker.app) is not None
+    assert in_flight_of(worker.app) is not None
 
 
 def test_the_queues_come_after_the_consumer_of_tasks_and_before_the_loop(make_worker: Callable[..., Any]) -> None:
     """It is made anew with each connection, and the loop does not return."""
     steps = make_worker().consumer.steps
-    assert place(steps, "Tasks") < place(steps, LeaderQueues) < place(steps, "Evloop")
+    assert place(steps, "Tasks") < place(steps, RoleQueues) < place(steps, "Evloop")
 
 
 def test_switched_off_there_is_no_step(make_worker: Callable[..., Any]) -> None:
     """And no lease."""
     worker = make_worker(neli_enabled=False)
-    assert not any(isinstance(each, (Office, Election)) for each in worker.steps)
-    assert not any(isinstance(each, LeaderQueues) for each in worker.consumer.steps)
+    assert not any(isinstance(each, (LeaseStep, ElectionStep)) for each in worker.steps)
+    assert not any(isinstance(each, RoleQueues) for each in worker.consumer.steps)
     assert shared(worker.app) is None
 
 
@@ -96,7 +96,7 @@ def test_a_wrong_mark_is_found_before_the_task_broker_is_asked(monkeypatch: pyte
     monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: Leadership())
     worker = SimpleNamespace(app=app, pool_cls="prefork")
     with pytest.raises(ConfigurationError, match=r"work: .*no such role"):
-        Office(worker).include_if(worker)
+        LeaseStep(worker).include_if(worker)
 
 
 @pytest.mark.parametrize(("pool", "inline"), [("solo", True), ("prefork", False), ("threads", False)])
@@ -106,10 +106,10 @@ def test_only_solo_runs_tasks_on_the_consumers_thread(pool: str, inline: bool, m
     Lease(app)
     monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: Leadership())
     worker = SimpleNamespace(app=app, pool_cls=pool, steps=[])
-    assert Office(worker).include_if(worker)
-    drain = drain_of(app)
-    assert drain is not None
-    assert drain.inline is inline
+    assert LeaseStep(worker).include_if(worker)
+    in_flight = in_flight_of(app)
+    assert in_flight is not None
+    assert in_flight.inline is inline
 
 
 class Leadership:
@@ -151,14 +151,14 @@ def test_the_release_waits_for_what_may_still_run(
     lease.lead()
     monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: leadership)
     worker = SimpleNamespace(app=app, pool_cls=pool, steps=[])
-    office = Office(worker)
+    office = LeaseStep(worker)
     assert office.include_if(worker)
-    drain = drain_of(app)
-    assert drain is not None
-    leadership.runs = drain.runs
+    in_flight = in_flight_of(app)
+    assert in_flight is not None
+    leadership.runs = in_flight.runs
     request = Request()
-    drain.arrived(request)
-    assert drain.begin(request)
+    in_flight.arrived(request)
+    assert in_flight.begin(request)
     office.close(worker)
     getattr(office, end)(worker)
     assert leadership.told == ["close", told]
@@ -166,4 +166,4 @@ def test_the_release_waits_for_what_may_still_run(
 
 def test_a_step_of_ours_is_one_of_celerys() -> None:
     """`celery graph bootsteps` and `inspect stats` treat it as such."""
-    assert all(issubclass(each, bootsteps.StartStopStep) for each in (Office, Election, LeaderQueues))
+    assert all(issubclass(each, bootsteps.StartStopStep) for each in (LeaseStep, ElectionStep, RoleQueues))

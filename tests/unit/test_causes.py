@@ -231,12 +231,12 @@ NAMES = ["ssl.ca.location", "ssl.ca.pem", "sasl.password", "socket.timeout.ms"]
         (
             {"ssl.ca.locaton": "x"},
             'No such configuration property: "ssl.ca.locaton"',
-            "neli_kafka has 'ssl.ca.locaton', which is no property of librdkafka; did you mean ssl.ca.location?",
+            "neli_kafka has 'ssl.ca.locaton', which is not a property of librdkafka; did you mean ssl.ca.location?",
         ),
         (
             {"sasl.pasword": "hunter22"},
             'No such configuration property: "sasl.pasword"',
-            "neli_kafka has 'sasl.pasword', which is no property of librdkafka; did you mean sasl.password?",
+            "neli_kafka has 'sasl.pasword', which is not a property of librdkafka; did you mean sasl.password?",
         ),
         (
             {"socket.timeout.ms": 5},

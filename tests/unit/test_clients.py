@@ -11,7 +11,7 @@ from celery_neli.election.neli import connect_kafka
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.client_log import KafkaLog
 from celery_neli.kafka.properties import group_properties, producer_properties, reader_properties
-from celery_neli.log_limit import REMEMBERED
+from celery_neli.logs import REMEMBERED
 from tests.processes import wait_until
 
 TASKS = Path("/proc/self/task")
@@ -158,7 +158,7 @@ def test_an_outage_is_one_warning_and_its_end_one_line():
             "WARNING",
             (
                 "kafka unreachable servers=k:9092 reason='k:9092: Connection refused': check that Kafka runs there, "
-                "and bootstrap.servers; nobody leads until it answers"
+                "and bootstrap.servers; no member leads until it answers"
             ),
         ),
         ("INFO", "kafka reachable again servers=k:9092"),

@@ -15,10 +15,10 @@ from celery.worker.control import Panel
 from celery_neli import singleton
 from celery_neli.config import Config
 from celery_neli.election.clock import boottime
-from celery_neli.election.grant import Grant
+from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.worker import control
-from celery_neli.worker.counters import counts
+from celery_neli.worker.redelivery import counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,17 +27,19 @@ ROLES = ("billing", "mail")
 
 
 class FakeLeadership:
-    """Remembers which roles it was asked to hand over."""
+    """Has the roles of `leases`, and remembers which of them it was asked to hand over."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Celery, leases: SharedLease) -> None:
+        self.app, self.roles, self._leases = app, leases.roles, leases
         self.config = Config(group="shop.worker", name="one", roles=ROLES)
         self.resigned: list[str | None] = []
 
-    def resign(self, role: str | None = None) -> None:
-        self.resigned.append(role)
-
-    def leader(self, role: str) -> str | None:
-        return {"billing": "one", "mail": "two"}[role]
+    def role(self, name: str) -> Any:
+        lease = self._leases.role(name)
+        return SimpleNamespace(
+            name=name, standing=lease.standing, leading_term=lease.leading_term, may_finish=lease.may_finish,
+            leader=lambda: {"billing": "one", "mail": "two"}[name], resign=lambda: self.resigned.append(name),
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -51,8 +53,8 @@ def lease(app: Celery) -> SharedLease:
 
 
 @pytest.fixture
-def leadership(monkeypatch: pytest.MonkeyPatch) -> FakeLeadership:
-    fake = FakeLeadership()
+def leadership(monkeypatch: pytest.MonkeyPatch, app: Celery, lease: SharedLease) -> FakeLeadership:
+    fake = FakeLeadership(app, lease)
     monkeypatch.setattr("celery_neli.election.leadership.leadership_for", lambda *_: fake)
     return fake
 
@@ -173,19 +175,14 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    packages = ("election", "periodic", "worker")
+    packages = ("periodic", "worker")
     modules = (
         "cli",
         "config",
         "exceptions",
-        "masking",
         "ordinary_beat",
         "printable",
-        "terminal",
-        "nearest",
-        "printable",
         "settings",
-        "election.records",
         "periodic.cli",
         "worker.control",
     )

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_neli.schedule.crontabs import follows_real_time
-from celery_neli.schedule.slots import is_known, missed, next_slot
+from celery_neli.schedule.slots import has_slots, missed, next_slot
 from tests.unit.schedulers import make_app
 from tests.unit.wall_clock import MINUTE, Crontab, WallClock, changes
 
@@ -334,7 +334,7 @@ def test_a_class_that_overrides_what_decides_is_known_by_is_due_alone(kind: Any,
     """It may know better."""
     when = kind(minute="0")
     when.tz = UTC
-    assert is_known(when) is known
+    assert has_slots(when) is known
     assert (next_slot(when, datetime(2026, 1, 1, tzinfo=UTC)) is not None) is known
 
 
@@ -342,4 +342,4 @@ def test_a_patched_crontab_is_known_by_is_due_alone() -> None:
     """Whichever of what decides was patched."""
     when = crontab(minute="0")
     when.remaining_delta = lambda *args: None
-    assert not is_known(when)
+    assert not has_slots(when)

@@ -22,8 +22,8 @@ from celery_neli import (
     Neli,
     State,
 )
-from celery_neli.election.grant import Told
 from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import TopicError
 from tests.processes import wait_until as wait
 from tests.unit.memory_log import MemoryLog
@@ -31,7 +31,7 @@ from tests.unit.memory_log import MemoryLog
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from celery_neli.election.grant import LeaderEvent
+    from celery_neli.election.role_state import LeaderEvent
 
 QUICK = {"heartbeat_interval": 0.05, "heartbeat_timeout": 0.4, "takeover_delay": 0.02, "drain_timeout": 2.0}
 
@@ -168,7 +168,7 @@ def test_barrier_holds_up_the_hand_over_while_heartbeats_go_on(make: Callable[..
     beats = len(log.records)
     wait_until(lambda: len(log.records) > beats + 12)  # longer than a lease
     assert not first.is_leader
-    assert first.grant("leader").held(first.clock())
+    assert first.role("leader").may_finish()
     assert not second.pulse()
     let_go.set()
     assert second.pulse(timeout=5)
@@ -195,7 +195,7 @@ def test_a_barrier_that_overruns_is_fenced(make: Callable[..., Neli]) -> None:
     closing = threading.Thread(target=first.close)
     closing.start()
     assert second.pulse(timeout=5)
-    assert not first.grant("leader").held(first.clock())
+    assert not first.role("leader").may_finish()
     let_go.set()
     closing.join(5)
     assert [type(event) for event in events] == [LeaderAcquired, LeaderRevoked, LeaderFenced]
@@ -528,19 +528,19 @@ def test_what_is_offered_in_a_hurry_is_read_back_at_once(log: MemoryLog) -> None
     """Not at the next heartbeat, which is seconds away, and not when the leader looks at its log anyway."""
     heard = threading.Event()
     config = Config(group="test", name="m", roles=("leader",), heartbeat_interval=5.0, heartbeat_timeout=15.0)
-    neli = Neli(config, connect=log.connect, heard=heard.set)
+    neli = Neli(config, connect=log.connect, on_readback=heard.set)
     try:
         assert neli.pulse(timeout=5)
-        term = neli.grant("leader").term
+        term = neli.role("leader").term
         assert term is not None
         wait_until(lambda: len(log.records) == 2)
         for number in range(3):
             heard.clear()
             began = time.monotonic()
-            neli.offer("leader", term, {"claimed": number}, hurry=True)
+            neli.role("leader").set_payload(term, {"claimed": number}, now=True)
             assert heard.wait(5)
             assert time.monotonic() - began < 1
-            assert neli.told("leader") == Told(term, {"claimed": number}, own=True, known=True)
+            assert neli.role("leader").last_payload == Payload(term, {"claimed": number}, own=True, known=True)
     finally:
         neli.close()
     assert datas(log)[-1] == {"claimed": 2}
@@ -550,12 +550,12 @@ def test_an_offer_without_hurry_goes_with_the_next_heartbeat(make: Callable[...,
     """Of many, the last one; it costs no record of its own."""
     neli = make(heartbeat_interval=0.5, heartbeat_timeout=3.0)
     assert neli.pulse(timeout=5)
-    term = neli.grant("leader").term
+    term = neli.role("leader").term
     assert term is not None
     wait_until(lambda: len(log.records) == 2)
     for number in range(1000):
-        neli.offer("leader", term, {"claimed": number})
-    wait_until(lambda: neli.told("leader").data == {"claimed": 999})
+        neli.role("leader").set_payload(term, {"claimed": number})
+    wait_until(lambda: neli.role("leader").last_payload.data == {"claimed": 999})
     assert len(log.records) <= 4
 
 
@@ -567,8 +567,8 @@ def test_what_is_offered_before_the_barrier_returns_is_in_the_release(
 
     def barrier(event: LeaderEvent) -> None:
         if isinstance(event, LeaderRevoked):
-            neli.offer("leader", event.term, {"claimed": 1})
-            neli.offer("leader", event.term, {"claimed": 2})
+            neli.role("leader").set_payload(event.term, {"claimed": 1})
+            neli.role("leader").set_payload(event.term, {"claimed": 2})
             revoked.append(event)
 
     neli = make(barrier)
@@ -582,15 +582,15 @@ def test_a_bad_offer_is_refused_to_the_caller_and_ends_nothing(make: Callable[..
     """Nothing that was offered may break the thread that renews."""
     neli = make()
     assert neli.pulse(timeout=5)
-    term = neli.grant("leader").term
+    term = neli.role("leader").term
     assert term is not None
     with pytest.raises(ValueError, match="no record can carry"):
-        neli.offer("leader", term, {"claimed": float("nan")}, hurry=True)
+        neli.role("leader").set_payload(term, {"claimed": float("nan")}, now=True)
     with pytest.raises(ValueError, match="none of the roles leader"):
-        neli.offer("other", term, {"claimed": 1.0})
+        neli.role("other").set_payload(term, {"claimed": 1.0})
     with pytest.raises(ValueError, match="none of the roles leader"):
-        neli.ask("other")
-    neli.offer("leader", term + 1, {"claimed": 1.0}, hurry=True)
+        neli.role("other").ask()
+    neli.role("leader").set_payload(term + 1, {"claimed": 1.0}, now=True)
     records = len(log.records)
     wait_until(lambda: len(log.records) > records + 2)
     assert neli.is_leader
@@ -603,12 +603,12 @@ def test_what_a_listener_raises_is_logged_and_ends_no_lease(log: MemoryLog, capl
     def fail() -> None:
         raise RuntimeError("deaf")
 
-    neli = Neli(Config(group="test", name="m", roles=("leader",), **QUICK), connect=log.connect, heard=fail)  # type: ignore[arg-type]
+    neli = Neli(Config(group="test", name="m", roles=("leader",), **QUICK), connect=log.connect, on_readback=fail)  # type: ignore[arg-type]
     try:
         assert neli.pulse(timeout=5)
-        term = neli.grant("leader").term
+        term = neli.role("leader").term
         assert term is not None
-        neli.offer("leader", term, {"claimed": 1.0})
+        neli.role("leader").set_payload(term, {"claimed": 1.0})
         wait_until(lambda: "hearing failed" in caplog.text)
         first = neli.deadline or 0.0
         wait_until(lambda: (neli.deadline or 0.0) > first)
@@ -622,7 +622,7 @@ def test_a_role_that_is_asked_for_is_handed_over(make: Callable[..., Neli]) -> N
     assert first.pulse(timeout=5)
     second.start()
     third.start()
-    wait_until(lambda: second.leader("leader") is not None)
-    second.ask("leader")
+    wait_until(lambda: second.role("leader").leader() is not None)
+    second.role("leader").ask()
     wait_until(lambda: first.pulse() is False and second.pulse())
     assert not third.is_leader

@@ -187,7 +187,7 @@ def test_a_deaf_reader_is_made_anew_and_reads_from_the_beginning(
     assert all(client.closed for client in kafka.made)
     assert following.found.take() == {}
     assert [record.message for record in caplog.records] == [
-        "kafka client deaf: schedule reader finds no broker, though brokers answer: made anew"
+        "kafka client deaf: schedule reader finds no broker, though brokers answer: replaced"
     ]
     kafka.deaf_readers = False
     assert following.lasts(60)
@@ -246,7 +246,7 @@ def test_a_reader_that_finds_brokers_and_is_sent_nothing_is_made_anew(
     kafka.stuck = True
     kafka.records.append((KEY, b"2"))
     assert not following.lasts(SOON)
-    assert "kafka client deaf: schedule reader stands still, though brokers answer: made anew" in caplog.text
+    assert "kafka client deaf: schedule reader stands still, though brokers answer: replaced" in caplog.text
 
 
 def test_a_deaf_producer_is_made_anew_and_what_it_had_is_written_again(
@@ -257,7 +257,7 @@ def test_a_deaf_producer_is_made_anew_and_what_it_had_is_written_again(
     assert following.lasts(60), "nobody asks a producer that has nothing to do"
     following.writes.put(KEY, 0, b"mine")
     assert not following.lasts(SOON)
-    assert "kafka client deaf: schedule producer finds no broker, though brokers answer: made anew" in caplog.text
+    assert "kafka client deaf: schedule producer finds no broker, though brokers answer: replaced" in caplog.text
     kafka.deaf_producers = False
     assert following.lasts(60)
     assert [record[:3] for record in kafka.made[-1].produced] == [("t.schedule", b"mine", KEY)]

@@ -12,8 +12,7 @@ from celery.schedules import crontab, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.schedule.due import reckoned, seconds_to_next
-from celery_neli.schedule.forecast import Forecast
+from celery_neli.schedule.due import Forecast, entry_has_slots, seconds_to_next
 from tests.unit.schedulers import make_app
 from tests.unit.test_slots import FIELDS, INTERVALS, MOMENTS, ZONES
 
@@ -46,7 +45,7 @@ def entry(app: Any, when: Any, last: datetime) -> ScheduleEntry:
 
 
 def alone(each: ScheduleEntry) -> float | None:
-    return seconds_to_next(each) if reckoned(each) else None
+    return seconds_to_next(each) if entry_has_slots(each) else None
 
 
 @settings(max_examples=120, deadline=None)

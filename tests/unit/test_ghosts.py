@@ -8,7 +8,7 @@ import pytest
 
 from celery_neli.beat.replicated import inventory
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.view import names
+from celery_neli.periodic.view import entry_names
 from celery_neli.schedule_topic.codec import ENTRY, STATE
 from tests.unit.beats import World
 
@@ -25,7 +25,7 @@ def lose(world: World, *kept: str) -> None:
 
 def shown(world: World) -> set[str]:
     """The names in `celery neli schedule list`."""
-    return names(world.edit())
+    return entry_names(world.edit())
 
 
 def running(beat: Process) -> set[str]:

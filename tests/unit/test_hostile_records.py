@@ -22,7 +22,7 @@ from celery_neli.election.grant import Told
 from celery_neli.election.records import decode as decode_leader_record
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.periodic.definition import define, entry_of
-from celery_neli.periodic.view import look, names
+from celery_neli.periodic.view import entry_names, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     MEMBER,
@@ -251,7 +251,7 @@ def test_a_bad_definition_is_a_row(hostile: tuple[bytes, str]) -> None:
     desk.store.values[ENTRY, "bad"] = value
     desk.put("z")
     editor = desk.editor()
-    rows = {name: look(editor, name) for name in sorted(names(editor))}
+    rows = {name: view_of(editor, name) for name in sorted(entry_names(editor))}
     assert list(rows) == ["a", "bad", "static", "z"]
     assert [rows[name].problem for name in ("a", "static", "z")] == [None, None, None]
     found = re.search(f"^cannot be shown: .*({reason})", rows["bad"].problem or "")
@@ -267,8 +267,8 @@ def test_names_that_nobody_could_put_are_rows() -> None:
     for name in ("", "a\nb", "\ud800", "x" * 5000):
         desk.store.values[ENTRY, name] = encode_definition(GOOD)
     editor = desk.editor()
-    for name in names(editor) - {"static"}:
-        assert "cannot be shown: " in str(look(editor, name).problem)
+    for name in entry_names(editor) - {"static"}:
+        assert "cannot be shown: " in str(view_of(editor, name).problem)
         editor.remove(name)
     assert not desk.store.values
 
@@ -301,10 +301,12 @@ SLOW = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 def test_what_put_accepts_every_reader_can_read(task: Any, schedule: Any, args: Any, kwargs: Any, options: Any) -> None:
     """Whatever is put is refused by its field, or comes back as it was from the bytes, as an entry."""
     try:
-        definition = define(APP, "e", task, schedule, args=args, kwargs=kwargs, options=options)
+        definition, made = define(APP, "e", task, schedule, args=args, kwargs=kwargs, options=options)
     except ConfigurationError:
         return
     entry = entry_of(decode_definition(encode_definition(definition)), "e", APP)
+    assert (entry.args, entry.kwargs, entry.options) == (made.args, made.kwargs, made.options)
+    assert entry.schedule == made.schedule
     assert list(entry.args) == list(args)
     assert entry.kwargs == (kwargs or {})
 
@@ -316,7 +318,7 @@ def test_put_refuses_what_is_nested_too_deeply(depth: int) -> None:
     for _ in range(depth):
         value = [value]
     if depth < 63:
-        assert list(entry_of(define(APP, "e", "t", 60, args=[value]), "e", APP).args) == [value]
+        assert list(entry_of(define(APP, "e", "t", 60, args=[value]).definition, "e", APP).args) == [value]
         return
     with pytest.raises(ConfigurationError, match=r"args = .*nested more than 64 deep"):
         define(APP, "e", "t", 60, args=[value])

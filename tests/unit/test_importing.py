@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from celery_neli.periodic.importers.run import Found, LeftOut, Row, Source, carry_over, of_entry
+from celery_neli.periodic.importers import Found, LeftOut, Source, of_entry
+from celery_neli.periodic.importers.run import Row, carry_over
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State
 from tests.unit.schedules import NOON, Desk
 
@@ -155,9 +156,9 @@ def test_nothing_is_written_if_there_is_nothing_to_write(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"last": float("nan")}, "last: nan is no time of the years 1 to 9999"),
+        ({"last": float("nan")}, "last: nan is not a time in the years 1 to 9999"),
         ({"last": 1e300}, "last: .*years 1 to 9999"),
-        ({"last": "yesterday"}, "last: 'yesterday' is no time"),
+        ({"last": "yesterday"}, "last: 'yesterday' is not a time"),
         ({"runs": "many"}, "its count is none: 'many'"),
         ({"runs": -1}, "its count is none: -1"),
         ({"since": 1e15}, "since: .*years 1 to 9999"),
@@ -196,4 +197,4 @@ def test_what_is_no_entry_of_celerys_is_left_out(stored: Any) -> None:
     found = of_entry(stored, name="e", app=Desk().app)
     assert isinstance(found, LeftOut)
     assert found.name == "e"
-    assert "is no entry of Celery's" in found.why
+    assert "is not an entry of Celery's" in found.why

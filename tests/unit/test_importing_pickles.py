@@ -22,9 +22,10 @@ from celery.utils.time import LocalTimezone
 from click.testing import CliRunner
 
 from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.periodic.importers import Found, LeftOut
 from celery_neli.periodic.importers import shelf as importing_file
-from celery_neli.periodic.importers.inert_pickle import load, parts
-from celery_neli.periodic.importers.run import Found, LeftOut, carry_over
+from celery_neli.periodic.importers.pickles import load, parts
+from celery_neli.periodic.importers.run import carry_over
 from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
@@ -296,7 +297,7 @@ def test_files_that_cannot_be_read_are_one_line(path: Path) -> None:
     with pytest.raises(NeliError, match="holds no entries"):
         read(path / "other")
     write(path / "list", [entry()])
-    with pytest.raises(NeliError, match="no dict"):
+    with pytest.raises(NeliError, match="not a dict"):
         read(path / "list")
 
 

@@ -18,10 +18,11 @@ import pytest
 from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import NeliError
+from celery_neli.periodic.importers import Found, LeftOut
 from celery_neli.periodic.importers import django as importing_django
 from celery_neli.periodic.importers import redbeat as importing_redbeat
 from celery_neli.periodic.importers import shelf as importing_file
-from celery_neli.periodic.importers.run import Found, LeftOut, Row, carry_over
+from celery_neli.periodic.importers.run import Row, carry_over
 from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from celery_neli.periodic.importers.run import Source
+    from celery_neli.periodic.importers import Source
 
 UTC = timezone.utc
 LAST = datetime(2026, 6, 1, 10, 30, tzinfo=UTC)

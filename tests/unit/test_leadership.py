@@ -15,10 +15,10 @@ from celery.signals import worker_shutdown
 
 from celery_neli import ConfigurationError, install, signals
 from celery_neli.config import Config
-from celery_neli.election.grant import Told
 from celery_neli.election.leadership import Leadership, leadership_for
+from celery_neli.election.role_state import Payload
 from celery_neli.election.shared_lease import shared
-from celery_neli.worker.bootsteps import Election, Office
+from celery_neli.worker.bootsteps import ElectionStep, LeaseStep
 from tests.processes import wait_until
 from tests.unit.memory_log import MemoryLog
 
@@ -165,7 +165,7 @@ def test_an_owner_offers_data_and_hears_when_they_were_read_back(make: Callable[
     leadership = make(on=MemoryLog(roles=2), roles=("leader", "second"))
     heard = threading.Event()
     leadership.heard = heard.set
-    assert leadership.told() == Told()
+    assert leadership.told() == Payload()
     leadership.start()
     wait(lambda: leadership.leading() and leadership.leading("second"))
     for role, marks in ((None, {"claimed": 1.0}), ("second", {"claimed": 2.0})):
@@ -365,37 +365,37 @@ def test_install_adds_the_steps_once_and_does_not_load_the_configuration() -> No
     """It may be repeated, and it may stand at the top of a module."""
     app = Celery("shop", set_as_current=False)
     assert install(install(app)) is app
-    assert app.steps["worker"] == {Office, Election}
-    assert app.steps["consumer"] == {"celery_neli.worker.consumer_step:LeaderQueues"}
+    assert app.steps["worker"] == {LeaseStep, ElectionStep}
+    assert app.steps["consumer"] == {"celery_neli.worker.consumer_step:RoleQueues"}
     assert not app.configured
 
 
 def test_a_worker_with_neli_off_has_no_step(app: Celery) -> None:
     """neli_enabled = False: an ordinary worker."""
     app.conf.neli_enabled = False
-    assert not Office(worker(app)).include(worker(app))
-    assert not Election(worker(app)).include(worker(app))
+    assert not LeaseStep(worker(app)).include(worker(app))
+    assert not ElectionStep(worker(app)).include(worker(app))
 
 
 def test_a_worker_refuses_eventlet(app: Celery) -> None:
     """Said before anything starts, with what to do."""
     pool = type("TaskPool", (), {"__module__": "celery.concurrency.eventlet"})
     with pytest.raises(ConfigurationError, match=r"worker_pool = 'eventlet'.*Choose another pool"):
-        Office(worker(app)).include(worker(app, pool))
+        LeaseStep(worker(app)).include(worker(app, pool))
 
 
 def test_a_worker_refuses_bad_settings_before_it_starts(app: Celery) -> None:
     """A worker that would never lead must not look as if it could."""
     app.conf.neli_heartbeat_timeout = 1
     with pytest.raises(ConfigurationError, match="neli_heartbeat_timeout = 1 s"):
-        Office(worker(app)).include(worker(app))
+        LeaseStep(worker(app)).include(worker(app))
 
 
-def start_steps(app: Celery, leadership: Leadership, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Office]:
+def start_steps(app: Celery, leadership: Leadership, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, LeaseStep]:
     """A worker's steps, with nothing between them; they lead."""
     monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: leadership)
     parent = worker(app)
-    office, election = Office(parent), Election(parent)
+    office, election = LeaseStep(parent), ElectionStep(parent)
     assert election.include(parent)
     assert office.include(parent)
     assert parent.steps == [office, election]

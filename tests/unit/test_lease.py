@@ -440,7 +440,7 @@ def test_a_hurried_beat_is_awaited_until_it_is_read_back_itself() -> None:
     log = Log()
     a = elected(log)
     log.append(a.tick(0.5))
-    a.hurry()
+    a.beat_now()
     hurried = log.append(a.tick(0.6))
     a.read(1, log.records[1], 0.7)
     assert a.awaited(0.7)
@@ -743,7 +743,7 @@ def test_data_that_were_offered_in_one_term_are_not_sent_in_the_next() -> None:
     log.read(a, 0.1)
     log.append(a.tick(0.1))
     log.read(a, 0.2)
-    a.hurry()
+    a.beat_now()
     assert log.append(a.tick(0.2)).data == {"claimed": 9}
 
 
@@ -757,7 +757,7 @@ def test_the_next_turn_is_due_when_something_is(drained: bool) -> None:
     if drained:
         a.drained()
     assert a.wake(0.2) == (0.2 if drained else 0.6)
-    a.hurry()
+    a.beat_now()
     assert a.wake(0.2) <= 0.2
 
 

@@ -12,7 +12,7 @@ import pytest
 from celery_neli.beat.replicated.sharding import begin
 from celery_neli.beat.replicated.term import version_of
 from celery_neli.exceptions import RecordError
-from celery_neli.periodic.view import look
+from celery_neli.periodic.view import view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     RANK_MOST,
@@ -155,7 +155,7 @@ def test_a_start_in_two_months_is_waited_for_and_said(caplog: pytest.LogCaptureF
     world.ticks(until=45)
     assert world.slots("r") == []
     assert world.state("r").last == 60 * DAY
-    assert look(world.edit(), "r").next == START + 61 * DAY
+    assert view_of(world.edit(), "r").next == START + 61 * DAY
     assert "the entry does not run before" in caplog.text
     assert "is not believed" not in caplog.text
 
@@ -173,7 +173,7 @@ def test_a_definition_since_a_far_time_runs_from_now_on(ahead: float, caplog: py
     world.ticks(until=45)
     assert world.slots("r") == [10, 20, 30, 40]
     assert "since=" in caplog.text
-    assert look(world.edit(), "r").next == START + 50
+    assert view_of(world.edit(), "r").next == START + 50
 
 
 def test_a_last_sent_task_far_ahead_holds_up_nothing() -> None:

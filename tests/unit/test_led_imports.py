@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from celery.schedules import crontab
 
-from celery_neli.periodic.importers.run import Found, Source, carry_over
+from celery_neli.periodic.importers import Found, Source
+from celery_neli.periodic.importers.run import carry_over
 from celery_neli.schedule_topic.codec import STATE
 from tests.unit.beats import NOON, START, Crash, World
 

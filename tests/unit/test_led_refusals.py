@@ -260,7 +260,7 @@ def test_a_refusal_after_the_message_has_left_does_not_unsend_it(caplog: pytest.
     world.ticks(until=25)
     assert world.slots() == [10, 20]
     assert world.state().runs == 2
-    assert [line.startswith("beat: sent all the same entry=e slot=") for line in lines(caplog, "e")] == [True] * 2
+    assert [line.startswith("beat: sent anyway entry=e slot=") for line in lines(caplog, "e")] == [True] * 2
 
 
 def test_a_slot_that_is_refused_when_it_is_retried_is_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_neli.log_limit import LogLimit
+from celery_neli.logs import LogLimit
 
 
 def test_one_line_per_key_and_span_and_the_next_says_how_many_were_suppressed() -> None:

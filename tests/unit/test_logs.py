@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import celery_neli
-from celery_neli.logs import LONGEST_ARGUMENT, MOST, BackgroundLog, Lines, escaping
+from celery_neli.logs import LONGEST_ARGUMENT, MOST_QUEUED, BackgroundLog, Lines, escaping
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def test_a_handler_that_blocks_holds_up_nobody_and_costs_bounded_memory(lines: B
     """A full pipe behind stderr must not stop heartbeats, nor fill the memory of a process that lives on."""
     log = lines.logger("celery_neli.test")
     handler.go.clear()
-    for number in range(MOST + 100):
+    for number in range(MOST_QUEUED + 100):
         log.info("line %d", number)
     handler.go.set()
     lines.stop(10)
-    assert MOST <= len(handler.seen) <= MOST + 1
+    assert MOST_QUEUED <= len(handler.seen) <= MOST_QUEUED + 1
 
 
 def test_a_record_factory_of_the_users_runs_on_the_logs_thread(lines: BackgroundLog, handler: Handler) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from celery_neli.election.grant import LeaderAcquired, LeaderFenced, LeaderRevoked, Told
 from celery_neli.election.lease import CLOCK_RATES
 from celery_neli.election.ports import End, Entry, Lost, Started
 from celery_neli.election.records import Record, encode
+from celery_neli.election.role_state import LeaderAcquired, LeaderFenced, LeaderRevoked, Payload
 from celery_neli.exceptions import TopicError
 from tests.unit.stage import Stage
 
@@ -364,19 +364,19 @@ def test_roles_are_led_and_resigned_one_by_one() -> None:
 def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> None:
     """`told` tells whether this member wrote them in its present term."""
     stage = Stage().lead()
-    stage.member.offer("leader", {"claimed": 7}, term=0)
-    stage.member.hurry("leader", term=0)
+    stage.member.set_payload("leader", {"claimed": 7}, term=0)
+    stage.member.beat_now("leader", term=0)
     stage.turn()
     assert stage.journal.sent[-1].data == {"claimed": 7}
-    assert stage.member.told("leader") == Told(term=0, data=None, own=False, known=True)
+    assert stage.member.last_payload("leader") == Payload(term=0, data=None, own=False, known=True)
     stage.echo()
-    assert stage.member.told("leader") == Told(term=0, data={"claimed": 7}, own=True, known=True)
+    assert stage.member.last_payload("leader") == Payload(term=0, data={"claimed": 7}, own=True, known=True)
 
 
 def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None:
     """Not with every heartbeat that repeats them, though its idleness differs, nor for what others write."""
     stage = Stage().lead()
-    stage.member.offer("leader", {"claimed": 7}, term=0)
+    stage.member.set_payload("leader", {"claimed": 7}, term=0)
     stage.echo(after=0.5)
     assert stage.heard == 0
     for number in range(6):
@@ -385,23 +385,25 @@ def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None
         assert stage.heard == 1
     stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=len(stage.journal.log[0]) - 1, data={"a": 1}))
     stage.echo()
-    assert stage.member.told("leader") == Told(len(stage.journal.log[0]) - 1, {"a": 1}, own=False, known=True)
+    assert stage.member.last_payload("leader") == Payload(
+        len(stage.journal.log[0]) - 1, {"a": 1}, own=False, known=True
+    )
     assert stage.heard == 1
 
 
 def test_nothing_can_be_offered_for_a_term_that_is_not_held_nor_what_no_record_can_carry() -> None:
     """Marks of one term in the records of another would let slots vanish."""
     stage = Stage().lead()
-    stage.member.offer("leader", {"claimed": 7}, term=1)
-    stage.member.hurry("leader", term=1)
+    stage.member.set_payload("leader", {"claimed": 7}, term=1)
+    stage.member.beat_now("leader", term=1)
     stage.turn()
     stage.turn(after=0.1)
     assert stage.journal.sent == [], "no heartbeat is hurried"
     with pytest.raises(ValueError, match="no record can carry"):
-        stage.member.offer("leader", {"claimed": float("nan")}, term=0)
+        stage.member.set_payload("leader", {"claimed": float("nan")}, term=0)
     stage.turn(after=1)
     stage.turn(after=3.5)
-    stage.member.offer("leader", {"claimed": 7}, term=0)
+    stage.member.set_payload("leader", {"claimed": 7}, term=0)
     stage.echo()
     assert stage.leads(), "resumed by heartbeats that come late"
     stage.turn(after=0.5)
@@ -425,7 +427,7 @@ def test_a_leader_that_crashes_before_it_offers_anything_hands_on_what_it_found(
     third = Stage()
     third.journal.log = [stage.journal.log[0]]
     third.echo()
-    assert third.member.told("leader") == Told(2, marks, own=False, known=True)
+    assert third.member.last_payload("leader") == Payload(2, marks, own=False, known=True)
 
 
 def test_a_hurried_beat_is_awaited_until_it_was_read_back() -> None:
@@ -433,8 +435,8 @@ def test_a_hurried_beat_is_awaited_until_it_was_read_back() -> None:
     stage = Stage().lead()
     stage.turn(after=0.5)
     assert not stage.member.expecting
-    stage.member.offer("leader", {"claimed": 7}, term=0)
-    stage.member.hurry("leader", term=0)
+    stage.member.set_payload("leader", {"claimed": 7}, term=0)
+    stage.member.beat_now("leader", term=0)
     stage.journal.sent.clear()
     stage.turn()
     assert [record.data for record in stage.journal.sent] == [{"claimed": 7}]
@@ -471,7 +473,7 @@ def test_an_abandoned_member_tells_nothing_and_fences_once() -> None:
     """Other threads that still ask it hear of no term."""
     stage = Stage().lead()
     stage.member.abandon()
-    assert stage.member.told("leader") == Told()
+    assert stage.member.last_payload("leader") == Payload()
     assert stage.member.abandon() == []
 
 

@@ -125,7 +125,7 @@ def outcome(log: list[bytes], *, tail: int, ends: set[int], lost: set[int], size
         if journal.done:
             break
     assert journal.done, "it reads the log again and again"
-    knows = stage.member.told("leader"), stage.member.leader("leader"), stage.member.aside
+    knows = stage.member.last_payload("leader"), stage.member.leader("leader"), stage.member.aside
     stage.member.candidate = True
     for _ in range(5):
         stage.now += 1000.0

@@ -1,4 +1,4 @@
-"""The leader of a beat election says that members are of different apps."""
+"""The members of a beat election say that they are of different apps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_neli.beat.replicated import host as keeper
-from celery_neli.beat.replicated.member_notes import MOST, MemberNotes
+from celery_neli.beat.replicated.member_notes import MOST, SETTLE, MemberNotes
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Note, decode_note, encode_note
 from celery_neli.schedule_topic.notes import apps_of, living, sharing
 from tests.unit.fakes import FakeTopic
@@ -38,11 +38,30 @@ def test_members_of_another_app_are_named_once_a_minute(notes: MemberNotes, capl
     """With both apps, what it means and the way out, as an error."""
     notes.read({(MEMBER, "beat2"): note("shop"), (MEMBER, "blog1"): note("blog")})
     for _ in range(3):
-        notes.warn()
+        notes.warn(leads=True)
     (line,) = said(caplog)
     assert "app shop: beat1, beat2; app blog: blog1" in line
     assert "neli_group of its own" in line
     assert caplog.records[-1].levelno == logging.ERROR
+
+
+def test_a_standby_says_it_once_and_not_of_a_member_that_it_only_reads_of(caplog: pytest.LogCaptureFixture) -> None:
+    """For readers of the log of the app whose schedule does not run."""
+    clock = [NOW]
+    notes = MemberNotes("beat1", "shop", "g.beat", clock=lambda: clock[0])
+    notes.read({(MEMBER, "gone"): note("blog")})
+    notes.warn(leads=False)
+    notes.read({(MEMBER, "gone"): None})
+    notes.warn(leads=False)
+    clock[0] += 2 * SETTLE
+    notes.read({(MEMBER, "blog1"): note("blog")})
+    notes.warn(leads=False)
+    assert said(caplog) == []
+    for _ in range(30):
+        clock[0] += SETTLE
+        notes.warn(leads=False)
+    (line,) = said(caplog)
+    assert line.startswith("beat: app=shop stands by in group=g.beat: different apps share one neli_group (")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +80,7 @@ def test_of_one_app_nothing_is_said(
 ) -> None:
     """Nor of an older release, of a member long gone, of what is no note, and of this process's name before."""
     notes.read({(MEMBER, name): value for name, value in others.items()})
-    notes.warn()
+    notes.warn(leads=True)
     assert said(caplog) == []
 
 
@@ -69,7 +88,7 @@ def test_a_member_that_left_counts_no_more(notes: MemberNotes, caplog: pytest.Lo
     """Its note is deleted when it ends."""
     notes.read({(MEMBER, "blog1"): note("blog")})
     notes.read({(MEMBER, "blog1"): None})
-    notes.warn()
+    notes.warn(leads=True)
     assert said(caplog) == []
 
 
@@ -77,14 +96,14 @@ def test_an_app_without_a_name_is_compared_with_none(caplog: pytest.LogCaptureFi
     """It may be any."""
     notes = MemberNotes("beat1", None, "g.beat", clock=lambda: NOW)
     notes.read({(MEMBER, "blog1"): note("blog")})
-    notes.warn()
+    notes.warn(leads=True)
     assert said(caplog) == []
 
 
 def test_names_of_apps_cannot_forge_a_line(notes: MemberNotes, caplog: pytest.LogCaptureFixture) -> None:
     """Notes may be written by anybody who can write to the topic; and their number is bounded."""
     notes.read({(MEMBER, f"m{number}\n"): note("blog\nERROR\x1b[2J") for number in range(2 * MOST)})
-    notes.warn()
+    notes.warn(leads=True)
     (line,) = said(caplog)
     assert line.isprintable()
     assert f"{MOST - 4} more" in line
@@ -111,7 +130,7 @@ def test_status_tells_apps_apart() -> None:
 def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_its_group(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Only while it leads: of the standbys, each would say the same."""
+    """At once when it leads."""
     topic = FakeTopic()
     other = encode_note(Note(schedule="89abcdef", version=None, at=time.time(), app="blog"))
     topic.log.append((MEMBER, "blog1", other, None))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.misfire import POLICIES, Misfire, decide
+from celery_neli.schedule.misfire import Misfire, decide
 from celery_neli.schedule.slots import Owed
+from celery_neli.settings import MISFIRE_POLICIES
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 
@@ -48,7 +49,7 @@ def test_each_policy(rule: Misfire, late: list[float], left_out: int) -> None:
     assert runs(rule, owed(3000.0, 300.0, 30.0, 10.0)) == (late, left_out)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", MISFIRE_POLICIES)
 def test_what_is_on_time_runs_whatever_the_policy(policy: str) -> None:
     """One slot, a moment ago."""
     assert runs(Misfire(policy=policy), owed(0.02)) == ([0.02], 0)
@@ -73,7 +74,7 @@ def test_slots_that_are_known_by_number_only_are_left_out() -> None:
 
 
 @given(
-    policy=st.sampled_from(POLICIES),
+    policy=st.sampled_from(MISFIRE_POLICIES),
     most=st.integers(1, 5),
     grace=st.none() | st.floats(0.1, 100),
     deadline=st.none() | st.floats(0.1, 100),
@@ -114,7 +115,7 @@ def test_every_slot_runs_or_is_counted(
 def test_what_makes_no_policy_is_refused_with_its_name_and_value(given: dict[str, Any], said: str) -> None:
     """In settings and in the options of an entry alike."""
     with pytest.raises(ConfigurationError) as raised:
-        Misfire.from_settings(given)
+        Misfire().changed_by(given)
     assert said in str(raised.value)
     with pytest.raises(ConfigurationError):
         Misfire().changed_by(given)
@@ -122,7 +123,7 @@ def test_what_makes_no_policy_is_refused_with_its_name_and_value(given: dict[str
 
 def test_an_entry_changes_what_it_names_and_keeps_the_rest() -> None:
     """Its options go before the settings."""
-    default = Misfire.from_settings({"neli_misfire": "skip", "neli_misfire_grace": 7, "neli_misfire_max": None})
+    default = Misfire().changed_by({"neli_misfire": "skip", "neli_misfire_grace": 7, "neli_misfire_max": None})
     assert default == Misfire(policy="skip", grace=7)
     assert default.changed_by({"queue": "q", "neli_misfire": "fire_all"}) == Misfire(policy="fire_all", grace=7)
     assert default.changed_by({"queue": "q"}) == default

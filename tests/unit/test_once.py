@@ -17,7 +17,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.due import advance, look, seconds_to_next
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.once import once
-from celery_neli.schedule.slots import is_known, missed, next_slot
+from celery_neli.schedule.slots import has_slots, missed, next_slot
 from tests.unit.schedulers import make_app
 
 AT = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
@@ -131,8 +131,8 @@ def test_a_subclass_with_its_own_say_is_asked() -> None:
         def is_due(self, last_run_at: datetime) -> Any:
             return super().is_due(last_run_at)
 
-    assert is_known(once(AT))
-    assert not is_known(Whim(AT))
+    assert has_slots(once(AT))
+    assert not has_slots(Whim(AT))
 
 
 def test_copies_are_equal() -> None:

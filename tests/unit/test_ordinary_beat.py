@@ -24,7 +24,7 @@ import celery_neli.beat.scheduler
 import celery_neli.cli
 from celery_neli import install
 from celery_neli.exceptions import NeliError
-from celery_neli.ordinary_beat import OrdinaryBeat, check_scheduler, misspelt
+from celery_neli.ordinary_beat import OrdinaryBeat, in_one_line, misspelt
 from celery_neli.status import ElectionStatus, MemberStatus, RoleStatus
 from tests.unit.schedulers import make_app
 
@@ -104,14 +104,16 @@ def test_an_ordinary_beat_beside_elected_ones_ends_with_one_line(
         found(members=[member("killed", answers=False)]),
     ],
 )
-def test_without_elected_beats_it_starts_and_hears_nothing(
+def test_without_elected_beats_it_starts_and_warns_of_others_like_it(
     answer: ElectionStatus, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Beside workers that alone hold an election, or where a leader topic of long ago is left."""
+    """It may be the only one, beside workers that hold an election; or one of a fleet in which each one sends."""
     kafka = Kafka(answer)
     beat_starts(OrdinaryBeat(kafka))
     assert kafka.asked == 1
-    assert [record for record in caplog.records if record.name.startswith("celery_neli")] == []
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("celery_neli")]
+    assert "which takes part in no election: if several such beats run, each of them sends every task" in line
+    assert "--scheduler celery_neli.Scheduler" in line
 
 
 @pytest.mark.parametrize("conf", [{"neli_group": None}, {"neli_enabled": False}])
@@ -154,7 +156,7 @@ def test_a_setting_that_is_wrong_is_told_and_does_not_end_an_ordinary_beat(
 ) -> None:
     """It takes no part in any election."""
     beat_starts(OrdinaryBeat(Kafka(ABSENT)), neli_kafkka="k:1")
-    assert "neli_kafkka is no setting" in caplog.text
+    assert "neli_kafkka is not a setting" in caplog.text
 
 
 def worker_starts(watch: OrdinaryBeat, **options: Any) -> None:
@@ -184,7 +186,7 @@ def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
     ("scheduler", "words"),
     [
         ("celery_neli.Scheduler", "neli_misfire = 'sometimes'"),
-        ("celery_neli.ReplicatedScheduler", "by itself asks no election"),
+        ("celery_neli.ReplicatedScheduler", "by itself takes part in no election"),
     ],
 )
 def test_a_worker_ends_if_the_elected_beat_in_it_could_not_run(scheduler: str, words: str) -> None:
@@ -197,7 +199,7 @@ def test_a_worker_ends_if_the_elected_beat_in_it_could_not_run(scheduler: str, w
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-S", "celery_neli.ReplicatedScheduler"], "by itself asks no election"),
+        (["-S", "celery_neli.ReplicatedScheduler"], "by itself takes part in no election"),
         (["-S", "celery_neli.Scheduler"], "neli_enabled = 0: give True or False"),
     ],
 )
@@ -259,7 +261,7 @@ def test_a_misspelt_scheduler_is_one_line_with_the_name_that_was_meant(name: str
     def beat(scheduler: str) -> None:
         click.echo(f"started {scheduler}")
 
-    check_scheduler(beat)
+    in_one_line(beat)
     result = CliRunner().invoke(beat, ["-S", name])
     assert result.exit_code == 1
     assert f"did you mean '{meant}'?" in result.output

@@ -69,8 +69,8 @@ def test_options_that_do_not_exist_are_refused(app: Celery, options: dict[str, A
     ("backend", "conf", "options", "reason"),
     [
         (None, {}, {}, "there is no result backend: set result_backend"),
-        ("rpc://", {}, {}, "rpc:// answers nobody but the process that sent the task"),
-        ("cache+memory://", {}, {}, "cache[+]memory:// answers nobody but the process that ran the task"),
+        ("rpc://", {}, {}, "rpc:// answers only the process that sent the task"),
+        ("cache+memory://", {}, {}, "cache[+]memory:// answers only the process that ran the task"),
         ("nonsense://", {}, {}, "the result backend cannot be made: .*nonsense"),
         ("redis://", {}, {"task": "forget"}, "results of forget are ignored: set ignore_result to False"),
         ("redis://", {}, {"ignore_result": True}, "results of import are ignored"),

@@ -79,6 +79,28 @@ def test_clients_of_other_brokers_say_it_of_those(caplog: pytest.LogCaptureFixtu
     assert len(said(caplog)) == 2
 
 
+def test_the_end_of_kafka_is_no_news_to_a_process_that_ends(
+    kafka: Reachability, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All may be stopped at once. While another member of the process goes on, it is."""
+    caplog.set_level(logging.DEBUG)
+    kafka.joined("beats")
+    kafka.joined("workers")
+    kafka.left("beats")
+    kafka.down(LOG)
+    assert len(said(caplog)) == 1
+    kafka.reached(LOG)
+    kafka.left("workers")
+    kafka.left("workers")
+    kafka.down(LOG)
+    assert len([line for line in said(caplog) if "unreachable" in line]) == 1
+    assert "unreachable" in caplog.records[-1].getMessage()
+    kafka.reached(LOG)
+    kafka.joined("beats again")
+    kafka.down(LOG)
+    assert len([line for line in said(caplog) if "unreachable" in line]) == 2
+
+
 def test_another_lasting_cause_in_the_same_outage_is_said(
     kafka: Reachability, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,7 +116,7 @@ def test_another_lasting_cause_in_the_same_outage_is_said(
             klog.error(DOWN)
         assert len(said(caplog)) == 2 * outage
         assert "Connection refused" in said(caplog)[-2]
-        assert f"reason={LOGIN.reason!r}: check it; nobody leads" in said(caplog)[-1]
+        assert f"reason={LOGIN.reason!r}: check it; no member leads" in said(caplog)[-1]
         assert kafka.cause == LOGIN
         klog.reachable()
 
@@ -159,7 +181,7 @@ def test_the_line_about_an_outage_waits_for_what_is_wrong_with_the_certificate(
         klog.error(Error("_SSL", VERIFY))
         klog.error(DOWN)
     assert len(said(caplog)) == 1
-    assert "reason='the certificate of k:9093 has expired': renew it on the broker; nobody leads" in said(caplog)[0]
+    assert "reason='the certificate of k:9093 has expired': renew it on the broker; no member leads" in said(caplog)[0]
     assert looked == ["k:9093"]
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.records import MAX_BYTES, MAX_DATA, MAX_LEASE, Record, decode, encode, sound
+from celery_neli.election.records import MAX_BYTES, MAX_DATA, Record, decode, encode, sound
 from celery_neli.exceptions import RecordError, UnknownVersion
+from celery_neli.settings import MAX_LEASE
 
 names = st.text(min_size=1, max_size=40)
 offsets = st.integers(min_value=0, max_value=1 << 60)

@@ -124,7 +124,7 @@ def carried(config: Config) -> Mapping[str, Any]:
     """What a member that comes afterwards finds, and takes the lead with."""
     with Neli(config) as member:
         assert member.pulse(20)
-        return member.told("leader").data or {}
+        return member.role("leader").last_payload.data or {}
 
 
 @pytest.mark.integration
@@ -153,12 +153,12 @@ def test_a_role_that_is_served_is_not_touched(app: Celery, monkeypatch: pytest.M
     with Neli(config) as member:
         pulser = member.background(lambda: None)
         assert member.pulse(20)
-        term = member.grant("leader").term
+        term = member.role("leader").term
         status, output = repair(app)
         assert status == 1
         assert f"{config.name} leads role leader" in output
         assert "stop all beats first" in output
-        assert member.grant("leader").term == term
+        assert member.role("leader").term == term
         assert member.is_leader
         pulser.close()
 

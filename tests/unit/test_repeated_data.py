@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.grant import LeaderAcquired, LeaderRevoked
 from celery_neli.election.ports import End
 from celery_neli.election.records import MAX_DATA, MAX_OFFER, Record, decode, encode, sound
+from celery_neli.election.role_state import LeaderAcquired, LeaderRevoked
 from celery_neli.exceptions import RecordError
 from tests.unit.stage import Stage
 
@@ -72,7 +72,7 @@ def test_a_claim_does_not_repeat_how_long_another_was_idle() -> None:
     """`idle` is its author's own."""
     stage = led_after(written_by_another({**MARKS, "idle": 50.0}))
     assert [record.data for record in stage.journal.sent if record.kind == "claim"] == [MARKS]
-    assert stage.member.told("leader").data == MARKS
+    assert stage.member.last_payload("leader").data == MARKS
 
 
 texts = st.text(max_size=20) | st.sampled_from(
@@ -125,7 +125,7 @@ def test_whatever_the_log_holds_a_member_writes_only_what_every_reader_accepts(
     assert stage.leads()
     stage.echo(after=0.5)
     try:
-        stage.member.offer("leader", offered, term=stage.grant().term or 0)
+        stage.member.set_payload("leader", offered, term=stage.grant().term or 0)
     except ValueError:
         pass
     stage.echo(after=0.5)
@@ -142,7 +142,7 @@ def test_data_that_are_too_long_are_refused_where_they_are_given_with_both_numbe
     """They would go into every record of the term, and into the claims of the next."""
     stage = Stage().lead()
     with pytest.raises(ValueError, match=rf"no record can carry .* {length} characters .* at most {MAX_OFFER} "):
-        stage.member.offer("leader", sized(length), term=0)
+        stage.member.set_payload("leader", sized(length), term=0)
     assert sound(sized(MAX_OFFER)) == sized(MAX_OFFER)
 
 

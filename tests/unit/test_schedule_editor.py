@@ -10,7 +10,7 @@ from celery.schedules import crontab
 
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.editor import default_author
-from celery_neli.periodic.view import names
+from celery_neli.periodic.view import entry_names
 from celery_neli.schedule_topic.codec import ENTRY, Definition, State
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
@@ -223,7 +223,7 @@ def test_what_is_no_name_is_refused_by_its_field(desk: Desk, what: str, name: An
 def test_the_pause_of_what_beat_schedule_has_no_more_is_no_entry(desk: Desk) -> None:
     """It can be removed, and the name can be put."""
     desk.store.set("gone", Definition(task=None, schedule=None, static=True, paused=True))
-    assert "gone" not in names(desk.editor())
+    assert "gone" not in entry_names(desk.editor())
     with pytest.raises(NeliError, match="no entry 'gone'"):
         desk.editor().resume("gone")
     desk.put("gone")
@@ -281,7 +281,7 @@ def test_what_this_release_cannot_read_is_shown_and_can_be_replaced(desk: Desk) 
     """A newer one wrote it: it is not silently away, it is not half changed, and it can be put anew or removed."""
     desk.store.values[ENTRY, "new"] = b'{"v":99}'
     desk.store.set("odd", Definition(task="t", schedule="some future kind"))
-    assert names(desk.editor()) == {"static", "new", "odd"}
+    assert entry_names(desk.editor()) == {"static", "new", "odd"}
     assert "version" in str(desk.look("new").problem)
     assert "some future kind" in str(desk.look("odd").problem)
     assert desk.look("odd").schedule == "some future kind"
@@ -291,7 +291,7 @@ def test_what_this_release_cannot_read_is_shown_and_can_be_replaced(desk: Desk) 
     assert desk.look("new").problem is None
     desk.store.values[ENTRY, "new"] = b'{"v":99}'
     desk.editor().remove("new")
-    assert names(desk.editor()) == {"static", "odd"}
+    assert entry_names(desk.editor()) == {"static", "odd"}
 
 
 # -- now --

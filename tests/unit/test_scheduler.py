@@ -105,7 +105,7 @@ def test_the_leadership_comes_from_the_factory_at_the_first_tick() -> None:
 @pytest.mark.parametrize(
     ("conf", "message"),
     [
-        ({"neli_hearbeat_timeout": 5}, "neli_hearbeat_timeout is no setting"),
+        ({"neli_hearbeat_timeout": 5}, "neli_hearbeat_timeout is not a setting"),
         ({"neli_scheduler": "no.such.Scheduler"}, "neli_scheduler = 'no.such.Scheduler' cannot be imported"),
     ],
 )
@@ -146,7 +146,7 @@ def test_switched_off_it_is_the_plain_inner_scheduler(tmp_path: Path) -> None:
         ("no.such.Scheduler", "cannot be imported"),
         ("celery_neli.ReplicatedSchedular", "did you mean 'celery_neli.ReplicatedScheduler'"),
         ("celery.beat.PersistantScheduler", "did you mean 'celery.beat.PersistentScheduler'"),
-        ("celery.beat.Service", "no subclass"),
+        ("celery.beat.Service", "not a subclass"),
     ],
 )
 def test_an_unfit_inner_scheduler_is_refused_before_joining(setting: str, words: str) -> None:

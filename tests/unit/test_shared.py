@@ -12,7 +12,7 @@ import pytest
 
 from celery_neli.election import shared_lease as module
 from celery_neli.election.clock import boottime
-from celery_neli.election.grant import Grant
+from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share, shared
 from tests.processes import wait_until
 from tests.unit.leases import make_app

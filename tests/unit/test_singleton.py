@@ -13,21 +13,21 @@ from celery import Celery, current_app, shared_task
 
 from celery_neli import ConfigurationError, current_term, install, signals, singleton, still_leader
 from celery_neli.election.clock import boottime
-from celery_neli.election.grant import Grant
+from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
-from celery_neli.singletons.registry import Singleton, find, registered
+from celery_neli.singletons.decorator import Singleton, find, registered
 from celery_neli.singletons.runner import (
     BACKOFF_MOST,
-    LOOK,
+    POLL_INTERVAL,
     REST_LEAST,
     REST_MOST,
     ChildFailed,
     Runner,
-    Tenure,
-    Unelected,
+    ThreadSession,
     backoff,
 )
-from celery_neli.singletons.supervisor import Crew, Singletons, refuse_isolation, refuse_unfindable
+from celery_neli.singletons.supervisor import SingletonsStep, Supervisor, refuse_isolation, refuse_unfindable
+from celery_neli.worker.context import Unelected
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ class Scene:
         self.runner = self.make()
 
     def make(self, *, resign: bool = True, lease: Any = None) -> Runner:
-        lease = lease or self.lease
+        lease = lease or self.lease.role("leader")
         return Runner(
-            self.singleton, "leader", lease,
-            lambda term: Tenure(self.app, self.singleton, "leader", lease, term),
+            self.singleton, lease,
+            lambda term: ThreadSession(self.singleton, lease, term),
             (lambda: self.done.append("resign")) if resign else None,
             wait=self.wait, clock=lambda: self.now, jitter=lambda: 1.0,
         )  # fmt: skip
@@ -130,11 +130,11 @@ def test_every_is_the_pause_from_the_end_of_a_turn() -> None:
 
 
 def test_a_long_pause_ends_with_the_lease() -> None:
-    """Within LOOK, though no signal tells of it."""
+    """Within POLL_INTERVAL, though no signal tells of it."""
     scene = Scene(every=3600.0)
     scene.lead(1)
     assert scene.run(nothing, scene.lapse) == ["setup 1", "turn 1", "teardown 1"]
-    assert scene.pauses[:2] == [LOOK, LOOK]
+    assert scene.pauses[:2] == [POLL_INTERVAL, POLL_INTERVAL]
 
 
 @pytest.mark.parametrize("when", ["setup", "turn"])
@@ -151,7 +151,7 @@ def test_a_tenure_of_another_term_sets_nothing_up() -> None:
     """In a process of its own the command may arrive late."""
     scene = Scene()
     scene.lead(2)
-    assert not Tenure(scene.app, scene.singleton, "leader", scene.lease, 1).turn()
+    assert not ThreadSession(scene.singleton, scene.lease.role("leader"), 1).run()
     assert scene.done == []
 
 
@@ -246,7 +246,7 @@ def test_after_giving_up_it_rests_longer_each_time() -> None:
     rests = [10, 20, 40, 80, 160, 300, 300, EVERY, 10]
     assert (REST_LEAST, REST_MOST) == (10, 300)
     waited = [later - sooner for sooner, later in pairwise(began)]
-    assert waited[: len(rests)] == pytest.approx(rests, abs=2 * LOOK)
+    assert waited[: len(rests)] == pytest.approx(rests, abs=2 * POLL_INTERVAL)
 
 
 def test_what_failed_in_another_process_is_logged_as_that_tells_it(caplog: pytest.LogCaptureFixture) -> None:
@@ -277,7 +277,7 @@ def test_a_teardown_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> No
 def test_without_elections_it_runs_in_term_0_and_never_gives_up() -> None:
     """There is nobody to hand over to."""
     scene = Scene(max_failures=1)
-    scene.runner = scene.make(resign=False, lease=Unelected())
+    scene.runner = scene.make(resign=False, lease=Unelected("leader"))
     scene.inside["turn"] = failing
     assert scene.run(nothing, nothing) == ["setup 0", "turn 0", "turn 0", "turn 0", "teardown 0"]
 
@@ -293,25 +293,24 @@ def test_a_closed_runner_calls_nothing() -> None:
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runners look by themselves once a minute only."""
-    monkeypatch.setattr("celery_neli.singletons.runner.LOOK", 60.0)
+    monkeypatch.setattr("celery_neli.singletons.runner.POLL_INTERVAL", 60.0)
 
 
 def test_a_runner_that_waits_is_woken(deaf: None) -> None:
     """By `ring` once for each, by `close` for good."""
     asked: list[str] = []
 
-    class Counting(SharedLease):
-        def leading(self, role: str) -> int | None:
-            asked.append(role)
-            return None
+    class Counting(Unelected):
+        def leading_term(self) -> Any:
+            asked.append(self.name)
 
-    runner = Runner(Scene().singleton, "leader", Counting(("leader",)), lambda term: pytest.fail("led"), None)
+    runner = Runner(Scene().singleton, Counting("leader"), lambda term: pytest.fail("led"), None)
     thread = threading.Thread(target=runner.run, daemon=True)
     thread.start()
     for count in (1, 2, 3):
         wait_until(lambda count=count: len(asked) == count, timeout=10, what=f"look {count}", interval=0.001)
         wait_until(lambda: runner.wait_idle(0.001), timeout=10, what="it to wait again")
-        runner.ring() if count < 3 else runner.close()
+        runner.wake() if count < 3 else runner.close()
     thread.join(10)
     assert not thread.is_alive()
     assert len(asked) == 3
@@ -321,15 +320,19 @@ def test_a_runner_is_idle_only_while_nothing_can_begin() -> None:
     """Busy before it asks the lease: who saw it idle after the lease ended knows that nothing starts any more."""
     idle: list[bool] = []
 
-    class Watched(SharedLease):
-        def leading(self, role: str) -> int | None:
-            idle.append(scene.runner.wait_idle(0))
-            return super().leading(role)
-
     scene = Scene()
-    scene.lease = Watched(("leader",))
-    scene.runner = scene.make()
-    share(scene.app, scene.lease)
+    lease = scene.lease.role("leader")
+
+    class Watched(Unelected):
+        def leading_term(self) -> Any:
+            idle.append(scene.runner.wait_idle(0))
+            return lease.leading_term()
+
+        def may_start(self, term: int | None = None) -> bool:
+            idle.append(scene.runner.wait_idle(0))
+            return lease.may_start(term)
+
+    scene.runner = scene.make(lease=Watched("leader"))
     scene.lead(1)
     scene.inside["teardown"] = lambda: idle.append(scene.runner.wait_idle(0))
     scene.run(nothing, scene.lapse, lambda: idle.append(not scene.runner.wait_idle(0)))
@@ -338,7 +341,7 @@ def test_a_runner_is_idle_only_while_nothing_can_begin() -> None:
     assert scene.runner.wait_idle(0)
 
 
-# The crew
+# The supervisor
 
 
 class Sender:
@@ -346,20 +349,20 @@ class Sender:
 
 
 class Blocked:
-    """A crew of one runner, in a turn that does not return until `go` is set."""
+    """A supervisor of one runner, in a turn that does not return until `go` is set."""
 
     def __init__(self, *, drain_timeout: float) -> None:
         self.scene = Scene()
         self.entered, self.go = threading.Event(), threading.Event()
         self.scene.inside["turn"] = self.turn
         self.leadership: Any = Sender()
+        lease = self.scene.lease.role("leader")
         runner = Runner(
-            self.scene.singleton, "leader", self.scene.lease,
-            lambda term: Tenure(self.scene.app, self.scene.singleton, "leader", self.scene.lease, term), None,
-        )  # fmt: skip
-        self.crew = Crew([runner], self.leadership, drain_timeout=drain_timeout)
+            self.scene.singleton, lease, lambda term: ThreadSession(self.scene.singleton, lease, term), None
+        )
+        self.supervisor = Supervisor([runner], self.leadership, drain_timeout=drain_timeout)
         self.scene.lead(1)
-        self.crew.start()
+        self.supervisor.start()
         assert self.entered.wait(10)
 
     def turn(self) -> None:
@@ -384,7 +387,7 @@ def test_a_hand_over_waits_for_the_turn_and_the_teardown() -> None:
     hand_over.join(10)
     assert not hand_over.is_alive()
     assert blocked.scene.done == ["setup 1", "turn 1", "teardown 1"]
-    blocked.crew.finish()
+    blocked.supervisor.finish()
 
 
 @pytest.mark.parametrize(("role", "drain_timeout"), [("leader", 0.05), ("other", 60.0)])
@@ -396,13 +399,13 @@ def test_a_hand_over_does_not_wait_for_ever(role: str, drain_timeout: float) -> 
     assert not hand_over.is_alive()
     assert blocked.scene.done == ["setup 1", "turn 1"]
     blocked.go.set()
-    blocked.crew.finish()
+    blocked.supervisor.finish()
 
 
 def test_a_shutdown_waits_for_the_turn_but_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     """The worker ends without it, and says so."""
     blocked = Blocked(drain_timeout=0.05)
-    blocked.crew.finish()
+    blocked.supervisor.finish()
     assert "singleton still running singleton=scene:work role=leader" in caplog.text
     blocked.go.set()
     wait_until(lambda: "teardown 1" in blocked.scene.done, timeout=10, what="its end")
@@ -412,8 +415,8 @@ def test_an_acquisition_is_heard_at_once() -> None:
     """By the runners of this role, and of this leadership; so is a fence."""
     leadership: Any = Sender()
     rung: list[int] = []
-    runner: Any = SimpleNamespace(role="leader", singleton=Scene().singleton, run=nothing, ring=lambda: rung.append(1))
-    Crew([runner], leadership, drain_timeout=1.0).start()
+    runner: Any = SimpleNamespace(role="leader", singleton=Scene().singleton, run=nothing, wake=lambda: rung.append(1))
+    Supervisor([runner], leadership, drain_timeout=1.0).start()
     for signal in (signals.leadership_acquired, signals.leadership_fenced):
         signal.send(sender=leadership, election="worker", role="leader", term=1)
         signal.send(sender=leadership, election="worker", role="other", term=1)
@@ -445,7 +448,7 @@ def test_the_function_is_returned_as_it_is(app: Celery) -> None:
     threads = threading.active_count()
     assert singleton(lazy)(work) is work
     assert [each.function for each in registered(lazy)] == [work]
-    assert Singletons in lazy.steps["worker"]
+    assert "celery_neli.singletons.supervisor:SingletonsStep" in lazy.steps["worker"]
     assert threading.active_count() == threads
 
 
@@ -530,9 +533,9 @@ def test_a_worker_without_an_election_is_refused(app: Celery) -> None:
     """With what to add; one of another app has nothing to do with it."""
     singleton(app)(work)
     with pytest.raises(ConfigurationError, match=r"call celery_neli.install\(app\), or add 'celery_neli.auto'"):
-        Singletons(worker(app)).include_if(worker(app))
+        SingletonsStep(worker(app)).include_if(worker(app))
     other = worker(install(Celery("other", set_as_current=False)))
-    assert not Singletons(other).include_if(other)
+    assert not SingletonsStep(other).include_if(other)
 
 
 def test_gevent_with_a_process_needs_python_3_11(app: Celery) -> None:
@@ -556,7 +559,7 @@ def test_a_module_that_no_new_process_would_find_is_refused(
     refuse_unfindable(registered(app))
     singleton(app, isolate=True)(relay)
     with pytest.raises(ConfigurationError, match=r"neli_sought\.shop:relay: a new process cannot find that module"):
-        Singletons(worker(app)).include_if(worker(app))
+        SingletonsStep(worker(app)).include_if(worker(app))
     (tmp_path / "neli_sought").mkdir()
     (tmp_path / "neli_sought" / "__init__.py").touch()
     with monkeypatch.context() as importing:
@@ -570,9 +573,9 @@ def test_a_role_that_is_unknown_is_refused(role: str | None, app: Celery) -> Non
     """With the known ones. With several, one must be named."""
     app.conf.neli_roles = ["billing", "mail"]
     singleton(app, role=role)(work)
-    of = worker(app, "celery_neli.Election")
+    of = worker(app, "celery_neli.ElectionStep")
     with pytest.raises(ConfigurationError, match="name one of the roles in neli_roles: 'billing', 'mail'"):
-        Singletons(of).include_if(of)
+        SingletonsStep(of).include_if(of)
 
 
 def test_switched_off_a_worker_runs_it_without_an_election(app: Celery) -> None:
@@ -587,7 +590,7 @@ def test_switched_off_a_worker_runs_it_without_an_election(app: Celery) -> None:
 
     singleton(app)(function)
     of = worker(app)
-    step = Singletons(of)
+    step = SingletonsStep(of)
     assert step.include_if(of)
     step.start(of)
     assert began.wait(10)

@@ -13,7 +13,7 @@ from celery.schedules import BaseSchedule, crontab, schedule, solar
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from celery_neli.schedule.slots import is_known, last_run, missed, next_slot
+from celery_neli.schedule.slots import has_slots, last_run, missed, next_slot
 from tests.unit.schedulers import make_app
 
 UTC = timezone.utc
@@ -291,7 +291,7 @@ class Renamed(crontab):
 def test_only_schedules_that_are_celerys_through_and_through_have_slots(when: Any, known: bool) -> None:
     """Another class may know better; it is asked."""
     when.app = APPS["UTC", True]
-    assert is_known(when) is known
+    assert has_slots(when) is known
     if not known:
         assert next_slot(when, datetime(2026, 1, 1, tzinfo=UTC)) is None
         assert missed(when, datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC), 1) is None
@@ -301,4 +301,4 @@ def test_a_schedule_that_was_patched_has_no_slots() -> None:
     """An instance may have an `is_due` of its own."""
     when = schedule(5, app=APPS["UTC", True])
     when.is_due = lambda last_run_at: (True, 5)
-    assert not is_known(when)
+    assert not has_slots(when)

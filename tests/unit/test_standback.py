@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from celery_neli.beat import role_runner as desks
-from celery_neli.election.grant import LeaderAcquired
 from celery_neli.election.records import Record
+from celery_neli.election.role_state import LeaderAcquired
 from celery_neli.election.standback import FIRST, MOST, StandBack
 from tests.unit.beats import World
 from tests.unit.test_member import Stage

@@ -18,7 +18,7 @@ from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.config import shard_roles
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.static import check_static
-from celery_neli.periodic.view import look, names
+from celery_neli.periodic.view import entry_names, view_of
 from celery_neli.schedule.once import once
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership
@@ -112,11 +112,11 @@ def test_objects_that_decide_for_themselves_stay_untouched(when: Any) -> None:
         (entry(schedule=float("inf")), r"^schedule = inf: "),
         (entry(schedule=1e12), r"^schedule = 1000000000000.0: .*hundred years"),
         (entry(schedule=10**400), r"^schedule = 1000.*: no number"),
-        (entry(schedule=True), r"^schedule = True: bool is no schedule"),
+        (entry(schedule=True), r"^schedule = True: bool is not a schedule"),
         (entry(schedule=None), r"^schedule is missing: give"),
-        (entry(schedule={"every": 5}), r"^schedule = .*dict is no schedule; write"),
-        (entry(schedule=crontab), r"^schedule = .*the class crontab is no schedule"),
-        (entry(schedule=tidy.s()), r"^schedule = .*Signature is no schedule"),
+        (entry(schedule={"every": 5}), r"^schedule = .*dict is not a schedule; write"),
+        (entry(schedule=crontab), r"^schedule = .*the class crontab is not a schedule"),
+        (entry(schedule=tidy.s()), r"^schedule = .*Signature is not a schedule"),
         (entry(schedule=0.5, relative=True), r"^schedule = .*a second at least"),
         ({"task": "t"}, r"^schedule is missing: give"),
         ({"schedule": 5}, r"^task is missing: give"),
@@ -324,9 +324,9 @@ def test_entries_that_are_left_out_are_rows() -> None:
     """With all their mistakes; the others are shown."""
     desk = Desk(make_app(beat_schedule={"good": entry(), "bad": {"task": 5, "schedule": "often"}}))
     editor = desk.editor()
-    assert names(editor) == {"good", "bad"}
-    assert look(editor, "good").problem is None
-    problem = str(look(editor, "bad").problem)
+    assert entry_names(editor) == {"good", "bad"}
+    assert view_of(editor, "good").problem is None
+    problem = str(view_of(editor, "bad").problem)
     assert problem.startswith("cannot be shown: schedule = 'often': ")
     assert "; task = 5: " in problem
 
@@ -347,15 +347,15 @@ def test_a_schedule_that_cannot_be_looked_at_is_a_row() -> None:
     vars(odd).clear()
     app = make_app(beat_schedule={"good": entry(), "e": entry(schedule=odd)})
     editor = Desk(app).editor()
-    assert "AttributeError" in str(look(editor, "e").problem)
-    assert look(editor, "good").problem is None
+    assert "AttributeError" in str(view_of(editor, "e").problem)
+    assert view_of(editor, "good").problem is None
     assert list(ReplicatedScheduler(app=app).schedule) == ["good"]
     odd = crontab(0)
     del vars(odd)["_orig_minute"]
     app.conf.beat_schedule["e"] = entry(schedule=odd)
     editor = Desk(app).editor()
-    assert "AttributeError" in str(look(editor, "e").problem)
-    assert look(editor, "good").problem is None
+    assert "AttributeError" in str(view_of(editor, "e").problem)
+    assert view_of(editor, "good").problem is None
 
 
 def test_a_schedule_whose_repr_raises_is_a_row() -> None:
@@ -372,4 +372,4 @@ def test_a_schedule_whose_repr_raises_is_a_row() -> None:
 
     desk = Desk(make_app(beat_schedule={"good": entry(), "e": entry(schedule=Silent())}))
     editor = desk.editor()
-    assert {name: look(editor, name).schedule for name in names(editor)} == {"good": "PT10S", "e": "<Silent>"}
+    assert {name: view_of(editor, name).schedule for name in entry_names(editor)} == {"good": "PT10S", "e": "<Silent>"}

@@ -13,7 +13,7 @@ from kombu import Producer
 
 from celery_neli import leader_only
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.worker.counters import counts
+from celery_neli.worker.redelivery import counts
 from celery_neli.worker.strategy import check_all
 from tests.unit.leases import make_app
 from tests.unit.workers import Worker
@@ -187,7 +187,7 @@ def test_skipping_fails_where_somebody_waits(waits: str) -> None:
     assert worker.unacked() == 0
 
 
-def test_failing_is_left_to_the_gate() -> None:
+def test_failing_is_left_to_the_check_before_the_body() -> None:
     """In the pool, where links and retries of a failure are at home."""
     worker = Worker()
     task = task_of(worker.app, on_standby="fail")

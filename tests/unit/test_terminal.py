@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import NeliError
-from celery_neli.terminal import failure, say, say_json
+from celery_neli.printable import failure, say, say_json
 
 
 @given(text=st.text(st.characters(exclude_categories=())), encoding=st.sampled_from(["ascii", "latin-1", "utf-8"]))

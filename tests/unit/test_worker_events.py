@@ -14,7 +14,7 @@ from celery.bootsteps import CLOSE, RUN
 from celery.signals import worker_shutdown
 
 from celery_neli import signals
-from celery_neli.worker.events import KEPT, Outbox, tell
+from celery_neli.worker.events import KEPT, Outbox, send_transitions
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Watched:
         self.leadership = object()
         self.seen: list[dict[str, Any]] = []
         self.state = self.app.events.State()
-        tell(self.worker, self.leadership)  # type: ignore[arg-type]
+        send_transitions(self.worker, self.leadership)  # type: ignore[arg-type]
 
     def transition(self, kind: str, role: str = "leader", term: int = 7) -> None:
         signal = getattr(signals, f"leadership_{kind}")

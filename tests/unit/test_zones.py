@@ -11,8 +11,8 @@ import pytest
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.text import parse
-from celery_neli.schedule.expiry import expires_of
-from celery_neli.schedule.zones import next_change, offset_at, to_utc
+from celery_neli.schedule.crontabs import next_change, offset_at, to_utc
+from celery_neli.schedule.due import expires_of
 from tests.unit.schedulers import make_app
 from tests.unit.wall_clock import changes
 

@@ -16,9 +16,10 @@ from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 from kombu.asynchronous.timer import Timer
 from kombu.common import QoS
 
-from celery_neli.worker.consumer_step import LeaderQueues
-from celery_neli.worker.in_flight import begin_drain
-from celery_neli.worker.queues import leader_queue
+from celery_neli.worker.consumer_step import RoleQueues
+from celery_neli.worker.in_flight import InFlight
+from celery_neli.worker.task_marking import role_queue
+from tests.unit.fakes import FakeRole
 from tests.unit.leases import Lease, make_app
 
 if TYPE_CHECKING:
@@ -107,22 +108,16 @@ class BareConsumer(Consumer):
 
 
 class Leadership:
-    """Holds as long as a test says."""
+    """Notes which roles it was asked to hand over."""
 
     def __init__(self) -> None:
-        self.holds = True
-        self.asked = 0
         self.resigned: list[str | None] = []
 
-    def resign(self, role: str | None = None) -> None:
-        self.resigned.append(role)
+    def role(self, name: str = "leader") -> FakeRole:
+        return FakeRole(self, name)
 
     def stand_back(self, role: str) -> None:
         self.resigned.append(role)
-
-    def held(self, role: str | None = None) -> bool:
-        self.asked += 1
-        return self.holds
 
 
 class Worker:
@@ -137,7 +132,8 @@ class Worker:
             del self.app.tasks[name]  # shared tasks of other tests, for other roles
         self.lease = Lease(self.app, *settings.get("neli_roles", ()))
         self.leadership: Any = Leadership()
-        self.drain = begin_drain(self.app, self.leadership, self.lease.shared)
+        self.in_flight = InFlight(self.app, self.leadership, self.lease.shared)
+        self.app.neli_in_flight = self.in_flight
         self.refused: set[str] = set()  # queues that the broker does not declare; it closes the channel
         self.pool = Pool()
         self.timer = Timer()
@@ -148,7 +144,7 @@ class Worker:
         )  # fmt: skip
         self.consumer.event_dispatcher = None
         self.consumer.blueprint.state = RUN
-        self.step = LeaderQueues(self.consumer)
+        self.step = RoleQueues(self.consumer)
         self.step.include_if(self.consumer)
 
     def connect(self) -> None:
@@ -194,7 +190,7 @@ class Worker:
         self.consumer.perform_pending_operations()
 
     def queue(self, role: str | None = None) -> str:
-        return str(leader_queue(self.app, role).name)
+        return str(role_queue(self.app, role).name)
 
     def consumes(self) -> set[str]:
         return {each.name for each in self.consumer.task_consumer.queues}

@@ -20,8 +20,7 @@ from celery_neli.beat.replicated.ledger import Run
 from celery_neli.beat.replicated.pool import Pool, Unsent
 from celery_neli.beat.replicated.sender import NoLease, Sender
 from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.log_limit import EntryLines
-from celery_neli.logs import escaping
+from celery_neli.logs import EntryLines, escaping
 from celery_neli.schedule.due import advance, restart
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class LeftOut:
 
     def __init__(self, lines: EntryLines) -> None:
         self.total = 0
-        self._lines = lines
+        self.lines = lines
         #: How many slots of an entry were logged, until one of it ran: an entry that fails is looked at repeatedly.
         self._logged: dict[str, int] = {}
 
@@ -64,7 +63,7 @@ class LeftOut:
         self._logged[entry.name] = found.left_out
         owed = found.owed
         assert owed is not None, "what is left out was owed"
-        self._lines.warning(
+        self.lines.warning(
             "slots missed", entry.name,
             "beat: slots missed entry=%s left_out=%s%s first=%s last=%s policy=%s runs=%s",
             entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1], policy, found.slot,
@@ -78,15 +77,14 @@ class LeftOut:
 class Engine:
     """Runs the entries of ``scheduler``. The thread that ticks; nothing blocks but publishing.
 
-    ``make_ledger`` is called once, with the table, the counter of slots that never run, and the log of entries' lines.
+    ``make_ledger`` is called once, with the table, the log of slots that never run, and what forgets an entry.
     """
 
     def __init__(self, scheduler: Any, make_ledger: Callable[..., SlotLedger]) -> None:
         app = scheduler.app
-        self.lines = EntryLines(logger, clock=lambda: maybe_make_aware(app.now()).timestamp())
-        self.left_out = LeftOut(self.lines)
+        self.left_out = LeftOut(EntryLines(logger, clock=lambda: maybe_make_aware(app.now()).timestamp()))
         self.table = EntryTable(scheduler)
-        self.ledger = make_ledger(table=self.table, left_out=self.left_out, lines=self.lines, forget=self.forget)
+        self.ledger = make_ledger(table=self.table, left_out=self.left_out, forget=self.forget)
         self.table.exact = self.ledger.exact
         self.sender = Sender(scheduler, self.table, self.ledger)
         self.pool = Pool(app, self.sender.send_run, count=1)
@@ -116,7 +114,7 @@ class Engine:
         now = entry.default_now()
         moment = maybe_make_aware(now).timestamp()
         if top.time > moment:
-            self.lines.summarize(moment)
+            self.left_out.lines.summarize(moment)
             if self._was_set_back(entry, moment):
                 return 0.0
             return self._rest(top.time, float(min(top.time - moment, max_interval)))
@@ -197,7 +195,7 @@ class Engine:
         if now >= self._latest - SET_BACK:
             self._latest = max(now, self._latest)
             return False
-        logger.warning("beat: the clock was set back by %.0f s; intervals begin anew", self._latest - now)
+        logger.warning("beat: the clock was set back by %.0f s; intervals start over", self._latest - now)
         for each in self.table.schedule.values():
             restart(each, before=self._latest)
         self._latest = now

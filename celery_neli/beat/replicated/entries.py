@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterable, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import celery.app.base
 from celery.beat import Scheduler as CelerysScheduler
 from celery.beat import event_t
 from celery.utils.functional import is_numeric_value
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.beat.replicated.unpatched import is_genuine, source_of
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
-from celery_neli.schedule.due import Look, look, pass_over, reckoned, rule_of
-from celery_neli.schedule.forecast import Forecast
+from celery_neli.logs import LogLimit, escaping
+from celery_neli.schedule.due import Forecast, Look, entry_has_slots, look, pass_over
 from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.once import once
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from celery_neli.schedule.forecast import Next
+    from celery_neli.schedule.due import Next
 
 __all__ = ["Entries", "EntryTable", "HeapView"]
 
@@ -43,6 +44,7 @@ NEVER_INTERVAL = 3600.0
 PRIORITY = 5
 
 _MISSING = object()
+_BASE = source_of(celery.app.base)
 
 
 class Entries(dict[str, Any]):
@@ -213,6 +215,8 @@ class EntryTable:
 
     def __init__(self, scheduler: Any) -> None:
         self.exact = False
+        #: Entries that are paused.
+        self.paused: dict[str, Any] = {}
         #: Celery's view of the heap; None before the first tick.
         self.view: HeapView | None = None
         self._scheduler = scheduler
@@ -222,8 +226,37 @@ class EntryTable:
 
     @property
     def schedule(self) -> Any:
-        """The entries by name."""
+        """The entries by name, without the paused ones."""
         return self._scheduler.schedule
+
+    def moment(self) -> float:
+        """Return the wall clock of the app, in Unix seconds."""
+        app = self._scheduler.app
+        return time.time() if is_genuine(app, "now", _BASE) else float(maybe_make_aware(app.now()).timestamp())
+
+    def find(self, name: str) -> Any:
+        """Return the entry, paused or not; None if there is none of that name."""
+        found = self.schedule.get(name)
+        return self.paused.get(name) if found is None else found
+
+    def show(self, entry: Any, *, paused: bool) -> None:
+        """Put the entry into the schedule, or keep it out of it while it is ``paused``."""
+        if paused:
+            self.schedule.pop(entry.name, None)
+            self.paused[entry.name] = entry
+        else:
+            self.paused.pop(entry.name, None)
+            self.schedule[entry.name] = entry
+
+    def remove(self, name: str) -> None:
+        """Remove the entry, paused or not."""
+        self.schedule.pop(name, None)
+        self.paused.pop(name, None)
+
+    def note(self, name: str) -> None:
+        """Note that the entry was changed in place."""
+        if name in self.schedule:
+            self.schedule.note((name,))
 
     def replace_view(self, events: Iterable[Any] | None) -> None:
         """Have these events of Celery's and no others; with None, look at every entry at the next tick."""
@@ -294,13 +327,13 @@ class EntryTable:
     def policy(self, entry: Any) -> Misfire:
         """Return the misfire policy of an entry. Raises `ConfigurationError`."""
         try:
-            return rule_of(entry, self._misfire)
+            return self._misfire.changed_by(entry.options)
         except ConfigurationError as exc:
             raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
 
     def has_slots(self, entry: Any) -> bool:
         """Return True if the entry's slots can be computed; otherwise only its own `is_due` knows when it runs."""
-        return self._asks_nobody() and reckoned(entry)
+        return self._asks_nobody() and entry_has_slots(entry)
 
     def look(self, entry: Any, now: datetime) -> Look:
         """Return what is due of an entry that may be. Never raises."""

@@ -144,8 +144,7 @@ class SharedSchedule:
 
     def note(self) -> None:
         """Write every 15 seconds which app and schedule this member has; `celery neli status` compares."""
-        if any(each.leads for each in self.hosts):
-            self._notes_of_others.warn()
+        self._notes_of_others.warn(leads=any(each.leads for each in self.hosts))
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or any(each.scheduler is None for each in self.hosts):
             return
@@ -212,7 +211,7 @@ class ReplicatedHost:
     @property
     def leads(self) -> bool:
         """True in a term that goes on."""
-        return self._serves and self.ledger.leads
+        return self._serves
 
     @property
     def stuck(self) -> bool:
@@ -259,7 +258,7 @@ class ReplicatedHost:
             ConfigurationError: This beat has fewer shards than others had before.
         """
         self.prepare()
-        shared, ledger = self._shared, self.ledger
+        shared, ledger, engine = self._shared, self.ledger, self.scheduler.neli_engine
         generation = shared.topic.generation
         if not shared.topic.read_to_end(CATCH_UP):
             raise NotReady("the schedule topic cannot be read to its end: nothing is sent before")
@@ -268,12 +267,12 @@ class ReplicatedHost:
             self._role.resign()
             return False
         shards = len(self._roles)
-        beginning = begin(self._shard, shards, lambda shard: self._roles[shard].last_payload, now=ledger.moment())
+        beginning = begin(self._shard, shards, lambda shard: self._roles[shard].last_payload, now=engine.table.moment())
         if beginning is None:
             return False  # another shard still serves the entries of this one
         base = self._options.get("Producer") or self._app.amqp.Producer
         self.scheduler.Producer = leased_producer(base, tenure)
-        self.scheduler.neli_engine.begin(tenure, publishers=shared.settings.parallel, producer=base)
+        engine.begin(tenure, publishers=shared.settings.parallel, producer=base)
         ledger.begin(tenure.term, beginning)
         self._serves = True
         if self._is_unconfirmed and not self._warned:

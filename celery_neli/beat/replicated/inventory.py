@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from datetime import datetime, timezone
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from celery_neli.beat.replicated.claims import ASTRAY
 from celery_neli.logs import escaping
@@ -22,9 +23,14 @@ from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery_neli.log_limit import LogLimit
+    from celery_neli.logs import LogLimit
 
-__all__ = ["Ahead", "Inventory"]
+__all__ = ["ORPHANS", "Ahead", "Inventory", "Orphans"]
+
+_Record = TypeVar("_Record")
+
+#: How many records of entries that are not here are kept after the topic was read to its end.
+ORPHANS = 1000
 
 SHOWN = 10
 #: Seconds in which a leader writes back some of what was lost, if it knows it.
@@ -107,6 +113,26 @@ class Inventory:
         for name in taken:
             del self._lost[name]
         return {name: self._records[name] for name in taken}
+
+
+class Orphans(Generic[_Record]):
+    """Records of entries that are not here (yet), by name."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+
+    def keep(self, name: str, record: _Record) -> None:
+        """Keep the newest record of that name."""
+        self._records.pop(name, None)
+        self._records[name] = record
+
+    def take(self, name: str) -> _Record | None:
+        """Return the record and forget it; None if there is none."""
+        return self._records.pop(name, None)
+
+    def trim(self) -> list[str]:
+        """Forget all but the newest `ORPHANS`; return the names of the others."""
+        return [self._records.popitem(last=False)[0] for _ in range(len(self._records) - ORPHANS)]
 
 
 class Ahead:

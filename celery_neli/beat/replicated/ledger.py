@@ -62,7 +62,7 @@ class SlotLedger:
         return 0.0
 
     def rest(self, due: float | None, wait: float) -> float:
-        """Nothing is due for ``wait`` seconds, and ``due`` is next; return the seconds until the next tick is wanted."""
+        """Return the seconds until the next tick: nothing is due for ``wait`` seconds, and ``due`` is next."""
         return wait
 
     def admit(self, entry: Any, found: Look, now: datetime) -> float | None:

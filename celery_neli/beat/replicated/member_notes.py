@@ -2,7 +2,8 @@
 
 Each writes the fingerprint of its `beat_schedule`, which `celery neli status` compares, and the name of its app. Two
 apps in one group elect one leader, which sends the schedule of its own app alone: without the error that is logged
-here, the schedule of the other app would stop in silence.
+here, the schedule of the other app would stop in silence. The leader repeats it; a standby, in whose log the users of
+the other app look, logs it once.
 
 The fingerprint is a hash that is the same in every process that has the same entries. It is made of text like that of
 `repr`, but for what differs between processes and releases of Python: the order of sets and dicts, addresses of
@@ -26,8 +27,7 @@ from celery import Celery
 from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import RecordError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, decode_note
 from celery_neli.schedule_topic.notes import apps_of, living, sharing
 
@@ -35,6 +35,8 @@ __all__ = ["MemberNotes", "canonical", "fingerprint"]
 
 #: Seconds until the same line may be logged again.
 REPEAT_AFTER: Final = 60.0
+#: Seconds for which a standby must know of another app: while it reads the topic, a member may only seem to be there.
+SETTLE: Final = 5.0
 #: Members that are remembered; a flood of forged notes must not fill the memory.
 MOST: Final = 1_000
 #: Levels of nested values that are followed; values that refer to themselves end there.
@@ -58,6 +60,8 @@ class MemberNotes:
         self._name, self._app, self._group, self._clock = name, app, group, clock
         self._notes: dict[str, Note] = {}
         self._strangers = False
+        self._standby_logged = False
+        self._since: float | None = None  # when this member found another app, while it stands by
         self._limit = LogLimit(REPEAT_AFTER)
 
     def read(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
@@ -76,9 +80,12 @@ class MemberNotes:
                 del self._notes[next(iter(self._notes))]
         self._strangers = any(note.app not in (None, self._app) for note in self._notes.values())
 
-    def warn(self) -> None:
-        """Log an error, once a minute at most, if members of another app are alive. A leader calls it each turn."""
-        if self._app is None or not self._strangers:
+    def warn(self, *, leads: bool) -> None:
+        """Log an error if members of another app are alive: once a minute at most while this member leads, and once in
+        the process while it stands by. Called each turn.
+        """
+        if self._app is None or not self._strangers or (self._standby_logged and not leads):
+            self._since = None
             return
         now = self._clock()
         others = {name: note for name, note in self._notes.items() if name != self._name}
@@ -86,8 +93,16 @@ class MemberNotes:
         for app, names in apps_of(living(others, None, now)).items():
             apps.setdefault(app, []).extend(names)
         told = sharing(apps, self._group)
-        if told is not None and self._limit.allows("apps"):
-            logger.error("beat: app=%s leads group=%s: %s", self._app, self._group, told)
+        if told is None:
+            self._since = None
+        elif leads:
+            if self._limit.allows("apps"):
+                logger.error("beat: app=%s leads group=%s: %s", self._app, self._group, told)
+        elif self._since is None:
+            self._since = now
+        elif now - self._since >= SETTLE:
+            self._standby_logged = True
+            logger.error("beat: app=%s stands by in group=%s: %s", self._app, self._group, told)
 
 
 def fingerprint(entries: Iterable[Any]) -> str:

@@ -5,11 +5,9 @@ The rules are in docs/protocol.md ("Slots"). Nothing here waits for Kafka, but f
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-import celery.app.base
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
@@ -19,13 +17,12 @@ from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
 from celery_neli.beat.replicated.sharding import owner
 from celery_neli.beat.replicated.states import PORTION, States
-from celery_neli.beat.replicated.term import Term
-from celery_neli.beat.replicated.unpatched import is_genuine, source_of
+from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.once import once
 from celery_neli.schedule.overlap import Overlap
-from celery_neli.schedule.slots import missed, next_slot
+from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
 if TYPE_CHECKING:
@@ -37,15 +34,12 @@ if TYPE_CHECKING:
     from celery_neli.beat.replicated.sharding import Beginning
     from celery_neli.beat.tenure import Role
     from celery_neli.config import BeatSettings, Config
-    from celery_neli.log_limit import EntryLines
     from celery_neli.schedule.due import Look
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
 __all__ = ["ClaimingLedger"]
 
 logger = escaping(get_logger(__name__))
-
-_BASE = source_of(celery.app.base)
 
 #: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.
 CONFIRM = 0.25
@@ -58,17 +52,8 @@ FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 class ClaimingLedger(SlotLedger):
     """Knows the slots of the entries of one shard, from term to term. The thread that ticks.
 
-    Args:
-        app: The Celery app.
-        shard: Which of the shards it is.
-        role: The role whose records tell of the shard's slots.
-        config: Of the election.
-        settings: Of this beat.
-        topic: The schedule topic.
-        table: The entries.
-        left_out: Counts slots that never run.
-        lines: Logs lines about entries.
-        forget: Is called with the name of an entry that is gone.
+    The records of ``role`` tell of the slots of ``shard``, the schedule ``topic`` has the states of the entries in
+    ``table``. ``forget`` is called with the name of an entry that is gone.
     """
 
     exact = True
@@ -84,11 +69,10 @@ class ClaimingLedger(SlotLedger):
         topic: ScheduleTopic,
         table: EntryTable,
         left_out: LeftOut,
-        lines: EntryLines,
         forget: Callable[[str], None],
     ) -> None:
         self.shard, self._role, self._config, self._settings, self._topic = shard, role, config, settings, topic
-        self._app, self._table, self._left_out, self._lines, self._forget = app, table, left_out, lines, forget
+        self._app, self._table, self._left_out, self._forget = app, table, left_out, forget
         #: The present term, or the last.
         self.term: Term | None = None
         self._overlaps = OverlapCheck(app)
@@ -100,22 +84,11 @@ class ClaimingLedger(SlotLedger):
         self._finished_once: dict[str, float] = {}
         self._tombstones: set[str] = set()
         #: When the entries of beat_schedule were made (Unix seconds).
-        self._made = self.moment()
+        self._made = self._table.moment()
         self.states = States(
-            table, app=app, owns=self.owns, write=self.write, forgotten=self._forget_entry,
-            refuse=topic.refuse, moment=self.moment,
+            table, app=app, owns=self.owns, write=self.write, forgotten=self.forget,
+            refuse=topic.refuse,
         )  # fmt: skip
-
-    def moment(self) -> float:
-        """Return the wall clock of the app, in Unix seconds."""
-        if is_genuine(self._app, "now", _BASE):
-            return time.time()
-        return float(maybe_make_aware(self._app.now()).timestamp())
-
-    @property
-    def leads(self) -> bool:
-        """True in a term that goes on."""
-        return self.term is not None and self.term.goes_on
 
     # -- the schedule: of all entries, those of this shard --
 
@@ -136,10 +109,9 @@ class ClaimingLedger(SlotLedger):
     def begin(self, number: int, beginning: Beginning) -> None:
         """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled.
 
-        Costs a look at the entries that ran last, and a short one at those of which no state was written: their initial
-        states are written later.
+        Costs a look at the entries that ran last, and a short one at those of which no state was written.
         """
-        states, table, now = self.states, self._table, self.moment()
+        states, table, now = self.states, self._table, self._table.moment()
         marks, blind = beginning.marks, states.led
         led_until = self._role.predecessor_active_until()
         if marks is None and led_until is not None and not blind:
@@ -158,57 +130,22 @@ class ClaimingLedger(SlotLedger):
         self._retries.clear()
         self._overlaps.begin()
         states.begin(None if marks is None else marks.done or None)
+        passed = []
         if marks is not None:
-            self._pass_settled(marks)
+            passed = pass_settled(table, marks, states.open)
         elif not blind:  # the first leader: an entry of beat_schedule begins now, and has missed nothing
-            self._pass_settled(Marks(now, now, saved=now), made=self._made)
+            passed = pass_settled(table, Marks(now, now, saved=now), states.open, made=self._made)
+        for entry in passed:
+            self.write(entry)
         self._finished_once = states.finished_once()
         self.term.claims.resolve()
         if len(self._config.roles) > 1:
             self.term.announce(now, self._next_due())  # another shard may wait for it
 
-    def _pass_settled(self, marks: Marks, *, made: float = float("-inf")) -> None:
-        """Pass over slots up to the watermark *settled*, though their states may not have been written. (Of entries
-        that last ran when they were ``made`` or later.) Slots behind *saved* count as runs. What ran before that
-        watermark has its state, so slots before it that have none never ran: their schedule came later.
-        """
-        table = self._table
-        heap = table.heap()
-        until = datetime.fromtimestamp(marks.done, timezone.utc)
-        left: list[Any] = []
-        while (top := heap.peek()) is not None and top.time <= marks.done:
-            entry = table.schedule[top.name]
-            owed = None
-            if top.name not in self.states.open and table.has_slots(entry) and at_of(entry) >= made:
-                owed = missed(entry.schedule, entry.last_run_at, until, 1)
-            if owed is not None and owed.total:
-                ran = owed.total - self._never_ran(entry, marks)
-                entry = table.pass_over(entry, owed.newest[-1], entry.default_now())
-                entry.total_run_count += ran
-                table.settle(entry.name)
-                self.write(entry)
-            left.append(entry)
-            heap.remove(entry.name)
-        with table.at_once():
-            for entry in left:
-                heap.put(entry.name, table.first_look(entry))
-
-    def _never_ran(self, entry: Any, marks: Marks) -> int:
-        """Return how many slots of the entry have not run: if they had, the schedule topic would have its state."""
-        saved = marks.done if marks.saved is None else marks.saved
-        if saved <= at_of(entry):
-            return 0
-        found = missed(entry.schedule, entry.last_run_at, datetime.fromtimestamp(saved, timezone.utc), 1)
-        return 0 if found is None else found.total
-
     def end(self, cut_off: Run | None, lost: list[Run], *, left: bool, write: bool) -> None:
-        """End the term. While the lease holds (``write``), block for a second at most: states are written, and what was
-        claimed and not used is given back.
+        """End the term. If the lease still holds (``write``), what was claimed and not used is given back.
 
-        Args:
-            cut_off: The run that was being sent, if the tick was cut off; ``left``: its message had left.
-            lost: Runs that were submitted to publishers and of which nobody knows what came.
-            write: True if the lease still holds.
+        ``cut_off`` was being sent, and ``left`` is True if its message had left; what came of ``lost`` is unknown.
         """
         term = self._present
         try:
@@ -224,13 +161,17 @@ class ClaimingLedger(SlotLedger):
                     term.maybe_sent[cut_off.entry.name] = cut_off.slot.timestamp()
             self._overlaps.begin()
             for name in term.maybe_sent:  # a successor must know that a leader had it
-                if (entry := self.states.entry(name)) is not None:
+                if (entry := self._table.find(name)) is not None:
                     self.write(entry)
             if write and self._topic.flush(FLUSH):
-                term.close(self.moment(), self._next_due())
+                term.close(self._table.moment(), self._next_due())
         finally:
-            term.goes_on = False
             self.states.imported.clear()  # a later term finds this one's claims, which are later
+
+    def forget(self, name: str) -> None:
+        """Forget an entry that is gone."""
+        self._retries.pop(name, None)
+        self._forget(name)
 
     def stop(self) -> None:
         """End with the process."""
@@ -263,7 +204,7 @@ class ClaimingLedger(SlotLedger):
 
     def rest(self, due: float | None, wait: float) -> float:
         """Claim ahead what is due soon."""
-        moment = self.moment()
+        moment = self._table.moment()
         self._claim(moment, due)
         return max(0.0, min(wait, self._present.claims.wake(due) - moment))
 
@@ -278,7 +219,7 @@ class ClaimingLedger(SlotLedger):
         term.claim(moment, due)
 
     def admit(self, entry: Any, found: Look, now: datetime) -> float | None:
-        """Admit a slot that is claimed, and not in doubt, unless the policies of the beat and the entry say otherwise."""
+        """Admit a slot that is claimed, unless a policy leaves it out."""
         if not found.due or found.slot is None:
             return None
         defined = self.states.imported.get(entry.name, 0.0)
@@ -300,7 +241,7 @@ class ClaimingLedger(SlotLedger):
         if term.was_logged(entry.name) and sends:
             return False
         self.in_doubt += doubtful.total
-        self._lines.warning(
+        self._left_out.lines.warning(
             "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
             entry.name, doubtful.total, "" if doubtful.exact else "+", _iso(doubtful.first or doubtful.newest[-1]),
             _iso(doubtful.newest[-1]), "send" if sends else "skip",
@@ -316,12 +257,12 @@ class ClaimingLedger(SlotLedger):
             return False
         last = self.states.sent.get(name)
         last_id = None if last is None else self._slot_id(name, datetime.fromtimestamp(last, timezone.utc))
-        if not self._overlaps.holds(entry, last_id, last or 0.0, self.moment()):
+        if not self._overlaps.holds(entry, last_id, last or 0.0, self._table.moment()):
             return False
         if found.left_out:
             self._left_out.log(entry, found, self._table.policy(entry).policy)
         self._left_out.total += 1
-        self._lines.warning(
+        self._left_out.lines.warning(
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
             name, _iso(found.slot), last_id,
         )  # fmt: skip
@@ -366,7 +307,7 @@ class ClaimingLedger(SlotLedger):
         entry, slot = run.advanced, run.slot
         if slot is not None and entry.options and Overlap.of(entry).skips:
             self.states.sent[entry.name] = slot.timestamp()
-            self._overlaps.sent(entry.name, self._slot_id(entry.name, slot), self.moment())
+            self._overlaps.sent(entry.name, self._slot_id(entry.name, slot), self._table.moment())
         self._settle(entry)
 
     def refused(self, run: Run) -> None:
@@ -403,12 +344,8 @@ class ClaimingLedger(SlotLedger):
         if retry is None:
             return None
         text = "beat: entry=%s could not be sent; trying again in %.0f s"
-        self._lines.warning("could not be sent", name, text, name, retry)
-        return self.moment() + retry
-
-    def passed(self, entry: Any) -> None:
-        """Write the state of an entry of which slots will never run."""
-        self.write(entry)
+        self._left_out.lines.warning("could not be sent", name, text, name, retry)
+        return self._table.moment() + retry
 
     def set_back(self) -> None:
         """Open the entries whose slots the watermark *settled* has passed: it was for slots of another time."""
@@ -416,6 +353,10 @@ class ClaimingLedger(SlotLedger):
             if self._table.first_look(each) <= self._present.claims.done:
                 self.states.open.add(each.name)
                 self.write(each)
+
+    def passed(self, entry: Any) -> None:
+        """Write the state of an entry of which slots will never run."""
+        self.write(entry)
 
     def write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""
@@ -451,10 +392,6 @@ class ClaimingLedger(SlotLedger):
                 self._tombstones.add(name)
                 states.forget(name)
                 logger.info("schedule: entry=%s %s, and was removed", name, how)
-
-    def _forget_entry(self, name: str) -> None:
-        self._retries.pop(name, None)
-        self._forget(name)
 
     @property
     def _present(self) -> Term:

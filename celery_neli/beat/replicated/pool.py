@@ -76,7 +76,7 @@ class Pool:
         return first is not None and time.monotonic() - first.at > STUCK
 
     def is_wanted(self, heap: DueHeap, found: Look, now: datetime) -> bool:
-        """Return True if what was found on top of the heap is so late that it should be sent side by side with others."""
+        """Return True if what is on top of the heap is so late that it should be sent side by side with others."""
         if self._count < 2 or not found.due or found.slot is None or time.monotonic() < self._calm_until:
             return False
         moment, second = maybe_make_aware(now).timestamp(), heap.second()

@@ -19,10 +19,9 @@ from celery_neli.beat.publish import beat_headers, is_transport_error, release_c
 from celery_neli.beat.replicated.fastpath import FastPath, publish_below
 from celery_neli.beat.replicated.ledger import Run
 from celery_neli.logs import escaping
-from celery_neli.periodic.options import OWN_OPTIONS
+from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.due import advance
-from celery_neli.schedule.expiry import expires_of
+from celery_neli.schedule.due import advance, expires_of
 
 if TYPE_CHECKING:
     from celery_neli.beat.replicated.entries import EntryTable
@@ -186,7 +185,7 @@ class Sender:
             return False
         if run is not None and lease.left:
             logger.error(
-                "beat: sent all the same entry=%s slot=%s: what sends it raised %s after the message had left",
+                "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
                 run.entry.name, "-" if run.slot is None else run.slot.isoformat(), repr(without_wrapper(exc)),
             )  # fmt: skip
             self._tell_sent(run)

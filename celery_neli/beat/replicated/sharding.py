@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from celery_neli.beat.replicated.claims import Marks
-from celery_neli.config import SHARDS_MOST
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule_topic.codec import RANK_MOST
+from celery_neli.settings import SHARDS_MOST
 
 if TYPE_CHECKING:
     from celery_neli.election.grant import Told

@@ -26,9 +26,9 @@ from celery_neli.beat.replicated.sender import NoLease
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.nearest import nearest
-from celery_neli.periodic.options import OWN_OPTIONS
+from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
+from celery_neli.printable import closest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +53,8 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     gives this object a ledger that claims slots, and otherwise whatever beat has this scheduler sends.
     """
 
+    #: Its state is in Kafka, and it runs the entries of the runtime schedule (scheduler_class.py asks).
+    neli_is_replicated = True
     #: Makes the ledger that is told of each slot. `ReplicatedHost` sets it before it calls the constructor.
     neli_make_ledger: Callable[..., SlotLedger] = staticmethod(_no_claims)
 
@@ -60,8 +62,8 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         alone = self.neli_make_ledger is _no_claims
         if alone and app.conf.get("neli_group") and enabled(app):
             raise ConfigurationError(
-                "celery_neli.ReplicatedScheduler by itself asks no election, and every beat that has it sends: set "
-                "beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
+                "celery_neli.ReplicatedScheduler by itself takes part in no election, and every beat that has it "
+                "sends: set beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
             )
         self.app = app
         self.neli_engine = Engine(self, self.neli_make_ledger)
@@ -124,7 +126,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         self.neli_engine.table.policy(entry)
         for name in entry.options:
             if name.startswith("neli_") and name not in OWN_OPTIONS:
-                near = nearest(name, OWN_OPTIONS)
+                near = closest(name, OWN_OPTIONS)
                 raise ConfigurationError(f"beat entry {entry.name!r}: there is no option {name}; did you mean {near}?")
         self.neli_engine.ledger.check(entry)
 

@@ -1,22 +1,21 @@
 """What the schedule topic says, applied to the entries of a scheduler: their states, and the entries made at runtime.
 
-A standby's entries follow the records as they come; a leader knows better, but for what others may define while it
-leads. The rules of what a state means to a successor are in docs/protocol.md ("Slots").
+A standby's entries follow the records as they come; a leader knows better, but for what others define while it leads.
+What a state means to a successor is in docs/protocol.md ("Slots").
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.inventory import Ahead, Inventory
+from celery_neli.beat.replicated.inventory import Ahead, Inventory, Orphans
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.log_limit import LogLimit
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, place
@@ -33,7 +32,7 @@ from celery_neli.schedule_topic.codec import (
     State,
     decode_definition,
     decode_state,
-)
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,10 +40,8 @@ if TYPE_CHECKING:
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.schedule.heap import DueHeap
 
-__all__ = ["ORPHANS", "PORTION", "States"]
+__all__ = ["PORTION", "States"]
 
-#: How many records of entries that are not here are kept after the topic was read to its end.
-ORPHANS = 1000
 #: Initial states that are written at the end of a turn: some 5 ms.
 PORTION = 500
 #: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
@@ -52,20 +49,16 @@ LOGGED_EVERY, LOGGED_APART = 60.0, 1000
 #: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
 REFUSED_EVERY, MANY = 60.0, 20
 
+_FIELDS = attrgetter("task", "schedule", "args", "kwargs", "options")
+
 logger = escaping(logging.getLogger(__name__))
 
 
 class States:
-    """The entries of one scheduler, as far as they are known from the schedule topic. The thread that ticks.
+    """The entries of ``table``, as far as they are known from the schedule topic. The thread that ticks.
 
-    Args:
-        table: The entries.
-        app: The Celery app.
-        owns: Returns True if an entry of that name is this scheduler's at all.
-        write: Writes the state of an entry.
-        forgotten: Is called with the name of an entry that is gone.
-        refuse: Is called with records that cannot be read.
-        moment: The wall clock, in Unix seconds.
+    ``owns`` returns True if an entry of that name is this scheduler's at all; ``write`` writes the state of an entry;
+    ``forgotten`` is called with the name of one that is gone, and ``refuse`` with a record that cannot be read.
     """
 
     def __init__(
@@ -77,10 +70,9 @@ class States:
         write: Callable[[Any], None],
         forgotten: Callable[[str], None],
         refuse: Callable[[Kind, str, RecordError], None],
-        moment: Callable[[], float],
     ) -> None:
         self._table, self._app, self._owns, self._write = table, app, owns, write
-        self._forgotten, self._refuse, self._moment = forgotten, refuse, moment
+        self._forgotten, self._refuse, self._moment = forgotten, refuse, table.moment
         #: Entries of which no state was read.
         self._initial: dict[str, None] = {}
         #: Entries that are known in this term, and whose initial states are still to be written.
@@ -93,12 +85,11 @@ class States:
         self.open: set[str] = set()
         #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
         self.since: dict[str, float] = {}
-        self.paused: dict[str, Any] = {}
         #: Entries that were defined at runtime.
         self.defined: set[str] = set()
-        #: States and pauses of entries that are not here (yet); kept, for their entries may come.
-        self._orphan_states: OrderedDict[str, State] = OrderedDict()
-        self._pending_overrides: OrderedDict[str, Definition] = OrderedDict()
+        #: States, and pauses of entries of beat_schedule, that are not here (yet); kept, for their entries may come.
+        self._orphan_states: Orphans[State] = Orphans()
+        self._pending_overrides: Orphans[Definition] = Orphans()
         self.inventory = Inventory()
         #: The highest epoch of a term that wrote a state.
         self.newest = -1
@@ -109,23 +100,15 @@ class States:
         self.imported: dict[str, float] = {}
         self._level = logging.INFO
         self._limit = LogLimit(LOGGED_EVERY, remembered=LOGGED_APART)
-        self._ahead = Ahead(moment, self._limit)
+        self._ahead = Ahead(table.moment, self._limit)
         self._lines = LogLimit(REFUSED_EVERY)
 
     def load(self) -> None:
         """Take over the entries of beat_schedule; nothing was read of them yet."""
-        self._initial = dict.fromkeys(self._schedule)
-
-    @property
-    def _schedule(self) -> Any:
-        return self._table.schedule
-
-    # -- what was read --
+        self._initial = dict.fromkeys(self._table.schedule)
 
     def apply(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
-        """Apply what was read. ``leading``: this process knows the states better. ``many``: so many records come that
-        each is logged at DEBUG only.
-        """
+        """Apply what was read. With ``leading``, this process knows the states better; ``many`` are logged at DEBUG."""
         self._level = logging.DEBUG if many else logging.INFO
         for (kind, name), value in changes.items():
             with self._alone(kind, name, leading=leading):
@@ -142,16 +125,15 @@ class States:
 
     def caught_up(self) -> None:
         """Forget all but the newest records of entries that are not here: the topic was read to its end."""
-        while len(self._orphan_states) > ORPHANS:
-            self._orphan_states.popitem(last=False)
-        while len(self._pending_overrides) > ORPHANS:
-            self.inventory.forget(self._pending_overrides.popitem(last=False)[0])
+        self._orphan_states.trim()
+        for name in self._pending_overrides.trim():
+            self.inventory.forget(name)
 
     def recount(self, *, torn: bool) -> None:
         """Prepare for reading the topic from its beginning again; ``torn``: it has lost records."""
         self.inventory.recount()
         if torn:
-            self.again = dict.fromkeys((*self._schedule, *self.paused))
+            self.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
 
     def take_again(self, most: int) -> list[Any]:
         """Return up to ``most`` entries whose states are to be written again; the caller writes them."""
@@ -166,8 +148,8 @@ class States:
     def adopt(self, name: str) -> None:
         """Take over an entry that code has added, perhaps after the topic was read."""
         self._initial[name] = None
-        self._take_orphan(self._schedule[name])
-        if (override := self._pending_overrides.pop(name, None)) is not None:
+        self._take_orphan(self._table.schedule[name])
+        if (override := self._pending_overrides.take(name)) is not None:
             with self._alone(ENTRY, name):
                 self._read_entry(name, override)
 
@@ -198,10 +180,10 @@ class States:
         self._initial = {}
         if settled is not None:
             for name in self.unwritten:
-                entry = self.entry(name)
+                entry = self._table.find(name)
                 if entry is not None and name not in self.since and at_of(entry) > settled:
                     place(entry, settled)
-                    self._changed(name)
+                    self._table.note(name)
 
     def write_due(self, heap: DueHeap, moment: float, interval: float) -> None:
         """Write the initial states of what a claim at ``moment`` (Unix seconds) reaches, ``interval`` seconds ahead."""
@@ -211,8 +193,7 @@ class States:
 
     def write_some(self) -> bool:
         """Write a small batch of the other initial states; return True if more are left."""
-        if self.unwritten:
-            self._write_initial(list(islice(self.unwritten, PORTION)))
+        self._write_initial(list(islice(self.unwritten, PORTION)))
         return bool(self.unwritten)
 
     def _write_initial(self, names: Iterable[str]) -> None:
@@ -223,23 +204,21 @@ class States:
         found = [name for name in names if name in waiting]
         for name in found:
             del waiting[name]
-        return [entry for entry in map(self.entry, found) if entry is not None]
-
-    # -- what there is --
+        return [entry for entry in map(self._table.find, found) if entry is not None]
 
     def finished_once(self) -> dict[str, float]:
         """Return the entries of one slot that ran and are still defined: by name, since when."""
-        defined = ((name, self._schedule.get(name)) for name in self.defined)
+        defined = ((name, self._table.schedule.get(name)) for name in self.defined)
         return {
             name: self.since[name]
             for name, entry in defined
             if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
         }
 
-    def static(self) -> Iterator[Any]:
-        """Yield the entries of beat_schedule, paused ones too."""
-        for entries in (self._schedule, self.paused):
-            yield from (entry for name, entry in entries.items() if name not in self.defined)
+    def static(self) -> list[Any]:
+        """Return the entries of beat_schedule, paused ones too."""
+        entries = {**self._table.schedule, **self._table.paused}
+        return [entry for name, entry in entries.items() if name not in self.defined]
 
     @property
     def led(self) -> bool:
@@ -248,24 +227,23 @@ class States:
 
     def ran(self, name: str, last: float) -> None:
         """Note that the entry ran for a slot after it was defined again or paused."""
-        entry = self.entry(name)
+        entry = self._table.find(name)
         if entry is not None:
             entry.total_run_count += 1
             if at_of(entry) < last:
                 place(entry, last)
-                self._changed(name)
+                self._table.note(name)
             self._write(entry)
 
     def forget(self, name: str) -> None:
         """Forget an entry that is gone for good."""
-        self._schedule.pop(name, None)
-        self.paused.pop(name, None)
+        self._table.remove(name)
         for names in (self.open, self.defined):
             names.discard(name)
-        for values in (
-            self._initial, self.unwritten, self.again, self.since, self.sent, self.imported, self._orphan_states, self._pending_overrides,
-        ):  # fmt: skip
-            values.pop(name, None)
+        for known in (self._initial, self.unwritten, self.again, self.since, self.sent, self.imported):
+            known.pop(name, None)
+        self._orphan_states.take(name)
+        self._pending_overrides.take(name)
         self.inventory.forget(name)
         self._forgotten(name)
 
@@ -284,20 +262,19 @@ class States:
             if kind == ENTRY:
                 self._leave_out(name)  # as a beat does that starts now
             self._refuse(kind, name, exc)
-            if leading and kind == STATE and (entry := self.entry(name)) is not None:
+            if leading and kind == STATE and (entry := self._table.find(name)) is not None:
                 self._write(entry)  # compaction keeps what was written last
 
     # -- states --
 
     def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
-        entry = self.entry(name)
+        entry = self._table.find(name)
         if value is None:
-            self._orphan_states.pop(name, None)
+            self._orphan_states.take(name)
             return
         state = decode_state(value)
         if entry is None:
-            self._orphan_states.pop(name, None)
-            self._orphan_states[name] = state
+            self._orphan_states.keep(name, state)
         elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
         elif state.term != NO_TERM or state.last > at_of(entry):
@@ -306,7 +283,7 @@ class States:
 
     def _take_orphan(self, entry: Any) -> None:
         """Apply the state that was read before its entry was there."""
-        if (orphan := self._orphan_states.pop(entry.name, None)) is not None:
+        if (orphan := self._orphan_states.take(entry.name)) is not None:
             with self._alone(STATE, entry.name):
                 self._apply(entry, orphan)
 
@@ -323,7 +300,7 @@ class States:
             if state.last > at_of(entry):
                 place(entry, state.last)
                 entry.total_run_count = max(entry.total_run_count, state.runs)
-                self._changed(name)
+                self._table.note(name)
             return
         place(entry, max(state.last, since))  # may raise: first of all
         self.newest = max(self.newest, state.term)
@@ -338,23 +315,22 @@ class States:
         entry.total_run_count = state.runs
         if state.sent is not None and not self._ahead.is_far(name, "sent", state.sent):
             self.sent[name] = state.sent
-        self._changed(name)
+        self._table.note(name)
 
     # -- definitions --
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
-        static = name not in self.defined and self.entry(name) is not None
+        static = name not in self.defined and self._table.find(name) is not None
         if static and (definition is None or definition.static):
             self._pause(name, definition)
         elif definition is None:
-            self._pending_overrides.pop(name, None)
+            self._pending_overrides.take(name)
             if name in self.defined:
                 self.forget(name)
                 self._log(name, "removed")
         elif definition.static:
             # This version of the schedule does not have it.
-            self._pending_overrides.pop(name, None)
-            self._pending_overrides[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
+            self._pending_overrides.keep(name, replace(definition, args=[], kwargs={}, options={}, changes=()))
         elif static:
             if self._limit.allows(("hidden", name)):
                 logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
@@ -362,10 +338,10 @@ class States:
             self._define(name, definition)
 
     def _define(self, name: str, definition: Definition) -> None:
-        before = self.entry(name)
+        before = self._table.find(name)
         entry = entry_of(definition, name, self._app)
         self._table.check(entry)
-        if before is not None and definition.since == self.since.get(name) and _alike(before, entry):
+        if before is not None and definition.since == self.since.get(name) and _FIELDS(before) == _FIELDS(entry):
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
@@ -380,13 +356,13 @@ class States:
             self.open.add(name)
         self.since[name] = definition.since
         self.defined.add(name)
-        self._show(entry, paused=definition.paused)
+        self._table.show(entry, paused=definition.paused)
         self._take_orphan(entry)
         self._log(name, "defined" if before is None else "changed")
 
     def _pause(self, name: str, definition: Definition | None) -> None:
         """Apply a pause, or its end, to an entry of beat_schedule."""
-        entry = self.entry(name)
+        entry = self._table.find(name)
         assert entry is not None, "entries of beat_schedule are shown or paused"
         paused = definition is not None and definition.paused
         if definition is not None and definition.since != self.since.get(name, 0.0):
@@ -397,11 +373,11 @@ class States:
         self._pause_or_go_on(entry, paused=paused)
 
     def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
-        if paused != (entry.name in self.paused):
+        if paused != (entry.name in self._table.paused):
             self._log(entry.name, "paused" if paused else "resumed")
-            self._show(entry, paused=paused)
+            self._table.show(entry, paused=paused)
         elif not paused:
-            self._changed(entry.name)
+            self._table.note(entry.name)
 
     def _not_before(self, entry: Any, since: float) -> float:
         return max(at_of(entry), self._ahead.begins(entry.name, since))
@@ -414,31 +390,7 @@ class States:
 
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
-            self._schedule.pop(name, None)
-            self.paused.pop(name, None)
-
-    def _show(self, entry: Any, *, paused: bool) -> None:
-        schedule, name = self._schedule, entry.name
-        if paused:
-            schedule.pop(name, None)
-            self.paused[name] = entry
-        else:
-            self.paused.pop(name, None)
-            schedule[name] = entry
-
-    def entry(self, name: str) -> Any:
-        """Return the entry, paused or not; None if there is none of that name."""
-        found = self._schedule.get(name)
-        return self.paused.get(name) if found is None else found
-
-    def _changed(self, name: str) -> None:
-        if name in self._schedule:
-            self._schedule.note((name,))
-
-
-def _alike(before: Any, entry: Any) -> bool:
-    fields = ("task", "schedule", "args", "kwargs", "options")
-    return all(getattr(before, field) == getattr(entry, field) for field in fields)
+            self._table.remove(name)
 
 
 def _defined_at(definition: Definition) -> float:

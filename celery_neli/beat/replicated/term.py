@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_neli.beat.replicated.claims import MICROSECOND, Claims, Marks
 from celery_neli.beat.replicated.sharding import BASE
-from celery_neli.config import VERSION_MOST
+from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
 from celery_neli.schedule_topic.codec import RANK_MOST
+from celery_neli.settings import VERSION_MOST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
+    from collections.abc import Callable, Container, Mapping
 
+    from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.beat.replicated.sharding import Beginning
     from celery_neli.beat.tenure import Role
     from celery_neli.schedule.slots import Owed
 
-__all__ = ["Term", "version_of"]
+__all__ = ["Term", "pass_settled", "version_of"]
 
 #: The key of `neli_schedule_version` in the records of a beat's roles.
 VERSION = "version"
@@ -60,7 +61,6 @@ class Term:
         now: float,
     ) -> None:
         self.number = number
-        self.goes_on = True
         more = beginning.data
         #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
         #: would not do: entries move from shard to shard, and a leader topic that is created again counts from 0. At
@@ -141,6 +141,50 @@ class Term:
     def _set_payload(self, marks: Marks, *, at_once: bool = False) -> None:
         data = {**replace(marks, saved=self._saved).as_data(), **self._more}
         self._role.set_payload(self.number, data, now=at_once)
+
+
+def pass_settled(table: EntryTable, marks: Marks, open_: Container[str], *, made: float = NEVER) -> list[Any]:
+    """Pass over slots up to the watermark *settled*, though their states may not have been written.
+
+    Return the entries of which slots were passed over; the caller writes their states. Slots behind *saved* count as
+    runs. What ran before that watermark has its state, so slots before it that have none never ran: their schedule came
+    later.
+
+    Args:
+        table: The entries.
+        marks: The watermarks that a term found.
+        open_: The entries that the watermark does not cover.
+        made: Only entries that last ran at this time (Unix seconds) or later are passed over.
+    """
+    heap = table.heap()
+    until = datetime.fromtimestamp(marks.done, timezone.utc)
+    left, passed = [], []
+    while (top := heap.peek()) is not None and top.time <= marks.done:
+        entry = table.schedule[top.name]
+        owed = None
+        if top.name not in open_ and table.has_slots(entry) and at_of(entry) >= made:
+            owed = missed(entry.schedule, entry.last_run_at, until, 1)
+        if owed is not None and owed.total:
+            ran = owed.total - _never_ran(entry, marks)
+            entry = table.pass_over(entry, owed.newest[-1], entry.default_now())
+            entry.total_run_count += ran
+            table.settle(entry.name)
+            passed.append(entry)
+        left.append(entry)
+        heap.remove(entry.name)
+    with table.at_once():
+        for entry in left:
+            heap.put(entry.name, table.first_look(entry))
+    return passed
+
+
+def _never_ran(entry: Any, marks: Marks) -> int:
+    """Return how many slots of the entry have not run: if they had, the schedule topic would have its state."""
+    saved = marks.done if marks.saved is None else marks.saved
+    if saved <= at_of(entry):
+        return 0
+    found = missed(entry.schedule, entry.last_run_at, datetime.fromtimestamp(saved, timezone.utc), 1)
+    return 0 if found is None else found.total
 
 
 def version_of(data: Mapping[str, Any] | None) -> int:

@@ -63,7 +63,7 @@ class Reservation:
 
 
 class RowReservation(Reservation):
-    """Holds an entry of DatabaseScheduler: ``next(entry)`` changes the row's object, ``sync`` writes the ``_dirty`` ones."""
+    """Holds an entry of DatabaseScheduler: ``next(entry)`` changes the row's object, and ``sync`` writes it."""
 
     FIELDS = ("last_run_at", "total_run_count", "no_changes")  # those that ModelEntry.__next__ sets
 

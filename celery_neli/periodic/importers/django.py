@@ -1,7 +1,7 @@
 """What django-celery-beat keeps in its database, read through its models. Writes nothing there.
 
-With Django's `USE_TZ = False` the times in the database have no offset: they are in Django's `TIME_ZONE`. The last run
-alone is in UTC if `DJANGO_CELERY_BEAT_TZ_AWARE` is False: so writes DatabaseScheduler.
+With Django's `USE_TZ = False`, the times in the database have no offset, and are in Django's `TIME_ZONE`. Only the last
+run is in UTC if `DJANGO_CELERY_BEAT_TZ_AWARE` is False, because DatabaseScheduler writes it that way.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, overload
 from celery.schedules import crontab, schedule, solar
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers.run import Found, LeftOut, Source
+from celery_neli.periodic.importers import Found, LeftOut, Source
 from celery_neli.printable import printable_error
+from celery_neli.schedule.crontabs import offset_at, to_utc
 from celery_neli.schedule.once import once
 from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule.zones import offset_at, to_utc
 
 __all__ = ["read"]
 
@@ -25,14 +25,15 @@ WARNING = "a DatabaseScheduler that runs goes on sending, and is not carried ove
 _LEAST = timedelta(microseconds=1)
 
 
-class _CannotCarry(Exception):
-    """Why an entry cannot be carried over."""
+class _CannotImport(Exception):
+    """Why an entry cannot be imported."""
 
 
 def read(app: Any) -> Source:
-    """All periodic tasks of the database. Sets Django up if nobody has. Blocks for the database.
+    """Return all periodic tasks of the database. Sets Django up if that was not done. Blocks for the database.
 
-    :raises NeliError: Django or django-celery-beat is missing or not set up, or the database does not answer.
+    Raises:
+        NeliError: Django or django-celery-beat is missing or not set up, or the database does not answer.
     """
     try:
         import django
@@ -61,9 +62,9 @@ def read(app: Any) -> Source:
 def _entry(row: Any, app: Any) -> Found | LeftOut:
     try:
         return _found(row, app, datetime.now(timezone.utc))
-    except _CannotCarry as exc:
+    except _CannotImport as exc:
         return LeftOut(name=row.name, why=str(exc))
-    except Exception as exc:  # noqa: BLE001 - whatever is stored there: it costs this entry alone
+    except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; only this entry is left out
         return LeftOut(name=row.name, why=f"cannot be read: {printable_error(exc)}")
 
 
@@ -76,7 +77,7 @@ def _found(row: Any, app: Any, now: datetime) -> Found:
         # An interval is due at its start; the others at their first time from then on.
         since = start - (when.run_every if isinstance(when, schedule) else _LEAST)
     elif last is None:
-        since = changed  # so reckons DatabaseScheduler
+        since = changed  # as DatabaseScheduler has it
     if row.one_off:
         when, since = _one_off(row, when, max(each for each in (since, last) if each is not None))
         notes.append("runs one time")
@@ -109,11 +110,11 @@ def _schedule(row: Any, app: Any) -> Any:
         return solar(row.solar.event, float(row.solar.latitude), float(row.solar.longitude), app=app)
     if row.clocked is not None:
         return once(_aware(row.clocked.clocked_time), app=app)
-    raise _CannotCarry("it has no schedule")
+    raise _CannotImport("it has no schedule")
 
 
 def _crontab(row: Any, app: Any) -> crontab:
-    """A crontab of ours is in the app's time zone: one of another zone is refused, unless there it is the same."""
+    """Return a crontab in the app's time zone; refuse one of another zone unless it means the same there."""
     from django.conf import settings
 
     names = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
@@ -121,7 +122,7 @@ def _crontab(row: Any, app: Any) -> crontab:
     if getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True) and str(row.timezone) != str(app.timezone):
         hourly = all(fields[name] == "*" for name in names[1:])
         if not _same_offsets(row.timezone, app.timezone, hourly=hourly):
-            raise _CannotCarry(
+            raise _CannotImport(
                 f"its crontab is in {row.timezone}, and the app in {app.timezone}: write it in the app's time zone, or "
                 "set the app's `timezone` to this one"
             )
@@ -129,7 +130,9 @@ def _crontab(row: Any, app: Any) -> crontab:
 
 
 def _same_offsets(one: Any, other: Any, *, hourly: bool) -> bool:
-    """Whether clocks in both zones show the same time (`hourly`: the same minute), every day of the next ten years."""
+    """Return True if clocks in both zones show the same time (the same minute if ``hourly``), every day of the next ten
+    years.
+    """
     now = datetime.now(timezone.utc)
     for days in range(3660):
         at = now + timedelta(days=days)
@@ -140,23 +143,23 @@ def _same_offsets(one: Any, other: Any, *, hourly: bool) -> bool:
 
 
 def _one_off(row: Any, when: Any, since: datetime) -> tuple[once, datetime]:
-    """The one time at which an entry that runs one time does, and a moment before it."""
+    """Return the one time at which an entry runs that runs one time, and a moment before it."""
     if row.total_run_count > 0:
-        raise _CannotCarry("runs one time, and did")
+        raise _CannotImport("runs one time, and did")
     if isinstance(when, once):
         if not row.enabled and when.at <= datetime.now(timezone.utc):
-            raise _CannotCarry("runs one time, and did")
+            raise _CannotImport("runs one time, and did")
         at: datetime | None = when.at
     else:
         at = next_slot(when, since)
     if at is None:
-        raise _CannotCarry("runs one time, which never comes")
+        raise _CannotImport("runs one time, which never comes")
     return once(at), min(since, at - _LEAST)
 
 
 def _options(row: Any, now: datetime) -> dict[str, Any]:
     if row.expires is not None and (_aware(row.expires) or now) <= now:
-        raise _CannotCarry("it has expired")
+        raise _CannotImport("it has expired")
     options = {name: getattr(row, name) for name in ("queue", "exchange", "routing_key", "priority")}
     options["expires"] = _aware(row.expires) if row.expires is not None else row.expire_seconds
     given = {name: value for name, value in options.items() if value is not None}

@@ -13,35 +13,35 @@ from typing import Any
 from celery.beat import ScheduleEntry
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.importers.inert_pickle import Made, Named, load
-from celery_neli.periodic.importers.revived import ENTRY_CLASS, Revival, is_path
-from celery_neli.periodic.importers.run import Found, LeftOut, Source, seconds
+from celery_neli.periodic.importers import Found, LeftOut, Source, seconds
+from celery_neli.periodic.importers.pickles import ENTRY_CLASS, Made, Named, Revival, is_path, load
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule_topic.strict_json import MAX_INT
 from celery_neli.schedule_topic.values import shown
 
 __all__ = ["read"]
 
-#: What the kinds of dbm add to the name.
+#: What the kinds of dbm append to the name.
 SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-journal")
-#: A copy that was made while beat wrote may be torn.
+#: Attempts, because a copy that was made while a beat wrote the file may be torn.
 ATTEMPTS = 3
-#: Bytes. No schedule is as long.
+#: Bytes, more than any schedule has.
 MOST = 1 << 28
 ENTRIES = b"entries"
 WARNING = "a beat that runs writes its file every few minutes: stop it first, for its last runs are in no file yet"
 
 
 def read(app: Any, path: Path, *, trust: Collection[str] = ()) -> Source:
-    """All entries in the file, which is copied first: a beat that has it open is not disturbed, nothing is written.
+    """Return all entries in the file. It is copied first, so a beat that has it open is not disturbed.
 
-    The file is a shelf of pickles, which run code when they are unpickled. These are not: they are read as a
-    description (`inert_pickle`), of which the name, the last run and the count of each entry are taken. An entry that
-    holds anything but Celery's schedules, datetimes and plain values is left out, unless its class is in ``trust``
-    (dotted paths): such classes are imported and called.
+    The file is a shelf of pickles, which would run code when they are unpickled. They are read as a description
+    (`pickles`), from which the name, the last run and the count of each entry are taken. An entry that holds anything
+    but Celery's schedules, datetimes and plain values is left out, unless its class is in ``trust`` (dotted paths):
+    such classes are imported and called.
 
-    :raises ConfigurationError: `trust` has something that is no dotted path.
-    :raises NeliError: there is no such file, or it is none of Celery's.
+    Raises:
+        ConfigurationError: ``trust`` has something that is not a dotted path.
+        NeliError: there is no such file, or it is not a file of Celery's.
     """
     for name in trust:
         if not is_path(name):
@@ -55,19 +55,14 @@ def read(app: Any, path: Path, *, trust: Collection[str] = ()) -> Source:
         try:
             entries = _entries(path.name, files)
             break
-        except Exception as exc:  # noqa: BLE001 - of any dbm and any pickle
+        except Exception as exc:  # noqa: BLE001 - a dbm and a pickle may raise anything
             if attempt == ATTEMPTS - 1:
                 raise NeliError(f"{path} cannot be read as a schedule of celery beat: {printable(str(exc))}") from None
     else:
         raise AssertionError
     revival = Revival(frozenset(trust))
-    read_all = [_entry(revival, name, value) for name, value in entries.items()]
-    return Source(
-        what=path.name,
-        entries=sorted(read_all, key=lambda each: each.name),
-        mirrors=True,
-        warning=WARNING,
-    )
+    made = sorted((_entry(revival, name, value) for name, value in entries.items()), key=lambda each: each.name)
+    return Source(what=path.name, entries=made, mirrors=True, warning=WARNING)
 
 
 def _entries(name: str, files: list[Path]) -> dict[Any, Any]:
@@ -81,24 +76,24 @@ def _entries(name: str, files: list[Path]) -> dict[Any, Any]:
                 raise LookupError("it holds no entries; a beat that has it open may not have written it yet: stop it")
             entries = load(store[ENTRIES])
     if not isinstance(entries, dict):
-        raise LookupError("what it holds as entries is no dict")
+        raise LookupError("what it holds as entries is not a dict")
     return entries
 
 
 def _entry(revival: Revival, key: Any, value: Any) -> Found | LeftOut:
-    name = key if isinstance(key, str) else f"an entry whose name is no text ({type(key).__name__})"
+    name = key if isinstance(key, str) else f"an entry whose name is not text ({type(key).__name__})"
     try:
         if not isinstance(key, str):
-            return LeftOut(name=name, why="its name is no text")
+            return LeftOut(name=name, why="its name is not text")
         if not isinstance(value, Made):
-            return LeftOut(name=name, why=f"is no entry of a schedule but a {type(value).__name__}")
+            return LeftOut(name=name, why=f"is not an entry of a schedule but a {type(value).__name__}")
         path = revival.refused(value)
         if path is not None:
             return LeftOut(
                 name=name, why=f"holds {printable(path)}, whose code would run: allow it by --trust {printable(path)}"
             )
         return _found(revival, name, value)
-    except Exception as exc:  # noqa: BLE001 - of whatever is stored there, and of classes that are trusted
+    except Exception as exc:  # noqa: BLE001 - what is stored, and trusted classes, may raise anything
         return LeftOut(name=name, why=f"cannot be read: {printable_error(exc)}")
 
 
@@ -110,7 +105,7 @@ def _found(revival: Revival, name: str, value: Made) -> Found | LeftOut:
     else:
         entry = revival.make(value)
         if not isinstance(entry, ScheduleEntry):
-            return LeftOut(name=name, why=f"is no entry of a schedule but a {printable(type(entry).__name__)}")
+            return LeftOut(name=name, why=f"is not an entry of a schedule but a {printable(type(entry).__name__)}")
         task, runs, last = entry.task, entry.total_run_count, entry.last_run_at
     if not isinstance(last, (datetime, type(None))):
         return LeftOut(name=name, why=f"cannot be read: last_run_at = {shown(last)}: it must be a datetime")

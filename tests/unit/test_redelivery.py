@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
 
-from celery_neli.worker.redelivery import forward, give_back
-from celery_neli.worker.strategy import came_by
+from celery_neli.worker.redelivery import forward, give_back, published_to
 
 _number = itertools.count()
 
@@ -117,7 +116,7 @@ def test_where_a_message_came_by_is_told_by_exchange_and_key() -> None:
     queue = Queue("shop.leader.leader", Exchange("shop.leader.leader", type="topic"), "shop.leader.leader")
 
     def by(exchange: str, key: str) -> bool:
-        return came_by(SimpleNamespace(delivery_info={"exchange": exchange, "routing_key": key}), queue)
+        return published_to(SimpleNamespace(delivery_info={"exchange": exchange, "routing_key": key}), queue)
 
     assert by("shop.leader.leader", "shop.leader.leader")
     assert by("celery_delayed_0", "0.0.1.1.shop.leader.leader")

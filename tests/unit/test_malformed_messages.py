@@ -78,7 +78,7 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
     "an id of 100 KB": (wire(headers={"id": "x" * 100_000}), RUNS),
     "an id that is a list": (wire(headers={"id": ["a"]}), REFUSED),
     "an id that is a mapping": (wire(headers={"id": {"a": 1}}), REFUSED),
-    "a language that is no text": (wire(headers={"lang": 5}), RUNS),
+    "a language that is not text": (wire(headers={"lang": 5}), RUNS),
     "an ETA that is no time": (wire(headers={"eta": "soon"}), REFUSED),
     "an ETA that is a number": (wire(headers={"eta": 5}), REFUSED),
     "an ETA before the calendar": (wire(headers={"eta": "0001-01-01T00:00:00+14:00"}), REFUSED),
@@ -207,7 +207,7 @@ def test_a_leader_runs_or_refuses_an_odd_message_and_takes_the_next(odd: str, ca
     assert len(told) == (0 if fate == RUNS else 1)
     bench.succeed()
     assert bench.worker.unacked() == 0
-    assert not bench.worker.drain.runs("leader")
+    assert not bench.worker.in_flight.runs("leader")
     assert bench.worker.controller.semaphore.value == 1000 - len(ran)
 
 

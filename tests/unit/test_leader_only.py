@@ -23,7 +23,7 @@ from celery_neli import (
     roles,
     still_leader,
 )
-from celery_neli.worker.leader_only import in_term
+from celery_neli.worker.context import in_term
 from tests.unit.leases import Lease, make_app, own_world
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TestFunctions:
     def test_elsewhere_they_do_not(self, lease: Lease):
         """NotLeader, which names the function and the role."""
         ran: list[int] = []
-        with pytest.raises(NotLeader, match=r"test_gate\..*append.* does not lead 'leader'"):
+        with pytest.raises(NotLeader, match=r"test_leader_only\..*append.* does not lead 'leader'"):
             leader_only(_appending(ran))()
         lease.lead()
         lease.drain()
@@ -77,7 +77,7 @@ class TestFunctions:
 
     def test_a_process_without_an_election_leads_nothing(self, app: Celery):
         """The error says what to do."""
-        with pytest.raises(NotLeader, match=r"no worker in an election.*neli_enabled = False.*celery_neli\.install"):
+        with pytest.raises(NotLeader, match=r"not a worker in an election.*neli_enabled = False.*celery_neli\.install"):
             leader_only(_appending([]))()
 
     def test_the_app_may_be_named(self, lease: Lease):
@@ -324,7 +324,7 @@ class TestInside:
     def test_in_term_is_the_same_for_other_work(self, app: Celery, lease: Lease):
         """What leads by other means tells its work the same."""
         lease.lead(term=3)
-        with in_term(app, "leader", 3):
+        with in_term(lease.shared.role("leader"), 3):
             assert (current_term(), still_leader()) == (3, True)
             lease.lose(term=3)
             assert not still_leader()

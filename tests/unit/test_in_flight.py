@@ -21,7 +21,7 @@ from celery.worker import state
 from celery_neli import leader_only
 from celery_neli.exceptions import ConfigurationError, LeadershipLost
 from celery_neli.worker.bootsteps import refuse_pool
-from celery_neli.worker.handover import Handover
+from celery_neli.worker.consumer_step import LeadershipReceivers
 from tests.processes import wait_until
 from tests.unit.workers import Worker
 
@@ -49,7 +49,7 @@ def leader(**options: Any) -> tuple[Worker, Any]:
 def revoke(worker: Worker) -> None:
     """The lease is resigned, and the consumer's thread has its turn."""
     worker.lease.drain()
-    worker.drain.send_back()
+    worker.in_flight.send_back()
 
 
 def error(exc: BaseException) -> ExceptionInfo:
@@ -138,7 +138,7 @@ def test_a_task_that_begins_meanwhile_stays() -> None:
         worker.tick(100)
 
     worker.consumer.qos.decrement_eventually = fire  # called for the first that goes back
-    worker.drain.send_back(everything=True)
+    worker.in_flight.send_back(everything=True)
     assert len(worker.pool.jobs) == 1
     assert worker.size(worker.queue()) == 1
 
@@ -149,19 +149,17 @@ def test_tasks_that_begin_while_others_are_sent_back_disturb_nothing() -> None:
     ids = [task.apply_async(countdown=60 + number).id for number in range(3)]
     worker.receive()
     worker.lease.drain()
-    lease, first = worker.drain.lease, worker.timer.queue[0].entry.args[0]
+    leases, first = worker.in_flight.leases, worker.timer.queue[0].entry.args[0]
     (later,) = [each.entry.args[0] for each in worker.timer.queue if each.entry.args[0].id == ids[2]]
 
     class Meanwhile:
-        anybody = lease.anybody
-
-        def leading(self, role: str) -> int | None:
-            worker.drain.dropped(later)
-            return lease.leading(role)
+        def role(self, name: str) -> Any:
+            worker.in_flight.dropped(later)
+            return leases.role(name)
 
     assert first is not later
-    worker.drain.lease = Meanwhile()  # type: ignore[assignment]
-    worker.drain.send_back()
+    worker.in_flight.leases = Meanwhile()  # type: ignore[assignment]
+    worker.in_flight.send_back()
     assert [each.headers["id"] for each in worker.messages(worker.queue())] == ids[:2]
 
 
@@ -214,7 +212,7 @@ def test_other_roles_keep_their_tasks() -> None:
         worker.app.tasks[name].apply_async(countdown=60)
     worker.receive()
     worker.lease.drain(role="mail")
-    worker.drain.soon()
+    worker.in_flight.send_back_soon()
     worker.turn()
     assert worker.size(worker.queue("mail")) == 1
     assert worker.size(worker.queue("billing")) == 0
@@ -224,7 +222,7 @@ def test_other_roles_keep_their_tasks() -> None:
 
 def waits(worker: Worker) -> bool:
     """Whether a barrier would wait now."""
-    return worker.drain.runs("leader")
+    return worker.in_flight.runs("leader")
 
 
 def test_a_barrier_waits_for_what_the_pool_has() -> None:
@@ -290,9 +288,18 @@ def test_a_hand_over_returns_when_nothing_runs() -> None:
     task.delay()
     worker.receive()
     worker.lease.drain()
-    barrier = threading.Thread(target=Handover(worker.drain).revoked, kwargs={"role": "leader"}, daemon=True)
+    leases, looks = worker.in_flight.leases, []
+
+    class Watched:
+        def role(self, name: str) -> Any:
+            looks.append(name)
+            return leases.role(name)
+
+    worker.in_flight.leases = Watched()  # type: ignore[assignment]
+    receivers = LeadershipReceivers(worker.in_flight)
+    barrier = threading.Thread(target=receivers.hand_over, kwargs={"role": "leader"}, daemon=True)
     barrier.start()
-    wait_until(lambda: worker.leadership.asked > 3, timeout=5, what="the barrier")
+    wait_until(lambda: len(looks) > 3, timeout=5, what="the barrier")
     assert barrier.is_alive()
     worker.pool.jobs[0].accept()
     worker.pool.jobs[0].succeed()
@@ -300,14 +307,14 @@ def test_a_hand_over_returns_when_nothing_runs() -> None:
     assert not barrier.is_alive()
 
 
-@pytest.mark.parametrize("kind", ["leave", "fenced"])
+@pytest.mark.parametrize("kind", ["changed", "fenced"])
 def test_a_change_of_the_lease_sends_back(kind: str) -> None:
     """With the consumer's next turn."""
     worker, task = leader()
     task.apply_async(countdown=60)
     worker.receive()
     worker.lease.lose()
-    getattr(Handover(worker.drain), kind)(role="leader", term=7)
+    getattr(LeadershipReceivers(worker.in_flight), kind)(role="leader", term=7)
     worker.turn()
     assert worker.size(worker.queue()) == 1
 
@@ -317,8 +324,8 @@ def test_a_hand_over_returns_when_the_lease_ends() -> None:
     worker, task = leader()
     task.delay()
     worker.receive()
-    worker.leadership.holds = False
-    Handover(worker.drain).revoked(role="leader")
+    worker.lease.lose()
+    LeadershipReceivers(worker.in_flight).hand_over(role="leader")
     assert waits(worker)
 
 
@@ -329,10 +336,10 @@ def test_an_error_in_a_hand_over_does_not_release_early(caplog: pytest.LogCaptur
     def broken(_: str) -> None:
         raise RuntimeError("a bug")
 
-    worker.drain.wait = broken  # type: ignore[method-assign]
+    worker.in_flight.wait_until_idle = broken  # type: ignore[method-assign]
     ends = time.monotonic() + 0.1
-    worker.leadership.held = lambda role: time.monotonic() < ends
-    Handover(worker.drain).revoked(role="leader")
+    worker.lease.lead(until=0.1, resigning=True)
+    LeadershipReceivers(worker.in_flight).hand_over(role="leader")
     assert time.monotonic() >= ends
     assert "a bug" in caplog.text
 
@@ -343,13 +350,13 @@ def test_a_lost_connection_drops_what_waits() -> None:
     task.apply_async(countdown=60)
     worker.receive()
     worker.step.stop(worker.consumer)
-    assert not worker.drain.working()
+    assert not worker.in_flight.progressing()
     worker.connect()
     value = worker.consumer.qos.value
     worker.tick(100)
     assert worker.pool.jobs == []
     assert worker.consumer.qos.value == value
-    assert worker.drain.working()
+    assert worker.in_flight.progressing()
 
 
 def test_a_lost_connection_drops_what_no_child_has() -> None:
@@ -384,19 +391,19 @@ def test_a_pool_that_has_ended_runs_nothing() -> None:
     worker, task = leader()
     task.delay()
     worker.receive()
-    worker.drain.pool_ended()
+    worker.in_flight.pool_ended()
     assert not waits(worker)
 
 
 def fence(worker: Worker) -> None:
     worker.lease.lose()
-    Handover(worker.drain).fenced(role="leader", term=7)
+    LeadershipReceivers(worker.in_flight).fenced(role="leader", term=7)
     worker.turn()
 
 
 def killing(**options: Any) -> tuple[Worker, Any]:
     worker, task = leader(**options)
-    worker.drain.fence_kills = True
+    worker.in_flight.fence_kills = True
     return worker, task
 
 
@@ -469,7 +476,10 @@ def test_a_fence_kills_with_the_task_broker_away(order: str, child: subprocess.P
     """The consumer's thread is busy with reconnecting, or gets to do so before it kills. The broker has the task."""
     worker, task = killing(acks_late=True)
     job, sent = begun(worker, task, child)
-    steps = [lambda: worker.step.stop(worker.consumer), lambda: Handover(worker.drain).fenced(role="leader", term=7)]
+    steps = [
+        lambda: worker.step.stop(worker.consumer),
+        lambda: LeadershipReceivers(worker.in_flight).fenced(role="leader", term=7),
+    ]
     worker.lease.lose()
     for step in steps if order == "connection, lease" else reversed(steps):
         step()
@@ -497,7 +507,7 @@ def test_a_lost_connection_kills_nothing_of_a_later_term(child: subprocess.Popen
     worker, task = killing()
     fence(worker)
     worker.lease.lead(8)
-    Handover(worker.drain).acquired()
+    LeadershipReceivers(worker.in_flight).changed()
     begun(worker, task, child)
     worker.step.stop(worker.consumer)
     assert child.poll() is None
@@ -521,11 +531,11 @@ def test_a_fence_kills_while_the_consumer_hangs(
     child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once; when it goes on, the task goes back."""
-    monkeypatch.setattr("celery_neli.worker.in_flight.TURN", 0.0)
+    monkeypatch.setattr("celery_neli.worker.in_flight.LOOP_TIMEOUT", 0.0)
     worker, task = killing(acks_late=True)
     begun(worker, task, child)
     worker.lease.lose()
-    Handover(worker.drain).fenced(role="leader", term=7)
+    LeadershipReceivers(worker.in_flight).fenced(role="leader", term=7)
     assert child.wait(5) == -signal.SIGKILL
     assert worker.size(worker.queue()) == 0
     worker.turn()
@@ -535,12 +545,12 @@ def test_a_fence_kills_while_the_consumer_hangs(
 
 def test_a_consumer_that_hangs_makes_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until its loop turns again."""
-    monkeypatch.setattr("celery_neli.worker.in_flight.TURN", 0.05)
+    monkeypatch.setattr("celery_neli.worker.in_flight.LOOP_TIMEOUT", 0.05)
     worker, _ = leader()
-    assert worker.drain.working()
-    wait_until(lambda: not worker.drain.working(), timeout=5, what="the hang")
+    assert worker.in_flight.progressing()
+    wait_until(lambda: not worker.in_flight.progressing(), timeout=5, what="the hang")
     worker.turn()
-    assert worker.drain.working()
+    assert worker.in_flight.progressing()
 
 
 def test_a_consumer_is_asked_once_until_it_answers() -> None:
@@ -549,29 +559,29 @@ def test_a_consumer_is_asked_once_until_it_answers() -> None:
     asked: list[Any] = []
     worker.consumer.call_soon = asked.append
     for _ in range(3):
-        worker.drain.working()
+        worker.in_flight.progressing()
     assert len(asked) == 1
     asked.pop()()
-    worker.drain.working()
+    worker.in_flight.progressing()
     assert len(asked) == 1
     worker.step.stop(worker.consumer)
     worker.connect()
-    worker.drain.working()
+    worker.in_flight.progressing()
     assert len(asked) == 2
 
 
 def test_a_long_task_on_the_consumers_thread_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """Solo, whatever the task."""
-    monkeypatch.setattr("celery_neli.worker.in_flight.TURN", 0.0)
+    monkeypatch.setattr("celery_neli.worker.in_flight.LOOP_TIMEOUT", 0.0)
     worker, task = leader()
     task.delay()
     worker.receive()
     worker.pool.jobs[0].accept()
-    assert not worker.drain.working()
-    worker.drain.inline = True
-    assert worker.drain.working()
+    assert not worker.in_flight.progressing()
+    worker.in_flight.inline = True
+    assert worker.in_flight.progressing()
     worker.pool.jobs[0].succeed()
-    assert not worker.drain.working()
+    assert not worker.in_flight.progressing()
 
 
 def test_nothing_is_killed_unless_told_so() -> None:

@@ -7,8 +7,7 @@ import logging
 import pytest
 from celery.exceptions import WorkerShutdown
 
-from celery_neli.worker.consumer_step import apply
-from celery_neli.worker.handover import Handover
+from celery_neli.worker.consumer_step import LeadershipReceivers, consume_led_roles
 from tests.unit.workers import Worker
 
 
@@ -23,21 +22,21 @@ def test_an_acquisition_begins_to_consume_and_a_revocation_ends_it() -> None:
     """On the consumer's own thread."""
     worker = Worker()
     worker.connect()
-    handover = Handover(worker.drain)
+    receivers = LeadershipReceivers(worker.in_flight)
     worker.lease.lead()
-    handover.acquired()
+    receivers.changed()
     assert worker.consumes() == {worker.ordinary}
     worker.turn()
     assert worker.consumes() == {worker.ordinary, worker.queue()}
     assert worker.consumer.task_consumer.consuming_from(worker.queue())
     worker.lease.drain()
-    handover.revoked(role="leader")
+    receivers.hand_over(role="leader")
     worker.turn()
     assert worker.consumes() == {worker.ordinary}
     worker.lease.lead(8)
-    handover.acquired()
+    receivers.changed()
     worker.lease.lose(8)
-    handover.fenced(role="leader", term=8)
+    receivers.fenced(role="leader", term=8)
     worker.turn()
     assert worker.consumes() == {worker.ordinary}
     assert set(worker.app.amqp.queues) == {worker.ordinary}
@@ -50,7 +49,7 @@ def test_what_is_consumed_is_not_consumed_again(caplog: pytest.LogCaptureFixture
     worker.lease.lead()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            Handover(worker.drain).acquired()
+            LeadershipReceivers(worker.in_flight).changed()
             worker.turn()
     assert caplog.text.count("leader queue consumed") == 1
 
@@ -61,7 +60,7 @@ def test_nothing_is_taken_before_the_loop_runs() -> None:
     worker.connect()
     worker.consumer.task_consumer.on_message = None
     worker.lease.lead()
-    apply(worker.consumer, worker.drain)
+    consume_led_roles(worker.consumer, worker.in_flight)
     assert worker.consumes() == {worker.ordinary, worker.queue()}
     assert not worker.consumer.task_consumer.consuming_from(worker.queue())
 
@@ -93,9 +92,9 @@ def test_changes_while_disconnected_wait_for_the_connection() -> None:
     """A transition then touches nothing."""
     worker = Worker()
     worker.connect()
-    handover = Handover(worker.drain)
+    receivers = LeadershipReceivers(worker.in_flight)
     worker.lease.lead()
-    handover.acquired()
+    receivers.changed()
     worker.step.stop(worker.consumer)
     worker.turn()
     assert worker.consumes() == {worker.ordinary}
@@ -124,7 +123,7 @@ def test_a_role_whose_queue_is_refused_later_is_resigned(caplog: pytest.LogCaptu
     worker.refused.add(worker.queue("billing"))
     worker.lease.lead(role="billing")
     worker.lease.lead(role="mail")
-    Handover(worker.drain).acquired()
+    LeadershipReceivers(worker.in_flight).changed()
     worker.turn()
     assert worker.leadership.resigned == ["billing"]
     assert worker.consumes() == {worker.ordinary, worker.queue("mail")}

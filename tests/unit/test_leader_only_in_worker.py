@@ -15,7 +15,7 @@ from kombu import Queue
 
 from celery_neli import NotLeader, current_term, leader_only, still_leader
 from celery_neli.election.shared_lease import share
-from celery_neli.worker.counters import counts
+from celery_neli.worker.redelivery import counts
 from tests.unit.leases import Lease, make_app, own_world
 
 if TYPE_CHECKING:

@@ -1,0 +1,61 @@
+"""The scheduler class that `neli_scheduler` names.
+
+Our own classes carry a mark, so that the runtime API can ask what a beat runs without importing the beat.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import celery.beat
+from celery.utils.imports import load_extension_class_names, symbol_by_name
+
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.printable import closest, shown
+
+__all__ = ["DEFAULT", "is_replicated", "resolve"]
+
+#: The scheduler that runs if `neli_scheduler` is not set.
+DEFAULT = "celery_neli.ReplicatedScheduler"
+REMEDY = f"give a class or its path, such as {DEFAULT!r}, or leave it out"
+#: The schedulers that a misspelt name may have meant.
+KNOWN = (
+    DEFAULT,
+    "celery.beat.Scheduler",
+    "celery.beat.PersistentScheduler",
+    "django_celery_beat.schedulers:DatabaseScheduler",
+    "redbeat.RedBeatScheduler",
+)
+#: Attributes of classes. True for `celery_neli.Scheduler`, which leads another scheduler,
+ELECTED = "neli_is_elected"
+#: and for `ReplicatedScheduler`, whose state is in Kafka.
+REPLICATED = "neli_is_replicated"
+
+
+def resolve(name: Any) -> type[Any]:
+    """Return the scheduler class of ``name``: a dotted path, an alias (entry point), or the class itself. Imports it.
+
+    Raises:
+        ConfigurationError: it is not a scheduler, or it is `celery_neli.Scheduler` itself.
+    """
+    try:
+        aliases = dict(load_extension_class_names("celery.beat_schedulers"))
+        cls = symbol_by_name(name, aliases=aliases)
+    except Exception as exc:  # the import runs the user's modules
+        near = closest(str(name), KNOWN, least=0.8)
+        hint = REMEDY if near in (None, name) else f"did you mean {near!r}?"
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} cannot be imported: {shown(exc)}; {hint}") from exc
+    if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
+        remedy = f"is django-celery-beat installed? Otherwise {REMEDY}" if name == "django" else REMEDY
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} is not a subclass of celery.beat.Scheduler; {remedy}")
+    if getattr(cls, ELECTED, False):
+        raise ConfigurationError(
+            f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"
+            f" 'celery.beat.Scheduler' (beat_scheduler is the setting for celery-neli's)"
+        )
+    return cls
+
+
+def is_replicated(cls: type[Any]) -> bool:
+    """Return True if ``cls`` is our `ReplicatedScheduler` or derives from it."""
+    return bool(getattr(cls, REPLICATED, False))
