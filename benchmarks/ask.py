@@ -7,8 +7,8 @@ import statistics
 import timeit
 
 from benchmarks.results import Results
+from celery_neli import Neli
 from celery_neli.config import Config
-from celery_neli.election.neli import Neli
 from celery_neli.embedded import EmbeddedKafka
 
 ROUNDS, CALLS = 9, 20_000

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.app.trace import build_tracer
 
 from benchmarks.results import Results
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.worker.leader_only import leader_only
@@ -52,7 +52,7 @@ def run(bench: Results) -> None:
     gated.push_request(called_directly=False)  # from here on, as a message's task
     rows = [  # each figure against its neighbour in time
         (
-            seconds(lambda: lease.leading("leader"), CALLS) - seconds(lambda: None, CALLS),
+            seconds(lambda: lease.role("leader").leading_term(), CALLS) - seconds(lambda: None, CALLS),
             seconds(gated.run, CALLS) - seconds(plain.run, CALLS),
             seconds(two, TRACED) / seconds(one, TRACED),
         )

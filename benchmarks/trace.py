@@ -36,11 +36,11 @@ MOST_MESSAGE, MOST_MAY_SEND, MOST_PUT = 15, 3, 20
 
 
 class Journeys(NamedTuple):
-    """The files that each journey passes, in the order in which it first reaches them."""
+    """The files that each journey passes, in the order in which it reaches them, with the first function of each."""
 
-    message: list[str]
-    may_send: list[str]
-    put: list[str]
+    message: dict[str, str]
+    may_send: dict[str, str]
+    put: dict[str, str]
 
 
 class Call(NamedTuple):
@@ -78,8 +78,11 @@ class Calls:
             self.latest.append(Call(time.time(), threading.get_ident(), file, code.co_name, depth))
 
 
-def files(calls: list[Call]) -> list[str]:
-    return list(dict.fromkeys(each.file for each in calls))
+def files(calls: list[Call]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in calls:
+        found.setdefault(each.file, each.name)
+    return found
 
 
 def under(calls: list[Call], name: str) -> list[Call]:
@@ -96,7 +99,7 @@ def under(calls: list[Call], name: str) -> list[Call]:
     return found
 
 
-def message() -> tuple[list[str], list[str]]:
+def message() -> tuple[dict[str, str], dict[str, str]]:
     """Return the files that a message passes, and those of the question whether it may be sent."""
     calls, arrived = Calls(), 0
     journey: list[Call] = []
@@ -132,7 +135,7 @@ def message() -> tuple[list[str], list[str]]:
     return files(journey), files(under(journey, "may_start"))
 
 
-def put() -> list[str]:
+def put() -> dict[str, str]:
     """Return the files from `periodic.put` to the heap of the beat that leads."""
     from tests.unit.beats import World
 
@@ -162,8 +165,8 @@ def main() -> None:
         ("periodic.put, to the leader's heap", found.put, MOST_PUT),
     ):
         print(f"{title}: {len(passed)} files (at most {most})")
-        for file in passed:
-            print(f"    {file}")
+        for file, function in passed.items():
+            print(f"    {file}: {function}")
 
 
 if __name__ == "__main__":

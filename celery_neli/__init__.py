@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from celery_neli.beat.replicated.standalone import ReplicatedScheduler
     from celery_neli.beat.scheduler import Scheduler
     from celery_neli.config import Config
-    from celery_neli.election.neli import Neli, State
+    from celery_neli.election.renewal import State
     from celery_neli.election.role_state import LeaderAcquired, LeaderFenced, LeaderRevoked
     from celery_neli.exceptions import (
         ClosedError,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         NotLeader,
         TopicError,
     )
+    from celery_neli.kafka.connect import Neli
     from celery_neli.singletons.decorator import singleton
     from celery_neli.worker.bootsteps import install
     from celery_neli.worker.leader_only import current_term, leader_only, roles, still_leader
@@ -68,8 +69,8 @@ _HOMES = {
     "LeaderAcquired": "election.role_state",
     "LeaderFenced": "election.role_state",
     "LeaderRevoked": "election.role_state",
-    "Neli": "election.neli",
-    "State": "election.neli",
+    "Neli": "kafka.connect",
+    "State": "election.renewal",
     "ReplicatedScheduler": "beat.replicated.standalone",
     "Scheduler": "beat.scheduler",
     "install": "worker.bootsteps",

@@ -1,4 +1,4 @@
-"""Imported for its effect: `imports = ["celery_neli.auto"]` in an app's configuration installs celery-neli in it."""
+"""Import this module for its effect: `imports = ["celery_neli.auto"]` in the configuration installs celery-neli."""
 
 from __future__ import annotations
 

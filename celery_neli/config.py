@@ -83,8 +83,8 @@ class Config:
         if not self.topic:
             object.__setattr__(self, "topic", f"{self.group}.neli")
         for each in fields(self):
-            setting = _WHOLE_NAMES.get(each.name) or SETTINGS[f"neli_{each.name}"]
-            object.__setattr__(self, each.name, setting.checked(getattr(self, each.name)))
+            check = (_WHOLE_NAMES.get(each.name) or SETTINGS[f"neli_{each.name}"]).checked
+            object.__setattr__(self, each.name, check(getattr(self, each.name)))
         self._check_times()
         self._check_properties()
 
@@ -191,25 +191,19 @@ def _comparable(name: str, value: Any) -> str:
     return "all" if name == "acks" and text == "-1" else text
 
 
-def read(app: Celery, name: str) -> Any:
+def setting(app: Celery, name: str) -> Any:
     """Return the app's value of the setting `name`, or its default. Loads the app's configuration.
 
     Raises:
         ConfigurationError: The value is unfit.
     """
-    value, setting = app.conf.get(name), SETTINGS[name]
-    return setting.default if value is None else setting.checked(value)
+    value = app.conf.get(name)
+    return SETTINGS[name].default if value is None else SETTINGS[name].checked(value)
 
 
 def enabled(app: Celery) -> bool:
     """Return True if `neli_enabled` is on, as it is by default. Raises `ConfigurationError`."""
-    found: bool = read(app, "neli_enabled")
-    return found
-
-
-def least_interval(app: Celery) -> float:
-    """Return `neli_least_interval` in seconds. Raises `ConfigurationError`."""
-    found: float = read(app, "neli_least_interval")
+    found: bool = setting(app, "neli_enabled")
     return found
 
 
@@ -224,10 +218,10 @@ def from_app(app: Celery, election: str) -> Config:
     for each in fields(Config):
         if each.name not in ("group", "topic", "roles") and app.conf.get(f"neli_{each.name}") is not None:
             given[each.name] = app.conf.get(f"neli_{each.name}")
-    topic = read(app, "neli_topic")
+    topic = setting(app, "neli_topic")
     if topic is not None:
         given["topic"] = topic.replace("{election}", election)
-    given["roles"] = read(app, "neli_roles") if election == "worker" else shard_roles(read(app, "neli_shards"))
+    given["roles"] = setting(app, "neli_roles") if election == "worker" else shard_roles(setting(app, "neli_shards"))
     return Config(**given)
 
 
@@ -237,7 +231,7 @@ def shard_roles(shards: int) -> tuple[str, ...]:
 
 
 def _group(app: Celery) -> str:
-    group: str | None = read(app, "neli_group")
+    group: str | None = setting(app, "neli_group")
     if group is None:
         hint = not_read(app, "neli_group")
         example = "name this deployment, e.g. neli_group = 'shop-production'"
@@ -260,28 +254,18 @@ class BeatSettings:
 
 def beat_settings(app: Celery) -> BeatSettings:
     """Return what a beat needs from the app's settings, which it loads. Raises `ConfigurationError`."""
-    least_interval(app)
+    setting(app, "neli_least_interval")
     return BeatSettings(
-        sends_in_doubt=read(app, "neli_in_doubt") == "send",
-        parallel=read(app, "neli_publish_parallel"),
-        version=read(app, "neli_schedule_version"),
+        sends_in_doubt=setting(app, "neli_in_doubt") == "send",
+        parallel=setting(app, "neli_publish_parallel"),
+        version=setting(app, "neli_schedule_version"),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSettings:
-    """What a worker needs beside its `Config`. `leader_queue` contains `{role}`."""
-
-    leader_queue: str
-    fence_kills: bool
-
-
-def worker_settings(app: Celery) -> WorkerSettings:
-    """Return what a worker needs from the app's settings, which it loads. Raises `ConfigurationError`."""
-    return WorkerSettings(
-        leader_queue=read(app, "neli_leader_queue") or f"{_group(app)}.leader.{{role}}",
-        fence_kills=read(app, "neli_fence_kills"),
-    )
+def leader_queue(app: Celery, role: str) -> str:
+    """Return the name of the queue of this role's leader. Raises `ConfigurationError`."""
+    template: str = setting(app, "neli_leader_queue") or f"{_group(app)}.leader.{{role}}"
+    return template.replace("{role}", role)
 
 
 _NAME = re.compile(r"(?:(?P<prefix>\w+)_)?(?P<name>neli_\w+)", re.IGNORECASE)

@@ -1,34 +1,32 @@
 """Make the records of the beats' roles fit `neli_shards` again (`celery neli repair`).
 
-Beats refuse to serve where the records tell of more shards than they have: entries of the others would run nowhere, or
-twice. That is so after `neli_shards` was lowered, and after somebody forged or garbled a record. The repair is a member
-of the election for a moment: it leads every role, which is impossible while another member leads it, and hands them
-over with records that fit.
+Beats refuse to serve if the records name more shards than they have: entries of the others would run nowhere, or twice.
+That is so after `neli_shards` was lowered, and after a record was forged or garbled. The repair is a member of the
+election for a moment: it leads every role, which is impossible while another member leads it, and hands them over with
+records that fit.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
 from celery_neli.beat.replicated.claims import Marks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
 from celery_neli.config import shard_roles
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.member import Member
 from celery_neli.election.role_state import LeaderRevoked
 from celery_neli.exceptions import NeliError
-from celery_neli.kafka.asking import metadata
-from celery_neli.kafka.causes import is_denied
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.properties import reader_properties
-from celery_neli.kafka.topic_admin import GONE
-from celery_neli.kafka.validate import making
+from celery_neli.kafka.reader import Reader
 from celery_neli.printable import printable
 from celery_neli.settings import SHARDS_MOST
 from celery_neli.status import look
@@ -41,16 +39,18 @@ if TYPE_CHECKING:
 __all__ = ["Change", "plan", "repair"]
 
 SETTLED = 5.0
-"""Seconds. Who has led for longer can serve its role."""
+"""Seconds. A member that has led for longer can serve its role."""
 KNOWN = 5.0
-"""Seconds for reading who leads; of a topic whose records have expired that is not known before one leads."""
+"""Seconds for reading who leads. If the records have expired, that is not known before a member leads."""
 ASK = 2.0
+"""Seconds for one question."""
 PAUSE = 0.05
+"""Seconds that a turn of the member may wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What the records of one role are to carry from now on, and how to say so."""
+    """What the records of one role are to carry from now on (`data`), and how to say so (`what`)."""
 
     role: int
     data: Mapping[str, Any]
@@ -58,12 +58,12 @@ class Change:
 
 
 def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) -> list[Change]:
-    """Return what must change so that beats with so many shards can serve; nothing, if they can already.
+    """Return what must change so that beats with so many shards can serve; nothing if they can already.
 
-    ``found``: what the newest record of each role carries. ``now``: Unix seconds.
+    `found`: what the newest record of each role carries. `now`: Unix seconds.
     """
-    told = [_told(each) for each in found]
-    if all(isinstance(each, int) and not isinstance(each, bool) and each <= shards for each in told):
+    named = [_shards_of(each) for each in found]
+    if all(isinstance(each, int) and not isinstance(each, bool) and each <= shards for each in named):
         return []
     changes = []
     for role, data in enumerate(found):
@@ -77,16 +77,18 @@ def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) 
             if isinstance(base := (data or {}).get(BASE), int):
                 carried[BASE] = base
         if data is not None or role < shards:
-            changes.append(Change(role=role, data=carried, what=f"shards {told[role]!r:.40} -> {shards}, {what}"))
+            changes.append(Change(role=role, data=carried, what=f"shards {named[role]!r:.40} -> {shards}, {what}"))
     return changes
 
 
 def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Change]:
-    """Return what must change, and change it unless it is a ``dry_run``.
+    """Return what must change, and change it unless it is a `dry_run`.
 
-    Blocks for up to ``timeout`` seconds and a hand-over. Raises `NeliError` if somebody leads one of the roles, if
-    there is no leader topic, and if Kafka does not answer in time. Then nothing was changed, or, of several roles, only
-    some: call it again.
+    Blocks for up to `timeout` seconds and a hand-over.
+
+    Raises:
+        NeliError: a member leads one of the roles, there is no leader topic, or Kafka does not answer in time. Then
+            nothing was changed, or, of several roles, only some: call it again.
     """
     wide = replace(config, roles=shard_roles(_roles_used(config, log)))
     _refuse_led(wide, log)
@@ -102,21 +104,22 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
                 "what the records of the roles say cannot be known before a member leads the roles: the records have "
                 "expired, or Kafka is slow; start the beats, or repair without --dry-run"
             )
-        changes = plan([member.last_payload(role).data for role in roles], shards, now=time.time())
+        changes = plan([member.state(role).payload.data for role in roles], shards, now=time.time())
         if dry_run or (read and not changes):
             return changes
         member.candidate = True
         if not _step(member, lambda: all(_leads(member, role) for role in roles), until=end):
-            led = [f"{leader[0]} leads {role}" for role in roles if (leader := member.leader(role)) is not None]
+            led = [f"{leader[0]} leads {role}" for role in roles if (leader := member.state(role).leader()) is not None]
             raise NeliError(
                 f"the repair could not lead every role within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
                 "stop the beats that serve a role, and try again"
             )
-        changes = plan([member.last_payload(role).data for role in roles], shards, now=time.time())
+        changes = plan([member.state(role).payload.data for role in roles], shards, now=time.time())
         for change in changes:
             role = roles[change.role]
-            member.set_payload(role, change.data, term=member.grant(role).term or 0)
-            member.beat_now(role, term=member.grant(role).term or 0)
+            state = member.state(role)
+            state.set_payload(change.data, state.grant.term or 0)
+            state.beat_now(state.grant.term or 0)
         if not _step(member, lambda: all(_carries(member, roles[each.role], each.data) for each in changes), until=end):
             raise NeliError(
                 f"the records were not read back within {timeout:g} s: check `celery neli status`, and try again"
@@ -143,27 +146,26 @@ class _NoGroup:
 
 
 def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
-    """Turn the member until that is so; return False if it was not in time. Raises `NeliError` if the topic cannot be
-    used.
-    """
+    """Turn the member until `done()`; return False if it took too long. Raises `NeliError` if the topic is unusable."""
     while not done():
         if time.monotonic() > until:
             return False
         for event in member.step(PAUSE):
             if isinstance(event, LeaderRevoked):
-                member.drained(event.role, event.term)
+                member.state(event.role).drained(event.term)
         if member.trouble is not None and not member.closing:
             raise NeliError(str(member.trouble))
     return True
 
 
 def _leads(member: Member, role: str) -> bool:
-    return member.grant(role).leading(boottime()) and member.last_payload(role).known
+    state = member.state(role)
+    return state.grant.leading(boottime()) and state.payload.known
 
 
 def _carries(member: Member, role: str, data: Mapping[str, Any]) -> bool:
-    told = member.last_payload(role)
-    return told.own and dict(told.data or {}) == dict(data)
+    payload = member.state(role).payload
+    return payload.own and dict(payload.data or {}) == dict(data)
 
 
 def _refuse_led(config: Config, log: logging.Logger) -> None:
@@ -177,30 +179,21 @@ def _refuse_led(config: Config, log: logging.Logger) -> None:
 
 def _roles_used(config: Config, log: logging.Logger) -> int:
     """Return how many partitions of the leader topic may hold roles: those with records, and those that are set."""
-    klog = KafkaLog(log, config.properties, one_shot=True)
-    with making(config.properties):
-        reader = Consumer({**reader_properties(config), "logger": klog, "error_cb": klog.remark})
-    try:
-        found = metadata(reader, klog, config.topic, ASK)
-        if found.error is not None and found.error.name() not in GONE:
-            raise KafkaException(found.error)
-        if found.error is not None or not found.partitions:
-            raise NeliError(
-                f"there is no leader topic {config.topic}: no beat has started yet, so there is nothing to repair"
-            )
-        parts = [TopicPartition(config.topic, index) for index in range(min(len(found.partitions), SHARDS_MOST))]
-        used = [index for index, part in enumerate(parts) if reader.get_watermark_offsets(part, timeout=ASK)[1] > 0]
-    except KafkaException as exc:
-        error = exc.args[0]
-        denied = is_denied(error.name())
-        reason = klog.lacks(["Read"], "topic", config.topic) if denied else klog.reason(error)
-        raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {reason}") from None
-    finally:
-        reader.close()
-    return min(max([len(config.roles), *(index + 1 for index in used)]), len(parts))
+    client_log = ClientLog(log, config.properties, one_shot=True)
+    with closing(Reader(config, client_log, config.topic, reader_properties(config))) as reader:
+        try:
+            partitions = min(reader.partitions(ASK), SHARDS_MOST)
+            used = [index for index in range(partitions) if reader.bounds(index, ASK)[1] > 0]
+        except KafkaException as exc:
+            raise client_log.failure(exc.args[0], config.topic) from None
+    if not partitions:
+        raise NeliError(
+            f"there is no leader topic {config.topic}: no beat has started yet, so there is nothing to repair"
+        )
+    return min(max([len(config.roles), *(index + 1 for index in used)]), partitions)
 
 
-def _told(data: Mapping[str, Any] | None) -> Any:
+def _shards_of(data: Mapping[str, Any] | None) -> Any:
     return 0 if not data else data.get(SHARDS, 1)
 
 
@@ -211,7 +204,7 @@ def _heir(role: int, shards: int) -> int:
 
 
 def _together(found: Sequence[Marks | None]) -> Marks | None:
-    """The marks of several roles as those of one: in doubt is what is in doubt for any, settled what is for all."""
+    """Return the marks of several roles as those of one: in doubt for one is in doubt, settled for all is settled."""
     marks = [each for each in found if each is not None]
     if not marks:
         return None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
-
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from celery_neli.election.records import Record, encode
 from celery_neli.exceptions import NeliError
-from celery_neli.kafka.causes import is_denied
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import producer_properties
+from celery_neli.kafka.writer import Writer
 from celery_neli.status import ElectionStatus, RoleStatus, look
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from celery_neli.config import Config
 
 PAUSE = 0.1
+"""Seconds between two looks at who leads."""
 
 
 def hand_over(
@@ -29,7 +29,9 @@ def hand_over(
     """Ask the leader of `role` to resign, in favour of the member named `to` if given; wait for the next leader.
 
     Blocks for up to `timeout` seconds. Returns the role before and after, and the seconds from request to new leader.
-    Raises `NeliError`: an unknown role or member, nobody leads, or nobody took over in time.
+
+    Raises:
+        NeliError: the role or member is unknown, no member leads, or no other member took over in time.
     """
     if role is None:
         if len(config.roles) > 1:
@@ -79,23 +81,9 @@ def _unknown(status: ElectionStatus, to: str) -> str:
 
 
 def _send(config: Config, partition: int, role: str, to: str | None, term: int | None, log: logging.Logger) -> None:
-    klog = KafkaLog(log, config.properties, one_shot=True)
-    producer = Producer({**producer_properties(config), "logger": klog, "error_cb": klog.remark})
-    failed: list[KafkaError] = []
     record = Record(kind="request", member=f"request/{secrets.token_hex(6)}", seq=0, lease=0.0, to=to, term=term)
-
-    def delivered(error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            failed.append(error)
-
-    try:
-        producer.produce(config.topic, encode(record), role, partition=partition, on_delivery=delivered)
-        waiting = producer.flush(config.heartbeat_timeout)
-    except KafkaException as exc:
-        raise NeliError(f"the request could not be sent: {klog.reason(exc.args[0])}") from None
-    if failed or waiting:
-        reason = "Kafka did not answer"
-        if failed:
-            denied = is_denied(failed[0].name())
-            reason = klog.lacks(["Write"], "topic", config.topic) if denied else klog.reason(failed[0])
+    client_log = ClientLog(log, config.properties, one_shot=True)
+    with closing(Writer(config, client_log, config.topic, producer_properties(config))) as writer:
+        reason = writer.send_all([(partition, role, encode(record))], config.heartbeat_timeout)
+    if reason:
         raise NeliError(f"the request could not be sent: {reason}")

@@ -1,22 +1,24 @@
-"""The scheduler class that `neli_scheduler` names.
+"""The scheduler class that `neli_scheduler` names, and of what kind it is.
 
-Our own classes carry a mark, so that the runtime API can ask what a beat runs without importing the beat.
+Kinds are told by the names of base classes, so that the runtime API can ask what a beat runs without importing the
+beat, and the beat can ask without importing django-celery-beat or RedBeat.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import celery.beat
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, shown
+from celery_neli.settings import SETTINGS
 
-__all__ = ["DEFAULT", "is_replicated", "resolve"]
+__all__ = ["DEFAULT", "derives_from", "is_replicated", "resolve"]
 
 #: The scheduler that runs if `neli_scheduler` is not set.
-DEFAULT = "celery_neli.ReplicatedScheduler"
+DEFAULT: Final[str] = SETTINGS["neli_scheduler"].default
 REMEDY = f"give a class or its path, such as {DEFAULT!r}, or leave it out"
 #: The schedulers that a misspelt name may have meant.
 KNOWN = (
@@ -26,21 +28,18 @@ KNOWN = (
     "django_celery_beat.schedulers:DatabaseScheduler",
     "redbeat.RedBeatScheduler",
 )
-#: Attributes of classes. True for `celery_neli.Scheduler`, which leads another scheduler,
-ELECTED = "neli_is_elected"
-#: and for `ReplicatedScheduler`, whose state is in Kafka.
-REPLICATED = "neli_is_replicated"
 
 
 def resolve(name: Any) -> type[Any]:
-    """Return the scheduler class of ``name``: a dotted path, an alias (entry point), or the class itself. Imports it.
+    """Return the scheduler class of ``name``: a dotted path, an alias (entry point), the class itself, or None for the
+    default. Imports it.
 
     Raises:
         ConfigurationError: it is not a scheduler, or it is `celery_neli.Scheduler` itself.
     """
     try:
         aliases = dict(load_extension_class_names("celery.beat_schedulers"))
-        cls = symbol_by_name(name, aliases=aliases)
+        cls = symbol_by_name(DEFAULT if name is None else name, aliases=aliases)
     except Exception as exc:  # the import runs the user's modules
         near = closest(str(name), KNOWN, least=0.8)
         hint = REMEDY if near in (None, name) else f"did you mean {near!r}?"
@@ -48,7 +47,7 @@ def resolve(name: Any) -> type[Any]:
     if not (isinstance(cls, type) and issubclass(cls, celery.beat.Scheduler)):
         remedy = f"is django-celery-beat installed? Otherwise {REMEDY}" if name == "django" else REMEDY
         raise ConfigurationError(f"neli_scheduler = {shown(name)} is not a subclass of celery.beat.Scheduler; {remedy}")
-    if getattr(cls, ELECTED, False):
+    if derives_from(cls, "celery_neli.beat.scheduler", "Scheduler"):
         raise ConfigurationError(
             f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"
             f" 'celery.beat.Scheduler' (beat_scheduler is the setting for celery-neli's)"
@@ -57,5 +56,10 @@ def resolve(name: Any) -> type[Any]:
 
 
 def is_replicated(cls: type[Any]) -> bool:
-    """Return True if ``cls`` is our `ReplicatedScheduler` or derives from it."""
-    return bool(getattr(cls, REPLICATED, False))
+    """Return True if ``cls`` is `celery_neli.ReplicatedScheduler` or derives from it."""
+    return derives_from(cls, "celery_neli.beat.replicated.standalone", "ReplicatedScheduler")
+
+
+def derives_from(cls: type[Any], module: str, name: str) -> bool:
+    """Return True if ``module.name`` is ``cls`` or among its bases. Imports nothing."""
+    return any(base.__module__ == module and base.__name__ == name for base in cls.__mro__)

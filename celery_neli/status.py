@@ -9,37 +9,38 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from celery_neli.election.lease import Lease, Timing, name_of
 from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
-from celery_neli.kafka.asking import metadata
-from celery_neli.kafka.causes import OF_NO_READER, is_denied
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
-from celery_neli.kafka.validate import making
-from celery_neli.schedule_topic.codec import Note
-from celery_neli.schedule_topic.notes import MemberSchedule, apps_of, disagreement, living, sharing
+from celery_neli.kafka.reader import EndOfLog, Event, OutOfRange, Reader
+from celery_neli.kafka.reader import Record as Read
+from celery_neli.schedule_topic.codec import MemberSchedule, Note, apps_of, disagreement, living, sharing
 from celery_neli.schedule_topic.one_shot import read_notes
 
 if TYPE_CHECKING:
     import logging
     from collections.abc import Collection
 
-    from confluent_kafka import Message
-
     from celery_neli.config import Config
 
 TAIL = 400
-TIMEOUT = 1.5
+"""Records of each role that are read, from the end."""
+
+# Seconds:
+TIMEOUT = 1.5  # that each part of a look may take
 WATCH = 0.1  # more than the interval between two heartbeats
-FRESH = 2.0
-CLAIMS = 0.5
+FRESH = 2.0  # within which a heartbeat shows that its author lives
+CLAIMS = 0.5  # that the search for the claims of the present terms may take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,28 +93,28 @@ class ElectionStatus:
 
     @property
     def disagreement(self) -> str | None:
-        """What members' schedules are, if they differ."""
+        """Return a line that says which schedules the members have, if they differ."""
         return disagreement(self.schedules)
 
     @property
     def sharing(self) -> str | None:
-        """Which apps share the group, if they are several: only one of them has its schedule sent."""
+        """Return a line that says which apps share the group, if they are several: only one has its schedule sent."""
         return sharing(apps_of(self.schedules), self.group)
 
     @property
     def known(self) -> list[str]:
-        """The names of the members, as far as they are known: the group's, else those who wrote recently."""
+        """Return the names of the members, as far as they are known: the group's, else those who wrote recently."""
         if self.members is not None:
             return sorted({each.name for each in self.members})
         return sorted({*self.seen, *(each.name for each in self.schedules if not each.silent)}.difference(self.gone))
 
     @property
     def led(self) -> bool:
-        """Whether every role has a leader."""
+        """Return True if every role has a leader."""
         return bool(self.roles) and all(role.leader is not None for role in self.roles)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {**asdict(self), "led": self.led, "disagreement": self.disagreement, "sharing": self.sharing}
 
 
@@ -121,21 +122,22 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
     """Look at one election, with `schedules` at its members' schedules, too; takes some tenths of a second, two seconds
     at most.
 
-    Raises `NeliError` if no broker answers.
+    Raises:
+        NeliError: no broker answers.
     """
-    klog = KafkaLog(log, config.properties, one_shot=True)
+    client_log = ClientLog(log, config.properties, one_shot=True)
     with ThreadPoolExecutor(1) as pool:
         notes = pool.submit(_notes, config, log) if schedules else None
         try:
-            found = _look(config, election, klog)
+            found = _look(config, election, client_log)
         except KafkaException as exc:
             error = exc.args[0]
-            if is_denied(error.name()):
-                right = klog.lacks(["Read"], "topic", config.topic)
-                return ElectionStatus(
-                    election=election, topic=config.topic, group=config.group, exists=False, missing_rights=[right]
-                )
-            raise NeliError(f"Kafka at {config.properties['bootstrap.servers']}: {klog.reason(error)}") from None
+            if not is_denied(error.name()):
+                raise client_log.failure(error, config.topic) from None
+            right = client_log.lacks(["Read"], "topic", config.topic)
+            return ElectionStatus(
+                election=election, topic=config.topic, group=config.group, exists=False, missing_rights=[right]
+            )
         if notes is None:
             return found
         names = None if found.members is None else {each.name for each in found.members}
@@ -145,18 +147,18 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
         return replace(found, missing_rights=[*found.missing_rights, *why])
 
 
-def _with_notes(found: ElectionStatus, told: list[MemberSchedule], now: float) -> ElectionStatus:
+def _with_notes(found: ElectionStatus, schedules: list[MemberSchedule], now: float) -> ElectionStatus:
     """Add what members' notes say: a member whose note is younger than the end of its lease is there again."""
-    heard = {each.name: now - each.age for each in told}
+    heard = {each.name: now - each.age for each in schedules}
     gone = {name: since for name, since in found.gone.items() if heard.get(name, since) <= since}
-    silent = {each.name for each in told if each.silent}
+    silent = {each.name for each in schedules if each.silent}
     members = found.members and [
         replace(
             each, answers=(each.answers or (each.name in heard and each.name not in gone)) and each.name not in silent
         )
         for each in found.members
     ]
-    return replace(found, schedules=told, members=members, gone=gone)
+    return replace(found, schedules=schedules, members=members, gone=gone)
 
 
 def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:
@@ -171,21 +173,14 @@ def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[s
         return {}, []
 
 
-def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
-    extra: dict[str, Any] = {"logger": klog, "error_cb": klog.remark}
-    with making(config.properties):
-        admin = AdminClient({**admin_properties(config), **extra})
-        reader = Consumer({**reader_properties(config), **extra})
+def _look(config: Config, election: str, log: ClientLog) -> ElectionStatus:
+    admin = log.client(AdminClient, admin_properties(config))
     group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
-    try:
-        found = metadata(reader, klog, config.topic, TIMEOUT)
-        if found.error is not None and is_denied(found.error.name()):
-            raise KafkaException(found.error)
-        if found.error is not None or not found.partitions:
+    with closing(Reader(config, log, config.topic, reader_properties(config))) as reader:
+        partitions = reader.partitions(TIMEOUT)
+        if not partitions:
             return ElectionStatus(election=election, topic=config.topic, group=config.group, exists=False)
-        roles, seen, gone = _roles(reader, config, min(len(found.partitions), len(config.roles)), group)
-    finally:
-        reader.close()
+        roles, seen, gone = _roles(reader, config, min(partitions, len(config.roles)), group)
     # A member that is still in the group a session after its lease has run out stands by: others are put out by then.
     over = time.time() - config.session_timeout
     members, state = _members(group, config, roles, gone=[name for name, since in gone.items() if since > over])
@@ -198,7 +193,7 @@ def _look(config: Config, election: str, klog: KafkaLog) -> ElectionStatus:
         roles=roles,
         members=members,
         group_state=state,
-        missing_rights=[klog.lacks(["Describe"], "group", config.group)] if denied else [],
+        missing_rights=[log.lacks(["Describe"], "group", config.group)] if denied else [],
         seen=sorted(seen - gone.keys()),
         gone=gone,
     )
@@ -210,7 +205,7 @@ def _is_refused(group: Future[Any]) -> bool:
 
 
 class _Observer:
-    """The journal of one role up to its end, folded."""
+    """Folds the journal of one role up to its end."""
 
     def __init__(self, start: int, *, oldest: bool) -> None:
         self.lease = Lease("/", Timing(heartbeat_interval=1, heartbeat_timeout=3, takeover_delay=1, drain_timeout=1))
@@ -221,16 +216,19 @@ class _Observer:
         self.authors: set[str] = set()
         self.gone: dict[str, float] = {}  # who let a lease run out, and when (Unix seconds)
 
-    def read(self, message: Message) -> None:
-        offset, seconds = message.offset() or 0, message.timestamp()[1] / 1000
+    def read(self, event: Event) -> None:
+        if isinstance(event, EndOfLog | OutOfRange):
+            self.ended = True
+            return
+        offset, seconds = event.offset, event.time
         try:
-            record: Record | None = decode(message.value() or b"")
+            record: Record | None = decode(event.value or b"")
         except RecordError:
             record = None
         before, holder = self.lease.last, self.lease.holder
         self.lease.read(offset, record, 0.0)
         if self.lease.lost is not None:
-            self.lease.begin_anew("/", 0.0)
+            self.lease.restart("/", 0.0)
         if record is not None and record.kind == "claim":
             self.times[offset] = seconds
         if record is not None:
@@ -247,12 +245,12 @@ class _Observer:
 
     @property
     def expired(self) -> bool:
-        """Whether the lease of the last holder has run out."""
+        """Return True if the lease of the last holder has run out."""
         return self.lease.holder is not None and self.last is not None and self.age > self.last[0].lease
 
     def sure(self, group: Future[Any]) -> bool:
-        """Nothing needs to be watched to say who leads: a heartbeat came of late, or its lease has run out and the
-        group has lost the holder, too. The clocks alone may mislead.
+        """Return True if who leads can be said without watching: a heartbeat came of late, or its lease has run out and
+        the group has lost the holder, too. The clocks alone may mislead.
         """
         holder = self.lease.holder
         if not self.lease.known or holder is None:
@@ -268,42 +266,34 @@ def has_lost(group: Future[Any], name: str) -> bool:
 
 
 def _roles(
-    reader: Consumer, config: Config, partitions: int, group: Future[Any]
+    reader: Reader, config: Config, partitions: int, group: Future[Any]
 ) -> tuple[list[RoleStatus], set[str], dict[str, float]]:
     """Return the roles; who wrote the records that were read; and who of them let a lease run out since, and when."""
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
-        low, high = reader.get_watermark_offsets(TopicPartition(config.topic, index), timeout=TIMEOUT)
+        low, high = reader.bounds(index, TIMEOUT)
         observers[index] = _Observer(max(low, high - TAIL), oldest=high - TAIL <= low)
-    reader.assign([TopicPartition(config.topic, index, each.lease.newest + 1) for index, each in observers.items()])
+        reader.place(index, max(low, high - TAIL))
     end = time.monotonic() + TIMEOUT
     watched = time.monotonic() + config.heartbeat_interval + WATCH
     while time.monotonic() < end:
-        message = reader.poll(0.05)
-        if message is not None:
-            observer = observers[message.partition() or 0]
-            error = message.error()
-            if error is None:
-                observer.read(message)
-            elif error.name() == "_PARTITION_EOF":
-                observer.ended = True
-            elif error.name() not in OF_NO_READER:
-                raise KafkaException(error)
+        for event in reader.read(0.05):
+            observers[event.partition].read(event)
         ended = all(each.ended for each in observers.values())
         if ended and (time.monotonic() > watched or all(each.sure(group) for each in observers.values())):
             break
-    _find_claims(reader, config, observers)
-    told = [_role(config.roles[index], each) for index, each in observers.items()]
+    _find_claims(reader, observers)
+    roles = [_role(config.roles[index], each) for index, each in observers.items()]
     missing = "its partition does not exist yet: a member that has the role in neli_roles will add it"
-    told += [RoleStatus(role=role, reason=missing) for role in config.roles[partitions:]]
+    roles += [RoleStatus(role=role, reason=missing) for role in config.roles[partitions:]]
     seen = {name for each in observers.values() for name in each.authors}
     gone: dict[str, float] = {}
     for each in observers.values():
         gone.update(each.gone)
         if each.expired and each.last is not None:
             gone[name_of(each.lease.holder or "")] = each.last[1] + each.last[0].lease
-    leaders = {role.leader for role in told}
-    return told, seen, {name: since for name, since in gone.items() if name not in leaders}
+    leaders = {role.leader for role in roles}
+    return roles, seen, {name: since for name, since in gone.items() if name not in leaders}
 
 
 def _role(role: str, observer: _Observer) -> RoleStatus:
@@ -327,26 +317,26 @@ def _role(role: str, observer: _Observer) -> RoleStatus:
     return RoleStatus(leader=name, since=observer.times.get(lease.term), **common)
 
 
-def _find_claims(reader: Consumer, config: Config, observers: dict[int, _Observer]) -> None:
-    """When the present terms began, where their claims lie before the records that were read; half a second at most,
-    whatever their number. One that has expired stays unknown.
+def _find_claims(reader: Reader, observers: dict[int, _Observer]) -> None:
+    """Find out when the present terms began, where their claims lie before the records that were read. Takes half a
+    second at most, whatever their number. A claim that has expired stays unknown.
     """
     wanted = {
         index: each.lease.term
         for index, each in observers.items()
         if each.lease.known and each.lease.holder is not None and each.lease.term not in each.times
     }
-    reader.assign([TopicPartition(config.topic, index, term) for index, term in wanted.items()])
+    reader.drop()
+    for index, term in wanted.items():
+        reader.place(index, term)
     end = time.monotonic() + CLAIMS
     while wanted and (left := end - time.monotonic()) > 0:
-        message = reader.poll(left)
-        index = -1 if message is None else message.partition()
-        if message is None or index not in wanted:
-            continue
-        term = wanted.pop(index)
-        reader.incremental_unassign([TopicPartition(config.topic, index)])
-        if message.error() is None and message.offset() == term:
-            observers[index].times[term] = message.timestamp()[1] / 1000
+        for event in reader.read(left):
+            term = wanted.pop(event.partition, -1)
+            if isinstance(event, Read) and event.offset == term:
+                observers[event.partition].times[term] = event.time
+            if not wanted:
+                break
 
 
 def _members(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from celery_neli.beat.tenure import Tenure
 
-__all__ = ["Host", "NotReady", "derives_from"]
+__all__ = ["Host", "NotReady"]
 
 
 class NotReady(Exception):
@@ -54,8 +54,3 @@ class Host(Protocol):
     @property
     def stuck(self) -> bool:
         """True if messages are on their way and nothing comes of them."""
-
-
-def derives_from(cls: type[Any], module: str, name: str) -> bool:
-    """Return True if ``module.name`` is among the bases of ``cls``. Imports nothing."""
-    return any(base.__module__ == module and base.__name__ == name for base in cls.__mro__)

@@ -16,7 +16,7 @@ from celery.utils.log import get_logger
 from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
-from celery_neli.beat.tenure import LeaseEnded, role_of
+from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.beat.wakeup import Wakeup
 from celery_neli.beat.wrapped.host import WrappedHost, add_to, is_database, is_redbeat
 from celery_neli.config import beat_settings, enabled, from_app
@@ -30,8 +30,8 @@ from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from celery_neli.beat.tenure import Leadership
     from celery_neli.config import Config
+    from celery_neli.election.leadership import Leadership
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
 __all__ = ["Scheduler"]
@@ -46,8 +46,9 @@ _CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
 
 def _leadership(app: Any) -> Any:
     from celery_neli.election.leadership import leadership_for  # threads and Kafka begin there, with the first tick
+    from celery_neli.kafka.connect import connect
 
-    return leadership_for(app, "beat")
+    return leadership_for(app, "beat", connect)
 
 
 def _topic(config: Config, changed: Callable[[], None]) -> ScheduleTopic:
@@ -66,8 +67,6 @@ class Scheduler(celery.beat.Scheduler):
     All methods belong to the thread that ticks, except :meth:`close`.
     """
 
-    #: `neli_scheduler` cannot name this class (scheduler_class.py asks).
-    neli_is_elected = True
     #: Makes the leadership at the first tick: ``factory(app)``.
     leadership_factory: ClassVar[Callable[[Any], Any]] = staticmethod(_leadership)
     #: Makes the schedule topic's client, likewise: ``factory(config, changed)``.
@@ -78,7 +77,7 @@ class Scheduler(celery.beat.Scheduler):
     def __new__(cls, app: Any, *args: Any, leadership: Any = None, **kwargs: Any) -> Any:
         """Return an instance of `neli_scheduler`, whose ``__init__`` has run, if celery-neli is switched off."""
         if leadership is None and not enabled(app):
-            return _host_class(app)(app, *args, **kwargs)
+            return resolve(app.conf.get("neli_scheduler"))(app, *args, **kwargs)
         return super().__new__(cls)
 
     def __init__(
@@ -109,9 +108,9 @@ class Scheduler(celery.beat.Scheduler):
 
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
-        cls = _host_class(self.app)
+        cls = resolve(self.app.conf.get("neli_scheduler"))
         if self._leader is None:
-            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+            from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
             config = from_app(self.app, "beat")
             _check_shards(cls, config)
@@ -174,11 +173,11 @@ class Scheduler(celery.beat.Scheduler):
     def _join(self) -> tuple[Leadership, Wakeup]:
         if self._wakeup is not None:
             return self._leader, self._wakeup
-        cls = _host_class(self.app)
+        cls = resolve(self.app.conf.get("neli_scheduler"))
         leader = self._leader or type(self).leadership_factory(self.app)
         _check_shards(cls, leader.config)
         wakeup = Wakeup(leader.config.roles)
-        roles = [role_of(leader, name) for name in leader.config.roles]
+        roles = [leader.role(name) for name in leader.config.roles]
         hosts: list[Any]
         if is_replicated(cls):
             self._shared = shared = SharedSchedule(
@@ -205,7 +204,7 @@ class Scheduler(celery.beat.Scheduler):
         if self._shared is not None:
             self._shared.make_all()  # a schedule that cannot be built ends the process before it takes part
         wakeup.connect(leader, drain_timeout=leader.config.drain_timeout)
-        leader.heard = self._on_readback
+        leader.on_readback = self._on_readback
         self._leader, self._wakeup = leader, wakeup
         if self._shared is not None:
             leader.fit = self._shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
@@ -289,7 +288,7 @@ class Scheduler(celery.beat.Scheduler):
 
     def _rows(self) -> Mapping[str, Any]:
         """Return the entries of a database. RedBeat shows only what is due; another process may have a file open."""
-        cls = _host_class(self.app)
+        cls = resolve(self.app.conf.get("neli_scheduler"))
         if not is_database(cls):
             return {}
         try:
@@ -301,7 +300,7 @@ class Scheduler(celery.beat.Scheduler):
     def _made(self, scheduler: Any) -> None:
         """Change in a scheduler that was built what code has changed in the schedule."""
         add_to(scheduler, self._added)
-        cls = _host_class(self.app)
+        cls = resolve(self.app.conf.get("neli_scheduler"))
         learns = cls in _CELERYS
         if self._drafted is not None or learns:
             self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
@@ -358,15 +357,10 @@ class Scheduler(celery.beat.Scheduler):
             leader, wakeup = self._leader, self._wakeup
             if wakeup is not None:
                 leader.stop()
-                leader.heard = leader.fit = None
+                leader.on_readback = leader.fit = None
                 wakeup.disconnect()
             if self._shared is not None:
                 self._shared.stop()
-
-
-def _host_class(app: Any) -> type[Any]:
-    name = app.conf.get("neli_scheduler")
-    return resolve(DEFAULT if name is None else name)
 
 
 def _check_shards(cls: type[Any], config: Config) -> None:

@@ -6,19 +6,18 @@ tenure, so that what was begun in one is never finished in the next.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 
 from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import datetime
+    from collections.abc import Callable
 
-    from celery_neli.config import Config
+    from celery_neli.election.neli import Role
 
-__all__ = ["Leadership", "LeaseEnded", "Role", "Tenure", "role_of"]
+__all__ = ["LeaseEnded", "Tenure"]
 
 logger = escaping(get_logger(__name__))
 
@@ -29,72 +28,6 @@ class LeaseEnded(BaseException):
     It is no :exc:`Exception`, because Celery's ``apply_async`` and ``apply_entry`` and RedBeat's ``maybe_due`` swallow
     every one of those after the entry was advanced: the task would count as run. It never leaves ``Scheduler.tick``.
     """
-
-
-class Role(Protocol):
-    """What a beat needs of one role (:class:`celery_neli.election.neli.Role`). Any thread; nothing blocks."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def last_payload(self) -> Any: ...
-    def leading_term(self) -> int | None: ...
-    def may_start(self, term: int | None = None) -> bool: ...
-    def may_finish(self, term: int | None = None) -> bool: ...
-    def predecessor_active_until(self) -> datetime | None: ...
-    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None: ...
-    def ask(self) -> None: ...
-    def resign(self, *, back_off: bool = False) -> None: ...
-
-
-class Leadership(Protocol):
-    """What a beat needs of the whole process's part in the election (`celery_neli.election.leadership`)."""
-
-    heard: Callable[[], None] | None
-    fit: Callable[[], bool] | None
-
-    @property
-    def config(self) -> Config: ...
-    def start(self) -> None: ...
-    def progress(self) -> None: ...
-    def stop(self) -> None: ...
-
-
-class _Adapter:  # until Leadership has role()
-    def __init__(self, leader: Any, name: str) -> None:
-        self.name, self._leader = name, leader
-
-    @property
-    def last_payload(self) -> Any:
-        return self._leader.told(self.name)
-
-    def leading_term(self) -> int | None:
-        standing = self._leader.snapshot(self.name)
-        return standing.term if standing.leading else None
-
-    def may_start(self, term: int | None = None) -> bool:
-        standing = self._leader.snapshot(self.name)
-        return bool(standing.leading and standing.term == term)
-
-    def may_finish(self, term: int | None = None) -> bool:
-        standing = self._leader.snapshot(self.name)
-        return bool(standing.held and standing.term == term)
-
-    def predecessor_active_until(self) -> Any:
-        return self._leader.led_until(self.name)
-
-    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
-        self._leader.offer(self.name, term, data, hurry=now)
-
-    def ask(self) -> None:
-        self._leader.ask(self.name)
-
-    def resign(self, *, back_off: bool = False) -> None:
-        (self._leader.stand_back if back_off else self._leader.resign)(self.name)
-
-
-def role_of(leader: Any, name: str) -> Role:
-    return leader.role(name) if hasattr(leader, "role") else _Adapter(leader, name)
 
 
 class Tenure:

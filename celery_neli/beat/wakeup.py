@@ -12,7 +12,7 @@ from celery_neli.threads import patched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from celery_neli.beat.tenure import Leadership
+    from celery_neli.election.leadership import Leadership
 
 __all__ = ["Wakeup"]
 

@@ -1,5 +1,44 @@
-"""Who leads: the records, the rules R1 to R9 over them, a member, and the curator that runs one on a thread of its own.
+"""Who leads: the election of one process for each role.
 
-In the order of reading: records, lease -> events, grant, rebalance -> member -> report, progress, delivery, pulser ->
-curator -> presence, shared -> leadership. `lease` and `member` are pure: no clock, no thread, no Kafka.
+The log of a leader topic decides, with one partition for each role. A member that wants to lead appends a *claim*. The
+first claim after the last effective record wins, and its offset is the number of the *term*. The winner appends
+*beats*; each beat that it reads back extends its *lease*, counted from the moment it was sent (R1). To give the role
+up, it appends a *release*. All members read the same log by the same rules, so they agree on who leads. They need not
+agree at the same moment: a leader stops by its own clock before any other may claim (R2). The consumer group only says
+which member tries first: it *induces*.
+
+So leadership is a value with a term and an end, not a flag, and work asks twice: *may I start*, and *may I finish*.
+Between the two lies the hand-over. This is one role, as its owner in one process sees it:
+
+    +---------+   claim read back   +---------+   resign, request,   +----------+
+    | standby | ------------------> | leading | -------------------> | draining |
+    +---------+   LeaderAcquired    +---------+   stall, close:      +----------+
+      ^   ^                              |        LeaderRevoked         |    |
+      |   |        lease ran out         |    lease or drain_timeout    |    |
+      |   +------------------------------+---------- ran out -----------+    |
+      |                            LeaderFenced                              |
+      +----------------------------------------------------------------------+
+                        the barrier returned, a release was sent
+
+    may start:     no                    yes                       no
+    may finish:    no                    yes                       yes
+
+A fence is the one change that no member chose: a frozen process, a lost network, another log. Another member may lead
+already, and the owner must stop at once. Safety never depends on an event or a signal that arrives: each question asks
+the lease, with the clock, at that moment. And nothing that may block runs on the thread that renews: requests reach it
+through a queue, and events leave it through another.
+
+In the order of reading:
+
+- `records`: the four kinds of record, as values and as strict JSON;
+- `lease`: rules R1 to R9 for one role, a pure fold over records and time;
+- `role_state`: one role of a member: what it announced, when it asks for the role (R10), when it stands back;
+- `ports`: what a member needs from Kafka, as protocols;
+- `member`: all roles of one process, without threads and without Kafka, as the simulation runs it;
+- `renewal`: the thread that makes a member's steps;
+- `shared_lease`: the leases in shared memory, for every thread and every forked child;
+- `neli`: the public handle of a process, and `Role`, the handle of a role;
+- `leadership`: one `Neli` for each process and election of a Celery app, with Celery's signals.
+
+`docs/protocol.md` states the rules and why they hold.
 """

@@ -1,4 +1,4 @@
-"""Leadership: the one curator of this process in one election, and its transitions as Celery signals."""
+"""Leadership: what one process has to do with one election, and its transitions as Celery signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
-from celery_neli.election.neli import Neli, Role, State
+from celery_neli.election.neli import Neli, Role
+from celery_neli.election.ports import Connect
+from celery_neli.election.renewal import State
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderRevoked, Payload
 from celery_neli.election.shared_lease import Standing, share
 from celery_neli.logs import escaping
@@ -27,52 +29,112 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class Leadership:
-    """One election, seen from this process. Made without work; `start` joins. A role left out is the first, or the only
-    one; an unknown one is a ValueError.
+    """One election, seen from this process. Making it starts nothing; `start` joins.
 
-    `owned`: somebody else calls `progress` (a scheduler, with each tick); otherwise the leadership's own thread does,
-    while `working` says so. A worker's leases are shared with the children that it forks from now on.
-    All methods may be called from any thread, none but `progress` from a signal handler.
+    `role` gives the handle of each role. All methods may be called from any thread, none but `progress` from a signal
+    handler. The leases of a worker are shared with the children that it forks from now on.
     """
 
-    def __init__(self, app: Celery, election: str, config: Config, *, owned: bool, **options: Any) -> None:
+    working: Callable[[], bool] | None = None
+    """Called about once a second on the leadership's thread. While it returns False, no progress is made (the task
+    broker is gone), and `neli_stall_timeout` bounds that. None: progress is always made.
+    """
+    barrier: Callable[[str], None] | None = None
+    """Called with a revoked role after all receivers of the signal, on the same thread. The hand-over waits for it."""
+    on_readback: Callable[[], None] | None = None
+    """Called on the thread that renews the lease, when it has read back another payload than before from a record of
+    this process's own (`Role.last_payload`). It must not block; what it raises is logged.
+    """
+    fit: Callable[[], bool] | None = None
+    """Called often on the thread that renews the lease. While it returns False, this process could not do a leader's
+    work, and neither leads nor claims. It must neither block nor raise. None: it always could.
+    """
+
+    def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect, owned: bool) -> None:
+        """With `owned`, a scheduler calls `progress`; otherwise the leadership's thread does, while `working`."""
         self.app, self.election, self.config = app, election, config
         self.roles = config.roles
-        self.working: Callable[[], bool] | None = None
-        """Asked about once a second, on the leadership's thread; False: no progress is made (the task broker is gone),
-        which `neli_stall_timeout` bounds. None: always.
-        """
-        self.barrier: Callable[[str], None] | None = None
-        """Called with a revoked role after all receivers of the signal, on the same thread: the hand-over waits for it,
-        too.
-        """
-        self.on_readback: Callable[[], None] | None = None
-        """The thread that renews the lease calls it when it has read back another payload than before from a record of
-        this process's own (`Role.last_payload`). It must not block; what it raises is logged.
-        """
-        self.fit: Callable[[], bool] | None = None
-        """Called often, on the thread that renews the lease. While it returns False, this process could not do a
-        leader's work, and neither leads nor claims. Must neither block nor raise. None: it always could.
-        """
         self._owned = owned
-        self._neli = Neli(config, self._announce, on_readback=self._read_back, fit=self._is_fit, **options)
+        self._neli = Neli(config, self._announce, connect=connect, on_readback=self._read_back, fit=self._is_fit)
         if election == "worker":
             share(app, self._neli.leases)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Join the election; returns at once, may be repeated. Raises `ClosedError` after `stop`, and
-        `ConfigurationError` if Kafka's client refuses `neli_kafka`.
+        """Join the election; return at once. May be repeated.
+
+        Raises `ClosedError` after `stop`, and `ConfigurationError` if Kafka's client refuses `neli_kafka`.
         """
         with self._lock:
             if self._thread is None:
                 self._neli.start()
-                self._begin()
+                self._start_thread()
 
     def role(self, name: str | None = None) -> Role:
         """Return the handle of one role, or of the first one. Raises ValueError for a role that is not configured."""
         return self._neli.role(self.roles[0] if name is None else name)
+
+    def progress(self) -> None:
+        """Say that the owner's loop made a turn. Takes no lock.
+
+        If the owner does not say so for `neli_stall_timeout`, a leader logs its stack and resigns.
+        """
+        self._neli.progress()
+
+    def resign(self, role: str | None = None) -> None:
+        """Ask for a hand-over of `role`, or of all; return at once."""
+        self._neli.resign(role)
+
+    def close(self) -> None:
+        """Start to stop: claim no more, drain what is held. Return at once."""
+        self._neli.request_close()
+
+    def stop(self) -> None:
+        """Hand over if leading (signals, then the release), leave the group, end the threads. May be repeated.
+
+        Takes at most `neli_drain_timeout` and some seconds. If a receiver of a signal calls it, it only starts to stop.
+        """
+        self._neli.request_close()
+        thread = self._thread
+        if thread is not None and not self._neli.delivering and thread.is_alive():
+            self._neli.wait_closed(self._neli.close_timeout)
+            thread.join(JOIN)  # a receiver that does not return cannot hold up the end any more
+
+    @property
+    def stopped(self) -> bool:
+        """True if it was stopped: it cannot start again."""
+        return self._neli.state is State.CLOSED
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"neli-{self.election}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while self._neli.state is not State.CLOSED and self._thread is threading.current_thread():
+            if not self._owned:
+                if self.working is None or self.working():
+                    self._neli.progress()
+                else:
+                    self._neli.hindered("task broker out of reach, or the main thread hangs,")
+            self._neli.deliver(min(DELIVER_EVERY, self.config.stall_timeout / 3))
+        self._neli.deliver(0)
+
+    def _announce(self, event: LeaderEvent) -> None:
+        if isinstance(event, LeaderAcquired):
+            signal = signals.leadership_acquired
+        elif isinstance(event, LeaderRevoked):
+            signal = signals.leadership_revoked
+            if len(self.roles) > 1 and self._thread is threading.current_thread():
+                self._start_thread()  # a hand-over may take its time; another thread goes on with the other roles
+        else:
+            signal = signals.leadership_fenced
+        try:
+            signal.send(sender=self, election=self.election, role=event.role, term=event.term)
+        except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would only end this thread
+            logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
+        if isinstance(event, LeaderRevoked) and self.barrier is not None:
+            self.barrier(event.role)
 
     def _read_back(self) -> None:
         if self.on_readback is not None:
@@ -129,68 +191,9 @@ class Leadership:
         """See `Role.predecessor_active_until`."""
         return self.role(role).predecessor_active_until()
 
-    def resign(self, role: str | None = None) -> None:
-        """Ask for a hand-over of `role`, or of all; returns at once."""
-        self._neli.resign(role)
-
     def stand_back(self, role: str) -> None:
         """See `Role.resign`."""
         self.role(role).resign(back_off=True)
-
-    def progress(self) -> None:
-        """The owner's loop made a turn. Without one for `neli_stall_timeout` a leader logs its stack and resigns. No
-        lock.
-        """
-        self._neli.progress()
-
-    def close(self) -> None:
-        """Begin to stop: claim no more, drain what is held. Returns at once."""
-        self._neli.request_close()
-
-    def stop(self) -> None:
-        """Hand over if leading (signals, then the release), leave the group, end the threads. At most
-        `neli_drain_timeout` and some seconds; may be repeated. A receiver of a signal that calls it only begins it.
-        """
-        self._neli.request_close()
-        thread = self._thread
-        if thread is not None and not self._neli.delivering and thread.is_alive():
-            self._neli.wait_closed(self._neli.close_timeout)
-            thread.join(JOIN)  # a receiver that does not return cannot hold up the end any more
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was stopped: it cannot start again."""
-        return self._neli.state is State.CLOSED
-
-    def _begin(self) -> None:
-        self._thread = threading.Thread(target=self._run, name=f"neli-{self.election}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while self._neli.state is not State.CLOSED and self._thread is threading.current_thread():
-            if not self._owned:
-                if self.working is None or self.working():
-                    self._neli.progress()
-                else:
-                    self._neli.hindered("task broker out of reach, or the main thread hangs,")
-            self._neli.deliver(min(DELIVER_EVERY, self.config.stall_timeout / 3))
-        self._neli.deliver(0)
-
-    def _announce(self, event: LeaderEvent) -> None:
-        if isinstance(event, LeaderAcquired):
-            signal = signals.leadership_acquired
-        elif isinstance(event, LeaderRevoked):
-            signal = signals.leadership_revoked
-            if len(self.roles) > 1 and self._thread is threading.current_thread():
-                self._begin()  # a hand-over may take its time; the other roles' events go on, on another thread
-        else:
-            signal = signals.leadership_fenced
-        try:
-            signal.send(sender=self, election=self.election, role=event.role, term=event.term)
-        except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would end this thread, no more
-            logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
-        if isinstance(event, LeaderRevoked) and self.barrier is not None:
-            self.barrier(event.role)
 
 
 _made: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Leadership]] = weakref.WeakKeyDictionary()
@@ -198,23 +201,24 @@ _making = threading.Lock()
 _inherited: list[Any] = []
 
 
-def leadership_for(app: Celery, election: str) -> Leadership:
-    """This process's leadership in `election` ("beat" or "worker") of `app`, made at the first call; a forked child
-    gets its own.
+def leadership_for(app: Celery, election: str, connect: Connect) -> Leadership:
+    """Return this process's leadership in `election` ("beat" or "worker") of `app`; make it at the first call.
 
-    One that was stopped is replaced. Raises `ConfigurationError`. Starts nothing.
+    A forked child gets its own, and a stopped one is replaced. `connect` makes the clients (`kafka.connect.connect`).
+    Nothing is started. Raises `ConfigurationError`.
     """
     with _making:
         of_app = _made.setdefault(app, {})
         key = (election, os.getpid())
         found = of_app.get(key)
         if found is None or found.stopped:
-            found = of_app[key] = Leadership(app, election, from_app(app, election), owned=election == "beat")
+            config = from_app(app, election)
+            found = of_app[key] = Leadership(app, election, config, connect=connect, owned=election == "beat")
         return found
 
 
 def _after_fork() -> None:
-    """In a child: another lock, and the parent's clients kept for ever, for their finalisers must not run here."""
+    """In a child: make another lock, and keep the parent's clients for ever, for their finalisers must not run here."""
     global _making
     _making = threading.Lock()
     _inherited.extend(list(of_app.values()) for of_app in _made.values())

@@ -1,18 +1,25 @@
-"""The rules of the election, R1-R9, for one role: a fold over records and time.
+"""The rules of the election, R1 to R9, for one role: a fold over records and time.
 
-No thread, no clock and no Kafka in here: whoever holds a `Lease` reads records into it with the local time of their
-reading, and sends what `tick` returns. Times are seconds on one local clock that never stops (R8). `docs/protocol.md`
-tells the rules in prose and why they hold; the numbers below are theirs.
+A `Lease` uses no thread, no clock and no Kafka. Its owner feeds it each record with the local time at which it was
+read, and sends what `tick` returns. Times are seconds on one local clock that never stops (R8). `docs/protocol.md`
+states the rules in prose and says why they hold; the numbers below are its numbers.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from celery_neli.election.records import Record, repeatable
 
+boottime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+"""Return seconds on a clock that never goes back and counts a suspended machine and a stopped process (R8).
+
+It is the monotonic clock where the system has no such clock.
+"""
 NOTHING = -1
 """The offset before the first."""
 NEVER = float("-inf")
@@ -22,13 +29,13 @@ CLOCK_RATES = 1.01
 
 
 def name_of(member: str) -> str:
-    """The name in a member's identity, which is its name, a slash and a nonce."""
+    """Return the name in a member's identity, which is its name, a slash and a nonce."""
     return member.rpartition("/")[0] or member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How one member keeps time, in seconds (the settings of the same names)."""
+    """The times of one member in seconds: the settings of the same names."""
 
     heartbeat_interval: float
     heartbeat_timeout: float
@@ -45,26 +52,27 @@ class _Unjudged:
 
 
 class Lease:
-    """What one member knows of one role, and whether it may act. Not thread-safe.
+    """What one member knows of one role, and what it may do. It is not thread-safe.
 
-    `induced` and `candidate` are set from outside: the group has assigned the role to this member (R2); this member may
+    The owner sets `induced` while the group assigns the role to this member (R2), and `candidate` while this member may
     claim at all.
     """
 
     def __init__(self, member: str, timing: Timing, *, delay: Callable[[], float] | None = None) -> None:
-        """`delay` draws the seconds by which a member that is not induced stands behind (default: all of
-        `takeover_delay`).
+        """Know nothing, as `member`.
+
+        `delay` draws the seconds that a member waits for the induced one (default: all of `takeover_delay`).
         """
         self.timing = timing
         self.induced = False
         self.candidate = True
         self._draw = delay or (lambda: timing.takeover_delay)
-        self._others = NEVER  # when the last lease of anybody else that may be running has run out (R7)
+        self._others = NEVER  # when the last lease of other members that may be running has run out (R7)
         self._floor = NEVER  # no claim before: inherited from a log that is gone (R7)
         self._forget(member)
 
     def _forget(self, member: str) -> None:
-        """Begin as `member`, who has sent nothing and read nothing."""
+        """Start as `member`, which has sent nothing and read nothing."""
         self.member = member
         self.start: int | None = None  # first offset that is read; None: reading has not begun
         self.oldest = False  # there is nothing to read before `start`
@@ -80,10 +88,10 @@ class Lease:
         self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any, without `idle`
         self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
         self.live = False  # a record of the holder was read after the end of the log, so it is recent
-        self.requested: str | None = None  # "" or a member's name or identity: somebody asks the holder to resign
+        self.requested: str | None = None  # the holder was asked to resign, for this name or identity ("": for any)
         self._data_seq = NOTHING
-        self._hurried = False  # the next beat is
-        self._awaited: int | None = None  # own record that was sent in a hurry, and not read back
+        self._beat_early = False  # the next beat leaves before its time
+        self._awaited: int | None = None  # number of the own early beat that was not read back yet
         self._seq = 0
         self._sent: dict[int, float] = {}  # own records under way: seq -> time of sending (R1)
         self._vacant = NEVER  # R2: from when the role counts as vacant, if nothing more is read
@@ -92,14 +100,14 @@ class Lease:
         self._drained = False
         self._drain_end = FOREVER
         self._released = False  # a release was sent; it may have taken effect
-        self._favoured: str | None = None  # the member in whose favour the holder was asked to resign
+        self._favoured: str | None = None  # the member for which the holder was asked to resign
         self._delay = self._draw()
         self._unjudged: list[_Unjudged] = []
 
     # Reading
 
     def begin(self, offset: int, now: float, *, oldest: bool) -> None:
-        """Reading begins, or begins again from further back, at `offset`; `oldest`: the log holds nothing older."""
+        """Start to read at `offset`, or start again from further back; `oldest`: the log holds nothing older."""
         if offset > 0:
             # An empty log proves nothing: a lease of our own length may be running (R7).
             self._others = max(self._others, now + self.timing.heartbeat_timeout * CLOCK_RATES)
@@ -111,9 +119,9 @@ class Lease:
         self._unjudged.clear()
 
     def read(self, offset: int, record: Record | None, now: float) -> None:
-        """Fold what stands at `offset`, read at `now`; None: something that is no record, which all skip alike (R9).
+        """Fold the record at `offset`, read at `now`; None stands for bytes that all readers skip alike (R9).
 
-        Sets `lost` if the record tells that the log is not the one read before; then only `begin_anew` or `lose` help.
+        Set `lost` if the record shows that the log is not the one read before. Then only `restart` or `lose` help.
         """
         if offset <= self.newest or self.lost is not None or self.start is None:
             return
@@ -142,7 +150,7 @@ class Lease:
         self._certify(offset, record, before)
 
     def _certify(self, offset: int, record: Record, before: int) -> None:
-        """R7: know the state, if `record` tells it."""
+        """R7: know the state, if `record` proves it."""
         start = NOTHING if self.start is None else self.start
         seen, term = record.seen, record.term
         if record.end is not None and before < record.end:
@@ -187,7 +195,7 @@ class Lease:
         if record.kind == "release":
             self.holder = None
             self._end_term()
-            # R4: stand back; if another was asked for by name and does not come, only for its head start.
+            # R4: stand back, but only for the head start of the member that was asked for by name.
             stands_back = mine and (self._favoured is None or self._favours_me)
             self._vacant = now + (self.timing.heartbeat_timeout if stands_back else 0)
         elif not mine:
@@ -198,32 +206,31 @@ class Lease:
     def _end_term(self) -> None:
         self.until, self.resigning, self._released, self._drained, self._drain_end = NEVER, False, False, False, FOREVER
         self.requested = self.data_out = self._awaited = None
-        self._hurried = self.live = False
+        self._beat_early = self.live = False
         self._data_seq = NOTHING
         self._delay = self._draw()
 
     def _take(self, record: Record) -> None:
-        """Keep the newest data of a term, as a member repeats them: a doubled, late beat must not move them back."""
+        """Keep the newest data of a term, as a member repeats them: a late copy of a beat must not move them back."""
         if record.data is not None and record.seq > self._data_seq:
             self.data, self._data_seq = repeatable(record.data), record.seq
 
     @property
     def data_own(self) -> bool:
-        """`data` is from a record of this member's own, present term."""
+        """Return True if `data` is from a record of this member's own, present term."""
         return self.holder == self.member and self._data_seq != NOTHING
 
     def end(self) -> None:
-        """The log was read to its end."""
+        """Note that the log was read to its end."""
         self.caught_up = self.start is not None
 
     # Another log (R9)
 
-    def begin_anew(self, member: str, now: float) -> None:
-        """After `lost`: go on behind the record that told, as the new `member`; what came before is not looked at
-        again.
+    def restart(self, member: str, now: float) -> None:
+        """After `lost`: go on behind the record that showed it, as the new `member`, and never look further back.
 
-        Only for a member that was `known` or read from the `oldest` on: it has met every lease that may be running. Any
-        other must look further back first (`reread`), and meets the record again when it knows.
+        Only a member that was `known` or read from the `oldest` on may do so: it has met every lease that may be
+        running. Any other member must look further back first (`reread`), and meets that record again.
         """
         offset = self.newest + 1
         self._inherit()
@@ -231,11 +238,11 @@ class Lease:
         self.begin(offset, now, oldest=True)
 
     def reread(self) -> None:
-        """Know nothing until `begin`, which will name a lower offset of the same log."""
+        """Know nothing until `begin`, which names a lower offset of the same log."""
         self.start, self.lost, self.caught_up = None, None, False
 
     def lose(self, member: str) -> None:
-        """The position is gone from the log: know nothing, as the new `member`, until `begin`."""
+        """Know nothing, as the new `member`, until `begin`: the position is gone from the log."""
         self._inherit()
         self._forget(member)
 
@@ -245,32 +252,30 @@ class Lease:
     # Acting
 
     def held(self, now: float) -> bool:
-        """Work in flight may finish (R3)."""
+        """Return True if work in flight may finish (R3)."""
         return self.holder == self.member and not self._released and self.lost is None and now < self.until
 
     def leading(self, now: float) -> bool:
-        """New work may start (R3)."""
+        """Return True if new work may start (R3)."""
         return self.held(now) and not self.resigning
 
     def resign(self, now: float) -> None:
-        """Stop leading at once; release when `drained` was called or `drain_timeout` is over (R4). Without effect on
-        others.
-        """
+        """Stop leading at once; release after `drained` or `drain_timeout` (R4). Without effect unless leading."""
         if self.leading(now):
             self.resigning, self._drained, self._drain_end = True, False, now + self.timing.drain_timeout
 
     def drained(self) -> None:
-        """The barrier is done: a resigning holder may release."""
+        """Let a resigning holder release: its barrier returned."""
         self._drained = self.resigning
 
     @property
     def asked(self) -> bool:
-        """The holder was asked to resign, and not in its own favour."""
+        """Return True if the holder was asked to resign for another member."""
         return self.requested not in (None, self.name, self.member)
 
     @property
     def led_by_another(self) -> bool:
-        """The log was read to its end, and another member holds the role."""
+        """Return True if the log was read to its end and another member holds the role."""
         return self.known and self.caught_up and self.lost is None and self.holder not in (None, self.member)
 
     def may_be_held(self, now: float) -> bool:
@@ -278,29 +283,30 @@ class Lease:
         return self.holder is not None and now < (self.until if self.holder == self.member else self._vacant)
 
     def ask(self) -> Record:
-        """A request to the holder of this term, to resign in favour of this very member. To be sent."""
+        """Return a request to the holder of this term to resign for this very member. The caller must send it."""
         self._seq += 1
         return Record(kind="request", member=self.member, seq=self._seq, lease=0.0, to=self.member, term=self.term)
 
     def beat_now(self) -> None:
-        """Let the next beat leave at the next tick, not at its time; it is `awaited`."""
-        self._next_beat, self._hurried = NEVER, True
+        """Let the next beat leave at the next tick; then it is `awaited`."""
+        self._next_beat, self._beat_early = NEVER, True
 
     def awaited(self, now: float) -> bool:
-        """A record that was sent in a hurry has not been read back."""
+        """Return True if an early beat was sent and not read back yet."""
         return self._awaited is not None and self.held(now)
 
     def claiming(self, now: float) -> bool:
-        """A claim is under way and may still be judged."""
+        """Return True if a claim is under way and may still be judged."""
         return self._claimed_at is not None and now - self._claimed_at < self.timing.heartbeat_timeout
 
     def beating(self, now: float) -> bool:
-        """A beat is due."""
+        """Return True if a beat is due."""
         return self.held(now) and now >= self._next_beat
 
     def tick(self, now: float, *, early: float = 0.0) -> Record | None:
-        """The record that is due, if any; a beat also if it is due within `early` seconds. It must be sent after this
-        call and never before `now`: the lease counts from `now` (R1).
+        """Return the record that is due, if any; a beat also if it is due within `early` seconds.
+
+        It must be sent after this call and never before `now`: the lease counts from `now` (R1).
         """
         if self.lost is not None or self.start is None:
             return None
@@ -311,8 +317,8 @@ class Lease:
             self._released |= releasing
             self._next_beat = now + self.timing.heartbeat_interval
             data = self.data if self.data_out is None else self.data_out
-            if self._hurried:
-                self._hurried, self._awaited = False, self._seq + 1
+            if self._beat_early:
+                self._beat_early, self._awaited = False, self._seq + 1
             return self._record("release" if self._released else "beat", now, term=self.term, seen=self.last, data=data)
         if not self.caught_up or now < self._claim_time():
             return None
@@ -322,9 +328,7 @@ class Lease:
         return self._record("claim", now, seen=None, end=self.newest + 1, data=self.data)
 
     def wake(self, now: float) -> float:
-        """When `tick` may next have something to say or a question of R3 changes its answer, if nothing is read until
-        then.
-        """
+        """Return when, if nothing is read, `tick` may next return a record or a question of R3 changes its answer."""
         if self.lost is not None or self.start is None:
             return FOREVER
         if self.holder == self.member and now < self.until:
@@ -336,7 +340,7 @@ class Lease:
         return self._claim_time() if self.caught_up else FOREVER
 
     def _claim_time(self) -> float:
-        """R2, R7: from when this member may claim, all else being as it is."""
+        """Return from when this member may claim, if nothing else changes (R2, R7)."""
         if not self.candidate or not (self.known or self.oldest):
             return FOREVER
         vacant = self._vacant if self.known else self._others
@@ -350,9 +354,9 @@ class Lease:
         return vacant + self._head_start()
 
     def _head_start(self) -> float:
-        """What others are let go ahead: the member that was asked for by name, then the induced one."""
+        """Return the seconds that this member lets others go first: the one asked for by name, then the induced one."""
         if self._favoured is not None:
-            # a leader of other roles reads the release half an interval late (curator.Neli._pause)
+            # a leader of other roles reads the release half an interval late (Renewal._pause)
             late = self.timing.takeover_delay + self.timing.heartbeat_interval / 2
             return 0.0 if self._favours_me else self._delay + late
         return 0.0 if self.induced else self._delay
@@ -363,12 +367,12 @@ class Lease:
 
     @property
     def name(self) -> str:
-        """The member's name without its nonce."""
+        """The member's name, without its nonce."""
         return name_of(self.member)
 
     def _record(self, kind: Any, now: float, **more: Any) -> Record:
         self._seq += 1
         self._sent[self._seq] = now
         for seq in [seq for seq, sent in self._sent.items() if sent + self.timing.heartbeat_timeout < now]:
-            del self._sent[seq]  # read back now, it would buy nothing
+            del self._sent[seq]  # read back now, it would not extend the lease
         return Record(kind=kind, member=self.member, seq=self._seq, lease=self.timing.heartbeat_timeout, **more)

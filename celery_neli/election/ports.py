@@ -1,18 +1,25 @@
-"""What a journal tells its reader, and what a member asks of its journal and its group.
+"""What a member needs from the layers above: the log of each role, and the consumer group.
 
-Plain values and two protocols, so that the member can run on Kafka (`kafka/journal.py`, `kafka/group.py`) and on fakes
-in a simulation alike.
+Two protocols and the plain values that a journal returns. A member works on Kafka (`kafka/journal.py`,
+`kafka/group.py`) and on the fakes of a simulation alike.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from celery_neli.config import Config
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Reading begins: the next record of this role has an offset >= `offset`; `oldest`: the log holds nothing older."""
+    """Reading starts: the next record of this role has an offset of at least `offset`.
+
+    `oldest`: the log holds nothing older.
+    """
 
     role: int
     offset: int
@@ -21,7 +28,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One record of a role's journal; `key` is the name that its author has for the role, None if it gave none."""
+    """One record of a role's journal; `key` is its author's name of the role, None if it gave none."""
 
     role: int
     offset: int
@@ -31,14 +38,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Everything that was in the log at some moment since the last `Started`, `ask_end` or own append was read."""
+    """All that was in the log at some moment since the last `Started`, `ask_end` or own append was read."""
 
     role: int
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The position is not in the log any more (truncated, expired or made anew); a `Started` follows by itself."""
+    """The position is gone from the log (truncated, expired, or a new topic); a `Started` follows by itself."""
 
     role: int
     reason: str
@@ -48,42 +55,49 @@ Event = Started | Entry | End | Lost
 
 
 class Journal(Protocol):
-    """The log of every role, as one member reads and appends it. Called from the member's own thread only."""
+    """The log of every role, as one member reads and appends it. Only the member's thread calls it."""
 
     def read(self, timeout: float) -> list[Event]:
-        """Wait up to `timeout` seconds for the first event, then take what is there (a bounded batch).
+        """Wait up to `timeout` seconds for the first event, then return what is there (a bounded batch).
 
-        Raises `TopicError` while the leader topic is missing or unfit; may be called again.
+        Raises `TopicError` while the leader topic is missing or unfit. It may be called again.
         """
 
     def append(self, role: int, key: str, value: bytes) -> None:
-        """Hand a record to the producer. Never blocks, never raises: a record may be lost, which the rules bear."""
+        """Give a record to the producer. Never block and never raise: the rules bear the loss of a record."""
 
     def look_back(self, role: int) -> None:
         """Start again from further back in the same log; a `Started` with a lower offset follows."""
 
     def ask_end(self, role: int) -> None:
-        """Have `End` told once more, even if nothing new arrives."""
+        """Return `End` once more, even if nothing new arrives."""
 
     def close(self) -> None:
-        """Send what was appended (for about a second at most) and end."""
+        """Send what was appended, for about a second at most, and end."""
 
 
 class Group(Protocol):
-    """The consumer group, which induces (R2). Called from the member's own thread only."""
+    """The consumer group, which induces (R2). Only the member's thread calls it."""
 
     @property
     def induced(self) -> frozenset[int]:
         """The roles (partitions) that the group has assigned to this member."""
 
     def poll(self) -> None:
-        """Serve the group's callbacks; never blocks."""
+        """Serve the group's callbacks; never block."""
 
     def join(self) -> None:
-        """Ask for membership; returns at once, may be repeated."""
+        """Ask for membership; return at once. May be repeated."""
 
     def leave(self) -> None:
-        """Give up membership; returns at once, may be repeated."""
+        """Give up membership; return at once. May be repeated."""
 
     def close(self) -> None:
         """Leave and end, within milliseconds."""
+
+
+Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
+"""Make a journal and a group for one member; log to the given logger, whose calls do not block.
+
+It does not wait for a broker. Raises `ConfigurationError` if Kafka's client refuses `config.kafka`.
+"""

@@ -1,7 +1,7 @@
 """The records of the leader topic: claim, beat, release and request, as values and as bytes.
 
-A record is a UTF-8 JSON object; its key is the role's name and says nothing that the rules use. Every reader must judge
-the same bytes alike (R9), so reading is strict: whatever is not exactly as written here raises, and everybody skips it.
+A record is a UTF-8 JSON object; its key is the role's name, which no rule uses. Every reader must judge the same bytes
+alike (R9), so reading is strict: bytes that are not exactly as specified here raise, and every reader skips them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ MAX_DATA = 1 << 14
 """Characters of JSON. A claim repeats the data of others, and must not outgrow `MAX_BYTES` by it."""
 MAX_OFFER = MAX_DATA - 1024
 """Characters of the data that an owner may put into its records; the rest is for what members add themselves."""
-MAX_BRACKETS = 64  # how deep a parser follows is a matter of its stack; nothing that comes near may be judged by that
+MAX_BRACKETS = 64  # how deep a parser follows depends on its stack, so no reader may come near that limit
 MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62
 IDLE = "idle"
-"""In a record's data: seconds since its author's owner last made progress. No rule uses it; `led_until` does."""
+"""In a record's data: seconds since its author's owner last made progress, for the successor. No rule uses it."""
 IDLE_MOST = 3600.0
 _ROOM = {IDLE: IDLE_MOST + 0.001}
 
@@ -57,7 +57,7 @@ class Record:
 
     @property
     def blind(self) -> bool:
-        """A claim by a member that found no certificate (R7)."""
+        """True for a claim by a member that found no certificate (R7)."""
         return self.kind == "claim" and self.seen is None
 
     @property
@@ -123,7 +123,7 @@ def repeatable(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decode(value: bytes) -> Record:
-    """The record in `value`.
+    """Return the record in `value`.
 
     Raises `UnknownVersion` if a newer version of the protocol wrote it, else `RecordError` if it is not a record.
     """
@@ -189,7 +189,7 @@ def _short(number: str) -> int:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a key that stands twice is refused, for readers would differ on which one counts."""
+    """Return a JSON object; refuse a key that stands twice, for readers would differ on which one counts."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise RecordError("a key stands twice")
@@ -197,9 +197,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_data(data: object) -> None:
-    """Raise RecordError unless readers would accept a claim that repeats `data`. In that, brackets that were escaped
-    count, too.
-    """
+    """Raise RecordError unless readers would accept a claim that repeats `data`, where escaped brackets count, too."""
     if not isinstance(data, dict):
         raise RecordError("bad 'data'")
     text = json.dumps(data)

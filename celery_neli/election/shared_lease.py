@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import tempfile
+import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from celery_neli.election.clock import boottime
-from celery_neli.election.lease import NEVER
-from celery_neli.election.presence import Presence
+from celery_neli.election.lease import NEVER, boottime
 from celery_neli.election.role_state import Grant
+
+if sys.platform == "win32":  # Celery has no pool with children there: the threads of this process are all
+    LOCK_EX = LOCK_NB = LOCK_SH = LOCK_UN = 0
+
+    def lockf(fd: int, operation: int, length: int = 0, start: int = 0, /) -> None:
+        """Lock nothing."""
+else:
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, lockf
 
 _TERM, _START, _FINISH, _CELLS = 0, 1, 2, 3
 _NO_TERM = -1.0
@@ -40,20 +49,66 @@ class Standing:
     held: bool
 
 
+class _Presence:
+    """Who does the leader's work where the worker's main process does not see it, by role.
+
+    That is an ordinary task that calls a leader-only function, in a pool's child. Each process that does such work
+    holds a shared lock on one byte of the memory of the leases, one byte for each role; a hand-over waits until no
+    process holds it. The kernel gives the lock up with its process, in whatever way that ends.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._start()
+
+    def _start(self) -> None:
+        self._pid, self._lock, self._here = os.getpid(), threading.Lock(), Counter[int]()
+
+    @contextmanager
+    def at_work(self, index: int) -> Iterator[None]:
+        """Be at work as the role number `index`. Any thread; does not block.
+
+        Enter it before the lease is asked: a hand-over looks after the lease has ended, so one of the two sees the
+        other.
+        """
+        if self._pid != os.getpid():
+            self._start()  # forked: these locks are the parent's
+        with self._lock:
+            self._here[index] += 1
+            if self._here[index] == 1:
+                lockf(self._fd, LOCK_SH, 1, index)  # waits for a process that looks, for that moment
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._here[index] -= 1
+                if not self._here[index]:
+                    lockf(self._fd, LOCK_UN, 1, index)
+
+    def anyone(self, index: int) -> bool:
+        """Return True if any thread or process is at work as that role. Does not block."""
+        with self._lock:
+            if self._here[index]:
+                return True
+            try:
+                lockf(self._fd, LOCK_EX | LOCK_NB, 1, index)
+            except OSError:
+                return True
+            lockf(self._fd, LOCK_UN, 1, index)
+            return False
+
+
 class RoleLease:
     """The lease of one role: the read side, which is the same in the process that leads and in its forked children.
 
     Each question may be asked from any thread and in a signal handler. It takes no lock and does not block.
     """
 
-    __slots__ = ("_at", "_cells", "_clock", "_index", "_presence", "name")
-
-    def __init__(
-        self, name: str, index: int, cells: memoryview[float], presence: Presence, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, leases: SharedLease, name: str, *, clock: Callable[[], float]) -> None:
         self.name = name
-        self._index, self._at = index, index * _CELLS
-        self._cells, self._presence, self._clock = cells, presence, clock
+        self._index = leases.roles.index(name)
+        self._at = self._index * _CELLS
+        self._cells, self._presence, self._clock = leases.cells, leases.presence, clock
 
     @property
     def term(self) -> int | None:
@@ -103,7 +158,7 @@ class RoleLease:
 
     def anyone_at_work(self) -> bool:
         """Return True if any process or thread is `at_work`. Only the process that made the memory may ask."""
-        return self._presence.anybody(self._index)
+        return self._presence.anyone(self._index)
 
 
 class SharedLease:
@@ -122,13 +177,13 @@ class SharedLease:
         fresh = fd is None
         self.fd = _file(size) if fd is None else fd
         """Of the memory; for `pass_fds` of a child that is not forked."""
-        self._cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
-        presence = Presence(self.fd)
-        self._roles = {role: RoleLease(role, index, self._cells, presence, clock) for index, role in enumerate(roles)}
+        self.cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
+        self.presence = _Presence(self.fd)
         if fresh:
-            weakref.finalize(presence, os.close, self.fd).atexit = False  # the last to need it
+            weakref.finalize(self.presence, os.close, self.fd).atexit = False  # the last to need it
             for index in range(len(roles)):
                 self.write(index, Grant())
+        self._roles = {role: RoleLease(self, role, clock=clock) for role in roles}
 
     def role(self, name: str) -> RoleLease:
         """Return the lease of one role. Raises KeyError if it is not in `roles`."""
@@ -136,41 +191,17 @@ class SharedLease:
 
     def write(self, index: int, grant: Grant) -> None:
         """Write what the lease of the role number `index` allows. Only the thread that renews may call it."""
-        cells, at = self._cells, index * _CELLS
+        cells, at = self.cells, index * _CELLS
         term = _NO_TERM if grant.term is None else float(grant.term)
-        if cells[at + _TERM] != term:  # ends before the term changes: nobody takes one term's end for another's
+        if cells[at + _TERM] != term:  # the ends go first: no reader may take one term's end for another's
             cells[at + _START] = cells[at + _FINISH] = NEVER
             cells[at + _TERM] = term
         cells[at + _START] = NEVER if grant.resigning else grant.until
         cells[at + _FINISH] = grant.until
 
-    # Old names, for the owners that have not changed to `role` yet
-
-    def leading(self, role: str) -> int | None:
-        """See `RoleLease.leading_term`."""
-        return self._roles[role].leading_term()
-
-    def held(self, role: str, term: int) -> bool:
-        """See `RoleLease.may_finish`."""
-        return self._roles[role].may_finish(term)
-
-    def standing(self, role: str) -> Standing:
-        """See `RoleLease.standing`."""
-        return self._roles[role].standing()
-
-    @contextmanager
-    def at_work(self, role: str) -> Iterator[int | None]:
-        """See `RoleLease.at_work`."""
-        with self._roles[role].at_work() as term:
-            yield term
-
-    def anybody(self, role: str) -> bool:
-        """See `RoleLease.anyone_at_work`."""
-        return self._roles[role].anyone_at_work()
-
 
 def _file(size: int) -> int:
-    """A descriptor of `size` bytes of memory without a name."""
+    """Return a descriptor of `size` bytes of memory without a name."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("celery-neli")
     else:

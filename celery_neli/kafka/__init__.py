@@ -1,5 +1,6 @@
-"""What the election asks of Kafka: clients, the leader topic, the journal of a role, the group; and a Kafka for tests.
+"""Kafka as the package uses it: one reader, one writer, the topics, the journal of each role, the group; and a mock.
 
-In the order of reading: clients, kafkalog, deaf -> topic_spec, topic -> journal, group. Apart: relay -> mock_cluster,
-the one behind `celery_neli.embedded`. (The schedule's own topic is in `celery_neli.schedule`.)
+In the order of reading: causes, reachability, properties, client_log -> liveness -> reader, writer -> topic_spec,
+topic_admin -> journal, group. Apart from them: mock_cluster, the one behind `celery_neli.embedded`. With
+`schedule_topic`, `status`, `repair`, `embedded` and `cli` these are the only modules that load confluent_kafka.
 """

@@ -1,25 +1,45 @@
 """Why Kafka does not work: what librdkafka says, as a reason and a remedy that an operator can act on.
 
-Pure, and the only place that knows librdkafka's texts. They were taken from librdkafka 2.16 against Apache Kafka 4.3
-(tests/smoke/test_secured.py meets each of them again); a text that is not known here is passed on as it is.
+This is the only place that knows librdkafka's texts. They were taken from librdkafka 2.16 against Apache Kafka 4.3
+(tests/smoke/test_secured.py meets each of them again); a text that is not known here is passed on as it is. Pure, but
+for `examine`, which asks a broker for its certificate.
 """
 
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from celery_neli.printable import HIDDEN, closest, is_secret, printable
+from celery_neli.threads import original
 
-__all__ = ["AWAY", "OF_NO_READER", "Cause", "is_denied", "missing_right", "of_connection", "refused", "untrusted"]
+__all__ = [
+    "AWAY",
+    "GONE",
+    "OF_NO_READER",
+    "Cause",
+    "examine",
+    "is_denied",
+    "missing_right",
+    "of_connection",
+    "refused",
+    "untrusted",
+]
 
 AWAY: Final = "away"
 """The key of every cause that may go away by itself: brokers are down, or out of reach."""
 
 OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"})
 """Errors about the group of a client that only reads and writes: librdkafka looks for a coordinator all the same."""
+
+GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
+"""Errors of a client whose topic may have been deleted: brokers must be asked."""
+
+EXAMINE: Final = 2.0
+"""Seconds that a broker has to show its certificate."""
 
 _DENIED = frozenset({"TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
 _STATE = re.compile(r" \(after \d+ms in state (\w+)\)")
@@ -39,7 +59,7 @@ _CIPHER = re.compile(r"alert (?:handshake failure|protocol version)|no protocols
 @dataclass(frozen=True, slots=True)
 class Cause:
     """Why brokers cannot be used. `key` is the same for the same kind of cause; `where` is the broker's "host:port" if
-    its certificate must be looked at to say more.
+    `examine` can say more.
     """
 
     key: str
@@ -51,7 +71,7 @@ class Cause:
 
     @property
     def lasting(self) -> bool:
-        """Whether somebody must change something before it works."""
+        """Return True if somebody must change something before it works."""
         return self.key != AWAY
 
     def __str__(self) -> str:
@@ -188,6 +208,36 @@ def untrusted(where: str, code: int, message: str, properties: Mapping[str, Any]
             "give the certificate of the brokers' CA",
         )
     return Cause("certificate", f"the certificate of {where} is refused: {message}", f"check it and {_ca(properties)}")
+
+
+def examine(where: str, properties: Mapping[str, Any]) -> Cause | None:
+    """Return why the certificate of the broker at `where` ("host:port") is refused, which librdkafka does not say; None
+    if it is not, or if that cannot be found out.
+
+    Python's own TLS connects to the broker and sends nothing but the beginning of a handshake. Blocks for two seconds
+    or so; any thread.
+    """
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    try:
+        context = _context(properties)
+        connection = original("socket", "create_connection")((host, int(port)), EXAMINE)
+        with connection, context.wrap_socket(connection, server_hostname=host):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return untrusted(where, error.verify_code, error.verify_message, properties)
+    except (OSError, ValueError):
+        return None  # the broker is gone, or refuses us for another reason
+
+
+def _context(properties: Mapping[str, Any]) -> ssl.SSLContext:
+    """Return a context that trusts the same CAs as librdkafka does."""
+    location, pem = properties.get("ssl.ca.location"), properties.get("ssl.ca.pem")
+    file = str(location) if location and location != "probe" else None
+    context = ssl.create_default_context(cadata=str(pem)) if pem else ssl.create_default_context(cafile=file)
+    if str(properties.get("ssl.endpoint.identification.algorithm", "https")).lower() == "none":
+        context.check_hostname = False
+    return context
 
 
 def missing_right(properties: Mapping[str, Any], operations: Iterable[str], kind: str, name: str) -> str:

@@ -1,7 +1,7 @@
-"""What librdkafka has to say, made fit for a log: few lines, no secrets, no floods.
+"""Make Kafka clients, and make what librdkafka reports of them fit for a log: few lines, no secrets, no floods.
 
-librdkafka calls these objects on the thread that polls the client (measured with confluent-kafka 2.16), which is the
-thread that renews the lease. So the logger underneath must not block.
+librdkafka calls a `ClientLog` on the thread that polls the client (measured with confluent-kafka 2.16), which may be
+the thread that renews the lease. So the logger underneath must not block.
 """
 
 from __future__ import annotations
@@ -10,43 +10,48 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
-from celery_neli.kafka.causes import OF_NO_READER, missing_right, of_connection
-from celery_neli.kafka.reachability import Reachability, of_process
+from celery_neli.exceptions import NeliError, NotAllowed
+from celery_neli.kafka.causes import OF_NO_READER, is_denied, missing_right, of_connection
+from celery_neli.kafka.properties import making
+from celery_neli.kafka.reachability import Reachability, of_process, servers_of
 from celery_neli.logs import LogLimit
 from celery_neli.printable import masked, secrets_of
 
-REPEAT_AFTER = 10.0  # seconds until the same line may be said again
-UNEXPLAINED = "check bootstrap.servers, this host's DNS, and firewalls on the way"
+__all__ = ["ClientLog", "Error"]
+
+REPEAT_AFTER: Final = 10.0
+"""Seconds until the same line may be logged again."""
+UNEXPLAINED: Final = "check bootstrap.servers, this host's DNS, and firewalls on the way"
 _NUMBERS = re.compile(r"\d+")
-# About single connections: a broker that is down makes some twenty a second. `Reachability` logs once what they mean.
+# About single connections: a broker that is down causes some twenty a second. `Reachability` logs once what they mean.
 _CONNECTION_FACILITIES = frozenset({"FAIL", "ERROR", "REQTMOUT", "CLOSE", "TIMEOUT"})
-# What else is told in our own words: by FAIL, by the check of the topic, by the group that is left.
-_TOLD = frozenset({"SSL", "PARTCNT", "SESSTMOUT"})
+# Reported in our own words: by FAIL, by the check of the topic, by the group that is left.
+_REPORTED = frozenset({"SSL", "PARTCNT", "SESSTMOUT"})
 _CONNECTION_ERRORS = frozenset(
     {"_TRANSPORT", "_RESOLVE", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_ALL_BROKERS_DOWN", "_DESTROY", "_SSL",
      "_AUTHENTICATION"}
 )  # fmt: skip
-# Those that do not say why.
-_SILENT = frozenset({"_ALL_BROKERS_DOWN", "_DESTROY", "_TIMED_OUT_QUEUE"})
+_WITHOUT_REASON = frozenset({"_ALL_BROKERS_DOWN", "_DESTROY", "_TIMED_OUT_QUEUE"})
+_Client = TypeVar("_Client")
 
 
 class Error(Protocol):
     """The part of `confluent_kafka.KafkaError` that is used here."""
 
     def name(self) -> str:
-        """The error's constant, e.g. `_TRANSPORT`."""
+        """Return the error's constant, e.g. `_TRANSPORT`."""
 
     def str(self) -> str:
-        """The error in words."""
+        """Return the error in words."""
 
 
-class KafkaLog:
-    """Takes librdkafka's `logger` and `error_cb`, and the clients' own remarks.
+class ClientLog:
+    """Takes librdkafka's `logger` and `error_cb`, and the lines of the code that uses the clients.
 
-    `log` is a `logging.Logger` or alike whose calls only enqueue. Never raises, never blocks (if `log` does not).
-    Memory is bounded.
+    `log` is a `logging.Logger` or the like whose calls only enqueue. Nothing but `client` raises, nothing but `reason`
+    and `failure` blocks (if `log` does not). Memory is bounded.
     """
 
     def __init__(
@@ -61,8 +66,7 @@ class KafkaLog:
         """`one_shot`: for clients that ask a single question: `reason` says why there is no answer, and nothing is
         logged about connections. `reachability`: by default the one that all clients of this process share.
         """
-        self._log = log
-        self._properties = properties
+        self._log, self._properties = log, properties
         self._secrets = secrets_of(properties)
         self._limit = LogLimit(REPEAT_AFTER, clock=clock)
         self._loud = None if one_shot else log
@@ -73,20 +77,38 @@ class KafkaLog:
         """Return True if no broker answers, as far as the clients have reported."""
         return self.reachability.unreachable
 
+    def copy(self) -> ClientLog:
+        """Return another one that logs to the same place, for another thread."""
+        return ClientLog(self._log, self._properties, reachability=self.reachability)
+
+    def client(
+        self,
+        make: Callable[[dict[str, Any]], _Client],
+        properties: Mapping[str, Any],
+        on_error: Callable[[Any], None] | None = None,
+    ) -> _Client:
+        """Make a client that logs here; client-wide errors go to `on_error`, by default to `remark`.
+
+        Raises:
+            ConfigurationError: librdkafka refuses a property.
+        """
+        with making(self._properties):
+            return make({**properties, "logger": self, "error_cb": on_error or self.remark})
+
     def log(self, level: int, message: str, *args: Any) -> None:
-        """One line of librdkafka: what the `logger` of a confluent_kafka client is called with."""
+        """Log one line of librdkafka: what the `logger` of a confluent_kafka client is called with."""
         line = message % args if args else message
         facility = line.split(" ", 1)[0]
         if facility in _CONNECTION_FACILITIES:
             level = logging.DEBUG
             if facility == "FAIL":
                 self._note(line)
-        elif (facility == "CONFWARN" and "will be ignored by this" in line) or facility in _TOLD:
+        elif (facility == "CONFWARN" and "will be ignored by this" in line) or facility in _REPORTED:
             level = logging.DEBUG  # one set of properties serves consumers and producers alike
         self.say(level, line)
 
     def error(self, error: Error) -> None:
-        """A client-wide error of the reader; that no broker answers is said once until `reachable`."""
+        """Log a client-wide error of the journal's reader, once until `reachable` if it says that no broker answers."""
         self.remark(error)
         if error.name() == "_ALL_BROKERS_DOWN":
             self.reachability.down(self._log)
@@ -98,13 +120,13 @@ class KafkaLog:
         """
         text = error.str()
         connection = error.name() in _CONNECTION_ERRORS
-        if connection and error.name() not in _SILENT:
+        if connection and error.name() not in _WITHOUT_REASON:
             self._note(text)
         quiet = connection or self._loud is None or (error.name() in OF_NO_READER and not joined)
         self.say(logging.DEBUG if quiet else logging.WARNING, f"kafka error={error.name()} {text}")
 
     def reachable(self) -> None:
-        """Something was read from a broker."""
+        """Note that something was read from a broker."""
         self.reachability.reached(self._log)
 
     def reason(self, error: Error) -> str:
@@ -119,6 +141,13 @@ class KafkaLog:
                 return f"no broker answered in time ({self.masked(error.str())}): {UNEXPLAINED}"
         return self.masked(error.str())
 
+    def failure(self, error: Error, topic: str) -> NeliError:
+        """Return what to raise if `topic` was not read: `NotAllowed` if a right is missing. Blocks as `reason`."""
+        where = f"Kafka at {servers_of(self._properties)}"
+        if is_denied(error.name()):
+            return NotAllowed(f"{where}: {self.lacks(['Read'], 'topic', topic)}")
+        return NeliError(f"{where}: {self.reason(error)}")
+
     def lacks(self, operations: Iterable[str], kind: str, name: str) -> str:
         """Return the sentence for missing rights, with the command that gives them (`causes.missing_right`)."""
         return missing_right(self._properties, operations, kind, name)
@@ -129,9 +158,6 @@ class KafkaLog:
         verbs = " and ".join(wanted).lower()
         return f"Kafka does not let this member {verbs} the {what} {topic}: {self.lacks(wanted, 'topic', topic)}"
 
-    def _note(self, text: str) -> None:
-        self.reachability.failed(of_connection(self.masked(text), self._properties), self._loud)
-
     def say(self, level: int, line: str) -> None:
         """Log `line`, masked, unless one that differs in numbers only was logged less than ten seconds ago."""
         if not self._log.isEnabledFor(level):
@@ -141,5 +167,8 @@ class KafkaLog:
             self._log.log(level, "%s", line)
 
     def masked(self, text: str) -> str:
-        """`text` without the values of secret properties."""
+        """Return `text` without the values of secret properties."""
         return masked(text, self._secrets)
+
+    def _note(self, text: str) -> None:
+        self.reachability.failed(of_connection(self.masked(text), self._properties), self._loud)

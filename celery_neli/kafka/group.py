@@ -1,4 +1,4 @@
-"""The consumer group, which induces: who owns a role's partition is asked to lead it (R2, R6).
+"""The consumer group, which induces: the member that owns a role's partition is asked to lead the role (R2, R6).
 
 Kafka's group protocol spreads the partitions over the members and notices the dead. It does not decide who leads: the
 journal does. Nothing is fetched or committed here.
@@ -8,43 +8,46 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from celery_neli.kafka.causes import is_denied
-from celery_neli.kafka.client_log import KafkaLog
-from celery_neli.kafka.liveness import Brokers, Step, Watch, hears, let_go
+from celery_neli.kafka.client_log import ClientLog
+from celery_neli.kafka.liveness import Brokers, Step, Watch, close_later, hears
 from celery_neli.kafka.properties import group_properties
-from celery_neli.kafka.validate import making
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
 
-BATCH = 16  # events served by one poll
-CLOSE = 0.2  # seconds that `close` waits for the coordinator
-CHECK_EVERY = 10.0  # seconds between two looks whether this client still finds brokers
+__all__ = ["KafkaGroup"]
+
+BATCH: Final = 16
+"""Events that one poll serves."""
+CLOSE: Final = 0.2
+"""Seconds that `close` waits for the coordinator."""
+CHECK_EVERY: Final = 10.0
+"""Seconds between two looks if this client still finds brokers."""
 
 
 class KafkaGroup:
     """This member's part in the consumer group. After the constructor for one thread only, and never in a forked child.
 
-    `log`: a `logging.Logger` or alike whose calls only enqueue. Raises `ConfigurationError` if the Kafka properties are
-    malformed or contradict an election's needs. No method blocks, but that `poll` asks for brokers now and then, which
-    may take half a second while they are away. To `join` before the topic exists is borne, but then
-    it may take 5 s from its creation until partitions are assigned.
+    `log`: a `logging.Logger` or the like whose calls only enqueue. Raises `ConfigurationError` if the Kafka properties
+    are malformed or contradict an election's needs. No method blocks, except that `poll` asks for brokers now and then,
+    which may take half a second while they are away. Calling `join` before the topic exists is safe, but then it may
+    take 5 s from its creation until partitions are assigned.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger) -> None:
         self._config = config
-        self._klog = KafkaLog(log, config.properties)
-        self._induced: frozenset[int] = frozenset()
-        self._joined = False
-        self._closed = False
-        self._trouble: set[str] = set()
+        self._log = ClientLog(log, config.properties)
         self._properties = group_properties(config)
-        self._watch = Watch(Brokers(config, KafkaLog(log, config.properties), config.topic))
+        self._induced: frozenset[int] = frozenset()
+        self._joined = self._closed = False
+        self._trouble: set[str] = set()
+        self._watch = Watch(Brokers(config, self._log, config.topic))
         self._heard = time.monotonic()
         self._check_at = self._heard + CHECK_EVERY
         self._consumer = self._make_consumer()
@@ -58,7 +61,7 @@ class KafkaGroup:
         """Serve what the group has for this member: assignments, revocations, errors, log lines."""
         if self._closed:
             return
-        self._listen()
+        self._heal()
         for _ in range(BATCH):
             try:
                 message = self._consumer.poll(0)
@@ -72,7 +75,7 @@ class KafkaGroup:
                 self._on_error(error)
 
     def join(self) -> None:
-        """Ask for membership."""
+        """Ask for membership; returns at once, may be repeated."""
         if self._joined or self._closed:
             return
         try:
@@ -83,15 +86,15 @@ class KafkaGroup:
             self._on_error(exception.args[0])
         else:
             self._joined = True
-            self._klog.reachability.joined(self)
+            self._log.reachability.joined(self)
 
     def leave(self) -> None:
-        """Give up membership; the others are told by the next polls."""
+        """Give up membership; the next polls tell the others."""
         self._induced = frozenset()
         if not self._joined or self._closed:
             return
         self._joined = False
-        self._klog.reachability.left(self)
+        self._log.reachability.left(self)
         try:
             self._consumer.unsubscribe()
         except KafkaException as exception:
@@ -101,27 +104,23 @@ class KafkaGroup:
         """Leave the group and end; takes milliseconds, or 0.4 s at most if the coordinator does not answer."""
         if self._closed:
             return
-        self._closed = True
-        self._joined = False
-        self._klog.reachability.left(self)
-        self._induced = frozenset()
+        self._closed, self._joined, self._induced = True, False, frozenset()
+        self._log.reachability.left(self)
         # librdkafka waits up to 4 s for the coordinator's answer when that is frozen, or in the midst of a rebalance.
-        closing = spawn(self._close, name="neli-group-close")
-        closing.join(CLOSE)
+        spawn(self._close, name="neli-group-close").join(CLOSE)
 
     def _close(self) -> None:
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as exception:
-            self._klog.say(logging.WARNING, f"group close failed: {exception}")
+            self._log.say(logging.WARNING, f"group close failed: {exception}")
 
     def _make_consumer(self) -> Consumer:
-        with making(self._config.properties):
-            return Consumer({**self._properties, "logger": self._klog, "error_cb": self._on_error})
+        return self._log.client(Consumer, self._properties, self._on_error)
 
-    def _listen(self) -> None:
-        """Make the client anew if it finds no broker though brokers answer (deaf.py): else this member would be induced
-        no more.
+    def _heal(self) -> None:
+        """Replace the client if it finds no broker although brokers answer: else this member would be induced no more
+        (liveness.py).
         """
         if not self._joined or time.monotonic() < self._check_at:
             return
@@ -131,12 +130,11 @@ class KafkaGroup:
             self._check_at = self._heard + CHECK_EVERY
             return
         self._check_at = time.monotonic() + 4 * wait
-        if self._watch.look(self._heard) is Step.RENEW:
-            level = logging.WARNING if self._watch.first else logging.DEBUG
-            self._klog.say(level, "kafka client deaf: group member finds no broker, though brokers answer: replaced")
-            deaf, self._consumer = self._consumer, self._make_consumer()
-            let_go(deaf)
-            self._watch.renewed()
+        if self._watch.look(self._heard) is Step.REPLACE:
+            self._watch.report(self._log, "the group member finds no broker")
+            lost, self._consumer = self._consumer, self._make_consumer()
+            close_later(lost)
+            self._watch.replaced()
             self._induced, self._joined = frozenset(), False
             self.join()
 
@@ -144,7 +142,7 @@ class KafkaGroup:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is not self._consumer:
-            return  # it was made anew, and this one is being closed, on another thread
+            return  # it was replaced, and is being closed on another thread
         # An explicit offset, so that the group is not asked for a committed one; paused, so that nothing is fetched.
         parts = [TopicPartition(part.topic, part.partition, 0) for part in partitions]
         try:
@@ -154,7 +152,7 @@ class KafkaGroup:
         except KafkaException as exception:
             self._on_error(exception.args[0])
         if any(map(is_denied, self._trouble)):
-            self._klog.say(logging.INFO, f"group joined, after all group={self._config.group}")
+            self._log.say(logging.INFO, f"group joined, after all group={self._config.group}")
         self._trouble.clear()
         if self._joined:
             self._induced |= {part.partition for part in parts if part.partition < len(self._config.roles)}
@@ -169,22 +167,21 @@ class KafkaGroup:
             self._on_error(exception.args[0])
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._klog.say(
-            logging.INFO, f"group membership lost partitions={sorted(part.partition for part in partitions)}"
-        )
+        lost = sorted(part.partition for part in partitions)
+        self._log.say(logging.INFO, f"group membership lost partitions={lost}")
         self._on_revoke(consumer, partitions)
 
     def _on_error(self, error: KafkaError) -> None:
-        """Said once per kind until the group assigns again; the lease works without the group, only slower (R2)."""
+        """Log each kind of error once until the group assigns again: the lease works without it, only slower (R2)."""
         if error.name() in self._trouble or error.name() == "_AUTO_OFFSET_RESET":  # the latter of a paused partition
             return
         self._trouble.add(error.name())
         if error.name() == "GROUP_AUTHORIZATION_FAILED":
             group = self._config.group
-            self._klog.say(
+            self._log.say(
                 logging.WARNING,
-                f"group not joined group={group}: {self._klog.lacks(['Read'], 'group', group)}; "
+                f"group not joined group={group}: {self._log.lacks(['Read'], 'group', group)}; "
                 "this member still leads where no other member does, only later",
             )
         elif error.name() != "TOPIC_AUTHORIZATION_FAILED":  # about the leader topic, whose reader reports it
-            self._klog.remark(error, joined=True)
+            self._log.remark(error, joined=True)

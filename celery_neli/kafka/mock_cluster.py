@@ -1,4 +1,9 @@
-"""The handle of librdkafka's mock cluster: its functions, its start and its end, and what a fork must not inherit."""
+"""librdkafka's mock cluster: its functions, its start and its end, a chosen port for it, and what a fork must not keep.
+
+Its brokers always bind free ports. A Kafka client connects to a bootstrap server only to learn the brokers' addresses,
+and then goes to these; so a TCP relay on the chosen port is enough, and no record of a client that has learnt the
+addresses passes through it. Loopback only.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +12,26 @@ import ctypes
 import os
 import select
 import socket
+import socketserver
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
-from celery_neli.kafka.relay import BootstrapRelay
 
-__all__ = ["MockCluster", "load"]
+__all__ = ["MockCluster", "create_topic", "load"]
 
-RD_KAFKA_PRODUCER = 0
-
-# Seconds. The mock cluster's thread empties its wake-up pipe after it has answered: a call that follows at once on
-# another's answer may lose its own wake-up, and would wait for the thread's next look, a second later.
-SETTLE = 0.002
+RD_KAFKA_PRODUCER: Final = 0
+LOOPBACK: Final = "127.0.0.1"
+CHUNK: Final = 65536
+"""Bytes that the relay copies at a time."""
+SETTLE: Final = 0.002
+"""Seconds. The mock cluster's thread empties its wake-up pipe after it has answered: a call that follows at once on
+another's answer may lose its own wake-up, and would wait for the thread's next look, a second later.
+"""
 
 _P, _I32, _STR = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -50,9 +59,10 @@ _OPTIONAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 def load(path: str) -> ctypes.CDLL:
-    """Load the library at ``path`` and declare the functions used here; its calls release the GIL (CDLL, not PyDLL).
+    """Load the library at `path` and declare the functions used here; its calls release the GIL (CDLL, not PyDLL).
 
-    :raises EmbeddedKafkaUnavailable: it cannot be loaded, or a function is missing; the message names it.
+    Raises:
+        EmbeddedKafkaUnavailable: it cannot be loaded, or a function is missing; the message names it.
     """
     remedy = (
         "install confluent-kafka from its wheel (pip install confluent-kafka), pass library= the path of a librdkafka "
@@ -73,20 +83,20 @@ def load(path: str) -> ctypes.CDLL:
 
 
 class MockCluster:
-    """A started mock cluster and, with a chosen port, its relay. :meth:`stop` ends both."""
+    """A started mock cluster and, with a chosen port, its relay. `stop` ends both."""
 
     def __init__(self, library: ctypes.CDLL, *, port: int | None, brokers: int) -> None:
         self.pid = os.getpid()
         self._library = library
         self._lock = threading.Lock()
-        self._relay: BootstrapRelay | None = None
-        try:
-            # Bound before there is anything to take down again.
-            self._relay = BootstrapRelay(port) if port is not None else None
-        except OSError as exc:
-            raise ConfigurationError(f"port={port} on 127.0.0.1 cannot be had: {exc}; choose another") from exc
+        self._relay: _Relay | None = None
+        if port is not None:  # bound before there is anything to take down again
+            try:
+                self._relay = _Relay((LOOPBACK, port), _Connection)
+            except OSError as exc:
+                raise ConfigurationError(f"port={port} on 127.0.0.1 cannot be had: {exc}; choose another") from exc
         conf = library.rd_kafka_conf_new()
-        library.rd_kafka_conf_set_log_cb(conf, None)  # it would tell stderr that it has no bootstrap.servers, and more
+        library.rd_kafka_conf_set_log_cb(conf, None)  # else it prints to stderr that it has no bootstrap.servers
         error = ctypes.create_string_buffer(512)
         self._client = library.rd_kafka_new(RD_KAFKA_PRODUCER, conf, error, len(error))
         self._cluster = library.rd_kafka_mock_cluster_new(self._client, brokers) if self._client else None
@@ -94,7 +104,7 @@ class MockCluster:
             if self._client:
                 library.rd_kafka_destroy(self._client)
             if self._relay is not None:
-                self._relay.close()
+                self._relay.stop()
             raise NeliError(f"librdkafka could not start a mock cluster of {brokers} brokers {error.value.decode()!r}")
         if hasattr(library, "rd_kafka_mock_group_initial_rebalance_delay_ms"):
             # A first rebalance waits 3 s for more members, as Kafka's default does; a broker of tests need not.
@@ -104,18 +114,19 @@ class MockCluster:
         self._ports = frozenset(number for _, number in addresses)
         if self._relay is not None:
             self._relay.start(addresses)
-            self.bootstrap_servers = f"127.0.0.1:{port}"
+            self.bootstrap_servers = f"{LOOPBACK}:{port}"
         if hasattr(os, "register_at_fork"):
             _close_in_forks(self)
 
     def has(self, function: str) -> bool:
-        """Whether this librdkafka has ``rd_kafka_mock_<function>``."""
+        """Return True if this librdkafka has `rd_kafka_mock_<function>`."""
         return hasattr(self._library, f"rd_kafka_mock_{function}")
 
     def call(self, function: str, *args: object) -> int | None:
-        """Call ``rd_kafka_mock_<function>`` on the cluster, one call at a time, and return librdkafka's error code.
+        """Call `rd_kafka_mock_<function>` on the cluster, one call at a time, and return librdkafka's error code.
 
-        :raises NeliError: the cluster was stopped.
+        Raises:
+            NeliError: the cluster was stopped.
         """
         with self._lock:
             if not self._cluster:
@@ -130,36 +141,37 @@ class MockCluster:
             return
         _running.discard(self)
         if self._relay is not None:
-            self._relay.close()
+            self._relay.stop()
         with self._lock:
             cluster, self._cluster = self._cluster, None
             self._library.rd_kafka_mock_cluster_destroy(cluster)
             self._library.rd_kafka_destroy(self._client)
 
     def drop_inherited_sockets(self) -> None:
-        """In a forked child: close the brokers' sockets.
+        """In a forked child: close the brokers' sockets, and the relay's without waiting for its thread.
 
         A listening socket that lives on in a child keeps its port: the parent's clients would wait for an answer there
         after the parent has ended, and a broker that was taken down could not bind again (librdkafka aborts).
         """
         if self._relay is not None:
-            self._relay.abandon()
+            self._relay.socket.close()
         for entry in Path("/dev/fd").iterdir():
             with contextlib.suppress(OSError):  # not a socket, or the descriptor of this very listing
                 _close_if_bound_to(int(entry.name), self._ports)
 
 
 def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> bool:
-    """Create `topic` on the cluster of this process at `bootstrap_servers`; False if there is none, or it refuses.
-
-    Waits some milliseconds for the cluster's thread.
+    """Create `topic` on the cluster of this process at `bootstrap_servers`. Return False if there is none, or if it
+    refuses. Waits some milliseconds for the cluster's thread.
     """
-    address = bootstrap_servers.replace("localhost", "127.0.0.1")
+    address = bootstrap_servers.replace("localhost", LOOPBACK)
     for cluster in list(_running):
         if cluster.pid == os.getpid() and cluster.bootstrap_servers == address:
             return cluster.call("topic_create", topic.encode(), partitions, 1) == 0
     return False
 
+
+# A fork
 
 _running: weakref.WeakSet[MockCluster] = weakref.WeakSet()
 _hooks: list[bool] = []
@@ -180,8 +192,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    # Wait for the child to let go, so that whoever forked may take a broker down at once. A second is ample, and a
-    # bound is needed: a child of a fork on another thread may hold the pipe for as long as it lives.
+    # Wait for the child to let go, so that the parent may take a broker down at once. A second is ample, and a bound is
+    # needed: a child of a fork on another thread may hold the pipe for as long as it lives.
     if _forking.pipe is not None:
         reading, writing = _forking.pipe
         os.close(writing)
@@ -206,3 +218,56 @@ def _close_if_bound_to(descriptor: int, ports: frozenset[int]) -> None:
         sock.detach()
     if ours:
         os.close(descriptor)
+
+
+# The relay
+
+
+class _Relay(socketserver.ThreadingTCPServer):
+    """Holds its port from the constructor on, and forwards connections from `start` on."""
+
+    allow_reuse_address = os.name != "nt"  # connections of a stopped relay may linger; on Windows it would steal ports
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+    brokers: Sequence[tuple[str, int]] = ()
+
+    def start(self, brokers: Sequence[tuple[str, int]]) -> None:
+        """Forward each connection to the first of `brokers` that accepts it, on daemon threads; returns at once."""
+        self.brokers = brokers
+        threading.Thread(target=self.serve_forever, args=(0.2,), name="neli-embedded-kafka-relay", daemon=True).start()
+
+    def stop(self) -> None:
+        """Free the port. Connections under way end with the brokers'. Waits up to 0.2 s."""
+        if self.brokers:
+            self.shutdown()
+        self.server_close()
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: _Relay
+    request: socket.socket
+
+    def handle(self) -> None:
+        for address in self.server.brokers:
+            with contextlib.suppress(OSError):
+                broker = socket.create_connection(address, timeout=1.0)
+                break
+        else:
+            return  # every broker is down: the client sees its connection close, and tries again
+        with broker:
+            broker.settimeout(None)
+            answers = threading.Thread(target=_pump, args=(broker, self.request), daemon=True)
+            answers.start()
+            _pump(self.request, broker)
+            answers.join()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    """Copy until either end closes, then close both: half a Kafka connection is of no use."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(CHUNK):
+            target.sendall(data)
+    for end in (source, target):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

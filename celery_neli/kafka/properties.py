@@ -1,29 +1,40 @@
-"""The librdkafka properties of a member's clients: reader, producer and group consumer, and those of a schedule.
+"""The librdkafka properties of a member's clients, and the check that librdkafka accepts them.
 
-Pure: what the user gave (`Config.properties`) is merged with what is *required*, which `config.py` has checked against
-it, and with what is *preferred*: good values for a lease of a few seconds, over which the user's value wins.
+What the user gave (`Config.properties`) is merged with what is *required*, which `config.py` has checked against it,
+and with what is *preferred*: good values for a lease of a few seconds, over which the user's value wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import confluent_kafka
+from confluent_kafka import Consumer, KafkaException, Producer
+
 from celery_neli.config import required_of_members, required_of_readers, required_of_writers
-from celery_neli.printable import Masked
+from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.causes import refused
+from celery_neli.printable import Masked, masked, secrets_of
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
 
 Properties = dict[str, Any]
 
-# Of clients on which no lease depends: errors tell of a new partition leader before this does.
+# Of clients on which no lease depends: errors report a new partition leader before this does.
 _UNHURRIED: Mapping[str, Any] = {"topic.metadata.refresh.interval.ms": 10_000}
 
 
-def connection_properties(config: Config) -> Properties:
-    """What every client of a member shares: how soon it notices and forgives a broker's trouble."""
-    return {
+def _properties(config: Config, required: Mapping[str, Any], preferred: Mapping[str, Any]) -> Properties:
+    """Add what every client of a member shares: how soon it notices and forgives a broker's trouble."""
+    shared = {
         "client.id": config.name,
         # A request to a frozen broker is given up after this, so that another broker can be asked within a lease.
         "socket.timeout.ms": 4_000,
@@ -32,100 +43,117 @@ def connection_properties(config: Config) -> Properties:
         "reconnect.backoff.max.ms": 1_000,
         "retry.backoff.ms": 50,
         "retry.backoff.max.ms": 500,
-        # A new partition leader, or a topic made meanwhile, is noticed within this even if no broker tells.
+        # A new partition leader or a new topic is noticed within this, even if no broker reports it.
         "topic.metadata.refresh.interval.ms": 1_000,
         "topic.metadata.refresh.fast.interval.ms": 50,
-        # A topic deleted or not created yet is told at once; the journal decides what to do.
+        # A topic that is deleted or not created yet is reported at once; the reader's owner decides what to do.
         "topic.metadata.propagation.max.ms": 2_000,
         "enable.metrics.push": False,
     }
+    return Masked({**shared, **preferred, **config.properties, **required})
 
 
 def reader_properties(config: Config) -> Properties:
-    """Properties of the consumer that reads the journal."""
-    return _merge(
-        config,
-        required=required_of_readers(config),
-        preferred={
-            # The embedded broker does not wake a waiting fetch, so this bounds its latency, and on any broker it bounds
-            # how soon the end of the log is told. Against the default of 500 ms it costs 0.1 % of a core.
-            "fetch.wait.max.ms": 100,
-            "fetch.min.bytes": 1,
-            "fetch.error.backoff.ms": 50,
-            "fetch.queue.backoff.ms": 50,
-        },
-    )
+    """Return the properties of the consumer that reads the journal."""
+    # The embedded broker does not wake a waiting fetch, so `fetch.wait.max.ms` bounds its latency, and on any broker it
+    # bounds how soon the end of the log is reported. Against the default of 500 ms it costs 0.1 % of a core.
+    preferred = {
+        "fetch.wait.max.ms": 100,
+        "fetch.min.bytes": 1,
+        "fetch.error.backoff.ms": 50,
+        "fetch.queue.backoff.ms": 50,
+    }
+    return _properties(config, required_of_readers(config), preferred)
 
 
 def schedule_reader_properties(config: Config) -> Properties:
-    """Properties of the consumer that reads the schedule topic."""
-    return _merge(
-        config,
-        required=required_of_readers(config),
-        preferred={
-            # Bounds how late the embedded broker, which does not wake a waiting fetch, tells of a change.
-            "fetch.wait.max.ms": 200,
-            "fetch.error.backoff.ms": 50,
-            "fetch.queue.backoff.ms": 10,
-            # Of a hundred thousand entries, so many lie in memory at a time while they are read.
-            "queued.min.messages": 5_000,
-            "queued.max.messages.kbytes": 4_096,
-            **_UNHURRIED,
-        },
-    )
+    """Return the properties of the consumer that reads the schedule topic."""
+    preferred = {
+        "fetch.wait.max.ms": 200,  # bounds how late the embedded broker reports a change
+        "fetch.error.backoff.ms": 50,
+        "fetch.queue.backoff.ms": 10,
+        # Of a hundred thousand entries, so many lie in memory at a time while they are read.
+        "queued.min.messages": 5_000,
+        "queued.max.messages.kbytes": 4_096,
+        **_UNHURRIED,
+    }
+    return _properties(config, required_of_readers(config), preferred)
 
 
 def producer_properties(config: Config) -> Properties:
-    """Properties of the producer that appends to the journal."""
-    return _merge(
-        config,
-        required=required_of_writers(config),
-        preferred={
-            "linger.ms": 0,
-            "request.timeout.ms": _timeout(config),
-            "queue.buffering.max.messages": 1_000,
-        },
-    )
+    """Return the properties of the producer that appends to the journal."""
+    preferred = {
+        "linger.ms": 0,
+        "request.timeout.ms": max(1, round(config.heartbeat_timeout * 1000)),
+        "queue.buffering.max.messages": 1_000,
+    }
+    return _properties(config, required_of_writers(config), preferred)
 
 
 def schedule_producer_properties(config: Config) -> Properties:
-    """Properties of the producer that writes to the schedule topic."""
-    return _merge(
-        config,
-        # A topic that brokers make when it is asked for is not compacted.
-        required={**required_of_writers(config), "allow.auto.create.topics": False},
-        preferred={
-            "linger.ms": 50,  # nothing waits for these records: many in a request
-            "request.timeout.ms": _timeout(config),
-            "queue.buffering.max.messages": 20_000,
-            **_UNHURRIED,
-        },
-    )
-
-
-def _timeout(config: Config) -> int:
-    return max(1, round(config.heartbeat_timeout * 1000))
+    """Return the properties of the producer that writes to the schedule topic."""
+    preferred = {
+        "linger.ms": 50,  # nothing waits for these records: many in a request
+        "request.timeout.ms": max(1, round(config.heartbeat_timeout * 1000)),
+        "queue.buffering.max.messages": 20_000,
+        **_UNHURRIED,
+    }
+    # A topic that brokers create when a client asks for it is not compacted.
+    return _properties(config, {**required_of_writers(config), "allow.auto.create.topics": False}, preferred)
 
 
 def group_properties(config: Config) -> Properties:
-    """Properties of the consumer that is a member of the group."""
-    session = round(config.session_timeout * 1000)
-    return _merge(
-        config,
-        required=required_of_members(config),
-        preferred={
-            "heartbeat.interval.ms": 200,  # how soon a member learns of a rebalance
-            "max.poll.interval.ms": max(300_000, session),  # librdkafka: not below the session timeout
-            "auto.offset.reset": "error",
-            "fetch.queue.backoff.ms": 1_000,
-        },
-    )
+    """Return the properties of the consumer that is a member of the group."""
+    preferred = {
+        "heartbeat.interval.ms": 200,  # how soon a member learns of a rebalance
+        # librdkafka refuses one below the session timeout.
+        "max.poll.interval.ms": max(300_000, round(config.session_timeout * 1000)),
+        "auto.offset.reset": "error",
+        "fetch.queue.backoff.ms": 1_000,
+    }
+    return _properties(config, required_of_members(config), preferred)
 
 
 def admin_properties(config: Config) -> Properties:
-    """Properties of the short-lived client that looks after the leader topic."""
-    return _merge(config, required={}, preferred={})
+    """Return the properties of the short-lived client that looks after a topic."""
+    return _properties(config, {}, {})
 
 
-def _merge(config: Config, *, required: Mapping[str, Any], preferred: Properties) -> Properties:
-    return Masked({**connection_properties(config), **preferred, **config.properties, **required})
+def validate(config: Config) -> None:
+    """Raise `ConfigurationError`, which names the property, if librdkafka makes no client from `config`.
+
+    Makes two clients without brokers and ends them: takes milliseconds, reads the files that the properties name, and
+    connects to nothing. No thread is left: safe before a fork.
+    """
+    silent = logging.Logger("celery_neli.validate")  # noqa: LOG001 - not of logging's tree
+    silent.addHandler(logging.NullHandler())
+    with making(config.properties):
+        for kind, properties in ((Consumer, group_properties(config)), (Producer, producer_properties(config))):
+            alone = {name: value for name, value in properties.items() if name != "bootstrap.servers"}
+            kind({**alone, "logger": silent}).close()
+
+
+@contextmanager
+def making(properties: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what librdkafka refuses while clients are made into a `ConfigurationError` of one line."""
+    try:
+        yield
+    except (KafkaException, TypeError, ValueError) as exception:  # the latter two from confluent-kafka's type checks
+        error = exception.args[0] if isinstance(exception, KafkaException) else None
+        if error is not None and error.name() not in ("_INVALID_ARG", "_CRIT_SYS_RESOURCE", "_FAIL"):
+            raise
+        given = str(exception) if error is None else error.str()
+        text = refused(given, properties, names=_names, readable=lambda path: os.access(path, os.R_OK))
+        raise ConfigurationError(masked(text, secrets_of(properties))) from None
+
+
+def _names() -> list[str]:
+    """Return the properties that librdkafka knows, from the table that it prints of them."""
+    library, libc = ctypes.CDLL(confluent_kafka.cimpl.__file__), ctypes.CDLL(None)
+    libc.fopen.restype, libc.fopen.argtypes = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_char_p)
+    libc.fclose.argtypes = library.rd_kafka_conf_properties_show.argtypes = (ctypes.c_void_p,)
+    with tempfile.NamedTemporaryFile() as table:
+        file = libc.fopen(os.fsencode(table.name), b"w")
+        library.rd_kafka_conf_properties_show(file)
+        libc.fclose(file)
+        return re.findall(r"^([a-z][a-z0-9_.]+) +\|", table.read().decode(), re.MULTILINE)

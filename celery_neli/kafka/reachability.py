@@ -1,4 +1,4 @@
-"""Whether this process reaches its Kafka, and if not, why. Its clients share the answer, which is logged once."""
+"""Find out if this process reaches its Kafka, and why not. Its clients share the answer, which is logged once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from celery_neli.kafka import certificate
-from celery_neli.kafka.causes import AWAY, Cause
+from celery_neli.kafka.causes import AWAY, Cause, examine
 from celery_neli.logs import LogLimit
 from celery_neli.threads import original, spawn
 
 __all__ = ["Reachability", "of_process"]
 
 CONSEQUENCE: Final = "no member leads until it answers"
+GUESS: Final = 2.0
+"""Seconds after which a cause that is only a guess is believed."""
 SETTLE: Final = 5.0
 """Seconds to wait before a lasting cause is logged: if all brokers are concerned, the line about the outage has it."""
 FORGET: Final = 60.0
@@ -42,7 +43,7 @@ class Reachability:
         properties: Mapping[str, Any],
         *,
         clock: Callable[[], float] = time.monotonic,
-        look: Look = certificate.look,
+        look: Look = examine,
     ) -> None:
         """`clock` and `look`, which says why a certificate is refused and may block, are for tests."""
         self._properties, self._clock, self._look = properties, clock, look
@@ -54,7 +55,7 @@ class Reachability:
         self._looking = float("-inf")  # until when to wait for a look at a certificate
         self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
         self._owed: logging.Logger | None = None  # whose line about the outage waits for the look
-        self._told: set[str] = set()  # keys of the lasting causes that were logged in this outage
+        self._logged: set[str] = set()  # keys of the lasting causes that were logged in this outage
         self._kept: dict[str, tuple[float, float]] = {}  # when each cause came first, and last
         self._limit = LogLimit(REMIND, clock=clock)
         self._members: set[int] = set()
@@ -84,6 +85,11 @@ class Reachability:
     def cause(self) -> Cause | None:
         """Return why no broker answers, a lasting cause before others; None if that is unknown, or if Kafka answers."""
         return self._cause
+
+    def is_hopeless(self, began: float) -> bool:
+        """Return True if an answer to what was asked at `began` (monotonic seconds) is not worth waiting for."""
+        cause = self._cause
+        return cause is not None and cause.lasting and (not cause.guess or time.monotonic() - began > GUESS)
 
     def explanation(self) -> Cause | None:
         """Return the cause, looked at more closely where that helps. Blocks for two seconds or so then."""
@@ -137,7 +143,7 @@ class Reachability:
         with self._lock:
             said = self._unreachable and self._owed is None
             self._unreachable, self._cause, self._owed = False, None, None
-            self._told.clear()
+            self._logged.clear()
         if said:
             log.info("kafka reachable again servers=%s", self._servers)
 
@@ -156,7 +162,7 @@ class Reachability:
     def _lines(self, cause: Cause) -> list[str]:
         if self._unreachable:
             self._owed = None
-            if cause.key in self._told:
+            if cause.key in self._logged:
                 return []
             return [self._outage(cause)]
         now = self._clock()
@@ -172,7 +178,7 @@ class Reachability:
         if cause is None:
             return f"kafka unreachable servers={self._servers}: {CONSEQUENCE}"
         if cause.lasting:
-            self._told.add(cause.key)
+            self._logged.add(cause.key)
         remedy = f"{cause.remedy}; " if cause.remedy else ""
         return f"kafka unreachable servers={self._servers} reason={cause.reason!r}: {remedy}{CONSEQUENCE}"
 
@@ -181,7 +187,7 @@ class Reachability:
     def _look_at(self, cause: Cause, log: logging.Logger) -> None:
         try:
             found = self._look(cause.where, self._properties) or cause
-        except Exception:  # noqa: BLE001 - whatever Python's TLS makes of the certificate, the less exact cause is logged
+        except Exception:  # noqa: BLE001 - whatever Python's TLS raises, the less exact cause is logged
             found = cause
         with self._lock:
             self._looking, owed, self._owed = float("-inf"), self._owed, None
@@ -193,7 +199,7 @@ class Reachability:
 
 
 def _says_no_more(cause: Cause, known: Cause) -> bool:
-    """Return True if `cause` is a less exact word for `known`."""
+    """Return True if `cause` says the same as `known`, less exactly."""
     return known.key.startswith(f"{cause.key} ")
 
 

@@ -1,7 +1,7 @@
-"""A topic of an election: is it there, is it fit, and if it is missing, make it.
+"""Find a topic of an election, verify it, create it if it is missing, and notice that it is gone.
 
-A member may start before its Kafka does, so that Kafka is out of reach is no error here: `TopicCheck` goes on asking.
-What an operator must mend (rights, partitions, its configuration) raises `TopicError`, which says how.
+A member may start before its Kafka does, so it is no error here that Kafka cannot be reached: `TopicAdmin` goes on
+asking. What an operator must mend (rights, partitions, the topic's configuration) raises `TopicError`, which says how.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicCollection
+from confluent_kafka import KafkaException, Producer, TopicCollection
 
 # Documented as part of this module, though not re-exported in the way that mypy asks for.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -29,22 +29,24 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.properties import admin_properties
-from celery_neli.kafka.topic_spec import TopicSpec, leader_topic
 
 if TYPE_CHECKING:
-    from confluent_kafka import KafkaError
-
     from celery_neli.config import Config
-    from celery_neli.kafka.client_log import KafkaLog
+    from celery_neli.kafka.client_log import ClientLog
+    from celery_neli.kafka.topic_spec import TopicSpec
 
-ASK = 0.5  # seconds that one metadata request may block
-REQUEST = 5.0  # seconds for one admin request, which does not block
-PAUSE = 0.1  # seconds between attempts
+__all__ = ["TopicAdmin"]
 
-GONE = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
-"""The errors of a client whose topic may have been deleted: brokers must be asked."""
+ASK: Final = 0.5
+"""Seconds that one question for metadata may block."""
+REQUEST: Final = 5.0
+"""Seconds for one admin request, which does not block."""
+PAUSE: Final = 0.1
+"""Seconds between two attempts."""
+LOOK_EVERY: Final = 1.0
+"""Seconds between two questions for a topic that seems to be gone."""
 
-NEEDED = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
+NEEDED: Final = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
 """The rights on a topic without which a member can do nothing; each of them implies Describe."""
 
 _NOT_ALLOWED = frozenset(
@@ -61,55 +63,64 @@ _NOT_ALLOWED = frozenset(
 Steps = Generator["Future[Any] | float", Any, None]
 
 
-def _administered(metadata: ClusterMetadata) -> bool:
-    """Whether there is a controller to answer admin requests; the embedded Kafka has none."""
-    return metadata.controller_id in metadata.brokers
+class Client(Protocol):
+    """A reader or a writer of the topic."""
+
+    def metadata(self, timeout: float) -> ClusterMetadata:
+        """Return what brokers know of the topic. Blocks for `timeout` seconds at most. Raises `KafkaException`."""
 
 
-class TopicCheck:
-    """Looks for a topic step by step. For one thread.
+class TopicAdmin:
+    """Looks after one topic, step by step. For one thread.
 
-    `poll` blocks for half a second at most (while brokers do not answer a metadata request): call it only while no
-    lease depends on the thread. `reader` is asked for metadata; `producer` too, where a topic can be made no other way:
-    by default one made for it, for brokers that make topics by themselves make them unfit for a schedule.
+    `poll` and `is_gone` block for half a second at most (while brokers do not answer a question for metadata): call
+    `poll` only while no lease depends on the thread.
     """
 
     def __init__(
         self,
         config: Config,
-        klog: KafkaLog,
+        log: ClientLog,
+        client: Client,
+        spec: TopicSpec,
         *,
-        reader: Consumer | Producer,
-        producer: Producer | None = None,
-        topic: TopicSpec | None = None,
         clock: Callable[[], float] = time.monotonic,
         administer: Callable[[dict[str, Any]], AdminClient] = AdminClient,
     ) -> None:
-        """`topic`: by default the leader topic. `clock` and `administer` are for tests."""
-        self._config = config
-        self._topic = leader_topic(config) if topic is None else topic
-        self._administer = administer
-        self._klog = klog
-        self._reader = reader
-        self._producer = producer
-        self._clock = clock
+        """`client` is asked for metadata. `clock` and `administer` are for tests."""
+        self._config, self._log, self._client, self._spec = config, log, client, spec
+        self._clock, self._administer = clock, administer
         self._admin: AdminClient | None = None
-        self._steps = self._run()
+        self._look_at = float("-inf")
+        self._denied: set[str] = set()  # the rights that are missing, as brokers said when they refused
+        self._news: TopicError | None = None  # to be raised
+        self._trouble: TopicError | None = None  # what was raised last
+        self.search()
+
+    @property
+    def found(self) -> bool:
+        """Return True if the topic was found and is fit, and does not seem to be gone."""
+        return self._steps is None
+
+    def search(self) -> None:
+        """Look for the topic again. Drops the admin client, but does not wait for what that was asked."""
+        self._admin = None
+        self.identity: str | None = None
+        """Kafka's id of the topic that was found, which no other topic of the same name has; None: it is not known."""
+        self._steps: Steps | None = self._run()
         self._future: Future[Any] | None = None
         self._resume_at = float("-inf")
-        self.heard = clock()
-        """When brokers last answered a question for metadata (the clock's seconds); at first: when this was made."""
-        self.identity: str | None = None
-        """Kafka's id of the topic that was found, which no other topic of the same name has; None: not told."""
 
     def poll(self) -> bool:
-        """Go on if there is anything to go on with; True: the topic is there and fit.
+        """Go on with the search, if there is anything to go on with, and return True if the topic is found and fit.
 
-        Raises `TopicError`: unfit, or may not be created. Begin again with a new check.
+        Raises:
+            TopicError: it is unfit, or may not be created. The next call begins again, and raises the same object for
+                as long as it is the same trouble.
         """
         if self._admin is not None:
             self._admin.poll(0)
-        while True:
+        while self._steps is not None:
             future = self._future
             if self._clock() < self._resume_at or (future is not None and not future.done()):
                 return False
@@ -120,183 +131,211 @@ class TopicCheck:
                 else:
                     step = self._steps.send(None if future is None else future.result())
             except StopIteration:
-                self.close()
-                return True
-            if isinstance(step, Future):
-                self._future = step
+                self._steps = self._admin = None
+                self._denied.clear()  # a right that is still missing will be refused again
+            except TopicError as problem:
+                self.search()
+                raise self._same(problem) from None
             else:
-                self._resume_at = self._clock() + step
+                if isinstance(step, Future):
+                    self._future = step
+                else:
+                    self._resume_at = self._clock() + step
+        return True
 
-    def present(self) -> bool | None:
-        """Whether brokers know the topic; None: no answer. Blocks for half a second at most."""
-        metadata = self._metadata(self._reader)
+    def is_gone(self) -> bool | None:
+        """Ask if the topic that was found still exists, at most once a second, and return True if it does not: then it
+        is searched for. None: there is no answer yet.
+        """
+        if self._clock() < self._look_at:
+            return None
+        self._look_at = self._clock() + LOOK_EVERY
+        metadata = self._metadata()
         if metadata is None:
             return None
-        error = metadata.topics[self._topic.name].error
-        return error is None or error.name() != "UNKNOWN_TOPIC_OR_PART"
+        error = metadata.topics[self._spec.name].error
+        gone = error is not None and error.name() == "UNKNOWN_TOPIC_OR_PART"
+        if gone:
+            self.search()
+        return gone
 
     def identify(self, timeout: float) -> str | None:
-        """Return Kafka's id of the topic that is there now, or None if no broker tells it. Blocks for `timeout` seconds
+        """Return Kafka's id of the topic that exists now, or None if no broker gives it. Blocks for `timeout` seconds
         at most.
         """
-        topic = self._topic.name
         try:
-            wanted = self._admin_client().describe_topics(TopicCollection([topic]), request_timeout=timeout)
-            return str(wanted[topic].result(timeout).topic_id)
+            return str(self._describe(timeout).result(timeout).topic_id)
         except (KafkaException, FutureTimeout):
-            return None  # it is gone, or brokers are: others find out
+            return None  # the topic is gone, or brokers are: others find out
         finally:
-            self.close()
+            self._admin = None
 
-    def close(self) -> None:
-        """Let go of the admin client; does not wait for what it was asked."""
-        self._admin = None
+    def deny(self, operation: str) -> None:
+        """Note that a broker refused to let this member "Read" or "Write"; `raise_denied` raises it."""
+        self._denied.add(operation)
+        self._news = TopicError(self._log.denied([operation], self._spec.what, self._spec.name))
+
+    def allow(self, operation: str) -> None:
+        """Note that this member could "Read" or "Write", and log it if that ends some trouble."""
+        if self._trouble is None:
+            return
+        self._denied.discard(operation)
+        if not self._denied:
+            self._trouble = None
+            self._log.say(logging.INFO, f"{self._spec.what} usable again topic={self._spec.name}")
+
+    def raise_denied(self) -> None:
+        """Raise the `TopicError` of what was denied since the last call, if anything was."""
+        if self._news is not None:
+            news, self._news = self._news, None
+            raise self._same(news)
+
+    def _same(self, problem: TopicError) -> TopicError:
+        """Return `problem`, or the error that was raised before if it says the same: it must be logged only once."""
+        if self._trouble is None or str(self._trouble) != str(problem):
+            self._trouble = problem
+        return self._trouble.with_traceback(None)
 
     def _run(self) -> Steps:
-        while (metadata := self._metadata(self._reader)) is None or not self._fit(metadata):
-            if metadata is None:
-                yield PAUSE
-            elif not _administered(metadata):
-                self._make_embedded(metadata)
-                yield PAUSE
-            elif found := self._partitions(metadata):
+        while (metadata := self._metadata()) is None or not self._is_fit(metadata):
+            if metadata is not None and not _is_administered(metadata):
+                self._create_embedded(metadata)
+            elif metadata is not None and (found := self._partitions(metadata)):
                 yield from self._grow(found)
-                yield PAUSE
-            else:
+            elif metadata is not None:
                 yield from self._create(len(metadata.brokers))
-                yield PAUSE
-        if _administered(metadata):
-            yield from self._ask_rights()
-            yield from self._inspect()
+            yield PAUSE
+        if _is_administered(metadata):
+            yield from self._check_rights()
+            yield from self._check_configuration()
 
-    def _metadata(self, client: Consumer | Producer) -> ClusterMetadata | None:
+    def _metadata(self) -> ClusterMetadata | None:
         try:
-            metadata: ClusterMetadata = client.list_topics(self._topic.name, timeout=ASK)
+            return self._client.metadata(ASK)
         except KafkaException as exception:
-            self._klog.say(logging.DEBUG, f"topic metadata not read: {exception}")
+            self._log.say(logging.DEBUG, f"topic metadata not read: {exception}")
             return None
-        self.heard = self._clock()
-        return metadata
 
-    def _fit(self, metadata: ClusterMetadata) -> bool:
-        """False: missing, or too few partitions. Raises `TopicError`: not ours to see."""
-        topic = self._topic.name
-        found = metadata.topics[topic]
-        if found.error is not None and found.error.name() in _NOT_ALLOWED:
+    def _is_fit(self, metadata: ClusterMetadata) -> bool:
+        """Return False if the topic is missing or has too few partitions. Raises `TopicError` if it cannot be seen."""
+        error = metadata.topics[self._spec.name].error
+        if error is not None and error.name() in _NOT_ALLOWED:
             raise TopicError(
-                f"Kafka does not let this member see the {self._topic.what} {topic}, if it exists "
-                f"({found.error.str()}): {self._klog.lacks(NEEDED, 'topic', topic)}"
+                f"Kafka does not let this member see the {self._spec.what} {self._spec.name}, if it exists "
+                f"({error.str()}): {self._log.lacks(NEEDED, 'topic', self._spec.name)}"
             )
-        return self._partitions(metadata) >= self._topic.partitions
+        return self._partitions(metadata) >= self._spec.partitions
 
     def _partitions(self, metadata: ClusterMetadata) -> int:
-        found = metadata.topics[self._topic.name]
+        found = metadata.topics[self._spec.name]
         return 0 if found.error is not None else len(found.partitions)
 
-    def _make_embedded(self, metadata: ClusterMetadata) -> None:
-        """The embedded Kafka answers no admin request. In this process it can be told; elsewhere a producer's question
-        for a topic makes it, with four partitions.
+    def _create_embedded(self, metadata: ClusterMetadata) -> None:
+        """Create the topic on the embedded Kafka, which answers no admin request. In this process it can be called;
+        elsewhere a producer that asks for the topic creates it, with four partitions.
         """
-        topic, wanted, found = self._topic.name, self._topic.partitions, self._partitions(metadata)
+        topic, wanted, found = self._spec.name, self._spec.partitions, self._partitions(metadata)
         if found:
             raise TopicError(
-                f"The {self._topic.what} {topic} has {found} partition(s), but {self._topic.each}, and the "
+                f"The {self._spec.what} {topic} has {found} partition(s), but {self._spec.each}, and the "
                 "embedded Kafka adds none: start it with `celery -A <app> neli kafka`, which makes the topics "
                 f"of the app, or begin with EmbeddedKafka.create_topic({topic!r}, partitions={wanted})"
             )
         here = sys.modules.get("celery_neli.kafka.mock_cluster")
-        if here is None or not here.create_topic(self._topic.servers, topic, wanted):
-            self._metadata(self._producer or Producer({**self._properties(), "allow.auto.create.topics": True}))
+        if here is None or not here.create_topic(self._spec.servers, topic, wanted):
+            asking = self._log.client(Producer, {**admin_properties(self._config), "allow.auto.create.topics": True})
+            try:
+                asking.list_topics(topic, timeout=ASK)
+            except KafkaException as exception:
+                self._log.say(logging.DEBUG, f"topic metadata not read: {exception}")
 
     def _grow(self, found: int) -> Steps:
         """Add the partitions that are missing: roles were appended to the list."""
-        topic, wanted = self._topic.name, self._topic.partitions
-        new = NewPartitions(topic, wanted)
-        try:
-            yield self._admin_client().create_partitions([new], request_timeout=REQUEST)[topic]
-        except KafkaException as exception:
-            error = exception.args[0]
-            if error.name() == "INVALID_PARTITIONS":
-                return  # another member was faster
-            reason = f"{error.name()} {error.str()}"
-            if error.name() in _NOT_ALLOWED:
-                raise TopicError(
-                    f"The {self._topic.what} {topic} has {found} partition(s), but {self._topic.each}, and this member "
-                    f"could not add any ({reason}). Have them added: {self._topic.enlarge_command()}"
-                    f"{self._or_allow(error, 'Alter')}"
-                ) from exception
-            self._klog.say(logging.WARNING, f"{self._topic.what} not enlarged yet topic={topic} reason={reason!r}")
-        else:
-            self._klog.say(
-                logging.INFO, f"{self._topic.what} enlarged topic={topic} partitions={wanted} before={found}"
-            )
+        topic, wanted = self._spec.name, self._spec.partitions
+        asked = self._admin_client().create_partitions([NewPartitions(topic, wanted)], request_timeout=REQUEST)
+        yield from self._change(
+            asked[topic],
+            done=f"enlarged topic={topic} partitions={wanted} before={found}",
+            taken="INVALID_PARTITIONS",
+            refused=f"has {found} partition(s), but {self._spec.each}, and this member could not add any",
+            remedy=f"Have them added: {self._spec.enlarge_command()}",
+            right="Alter",
+        )
 
     def _create(self, brokers: int) -> Steps:
-        topic, partitions = self._topic.name, self._topic.partitions
+        topic, partitions = self._spec.name, self._spec.partitions
         # The brokers' default is often 1, and then one broker's end is everybody's.
         replicas = 3 if brokers >= 3 else None
-        new = NewTopic(topic, partitions, replication_factor=replicas or -1, config=self._topic.config(replicas))
+        new = NewTopic(topic, partitions, replication_factor=replicas or -1, config=self._spec.config(replicas))
+        yield from self._change(
+            self._admin_client().create_topics([new], request_timeout=REQUEST)[topic],
+            done=f"created topic={topic} partitions={partitions} replicas={replicas or 'default'}",
+            taken="TOPIC_ALREADY_EXISTS",
+            refused="is missing and could not be created",
+            remedy=f"Have it created: {self._spec.create_command(replicas=replicas)}",
+            right="Create",
+        )
+
+    def _change(self, asked: Future[Any], *, done: str, taken: str, refused: str, remedy: str, right: str) -> Steps:
+        """Wait for an admin request. `taken` is the error that says that another member was faster."""
+        what, topic = self._spec.what, self._spec.name
         try:
-            yield self._admin_client().create_topics([new], request_timeout=REQUEST)[topic]
+            yield asked
         except KafkaException as exception:
             error = exception.args[0]
-            if error.name() == "TOPIC_ALREADY_EXISTS":
-                return  # another member was faster
             reason = f"{error.name()} {error.str()}"
             if error.name() in _NOT_ALLOWED:
-                raise TopicError(
-                    f"The {self._topic.what} {topic} is missing and could not be created ({reason}). "
-                    f"Have it created: {self._topic.create_command(replicas=replicas)}"
-                    f"{self._or_allow(error, 'Create')}"
-                ) from exception
-            self._klog.say(logging.WARNING, f"{self._topic.what} not created yet topic={topic} reason={reason!r}")
+                allow = f" (or allow it: {self._log.lacks([right], 'topic', topic)})" if is_denied(error.name()) else ""
+                raise TopicError(f"The {what} {topic} {refused} ({reason}). {remedy}{allow}") from exception
+            if error.name() != taken:
+                line = f"{what} not {done.split()[0]} yet topic={topic} reason={reason!r}"
+                self._log.say(logging.WARNING, line)
         else:
-            count = replicas or "default"
-            self._klog.say(
-                logging.INFO, f"{self._topic.what} created topic={topic} partitions={partitions} replicas={count}"
-            )
+            self._log.say(logging.INFO, f"{what} {done}")
 
-    def _or_allow(self, error: KafkaError, operation: str) -> str:
-        if not is_denied(error.name()):
-            return ""
-        return f" (or allow it: {self._klog.lacks([operation], 'topic', self._topic.name)})"
-
-    def _ask_rights(self) -> Steps:
+    def _check_rights(self) -> Steps:
         """Ask which rights there are: a client finds out about a missing one only when it reads or writes, too late."""
-        topic = self._topic.name
+        topic = self._spec.name
         try:
-            wanted = self._admin_client().describe_topics(
-                TopicCollection([topic]), include_authorized_operations=True, request_timeout=REQUEST
-            )
-            described = yield wanted[topic]
+            described = yield self._describe(REQUEST)
         except KafkaException as exception:
-            self._klog.say(logging.DEBUG, f"rights not read topic={topic} reason={exception.args[0].name()}")
+            self._log.say(logging.DEBUG, f"rights not read topic={topic} reason={exception.args[0].name()}")
             return
         self.identity = str(described.topic_id)
         found = described.authorized_operations or NEEDED.values()
         missing = [name for name, operation in NEEDED.items() if operation not in found]
         if missing:
-            raise TopicError(self._klog.denied(missing, self._topic.what, topic))
+            raise TopicError(self._log.denied(missing, self._spec.what, topic))
 
-    def _inspect(self) -> Steps:
-        topic = self._topic.name
+    def _check_configuration(self) -> Steps:
+        topic = self._spec.name
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         try:
             entries = yield self._admin_client().describe_configs([resource], request_timeout=REQUEST)[resource]
         except KafkaException as exception:
-            # Not allowed, or no answer: the topic is there, and a member need not know more to work.
+            # Not allowed, or no answer: the topic exists, and a member need not know more to work.
             error = exception.args[0]
-            line = f"{self._topic.what} configuration not read topic={topic} reason={error.name()}"
-            more = f": {self._klog.lacks(['DescribeConfigs'], 'topic', topic)}" if is_denied(error.name()) else ""
-            self._klog.say(logging.INFO, line + more)
+            line = f"{self._spec.what} configuration not read topic={topic} reason={error.name()}"
+            more = f": {self._log.lacks(['DescribeConfigs'], 'topic', topic)}" if is_denied(error.name()) else ""
+            self._log.say(logging.INFO, line + more)
             return
-        for risk in self._topic.judge(self._topic, {name: entry.value for name, entry in entries.items()}):
-            self._klog.say(logging.WARNING, f"{self._topic.what} at risk topic={topic} {risk}")
+        for risk in self._spec.judge(self._spec, {name: entry.value for name, entry in entries.items()}):
+            self._log.say(logging.WARNING, f"{self._spec.what} at risk topic={topic} {risk}")
+
+    def _describe(self, timeout: float) -> Future[Any]:
+        topic = self._spec.name
+        described = self._admin_client().describe_topics(
+            TopicCollection([topic]), include_authorized_operations=True, request_timeout=timeout
+        )
+        future: Future[Any] = described[topic]
+        return future
 
     def _admin_client(self) -> AdminClient:
         if self._admin is None:
-            self._admin = self._administer(self._properties())
+            self._admin = self._log.client(self._administer, admin_properties(self._config))
         return self._admin
 
-    def _properties(self) -> dict[str, Any]:
-        return {**admin_properties(self._config), "logger": self._klog, "error_cb": self._klog.remark}
+
+def _is_administered(metadata: ClusterMetadata) -> bool:
+    """Return True if there is a controller to answer admin requests; the embedded Kafka has none."""
+    return metadata.controller_id in metadata.brokers

@@ -1,29 +1,30 @@
-"""The two topics of an election: what each is made with, what makes an existing one unfit, and the commands for it.
+"""The two topics of an election: what each is created with, what makes an existing one unfit, and the commands for it.
 
-Pure. `TopicCheck` (topic.py) looks for them, judges and makes them.
+Pure. `TopicAdmin` (topic_admin.py) finds them, verifies them and creates them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from celery_neli.exceptions import TopicError
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
 
-SHORT_RETENTION = 3_600_000  # ms; the longest lease allowed is 300 s, and R7 needs records to outlive it by far
-LARGE_SEGMENT = 1 << 26  # bytes; what is not compacted yet is read by every beat that starts
+SHORT_RETENTION: Final = 3_600_000
+"""Milliseconds. The longest lease allowed is 300 s, and R7 needs records to outlive it by far."""
+LARGE_SEGMENT: Final = 1 << 26
+"""Bytes. What is not compacted yet is read by every beat that starts, and only closed segments are compacted."""
 
-#: What both are created with. `unclean.leader.election.enable`: a leader from outside the ISR would take records back
-#: that bought a lease, or told that a slot is done. `message.timestamp.type`: a member's clock may be wrong, and
-#: brokers refuse records from the future.
-COMMON = {"message.timestamp.type": "LogAppendTime", "unclean.leader.election.enable": "false"}
-LEADER = {"cleanup.policy": "delete", "retention.ms": "86400000", **COMMON}
-#: Only what is in a closed segment is compacted, and whatever is not compacted yet is read by every beat that starts.
-SCHEDULE = {
+COMMON: Final = {"message.timestamp.type": "LogAppendTime", "unclean.leader.election.enable": "false"}
+"""What both topics are created with. A leader from outside the ISR would take records back that bought a lease, or said
+that a slot is settled. A member's clock may be wrong, and brokers refuse records from the future.
+"""
+LEADER: Final = {"cleanup.policy": "delete", "retention.ms": "86400000", **COMMON}
+SCHEDULE: Final = {
     "cleanup.policy": "compact",
     # Closes the segment of a busy schedule: 80,000 states, read in a second. (Kafka allows no less than 1 MiB.)
     "segment.bytes": str(1 << 23),
@@ -33,14 +34,14 @@ SCHEDULE = {
     "min.cleanable.dirty.ratio": "0.1",
     **COMMON,
 }
-SCHEDULE_PARTITIONS = 2
+SCHEDULE_PARTITIONS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopicSpec:
     """A topic as it should be. `what` it is called in messages, `each` says what its partitions are for.
 
-    `judge` takes the values of its configuration; it yields what is a risk, and raises `TopicError` if it is unfit.
+    `judge` takes the values of the topic's configuration; it yields the risks, and raises `TopicError` if it is unfit.
     """
 
     what: str
@@ -52,69 +53,58 @@ class TopicSpec:
     judge: Callable[[TopicSpec, Mapping[str, str]], Iterator[str]]
 
     def config(self, replicas: int | None) -> dict[str, str]:
-        """What it is created with; `replicas`: how many, None where the brokers' default decides."""
+        """Return what it is created with; `replicas`: how many, None if the brokers' default decides."""
         return {**self.settings, "min.insync.replicas": "2"} if replicas else dict(self.settings)
 
     def create_command(self, *, replicas: int | None = None) -> str:
-        """The `kafka-topics.sh` command that makes it as a member would."""
-        parts = [
-            f"kafka-topics.sh --bootstrap-server {self.servers} --create --topic {self.name}",
-            f"--partitions {self.partitions}",
-        ]
-        if replicas:
-            parts.append(f"--replication-factor {replicas}")
-        parts += [f"--config {name}={value}" for name, value in self.config(replicas).items()]
-        return " ".join(parts)
+        """Return the `kafka-topics.sh` command that creates it as a member would."""
+        factor = f" --replication-factor {replicas}" if replicas else ""
+        settings = "".join(f" --config {name}={value}" for name, value in self.config(replicas).items())
+        return f"{self._topics('create')}{factor}{settings}"
 
     def enlarge_command(self) -> str:
-        """The `kafka-topics.sh` command that gives it the partitions that it lacks."""
-        return (
-            f"kafka-topics.sh --bootstrap-server {self.servers} --alter --topic {self.name} "
-            f"--partitions {self.partitions}"
-        )
+        """Return the `kafka-topics.sh` command that adds the partitions that it lacks."""
+        return self._topics("alter")
 
-    def configure_command(self, **settings: str) -> str:
-        """The `kafka-configs.sh` command that changes its configuration; `_` stands for the dots of a name."""
-        values = ",".join(f"{name.replace('_', '.')}={value}" for name, value in settings.items())
+    def configure_command(self, settings: Mapping[str, str]) -> str:
+        """Return the `kafka-configs.sh` command that changes its configuration."""
+        values = ",".join(f"{name}={value}" for name, value in settings.items())
         return (
             f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics "
             f"--entity-name {self.name} --add-config {values}"
         )
 
+    def _topics(self, verb: str) -> str:
+        return (
+            f"kafka-topics.sh --bootstrap-server {self.servers} --{verb} --topic {self.name} "
+            f"--partitions {self.partitions}"
+        )
+
 
 def leader_topic(config: Config) -> TopicSpec:
-    """The leader topic: a partition for each role."""
+    """Return the leader topic: a partition for each role."""
     return TopicSpec(
         what="leader topic",
         name=config.topic,
         partitions=len(config.roles),
         each=f"there are {len(config.roles)} roles, one partition each",
         settings=LEADER,
-        servers=_servers(config),
+        servers=str(config.properties["bootstrap.servers"]),
         judge=_judge_leader,
     )
 
 
 def schedule_topic(config: Config) -> TopicSpec:
-    """The schedule topic of a beat election: entries in one partition, members' notes in the other."""
+    """Return the schedule topic of a beat election: entries in one partition, members' notes in the other."""
     return TopicSpec(
         what="schedule topic",
         name=config.schedule_topic,
         partitions=SCHEDULE_PARTITIONS,
         each=f"{SCHEDULE_PARTITIONS} are needed, for entries and for members",
         settings=SCHEDULE,
-        servers=_servers(config),
+        servers=str(config.properties["bootstrap.servers"]),
         judge=_judge_schedule,
     )
-
-
-def create_command(config: Config, *, replicas: int | None = None) -> str:
-    """The `kafka-topics.sh` command that makes the leader topic as a member would."""
-    return leader_topic(config).create_command(replicas=replicas)
-
-
-def _servers(config: Config) -> str:
-    return str(config.properties["bootstrap.servers"])
 
 
 def _judge_leader(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
@@ -122,7 +112,7 @@ def _judge_leader(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
     if "compact" in policy:
         raise TopicError(
             f"The leader topic {topic.name} has cleanup.policy={policy}, which removes the proof of who leads; set "
-            f"it to delete: {topic.configure_command(cleanup_policy='delete')}"
+            f"it to delete: {topic.configure_command({'cleanup.policy': 'delete'})}"
         )
     yield from _unclean(values)
     retention = int(values.get("retention.ms", -1))
@@ -133,10 +123,10 @@ def _judge_leader(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
 def _judge_schedule(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
     policy = values.get("cleanup.policy", "compact")
     if policy != "compact":
-        fix = {name.replace(".", "_"): value for name, value in SCHEDULE.items() if name not in COMMON}
+        fix = {name: value for name, value in SCHEDULE.items() if name not in COMMON}
         raise TopicError(
             f"The schedule topic {topic.name} has cleanup.policy={policy}, which deletes the schedule in time; set "
-            f"it to compact: {topic.configure_command(**fix)}"
+            f"it to compact: {topic.configure_command(fix)}"
         )
     yield from _unclean(values)
     segment = int(values.get("segment.bytes", 0))

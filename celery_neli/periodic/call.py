@@ -116,25 +116,22 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
     name = signature.get("task")
     held = {field: signature.get(field) for field in ("args", "kwargs", "options")}
     given = {"args": args, "kwargs": kwargs, "options": options}
+
+    def refuse(field: str, why: str) -> NoReturn:
+        raise ConfigurationError(
+            f"{field} = {shown(given[field])}: the signature {shown(signature)} {why} in one place"
+        )
+
     if signature.get("immutable") and (given["args"] or given["kwargs"]):
         field = "args" if given["args"] else "kwargs"
-        raise ConfigurationError(
-            f"{field} = {shown(given[field])}: the signature {shown(signature)} is immutable and takes no more "
-            "arguments: give all of them in one place"
-        )
+        refuse(field, "is immutable and takes no more arguments: give all of them")
     if held["args"] and given["args"]:
-        raise ConfigurationError(
-            f"args = {shown(given['args'])}: the signature {shown(signature)} has arguments, too: give all of them in "
-            "one place"
-        )
+        refuse("args", "has arguments, too: give all of them")
     for field in ("kwargs", "options"):
         if given[field] and held[field] and is_mapping(given[field]):  # `shape_mistakes` finds any other
             both = sorted(given[field].keys() & held[field].keys())
             if both:
-                raise ConfigurationError(
-                    f"{field} = {shown(given[field])}: the signature {shown(signature)} says {', '.join(both)}, too: "
-                    "give it in one place"
-                )
+                refuse(field, f"says {', '.join(both)}, too: give it")
             given[field] = {**held[field], **given[field]}
     _check_home(app, signature, name, getattr(signature, "_app", None))
     return Call(_task_name(plain(name), signature), *(given[field] or held[field] or given[field] for field in given))
@@ -202,7 +199,7 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
             yield f"options: there is no option {printable(name)}; did you mean {near}?"
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
-    for check in (misfire.Misfire().changed_by, overlap.Overlap.from_options):
+    for check in _POLICIES:
         try:
             check(options)
         except ConfigurationError as exc:
@@ -357,6 +354,11 @@ _TAKES: Mapping[str, _Takes] = {
     "link_error": _LINK,
     "reply_to": _SHORT,
 }
+#: The checks of an entry's own policies.
+_POLICIES: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
+    misfire.Misfire().changed_by,
+    overlap.Overlap.from_options,
+)
 #: Entry options that are ours: no part of a message.
 OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
 OPTIONS = OWN_OPTIONS.union(_TAKES)

@@ -45,7 +45,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     """List all entries: those of beat_schedule and those of the runtime schedule."""
     from celery_neli.periodic.text import human
 
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         found, not_run = periodic.list(app), periodic.not_run(app)
     if as_json:
         say_json(_json([each.as_dict() for each in found]))
@@ -66,7 +66,7 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show one entry, and who changed what and when."""
     from celery_neli.periodic.text import human
 
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         editor = periodic.editor_of(app)
         found = periodic.find(editor, name)
         if found is None:
@@ -115,7 +115,7 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
     chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
     options.update((key, value) for key, value in chosen.items() if value is not None)
     args, kwargs = _parsed("args", given["args"], list), _parsed("kwargs", given["kwargs"], dict)
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         found = periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by)
         _say(found)
         _note_doubts(ctx, app, found)
@@ -127,7 +127,7 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
 @click.pass_context
 def pause(ctx: click.Context, name: str, by: str | None) -> None:
     """Let the slots of an entry pass until you resume it. This works for entries of beat_schedule, too."""
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         _say(periodic.pause(app, name, by=by))
 
 
@@ -137,7 +137,7 @@ def pause(ctx: click.Context, name: str, by: str | None) -> None:
 @click.pass_context
 def resume(ctx: click.Context, name: str, by: str | None) -> None:
     """End the pause of an entry. Slots that passed during the pause do not run."""
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         found = periodic.resume(app, name, by=by)
         _say(found)
         _note_doubts(ctx, app, found)
@@ -149,7 +149,7 @@ def resume(ctx: click.Context, name: str, by: str | None) -> None:
 @click.pass_context
 def remove(ctx: click.Context, name: str, by: str | None) -> None:
     """Delete a runtime entry and its state."""
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         periodic.remove(app, name, by=by)
     say(f"{printable(name)}: removed")
 
@@ -160,7 +160,7 @@ def remove(ctx: click.Context, name: str, by: str | None) -> None:
 @click.pass_context
 def run(ctx: click.Context, name: str, by: str | None) -> None:
     """Send the task of an entry at once, from this process. Its schedule stays as it is."""
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         result = periodic.run_now(app, name, by=by)
     say(f"{printable(name)}: sent as {getattr(result, 'id', '?')}")
 
@@ -200,7 +200,7 @@ def import_(
         raise click.UsageError(f"{source} does not take a PATH")
     if trust and source != "file":
         raise click.UsageError(f"{source} does not take --trust, because it holds no classes")
-    with _errors(ctx) as (app, periodic):
+    with _api(ctx) as (app, periodic):
         found = source_of(app, source, path, trust=trust)
         rows = carry_over(found, periodic.editor_of(app, by=by), dry_run=dry_run, replacing=replace)
         _note(periodic.not_run(app))  # an import may come before the change of the setting
@@ -231,7 +231,7 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
 
 
 @contextlib.contextmanager
-def _errors(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
+def _api(ctx: click.Context) -> Iterator[tuple[Any, Any]]:
     """Yield the app, with its tasks loaded, and the runtime API; end the command with one line if either raises."""
     from celery.beat import SchedulingError
 

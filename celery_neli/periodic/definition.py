@@ -14,9 +14,10 @@ from celery.beat import ScheduleEntry
 from celery.schedules import schedule
 from kombu.utils.json import dumps, object_hook
 
-from celery_neli.config import least_interval
+from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.call import (
+    OWN_OPTIONS,
     Call,
     call_of,
     check_arguments,
@@ -29,8 +30,8 @@ from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
 from celery_neli.schedule.overlap import Overlap
 from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule_topic.codec import Definition, check_name
-from celery_neli.schedule_topic.values import check_definition, check_made, check_plain, shown
+from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
+from celery_neli.schedule_topic.values import check_made, check_plain, shown
 
 __all__ = ["Defined", "check_comes", "define", "entry_of", "moment", "reason_of", "schedule_of_text"]
 
@@ -76,7 +77,8 @@ def define(
     )
     check_definition(definition)
     entry = entry_of(definition, name, app, when=when)
-    Overlap.of(entry).check(app, entry)
+    if not OWN_OPTIONS.isdisjoint(entry.options):
+        Overlap.of(entry).check(app, entry)
     check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
     check_here(app, entry.options)
     return Defined(definition, entry)
@@ -108,10 +110,13 @@ def entry_of(definition: Definition, name: str, app: Any, *, when: Any = None) -
 def _entry_of(task: str, when: Any, definition: Definition, name: str, app: Any) -> ScheduleEntry:
     if not task.strip() or not task.isprintable():
         raise ConfigurationError(f"task = {shown(task)}: give the name of a task, such as 'shop.tasks.tidy_up'")
-    # kombu's decoders may make objects of any type.
-    args, kwargs, options = map(_revive, (definition.args, definition.kwargs, definition.options))
-    if kwargs or options:
+    revived: list[Any] = [
+        _revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
+    ]
+    args, kwargs, options = revived
+    if type(kwargs) is not dict or type(options) is not dict:  # kombu's decoders may make objects of any type
         _refuse_first(shape_mistakes({"kwargs": kwargs, "options": options}))
+    if options:
         _refuse_first(option_mistakes(options, runtime=True))
     last = moment(definition.since).astimezone(when.tz)
     return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
@@ -131,7 +136,7 @@ def schedule_of_text(text: str, app: Any) -> Any:
 
 
 def _check_interval(text: str, when: Any, app: Any) -> None:
-    least = least_interval(app)
+    least = setting(app, "neli_least_interval")
     if type(when) is not schedule:
         return
     every = when.run_every.total_seconds()

@@ -176,34 +176,38 @@ def _from_object(value: Any, app: Any) -> Any:
 
 
 def _from_text(text: str, given: str, app: Any) -> Any:
+    lower = text.lower()
     if text.startswith("@"):
-        if text.lower() not in NICKNAMES:
+        if lower not in NICKNAMES:
             _refuse(given, f"write one of {', '.join(NICKNAMES)}")
-        return _crontab(NICKNAMES[text.lower()], given)
-    if text.lower().startswith(_SOLAR):
+        return _crontab(NICKNAMES[lower], given)
+    if lower.startswith(_SOLAR):
         return _solar(text[len(_SOLAR) :], given)
-    if text.lower().startswith(_AT) or _MOMENT.match(text):
-        return _once(_moment(text[len(_AT) :] if text.lower().startswith(_AT) else text, given, app), given)
-    relative = text.lower().startswith(_RELATIVE)
+    if lower.startswith(_AT) or _MOMENT.match(text):
+        return _once(_moment(text[len(_AT) :] if lower.startswith(_AT) else text, given, app), given)
+    relative = lower.startswith(_RELATIVE)
     body = text[len(_RELATIVE) :].strip() if relative else text
     if _WORDS.fullmatch(body):
-        return schedule(_in_words(body, given, relative=relative), relative)
-    if relative or re.match(r"P[\dT]", body, re.IGNORECASE):
-        return schedule(_duration(body, given, relative=relative), relative)
-    if len(text.split()) != len(_FIELDS):
-        _refuse(given, f"a number needs a unit, such as '{text}s'" if _NUMBER.fullmatch(text) else FORMS)
-    return _crontab(text, given)
+        numbers = _in_words(body, given)
+    elif relative or re.match(r"P[\dT]", body, re.IGNORECASE):
+        numbers = _duration(body, given)
+    else:
+        if len(text.split()) != len(_FIELDS):
+            _refuse(given, f"a number needs a unit, such as '{text}s'" if _NUMBER.fullmatch(text) else FORMS)
+        return _crontab(text, given)
+    try:
+        every = timedelta(**{unit: float(number.replace(",", ".")) for unit, number in numbers.items()})
+    except OverflowError:
+        _refuse(given, "longer than a timedelta can be")
+    return schedule(_checked(every, given, relative=relative), relative)
 
 
 def _crontab(text: str, given: str) -> crontab:
     try:
         return crontab.from_string(" ".join(text.split()))
     except (ParseException, ValueError, TypeError, KeyError, LookupError, ArithmeticError, RecursionError) as exc:
-        _refuse(
-            given,
-            f"no crontab ({printable(str(exc))}); its fields are minute, hour, day of the month, month, day of the "
-            "week",
-        )
+        fields = "minute, hour, day of the month, month, day of the week"
+        _refuse(given, f"no crontab ({printable(str(exc))}); its fields are {fields}")
 
 
 def _solar(text: str, given: str) -> solar:
@@ -216,10 +220,8 @@ def _solar(text: str, given: str) -> solar:
     except ImproperlyConfigured:
         _refuse(given, "solar events need the package ephem here, too: install celery[solar]")
     except ValueError as exc:
-        _refuse(
-            given,
-            f"no solar event ({printable(str(exc))}); write 'solar:sunset,-37.81,144.96': event, latitude, longitude",
-        )
+        example = "write 'solar:sunset,-37.81,144.96': event, latitude, longitude"
+        _refuse(given, f"no solar event ({printable(str(exc))}); {example}")
 
 
 def _moment(text: str, given: str, app: Any) -> datetime:
@@ -250,16 +252,16 @@ def _once(at: datetime, given: Any) -> once:
     return once(at)
 
 
-def _duration(text: str, given: str, *, relative: bool) -> timedelta:
+def _duration(text: str, given: str) -> Mapping[str, str]:
     if _YEARS_OR_MONTHS.match(text):
         _refuse(given, "years and months differ in length; write days ('P30D'), or a crontab ('0 0 1 * *')")
     found = _DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
         _refuse(given, "no ISO 8601 duration; write e.g. 'PT30S', 'PT1H30M', 'P1D', 'P2W'")
-    return _interval(dict(zip(_UNITS, found.groups(default="0"), strict=True)), given, relative=relative)
+    return dict(zip(_UNITS, found.groups(default="0"), strict=True))
 
 
-def _in_words(text: str, given: str, *, relative: bool) -> timedelta:
+def _in_words(text: str, given: str) -> Mapping[str, str]:
     numbers: dict[str, str] = {}
     for number, word in _WORD.findall(text):
         if word.lower() in _LONG_WORDS:
@@ -270,15 +272,7 @@ def _in_words(text: str, given: str, *, relative: bool) -> timedelta:
         if unit in numbers:
             _refuse(given, f"there are {unit} in two places")
         numbers[unit] = number or "1"
-    return _interval(numbers, given, relative=relative)
-
-
-def _interval(numbers: Mapping[str, str], given: str, *, relative: bool) -> timedelta:
-    try:
-        every = timedelta(**{unit: float(number.replace(",", ".")) for unit, number in numbers.items()})
-    except OverflowError:
-        _refuse(given, "longer than a timedelta can be")
-    return _checked(every, given, relative=relative)
+    return numbers
 
 
 def _checked(every: timedelta, given: Any, *, relative: bool = False) -> timedelta:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from celery_neli.config import read
+from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import shown
 from celery_neli.settings import SETTINGS
@@ -63,7 +63,7 @@ class Misfire:
     @classmethod
     def of_app(cls, app: Any) -> Misfire:
         """Return the policy that an app's settings name. Loads its configuration."""
-        return cls(**{field: read(app, name) for field, name in _SETTINGS.items()})
+        return cls(**{field: setting(app, name) for field, name in _SETTINGS.items()})
 
     def changed_by(self, options: Mapping[str, Any]) -> Misfire:
         """Return this policy, changed by the options of an entry. None leaves one out. Cheap if there are none."""

@@ -7,24 +7,32 @@ exactly as written here raises `RecordError`, and nothing else, whatever the byt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.printable import printable_error
-from celery_neli.schedule_topic.strict_json import (
+from celery_neli.printable import printable, printable_error, shown
+from celery_neli.schedule_topic.values import (
+    EARLIEST,
+    LATEST,
+    MAX_AUTHOR,
+    MAX_CHANGE,
     MAX_INT,
+    MAX_SCHEDULE,
+    MAX_TASK,
     VERSION,
+    check_plain,
+    check_text,
+    check_time,
+    field_to_json,
     instant,
     number,
-    read,
-    spell,
-    spell_field,
+    parse,
+    to_json,
     typed,
 )
-from celery_neli.schedule_topic.values import EARLIEST, LATEST, check_definition, shown
 
 MAX_BYTES = 1 << 18
 """Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
@@ -40,7 +48,7 @@ FAR_AHEAD = 86_400.0
 START_AHEAD = 3650 * 86_400.0
 """Seconds. The same for the time at which an entry begins, which may be ahead on purpose."""
 MAX_KEY = 1 << 13
-"""Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and everybody keeps the names that it reads."""
+"""Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps the names that it reads."""
 MAX_CHANGES = 20
 """How many of its changes a definition remembers."""
 
@@ -60,8 +68,8 @@ class State:
 
     `last`: the last slot that is settled. `runs`: how often it ran (`total_run_count`). `term`: of the leader that
     wrote this; the higher one wins. `since`: the definition's `since` that it ran under, 0 for an entry of
-    `beat_schedule`. `open`: the leader's `done` mark does not cover this entry: `last` alone counts. `sent`: the last
-    slot whose task was sent, where somebody asks whether that has finished; slots may have been left out since.
+    `beat_schedule`. `open`: the leader's settled watermark does not cover this entry: `last` alone counts. `sent`: the
+    last slot whose task was sent, if the entry must not overlap; slots may have been left out since.
     """
 
     last: float
@@ -74,7 +82,7 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """That somebody (`by`) did something (`what`) to a definition, and when (`at`, Unix seconds)."""
+    """Who (`by`) did what to a definition, and when (`at`, Unix seconds)."""
 
     at: float
     by: str
@@ -113,12 +121,12 @@ class Note:
 
 
 def key_of(kind: Kind, name: str) -> bytes:
-    """The record's key. Any name has one."""
+    """Return the record's key. Any name has one."""
     return f"{kind}/{name}".encode("utf-8", "surrogatepass")
 
 
 def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
-    """What `key_of` made the key from; None: another made it."""
+    """Return what `key_of` made the key from, or None if it did not make this key."""
     kind = None if key is None else _PREFIXES.get(key[:2])
     if key is None or kind is None or len(key) > MAX_KEY:
         return None
@@ -129,7 +137,7 @@ def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
 
 
 def partition_of(kind: Kind) -> int:
-    """Where its records are: members apart, so that they can be read without the entries."""
+    """Return the partition of its records: members have their own, so that they can be read without the entries."""
     return 1 if kind == MEMBER else 0
 
 
@@ -141,7 +149,7 @@ def check_name(name: object) -> str:
 
 
 def encode_state(state: State) -> bytes:
-    """Its bytes, few of them. Takes any finite numbers."""
+    """Encode compactly. Takes any finite numbers."""
     text = f'{{"v":{VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.term}'
     if state.since:
         text += f',"since":{state.since!r}'
@@ -151,18 +159,18 @@ def encode_state(state: State) -> bytes:
 
 
 def encode_note(note: Note) -> bytes:
-    """Its bytes."""
+    """Return the note as bytes."""
     fields = {"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}
     if note.app is not None:
         fields["app"] = note.app
-    return spell(fields).encode()
+    return to_json(fields).encode()
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Return its bytes. Raises `ConfigurationError`, which names a field that no process could read or send, or that is
-    too long.
+    """Return the definition as bytes, which every process can read: `decode_definition` makes the same checks.
 
-    What is written can be read: `decode_definition` makes the same check.
+    Raises:
+        ConfigurationError: it names a field that no process could read or send, or that is too long.
     """
     if not isinstance(definition.args, (list, tuple)):
         raise ConfigurationError(f"args: {shown(definition.args)} is not a list")
@@ -172,10 +180,11 @@ def encode_definition(definition: Definition) -> bytes:
             raise ConfigurationError(f"{name}: {shown(value)} is not a dict whose keys are strings")
     check_definition(definition)
     parts = {
-        name: spell_field(name, getattr(definition, name)) for name in ("task", "schedule", "args", "kwargs", "options")
+        name: field_to_json(name, getattr(definition, name))
+        for name in ("task", "schedule", "args", "kwargs", "options")
     }
     changes = [{"at": each.at, "by": each.by, "what": each.what} for each in definition.changes[-MAX_CHANGES:]]
-    parts["changes"] = spell_field("changes", changes)
+    parts["changes"] = field_to_json("changes", changes)
     length = sum(map(len, parts.values()))
     if length > MAX_BYTES - 256:
         longest = max(parts, key=lambda name: len(parts[name]))
@@ -183,9 +192,24 @@ def encode_definition(definition: Definition) -> bytes:
             f"{longest}: the definition has {length} bytes as JSON, {len(parts[longest])} of them here; "
             f"{MAX_BYTES >> 10} KiB are allowed: keep the data elsewhere, and pass where it is"
         )
-    flags = spell({"paused": definition.paused, "since": definition.since, "static": definition.static})
+    flags = to_json({"paused": definition.paused, "since": definition.since, "static": definition.static})
     body = ",".join(f'"{name}":{text}' for name, text in parts.items())
     return f'{{"v":{VERSION},{body},{flags[1:]}'.encode()
+
+
+def check_definition(definition: Definition) -> None:
+    """Check all that can be checked without an app. Raises `ConfigurationError`, which names the field."""
+    if not definition.static:
+        check_text("task", definition.task, MAX_TASK)
+        check_text("schedule", definition.schedule, MAX_SCHEDULE)
+    for name in ("args", "kwargs", "options"):
+        if value := getattr(definition, name):
+            check_plain(name, value)
+    check_time("since", definition.since)
+    for change in definition.changes:
+        check_time("changes", change.at)
+        check_text("changes", change.by, MAX_AUTHOR, least=0)
+        check_text("changes", change.what, MAX_CHANGE, least=0)
 
 
 def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
@@ -205,10 +229,12 @@ def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
 
 @_alone
 def decode_state(value: bytes) -> State:
-    """The state in `value`. Raises `RecordError`, and `UnknownVersion` if a newer version wrote it. Takes some 3 µs."""
-    if len(value) > MAX_SMALL:
-        raise RecordError(f"longer than {MAX_SMALL} bytes")
-    fields = read(value)
+    """Return the state in `value`. Takes some 3 µs.
+
+    Raises:
+        RecordError: it cannot be read; `UnknownVersion` if a newer version wrote it.
+    """
+    fields = parse(value, most=MAX_SMALL)
     try:
         last, runs, term = fields["last"], fields["runs"], fields["term"]
     except KeyError as exc:
@@ -231,21 +257,15 @@ def decode_state(value: bytes) -> State:
 
 @_alone
 def decode_definition(value: bytes) -> Definition:
-    """The definition in `value`. Raises as `decode_state`, also for all that `encode_definition` refuses."""
-    if len(value) > MAX_BYTES:
-        raise RecordError(f"longer than {MAX_BYTES} bytes")
-    fields = read(value)
+    """Return the definition in `value`. Raises as `decode_state`, also for all that `encode_definition` refuses."""
+    fields = parse(value, most=MAX_BYTES)
     static = typed(fields, "static", bool)
-    for name in () if static else ("task", "schedule"):
-        if not typed(fields, name, str):
-            raise RecordError(f"bad {name!r}")
-    kwargs, options = typed(fields, "kwargs", dict), typed(fields, "options", dict)
     definition = Definition(
-        task=None if static else fields["task"],
-        schedule=None if static else fields["schedule"],
+        task=None if static else typed(fields, "task", str),
+        schedule=None if static else typed(fields, "schedule", str),
         args=typed(fields, "args", list),
-        kwargs=kwargs,
-        options=options,
+        kwargs=typed(fields, "kwargs", dict),
+        options=typed(fields, "options", dict),
         paused=typed(fields, "paused", bool),
         since=instant("since", fields.get("since")),
         static=static,
@@ -260,10 +280,8 @@ def decode_definition(value: bytes) -> Definition:
 
 @_alone
 def decode_note(value: bytes) -> Note:
-    """The note in `value`. Raises as `decode_state`."""
-    if len(value) > MAX_SMALL:
-        raise RecordError(f"longer than {MAX_SMALL} bytes")
-    fields = read(value)
+    """Return the note in `value`. Raises as `decode_state`."""
+    fields = parse(value, most=MAX_SMALL)
     version = fields.get("version")
     if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
         raise RecordError("bad 'version'")
@@ -272,20 +290,15 @@ def decode_note(value: bytes) -> Note:
     return Note(schedule=typed(fields, "schedule", str), version=version, at=at, app=app)
 
 
-_DECODERS: Mapping[Kind, Callable[[bytes], State | Definition | Note]] = {
-    STATE: decode_state,
-    ENTRY: decode_definition,
-    MEMBER: decode_note,
-}
-
-
 def decode(kind: Kind, value: bytes) -> State | Definition | Note:
-    """What is in the value of a record of this kind. Raises as `decode_state`."""
-    return _DECODERS[kind](value)
+    """Return what is in the value of a record of this kind. Raises as `decode_state`."""
+    if kind == STATE:
+        return decode_state(value)
+    return decode_definition(value) if kind == ENTRY else decode_note(value)
 
 
 def outdated(value: bytes | None, by: bytes | None) -> bool:
-    """Whether a state that was read later in the log, `value`, is of an older term than one read before, `by`.
+    """Return True if a state that was read later in the log, `value`, is of an older term than one read before, `by`.
 
     A leader that was frozen may write behind its successor. Tombstones and what cannot be read have no term.
     """
@@ -301,3 +314,85 @@ def _change(value: Any) -> Change:
     if not isinstance(value, dict):
         raise RecordError("bad 'changes'")
     return Change(at=number("changes", value.get("at")), by=typed(value, "by", str), what=typed(value, "what", str))
+
+
+# What members' notes say together: `celery neli status` shows it, and the beat that leads looks at it.
+
+LIVING = 180.0  # seconds; members of older releases write a note once a minute
+SILENT = 50.0  # seconds without a note after which a member is shown as not heard
+NAMED = 4  # members and apps that a line names
+SHOWN = 8  # hexadecimal digits of a hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberSchedule:
+    """The schedule of one living member: the beginning of its hash, its `neli_schedule_version`, how long ago (seconds,
+    by two clocks) the member said so, and the name of its app if it has one.
+    """
+
+    name: str
+    schedule: str
+    version: int | None
+    age: float
+    app: str | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Return True if it was not heard for longer than a working member waits between two notes."""
+        return self.age > SILENT
+
+    @property
+    def shown(self) -> str:
+        """Return the schedule in a word or two."""
+        return self.schedule if self.version is None else f"{self.schedule} (version {self.version})"
+
+
+def living(notes: Mapping[str, Note], members: Collection[str] | None, now: float) -> list[MemberSchedule]:
+    """Return the schedules of those whose note is young and who are in the group, by name. `members`: the names in the
+    group, None if they are not known. `now` is in Unix seconds.
+    """
+    return [
+        MemberSchedule(
+            name=name, schedule=note.schedule[:SHOWN], version=note.version, age=max(0.0, now - note.at), app=note.app
+        )
+        for name, note in sorted(notes.items())
+        if abs(now - note.at) < LIVING and (members is None or name in members)
+    ]
+
+
+def apps_of(schedules: Sequence[MemberSchedule]) -> dict[str, list[str]]:
+    """Return the names of the members of each app, by the app's name; members whose app has no name are left out."""
+    apps: dict[str, list[str]] = {}
+    for each in schedules:
+        if each.app is not None:
+            apps.setdefault(each.app, []).append(each.name)
+    return apps
+
+
+def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
+    """Return a line that says which apps share a group, where there is more than one; else None."""
+    if len(apps) < 2:
+        return None
+    named = [f"app {printable(app, 60)}: {_some([printable(each, 60) for each in apps[app]])}" for app in apps]
+    return (
+        f"different apps share one neli_group ({_some(named, '; ')}): only the schedule of the app that leads {group} "
+        "runs; give each app a neli_group of its own"
+    )
+
+
+def _some(words: Sequence[str], separator: str = ", ") -> str:
+    """Return the first few words, and how many more there are."""
+    more = len(words) - NAMED
+    return separator.join([*words[:NAMED], *([f"{more} more"] if more > 0 else [])])
+
+
+def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
+    """Return a line that says who has which schedule; None if all have the same."""
+    having: dict[str, list[str]] = {}
+    for each in schedules:
+        having.setdefault(each.shown, []).append(each.name)
+    if len(having) < 2:
+        return None
+    return "members disagree on the schedule: " + "; ".join(
+        f"{printable(each)}: {', '.join(map(printable, having[each]))}" for each in having
+    )

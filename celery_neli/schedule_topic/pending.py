@@ -1,4 +1,7 @@
-"""What is to be written to the schedule topic: the latest value of each key, until Kafka has acknowledged it."""
+"""Records on their way between a beat and the schedule topic, on both sides the latest value of each key.
+
+`PendingReads`: read, and not taken yet. `PendingWrites`: written, and not acknowledged yet.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,115 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.kafka.causes import is_denied
+from celery_neli.logs import LogLimit
+from celery_neli.printable import printable, printable_error
+from celery_neli.schedule_topic.codec import STATE, Kind, kind_of, outdated
 from celery_neli.threads import original
 
 if TYPE_CHECKING:
-    from celery_neli.kafka.client_log import KafkaLog
+    from celery_neli.kafka.client_log import ClientLog
+    from celery_neli.kafka.writer import Writer
 
-IN_FLIGHT = 10_000
+__all__ = ["Entries", "PendingReads", "PendingWrites", "fold"]
+
+REFUSED_EVERY: Final = 60.0
+"""Seconds between two lines about one record."""
+REFUSED_LINES: Final = 20
+"""Lines about one kind of record in that time, however many there are."""
+IN_FLIGHT: Final = 10_000
 """Records that librdkafka has at a time."""
-SLICE = 0.05  # seconds that `flush` spends in librdkafka at a time
+SLICE: Final = 0.05
+"""Seconds that `flush` spends in librdkafka at a time."""
 _NONE: Any = object()
 
+Entries = dict[tuple[Kind, str], bytes | None]
 
-class Writes:
-    """Unacknowledged writes. Any thread; nothing blocks but `flush`, and nothing raises.
+
+def fold(entries: Entries, entry: tuple[Kind, str], value: bytes | None) -> bool:
+    """Put what was read into `entries`, at their end. Return False if a state of a higher term stays instead."""
+    before = entries.pop(entry, None)
+    if entry[0] == STATE and before is not None and outdated(value, by=before):
+        entries[entry] = before
+        return False
+    entries[entry] = value
+    return True
+
+
+class PendingReads:
+    """Records that one thread reads and another takes. `is_own(key, value)` says if this process wrote a record."""
+
+    def __init__(self, is_own: Callable[[bytes, bytes | None], bool], log: logging.Logger) -> None:
+        self._is_own, self._log = is_own, log
+        self._lock: Any = original("_thread", "allocate_lock")()  # for greenlets and threads alike
+        self._entries: Entries = {}
+        self.generation = 0
+        """How often the topic has been read from its beginning again."""
+        self.taken = 0
+        """The generation of what `take` returned last."""
+        self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
+
+    def add(self, key: bytes | None, value: bytes | None) -> bool:
+        """Add a record; return True if there is something new to take. A bad record costs itself alone."""
+        try:
+            return self._add(key, value)
+        except Exception as exc:  # noqa: BLE001 - unforeseen: the other records are still read
+            self.refuse("", f"key={printable(key)}: {printable_error(exc)}")
+            return False
+
+    def _add(self, key: bytes | None, value: bytes | None) -> bool:
+        own = key is not None and self._is_own(key, value)
+        if own and not self._entries:
+            return False
+        entry = kind_of(key)
+        if entry is None:
+            self.refuse("", f"key={printable(key)}: nothing of ours")
+            return False
+        with self._lock:
+            new = fold(self._entries, entry, value)
+            if new and own:
+                del self._entries[entry]
+        return new and not own
+
+    def take(self) -> Entries:
+        """Return what was added since the last call, except own records and what they replaced."""
+        with self._lock:
+            entries, self._entries = self._entries, {}
+            self.taken = self.generation
+        return entries
+
+    def begin_again(self) -> None:
+        """Begin a new generation: the topic is read from its beginning again, so what was not taken yet is dropped."""
+        with self._lock:
+            self._entries = {}
+            self.generation += 1
+
+    def refuse(self, kind: str, what: str) -> None:
+        """Log that a record is skipped: one line a minute about each record, at most twenty about one `kind`, and one
+        about records of no kind of ours, "".
+        """
+        lines = REFUSED_LINES if kind else 1
+        if self._limit.allows((kind, what)) and any(self._lines.allows((kind, line)) for line in range(lines)):
+            self._log.warning("schedule record skipped %s", what)
+
+
+class PendingWrites:
+    """Writes that are not acknowledged. Any thread; nothing blocks but `flush`, and nothing raises.
 
     Not in a signal handler that may have interrupted a call: there is a lock, held for microseconds, and for real
     threads and greenlets alike.
     """
 
-    def __init__(self, topic: str, klog: KafkaLog) -> None:
-        self._topic, self._klog = topic, klog
+    def __init__(self, log: ClientLog) -> None:
+        self._log = log
         self._lock: Any = original("_thread", "allocate_lock")()
-        self._producer: Producer | None = None
-        self.quiet = False
-        """No broker answers, which others say."""
+        self._writer: Writer | None = None
         self.denied = False
-        """Whether a record was refused because rights are missing; the follower logs that."""
+        """A record was refused because rights are missing; the thread that follows the topic logs that."""
         # By key:
         self._unsaved: dict[bytes, tuple[int, bytes | None]] = {}  # partition and value, the latest
         self._waiting: OrderedDict[bytes, None] = OrderedDict()  # what librdkafka does not have
@@ -51,7 +132,7 @@ class Writes:
         return len(self._unsaved)
 
     def saved(self, key: bytes) -> bool:
-        """Whether its latest value is acknowledged."""
+        """Return True if the key's latest value is acknowledged."""
         return key not in self._unsaved
 
     def put(self, key: bytes, partition: int, value: bytes | None) -> None:
@@ -62,34 +143,34 @@ class Writes:
                 self._waiting[key] = None
                 self._hand_over()
 
-    def use(self, producer: Producer | None) -> None:
+    def use(self, writer: Writer | None) -> None:
         """Write with it from now on; None: not now."""
         with self._lock:
-            self._producer = producer
+            self._writer = writer
             self._flying.clear()  # the one before may have taken it along
             self._waiting.update(dict.fromkeys(self._unsaved))
             self._hand_over()
 
     def serve(self) -> None:
-        """Take what librdkafka has to tell, and hand over what waits. To be called now and then."""
-        producer = self._producer
-        if producer is not None:
-            producer.poll(0)
+        """Take the writer's reports, and hand over what waits. To be called now and then."""
+        writer = self._writer
+        if writer is not None:
+            writer.poll()
         if self._waiting:
             with self._lock:
                 self._hand_over()
 
     def flush(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until everything is acknowledged; whether it is."""
+        """Wait up to `timeout` seconds until everything is acknowledged, and return True if it is."""
         deadline = time.monotonic() + timeout
         while self._unsaved:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             self.serve()
-            producer = self._producer
-            if producer is not None:
-                producer.flush(min(left, SLICE))
+            writer = self._writer
+            if writer is not None:
+                writer.flush(min(left, SLICE))
             time.sleep(0.001)  # greenlets have a turn, and the thread that reads has the lock
         return True
 
@@ -101,39 +182,37 @@ class Writes:
                 self._waiting.pop(key, None)
                 self._flying.pop(key, None)
                 self._own.pop(key, None)
-            if self._producer is not None:
+            if self._writer is not None:
                 # Takes the rest along, and maybe what is written right after: they are found undelivered, and wait.
-                self._producer.purge(in_queue=True, in_flight=True, blocking=False)
+                self._writer.purge()
 
-    def own(self, key: bytes, value: bytes | None) -> bool:
-        """Whether a record that was read is the last one that was written here of this key. Says so once."""
+    def is_own(self, key: bytes, value: bytes | None) -> bool:
+        """Return True, once, if a record that was read is the last one that was written here of this key."""
         if self._own.get(key, _NONE) != value:
             return False
         self._own.pop(key, None)
         return True
 
     def _hand_over(self) -> None:
-        if self._producer is None:
+        if self._writer is None:
             return
-        for key in list(islice(self._waiting, max(0, IN_FLIGHT - len(self._producer)))):
+        for key in list(islice(self._waiting, max(0, IN_FLIGHT - len(self._writer)))):
             partition, value = self._unsaved[key]
             try:
-                self._producer.produce(
-                    self._topic, value, key, partition=partition, on_delivery=partial(self._delivered, key, value)
-                )
+                self._writer.send(partition, key, value, partial(self._delivered, key, value))
             except BufferError:
                 return
             except KafkaException as exception:
                 error = exception.args[0]
-                if error.name() != "MSG_SIZE_TOO_LARGE":  # the topic is gone, and will be made anew
+                if error.name() != "MSG_SIZE_TOO_LARGE":  # the topic is gone, and will be created again
                     return
-                self._klog.say(logging.WARNING, f"not saved key={key!r}: {error.str()}")
+                self._log.say(logging.WARNING, f"not saved key={key!r}: {error.str()}")
                 del self._unsaved[key]  # it would be refused again
             else:
                 self._flying[key] = self._own[key] = value
             del self._waiting[key]
 
-    def _delivered(self, key: bytes, value: bytes | None, error: KafkaError | None, message: Message) -> None:
+    def _delivered(self, key: bytes, value: bytes | None, error: KafkaError | None) -> None:
         with self._lock:
             if self._flying.get(key, _NONE) is not value:
                 return  # forgotten
@@ -149,5 +228,5 @@ class Writes:
             self.denied = True
             return
         purged = error.name() in ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
-        level = logging.DEBUG if purged or self.quiet else logging.WARNING
-        self._klog.say(level, f"schedule not saved yet reason={error.name()} {error.str()}")
+        level = logging.DEBUG if purged or self._log.unreachable else logging.WARNING
+        self._log.say(level, f"schedule not saved yet reason={error.name()} {error.str()}")

@@ -11,25 +11,33 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.kafka.client_log import KafkaLog
+from confluent_kafka import KafkaException
+
+from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
+from celery_neli.kafka.client_log import ClientLog
+from celery_neli.kafka.properties import schedule_reader_properties
+from celery_neli.kafka.reader import Reader
+from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS
 from celery_neli.logs import BackgroundLog
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.codec import MEMBER, Kind, key_of, partition_of
-from celery_neli.schedule_topic.end import End, Question
-from celery_neli.schedule_topic.follow import Follower
-from celery_neli.schedule_topic.found import Entries, Found
-from celery_neli.schedule_topic.pending import Writes
+from celery_neli.schedule_topic.follower import Follower
+from celery_neli.schedule_topic.pending import Entries, PendingReads, PendingWrites
 from celery_neli.threads import Bell, Thread, spawn
 
 if TYPE_CHECKING:
     from celery_neli.config import Config
 
-FLUSH = 1.0
-JOIN = 2.0
-RETRY_LEAST, RETRY_MOST = 1.0, 30.0
+__all__ = ["ScheduleTopic"]
+
+# Seconds:
+FLUSH: Final = 1.0  # that `stop` waits for acknowledgements
+JOIN: Final = 2.0  # ... and for the thread
+RETRY_LEAST, RETRY_MOST = 1.0, 30.0  # between two attempts after an unforeseen error
+ASK_END: Final = 2.0  # for one question for the end of the topic
+ASK_END_AGAIN: Final = 0.05
 
 
 class ScheduleTopic:
@@ -46,15 +54,17 @@ class ScheduleTopic:
         self._config, self._changed = config, changed
         self._lines = BackgroundLog()
         self._log = self._lines.logger(log.name)
-        self._klog = KafkaLog(self._log, config.properties)
-        self._writes = Writes(config.schedule_topic, self._klog)
-        self._found = Found(self._writes.own, self._log)
-        self._follower = Follower(config, self._klog, self._found, self._writes, self._read)
+        self._client_log = ClientLog(self._log, config.properties)
+        self._writes = PendingWrites(self._client_log)
+        self._reads = PendingReads(self._writes.is_own, self._log)
+        self._follower = Follower(config, self._client_log, self._reads, self._writes, self._on_read)
         self._bell = Bell()
         self._thread: Thread | None = None
         self._stopping = False
         self._pid = os.getpid()
-        self._end = End(config, self._klog)
+        # On a connection of its own: the follower's is busy waiting for records, up to a fifth of a second. It is kept:
+        # a successor that asks should not have to connect first.
+        self._end_reader: Reader | None = None
 
     @property
     def unsaved(self) -> int:
@@ -62,7 +72,7 @@ class ScheduleTopic:
         return self._writes.unsaved
 
     def saved(self, kind: Kind, name: str) -> bool:
-        """Whether what was last written here of this key is acknowledged. Any thread; takes no lock."""
+        """Return True if what was last written here of this key is acknowledged. Any thread; takes no lock."""
         return self._writes.saved(key_of(kind, name))
 
     @property
@@ -70,12 +80,12 @@ class ScheduleTopic:
         """How often the topic has been read from its beginning again, because the position or the topic was lost. What
         was drained before and does not come again before the end is gone.
         """
-        return self._found.generation
+        return self._reads.generation
 
     @property
     def drained(self) -> int:
         """The generation of what `drain` returned last. For the thread that drains."""
-        return self._found.taken
+        return self._reads.taken
 
     @property
     def whole(self) -> int:
@@ -84,13 +94,13 @@ class ScheduleTopic:
 
     @property
     def torn(self) -> bool:
-        """Whether what is missing in this generation was lost, not removed while this process was cut off for long."""
+        """Return True if what is missing in this generation was lost, False if others may have removed it."""
         return self._follower.torn
 
     @property
     def away(self) -> bool:
-        """Whether this generation began because this process did not hear of the topic for a while: of what is missing
-        some may have been removed before the rest was lost.
+        """Return True if this generation began because this process did not hear of the topic for a while: of what is
+        missing some may have been removed before the rest was lost.
         """
         return self._follower.away
 
@@ -109,28 +119,28 @@ class ScheduleTopic:
             self._thread = spawn(self._run, name="neli-schedule")
 
     def drain(self) -> Entries:
-        """What was read since the last call: the latest value of each key, None where it was deleted, in the order of
-        reading. Of two states of one entry that of the higher term counts. Own writes are left out.
+        """Return what was read since the last call: the latest value of each key, None where it was deleted, in the
+        order of reading. Of two states of one entry that of the higher term counts. Own writes are left out.
         """
-        return {} if self._inherited else self._found.take()
+        return {} if self._inherited else self._reads.take()
 
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
         """Log that a drained value cannot be read: one line a minute about each, at most twenty of a kind."""
-        self._found.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
+        self._reads.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until everything is read that is in the topic now, by the broker's word; whether
-        it is. About a round trip if nothing is new.
+        """Wait up to `timeout` seconds until everything is read that is in the topic now, by the broker's word, and
+        return True if it is. Takes about a round trip if nothing is new.
         """
         if self._inherited or self._stopping:
             return False
         deadline, question = time.monotonic() + timeout, None
         while not self._stopping:
             seen = self._bell.rings
-            if question is None or question.generation != self.generation:  # what was asked is not there any more
-                question = Question(self.generation, deadline)
-                spawn(partial(self._ask, question), name="neli-schedule-end")
-            elif question.answered(self._follower.next):
+            if question is None or question.generation != self.generation:  # what was asked for is not there any more
+                question = _Question(self.generation, deadline)
+                spawn(partial(self._ask_end, question), name="neli-schedule-end")
+            elif question.ends is not None and all(map(int.__le__, question.ends, self._follower.next)):
                 return True
             left = deadline - time.monotonic()
             if left <= 0:
@@ -144,7 +154,7 @@ class ScheduleTopic:
             self._writes.put(key_of(kind, name), partition_of(kind), value)
 
     def flush(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until everything written is acknowledged; whether it is."""
+        """Wait up to `timeout` seconds until everything written is acknowledged, and return True if it is."""
         return not self._inherited and self._writes.flush(timeout)
 
     def forget_unsaved(self) -> None:
@@ -164,7 +174,7 @@ class ScheduleTopic:
             return
         self._writes.flush(FLUSH)
         self._stopping = self._follower.stopping = True
-        self._end.close()
+        self._end_reader = None  # it ends when no thread asks it any more
         self._bell.ring()
         self._thread.join(JOIN)
 
@@ -172,7 +182,7 @@ class ScheduleTopic:
     def _inherited(self) -> bool:
         return os.getpid() != self._pid
 
-    # The thread
+    # On threads of its own
 
     def _run(self) -> None:
         pause = RETRY_LEAST
@@ -182,7 +192,7 @@ class ScheduleTopic:
                 try:
                     self._follower.serve()
                 except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
-                    self._klog.say(logging.ERROR, f"schedule topic not read topic={self._config.schedule_topic}: {exc}")
+                    self._log.error("schedule topic not read topic=%s: %s", self._config.schedule_topic, exc)
                     self._follower.rest(RETRY_MOST)
                 except Exception:  # noqa: BLE001 - whatever it was, the beat goes on with what it knows
                     self._log.exception("schedule topic failed topic=%s: trying again", self._config.schedule_topic)
@@ -191,16 +201,37 @@ class ScheduleTopic:
         finally:
             self._lines.stop()
 
-    def _read(self, new: bool) -> None:
+    def _on_read(self, new: bool) -> None:
         self._bell.ring()
         if new and self._changed is not None:
             self._changed()
 
-    def _ask(self, question: Question) -> None:
+    def _ask_end(self, question: _Question) -> None:
+        config, log = self._config, self._client_log
         try:
-            self._end.answer(question)
+            while question.ends is None and not self._stopping and (left := question.deadline - time.monotonic()) > 0:
+                try:
+                    reader = self._end_reader
+                    if reader is None:
+                        properties = schedule_reader_properties(config)
+                        reader = self._end_reader = Reader(config, log, config.schedule_topic, properties)
+                    timeout = min(left, ASK_END)
+                    question.ends = [reader.bounds(each, timeout)[1] for each in range(SCHEDULE_PARTITIONS)]
+                except (KafkaException, NeliError) as exception:
+                    log.say(logging.DEBUG, f"the end of the schedule topic is not known: {exception}")
+                    self._end_reader = None  # one that has lost its brokers may never find them again (liveness.py)
+                    time.sleep(min(left, ASK_END_AGAIN))
         finally:
             self._bell.ring()
+
+
+class _Question:
+    """Where the topic's partitions end, asked in `generation`, and to be answered by `deadline` (monotonic seconds)."""
+
+    def __init__(self, generation: int, deadline: float) -> None:
+        self.generation, self.deadline = generation, deadline
+        self.ends: list[int] | None = None
+        """The offsets after the last record of each partition; None: there is no answer."""
 
 
 _alive: weakref.WeakSet[ScheduleTopic] = weakref.WeakSet()
@@ -208,7 +239,7 @@ _inherited: list[Any] = []
 
 
 def _after_fork() -> None:
-    """In a child: kept for ever, for the clients' finalisers must not run here."""
+    """In a child: keep the topics for ever, for the clients' finalisers must not run here."""
     _inherited.append(list(_alive))
 
 

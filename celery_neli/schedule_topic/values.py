@@ -1,22 +1,24 @@
-"""What a definition may hold: one check for `put`, which refuses, and for every reader, which skips.
+"""What a record of the schedule topic may hold: one check for `put`, which refuses, and for every reader, which skips;
+and strict, quick JSON.
 
 Pure. What passes here, every process can read, make an entry of, and send.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NoReturn
 
-from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import shown
+from celery_neli.exceptions import ConfigurationError, RecordError, UnknownVersion
+from celery_neli.printable import printable
+from celery_neli.printable import shown as shown  # with what else may be in an error about a value
 
-if TYPE_CHECKING:
-    from celery_neli.schedule_topic.codec import Definition
-
-__all__ = ["EARLIEST", "LATEST", "check_definition", "check_made", "check_plain", "check_time", "shown"]
+VERSION: Final = 1
+MAX_INT: Final = 1 << 62
 
 MAX_DEPTH: Final = 64
 """How deep lists and dicts may be nested. Parsers and serializers follow some hundreds, depending on their stack."""
@@ -27,26 +29,6 @@ MAX_CHANGE: Final = 2 * MAX_SCHEDULE + 512
 EARLIEST: Final = -62135596800.0 + 172800.0
 LATEST: Final = 253402300799.0 - 172800.0
 """Unix seconds: times of the years 1 to 9999, two days apart from their ends, so that every time zone has them."""
-
-
-def check_definition(definition: Definition) -> None:
-    """Check all that can be checked without an app.
-
-    Raises:
-        ConfigurationError: it names the field that no process could read or send, and what to give.
-    """
-    if not definition.static:
-        _check_text("task", definition.task, MAX_TASK)
-        _check_text("schedule", definition.schedule, MAX_SCHEDULE)
-    for field in ("args", "kwargs", "options"):
-        if value := getattr(definition, field):
-            check_plain(field, value)
-    check_time("since", definition.since)
-    for change in definition.changes:
-        check_time("changes", change.at)
-        for text, most in ((change.by, MAX_AUTHOR), (change.what, MAX_CHANGE)):
-            if len(text) > most or _has_surrogates(text):
-                raise ConfigurationError(f"changes = {shown(text)}: give at most {most} characters that UTF-8 has")
 
 
 def check_plain(field: str, value: Any) -> None:
@@ -98,9 +80,14 @@ def is_moment(value: datetime) -> bool:
     return EARLIEST <= at.timestamp() <= LATEST
 
 
-def _check_text(field: str, value: Any, most: int) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= most or _has_surrogates(value):
-        raise ConfigurationError(f"{field} = {shown(value)}: give a string of 1 to {most} characters")
+def check_text(field: str, value: Any, most: int, *, least: int = 1) -> None:
+    """Check a text.
+
+    Raises:
+        ConfigurationError: it does not have `least` to `most` characters, or UTF-8 does not have them all.
+    """
+    if not isinstance(value, str) or not least <= len(value) <= most or _has_surrogates(value):
+        raise ConfigurationError(f"{field} = {shown(value)}: give a string of {least} to {most} characters")
 
 
 def check_time(field: str, value: Any) -> None:
@@ -125,3 +112,71 @@ def _has_surrogates(text: str) -> bool:
 
 def _refuse_surrogates(field: str, text: str) -> None:
     raise ConfigurationError(f"{field}: {shown(text)} holds half of a surrogate pair, which UTF-8 does not have")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise RecordError(f"{constant} is not JSON")
+
+
+# `json.loads` with this argument would make a decoder at each call, and `decode` looks for white space around, which we
+# do not write: it takes twice as long.
+_SCAN = json.JSONDecoder(parse_constant=_refuse).scan_once  # type: ignore[attr-defined]  # documented in its source
+
+
+def parse(value: bytes, *, most: int) -> dict[str, Any]:
+    """Return the fields of the object in `value`, which may have `most` bytes. Raises `RecordError`, and
+    `UnknownVersion` if a newer version wrote it.
+    """
+    if len(value) > most:
+        raise RecordError(f"longer than {most} bytes")
+    try:
+        text = value.decode()
+        fields, end = _SCAN(text, 0)
+    except RecordError:
+        raise
+    except (ValueError, RecursionError, MemoryError, StopIteration) as exc:
+        raise RecordError("not JSON") from exc
+    if end != len(text) or not isinstance(fields, dict):
+        raise RecordError("not a JSON object")
+    version = fields.get("v")
+    if type(version) is not int:
+        raise RecordError("no version")
+    if version != VERSION:
+        raise UnknownVersion(f"its version is {printable(version, 40)}, this member knows {VERSION}")
+    return fields
+
+
+def typed(fields: Mapping[str, Any], name: str, wanted: type) -> Any:
+    """Return the field, which must be of exactly this type. Raises `RecordError`."""
+    value = fields.get(name)
+    if type(value) is not wanted:
+        raise RecordError(f"bad {name!r}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """Return a finite number. Raises `RecordError`, which names the field."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_INT <= value <= MAX_INT:
+        raise RecordError(f"bad {name!r}")
+    return float(value)
+
+
+def instant(name: str, value: Any) -> float:
+    """Return the field's value as Unix seconds. Raises `RecordError`, which names the field, if it is no date."""
+    seconds = number(name, value)
+    if not EARLIEST <= seconds <= LATEST:
+        raise RecordError(f"bad {name!r}: {value!r} is not a date in the years 1 to 9999")
+    return seconds
+
+
+def to_json(value: Any) -> str:
+    """Return `value` as JSON without white space. Raises what `json.dumps` raises."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def field_to_json(name: str, value: Any) -> str:
+    """Return `value` as JSON. Raises `ConfigurationError`, which names the field that a user gave."""
+    try:
+        return to_json(value)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigurationError(f"{name}: not JSON: {exc}") from None

@@ -28,11 +28,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib.machinery import PathFinder
 from typing import Any
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.shared_lease import RoleLease, SharedLease, share
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
@@ -73,6 +74,10 @@ def can_find(singleton: Singleton) -> bool:
     return any(each.find_spec(package, None) is not None for each in others)
 
 
+def _send(channel: socket.socket, message: dict[str, Any]) -> None:
+    channel.sendall(json.dumps(message).encode() + b"\n")
+
+
 class ProcessSession:
     """See `runner.Session`: one whose calls happen in a child. The first run starts the child, and so does the next one
     after it died; it runs `setup` then.
@@ -105,9 +110,7 @@ class ProcessSession:
         if not started:
             self._start()
         try:
-            if not started:
-                self._send(self._description())
-            answer = self._ask("run")
+            answer = self._ask("run") if started else self._ask("run", self._description())
         except (OSError, EOFError):
             status = self._reap()
             if not self._lease.may_start(self._term):
@@ -157,10 +160,11 @@ class ProcessSession:
         self._socket = ours
         ours.settimeout(POLL_INTERVAL)
 
-    def _ask(self, command: str) -> dict[str, Any]:
+    def _ask(self, command: str, *before: dict[str, Any]) -> dict[str, Any]:
         assert self._child is not None
         assert self._socket is not None
-        self._send({"do": command})
+        for message in (*before, {"do": command}):
+            _send(self._socket, message)
         data, dead, held_at = b"", False, time.monotonic()
         while not data.endswith(b"\n"):
             try:
@@ -179,10 +183,6 @@ class ProcessSession:
                     raise EOFError
                 data += part
         return dict(json.loads(data))
-
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._socket is not None
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _reap(self) -> int:
         """Return the status of the child, which is about to exit."""
@@ -231,11 +231,14 @@ def _serve(channel: socket.socket, parent: int, lease_fd: int | None) -> None:
                 answer["ran"] = session.run()
         except BaseException as exc:  # noqa: BLE001 - the worker logs and counts it; SystemExit, too
             answer["error"] = _describe(exc, None if session else description["name"])
-        if not _answer(channel, answer):
+        try:
+            _send(channel, answer)
+        except OSError:  # the worker is gone
             break
     if session is not None:
         session.end()
-    _answer(channel, {})
+    with suppress(OSError):
+        _send(channel, {})
 
 
 def _commands(channel: socket.socket, parent: int) -> Iterator[dict[str, Any]]:
@@ -251,15 +254,6 @@ def _commands(channel: socket.socket, parent: int) -> Iterator[dict[str, Any]]:
             return
         *lines, data = (data + part).split(b"\n")
         yield from map(json.loads, lines)
-
-
-def _answer(channel: socket.socket, answer: dict[str, Any]) -> bool:
-    """Return False if the worker is gone."""
-    try:
-        channel.sendall(json.dumps(answer).encode() + b"\n")
-    except OSError:
-        return False
-    return True
 
 
 def _load(description: dict[str, Any], lease: Lease, shared: SharedLease | None) -> ThreadSession:

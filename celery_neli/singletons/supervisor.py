@@ -8,16 +8,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import bootsteps
 from celery.signals import worker_shutdown
 
 from celery_neli import signals
 from celery_neli.config import enabled
-from celery_neli.election.leadership import leadership_for
+from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.shared_lease import SharedLease, shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.connect import connect
 from celery_neli.logs import escaping
 from celery_neli.singletons.decorator import Singleton, registered
 from celery_neli.singletons.process import ProcessSession, can_find
@@ -25,9 +26,6 @@ from celery_neli.singletons.runner import Runner, Session, ThreadSession
 from celery_neli.worker.bootsteps import ElectionStep, pool_of
 from celery_neli.worker.context import Lease, Unelected
 from celery_neli.worker.task_marking import roles_of
-
-if TYPE_CHECKING:
-    from celery_neli.election.leadership import Leadership
 
 UNELECTED_DRAIN = 10.0
 """Seconds that a shutdown waits for a run where there is no `neli_drain_timeout`: its default."""
@@ -94,9 +92,7 @@ class SingletonsStep(bootsteps.StartStopStep):
     label = "Singletons"
     requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
 
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        self._supervisor: Supervisor | None = None
+    _supervisor: Supervisor
 
     def include_if(self, worker: Any) -> bool:
         """Return True if the app has singletons. Raises `ConfigurationError`, which ends the worker's start."""
@@ -114,7 +110,7 @@ class SingletonsStep(bootsteps.StartStopStep):
                     "celery_neli.install(app), or add 'celery_neli.auto' to the setting imports, or set "
                     "neli_enabled = False"
                 )
-            leadership = leadership_for(app, "worker")
+            leadership = leadership_for(app, "worker", connect)
         leases = None if leadership is None else shared(app)
         log = {"loglevel": worker.loglevel, "logfile": worker.logfile, "hostname": worker.hostname}
         runners = [make_runner(each, role, leadership, leases, log) for each, role in zip(found, roles, strict=True)]
@@ -124,24 +120,15 @@ class SingletonsStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Begin; the pool's children have been forked by now."""
-        if self._supervisor is not None:
-            self._supervisor.start()
-            worker_shutdown.connect(self._finish, sender=worker, weak=False)
+        self._supervisor.start()
+        worker_shutdown.connect(self._finish, sender=worker, weak=False)
 
     def close(self, worker: Any) -> None:
         """Begin no more runs, as the worker begins to stop."""
-        if self._supervisor is not None:
-            self._supervisor.close()
-
-    def stop(self, worker: Any) -> None:
-        """Do nothing yet: the pool is still draining."""
-
-    def terminate(self, worker: Any) -> None:
-        """Do nothing: a cold shutdown waits for no more than a handover does (`leadership_revoked`)."""
+        self._supervisor.close()
 
     def _finish(self, **_: Any) -> None:
-        if self._supervisor is not None:
-            self._supervisor.finish()
+        self._supervisor.finish()
 
 
 def refuse_isolation(singletons: Iterable[Singleton], pool: str, python: tuple[int, ...]) -> None:

@@ -7,26 +7,24 @@ start, makes the lease, which the children inherit, and is the last to stop. `El
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from celery import bootsteps
+from celery import Celery, bootsteps
 from celery.signals import worker_shutdown
 from celery.utils.quorum_queues import detect_quorum_queues
 
-from celery_neli.config import enabled, worker_settings
+from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka.connect import connect
 from celery_neli.periodic.call import check_app
 from celery_neli.worker.consumer_step import LeadershipReceivers
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
 from celery_neli.worker.task_marking import role_queues
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 
 class Refusal(click.ClickException, ConfigurationError):
@@ -59,14 +57,14 @@ class LeaseStep(bootsteps.StartStopStep):
         try:
             if not enabled(app):
                 return False
-            from celery_neli.kafka.validate import validate  # it loads confluent_kafka
+            from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
-            fence_kills = worker_settings(app).fence_kills
+            fence_kills = setting(app, "neli_fence_kills")
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
             refuse_consumed_by_all(app)
             refuse_lone_quorum(app)
             check_all(app)
-            leadership = leadership_for(app, "worker")
+            leadership = leadership_for(app, "worker", connect)
             validate(leadership.config)
         except ConfigurationError as exc:
             raise Refusal(str(exc)) from None
@@ -138,7 +136,7 @@ class ElectionStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Join; the pool's children have been forked by now."""
-        leadership_for(worker.app, "worker").start()
+        leadership_for(worker.app, "worker", connect).start()
 
 
 def install(app: Celery) -> Celery:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.utils.quorum_queues import detect_quorum_queues
+from kombu.entity import Queue
 from kombu.transport.native_delayed_delivery import (
     bind_queue_to_native_delayed_delivery_exchange,
     declare_native_delayed_delivery_exchanges_and_queues,
@@ -20,13 +21,8 @@ from kombu.transport.native_delayed_delivery import (
 from celery_neli import signals
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.worker.in_flight import POLL_INTERVAL, in_flight_of
+from celery_neli.worker.in_flight import POLL_INTERVAL, InFlight, in_flight_of
 from celery_neli.worker.task_marking import role_queues
-
-if TYPE_CHECKING:
-    from kombu.entity import Queue
-
-    from celery_neli.worker.in_flight import InFlight
 
 EX_FAILURE = 1
 

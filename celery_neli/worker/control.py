@@ -57,13 +57,14 @@ def _leadership(app: Any) -> Leadership | None:
     """Return the worker's leadership; None if it takes part in no election."""
     from celery_neli.election.leadership import leadership_for
     from celery_neli.election.shared_lease import shared
+    from celery_neli.kafka.connect import connect
 
-    return None if shared(app) is None else leadership_for(app, "worker")
+    return None if shared(app) is None else leadership_for(app, "worker", connect)
 
 
 def _describe(leadership: Leadership, name: str) -> dict[str, Any]:
     """Return the state of one role; docs/workers.md ("Watching workers") explains the keys."""
-    from celery_neli.election.clock import boottime
+    from celery_neli.election.lease import boottime
     from celery_neli.worker.redelivery import counts
 
     role = leadership.role(name)

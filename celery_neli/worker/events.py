@@ -13,16 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.bootsteps import RUN
 from celery.signals import worker_shutdown
 
 from celery_neli import signals
+from celery_neli.election.leadership import Leadership
 from celery_neli.logs import escaping
-
-if TYPE_CHECKING:
-    from celery_neli.election.leadership import Leadership
 
 KINDS = {
     "worker-neli-acquired": signals.leadership_acquired,

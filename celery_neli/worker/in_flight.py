@@ -1,8 +1,8 @@
 """The leader-only requests that a worker process has received and not finished, and what a handover does with them.
 
 A request is *waiting* from its arrival until it is handed to the pool: for its ETA, its rate limit or a free slot. From
-then on it is *running*, as far as the main process can know, until the pool reports its end. When this worker leads no
-more, waiting requests go back to their queue on the consumer's thread. Running ones delay the release while the lease
+then on it is *running*, as far as the main process can know, until the pool reports its end. When this worker no longer
+leads, waiting requests go back to their queue on the consumer's thread. Running ones delay the release while the lease
 is held; with `neli_fence_kills`, a fence kills them. In the pool's child, `leader_only.py` sends back a task whose body
 has not begun.
 """
@@ -15,19 +15,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.worker import state
 
+from celery_neli.election.leadership import Leadership
+from celery_neli.election.shared_lease import SharedLease
 from celery_neli.exceptions import LeadershipLost
 from celery_neli.logs import escaping
 from celery_neli.worker.redelivery import counts, give_back
 from celery_neli.worker.task_marking import role_queue
-
-if TYPE_CHECKING:
-    from celery_neli.election.leadership import Leadership
-    from celery_neli.election.shared_lease import SharedLease
 
 POLL_INTERVAL = 0.02
 """Seconds between two looks at the lease while a handover waits."""
@@ -114,7 +112,7 @@ class InFlight:
             request.job = job
 
     def ended(self, request: Any) -> None:
-        """Note that the request runs no more."""
+        """Note that the request no longer runs."""
         request.ended = True
         self._running.pop(request, None)
         request.job = None  # which refers to the request
@@ -297,7 +295,7 @@ def _timers(consumer: Any, requests: Iterable[Any]) -> dict[int, Callable[[], No
 def _forget(consumer: Any, request: Any, cancel: Callable[[], None] | None) -> None:
     """Undo what the worker knows of a waiting request: its timer, with its share of the prefetch count; its place in a
     bucket, where it would use up a token; its entry in the worker's state. It gives up its slot of the pool by itself
-    (`strategy.TrackedRequest`).
+    (`strategy.LeaderRequest`).
     """
     if cancel is not None:
         cancel()

@@ -11,12 +11,12 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, overload
+from typing import Any, Final, NoReturn, TypeVar, overload
 
 from celery import _state
 from celery.app.task import Task
 from celery.exceptions import Ignore, Reject
-from celery.local import PromiseProxy, Proxy
+from kombu.entity import Queue
 
 from celery_neli.config import enabled
 from celery_neli.election.shared_lease import RoleLease, shared
@@ -25,21 +25,7 @@ from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.worker.context import WORK, Unelected, current_term, in_term, still_leader
 from celery_neli.worker.redelivery import counts, published_to
-from celery_neli.worker.task_marking import (
-    Mark,
-    mark_class,
-    mark_function,
-    mark_of,
-    mark_promise,
-    mark_shared,
-    mark_task,
-    role_of,
-    role_queue,
-    roles_of,
-)
-
-if TYPE_CHECKING:
-    from kombu.entity import Queue
+from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue, roles_of
 
 __all__ = ["current_term", "leader_only", "roles", "still_leader"]
 
@@ -108,18 +94,7 @@ def leader_only(
         return _with_check(body, mark, cls, app, default)
 
     def decorate(target: Any) -> Any:
-        kind = type(target)  # never isinstance: it would evaluate a proxy, and so load the app's configuration
-        if kind is PromiseProxy:
-            mark_promise(target, mark, wrap)
-        elif kind is Proxy:
-            mark_shared(target, mark, wrap)
-        elif issubclass(kind, Task):
-            mark_task(target, mark, wrap)
-        elif issubclass(kind, type) and issubclass(target, Task):
-            mark_class(target, mark, wrap)
-        else:
-            return _checked_function(target, mark, wrap)
-        return target
+        return target if mark_target(target, mark, wrap) else _checked_function(target, mark, wrap)
 
     return decorate if target is None else decorate(target)
 
@@ -241,7 +216,8 @@ def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
         if task.acks_late:
             raise Reject(exc, requeue=True) from exc
         raise NotLeader(
-            f"{name} was not run: this worker leads {role!r} no more, and sending it to {queue.name!r} failed: {exc!r}"
+            f"{name} was not run: this worker no longer leads {role!r}, and sending it to {queue.name!r} failed: "
+            f"{exc!r}"
         ) from exc
     counts.forwarded[role] += 1
     logger.debug("forwarded role=%s task=%s id=%s queue=%s", role, task.name, request.id, queue.name)

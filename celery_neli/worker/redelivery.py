@@ -38,7 +38,7 @@ class Counts:
     forwarded: Counter[str] = field(default_factory=Counter)
     """They reached a standby through another queue, and were published to the role's queue."""
     sent_back: Counter[str] = field(default_factory=Counter)
-    """They returned to their queue unstarted, as this worker leads no more."""
+    """They returned to their queue unstarted, as this worker no longer leads."""
     skipped: Counter[str] = field(default_factory=Counter)
     """They were acknowledged unrun (`on_standby="skip"`)."""
 

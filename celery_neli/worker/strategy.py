@@ -1,6 +1,6 @@
 """What a worker's main process does with a message of a leader-only task, before the pool (Celery: `Task.Strategy`).
 
-`leader_only` makes the handler of such messages, and `TrackedRequest` tells `InFlight` what becomes of each.
+`leader_only` makes the handler of such messages, and `LeaderRequest` reports to `InFlight` what becomes of each.
 
 A message that is wrong must cost nothing but itself. Celery rejects one for which a handler raises `InvalidTaskError`,
 but most other errors that a message can cause end a worker, and some count as a lost connection (kombu's Redis lists
@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded
@@ -24,6 +24,7 @@ from celery.utils.imports import symbol_by_name
 from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.strategy import default, hybrid_to_proto2
+from kombu.entity import Queue
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_neli.beat.publish import DATA_ERRORS, is_transport_error
@@ -32,14 +33,9 @@ from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.worker.consumer_step import consume_led_roles, end_worker
-from celery_neli.worker.in_flight import in_flight_of
+from celery_neli.worker.in_flight import InFlight, in_flight_of
 from celery_neli.worker.redelivery import counts, forward, give_back, published_to
 from celery_neli.worker.task_marking import mark_of, role_of, role_queue
-
-if TYPE_CHECKING:
-    from kombu.entity import Queue
-
-    from celery_neli.worker.in_flight import InFlight
 
 Handler = Callable[..., Any]
 
@@ -77,8 +73,10 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
         end_worker(exc)
     queue, lease = role_queue(app, role), in_flight.leases.role(role)
     base = symbol_by_name(task.Request)
-    checked = type("CheckedRequest", (CheckedRequest, base), {})
-    tracked = type("TrackedRequest", (TrackedRequest, base), {"in_flight": in_flight, "role": role})
+    untracked, tracked = (
+        type("LeaderRequest", (LeaderRequest, base), {"in_flight": each, "role": role})
+        for each in (Untracked(), in_flight)
+    )
 
     def handler_with(request_class: type) -> Handler:
         task.Request = request_class
@@ -88,7 +86,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
             task.Request = base
         return handler
 
-    run, fail = handler_with(tracked), handler_with(checked)
+    run, fail = handler_with(tracked), handler_with(untracked)
 
     def leave(message: Any) -> None:
         consume_led_roles(consumer, in_flight)
@@ -120,7 +118,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
                 return fail(message, body, ack, reject, callbacks)  # the check before the body raises NotLeader
         else:
             with rejecting():
-                request = _request(checked, task, app, consumer, message, ack, reject) if _awaited(message) else None
+                request = _request(untracked, task, app, consumer, message, ack, reject) if _awaited(message) else None
             if request is not None:
                 _fail(request)
             else:
@@ -225,21 +223,21 @@ def rejecting() -> Iterator[None]:
 def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(execute)
     def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
-        if not self.may_begin():
+        if not self.in_flight.begin(self):
             state.task_ready(self)
             raise TaskRevokedError(self.id)  # the caller frees the slot of the pool
         try:
             job = execute(self, pool, **kwargs)
         except MESSAGE_ERRORS as exc:  # a timer may have called this, and then catches nothing
-            self.finish()
+            self.in_flight.ended(self)
             logger.error("message rejected task=%s id=%s: it cannot be handed to the pool: %r", self.name, self.id, exc)
             self.reject(requeue=False)
             state.task_ready(self)
             raise TaskRevokedError(self.id) from exc
         except BaseException:
-            self.finish()
+            self.in_flight.ended(self)
             raise
-        self.submitted(job)
+        self.in_flight.submitted(self, job)
         return job
 
     return execute_using_pool
@@ -251,16 +249,39 @@ def _wrap_success(success: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return success(self, *args, **kwargs)
         finally:
-            self.finish()
+            self.in_flight.ended(self)
 
     return on_success
 
 
-class CheckedRequest(Request):
-    """A request that rejects its message if no request can be made of it. It stands before the task's own class.
+class Untracked:
+    """Stands for `InFlight` in a request that a standby lets fail: it may begin, and nothing waits for it."""
 
-    Celery makes a subclass for speed (`create_request_cls`), whose methods do not call ours. So they are wrapped.
+    def begin(self, request: Any) -> bool:
+        """Return True."""
+        return True
+
+    def _ignore(self, *_: Any) -> None: ...
+
+    arrived = submitted = ended = dropped = accepted = dying = _ignore
+
+
+class LeaderRequest(Request):
+    """A request that rejects its message if no request can be made of it, and reports to `InFlight` what becomes of it.
+
+    It stands before the task's own class. Celery makes a subclass for speed (`create_request_cls`), whose methods do
+    not call ours: so they are wrapped. All of it runs in the worker's main process. The timer's thread may run
+    `execute_using_pool` (pools without an event loop), and a pool's thread may report the end.
     """
+
+    in_flight: ClassVar[InFlight | Untracked]
+    role: ClassVar[str]
+    term: int | None = None
+    """The term in which the request was handed to the pool."""
+    job: Any = None
+    """What the pool returned when the request was handed over, while it runs."""
+    ended = False
+    killed = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -273,49 +294,7 @@ class CheckedRequest(Request):
             super().__init__(*args, **kwargs)
             hash((self.id, self.name))  # Celery looks them up
             _check_time_limits(self.time_limits)
-
-    def may_begin(self) -> bool:
-        """Return True if the request may be handed to the pool now."""
-        return True
-
-    def submitted(self, job: Any) -> None:
-        """Note that the pool has the request, as `job`."""
-
-    def finish(self) -> None:
-        """Note that the request runs no more."""
-
-
-class TrackedRequest(CheckedRequest):
-    """A request that tells `InFlight` what becomes of it: it arrived, was handed to the pool, ended.
-
-    All of it runs in the worker's main process. The timer's thread may run `execute_using_pool` (pools without an event
-    loop), and a pool's thread may report the end.
-    """
-
-    in_flight: ClassVar[InFlight]
-    role: ClassVar[str]
-    term: int | None = None
-    """The term in which the request was handed to the pool."""
-    job: Any = None
-    """What the pool returned when the request was handed over, while it runs."""
-    ended = False
-    killed = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self.in_flight.arrived(self)
-
-    def may_begin(self) -> bool:
-        """Return True if this worker leads and the request still waits."""
-        return self.in_flight.begin(self)
-
-    def submitted(self, job: Any) -> None:
-        """Note that the pool has the request, as `job`."""
-        self.in_flight.submitted(self, job)
-
-    def finish(self) -> None:
-        """Note that the request runs no more."""
-        self.in_flight.ended(self)
 
     def acknowledge(self) -> None:
         """Acknowledge the message. Celery also does so when it drops it: expired, revoked."""
@@ -341,7 +320,7 @@ class TrackedRequest(CheckedRequest):
             if isinstance(getattr(exc_info.exception, "exc", exc_info.exception), TimeLimitExceeded):
                 self.in_flight.dying(self, TERMINATION)
             else:
-                self.finish()
+                self.in_flight.ended(self)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Note that a time limit passed; at a hard one Celery kills the child next."""

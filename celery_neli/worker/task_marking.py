@@ -23,7 +23,7 @@ from celery.app.task import Task
 from celery.local import PromiseProxy, Proxy
 from kombu.entity import Queue
 
-from celery_neli.config import check_names, enabled, worker_settings
+from celery_neli.config import check_names, enabled, leader_queue, setting
 from celery_neli.exceptions import ConfigurationError
 
 STANDBY: Final = ("forward", "skip", "fail")
@@ -36,8 +36,9 @@ Wrap = Callable[[Callable[..., Any], "type[Task] | None"], Callable[..., Any]]
 
 
 def roles_of(app: Any) -> tuple[str, ...]:
-    """Return the roles that workers of `app` contend for (`neli_roles`). Loads the app's configuration."""
-    return tuple(app.conf.get("neli_roles") or ("leader",))
+    """Return the roles that workers of `app` contend for (`neli_roles`). Raises `ConfigurationError`."""
+    found: tuple[str, ...] = setting(app, "neli_roles")
+    return found
 
 
 def role_of(app: Any, role: str | None) -> str:
@@ -62,10 +63,7 @@ def role_queue(app: Any, role: str | None = None) -> Queue:
 
     It has the exchange, type and arguments that the app gives to a queue that is declared nowhere
     (`task_create_missing_queue_*`, `task_queue_max_priority`, `app.amqp.autoexchange`), whether or not the app may
-    create missing queues. Does not block and does not connect. May be called from any thread.
-
-    Raises:
-        ConfigurationError: there is no such role, or a setting is wrong.
+    create missing queues. Does not connect. May be called from any thread. Raises `ConfigurationError`.
     """
     role = role_of(app, role)
     of_app: dict[str, Queue] | None = getattr(app, "neli_queues", None)
@@ -73,8 +71,7 @@ def role_queue(app: Any, role: str | None = None) -> Queue:
         app.neli_queues = of_app = {}  # on the app itself: `app` may be Celery's proxy of it
     if role not in of_app:
         check_names(app)
-        name = worker_settings(app).leader_queue.replace("{role}", role)
-        of_app[role] = app.amqp.Queues(None, create_missing=True)[name]
+        of_app[role] = app.amqp.Queues(None, create_missing=True)[leader_queue(app, role)]
     return of_app[role]
 
 
@@ -109,6 +106,26 @@ def mark_of(task: Any) -> Mark | None:
     return found if isinstance(found, Mark) else None
 
 
+def mark_target(target: Any, mark: Mark, wrap: Wrap) -> bool:
+    """Mark a task, a task class or what `@app.task` and `@shared_task` made; return False if `target` is none of them.
+
+    Raises:
+        TypeError: it is marked already, or its options name a queue.
+    """
+    kind = type(target)  # never isinstance: it would evaluate a proxy, and so load the app's configuration
+    if kind is PromiseProxy:
+        _mark_promise(target, mark, wrap)
+    elif kind is Proxy:
+        _mark_shared(target, mark, wrap)
+    elif issubclass(kind, Task):
+        _mark_task(target, mark, wrap)
+    elif issubclass(kind, type) and issubclass(target, Task):
+        _mark_class(target, mark, wrap)
+    else:
+        return False
+    return True
+
+
 class _Annotations(dict[str, Any]):
     """A function's annotations, which mark the class of each task that Celery makes of the function.
 
@@ -126,7 +143,7 @@ class _Annotations(dict[str, Any]):
             return
         owner.__annotations__ = dict(self)
         try:
-            mark_class(owner, self.mark, self._wrap)
+            _mark_class(owner, self.mark, self._wrap)
         except TypeError as refusal:
             # Python before 3.12 would hide it in a RuntimeError. Celery makes the instance next: raise it there.
             owner.__new__ = _refusing(refusal)  # type: ignore[method-assign]
@@ -150,12 +167,8 @@ def mark_function(function: Any, mark: Mark, wrap: Wrap) -> None:
         raise TypeError(f"@leader_only cannot mark {function!r}: {HELP}") from None
 
 
-def mark_class(cls: type[Task], mark: Mark, wrap: Wrap) -> None:
-    """Mark a task class and the classes made of it (`base=`).
-
-    Raises:
-        TypeError: the class is marked already, or its options name a queue.
-    """
+def _mark_class(cls: type[Task], mark: Mark, wrap: Wrap) -> None:
+    """Mark a task class and the classes made of it (`base=`)."""
     if "neli_mark" in cls.__dict__:
         raise TypeError(f"{cls.__module__}.{cls.__name__} is @leader_only twice: take one of them away")
     _refuse_destinations(cls)
@@ -211,11 +224,11 @@ def _wrap_run(cls: type[Task], wrap: Wrap) -> None:
         of.__header__ = of.__dict__["app"].type_checker(inner, bound=not static)
 
 
-def mark_task(task: Task, mark: Mark, wrap: Wrap) -> None:
+def _mark_task(task: Task, mark: Mark, wrap: Wrap) -> None:
     """Mark a task that exists, and the function that it was made of, for the apps that come later."""
     cls = type(task)
     source = _source(cls)
-    mark_class(cls, mark, wrap)
+    _mark_class(cls, mark, wrap)
     if "_orig_run" in vars(task):  # autoretry_for: the instance's `run` is Celery's and calls this
         vars(task)["_orig_run"] = cls.__dict__["run"].__get__(task, cls)
     if source is not None:
@@ -233,10 +246,10 @@ def _source(cls: type[Task]) -> Any:
     return found
 
 
-def mark_promise(promise: PromiseProxy, mark: Mark, wrap: Wrap) -> None:
+def _mark_promise(promise: PromiseProxy, mark: Mark, wrap: Wrap) -> None:
     """Mark the task that `@app.task` promises, without evaluating it: that would load the app's configuration."""
     if promise.__evaluated__():
-        mark_task(promise.__maybe_evaluate__(), mark, wrap)
+        _mark_task(promise.__maybe_evaluate__(), mark, wrap)
         return
     try:
         (function,) = object.__getattribute__(promise, "_Proxy__args")
@@ -245,7 +258,7 @@ def mark_promise(promise: PromiseProxy, mark: Mark, wrap: Wrap) -> None:
     mark_function(function, mark, wrap)
 
 
-def mark_shared(proxy: Proxy, mark: Mark, wrap: Wrap) -> None:
+def _mark_shared(proxy: Proxy, mark: Mark, wrap: Wrap) -> None:
     """Mark the tasks of `@shared_task`: those of apps that are finalised already, and those to come."""
     found = inspect.getclosurevars(object.__getattribute__(proxy, "_Proxy__local")).nonlocals
     function = found.get("fun")
@@ -255,7 +268,7 @@ def mark_shared(proxy: Proxy, mark: Mark, wrap: Wrap) -> None:
         if app.finalized:
             task = app.tasks.get(found["name"] or app.gen_task_name(function.__name__, function.__module__))
             if task is not None and _source(type(task)) is function:
-                mark_task(task, mark, wrap)
+                _mark_task(task, mark, wrap)
     mark_function(function, mark, wrap)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.processes import wait_until
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.brokers.redis_server import RedisServer
 from tests.fleet.judge import Fault
 from tests.processes import wait_until

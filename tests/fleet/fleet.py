@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.fleet import judge, runs
 from tests.fleet.streams import LONG, is_long
 from tests.processes import start_process, stop_process, wait_until

@@ -17,7 +17,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 
 
 @dataclass(frozen=True, slots=True)

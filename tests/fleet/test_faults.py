@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.fleet import judge
 from tests.fleet.faults import STRIKES, freeze_all, freeze_main, restart_broker, restart_kafka, sigkill, sigterm
 from tests.processes import wait_until

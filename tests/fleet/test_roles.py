@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.fleet import judge
 from tests.fleet.conftest import REDIS, a_fleet
 from tests.fleet.faults import LEASE, in_flight

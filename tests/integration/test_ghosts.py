@@ -15,7 +15,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from celery_neli.config import Config
-from celery_neli.schedule_topic import follow
+from celery_neli.schedule_topic import follower
 from celery_neli.schedule_topic import one_shot as schedule_client
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, encode_definition
 from celery_neli.schedule_topic.topic import ScheduleTopic
@@ -150,7 +150,7 @@ def test_a_beat_that_was_cut_off_for_long_makes_up_for_removals(
     beats: Beats, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It reads all of the topic again. What is not there was removed, and nothing is written back."""
-    monkeypatch.setattr(follow, "boottime", lambda: time.monotonic() + 2 * follow.CUT_OFF)
+    monkeypatch.setattr(follower, "boottime", lambda: time.monotonic() + 2 * follower.CUT_OFF)
     beats.put("another")
     beats.until(beats.noticed, "another reading")
     everything = {*NAMES, "another"}

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from celery_neli import periodic
 from celery_neli.config import from_app
 from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.periodic.api import Topic
 from celery_neli.periodic.cli import schedule
 from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode, encode_state
 from tests.unit.schedulers import make_app
@@ -58,7 +59,7 @@ def run(app: Celery) -> Any:
 
 
 def stored(app: Celery) -> dict[tuple[str, str], Any]:
-    return {key: decode(key[0], value) for key, value in periodic.Topic(app).read().items()}
+    return {key: decode(key[0], value) for key, value in Topic(app).read().items()}
 
 
 # -- the API --
@@ -78,7 +79,7 @@ def test_an_entry_makes_a_round_trip(app: Celery) -> None:
     assert found is not None
     assert [(each.by, each.what) for each in found.changes[:2]] == [("alice", "added"), ("bob", "paused")]
     assert [each.what for each in found.changes[2:]] == ["resumed", "run now"]
-    periodic.Topic(app).write([(STATE, "e", encode_state(State(last=found.since or 0, runs=4, term=3)))])
+    Topic(app).write([(STATE, "e", encode_state(State(last=found.since or 0, runs=4, term=3)))])
     again = periodic.get(app, "e")
     assert again is not None
     assert (again.runs, again.last) == (4, found.since)
@@ -106,8 +107,8 @@ def test_without_kafka_there_is_one_error() -> None:
 def test_the_api_is_cheap_to_import() -> None:
     """A web process that may put an entry one day loads no Kafka client for it."""
     code = "import sys; from celery_neli import periodic; print('confluent_kafka' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 # -- the command line --

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from celery_neli import Neli
 from celery_neli.config import Config
-from celery_neli.election.neli import Neli
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent
 from celery_neli.status import TAIL, look
 from tests.processes import wait_until

@@ -88,7 +88,7 @@ class Actor:
         return (local - self.origin) / self.rate
 
     def grant(self, role: int) -> Grant:
-        return self.member.grant(self.world.roles[role])
+        return self.member.state(self.world.roles[role]).grant
 
     def holds(self, role: int, time: float) -> bool:
         """Whether any thread of this process would be told now, or on waking, that it holds the role."""
@@ -184,7 +184,7 @@ class Actor:
                 slots.hand_back()
             self.finished[role] = term
         self.world.note(self.name, "drained", role, term)
-        self.member.drained(self.world.roles[role], term)
+        self.member.state(self.world.roles[role]).drained(term)
         self.world.wake(self, 0.005)
 
     # Sending

@@ -59,7 +59,7 @@ class Dispatcher:
         grant = self.actor.grant(self.role)
         if not grant.leading(self.actor.local(self.world.now)) or grant.term is None:
             return
-        told = self.actor.member.last_payload(self.name)
+        told = self.actor.member.state(self.name).payload
         if told.term != grant.term:
             raise Failure("slot", f"{self.actor.name} leads in term {grant.term}, but is told of {told.term}")
         if self.term != grant.term:
@@ -93,9 +93,9 @@ class Dispatcher:
 
     def _offer(self, offer: Any) -> None:
         if offer is not None:
-            self.actor.member.set_payload(self.name, offer.marks.as_data(), term=self.term)
+            self.actor.member.state(self.name).set_payload(offer.marks.as_data(), self.term)
             if offer.hurry:
-                self.actor.member.beat_now(self.name, term=self.term)
+                self.actor.member.state(self.name).beat_now(self.term)
                 self.world.wake(self.actor, 0.002)
 
     # A term
@@ -153,7 +153,7 @@ class Dispatcher:
         self.world.slots.handed_back(self.role, self.term, marks)
         perhaps, found = max(self.perhaps.values(), default=0.0), self.claims.inherited.doubtful
         marks = Marks(max(marks.claimed, perhaps), marks.done, tried=max(perhaps, found))
-        self.actor.member.set_payload(self.name, marks.as_data(), term=self.term)
+        self.actor.member.state(self.name).set_payload(marks.as_data(), self.term)
 
     # A slot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from celery_neli.beat.replicated import claims
-from celery_neli.election import lease, member, rebalance, role_state
+from celery_neli.election import lease, member, role_state
 from tests.simulation import dispatcher
 from tests.simulation.judge import Failure
 from tests.simulation.world import run
@@ -19,7 +19,6 @@ SEEDS = 60
 COPIED = {
     "lease": lease,
     "role_state": role_state,
-    "rebalance": rebalance,
     "claims": claims,
     "member": member,
     "dispatcher": dispatcher,
@@ -81,33 +80,33 @@ MUTANTS = (
     Mutant(name="what was read before the certificate counts", scenario="look-back", text="if each.offset > self.last and", put="if False and"),
     Mutant(name="blind claims are compare-and-set", scenario="newcomer-deaf", text="if read.before >= record.end if", put="if False if"),
     Mutant(name="an empty log proves nothing", scenario="purged", text="self._others = max(self._others, now + self.timing.heartbeat_timeout * CLOCK_RATES)", put="pass"),
-    Mutant(name="looking back", where="member", scenario="look-back", text="lease.oldest):\n                self._look_back(post)", put="lease.oldest):\n                pass"),
+    Mutant(name="looking back", where="member", scenario="look-back", text="lease.oldest):\n                self._look_back(state)", put="lease.oldest):\n                pass"),
     Mutant(name="who stands aside reads no more", where="member", scenario="newer-version", text="if lease.caught_up and not (", put="if not (", kinds=("busy",)),
-    Mutant(name="the end is asked for", where="member", scenario="alone", text="self._journal.ask_end(post.index)", put="pass"),
+    Mutant(name="the end is asked for", where="member", scenario="alone", text="self._journal.ask_end(state.index)", put="pass"),
     # R9
     Mutant(name="a record from the future is noticed", scenario="forged", text='refers to offset {record.refers}"\n            return', put='"\n            self.lost = None', seed=140),
     Mutant(name="an unknown leader is noticed", scenario="truncated", text='self.lost = f"the record at offset {read.offset} tells', put='_ = f"the record at offset {read.offset} tells', seed=50),
     Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.aside = True", put="pass"),
     # The member
     Mutant(
-        name="the grant is void before the release leaves", where="member", scenario="orderly", text="            self._publish(post)\n            if record is not None:\n",
+        name="the grant is void before the release leaves", where="member", scenario="orderly", text="            state.publish()\n            if record is not None:\n",
         put="            if record is not None:\n",
     ),
     Mutant(name="who closes does not claim", where="member", scenario="orderly", text="self.candidate and not self.closing and", put="self.candidate and"),
     Mutant(name="who closes resigns", where="member", scenario="orderly", text="(asked or not lease.candidate)", put="asked"),
-    Mutant(name="who closes awaits its claim", where="member", scenario="orderly", text="post.lease.held(now) or post.lease.claiming(now) for", put="post.lease.held(now) for", seed=110),
-    Mutant(name="a barrier frees", where="member", scenario="orderly", text="post.drained = True\n            post.lease.drained()", put="post.drained = True"),
-    Mutant(name="a late barrier frees no later term", where="member", scenario="drains", text=" and post.told is not None and term in (None, post.told)", put="", seed=35),
-    Mutant(name="nobody told, nobody drains", where="member", scenario="orderly", text="post.lease.drained()  # nobody was told", put="pass  # nobody was told", seed=12),
-    Mutant(name="a revocation is told", where="member", scenario="orderly", text="yield LeaderRevoked(post.role, post.told)", put="pass"),
-    Mutant(name="a fence is told", where="member", scenario="base", text="yield LeaderFenced(post.role, told, self._why(post, now))", put="pass"),
+    Mutant(name="who closes awaits its claim", where="member", scenario="orderly", text="state.lease.held(now) or state.lease.claiming(now) for", put="state.lease.held(now) for", seed=110),
+    Mutant(name="a barrier frees", where="role_state", scenario="orderly", text="self._drained = True\n            self.lease.drained()", put="self._drained = True"),
+    Mutant(name="a late barrier frees no later term", where="role_state", scenario="drains", text=" and self.announced is not None and term in (None, self.announced)", put="", seed=35),
+    Mutant(name="nobody told, nobody drains", where="role_state", scenario="orderly", text="lease.drained()  # this term was never", put="pass  # this term was never", seed=12),
+    Mutant(name="a revocation is told", where="role_state", scenario="orderly", text="yield LeaderRevoked(self.role, self.announced)", put="pass"),
+    Mutant(name="a fence is told", where="role_state", scenario="base", text="yield LeaderFenced(self.role, term, why(self, now))", put="pass"),
     # Asking for a role
-    Mutant(name="who asks has waited", where="rebalance", scenario="spread", text="now - self._since < self._wait", put="False"),
-    Mutant(name="who has asked waits again", where="rebalance", scenario="spread", text="        self._since = now\n        return", put="        return"),
-    Mutant(name="only who is assigned the role asks", where="rebalance", scenario="spread", text="lease.induced and lease.candidate", put="lease.candidate"),
-    Mutant(name="a new term is watched anew", where="rebalance", scenario="spread-churn", text="term = lease.term if wishes", put="term = 0 if wishes"),
-    Mutant(name="who slept watches anew", where="rebalance", scenario="spread-few", text="awake and lease", put="lease"),
-    Mutant(name="who closes does not ask", where="rebalance", scenario="spread", text=" and lease.candidate", put="", seed=48),
+    Mutant(name="who asks has waited", where="role_state", scenario="spread", text="now - self._since < self._wait", put="False"),
+    Mutant(name="who has asked waits again", where="role_state", scenario="spread", text="        self._since = now\n        return", put="        return"),
+    Mutant(name="only who is assigned the role asks", where="role_state", scenario="spread", text="lease.induced and lease.candidate", put="lease.candidate"),
+    Mutant(name="a new term is watched anew", where="role_state", scenario="spread-churn", text="term = lease.term if wishes", put="term = 0 if wishes"),
+    Mutant(name="who slept watches anew", where="role_state", scenario="spread-few", text="awake and lease", put="lease"),
+    Mutant(name="who closes does not ask", where="role_state", scenario="spread", text=" and lease.candidate", put="", seed=48),
     Mutant(name="a request is about one term", scenario="spread-churn", text="record.term in (None, self.term)", put="True"),
     Mutant(name="who asks goes first", scenario="spread", text="self._favoured in (self.name, self.member)", put="False"),
     # Slots
@@ -115,7 +114,7 @@ MUTANTS = (
     Mutant(name="a claim repeats the data", scenario="base", text="seen=self.last, data=self.data)", put="seen=self.last)"),
     Mutant(name="what is repeated leaves room for what is added", scenario="long-data", text="repeatable(record.data), record.seq", put="record.data, record.seq"),
     Mutant(name="data are counted by term", scenario="base", text="        self._data_seq = NOTHING\n        self._delay", put="        self._delay"),
-    Mutant(name="a term repeats what its claim has found", where="member", scenario="slots", text="lease.data if lease.data_out is None else lease.data_out", put="lease.data_out"),
+    Mutant(name="a term repeats what its claim has found", where="role_state", scenario="slots", text="lease.data if lease.data_out is None else lease.data_out", put="lease.data_out"),
     Mutant(name="a slot is published once its claim was read back", where="claims", scenario="slots", text="slot <= min(self._read, self._claimed)", put="slot <= self._claimed"),
     Mutant(name="claimed does not go back", where="claims", scenario="slots", text="Offer(Marks(self._claimed, self._done), hurry)", put="Offer(Marks(self._claimed if hurry else self._done, self._done), hurry)", seed=14),
     Mutant(name="done waits for what is not settled", where="claims", scenario="slots", text="min(now, unsettled - MICROSECOND)", put="now"),

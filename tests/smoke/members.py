@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.processes import start_process, stop_process, wait_until
 from tests.smoke import judge
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,8 @@ from celery.signals import beat_embedded_init, beat_init, worker_ready
 from celery_neli import install, signals
 from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
+from celery_neli.kafka.connect import connect
+from celery_neli.worker.bootsteps import ElectionStep
 from tests.smoke.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ def record(election: str) -> None:
     directory = os.environ.get("SMOKE_RECORDS")
     if not directory or not enabled(app):
         return
-    leadership = leadership_for(app, election)
+    leadership = leadership_for(app, election, connect)
     for role in leadership.roles:
         suffix = f".{role}" if len(leadership.roles) > 1 else ""
         path = Path(directory, f"{os.environ['SMOKE_NAME']}.{election}{suffix}")
         # Many recorders in one process take their turns less often: they must not be what slows it down.
-        recorder = Recorder(path, partial(leadership.snapshot, role), interval=0.005 * len(leadership.roles))
+        recorder = Recorder(path, leadership.role(role).standing, interval=0.005 * len(leadership.roles))
         record_role(leadership, role, recorder)
 
 
@@ -74,5 +75,5 @@ def beat_starts(**_: Any) -> None:
 
 @worker_ready.connect
 def worker_is_ready(**_: Any) -> None:
-    if "celery_neli.Election" in {step.name for step in app.steps["worker"]}:
+    if ElectionStep in app.steps["worker"]:
         record("worker")

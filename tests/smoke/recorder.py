@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

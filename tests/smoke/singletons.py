@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import celery_neli
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.smoke.project import app
 
 TOLD: dict[str, dict[str, Any]] = json.loads(os.environ.get("SMOKE_SINGLETONS", "{}"))

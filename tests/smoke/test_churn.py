@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests.processes import wait_until
 from tests.smoke import judge
 

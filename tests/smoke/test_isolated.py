@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import celery_neli
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease
 from celery_neli.singletons.decorator import Singleton

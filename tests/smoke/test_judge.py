@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_neli.election.leadership import Standing
+from celery_neli.election.shared_lease import Standing
 from tests.processes import wait_until
 from tests.smoke import judge
 from tests.smoke.judge import Held

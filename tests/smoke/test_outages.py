@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from tests import services
 from tests.kafka.cluster import KafkaCluster
 from tests.processes import free_ports, start_process, stop_process, wait_until

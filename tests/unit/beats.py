@@ -16,7 +16,7 @@ from kombu import Producer
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.role_runner import RoleRunner
-from celery_neli.beat.tenure import LeaseEnded, role_of
+from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.beat.wakeup import Wakeup
 from celery_neli.beat.wrapped.host import add_to
 from celery_neli.config import Config, beat_settings, shard_roles
@@ -202,7 +202,7 @@ class Process:
             def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: Any, *args: Any) -> None:
                 world.arrive(headers)
 
-        roles = [role_of(self.member, role) for role in config.roles]
+        roles = [self.member.role(role) for role in config.roles]
         self.hosts = [
             ReplicatedHost(
                 app=self.app, cls=scheduler, roles=roles, shard=shard, shared=self.shared,

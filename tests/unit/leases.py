@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery, _state
 
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 

@@ -127,7 +127,7 @@ class Stage:
         return self
 
     def grant(self, role: str = "leader") -> Grant:
-        return self.member.grant(role)
+        return self.member.state(role).grant
 
     def leads(self, role: str = "leader") -> bool:
         return self.grant(role).leading(self.now)

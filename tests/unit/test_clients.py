@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.neli import connect_kafka
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.client_log import ClientLog
+from celery_neli.kafka.connect import connect
 from celery_neli.kafka.properties import group_properties, producer_properties, reader_properties
 from celery_neli.logs import REMEMBERED
 from tests.processes import wait_until
@@ -122,20 +122,20 @@ def test_the_session_outlasts_no_poll_interval():
 def test_the_same_line_is_said_once_in_ten_seconds():
     """Lines that differ in numbers only are the same; after ten seconds one is said again."""
     log, clock = Lines(), Clock()
-    klog = KafkaLog(log, {}, clock=clock)
+    client_log = ClientLog(log, {}, clock=clock)
     for second in range(25):
         clock.now = float(second)
-        klog.log(logging.WARNING, "%s", f"PROTOERR broker {second} sent {second * 7} bytes")
+        client_log.log(logging.WARNING, "%s", f"PROTOERR broker {second} sent {second * 7} bytes")
     assert [text for _, text in log.lines] == [f"PROTOERR broker {s} sent {s * 7} bytes" for s in (0, 10, 20)]
 
 
 def test_memory_of_lines_is_bounded():
     """A stream of different lines does not grow the memory: the oldest is forgotten, and may be said again."""
     log = Lines()
-    klog = KafkaLog(log, {}, clock=Clock())
+    client_log = ClientLog(log, {}, clock=Clock())
     words = ["".join(chr(ord("a") + int(digit)) for digit in str(n)) for n in range(REMEMBERED + 1)]
     for word in [*words, words[-1], words[0]]:
-        klog.say(logging.INFO, word)
+        client_log.say(logging.INFO, word)
     said = [text for _, text in log.lines]
     assert said.count(words[-1]) == 1
     assert said.count(words[0]) == 2
@@ -144,15 +144,15 @@ def test_memory_of_lines_is_bounded():
 def test_an_outage_is_one_warning_and_its_end_one_line():
     """However many lines and errors an outage makes, it is told once, with the reason, and so is its end."""
     log, clock = Lines(), Clock()
-    klog = KafkaLog(log, {"bootstrap.servers": "k:9092"}, clock=clock)
+    client_log = ClientLog(log, {"bootstrap.servers": "k:9092"}, clock=clock)
     for second in range(60):
         clock.now = float(second)
-        klog.log(logging.ERROR, "%s", "FAIL [x] [thrd:k:9092]: k:9092: Connect failed: Connection refused")
-        klog.error(KafkaTrouble("_TRANSPORT", "k:9092: Connection refused"))
-        klog.error(KafkaTrouble("_ALL_BROKERS_DOWN", "1/1 brokers are down"))
-    assert klog.unreachable
-    klog.reachable()
-    klog.reachable()
+        client_log.log(logging.ERROR, "%s", "FAIL [x] [thrd:k:9092]: k:9092: Connect failed: Connection refused")
+        client_log.error(KafkaTrouble("_TRANSPORT", "k:9092: Connection refused"))
+        client_log.error(KafkaTrouble("_ALL_BROKERS_DOWN", "1/1 brokers are down"))
+    assert client_log.unreachable
+    client_log.reachable()
+    client_log.reachable()
     assert log.loud() == [
         (
             "WARNING",
@@ -168,10 +168,10 @@ def test_an_outage_is_one_warning_and_its_end_one_line():
 def test_what_concerns_the_group_is_the_group_members_matter():
     """A client that only reads looks for a coordinator, too, and needs none."""
     log = Lines()
-    klog = KafkaLog(log, {})
-    klog.error(KafkaTrouble("COORDINATOR_NOT_AVAILABLE", "no coordinator"))
+    client_log = ClientLog(log, {})
+    client_log.error(KafkaTrouble("COORDINATOR_NOT_AVAILABLE", "no coordinator"))
     assert log.loud() == []
-    klog.remark(KafkaTrouble("NOT_COORDINATOR", "another coordinator"), joined=True)
+    client_log.remark(KafkaTrouble("NOT_COORDINATOR", "another coordinator"), joined=True)
     assert log.loud() == [("WARNING", "kafka error=NOT_COORDINATOR another coordinator")]
 
 
@@ -179,7 +179,7 @@ def test_one_set_of_properties_for_consumers_and_producers_makes_no_noise():
     """Librdkafka remarks on every property that is not for the kind of client; nobody needs to read that."""
     log = Lines()
     line = "CONFWARN [p] Configuration property group.id is a consumer property and will be ignored by this producer"
-    KafkaLog(log, {}).log(logging.WARNING, "%s", line)
+    ClientLog(log, {}).log(logging.WARNING, "%s", line)
     assert log.loud() == []
 
 
@@ -187,10 +187,10 @@ def test_no_secret_is_logged():
     """Values of passwords, keys and tokens are masked wherever they turn up."""
     secrets = {"sasl.password": "hunter22", "ssl.key.pem": "-----KEY", "sasl.oauthbearer.client.secret": "s3cret"}
     log = Lines()
-    klog = KafkaLog(log, {"bootstrap.servers": "k:9092", "sasl.username": "shop", **secrets})
-    klog.log(logging.WARNING, "%s", "bad hunter22 -----KEY s3cret for shop")
-    klog.error(KafkaTrouble("_AUTHENTICATION", "hunter22 refused"))
-    klog.say(logging.WARNING, "append lost reason=hunter22")
+    client_log = ClientLog(log, {"bootstrap.servers": "k:9092", "sasl.username": "shop", **secrets})
+    client_log.log(logging.WARNING, "%s", "bad hunter22 -----KEY s3cret for shop")
+    client_log.error(KafkaTrouble("_AUTHENTICATION", "hunter22 refused"))
+    client_log.say(logging.WARNING, "append lost reason=hunter22")
     text = " ".join(line for _, line in log.lines)
     assert not any(secret in text for secret in secrets.values())
     assert "shop" in text
@@ -199,9 +199,9 @@ def test_no_secret_is_logged():
 def test_parts_of_an_oauthbearer_configuration_are_not_logged():
     """Librdkafka quotes it from the word on that it does not understand."""
     log = Lines()
-    klog = KafkaLog(log, {"sasl.oauthbearer.config": "principal=shop sicret=hunter22 scope=all"})
+    client_log = ClientLog(log, {"sasl.oauthbearer.config": "principal=shop sicret=hunter22 scope=all"})
     reason = "Unrecognized sasl.oauthbearer.config beginning at: sicret=hunter22 scope=all"
-    klog.error(KafkaTrouble("_AUTHENTICATION", reason))
+    client_log.error(KafkaTrouble("_AUTHENTICATION", reason))
     assert [line for _, line in log.lines if "beginning at" in line]
     assert not any("hunter22" in line for _, line in log.lines)
 
@@ -213,5 +213,5 @@ def test_clients_that_contradict_leave_none_behind():
     config = Config(group="shop.beat", kafka=kafka, session_timeout=60)  # the reader can be made, the group's cannot
     before = len(list(TASKS.iterdir()))
     with pytest.raises(ConfigurationError, match=r"max\.poll\.interval\.ms"):
-        connect_kafka(config, logging.getLogger("celery_neli.kafka"))
+        connect(config, logging.getLogger("celery_neli.kafka"))
     wait_until(lambda: len(list(TASKS.iterdir())) <= before, timeout=10, what="the end of the reader's threads")

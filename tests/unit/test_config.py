@@ -9,7 +9,7 @@ from celery import Celery
 
 from celery_neli import Config, ConfigurationError
 from celery_neli.beat.scheduler import Scheduler
-from celery_neli.config import from_app, worker_settings
+from celery_neli.config import from_app, leader_queue, setting
 from celery_neli.settings import SETTINGS
 
 
@@ -194,14 +194,15 @@ def test_a_worker_has_settings_of_its_own() -> None:
     """Each role's queue has its name in it; a value of another kind is refused."""
     app = Celery()
     app.conf.update(neli_group="shop")
-    assert worker_settings(app).leader_queue == "shop.leader.{role}"
-    assert worker_settings(app).fence_kills is False
+    assert leader_queue(app, "mail") == "shop.leader.mail"
+    assert setting(app, "neli_fence_kills") is False
     app.conf.neli_leader_queue = "singletons"
     with pytest.raises(ConfigurationError, match=r"neli_leader_queue = 'singletons'.*{role}"):
-        worker_settings(app)
+        leader_queue(app, "mail")
     app.conf.update(neli_leader_queue="{role}-only", neli_fence_kills="yes")
     with pytest.raises(ConfigurationError, match="neli_fence_kills = 'yes': give True or False"):
-        worker_settings(app)
+        setting(app, "neli_fence_kills")
+    assert leader_queue(app, "mail") == "mail-only"
 
 
 class Unprintable:
@@ -233,7 +234,8 @@ def refuse_settings(app: Celery) -> None:
     scheduler = Scheduler(app, lazy=True)
     scheduler.neli_check()
     from_app(app, "worker")
-    worker_settings(app)
+    leader_queue(app, "leader")
+    setting(app, "neli_fence_kills")
 
 
 @pytest.mark.parametrize("name", [each for each in SETTINGS if each != "neli_group"])

@@ -14,7 +14,7 @@ from celery.worker.control import Panel
 
 from celery_neli import singleton
 from celery_neli.config import Config
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.worker import control

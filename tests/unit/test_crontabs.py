@@ -305,8 +305,8 @@ def test_a_crontab_is_in_the_zone_of_its_app_whatever_the_last_run_is_told_in() 
     last = datetime(2026, 3, 1, 12, tzinfo=UTC)
     for utc in (True, False):
         when = crontab(hour="4", minute="30", app=make_app(timezone="Asia/Kolkata", enable_utc=utc))
-        for told in (last, last.replace(tzinfo=None), last.astimezone(ZoneInfo("America/New_York"))):
-            assert next_slot(when, told) == datetime(2026, 3, 1, 23, tzinfo=UTC)
+        for after in (last, last.replace(tzinfo=None), last.astimezone(ZoneInfo("America/New_York"))):
+            assert next_slot(when, after) == datetime(2026, 3, 1, 23, tzinfo=UTC)
 
 
 def test_a_fixed_offset_is_a_zone_without_changes() -> None:

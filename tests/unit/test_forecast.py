@@ -56,16 +56,16 @@ def alone(each: ScheduleEntry) -> float | None:
     lasts=LASTS,
     zone=st.sampled_from(ZONES),
     utc=st.booleans(),
-    told=st.sampled_from(["utc", "local", "naive"]),
+    form=st.sampled_from(["utc", "local", "naive"]),
 )
 def test_the_forecast_is_what_each_entry_says_alone(
-    crontabs: list[Any], every: timedelta, relative: bool, lasts: list[datetime], zone: str, utc: bool, told: str
+    crontabs: list[Any], every: timedelta, relative: bool, lasts: list[datetime], zone: str, utc: bool, form: str
 ) -> None:
     """To the microsecond, in any zone, through changes of the clock, in whatever order they come."""
     app = APPS[zone, utc]
     forecast = Forecast()
     for moment in lasts:
-        last = {"utc": moment, "local": moment.astimezone(ZoneInfo(zone)), "naive": moment.replace(tzinfo=None)}[told]
+        last = {"utc": moment, "local": moment.astimezone(ZoneInfo(zone)), "naive": moment.replace(tzinfo=None)}[form]
         for when in (*(crontab(*fields_of(each)) for each in crontabs), schedule(every, relative)):
             each = entry(app, when, last)
             found = forecast.next(each)
@@ -126,7 +126,7 @@ class CountingZone(tzinfo):
         return "Berlin"
 
 
-def test_what_is_shared_is_reckoned_once() -> None:
+def test_what_is_shared_is_computed_once() -> None:
     """A thousand entries on five crontabs that ran last within two minutes, whatever their order."""
     zone = CountingZone()
     app = make_app(timezone=zone)
@@ -138,7 +138,7 @@ def test_what_is_shared_is_reckoned_once() -> None:
     assert 0 < zone.asked < 500
 
 
-def test_entries_and_schedules_with_ways_of_their_own_are_asked_or_reckoned_alone() -> None:
+def test_entries_and_schedules_with_ways_of_their_own_are_asked_or_computed_alone() -> None:
     """A clock, a class or an answer that is not Celery's."""
 
     class Own(ScheduleEntry):

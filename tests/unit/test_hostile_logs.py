@@ -9,7 +9,7 @@ import pytest
 
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE
-from celery_neli.schedule_topic.found import Found
+from celery_neli.schedule_topic.pending import PendingReads
 from tests.unit import hostile
 from tests.unit.beats import START, World
 
@@ -62,6 +62,6 @@ def test_a_beat_that_reads_hostile_entries_goes_on_and_its_log_stays_readable(te
 @pytest.mark.parametrize("text", hostile.TEXTS, ids=range(len(hostile.TEXTS)))
 def test_a_key_that_is_none_of_ours_is_refused_in_one_line(text: str) -> None:
     """The key and the name stand in the line."""
-    found = Found(lambda key, value: False, escaping(logging.getLogger("celery_neli.schedule")))
+    found = PendingReads(lambda key, value: False, escaping(logging.getLogger("celery_neli.schedule")))
     found.add(text.encode("utf-8", "surrogatepass"), b"?")
     found.refuse("e", f"kind=e name={text!r}: bad")

@@ -63,7 +63,7 @@ def test_a_mark_that_makes_no_dict_of_a_dict_is_refused(field: str, value: Any) 
         {"shadow": "x" * 1000},
     ],
 )
-def test_an_option_that_nobody_can_send_or_obey_is_refused(options: dict[str, Any]) -> None:
+def test_an_option_that_cannot_be_sent_or_obeyed_is_refused(options: dict[str, Any]) -> None:
     """By who reads it; a worker never sees it. A value is shown with what to give in its place."""
     (name,) = options
     with pytest.raises(

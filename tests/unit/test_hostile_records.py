@@ -40,7 +40,7 @@ from celery_neli.schedule_topic.codec import (
     key_of,
     kind_of,
 )
-from celery_neli.schedule_topic.found import Found, fold
+from celery_neli.schedule_topic.pending import PendingReads, fold
 from tests.unit.beats import START, World
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
@@ -437,7 +437,7 @@ def test_any_key_is_one_or_none(key: bytes | None) -> None:
 def test_what_is_read_is_folded_whatever_it_is(records: list[tuple[bytes | None, bytes | None]]) -> None:
     """The record behind them is there."""
     log = logging.getLogger("test")
-    found = Found(lambda key, value: False, log)
+    found = PendingReads(lambda key, value: False, log)
     entries: dict[tuple[Kind, str], bytes | None] = {}
     for key, value in records:
         found.add(key, value)
@@ -455,14 +455,14 @@ def test_an_error_that_nobody_foresaw_costs_its_record_alone(caplog: pytest.LogC
             raise KeyError(value)
         return False
 
-    found = Found(own, logging.getLogger("test"))
+    found = PendingReads(own, logging.getLogger("test"))
     assert [found.add(b"e/x", b"bad"), found.add(b"e/z", b"?")] == [False, True]
     assert "schedule record skipped key=e/x: KeyError" in caplog.text
 
 
 def test_each_bad_record_has_a_line_and_a_flood_has_twenty(caplog: pytest.LogCaptureFixture) -> None:
     """Once a minute."""
-    found = Found(lambda key, value: False, logging.getLogger("test"))
+    found = PendingReads(lambda key, value: False, logging.getLogger("test"))
     for name in ("a", "b", "a", "b"):
         found.refuse(ENTRY, f"kind=e name={name!r}: not JSON")
     assert [record.getMessage().split(": ")[0] for record in caplog.records] == [

@@ -510,7 +510,7 @@ class TestBodies:
             task()
         share(app, old.shared)
         assert task() == 3
-        assert new.shared.leading("leader") is None
+        assert new.shared.role("leader").leading_term() is None
 
 
 def test_switched_off_every_worker_runs_it(app: Celery):

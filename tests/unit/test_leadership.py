@@ -18,6 +18,7 @@ from celery_neli.config import Config
 from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.role_state import Payload
 from celery_neli.election.shared_lease import shared
+from celery_neli.kafka.connect import connect
 from celery_neli.worker.bootsteps import ElectionStep, LeaseStep
 from tests.processes import wait_until
 from tests.unit.memory_log import MemoryLog
@@ -68,7 +69,7 @@ def heard() -> Iterator[list[tuple[str, Any, str, Any]]]:
     def receiver(sender: Leadership, signal: Any, **arguments: Any) -> None:
         assert arguments["election"] == "worker"
         assert arguments["role"] == "leader"
-        seen.append((signal.name, sender, threading.current_thread().name, sender.snapshot()))
+        seen.append((signal.name, sender, threading.current_thread().name, sender.role().standing()))
 
     names = ("leadership_acquired", "leadership_revoked", "leadership_fenced")
     for name in names:
@@ -97,7 +98,7 @@ def test_signals_tell_what_changed_after_it_did(make: Callable[..., Leadership],
     assert (acquired.leading, acquired.held) == (True, True)
     assert (revoked.leading, revoked.held) == (False, True)
     assert acquired.term == revoked.term
-    assert not leadership.held()
+    assert not leadership.role().may_finish()
     assert leadership.stopped
 
 
@@ -107,7 +108,7 @@ def test_a_fence_is_told_when_nothing_is_held_any_more(
     """A leader that is cut off from the log hears of it once its lease has run out."""
     leadership = make()
     leadership.start()
-    wait(leadership.leading)
+    wait(leadership.role().may_start)
     log.reachable = False
     wait(lambda: heard and heard[-1][0] == "leadership_fenced")
     assert not heard[-1][3].held
@@ -116,11 +117,11 @@ def test_a_fence_is_told_when_nothing_is_held_any_more(
 def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadership]) -> None:
     """The next leader comes only when every receiver has returned."""
     first, second = make(), make()
-    assert first.leader() is None
+    assert first.role().leader() is None
     first.start()
-    wait(first.leading)
+    wait(first.role().may_start)
     second.start()
-    wait(lambda: second.leader() == first.leader() == "m0", "the leader's name at both")
+    wait(lambda: second.role().leader() == first.role().leader() == "m0", "the leader's name at both")
     go, waiting = threading.Event(), threading.Event()
 
     def receiver(sender: Leadership, **_: Any) -> None:
@@ -131,11 +132,11 @@ def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadershi
     signals.leadership_revoked.connect(receiver)
     first.resign()
     assert waiting.wait(10)
-    assert first.held()
-    assert not second.leading()
+    assert first.role().may_finish()
+    assert not second.role().may_start()
     go.set()
-    wait(second.leading)
-    assert not first.held()
+    wait(second.role().may_start)
+    assert not first.role().may_finish()
 
 
 def test_the_owners_barrier_comes_after_all_receivers(make: Callable[..., Leadership]) -> None:
@@ -148,14 +149,14 @@ def test_the_owners_barrier_comes_after_all_receivers(make: Callable[..., Leader
 
     def barrier(role: str) -> None:
         seen.append(role)
-        assert leadership.held()
-        assert not leadership.leading()
+        assert leadership.role().may_finish()
+        assert not leadership.role().may_start()
         seen.append("held")
 
     leadership.barrier = barrier
     signals.leadership_revoked.connect(receiver, sender=leadership)
     leadership.start()
-    wait(leadership.leading)
+    wait(leadership.role().may_start)
     leadership.stop()
     assert seen == ["receiver", "leader", "held"]
 
@@ -164,32 +165,32 @@ def test_an_owner_offers_data_and_hears_when_they_were_read_back(make: Callable[
     """Of the first role, unless it names another; a stranger to the election is a ValueError."""
     leadership = make(on=MemoryLog(roles=2), roles=("leader", "second"))
     heard = threading.Event()
-    leadership.heard = heard.set
-    assert leadership.told() == Payload()
+    leadership.on_readback = heard.set
+    assert leadership.role().last_payload == Payload()
     leadership.start()
-    wait(lambda: leadership.leading() and leadership.leading("second"))
+    wait(lambda: leadership.role().may_start() and leadership.role("second").may_start())
     for role, marks in ((None, {"claimed": 1.0}), ("second", {"claimed": 2.0})):
         heard.clear()
-        term = leadership.snapshot(role).term
+        term = leadership.role(role).standing().term
         assert term is not None
-        leadership.offer(role, term, marks, hurry=True)
+        leadership.role(role).set_payload(term, marks, now=True)
         assert heard.wait(5)
-        wait(lambda role=role, marks=marks: leadership.told(role).data == marks)
-        assert leadership.told(role).own
+        wait(lambda role=role, marks=marks: leadership.role(role).last_payload.data == marks)
+        assert leadership.role(role).last_payload.own
     with pytest.raises(ValueError, match="third"):
-        leadership.ask("third")
+        leadership.role("third").ask()
 
 
 def test_a_role_that_another_leads_can_be_asked_for(make: Callable[..., Leadership]) -> None:
     """Without an argument the first role."""
     first, second = make(), make()
     first.start()
-    wait(first.leading)
+    wait(first.role().may_start)
     second.start()
-    wait(second.leader)
-    second.ask()
-    wait(second.leading)
-    assert not first.held()
+    wait(second.role().leader)
+    second.role().ask()
+    wait(second.role().may_start)
+    assert not first.role().may_finish()
 
 
 def test_a_receiver_that_does_not_return_does_not_hold_up_the_end(make: Callable[..., Leadership]) -> None:
@@ -202,7 +203,7 @@ def test_a_receiver_that_does_not_return_does_not_hold_up_the_end(make: Callable
 
     signals.leadership_revoked.connect(receiver)
     leadership.start()
-    wait(leadership.leading)
+    wait(leadership.role().may_start)
     began = time.monotonic()
     leadership.stop()
     took = time.monotonic() - began
@@ -215,12 +216,12 @@ def test_an_owned_leadership_resigns_when_its_owner_makes_no_progress(make: Call
     """A hung scheduler is not kept in office by a thread that renews; one that goes on may lead again."""
     leadership = make(owned=True)
     leadership.start()
-    wait(leadership.leading)
-    wait(lambda: not leadership.leading(), "resignation")
+    wait(leadership.role().may_start)
+    wait(lambda: not leadership.role().may_start(), "resignation")
 
     def turned() -> bool:
         leadership.progress()
-        return leadership.leading()
+        return leadership.role().may_start()
 
     wait(turned, "leadership after progress")
 
@@ -233,21 +234,21 @@ def test_a_process_that_is_not_fit_neither_claims_nor_leads(make: Callable[..., 
     unfit.start()
     other = make()
     other.start()
-    wait(other.leading, "the other leads")
+    wait(other.role().may_start, "the other leads")
     other.stop()
     fit.set()
-    wait(unfit.leading, "it leads")
+    wait(unfit.role().may_start, "it leads")
     fit.clear()
-    wait(lambda: not unfit.held(), "it leads no more")
+    wait(lambda: not unfit.role().may_finish(), "it leads no more")
 
 
 def test_an_unowned_leadership_needs_no_owner(make: Callable[..., Leadership], heard: list[Any]) -> None:
     """A worker's leadership looks after itself: three stall timeouts later it has not resigned."""
     leadership = make()
     leadership.start()
-    wait(leadership.leading)
-    end = leadership.snapshot().until + 3 * QUICK["stall_timeout"]
-    wait(lambda: leadership.snapshot().until > end)
+    wait(leadership.role().may_start)
+    end = leadership.role().standing().until + 3 * QUICK["stall_timeout"]
+    wait(lambda: leadership.role().standing().until > end)
     assert "leadership_revoked" not in [name for name, *_ in heard]
 
 
@@ -262,16 +263,16 @@ def test_a_leadership_that_does_not_work_resigns(
     working.set()
     leadership.working = working.is_set
     leadership.start()
-    wait(leadership.leading)
+    wait(leadership.role().may_start)
     working.clear()
-    wait(lambda: not leadership.leading(), "resignation")
+    wait(lambda: not leadership.role().may_start(), "resignation")
     wait(lambda: "neli_stall_timeout" in caplog.text, "the log, which another thread writes")
     (line,) = [each.getMessage() for each in caplog.records if "neli_stall_timeout" in each.getMessage()]
     assert line.startswith("task broker out of reach, or the main thread hangs, for 1 s (neli_stall_timeout)")
     assert "the main thread is here:" in line
     assert __file__ in line
     working.set()
-    wait(leadership.leading, "leadership after work")
+    wait(leadership.role().may_start, "leadership after work")
 
 
 def test_roles_do_not_wait_for_each_other(make: Callable[..., Leadership]) -> None:
@@ -289,13 +290,13 @@ def test_roles_do_not_wait_for_each_other(make: Callable[..., Leadership]) -> No
     for each in (signals.leadership_acquired, signals.leadership_revoked):
         each.connect(receiver, sender=leadership)
     leadership.start()
-    wait(lambda: leadership.leading("mail") and leadership.leading("billing"), "both roles")
+    wait(lambda: leadership.role("mail").may_start() and leadership.role("billing").may_start(), "both roles")
     leadership.resign("mail")
     assert draining.wait(10)
     leadership.resign("billing")
     wait(lambda: told.count(("billing", "acquired")) == 2, "billing, handed over and led again")
-    assert leadership.held("mail")
-    assert not leadership.leading("mail")
+    assert leadership.role("mail").may_finish()
+    assert not leadership.role("mail").may_start()
     go.set()
     wait(lambda: told.count(("mail", "acquired")) == 2, "mail again")
     of_billing = [kind for role, kind in told if role == "billing"]
@@ -307,12 +308,12 @@ def test_a_worker_shares_its_leases_with_its_children(make: Callable[..., Leader
     leadership = make()
     lease = shared(app)
     assert lease is not None
-    assert lease.leading("leader") is None
+    assert lease.role("leader").leading_term() is None
     leadership.start()
-    wait(lambda: lease.leading("leader") is not None)
-    assert lease.leading("leader") == leadership.term
+    wait(lambda: lease.role("leader").leading_term() is not None)
+    assert lease.role("leader").leading_term() == leadership.role().term
     leadership.stop()
-    assert lease.standing("leader").held is False
+    assert lease.role("leader").standing().held is False
 
 
 def test_a_receiver_that_exits_ends_nothing(
@@ -333,20 +334,20 @@ def test_a_receiver_that_exits_ends_nothing(
 
 def test_there_is_one_leadership_per_election_and_process(app: Celery) -> None:
     """Asked twice, it is the same; another election, another; after a stop, a new one."""
-    beat = leadership_for(app, "beat")
-    assert leadership_for(app, "beat") is beat
-    assert leadership_for(app, "worker") is not beat
+    beat = leadership_for(app, "beat", connect)
+    assert leadership_for(app, "beat", connect) is beat
+    assert leadership_for(app, "worker", connect) is not beat
     beat.stop()
-    assert leadership_for(app, "beat") is not beat
+    assert leadership_for(app, "beat", connect) is not beat
 
 
 def test_a_forked_child_gets_a_leadership_of_its_own(app: Celery) -> None:
     """`beat -B` forks: the child must not touch its parent's clients."""
-    parent = leadership_for(app, "beat")
+    parent = leadership_for(app, "beat", connect)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(write, b"own" if leadership_for(app, "beat") is not parent else b"parent's")
+        os.write(write, b"own" if leadership_for(app, "beat", connect) is not parent else b"parent's")
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(read, 20) == b"own"
@@ -401,7 +402,7 @@ def start_steps(app: Celery, leadership: Leadership, monkeypatch: pytest.MonkeyP
     assert parent.steps == [office, election]
     for step in parent.steps:
         step.start(parent)
-    wait(leadership.leading)
+    wait(leadership.role().may_start)
     return parent, office
 
 

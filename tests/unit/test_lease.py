@@ -625,7 +625,7 @@ def test_a_log_that_contradicts_is_read_no_further_until_it_is_begun_anew() -> N
     a.read(1, beat("b/1", term=0, seen=0), 0.1)
     a.read(2, Record(kind="claim", member="c/1", seq=1, lease=4.0, seen=0), 0.1)
     assert (a.lost is not None, a.term, a.newest) == (True, 0, 1)
-    a.begin_anew("a/2", 0.1)
+    a.restart("a/2", 0.1)
     assert (a.start, a.lost) == (2, None)
 
 
@@ -655,7 +655,7 @@ def test_who_begins_anew_has_a_new_name_and_waits_for_its_own_old_lease() -> Non
     log.read(a, 3.0)
     a.read(2, beat("b/1", term=1, seen=1, lease=9.0), 3.1)
     assert a.lost
-    a.begin_anew("a/2", 3.1)
+    a.restart("a/2", 3.1)
     a.induced = True
     a.read(3, Record(kind="claim", member="c/1", seq=1, lease=0.5, end=3), 3.1)
     assert (a.member, a.holder) == ("a/2", "c/1")

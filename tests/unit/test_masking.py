@@ -12,8 +12,7 @@ from celery import Celery
 
 from celery_neli.config import Config
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafka.properties import reader_properties
-from celery_neli.kafka.validate import validate
+from celery_neli.kafka.properties import reader_properties, validate
 from celery_neli.printable import hide_from_reports, is_secret, masked, secrets_of
 
 TASKS = Path("/proc/self/task")

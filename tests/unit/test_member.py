@@ -49,7 +49,7 @@ def test_a_resigning_leader_is_revoked_and_releases_when_its_barrier_is_done() -
     assert stage.member.draining
     held_at_release = []
     stage.journal.on_append = lambda record: held_at_release.append(stage.holds()) if record.kind == "release" else None
-    stage.member.drained("leader", 0)
+    stage.member.state("leader").drained(0)
     assert stage.turn() == []
     assert held_at_release == [False]
     assert not stage.member.draining
@@ -76,7 +76,7 @@ def test_the_barrier_of_an_earlier_term_frees_no_later_one() -> None:
     assert [type(change) for change in acquired] == [LeaderAcquired]
     stage.member.resign()
     assert stage.turn() == [LeaderRevoked("leader", acquired[0].term)]
-    stage.member.drained("leader", 0)
+    stage.member.state("leader").drained(0)
     stage.turn()
     assert stage.holds()
 
@@ -116,7 +116,7 @@ def test_closing_leaves_the_group_drains_and_releases() -> None:
     assert not stage.group.joined
     assert stage.turn() == [LeaderRevoked("leader", 0)]
     assert not stage.member.closed
-    stage.member.drained("leader", 0)
+    stage.member.state("leader").drained(0)
     stage.turn()
     assert stage.member.closed
 
@@ -299,7 +299,7 @@ def test_led_until_stays_while_a_term_lasts() -> None:
     for _ in range(5):
         stage.echo(after=0.5)
     assert stage.leads()
-    assert stage.member.led_until("leader") == read
+    assert stage.member.state("leader").predecessor_active_until == read
 
 
 def test_a_newer_version_sets_it_aside_for_good() -> None:
@@ -309,7 +309,7 @@ def test_a_newer_version_sets_it_aside_for_good() -> None:
     assert stage.echo() == [LeaderFenced("leader", 0), LeaderRevoked("second", 0)]
     assert stage.member.aside
     assert any("upgrade" in line for line in stage.log.lines)
-    stage.member.drained("second", 0)
+    stage.member.state("second").drained(0)
     stage.echo()
     for _ in range(30):
         assert stage.echo(after=1.0) == []
@@ -364,19 +364,19 @@ def test_roles_are_led_and_resigned_one_by_one() -> None:
 def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> None:
     """`told` tells whether this member wrote them in its present term."""
     stage = Stage().lead()
-    stage.member.set_payload("leader", {"claimed": 7}, term=0)
-    stage.member.beat_now("leader", term=0)
+    stage.member.state("leader").set_payload({"claimed": 7}, 0)
+    stage.member.state("leader").beat_now(0)
     stage.turn()
     assert stage.journal.sent[-1].data == {"claimed": 7}
-    assert stage.member.last_payload("leader") == Payload(term=0, data=None, own=False, known=True)
+    assert stage.member.state("leader").payload == Payload(term=0, data=None, own=False, known=True)
     stage.echo()
-    assert stage.member.last_payload("leader") == Payload(term=0, data={"claimed": 7}, own=True, known=True)
+    assert stage.member.state("leader").payload == Payload(term=0, data={"claimed": 7}, own=True, known=True)
 
 
 def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None:
     """Not with every heartbeat that repeats them, though its idleness differs, nor for what others write."""
     stage = Stage().lead()
-    stage.member.set_payload("leader", {"claimed": 7}, term=0)
+    stage.member.state("leader").set_payload({"claimed": 7}, 0)
     stage.echo(after=0.5)
     assert stage.heard == 0
     for number in range(6):
@@ -385,7 +385,7 @@ def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None
         assert stage.heard == 1
     stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=len(stage.journal.log[0]) - 1, data={"a": 1}))
     stage.echo()
-    assert stage.member.last_payload("leader") == Payload(
+    assert stage.member.state("leader").payload == Payload(
         len(stage.journal.log[0]) - 1, {"a": 1}, own=False, known=True
     )
     assert stage.heard == 1
@@ -394,16 +394,16 @@ def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None
 def test_nothing_can_be_offered_for_a_term_that_is_not_held_nor_what_no_record_can_carry() -> None:
     """Marks of one term in the records of another would let slots vanish."""
     stage = Stage().lead()
-    stage.member.set_payload("leader", {"claimed": 7}, term=1)
-    stage.member.beat_now("leader", term=1)
+    stage.member.state("leader").set_payload({"claimed": 7}, 1)
+    stage.member.state("leader").beat_now(1)
     stage.turn()
     stage.turn(after=0.1)
     assert stage.journal.sent == [], "no heartbeat is hurried"
     with pytest.raises(ValueError, match="no record can carry"):
-        stage.member.set_payload("leader", {"claimed": float("nan")}, term=0)
+        stage.member.state("leader").set_payload({"claimed": float("nan")}, 0)
     stage.turn(after=1)
     stage.turn(after=3.5)
-    stage.member.set_payload("leader", {"claimed": 7}, term=0)
+    stage.member.state("leader").set_payload({"claimed": 7}, 0)
     stage.echo()
     assert stage.leads(), "resumed by heartbeats that come late"
     stage.turn(after=0.5)
@@ -427,7 +427,7 @@ def test_a_leader_that_crashes_before_it_offers_anything_hands_on_what_it_found(
     third = Stage()
     third.journal.log = [stage.journal.log[0]]
     third.echo()
-    assert third.member.last_payload("leader") == Payload(2, marks, own=False, known=True)
+    assert third.member.state("leader").payload == Payload(2, marks, own=False, known=True)
 
 
 def test_a_hurried_beat_is_awaited_until_it_was_read_back() -> None:
@@ -435,8 +435,8 @@ def test_a_hurried_beat_is_awaited_until_it_was_read_back() -> None:
     stage = Stage().lead()
     stage.turn(after=0.5)
     assert not stage.member.expecting
-    stage.member.set_payload("leader", {"claimed": 7}, term=0)
-    stage.member.beat_now("leader", term=0)
+    stage.member.state("leader").set_payload({"claimed": 7}, 0)
+    stage.member.state("leader").beat_now(0)
     stage.journal.sent.clear()
     stage.turn()
     assert [record.data for record in stage.journal.sent] == [{"claimed": 7}]
@@ -473,20 +473,20 @@ def test_an_abandoned_member_tells_nothing_and_fences_once() -> None:
     """Other threads that still ask it hear of no term."""
     stage = Stage().lead()
     stage.member.abandon()
-    assert stage.member.last_payload("leader") == Payload()
+    assert stage.member.state("leader").payload == Payload()
     assert stage.member.abandon() == []
 
 
 def test_a_leader_is_told_of_while_there_is_one() -> None:
     """Not before the log is known, and not when the role was released."""
     stage = Stage(empty=False)
-    assert stage.member.leader("leader") is None
+    assert stage.member.state("leader").leader() is None
     claim = encode(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
     release = encode(Record(kind="release", member="x/1", seq=2, lease=4.0, seen=0, term=0))
     stage.turn(Started(0, 0, oldest=True), Entry(0, 0, claim))
-    assert stage.member.leader("leader") == ("x", 0)
+    assert stage.member.state("leader").leader() == ("x", 0)
     stage.turn(Entry(0, 1, release))
-    assert stage.member.leader("leader") is None
+    assert stage.member.state("leader").leader() is None
 
 
 def test_a_step_waits_for_a_record_as_long_as_it_may_and_nothing_is_due() -> None:
@@ -509,7 +509,7 @@ def test_it_wakes_for_the_next_beat_and_at_once_for_a_release() -> None:
     assert stage.member.wake() == pytest.approx(stage.now + 0.5)
     stage.member.resign()
     stage.turn()
-    stage.member.drained("leader", 0)
+    stage.member.state("leader").drained(0)
     assert stage.member.wake() <= stage.now
 
 
@@ -523,7 +523,7 @@ def test_heartbeats_tell_how_long_the_owner_has_been_idle_and_a_drain_counts() -
     stage.member.resign()
     stage.member.progressed = stage.now + 1.5  # a standby's loop makes turns, but starts nothing
     stage.echo(after=2)
-    stage.member.drained("leader", 0)
+    stage.member.state("leader").drained(0)
     stage.turn(after=1)
     told = [(record.kind, (record.data or {})["idle"]) for record in stage.journal.sent]
     assert told == [("beat", 0.5), ("beat", 0.5), ("beat", 2.0), ("release", 3.0)]
@@ -551,7 +551,7 @@ def test_led_until_is_when_the_last_leaders_owner_last_made_progress(data: dict[
     stage.echo(after=5)
     stage.echo(after=0.1)
     assert stage.leads()
-    assert stage.member.led_until("leader") == pytest.approx(read - idle)
+    assert stage.member.state("leader").predecessor_active_until == pytest.approx(read - idle)
 
 
 def test_a_claim_is_no_progress() -> None:
@@ -566,7 +566,7 @@ def test_a_claim_is_no_progress() -> None:
     stage.echo(after=5.0)
     stage.echo(after=0.1)
     assert stage.leads()
-    assert stage.member.led_until("leader") == pytest.approx(read - 2.0)
+    assert stage.member.state("leader").predecessor_active_until == pytest.approx(read - 2.0)
 
 
 def stage_beside(*roles: str) -> Stage:
@@ -607,7 +607,7 @@ def test_a_member_that_gave_a_role_up_by_itself_does_not_ask_for_it_as_soon(ends
         stage.member.candidate = False
     stage.turn()
     stage.member.candidate = True
-    stage.member.drained("leader", 0)
+    stage.member.state("leader").drained(0)
     stage.turn()
     stage.echo()
     stage.write(Record(kind="claim", member="x/1", seq=1, lease=100.0, seen=len(stage.journal.log[0]) - 1))
@@ -623,7 +623,7 @@ def test_a_leader_that_was_asked_by_a_member_hands_over_to_it_alone_that_role() 
     stage = Stage("leader", "second").lead()
     stage.write(Record(kind="request", member="y/1", seq=1, lease=0.0, to="y/1", term=0), role=1)
     assert stage.echo() == [LeaderRevoked("second", 0)]
-    stage.member.drained("second", 0)
+    stage.member.state("second").drained(0)
     stage.turn()
     assert [record.kind for record in stage.journal.sent if record.kind == "release"] == ["release"]
     assert stage.leads("leader")

@@ -33,7 +33,7 @@ def test_the_first_record_that_is_read_again_counts() -> None:
     stage.turn(Started(0, 2, oldest=False), End(0), Entry(0, 2, UNKNOWN_LEADER))
     entries = [Entry(0, offset, value) for offset, value in enumerate(RELEASED)]
     stage.turn(Started(0, 0, oldest=True), entries[0], after=0.1)
-    assert stage.member.leader("leader") == ("x", 0)
+    assert stage.member.state("leader").leader() == ("x", 0)
     stage.turn(entries[1], End(0))
     assert [(record.kind, record.seen) for record in stage.journal.sent] == [("claim", 1)]
 
@@ -125,7 +125,7 @@ def outcome(log: list[bytes], *, tail: int, ends: set[int], lost: set[int], size
         if journal.done:
             break
     assert journal.done, "it reads the log again and again"
-    knows = stage.member.last_payload("leader"), stage.member.leader("leader"), stage.member.aside
+    knows = stage.member.state("leader").payload, stage.member.state("leader").leader(), stage.member.aside
     stage.member.candidate = True
     for _ in range(5):
         stage.now += 1000.0

@@ -69,7 +69,7 @@ def test_the_deadline_goes_first() -> None:
 
 
 def test_slots_that_are_known_by_number_only_are_left_out() -> None:
-    """After a long standstill not every one has its time told."""
+    """After a long standstill only the newest slots are known by their times."""
     assert runs(Misfire(policy="fire_all", most=2), owed(20.0, 10.0, total=5000)) == ([20.0, 10.0], 4998)
 
 

@@ -62,7 +62,7 @@ def test_a_beat_sends_it_one_time(scheduler: type[Any]) -> None:
 
 
 def test_over_it_costs_nothing_at_a_tick() -> None:
-    """Its place in the heap is the last, for ever: nobody asks it what time it is."""
+    """Its place in the heap is the last, and no look at the heap asks it for the time."""
     asked: list[datetime] = []
 
     def clock() -> datetime:
@@ -148,6 +148,6 @@ def test_copies_are_equal() -> None:
 
 @pytest.mark.parametrize("at", [datetime(2026, 6, 1), "2026-06-01", None, 1.0])  # noqa: DTZ001 - refused
 def test_a_time_without_a_zone_is_refused(at: Any) -> None:
-    """Nobody could say when that is."""
+    """Such a time names no moment."""
     with pytest.raises(ConfigurationError, match=r"once\(.*give a datetime"):
         once(at)

@@ -1,4 +1,4 @@
-"""Whether a slot is left out while its entry's last task runs: the policy, and what a result backend knows."""
+"""The overlap policy, and what a result backend knows of an entry's last task."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_options_that_do_not_exist_are_refused(app: Celery, options: dict[str, A
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*result_failure_expires:UserWarning")  # backends without it say so
-def test_skip_is_refused_where_nobody_can_tell_when_a_task_has_finished(
+def test_skip_is_refused_where_nothing_tells_when_a_task_has_finished(
     backend: str | None, conf: dict[str, Any], options: dict[str, Any], reason: str
 ) -> None:
     """When the schedule is built, not when the first slot is due. No such entry is refused that allows overlaps."""

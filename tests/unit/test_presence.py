@@ -26,7 +26,7 @@ def child(lease: SharedLease, role: str) -> Iterator[int]:
     pid = os.fork()
     if not pid:
         try:
-            with lease.at_work(role):
+            with lease.role(role).at_work():
                 os.write(write, b".")
                 signal.pause()
         finally:
@@ -45,35 +45,35 @@ def test_a_child_at_work_is_seen_until_it_is_gone() -> None:
     """By its role alone; a killed one leaves nothing behind."""
     lease = SharedLease(("mail", "billing"))
     with child(lease, "billing"), child(lease, "billing"):
-        assert lease.anybody("billing")
-        assert not lease.anybody("mail")
+        assert lease.role("billing").anyone_at_work()
+        assert not lease.role("mail").anyone_at_work()
         with child(lease, "mail"):
-            assert lease.anybody("mail")
-        assert not lease.anybody("mail")
-        assert lease.anybody("billing")
-    assert not lease.anybody("billing")
+            assert lease.role("mail").anyone_at_work()
+        assert not lease.role("mail").anyone_at_work()
+        assert lease.role("billing").anyone_at_work()
+    assert not lease.role("billing").anyone_at_work()
 
 
 def test_looking_leaves_those_at_work_alone() -> None:
     """A thread of the very process that looks stays at work, and so does a child."""
     lease = SharedLease(("mail",))
-    with lease.at_work("mail"), lease.at_work("mail"):
-        assert lease.anybody("mail")
-        assert lease.anybody("mail")
-    assert not lease.anybody("mail")
+    with lease.role("mail").at_work(), lease.role("mail").at_work():
+        assert lease.role("mail").anyone_at_work()
+        assert lease.role("mail").anyone_at_work()
+    assert not lease.role("mail").anyone_at_work()
     with child(lease, "mail"):
         for _ in range(3):
-            assert lease.anybody("mail")
+            assert lease.role("mail").anyone_at_work()
 
 
 def test_a_fork_takes_no_work_along() -> None:
     """What a thread of the main process does is not the child's work, nor its lock the child's."""
     lease = SharedLease(("mail",))
-    with lease.at_work("mail"):
+    with lease.role("mail").at_work():
         with child(lease, "mail"):
             pass
-        assert lease.anybody("mail")
-    assert not lease.anybody("mail")
+        assert lease.role("mail").anyone_at_work()
+    assert not lease.role("mail").anyone_at_work()
 
 
 def test_a_hand_over_waits_for_a_direct_call() -> None:
@@ -114,4 +114,4 @@ def test_one_that_comes_too_late_does_not_begin() -> None:
 
     work()
     assert ran == []
-    wait_until(lambda: not lease.shared.anybody("leader"), timeout=5, what="nobody at work")
+    wait_until(lambda: not lease.shared.role("leader").anyone_at_work(), timeout=5, what="nobody at work")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from celery_neli.kafka.causes import Cause, untrusted
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.reachability import FORGET, REMIND, SETTLE, Reachability
 from tests.processes import wait_until
 
@@ -60,7 +60,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_five_clients_of_a_process_say_it_once(caplog: pytest.LogCaptureFixture) -> None:
     """With the cause that any of them met, and once that it is over. Made without a word of each other."""
     caplog.set_level(logging.INFO)
-    clients = [KafkaLog(LOG, {"bootstrap.servers": "five:1"}) for _ in range(5)]
+    clients = [ClientLog(LOG, {"bootstrap.servers": "five:1"}) for _ in range(5)]
     for _ in range(20):
         for each in clients:
             each.error(Error("_AUTHENTICATION", "five:1/1: SASL authentication error: Invalid username or password"))
@@ -75,7 +75,7 @@ def test_five_clients_of_a_process_say_it_once(caplog: pytest.LogCaptureFixture)
 def test_clients_of_other_brokers_say_it_of_those(caplog: pytest.LogCaptureFixture) -> None:
     """Two Kafkas, two outages."""
     for servers in ("one:1", "two:1"):
-        KafkaLog(LOG, {"bootstrap.servers": servers}).error(DOWN)
+        ClientLog(LOG, {"bootstrap.servers": servers}).error(DOWN)
     assert len(said(caplog)) == 2
 
 
@@ -105,20 +105,20 @@ def test_another_lasting_cause_in_the_same_outage_is_said(
     kafka: Reachability, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broker comes back, and refuses: whoever waits for it waits in vain. Each once, in each outage."""
-    klog = KafkaLog(LOG, SERVERS, reachability=kafka)
+    client_log = ClientLog(LOG, SERVERS, reachability=kafka)
     for outage in (1, 2):
         for _ in range(3):
-            klog.error(Error("_TRANSPORT", REFUSED))
-            klog.error(DOWN)
+            client_log.error(Error("_TRANSPORT", REFUSED))
+            client_log.error(DOWN)
         for _ in range(3):
             kafka.failed(LOGIN, LOG)
-            klog.error(Error("_TRANSPORT", REFUSED))
-            klog.error(DOWN)
+            client_log.error(Error("_TRANSPORT", REFUSED))
+            client_log.error(DOWN)
         assert len(said(caplog)) == 2 * outage
         assert "Connection refused" in said(caplog)[-2]
         assert f"reason={LOGIN.reason!r}: check it; no member leads" in said(caplog)[-1]
         assert kafka.cause == LOGIN
-        klog.reachable()
+        client_log.reachable()
 
 
 def test_after_it_worked_again_the_same_cause_is_news(kafka: Reachability, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,16 +170,16 @@ def test_the_line_about_an_outage_waits_for_what_is_wrong_with_the_certificate(
         return untrusted(where, 10, "", properties)
 
     kafka = Reachability(SERVERS, clock=clock, look=look)
-    klog = KafkaLog(LOG, SERVERS, reachability=kafka)
+    client_log = ClientLog(LOG, SERVERS, reachability=kafka)
     for _ in range(5):
-        klog.error(Error("_SSL", VERIFY))
-        klog.error(DOWN)
+        client_log.error(Error("_SSL", VERIFY))
+        client_log.error(DOWN)
     assert said(caplog) == []
     go.set()
     wait_until(lambda: said(caplog), timeout=10, what="the line")
     for _ in range(5):
-        klog.error(Error("_SSL", VERIFY))
-        klog.error(DOWN)
+        client_log.error(Error("_SSL", VERIFY))
+        client_log.error(DOWN)
     assert len(said(caplog)) == 1
     assert "reason='the certificate of k:9093 has expired': renew it on the broker; no member leads" in said(caplog)[0]
     assert looked == ["k:9093"]
@@ -193,10 +193,10 @@ def test_a_look_that_does_not_return_holds_up_no_line(clock: Clock, caplog: pyte
         go.wait(10)
         return untrusted(where, 10, "", properties)
 
-    klog = KafkaLog(LOG, SERVERS, reachability=Reachability(SERVERS, clock=clock, look=look))
+    client_log = ClientLog(LOG, SERVERS, reachability=Reachability(SERVERS, clock=clock, look=look))
     for _ in range(10):
-        klog.error(Error("_SSL", VERIFY))
-        klog.error(DOWN)
+        client_log.error(Error("_SSL", VERIFY))
+        client_log.error(DOWN)
         clock.now += 1
     assert len(said(caplog)) == 1
     assert "the certificate of k:9093 is not trusted" in said(caplog)[0]
@@ -212,25 +212,25 @@ def test_a_look_that_fails_leaves_the_less_exact_cause(clock: Clock, caplog: pyt
         raise RuntimeError("no TLS here")
 
     kafka = Reachability(SERVERS, clock=clock, look=look)
-    klog = KafkaLog(LOG, SERVERS, reachability=kafka)
-    klog.error(Error("_SSL", VERIFY))
-    klog.error(DOWN)
+    client_log = ClientLog(LOG, SERVERS, reachability=kafka)
+    client_log.error(Error("_SSL", VERIFY))
+    client_log.error(DOWN)
     wait_until(lambda: said(caplog), timeout=10, what="the line")
     assert "the certificate of k:9093 is not trusted" in said(caplog)[0]
 
 
 def test_whoever_asks_once_is_told_and_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The error of a command carries the cause, by itself."""
-    klog = KafkaLog(LOG, {"bootstrap.servers": "once:1"}, one_shot=True)
-    unknown = klog.reason(Error("_TRANSPORT", "Failed to get metadata"))
+    client_log = ClientLog(LOG, {"bootstrap.servers": "once:1"}, one_shot=True)
+    unknown = client_log.reason(Error("_TRANSPORT", "Failed to get metadata"))
     assert unknown.startswith("no broker answered in time (Failed to get metadata): check bootstrap.servers")
-    klog.log(
+    client_log.log(
         logging.INFO, "%s", "FAIL [c] [thrd:x]: once:1/1: Disconnected: closed (after 1ms in state APIVERSION_QUERY)"
     )
-    klog.remark(DOWN)
-    reason = klog.reason(Error("_TRANSPORT", "Failed to get metadata: Local: Broker transport failure"))
+    client_log.remark(DOWN)
+    reason = client_log.reason(Error("_TRANSPORT", "Failed to get metadata: Local: Broker transport failure"))
     assert reason.startswith("once:1 closes the connection at the first request, as a port for TLS does: set security")
-    assert klog.reason(Error("MSG_SIZE_TOO_LARGE", "too large")) == "too large"
+    assert client_log.reason(Error("MSG_SIZE_TOO_LARGE", "too large")) == "too large"
     assert said(caplog) == []
 
 
@@ -238,13 +238,13 @@ def test_a_proxy_without_a_broker_behind_it_is_no_wrong_property(
     kafka: Reachability, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It takes connections and closes them, as a broker does that speaks another protocol; but that worked before."""
-    klog = KafkaLog(LOG, {"bootstrap.servers": "k:9093"}, reachability=kafka)
+    client_log = ClientLog(LOG, {"bootstrap.servers": "k:9093"}, reachability=kafka)
     closed = "FAIL [c] [thrd:x]: k:9093/1: Disconnected: closed (after 1ms in state APIVERSION_QUERY)"
-    klog.reachable()
+    client_log.reachable()
     for _ in range(3):
-        klog.error(Error("_TRANSPORT", REFUSED))
-        klog.error(DOWN)
-        klog.log(logging.INFO, "%s", closed)
+        client_log.error(Error("_TRANSPORT", REFUSED))
+        client_log.error(DOWN)
+        client_log.log(logging.INFO, "%s", closed)
     assert len(said(caplog)) == 1
     assert "Connection refused" in said(caplog)[0]
 
@@ -253,11 +253,11 @@ def test_a_proxy_without_a_broker_behind_it_is_no_wrong_property(
 def test_a_forked_child_begins_afresh() -> None:
     """What its parent could not reach says nothing of it, nor may a lock of the parent's be waited for."""
     properties = {"bootstrap.servers": "forked:1"}
-    parent = KafkaLog(LOG, properties)
+    parent = ClientLog(LOG, properties)
     parent.error(DOWN)
     child = os.fork()
     if not child:
-        os._exit(KafkaLog(LOG, properties).unreachable)
+        os._exit(ClientLog(LOG, properties).unreachable)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert parent.unreachable
 
@@ -268,5 +268,5 @@ def test_what_is_told_in_our_own_words_is_not_told_in_librdkafkas(
 ) -> None:
     """A right that is missing would be told twice."""
     caplog.set_level(logging.DEBUG)
-    KafkaLog(LOG, {"bootstrap.servers": "told:1"}).log(logging.WARNING, f"{facility} [x#producer-1] whatever")
+    ClientLog(LOG, {"bootstrap.servers": "told:1"}).log(logging.WARNING, f"{facility} [x#producer-1] whatever")
     assert [each.levelno for each in caplog.records] == [logging.DEBUG]

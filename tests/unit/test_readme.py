@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from celery_neli.config import Config
 from celery_neli.election import records
 from celery_neli.election.records import Record, encode
-from celery_neli.kafka.topic_spec import create_command, schedule_topic
+from celery_neli.kafka.topic_spec import leader_topic, schedule_topic
 from celery_neli.periodic.text import parse
 from celery_neli.settings import MAX_LEASE, MISFIRE_POLICIES
 
@@ -213,7 +213,7 @@ def test_topic_command() -> None:
     """The commands that create the topics by hand are those that an error would show."""
     shown = [" ".join(words) for words in commands(OPERATIONS) if words[0] == "kafka-topics.sh"]
     config = Config(group="shop-production.beat")
-    assert shown == [create_command(config, replicas=3), schedule_topic(config).create_command(replicas=3)]
+    assert shown == [leader_topic(config).create_command(replicas=3), schedule_topic(config).create_command(replicas=3)]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from celery_neli.election.lease import FOREVER, Lease, Timing
-from celery_neli.election.rebalance import PATIENCE, Rebalance
 from celery_neli.election.records import Record
+from celery_neli.election.role_state import PATIENCE, Rebalance
 
 TIMING = Timing(heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
 AFTER = 30.0
@@ -26,7 +26,7 @@ def lease() -> Lease:
 def asked(rebalance: Rebalance, lease: Lease, begin: float, end: float) -> list[float]:
     """At which of the half seconds from `begin` to `end` it asks."""
     times = [begin + number / 2 for number in range(round(2 * (end - begin)) + 1)]
-    return [now for now in times if rebalance.turn(lease, now, awake=True) is not None]
+    return [now for now in times if rebalance.request(lease, now, awake=True) is not None]
 
 
 def test_it_asks_when_nothing_has_changed_for_so_long_and_again_after_as_long(lease: Lease) -> None:
@@ -37,8 +37,8 @@ def test_it_asks_when_nothing_has_changed_for_so_long_and_again_after_as_long(le
 def test_the_request_is_about_the_term_and_in_its_own_favour(lease: Lease) -> None:
     """Whoever leads later, or has the same name, is not meant."""
     rebalance = Rebalance(AFTER)
-    rebalance.turn(lease, 0.0, awake=True)
-    record = rebalance.turn(lease, AFTER, awake=True)
+    rebalance.request(lease, 0.0, awake=True)
+    record = rebalance.request(lease, AFTER, awake=True)
     assert record is not None
     assert (record.kind, record.member, record.to, record.term) == ("request", "me/1", "me/1", 0)
 
@@ -65,8 +65,8 @@ def test_a_member_to_which_that_applies_no_more_begins_to_wait_anew(lease: Lease
 def test_a_process_that_stood_still_begins_to_wait_anew(lease: Lease) -> None:
     """What it knows of the group is of before, and its clock went on."""
     rebalance = Rebalance(AFTER)
-    assert rebalance.turn(lease, 0.0, awake=True) is None
-    assert rebalance.turn(lease, 500.0, awake=False) is None
+    assert rebalance.request(lease, 0.0, awake=True) is None
+    assert rebalance.request(lease, 500.0, awake=False) is None
     assert asked(rebalance, lease, 500.5, 530.5) == [530.5]
 
 
@@ -93,7 +93,7 @@ def test_who_gives_a_role_up_soon_after_it_came_waits_longer_each_time_and_not_f
         rebalance.gave_up(5.0)
         assert asked(rebalance, lease, 0.0, wait) == [wait]
         lease.induced = False
-        rebalance.turn(lease, wait, awake=True)
+        rebalance.request(lease, wait, awake=True)
         lease.induced = True
     assert PATIENCE * AFTER == 480.0
     rebalance.gave_up(1000.0)

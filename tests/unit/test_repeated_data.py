@@ -55,7 +55,7 @@ def test_data_as_long_as_a_record_may_carry_keep_nobody_from_leading(length: int
     assert stage.journal.sent[-1].data == {**MARKS, "idle": pytest.approx(3600.0)}, "the longest value is left out"
     stage.member.resign()
     assert stage.turn() == [LeaderRevoked("leader", 2)]
-    stage.member.drained("leader")
+    stage.member.state("leader").drained()
     stage.turn()
     assert stage.journal.sent[-1].kind == "release"
 
@@ -72,7 +72,7 @@ def test_a_claim_does_not_repeat_how_long_another_was_idle() -> None:
     """`idle` is its author's own."""
     stage = led_after(written_by_another({**MARKS, "idle": 50.0}))
     assert [record.data for record in stage.journal.sent if record.kind == "claim"] == [MARKS]
-    assert stage.member.last_payload("leader").data == MARKS
+    assert stage.member.state("leader").payload.data == MARKS
 
 
 texts = st.text(max_size=20) | st.sampled_from(
@@ -125,13 +125,13 @@ def test_whatever_the_log_holds_a_member_writes_only_what_every_reader_accepts(
     assert stage.leads()
     stage.echo(after=0.5)
     try:
-        stage.member.set_payload("leader", offered, term=stage.grant().term or 0)
+        stage.member.state("leader").set_payload(offered, stage.grant().term or 0)
     except ValueError:
         pass
     stage.echo(after=0.5)
     stage.member.resign()
     stage.echo()
-    stage.member.drained("leader")
+    stage.member.state("leader").drained()
     stage.echo()
     assert [record.kind for record in stage.journal.sent] == ["claim", "beat", "beat", "beat", "release"]
     assert not [line for line in stage.log.lines if "not sent" in line or "skipped" in line]
@@ -142,7 +142,7 @@ def test_data_that_are_too_long_are_refused_where_they_are_given_with_both_numbe
     """They would go into every record of the term, and into the claims of the next."""
     stage = Stage().lead()
     with pytest.raises(ValueError, match=rf"no record can carry .* {length} characters .* at most {MAX_OFFER} "):
-        stage.member.set_payload("leader", sized(length), term=0)
+        stage.member.state("leader").set_payload(sized(length), 0)
     assert sound(sized(MAX_OFFER)) == sized(MAX_OFFER)
 
 

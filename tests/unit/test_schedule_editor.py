@@ -56,7 +56,7 @@ def test_a_change_keeps_the_rhythm(desk: Desk) -> None:
 
 
 def test_another_schedule_begins_now(desk: Desk) -> None:
-    """Slots that the new schedule had in the past are owed by nobody."""
+    """Slots that the new schedule had in the past are not owed."""
     desk.put("e", "0 0 1 * *")
     desk.now += 30
     desk.put("e", "*/5 * * * *")
@@ -155,7 +155,7 @@ def test_to_pause_or_resume_twice_writes_once(desk: Desk) -> None:
 
 
 def test_a_one_off_whose_time_passed_in_a_pause_is_not_resumed(desk: Desk) -> None:
-    """It would never run, and nobody would know."""
+    """It would never run, and no line would say so."""
     desk.put("e", "at:2026-06-01T13:00:00Z")
     desk.editor().pause("e")
     desk.now += 7200
@@ -164,8 +164,16 @@ def test_a_one_off_whose_time_passed_in_a_pause_is_not_resumed(desk: Desk) -> No
     assert desk.store.definition("e").paused
 
 
+def test_an_entry_whose_schedule_cannot_be_read_is_not_resumed(desk: Desk) -> None:
+    """A newer release may have written it; the error says what is wrong with it."""
+    desk.store.set("e", Definition(task="t", schedule="every full moon", paused=True))
+    with pytest.raises(ConfigurationError, match="schedule = 'every full moon': write a crontab"):
+        desk.editor().resume("e")
+    assert desk.store.definition("e").paused
+
+
 def test_what_is_removed_leaves_nothing(desk: Desk) -> None:
-    """Nor its state: an entry of that name begins anew."""
+    """Nor its state: a new entry of that name starts over."""
     desk.put("e")
     desk.store.set("e", State(last=NOON, runs=5, term=1))
     desk.editor().remove("e")
@@ -278,7 +286,7 @@ def test_entries_of_beat_schedule_are_shown(desk: Desk) -> None:
 
 
 def test_what_this_release_cannot_read_is_shown_and_can_be_replaced(desk: Desk) -> None:
-    """A newer one wrote it: it is not silently away, it is not half changed, and it can be put anew or removed."""
+    """A newer one wrote it: the list shows it, no change touches half of it, and it can be put again or removed."""
     desk.store.values[ENTRY, "new"] = b'{"v":99}'
     desk.store.set("odd", Definition(task="t", schedule="some future kind"))
     assert entry_names(desk.editor()) == {"static", "new", "odd"}

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery, current_app, shared_task
 
 from celery_neli import ConfigurationError, current_term, install, signals, singleton, still_leader
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
 from celery_neli.singletons.decorator import Singleton, find, registered
@@ -48,7 +48,7 @@ def sought() -> None:
 class Scene:
     """A runner on the test's own thread: whenever it waits, the next of `then` happens; after the last, it is closed.
 
-    `done` is what was called, with the term in force: "setup 5", "turn 5", "teardown 5", "resign".
+    `done` is what was called, with the term in force: "setup 5", "run 5", "teardown 5", "resign".
     """
 
     def __init__(self, **options: Any) -> None:
@@ -60,7 +60,7 @@ class Scene:
         self.now = 0.0
         self.inside: dict[str, Callable[[], None]] = {}
         self.then: list[Callable[[], None]] = []
-        calls = {"function": self.call("turn"), "setup": self.call("setup"), "teardown": self.call("teardown")}
+        calls = {"function": self.call("run"), "setup": self.call("setup"), "teardown": self.call("teardown")}
         self.singleton = Singleton(name="scene:work", **{**calls, "every": EVERY, **options})
         self.runner = self.make()
 
@@ -109,22 +109,22 @@ def failing() -> None:
     raise RuntimeError("no")
 
 
-def test_turns_happen_while_the_role_is_led() -> None:
+def test_it_runs_while_the_role_is_led() -> None:
     """Not before, not after; set up before the first and wrapped up after the last, anew in each stretch."""
     scene = Scene()
     done = scene.run(nothing, lambda: scene.lead(5), nothing, scene.lapse, nothing, lambda: scene.lead(9))
-    assert done == ["setup 5", "turn 5", "turn 5", "teardown 5", "setup 9", "turn 9", "teardown 9"]
+    assert done == ["setup 5", "run 5", "run 5", "teardown 5", "setup 9", "run 9", "teardown 9"]
 
 
-def test_every_is_the_pause_from_the_end_of_a_turn() -> None:
-    """However long the turn took."""
+def test_every_is_the_pause_from_the_end_of_a_run() -> None:
+    """However long the run took."""
     scene = Scene()
     scene.lead(1)
 
     def take_long() -> None:
         scene.now += 7.0
 
-    scene.inside["turn"] = take_long
+    scene.inside["run"] = take_long
     scene.run(nothing, nothing)
     assert scene.pauses[:3] == [EVERY, EVERY, EVERY]
 
@@ -133,18 +133,18 @@ def test_a_long_pause_ends_with_the_lease() -> None:
     """Within POLL_INTERVAL, though no signal tells of it."""
     scene = Scene(every=3600.0)
     scene.lead(1)
-    assert scene.run(nothing, scene.lapse) == ["setup 1", "turn 1", "teardown 1"]
+    assert scene.run(nothing, scene.lapse) == ["setup 1", "run 1", "teardown 1"]
     assert scene.pauses[:2] == [POLL_INTERVAL, POLL_INTERVAL]
 
 
-@pytest.mark.parametrize("when", ["setup", "turn"])
+@pytest.mark.parametrize("when", ["setup", "run"])
 def test_nothing_is_called_after_the_lease_ended(when: str) -> None:
-    """The lease is asked before each call, also between the setup and the first turn. What was set up is wrapped up."""
+    """The lease is asked before each call, also between the setup and the first run. What was set up is wrapped up."""
     scene = Scene()
     scene.lead(1)
     scene.inside[when] = scene.lapse
     done = scene.run(nothing)
-    assert done == [*["setup 1", "turn 1"][: 1 if when == "setup" else 2], "teardown 1"]
+    assert done == [*["setup 1", "run 1"][: 1 if when == "setup" else 2], "teardown 1"]
 
 
 def test_a_tenure_of_another_term_sets_nothing_up() -> None:
@@ -160,11 +160,11 @@ def test_another_term_is_another_stretch() -> None:
     scene = Scene(every=3600.0)
     scene.lead(1)
     done = scene.run(lambda: scene.lead(2), nothing)
-    assert done == ["setup 1", "turn 1", "teardown 1", "setup 2", "turn 2", "teardown 2"]
+    assert done == ["setup 1", "run 1", "teardown 1", "setup 2", "run 2", "teardown 2"]
 
 
-def test_a_turn_may_ask_whether_it_still_leads() -> None:
-    """`still_leader` is the lease of the turn's own term."""
+def test_a_run_may_ask_whether_it_still_leads() -> None:
+    """`still_leader` is the lease of the run's own term."""
     scene = Scene()
     scene.lead(1)
     seen = []
@@ -174,7 +174,7 @@ def test_a_turn_may_ask_whether_it_still_leads() -> None:
         scene.lapse()
         seen.append(still_leader())
 
-    scene.inside["turn"] = ask
+    scene.inside["run"] = ask
     scene.run()
     assert seen == [True, False]
 
@@ -184,7 +184,7 @@ def test_failures_are_retried_with_a_growing_pause_until_one_succeeds(caplog: py
     scene = Scene(every=0.15)
     scene.lead(1)
     outcomes = [failing, failing, failing, nothing, failing]
-    scene.inside["turn"] = lambda: outcomes.pop(0)()
+    scene.inside["run"] = lambda: outcomes.pop(0)()
     scene.run(*[nothing] * 4)
     assert scene.pauses[:5] == pytest.approx([0.15, 0.2, 0.4, 0.15, 0.15])
     assert scene.done.count("setup 1") == 1
@@ -201,10 +201,10 @@ def test_the_pause_is_capped_and_spread() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, RuntimeError])
-@pytest.mark.parametrize("where", ["setup", "turn"])
+@pytest.mark.parametrize("where", ["setup", "run"])
 def test_after_max_failures_in_a_row_the_role_is_resigned(where: str, error: type[BaseException]) -> None:
-    """Whatever is raised, in the setup or the turn; after the teardown, if there was a setup. Asked for again while it
-    is led; no more turns in this term, and a new count in the next.
+    """Whatever is raised, in the setup or the run; after the teardown, if there was a setup. Asked for again while it
+    is led; no more runs in this term, and a new count in the next.
     """
     scene = Scene(max_failures=3)
     scene.lead(1)
@@ -218,20 +218,20 @@ def test_after_max_failures_in_a_row_the_role_is_resigned(where: str, error: typ
 
     scene.inside[where] = fail
     done = scene.run(nothing, nothing, nothing, lead_later, nothing)
-    tried = {"setup": ["setup 1"] * 3, "turn": ["setup 1", "turn 1", "turn 1", "turn 1", "teardown 1"]}[where]
-    again = {"setup": ["setup 2"] * 2, "turn": ["setup 2", "turn 2", "turn 2", "teardown 2"]}[where]
+    tried = {"setup": ["setup 1"] * 3, "run": ["setup 1", "run 1", "run 1", "run 1", "teardown 1"]}[where]
+    again = {"setup": ["setup 2"] * 2, "run": ["setup 2", "run 2", "run 2", "teardown 2"]}[where]
     assert done == [*tried, "resign", "resign", *again]
 
 
 def test_after_giving_up_it_rests_longer_each_time() -> None:
     """10 s, doubled up to 5 min, whatever is led meanwhile, which is not resigned; workers with the same fault do not
-    pass the role to and fro. A turn that returns ends the row.
+    pass the role to and fro. A run that returns ends the row.
     """
     scene = Scene(max_failures=1)
     outcomes = [failing] * 7 + [nothing] + [failing] * 2
     began: list[float] = []
 
-    def turn() -> None:
+    def run() -> None:
         began.append(scene.now)
         outcomes.pop(0)()
 
@@ -240,7 +240,7 @@ def test_after_giving_up_it_rests_longer_each_time() -> None:
             scene.done.clear()
             scene.lead(int(scene.now * 10) + 2)
 
-    scene.inside["turn"] = turn
+    scene.inside["run"] = run
     scene.lead(1)
     scene.run(*[lead_again] * 2500)
     rests = [10, 20, 40, 80, 160, 300, 300, EVERY, 10]
@@ -257,7 +257,7 @@ def test_what_failed_in_another_process_is_logged_as_that_tells_it(caplog: pytes
     def fail() -> None:
         raise ChildFailed("RuntimeError('no') in its process\nTraceback (most recent call last):\n  there")
 
-    scene.inside["turn"] = fail
+    scene.inside["run"] = fail
     scene.run()
     assert caplog.text.count("singleton failed") == 1
     assert caplog.text.count("Traceback") == 1
@@ -270,7 +270,7 @@ def test_a_teardown_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> No
     scene.lead(1)
     scene.inside["teardown"] = failing
     done = scene.run(scene.lapse, lambda: scene.lead(2))
-    assert done == ["setup 1", "turn 1", "teardown 1", "setup 2", "turn 2", "teardown 2"]
+    assert done == ["setup 1", "run 1", "teardown 1", "setup 2", "run 2", "teardown 2"]
     assert "singleton teardown failed" in caplog.text
 
 
@@ -278,8 +278,8 @@ def test_without_elections_it_runs_in_term_0_and_never_gives_up() -> None:
     """There is nobody to hand over to."""
     scene = Scene(max_failures=1)
     scene.runner = scene.make(resign=False, lease=Unelected("leader"))
-    scene.inside["turn"] = failing
-    assert scene.run(nothing, nothing) == ["setup 0", "turn 0", "turn 0", "turn 0", "teardown 0"]
+    scene.inside["run"] = failing
+    assert scene.run(nothing, nothing) == ["setup 0", "run 0", "run 0", "run 0", "teardown 0"]
 
 
 def test_a_closed_runner_calls_nothing() -> None:
@@ -349,12 +349,12 @@ class Sender:
 
 
 class Blocked:
-    """A supervisor of one runner, in a turn that does not return until `go` is set."""
+    """A supervisor of one runner, in a run that does not return until `go` is set."""
 
     def __init__(self, *, drain_timeout: float) -> None:
         self.scene = Scene()
         self.entered, self.go = threading.Event(), threading.Event()
-        self.scene.inside["turn"] = self.turn
+        self.scene.inside["run"] = self.run
         self.leadership: Any = Sender()
         lease = self.scene.lease.role("leader")
         runner = Runner(
@@ -365,7 +365,7 @@ class Blocked:
         self.supervisor.start()
         assert self.entered.wait(10)
 
-    def turn(self) -> None:
+    def run(self) -> None:
         self.entered.set()
         self.go.wait(10)
 
@@ -377,7 +377,7 @@ class Blocked:
         return thread
 
 
-def test_a_hand_over_waits_for_the_turn_and_the_teardown() -> None:
+def test_a_hand_over_waits_for_the_run_and_the_teardown() -> None:
     """The receivers of `leadership_revoked` return when it has wrapped up."""
     blocked = Blocked(drain_timeout=60.0)
     hand_over = blocked.revoke()
@@ -386,7 +386,7 @@ def test_a_hand_over_waits_for_the_turn_and_the_teardown() -> None:
     blocked.go.set()
     hand_over.join(10)
     assert not hand_over.is_alive()
-    assert blocked.scene.done == ["setup 1", "turn 1", "teardown 1"]
+    assert blocked.scene.done == ["setup 1", "run 1", "teardown 1"]
     blocked.supervisor.finish()
 
 
@@ -397,12 +397,12 @@ def test_a_hand_over_does_not_wait_for_ever(role: str, drain_timeout: float) -> 
     hand_over = blocked.revoke(role)
     hand_over.join(10)
     assert not hand_over.is_alive()
-    assert blocked.scene.done == ["setup 1", "turn 1"]
+    assert blocked.scene.done == ["setup 1", "run 1"]
     blocked.go.set()
     blocked.supervisor.finish()
 
 
-def test_a_shutdown_waits_for_the_turn_but_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shutdown_waits_for_the_run_but_not_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     """The worker ends without it, and says so."""
     blocked = Blocked(drain_timeout=0.05)
     blocked.supervisor.finish()

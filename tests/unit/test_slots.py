@@ -49,7 +49,7 @@ def as_taken(moment: datetime, how: str, zone: str) -> datetime:
 
 
 def becomes_due(when: Any, after: datetime, expected: datetime) -> bool:
-    """Whether `is_due(after)`, asked every second, is first true in the second that ends with ``expected``."""
+    """Return True if `is_due(after)`, asked every second, is first true in the second that ends with ``expected``."""
     asked: list[datetime] = []
     when.nowfun = lambda: asked[-1].astimezone(when.tz)  # as Celery's own clock
 
@@ -73,7 +73,7 @@ def becomes_due(when: Any, after: datetime, expected: datetime) -> bool:
     how=st.sampled_from(["utc", "local", "naive"]),
 )
 def test_the_next_slot_is_when_is_due_becomes_true(when: Any, after: datetime, zone: str, utc: bool, how: str) -> None:
-    """In any zone, whatever the last run was told in; crontabs from one day to the other on the same clock.
+    """In any zone, in whatever zone the last run is given; crontabs from one day to the other on the same clock.
 
     Through changes of the clock, crontabs go their own way: see test_crontabs.
     """
@@ -113,7 +113,7 @@ def test_the_next_slot_is_when_is_due_becomes_true(when: Any, after: datetime, z
 def test_missed_slots_are_those_that_follow_one_another(
     when: Any, last: datetime, zone: str, gap: int, extra: float, limit: int
 ) -> None:
-    """Each the next of the one before, up to now; the newest are told in full, the others by number."""
+    """Each the next of the one before, up to now; the newest in full, the others by number."""
     when.app = APPS[zone, True]
     at = last.astimezone(ZoneInfo(zone))
     slots = [next_slot(when, at)]
@@ -196,7 +196,7 @@ def test_solar_slots_are_whole_seconds_and_never_the_same_event_twice(event: str
 
 
 def test_a_relative_interval_stays_on_the_clock_of_its_last_run() -> None:
-    """Midnights in New York, from one to the next, though slots are told in UTC."""
+    """Midnights in New York, from one to the next, though slots are in UTC."""
     when = schedule(timedelta(days=1), relative=True, app=APPS["UTC", True])
     last = datetime(2026, 3, 6, 15, tzinfo=ZoneInfo("America/New_York"))
     owed = missed(when, last, last + timedelta(days=3), 9)

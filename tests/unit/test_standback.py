@@ -6,8 +6,7 @@ import pytest
 
 from celery_neli.beat import role_runner as desks
 from celery_neli.election.records import Record
-from celery_neli.election.role_state import LeaderAcquired
-from celery_neli.election.standback import FIRST, MOST, StandBack
+from celery_neli.election.role_state import FIRST_PAUSE, LONGEST_PAUSE, LeaderAcquired, StandBack
 from tests.unit.beats import World
 from tests.unit.test_member import Stage
 
@@ -27,12 +26,12 @@ def test_a_term_that_was_served_is_forgiven() -> None:
     back = StandBack(120.0)
     for term, now in enumerate((0.0, 1.0, 3.0)):
         back.failed(now, term=term, led=0.1)
-    assert back.until == 3 + 4 * FIRST
+    assert back.until == 3 + 4 * FIRST_PAUSE
     back.failed(500.0, term=8, led=400.0)
-    assert back.until == 500 + FIRST
+    assert back.until == 500 + FIRST_PAUSE
     back.failed(501.0, term=9, led=0.1)
-    back.failed(503.0 + MOST + 0.1, term=10, led=0.1)
-    assert back.until == 503.1 + MOST + FIRST
+    back.failed(503.0 + LONGEST_PAUSE + 0.1, term=10, led=0.1)
+    assert back.until == 503.1 + LONGEST_PAUSE + FIRST_PAUSE
 
 
 def test_one_term_fails_once() -> None:
@@ -40,7 +39,7 @@ def test_one_term_fails_once() -> None:
     back = StandBack(120.0)
     for now in (0.0, 0.1, 0.2):
         back.failed(now, term=7, led=0.1)
-    assert back.until == FIRST
+    assert back.until == FIRST_PAUSE
 
 
 def test_a_member_that_stands_back_claims_again_after_its_pause_and_not_before() -> None:
@@ -48,11 +47,11 @@ def test_a_member_that_stands_back_claims_again_after_its_pause_and_not_before()
     stage = Stage().lead()
     acquired = []
     for _ in range(5):
-        stage.member.stand_back("leader")
+        stage.member.state("leader").back_off()
         began = stage.now
         while not any(isinstance(each, LeaderAcquired) for each in stage.echo(after=0.05)):
             if stage.member.draining:
-                stage.member.drained("leader")
+                stage.member.state("leader").drained()
             assert stage.now < began + 100
         acquired.append(round(stage.now - began))
     assert acquired == [4, 4, 4, 8, 16]  # a heartbeat timeout at least, as after any resignation (R4)
@@ -63,11 +62,11 @@ def test_a_member_that_stands_back_asks_nobody_for_the_role() -> None:
     stage = Stage()
     stage.write(Record(kind="claim", member="other/1", seq=1, lease=4.0, seen=-1))
     stage.echo()
-    stage.member.stand_back("leader")
+    stage.member.state("leader").back_off()
     stage.echo()
     stage.member.ask("leader")
     assert stage.journal.sent == []
-    stage.echo(after=FIRST)
+    stage.echo(after=FIRST_PAUSE)
     stage.member.ask("leader")
     assert [record.kind for record in stage.journal.sent] == ["request"]
 

@@ -239,8 +239,8 @@ def test_a_beat_runs_the_good_entries_and_tells_the_bad_ones_once(
     assert world.slots("text too") == [20, 40]
     assert {each.entry for each in world.sent} == {"good", "text too"}
     errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    told = [record.getMessage().split(" ")[1] for record in errors]
-    assert sorted(told) == sorted(f"entry={name}" for name in BAD)
+    lines = [record.getMessage().split(" ")[1] for record in errors]
+    assert sorted(lines) == sorted(f"entry={name}" for name in BAD)
     assert not any(record.exc_info for record in errors)
 
 

@@ -56,7 +56,7 @@ def test_a_summer_of_a_week_is_not_overlooked() -> None:
 @pytest.mark.parametrize(
     ("local", "fold", "expected"),
     [
-        (datetime(2026, 6, 1, 12), 0, datetime(2026, 6, 1, 19, tzinfo=UTC)),  # noqa: DTZ001 - told without an offset
+        (datetime(2026, 6, 1, 12), 0, datetime(2026, 6, 1, 19, tzinfo=UTC)),  # noqa: DTZ001 - given without an offset
         (datetime(2026, 11, 1, 1, 30), 0, datetime(2026, 11, 1, 8, 30, tzinfo=UTC)),  # noqa: DTZ001
         (datetime(2026, 11, 1, 1, 30), 1, datetime(2026, 11, 1, 9, 30, tzinfo=UTC)),  # noqa: DTZ001
         (datetime(2026, 3, 8, 2, 30), 0, datetime(2026, 3, 8, 10, 30, tzinfo=UTC)),  # noqa: DTZ001
@@ -74,7 +74,7 @@ def test_a_local_time_is_the_same_moment_in_every_kind_of_zone(local: datetime, 
 @pytest.mark.parametrize("text", ["2026-12-01 10:00", "2026-12-01T10:00:00", "at:2026-12-01T10:00:00"])
 def test_a_time_without_an_offset_is_in_the_zone_of_the_app(zone: str, text: str) -> None:
     """As text and as datetime, whatever kind of zone the app has."""
-    naive = datetime(2026, 12, 1, 10)  # noqa: DTZ001 - told without an offset
+    naive = datetime(2026, 12, 1, 10)  # noqa: DTZ001 - given without an offset
     expected = naive.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
     for kind in kinds(zone):
         app = make_app(timezone=kind)

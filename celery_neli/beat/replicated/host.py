@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from celery_neli.beat.tenure import Role, Tenure
+    from celery_neli.beat.tenure import Tenure
     from celery_neli.config import BeatSettings, Config
+    from celery_neli.election.neli import Role
     from celery_neli.schedule_topic.codec import Kind
     from celery_neli.schedule_topic.topic import ScheduleTopic
 

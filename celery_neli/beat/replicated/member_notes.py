@@ -28,8 +28,7 @@ from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import LogLimit, escaping
-from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, decode_note
-from celery_neli.schedule_topic.notes import apps_of, living, sharing
+from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, apps_of, decode_note, living, sharing
 
 __all__ = ["MemberNotes", "canonical", "fingerprint"]
 

@@ -12,7 +12,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import slot_id
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import NEVER, Marks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
 from celery_neli.beat.replicated.sharding import owner
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.beat.replicated.ledger import Run
     from celery_neli.beat.replicated.sharding import Beginning
-    from celery_neli.beat.tenure import Role
     from celery_neli.config import BeatSettings, Config
+    from celery_neli.election.neli import Role
     from celery_neli.schedule.due import Look
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
@@ -101,7 +101,7 @@ class ClaimingLedger(SlotLedger):
         Overlap.of(entry).check(self._app, entry)
 
     def added(self, name: str) -> None:
-        """Apply what the schedule topic says of an entry that code has added."""
+        """Apply what the schedule topic says of the entry."""
         self.states.adopt(name)
 
     # -- a term --
@@ -112,7 +112,7 @@ class ClaimingLedger(SlotLedger):
         Costs a look at the entries that ran last, and a short one at those of which no state was written.
         """
         states, table, now = self.states, self._table, self._table.moment()
-        marks, blind = beginning.marks, states.led
+        marks, blind = beginning.marks, self.states.led
         led_until = self._role.predecessor_active_until()
         if marks is None and led_until is not None and not blind:
             # Another scheduler was led, which leaves no watermarks: its slots were served until then, as far as is
@@ -130,12 +130,10 @@ class ClaimingLedger(SlotLedger):
         self._retries.clear()
         self._overlaps.begin()
         states.begin(None if marks is None else marks.done or None)
-        passed = []
-        if marks is not None:
-            passed = pass_settled(table, marks, states.open)
-        elif not blind:  # the first leader: an entry of beat_schedule begins now, and has missed nothing
-            passed = pass_settled(table, Marks(now, now, saved=now), states.open, made=self._made)
-        for entry in passed:
+        made = NEVER
+        if marks is None and not blind:  # the first leader: beat_schedule begins now, and has missed nothing
+            marks, made = Marks(now, now, saved=now), self._made
+        for entry in () if marks is None else pass_settled(table, marks, states.open, made=made):
             self.write(entry)
         self._finished_once = states.finished_once()
         self.term.claims.resolve()
@@ -235,10 +233,8 @@ class ClaimingLedger(SlotLedger):
         """Log the slots of the entry that are in doubt; return True if they are left out, as `neli_in_doubt` says."""
         term = self._present
         doubtful = term.in_doubt(entry, None if found.owed is None else found.owed.first, defined=defined)
-        if doubtful is None:
-            return False
         sends = self._settings.sends_in_doubt
-        if term.was_logged(entry.name) and sends:
+        if doubtful is None or (term.was_logged(entry.name) and sends):
             return False
         self.in_doubt += doubtful.total
         self._left_out.lines.warning(
@@ -340,8 +336,7 @@ class ClaimingLedger(SlotLedger):
 
     def retry_at(self, name: str) -> float | None:
         """Return when the entry is retried, and log that."""
-        retry = self._retries.get(name)
-        if retry is None:
+        if (retry := self._retries.get(name)) is None:
             return None
         text = "beat: entry=%s could not be sent; trying again in %.0f s"
         self._left_out.lines.warning("could not be sent", name, text, name, retry)

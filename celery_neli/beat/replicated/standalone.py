@@ -53,8 +53,6 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     gives this object a ledger that claims slots, and otherwise whatever beat has this scheduler sends.
     """
 
-    #: Its state is in Kafka, and it runs the entries of the runtime schedule (scheduler_class.py asks).
-    neli_is_replicated = True
     #: Makes the ledger that is told of each slot. `ReplicatedHost` sets it before it calls the constructor.
     neli_make_ledger: Callable[..., SlotLedger] = staticmethod(_no_claims)
 

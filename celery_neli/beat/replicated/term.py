@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.claims import MICROSECOND, Claims, Marks
+from celery_neli.beat.replicated.claims import MICROSECOND, NEVER, Claims, Marks
 from celery_neli.beat.replicated.sharding import BASE
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.beat.replicated.sharding import Beginning
-    from celery_neli.beat.tenure import Role
+    from celery_neli.election.neli import Role
     from celery_neli.schedule.slots import Owed
 
 __all__ = ["Term", "pass_settled", "version_of"]
@@ -30,7 +30,6 @@ __all__ = ["Term", "pass_settled", "version_of"]
 VERSION = "version"
 #: Slots in doubt that are counted one by one.
 COUNTED = 100
-NEVER = float("-inf")
 
 
 class Term:

@@ -13,12 +13,12 @@ import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.beat.host import derives_from
 from celery_neli.beat.publish import leased_producer, release_connection
 from celery_neli.beat.wrapped.mixin import LeasedMixin
 from celery_neli.beat.wrapped.stores import Ledger, reservation_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
+from celery_neli.scheduler_class import derives_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from celery.beat import ScheduleEntry
 
-from celery_neli.beat.host import derives_from
+from celery_neli.scheduler_class import derives_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-__all__ = ["DeferredReservation", "Ledger", "Reservation", "RowReservation", "derives_from", "reservation_class"]
+__all__ = ["DeferredReservation", "Ledger", "Reservation", "RowReservation", "reservation_class"]
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta, timezone
-from typing import Any, overload
+from typing import Any
 
 from celery.schedules import crontab, schedule, solar
 
@@ -167,21 +167,17 @@ def _options(row: Any, now: datetime) -> dict[str, Any]:
     return {**given, "headers": {**json.loads(row.headers or "{}"), "periodic_task_name": row.name}}
 
 
-def _last_run(row: Any) -> datetime | None:
+def _last_run(row: Any) -> Any:
     from django.conf import settings
 
-    at: datetime | None = row.last_run_at
+    at = row.last_run_at
     if at is not None and at.tzinfo is None and not getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True):
         return at.replace(tzinfo=timezone.utc)
     return _aware(at)
 
 
-@overload
-def _aware(at: datetime) -> datetime: ...
-@overload
-def _aware(at: datetime | None) -> datetime | None: ...
-def _aware(at: datetime | None) -> datetime | None:
-    """Return a time of the database in UTC."""
+def _aware(at: Any) -> Any:
+    """Return a time of the database in UTC; None if there is none."""
     if at is None:
         return None
     if at.tzinfo is None:

@@ -16,8 +16,7 @@ from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.importers import Found, LeftOut, Source, seconds
 from celery_neli.periodic.importers.pickles import ENTRY_CLASS, Made, Named, Revival, is_path, load
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule_topic.strict_json import MAX_INT
-from celery_neli.schedule_topic.values import shown
+from celery_neli.schedule_topic.values import MAX_INT, shown
 
 __all__ = ["read"]
 

@@ -22,8 +22,7 @@ from celery.utils.time import LocalTimezone
 from click.testing import CliRunner
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.importers import Found, LeftOut
-from celery_neli.periodic.importers import shelf as importing_file
+from celery_neli.periodic.importers import Found, LeftOut, shelf
 from celery_neli.periodic.importers.pickles import load, parts
 from celery_neli.periodic.importers.run import carry_over
 from celery_neli.schedule.once import once
@@ -69,7 +68,7 @@ def write(path: Path, entries: Any, protocol: int = 4) -> Path:
 
 
 def read(path: Path, **given: Any) -> dict[str, Any]:
-    return {each.name: each for each in importing_file.read(make_app(), path, **given).entries}
+    return {each.name: each for each in shelf.read(make_app(), path, **given).entries}
 
 
 @pytest.fixture
@@ -240,7 +239,7 @@ def test_one_object_that_is_in_itself_many_times_costs_once(path: Path) -> None:
 def test_a_name_that_would_reach_the_terminal_is_shown_and_not_obeyed(path: Path) -> None:
     """In the table, and in the reason."""
     entries = {"evil\x1b[2J\n": entry("evil\x1b[2J\n"), "x": pickle.loads(pickle.dumps(1))}  # noqa: S301 - our own
-    source = importing_file.read(make_app(), write(path, entries))
+    source = shelf.read(make_app(), write(path, entries))
     assert all(row.notes for row in carry_over(source, Desk().editor(), dry_run=True))
 
 
@@ -320,5 +319,5 @@ def test_the_help_says_that_nothing_runs() -> None:
     """And what does."""
     from celery_neli.periodic.cli import schedule as command
 
-    told = " ".join(CliRunner().invoke(command, ["import", "--help"]).output.split())
-    assert "The command runs none of it, with or without --dry-run, except for classes that you --trust" in told
+    output = " ".join(CliRunner().invoke(command, ["import", "--help"]).output.split())
+    assert "The command runs none of it, with or without --dry-run, except for classes that you --trust" in output

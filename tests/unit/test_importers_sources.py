@@ -18,10 +18,8 @@ import pytest
 from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers import Found, LeftOut
-from celery_neli.periodic.importers import django as importing_django
-from celery_neli.periodic.importers import redbeat as importing_redbeat
-from celery_neli.periodic.importers import shelf as importing_file
+from celery_neli.periodic.importers import Found, LeftOut, redbeat, shelf
+from celery_neli.periodic.importers import django as django_importer
 from celery_neli.periodic.importers.run import Row, carry_over
 from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
@@ -70,9 +68,9 @@ def test_entries_of_redbeat_are_carried_over(redbeat_app: Celery) -> None:
     ran = save(redbeat_app, "cron", crontab("*/5", "8-18"))
     next(ran)
     save(redbeat_app, "off", schedule(60), enabled=False)
-    found = by_name(importing_redbeat.read(redbeat_app))
+    found = by_name(redbeat.read(redbeat_app))
     assert set(found) == {"ran", "cron", "off"}
-    desk, rows = carried(redbeat_app, importing_redbeat.read(redbeat_app))
+    desk, rows = carried(redbeat_app, redbeat.read(redbeat_app))
     assert {row.action for row in rows.values()} == {"added"}
     entry = desk.look("ran")
     assert (entry.task, entry.schedule, entry.args, entry.kwargs) == ("shop.t", "PT5M", (1,), {"a": 2})
@@ -90,7 +88,7 @@ def test_the_last_run_of_redbeat_is_the_last_run_here(redbeat_app: Celery) -> No
 
     definition = RedBeatSchedulerEntry.from_key("redbeat:new", app=redbeat_app)
     definition.reschedule(LAST)
-    assert by_name(importing_redbeat.read(redbeat_app))["e"].last == LAST.timestamp()
+    assert by_name(redbeat.read(redbeat_app))["e"].last == LAST.timestamp()
 
 
 def test_of_redbeats_static_entries_the_state_is_carried_over(redbeat_app: Celery) -> None:
@@ -99,7 +97,7 @@ def test_of_redbeats_static_entries_the_state_is_carried_over(redbeat_app: Celer
 
     RedBeatScheduler(redbeat_app, lock_key=None)
     save(redbeat_app, "own", schedule(60))
-    desk, rows = carried(redbeat_app, importing_redbeat.read(redbeat_app))
+    desk, rows = carried(redbeat_app, redbeat.read(redbeat_app))
     assert {name: row.action for name, row in rows.items()} == {"static": "state", "own": "added"}
     assert desk.store.definition("static") is None
 
@@ -115,7 +113,7 @@ def test_what_redbeat_has_and_text_cannot_say_is_left_out(redbeat_app: Celery) -
     with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
         client.hset("redbeat:broken", "definition", "{")
         client.delete("redbeat:deleted")
-    _, rows = carried(redbeat_app, importing_redbeat.read(redbeat_app))
+    _, rows = carried(redbeat_app, redbeat.read(redbeat_app))
     assert {name: row.action for name, row in rows.items()} == {"rule": "left out", "broken": "left out"}
     assert "rrule cannot be written as text" in rows["rule"].notes[0]
     assert "RedBeat itself" in rows["broken"].notes[0]
@@ -131,7 +129,7 @@ def test_a_field_of_redbeat_that_is_none_costs_its_entry_alone(redbeat_app: Cele
     with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
         stored = json.loads(client.hget("redbeat:bad", "definition"))
         client.hset("redbeat:bad", "definition", json.dumps({**stored, **json.loads(f"{{{field}}}")}))
-    _, rows = carried(redbeat_app, importing_redbeat.read(redbeat_app))
+    _, rows = carried(redbeat_app, redbeat.read(redbeat_app))
     assert {name: row.action for name, row in rows.items()} == {"good": "added", "bad": "left out"}
 
 
@@ -140,11 +138,11 @@ def test_a_running_redbeat_is_told_of_and_left_alone(redbeat_app: Celery) -> Non
     import redis
 
     save(redbeat_app, "e", schedule(60))
-    assert importing_redbeat.read(redbeat_app).warning is None
+    assert redbeat.read(redbeat_app).warning is None
     with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
         client.set("redbeat::lock", "somebody")
         before = {key: client.dump(key) for key in client.scan_iter()}
-        assert "stop it" in str(importing_redbeat.read(redbeat_app).warning)
+        assert "stop it" in str(redbeat.read(redbeat_app).warning)
         assert {key: client.dump(key) for key in client.scan_iter()} == before
 
 
@@ -153,7 +151,7 @@ def test_a_redis_that_does_not_answer_is_an_error(url: str) -> None:
     """In one sentence."""
     app = make_app(redbeat_redis_url=url, redbeat_redis_options={})
     with pytest.raises(NeliError, match="RedBeat's Redis"):
-        importing_redbeat.read(app)
+        redbeat.read(app)
 
 
 # -- django-celery-beat --
@@ -213,7 +211,7 @@ def test_a_row_of_django_celery_beat_is_carried_over(rows: Rows) -> None:
         "e", args="[1]", kwargs='{"a": 2}', queue="q", routing_key="r", exchange="x", priority=0, expire_seconds=60,
         headers='{"h": 1}', last_run_at=LAST, total_run_count=7,
     )  # fmt: skip
-    desk, carried_ = carried(make_app(beat_schedule={}), importing_django.read(make_app()))
+    desk, carried_ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
     found = desk.look("e")
     assert carried_["e"].action == "added"
     assert (found.task, found.schedule, found.args, found.kwargs) == ("shop.t", "PT5M", (1,), {"a": 2})
@@ -230,7 +228,7 @@ def test_a_row_of_django_celery_beat_is_carried_over(rows: Rows) -> None:
 def test_intervals_of_django_celery_beat(rows: Rows, every: int, period: str, text: str) -> None:
     """Of any period."""
     rows.add("e", interval=rows.interval(every, period))
-    desk, _ = carried(make_app(beat_schedule={}), importing_django.read(make_app()))
+    desk, _ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
     assert desk.look("e").schedule == text
 
 
@@ -240,7 +238,7 @@ def test_solar_events_of_django_celery_beat(rows: Rows) -> None:
     from django_celery_beat.models import SolarSchedule
 
     rows.add("e", solar=SolarSchedule.objects.create(event="sunset", latitude="-37.81", longitude="144.96"))
-    desk, _ = carried(make_app(beat_schedule={}), importing_django.read(make_app()))
+    desk, _ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
     assert desk.look("e").schedule == "solar:sunset,-37.81,144.96"
 
 
@@ -262,7 +260,7 @@ def test_a_crontab_of_another_zone_is_not_run_at_another_time(
     """It is left out and said so, unless the clocks of both zones say the same."""
     rows.add("e", crontab=rows.crontab(row_zone, **fields))
     app = make_app(timezone=app_zone, beat_schedule={})
-    desk, carried_ = carried(app, importing_django.read(app))
+    desk, carried_ = carried(app, django_importer.read(app))
     if carried_over:
         assert desk.look("e").schedule == "{} {} * * {}".format(
             fields["minute"].replace(" ", ""), fields.get("hour", "*"), fields.get("day_of_week", "*")
@@ -282,9 +280,9 @@ def test_clocked_rows_become_one_offs(rows: Rows) -> None:
     rows.add("done", clocked=rows.clocked(past), one_off=True, enabled=False)
     rows.add("waits", clocked=rows.clocked(ahead), one_off=True, enabled=False)
     app = make_app(beat_schedule={})
-    found = by_name(importing_django.read(app))
+    found = by_name(django_importer.read(app))
     assert found["ahead"].schedule == once(ahead, app=app)
-    desk, carried_ = carried(app, importing_django.read(app))
+    desk, carried_ = carried(app, django_importer.read(app))
     assert {name: row.action for name, row in carried_.items()} == {
         "ahead": "added", "overdue": "added", "waits": "added", "ran": "left out", "done": "left out",
     }  # fmt: skip
@@ -298,7 +296,7 @@ def test_a_one_off_interval_runs_one_time(rows: Rows) -> None:
     last = soon(minutes=-1)
     rows.add("e", one_off=True, set_last=last)
     rows.add("ran", one_off=True, total_run_count=1, set_last=last)
-    desk, carried_ = carried(make_app(beat_schedule={}), importing_django.read(make_app()))
+    desk, carried_ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
     assert desk.look("e").next == last.timestamp() + 300
     assert str(desk.look("e").schedule).startswith("at:")
     assert "one time" in carried_["e"].notes[0]
@@ -311,7 +309,7 @@ def test_a_start_in_the_future_is_kept(rows: Rows) -> None:
     rows.add("interval", start_time=start, interval=rows.interval(1, "hours"))
     rows.add("cron", start_time=start, crontab=rows.crontab("UTC", minute="30"))
     rows.add("begun", start_time=soon(days=-2), set_last=LAST)
-    desk, _ = carried(make_app(beat_schedule={}), importing_django.read(make_app()))
+    desk, _ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
     assert desk.look("interval").next == start.timestamp()
     assert desk.look("cron").next == start.timestamp()
     assert desk.look("begun").since == LAST.timestamp()
@@ -323,7 +321,7 @@ def test_what_is_disabled_or_expires(rows: Rows) -> None:
     rows.add("off", enabled=False)
     rows.add("expired", expires=soon(days=-1))
     rows.add("expires", expires=ends, description="text")
-    desk, carried_ = carried(make_app(beat_schedule={}), importing_django.read(make_app()))
+    desk, carried_ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
     assert desk.look("off").paused
     assert carried_["expired"].action == "left out"
     assert desk.look("expires").options["expires"] == ends
@@ -337,7 +335,7 @@ def test_a_row_that_never_ran_owes_what_came_since_it_was_changed(rows: Rows) ->
 
     rows.add("e")
     PeriodicTask.objects.filter(name="e").update(date_changed=LAST)
-    (found,) = importing_django.read(make_app()).entries
+    (found,) = django_importer.read(make_app()).entries
     assert isinstance(found, Found)
     assert (found.last, found.since) == (None, LAST.timestamp())
 
@@ -350,7 +348,7 @@ def test_a_row_that_cannot_be_read_is_left_out(rows: Rows) -> None:
     rows.add("none")
     PeriodicTask.objects.filter(name="none").update(interval=None)
     rows.add("good")
-    found = by_name(importing_django.read(make_app()))
+    found = by_name(django_importer.read(make_app()))
     assert isinstance(found["json"], LeftOut)
     assert "no schedule" in found["none"].why
     assert isinstance(found["good"], Found)
@@ -389,7 +387,7 @@ def test_times_without_an_offset_are_in_djangos_time_zone(zone_of_django: ZoneIn
     rows.add("new")
     PeriodicTask.objects.filter(name="new").update(date_changed=stored(last, zone))
     app = make_app(timezone=app_zone, beat_schedule={})
-    desk, carried_ = carried(app, importing_django.read(app))
+    desk, carried_ = carried(app, django_importer.read(app))
     assert desk.look("clocked").next == ahead.timestamp()
     assert desk.look("starts").next == ahead.timestamp()
     assert (desk.look("ran").last, desk.look("ran").next) == (last.timestamp(), last.timestamp() + 300)
@@ -416,7 +414,7 @@ def test_last_runs_are_in_utc_where_database_scheduler_writes_them_so(zone_of_dj
             before = time.time()
             scheduler.reserve(scheduler.schedule["ran"])
             scheduler.sync()
-        desk, _ = carried(app, importing_django.read(app))
+        desk, _ = carried(app, django_importer.read(app))
     assert desk.look("clocked").next == ahead.timestamp()
     assert before <= (desk.look("ran").last or 0) <= time.time()
 
@@ -431,7 +429,7 @@ def test_with_use_tz_times_have_an_offset(rows: Rows) -> None:
         with override_settings(USE_TZ=True, TIME_ZONE="Asia/Shanghai"):
             rows.add("clocked", clocked=rows.clocked(ahead), one_off=True)
             app = make_app(timezone="America/Los_Angeles", beat_schedule={})
-            desk, _ = carried(app, importing_django.read(app))
+            desk, _ = carried(app, django_importer.read(app))
     assert desk.look("clocked").next == ahead.timestamp()
 
 
@@ -450,7 +448,7 @@ def kinds() -> list[str]:
 
 
 @pytest.fixture(params=kinds())
-def shelf(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def shelf_file(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A file that Celery's PersistentScheduler wrote, of each kind that this Python has."""
     dbm.open(str(tmp_path / "any"), "n").close()  # now it knows the kinds
     monkeypatch.setattr(dbm, "_defaultmod", importlib.import_module(request.param))
@@ -467,36 +465,36 @@ def shelf(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     scheduler.close()
 
 
-def test_a_file_gives_the_state_of_beat_schedule(shelf: Any) -> None:
+def test_a_file_gives_the_state_of_beat_schedule(shelf_file: Any) -> None:
     """While the beat that wrote it has it open; what beat_schedule has no more is left out."""
-    _, path, app = shelf
-    desk, rows_ = carried(app, importing_file.read(app, path))
+    _, path, app = shelf_file
+    desk, rows_ = carried(app, shelf.read(app, path))
     assert {name: row.action for name, row in rows_.items()} == {"static": "state", "cron": "state", "gone": "left out"}
     assert (desk.look("static").last, desk.look("static").runs) == (LAST.timestamp(), 1)
     assert desk.look("static").next == LAST.timestamp() + 60
     assert desk.look("cron").runs == 0
 
 
-def test_the_file_is_left_as_it_was(shelf: Any) -> None:
+def test_the_file_is_left_as_it_was(shelf_file: Any) -> None:
     """Nothing is written beside it either, and its beat goes on writing."""
-    scheduler, path, app = shelf
+    scheduler, path, app = shelf_file
     before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
-    importing_file.read(app, path)
+    shelf.read(app, path)
     assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
     scheduler.schedule["static"] = next(scheduler.schedule["static"])
     scheduler.close()
-    assert by_name(importing_file.read(app, path))["static"].runs == 2
+    assert by_name(shelf.read(app, path))["static"].runs == 2
 
 
 def test_a_file_that_is_none_is_an_error(tmp_path: Path) -> None:
     """In one sentence, with the path."""
     app = make_app()
     with pytest.raises(NeliError, match=r"there is no file .*nothing"):
-        importing_file.read(app, tmp_path / "nothing")
+        shelf.read(app, tmp_path / "nothing")
     (tmp_path / "text").write_text("hello")
     with pytest.raises(NeliError, match=r"text cannot be read as a schedule"):
-        importing_file.read(app, tmp_path / "text")
+        shelf.read(app, tmp_path / "text")
     with shelve.open(str(tmp_path / "other")) as other:  # noqa: S301 - our own
         other["x"] = 1
     with pytest.raises(NeliError, match=r"other cannot be read as a schedule"):
-        importing_file.read(app, tmp_path / "other")
+        shelf.read(app, tmp_path / "other")

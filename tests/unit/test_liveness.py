@@ -1,5 +1,5 @@
-"""Clients that hear nothing though brokers answer: when they are placed anew and made anew, with brokers that answer
-what the test says.
+"""Clients that hear nothing although brokers answer: when they read again from where they stand, and when they are
+replaced, with brokers that answer what the test says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from confluent_kafka import KafkaError, KafkaException
 from celery_neli.config import Config
 from celery_neli.election.ports import End, Entry, Event, Started
 from celery_neli.kafka import journal as journal_module
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka import reader as reader_module
+from celery_neli.kafka import writer as writer_module
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.liveness import PATIENCE, PATIENCE_MOST, QUIET, Brokers, Step, Watch, hears
 
@@ -37,7 +39,7 @@ class Cluster:
         self.asked += 1
         self._pending = True
 
-    def told(self) -> bool | None:
+    def answer(self) -> bool | None:
         pending, self._pending = self._pending, False
         return self.answers if pending else None
 
@@ -56,60 +58,60 @@ def steps(watch: Watch, clock: Clock, heard: Callable[[], float], seconds: float
     while clock.now < began + seconds:
         clock.now += 0.1
         step = watch.look(heard())
-        if step is Step.RENEW:
-            watch.renewed()
+        if step is Step.REPLACE:
+            watch.replaced()
         if step is not Step.WAIT:
             done.append((clock.now - began, step))
     return done
 
 
-def test_who_hears_is_left_alone_and_nobody_is_asked() -> None:
+def test_a_client_that_hears_is_left_alone_and_no_broker_is_asked() -> None:
     """A record now and then is enough."""
     clock, cluster = Clock(), Cluster()
-    watch = Watch(cluster, placing=True, clock=clock)
+    watch = Watch(cluster, rereads=True, clock=clock)
     assert steps(watch, clock, lambda: clock.now - QUIET / 2, 60) == []
     assert cluster.asked == 0
 
 
-def test_a_deaf_reader_is_placed_anew_and_then_made_anew_within_ten_seconds() -> None:
+def test_a_deaf_reader_reads_again_and_is_replaced_within_ten_seconds() -> None:
     """In this order."""
     clock, cluster = Clock(), Cluster()
-    done = steps(Watch(cluster, placing=True, clock=clock), clock, lambda: 100.0, 10)
-    assert [step for _, step in done] == [Step.PLACE, Step.RENEW]
+    done = steps(Watch(cluster, rereads=True, clock=clock), clock, lambda: 100.0, 10)
+    assert [step for _, step in done] == [Step.REREAD, Step.REPLACE]
     assert QUIET <= done[0][0] < QUIET + 0.5
     assert done[1][0] >= 2 * QUIET + PATIENCE
 
 
-def test_a_reader_that_is_silent_rightly_is_only_placed_anew() -> None:
-    """Placed anew, it is told the end: nobody has to ask."""
+def test_a_reader_that_is_silent_rightly_only_reads_again() -> None:
+    """Reading again, it is told the end: no broker has to be asked."""
     clock, cluster, last = Clock(), Cluster(), [100.0]
-    watch = Watch(cluster, placing=True, clock=clock)
+    watch = Watch(cluster, rereads=True, clock=clock)
     for _ in range(600):
         clock.now += 0.1
         step = watch.look(last[0])
-        assert step is not Step.RENEW
-        if step is Step.PLACE:
+        assert step is not Step.REPLACE
+        if step is Step.REREAD:
             last[0] = clock.now
     assert cluster.asked == 0
 
 
-def test_while_brokers_are_away_nothing_is_made_anew() -> None:
-    """Once they are back, the client has its time to find them by itself; if it does not, it is made anew."""
+def test_while_brokers_are_away_nothing_is_replaced() -> None:
+    """Once they are back, the client has its time to find them by itself; if it does not, it is replaced."""
     clock, cluster = Clock(), Cluster()
     cluster.answers = False
-    watch = Watch(cluster, placing=True, clock=clock)
-    assert [step for _, step in steps(watch, clock, lambda: 100.0, 60)] == [Step.PLACE]
+    watch = Watch(cluster, rereads=True, clock=clock)
+    assert [step for _, step in steps(watch, clock, lambda: 100.0, 60)] == [Step.REREAD]
     cluster.answers = True
     ((after, step),) = steps(watch, clock, lambda: 100.0, 5)
-    assert step is Step.RENEW
+    assert step is Step.REPLACE
     assert after >= PATIENCE
 
 
-def test_a_client_that_finds_the_brokers_by_itself_is_not_made_anew() -> None:
+def test_a_client_that_finds_the_brokers_by_itself_is_not_replaced() -> None:
     """It hears within its time."""
     clock, cluster = Clock(), Cluster()
     cluster.answers = False
-    watch = Watch(cluster, placing=True, clock=clock)
+    watch = Watch(cluster, rereads=True, clock=clock)
     steps(watch, clock, lambda: 100.0, 60)
     cluster.answers = True
     assert steps(watch, clock, lambda: 100.0, PATIENCE - 0.5) == []
@@ -150,7 +152,7 @@ class Client:
         self.placed.append((offset, parts[0].leader_epoch))
         record = SimpleNamespace(
             partition=lambda: 0, error=lambda: None, offset=lambda: 7, leader_epoch=lambda: 3, value=lambda: b"",
-            key=lambda: None,
+            key=lambda: None, timestamp=lambda: (1, 0),
         )  # fmt: skip
         end = SimpleNamespace(partition=lambda: 0, error=lambda: AT_END, offset=lambda: 8)
         self.untold = [end] if offset == 8 else [record, end]
@@ -170,6 +172,21 @@ class Client:
     def close(self) -> None: ...
 
 
+class FoundTopic:
+    """A topic that is found at the first look."""
+
+    def __init__(self, *_: Any) -> None:
+        self.found = False
+
+    def poll(self) -> bool:
+        self.found = True
+        return True
+
+    def allow(self, operation: str) -> None: ...
+
+    def raise_denied(self) -> None: ...
+
+
 @pytest.mark.parametrize("led", [True, False])
 def test_brokers_answer_if_a_new_client_finds_them_and_the_topic_led(led: bool) -> None:
     """A broker that is starting may know itself, and not lead yet."""
@@ -181,11 +198,11 @@ def test_brokers_answer_if_a_new_client_finds_them_and_the_topic_led(led: bool) 
         client.metadata.topics["t"] = SimpleNamespace(error=None, partitions={0: partition})
         return client
 
-    assert Brokers(CONFIG, KafkaLog(LOG, {}), "t", make=make).answer() is led
+    assert Brokers(CONFIG, ClientLog(LOG, {}), "t", make=make).find() is led
 
 
 def test_a_client_without_brokers_does_not_hear() -> None:
-    """It has nobody to ask."""
+    """It has no broker to ask."""
     Client.made = []
     client = Client({})
     assert hears(client, "t", 0.1)
@@ -193,20 +210,19 @@ def test_a_client_without_brokers_does_not_hear() -> None:
     assert not hears(client, "t", 0.1)
 
 
-def test_a_journal_makes_a_deaf_reader_anew_where_it_stood(
+def test_a_journal_replaces_a_deaf_reader_where_it_stood(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It goes on where the records ended, no start is told anew, and one warning says it."""
+    """It goes on where the records ended, no start is reported again, and one warning says it."""
     clock, cluster = Clock(), Cluster()
     Client.made = []
-    monkeypatch.setattr(journal_module, "Consumer", Client)
-    monkeypatch.setattr(journal_module, "Producer", Client)
-    monkeypatch.setattr(journal_module, "time", SimpleNamespace(monotonic=clock))
-    monkeypatch.setattr(journal_module, "Brokers", lambda *_: cluster)
-    monkeypatch.setattr(journal_module, "Watch", lambda brokers, **how: Watch(brokers, clock=clock, **how))
-    monkeypatch.setattr(
-        journal_module, "TopicCheck", lambda *_, **__: SimpleNamespace(poll=lambda: True, heard=0.0, close=lambda: None)
-    )
+    for module in (reader_module, writer_module):
+        monkeypatch.setattr(module, "Brokers", lambda *_: cluster)
+        monkeypatch.setattr(module, "Watch", lambda brokers, **how: Watch(brokers, clock=clock, **how))
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(reader_module, "Consumer", Client)
+    monkeypatch.setattr(writer_module, "Producer", Client)
+    monkeypatch.setattr(journal_module, "TopicAdmin", FoundTopic)
     journal = KafkaJournal(CONFIG, log=LOG)
     reader = Client.made[0]
     told: list[Event] = journal.read(0)
@@ -220,4 +236,4 @@ def test_a_journal_makes_a_deaf_reader_anew_where_it_stood(
     assert Client.made[2].placed[0] == (8, 3)  # with its epoch: a truncated log shows (R9)
     assert set(told) == {End(0)}
     assert len(caplog.records) == 1
-    assert "kafka client deaf: reader hears nothing" in caplog.text
+    assert "kafka client deaf: the reader has heard nothing" in caplog.text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from celery_neli.election import shared_lease as module
-from celery_neli.election.clock import boottime
+from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share, shared
 from tests.processes import wait_until
@@ -43,35 +43,35 @@ def in_child(answer: Callable[[], object]) -> str:
 def test_nothing_is_led_before_the_first_lease():
     """A fresh one answers no to every question, also for the term that stands for none."""
     lease = SharedLease(("a", "b"))
-    assert lease.leading("a") is None
-    assert not lease.held("a", 0)
-    assert not lease.held("a", -1)
-    assert lease.standing("b").term is None
+    assert lease.role("a").leading_term() is None
+    assert not lease.role("a").may_finish(0)
+    assert not lease.role("a").may_finish(-1)
+    assert lease.role("b").standing().term is None
 
 
 def test_roles_are_apart():
     """What is written for one role says nothing of another."""
     lease = SharedLease(("a", "b"))
     lease.write(1, Grant(5, boottime() + 100))
-    assert (lease.leading("a"), lease.leading("b")) == (None, 5)
+    assert (lease.role("a").leading_term(), lease.role("b").leading_term()) == (None, 5)
 
 
 def test_an_unknown_role_is_a_key_error():
     """For the caller to say which roles there are."""
     lease = SharedLease(("a",))
     with pytest.raises(KeyError):
-        lease.leading("x")
+        lease.role("x").leading_term()
     with pytest.raises(KeyError):
-        lease.held("x", 1)
+        lease.role("x").may_finish(1)
 
 
 def test_a_drain_ends_new_work_and_lets_the_old_finish():
     """R3: resigning, `leading` ends at once and `held` goes on."""
     lease = SharedLease(("a",))
     lease.write(0, Grant(5, boottime() + 100, resigning=True))
-    assert lease.leading("a") is None
-    assert lease.held("a", 5)
-    standing = lease.standing("a")
+    assert lease.role("a").leading_term() is None
+    assert lease.role("a").may_finish(5)
+    standing = lease.role("a").standing()
     assert (standing.term, standing.leading, standing.held) == (5, False, True)
 
 
@@ -79,8 +79,8 @@ def test_the_lease_ends_by_itself():
     """Nobody has to write that it is over."""
     lease = SharedLease(("a",))
     lease.write(0, Grant(5, boottime() - 0.001))
-    assert lease.leading("a") is None
-    assert not lease.held("a", 5)
+    assert lease.role("a").leading_term() is None
+    assert not lease.role("a").may_finish(5)
 
 
 def test_work_of_an_earlier_term_is_not_held_by_a_later_one():
@@ -88,8 +88,8 @@ def test_work_of_an_earlier_term_is_not_held_by_a_later_one():
     lease = SharedLease(("a",))
     lease.write(0, Grant(5, boottime() + 100))
     lease.write(0, Grant(9, boottime() + 100))
-    assert not lease.held("a", 5)
-    assert lease.held("a", 9)
+    assert not lease.role("a").may_finish(5)
+    assert lease.role("a").may_finish(9)
 
 
 def test_no_term_gets_anothers_end():
@@ -99,7 +99,7 @@ def test_no_term_gets_anothers_end():
 
     def between(frame: FrameType, event: str, arg: object) -> Any:
         if frame.f_code is SharedLease.write.__code__:
-            seen.append((lease.leading("a"), lease.held("a", 5), lease.held("a", 9)))
+            seen.append((lease.role("a").leading_term(), lease.role("a").may_finish(5), lease.role("a").may_finish(9)))
             return between
         return None
 
@@ -130,7 +130,7 @@ def test_a_forked_child_sees_what_its_parent_writes_later():
     if pid == 0:
         try:
             while os.read(asks[0], 1):
-                os.write(answers[1], repr((lease.leading("a"), lease.held("a", 5))).encode())
+                os.write(answers[1], repr((lease.role("a").leading_term(), lease.role("a").may_finish(5))).encode())
         finally:
             os._exit(0)
 
@@ -163,10 +163,10 @@ def test_the_childs_lease_ends_when_its_parent_was_killed():
         try:
             lease.write(0, Grant(5, boottime() + 0.5))
             if os.fork() == 0:
-                before = lease.leading("a")
+                before = lease.role("a").leading_term()
                 os.write(writes, b"?")
-                wait_until(lambda: lease.leading("a") is None, timeout=10, what="the end of the lease")
-                os.write(writes, repr((before, lease.held("a", 5))).encode())
+                wait_until(lambda: lease.role("a").leading_term() is None, timeout=10, what="the end of the lease")
+                os.write(writes, repr((before, lease.role("a").may_finish(5))).encode())
                 os._exit(0)
             signal.pause()
         finally:
@@ -187,7 +187,7 @@ def test_what_is_shared_is_known_to_children_forked_later():
 
     def answer() -> object:
         lease = shared(app)
-        return lease is not None and (lease.leading("a"), shared(other))
+        return lease is not None and (lease.role("a").leading_term(), shared(other))
 
     assert in_child(answer) == "(5, None)"
 
@@ -196,6 +196,8 @@ def test_a_spawned_child_reads_it_by_its_descriptor():
     """For a child that inherits no memory: the descriptor is passed to it."""
     lease = SharedLease(("a",))
     lease.write(0, Grant(5, boottime() + 100))
-    code = f"from {module.__name__} import SharedLease; print(SharedLease(('a',), fd={lease.fd}).leading('a'))"
+    code = (
+        f"from {module.__name__} import SharedLease; print(SharedLease(('a',), fd={lease.fd}).role('a').leading_term())"
+    )
     done = subprocess.run([sys.executable, "-c", code], pass_fds=[lease.fd], capture_output=True, text=True, check=True)
     assert done.stdout == "5\n"

@@ -473,7 +473,8 @@ def test_a_child_forked_while_a_lock_is_held_does_not_hang(make: Callable[..., N
     locked, forked = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with neli._starting, neli._bell._condition:  # as start(), close() and the member's thread do  # noqa: SLF001
+        renewal = neli._renewal  # noqa: SLF001
+        with renewal._starting, renewal.bell._condition:  # as start(), close() and its thread do  # noqa: SLF001
             locked.set()
             forked.wait(10)
 

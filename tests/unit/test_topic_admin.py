@@ -14,10 +14,10 @@ from confluent_kafka.admin import AclOperation
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import TopicError
-from celery_neli.kafka.client_log import KafkaLog
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.journal import KafkaJournal
-from celery_neli.kafka.topic_admin import TopicCheck
-from celery_neli.kafka.topic_spec import schedule_topic
+from celery_neli.kafka.topic_admin import TopicAdmin
+from celery_neli.kafka.topic_spec import leader_topic, schedule_topic
 from tests.processes import wait_until
 
 LOG = logging.getLogger("celery_neli.kafka")
@@ -49,10 +49,11 @@ class Cluster:
 
     def poll(self, timeout: float) -> None: ...
 
-    def list_topics(self, topic: str, timeout: float) -> Any:
+    def metadata(self, timeout: float) -> Any:
         error = None if self.partitions else KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
         found = SimpleNamespace(error=error, partitions=dict.fromkeys(range(self.partitions)))
-        return SimpleNamespace(topics={topic: found}, controller_id=1, brokers={1: None})
+        topics = {"t": found, "t.schedule": found}
+        return SimpleNamespace(topics=topics, controller_id=1, brokers={1: None})
 
     def create_topics(self, new: list[Any], request_timeout: float) -> dict[str, Future[None]]:
         self.configured = dict(new[0].config)
@@ -80,11 +81,10 @@ class Cluster:
 def check(cluster: Cluster, *roles: str, schedule: bool = False) -> bool:
     """Whether the topic is found fit within 20 polls, a second apart."""
     config, now = Config(group="g", topic="t", kafka="k:1", roles=roles), iter(range(1000))
-    topic = schedule_topic(config) if schedule else None
-    klog = KafkaLog(LOG, config.properties, clock=lambda: float(next(now)))
-    made = TopicCheck(
-        config, klog, reader=cluster, producer=cluster, topic=topic,  # type: ignore[arg-type]
-        clock=lambda: float(next(now)), administer=cluster,  # type: ignore[arg-type]
+    spec = schedule_topic(config) if schedule else leader_topic(config)
+    log = ClientLog(LOG, config.properties, clock=lambda: float(next(now)))
+    made = TopicAdmin(
+        config, log, cluster, spec, clock=lambda: float(next(now)), administer=cluster,  # type: ignore[arg-type]
     )  # fmt: skip
     return any(made.poll() for _ in range(20))
 

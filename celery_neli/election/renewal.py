@@ -1,0 +1,356 @@
+"""The thread that renews the leases: it makes a member's steps, carries out requests, and hands on what changed.
+
+It waits for nothing but Kafka and its bell: what may block, such as a barrier or a logging handler, runs on other
+threads. When it fails, the lease runs out by itself, and it starts again with new clients.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+
+from celery_neli.config import Config
+from celery_neli.election.lease import FOREVER
+from celery_neli.election.member import Member
+from celery_neli.election.ports import Connect, Group, Journal
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror
+from celery_neli.exceptions import ClosedError, ConfigurationError
+from celery_neli.logs import BackgroundLog, Lines, escaping
+from celery_neli.threads import Bell, Thread, patched, spawn, stack_of
+
+SLICE = 0.5
+"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka.
+
+No caller waits for a standby. A leader waits for its bell instead, see `_pause`.
+"""
+GREEN_SLICE = 0.1
+BUSY_SLICE = 0.005
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0
+"""Seconds between a failure and the next attempt."""
+KAFKA_LOGGER = "celery_neli.kafka"
+
+Barrier = Callable[[LeaderEvent], None]
+
+logger = escaping(logging.getLogger(__name__))
+
+
+class State(enum.Enum):
+    """LIVE from the start, CLOSING from `close` on, CLOSED when nothing is held and the clients have ended."""
+
+    LIVE = "live"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class _Stack:
+    """Where a thread is, looked up when it is printed: on the thread that logs, not on the one that renews."""
+
+    def __init__(self, thread_id: int) -> None:
+        self._thread_id = thread_id
+
+    def __str__(self) -> str:
+        return stack_of(self._thread_id)
+
+
+class Watchdog:
+    """When the owner last made progress: the thread that renews must not keep a role for an owner that hangs."""
+
+    def __init__(
+        self, config: Config, log: logging.Logger, clock: Callable[[], float], *, fit: Callable[[], bool]
+    ) -> None:
+        """`fit` returns True if the owner could do a leader's work at all; it must not block."""
+        self._config, self._log, self._clock, self._fit = config, log, clock, fit
+        self._stalled = False
+        self._hindered = ""
+        self.progress()
+
+    def progress(self) -> None:
+        """Note that the owner's work goes on. Any thread; takes no lock."""
+        self._last = (self._clock(), threading.get_ident())
+        self._hindered = ""
+
+    def hindered(self, reason: str) -> None:
+        """Note that the owner cannot work, and why; its main thread should. Any thread; takes no lock."""
+        self._hindered = reason
+
+    def watch(self, member: Member) -> None:
+        """Let the member neither lead nor claim if its owner makes no progress, or is not fit."""
+        since, thread_id = self._last
+        stalled = self._clock() - since > self._config.stall_timeout
+        member.progressed = since
+        member.candidate = not stalled and self._fit()  # every time: the member may be a new one, made after a failure
+        if stalled == self._stalled:
+            return
+        self._stalled = stalled
+        if stalled:
+            line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
+            what, who = self._hindered or "no progress", "the main thread" if self._hindered else "it"
+            stack = Lines(_Stack(threading.main_thread().ident or 0 if self._hindered else thread_id))
+            self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
+        else:
+            self._log.info("progress again name=%s: a candidate again", self._config.name)
+
+
+class Renewal:
+    """The member of one process, and the thread that makes its steps.
+
+    All methods may be called from any thread but those of the renewing thread itself, which are private. In a forked
+    child of the process that started it, it is void: it takes no lock there and touches no client.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        barrier: Barrier | None,
+        *,
+        connect: Connect,
+        clock: Callable[[], float],
+        mirror: Mirror,
+        on_readback: Callable[[], None] | None,
+        fit: Callable[[], bool],
+    ) -> None:
+        """`barrier` is called with each change, by a thread that calls `deliver`. `Neli` describes the other ones."""
+        self.config, self.clock = config, clock
+        self.pid = os.getpid()
+        """The process in which it leads."""
+        self.bell = Bell()
+        """Rings when something changed, or was requested."""
+        self._events: dict[str, deque[LeaderEvent]] = {role: deque() for role in config.roles}
+        self._delivering: dict[str, list[int]] = {}  # role -> the one thread that delivers its events
+        self._barrier, self._connect, self._mirror, self._on_readback = barrier, connect, mirror, on_readback
+        self._state = State.LIVE
+        self._requests: dict[Hashable, Callable[[Member], None]] = {}
+        self._starting = threading.Lock()
+        self._member: Member | None = None
+        self._thread: Thread | None = None
+        self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
+        self._lines = BackgroundLog()
+        self._log = self._lines.logger(__name__)
+        self.watchdog = Watchdog(config, self._log, clock, fit=fit)
+        self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
+
+    @property
+    def inherited(self) -> bool:
+        """True in a forked child: another thread may have held any lock in here at the fork, so none may be taken."""
+        return self._thread is not None and os.getpid() != self.pid
+
+    @property
+    def state(self) -> State:
+        """LIVE, CLOSING or CLOSED; CLOSED in a forked child of the process that started it."""
+        return State.CLOSED if self.inherited else self._state
+
+    @property
+    def member(self) -> Member | None:
+        """The member, for its methods that any thread may call; None before the start, and in a forked child."""
+        return self._member if os.getpid() == self.pid else None
+
+    def own_clock(self) -> float:
+        """Return the clock's seconds, and the end of all time in a forked child: there, every lease has ended."""
+        return self.clock() if os.getpid() == self.pid else FOREVER
+
+    def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
+        """Have the renewing thread call `action` with the member before its next step. Return at once.
+
+        A later action of the same `key` takes the place of one that still waits, and so floods are carried out once.
+        Otherwise, the order of the requests is kept.
+        """
+        self._requests[key] = action
+        if not self.inherited:
+            self.bell.ring()
+
+    def start(self) -> None:
+        """Start the thread, once; see `Neli.start`."""
+        if self.inherited:
+            raise ClosedError(f"{self.config.name} belongs to process {self.pid}, which forked; make a new Neli")
+        with self._starting:
+            if self._state is not State.LIVE:
+                raise ClosedError(f"{self.config.name} was closed; make a new Neli")
+            if self._thread is not None:
+                return
+            self.pid = os.getpid()
+            self.watchdog.progress()
+            self._clients = self._make_clients()
+            self._lines.start()
+            self._thread = spawn(self._run, name=f"neli-{self.config.group}")
+
+    def _make_clients(self) -> tuple[Journal, Group] | None:
+        """Make the first clients here, so that the caller learns what no retry can mend; None: retry later."""
+        try:
+            return self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
+        except ConfigurationError:
+            raise
+        except Exception:
+            logger.exception("election failed name=%s: standing by, trying again", self.config.name)
+            return None
+
+    def close(self) -> None:
+        """Start to close; return at once. May be repeated. Threads that deliver run the barrier for what is held."""
+        if self.inherited:
+            return
+        with self._starting:
+            if self._state is State.LIVE:
+                self._state = State.CLOSING if self._thread is not None else State.CLOSED
+        self.bell.ring()
+
+    # The barrier, on the threads that deliver
+
+    def deliver(self) -> bool:
+        """Run the barrier on what changed; return True if there was anything.
+
+        The events of a role come in order. Roles do not wait for each other: those that another thread delivers are
+        left to it.
+        """
+        if self.inherited:
+            return False
+        me, ran = [threading.get_ident()], False
+        for role, events in self._events.items():
+            if events and self._delivering.setdefault(role, me) is me:  # one step: it takes the place of a lock
+                ran = True
+                try:
+                    while events:
+                        self._announce(events.popleft())
+                finally:
+                    del self._delivering[role]
+        if ran:
+            self.bell.ring()
+        return ran
+
+    @property
+    def delivering(self) -> bool:
+        """True if the calling thread is in the barrier."""
+        return [threading.get_ident()] in list(self._delivering.values())
+
+    def _announce(self, event: LeaderEvent) -> None:
+        try:
+            if self._barrier is not None:
+                self._barrier(event)
+        except Exception:
+            logger.exception("barrier failed event=%r", event)
+        finally:
+            if isinstance(event, LeaderRevoked):
+                self._drained(event)
+
+    def _drained(self, event: LeaderRevoked) -> None:
+        self.request(("drained", event.role, event.term), lambda member: member.state(event.role).drained(event.term))
+
+    # The thread
+
+    def _run(self) -> None:
+        pause = FIRST_RETRY
+        try:
+            while True:
+                began = self.clock()
+                try:
+                    self._serve()
+                    break
+                except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
+                    self._log.error("election failed name=%s: %s; standing by, trying again", self.config.name, exc)
+                except Exception:  # noqa: BLE001 - logged, with its traceback
+                    # A bug, or a client that cannot be made: the lease runs out by itself; stand by and retry.
+                    self._log.exception("election failed name=%s: standing by, trying again", self.config.name)
+                if self._state is not State.LIVE:
+                    break
+                pause = FIRST_RETRY if self.clock() - began > LAST_RETRY else min(2 * pause, LAST_RETRY)
+                self._rest(pause)
+        finally:
+            self._state = State.CLOSED
+            self.bell.ring()
+            self._lines.stop()
+
+    def _rest(self, pause: float) -> None:
+        seen, end = self.bell.rings, time.monotonic() + pause
+        while self._state is State.LIVE and (left := end - time.monotonic()) > 0:
+            self.bell.wait(seen, left)
+            seen = self.bell.rings
+
+    def _serve(self) -> None:
+        clients, self._clients = self._clients, None
+        journal, group = clients or self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
+        member = self._member = Member(
+            self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror,
+            on_readback=self._read_back,
+        )  # fmt: skip
+        logged: Exception | None = None
+        seen = self.bell.rings
+        try:
+            while not member.closed:
+                timeout = self._pause(member, seen)
+                seen = self.bell.rings
+                for key in list(self._requests):
+                    self._requests.pop(key)(member)
+                if self._state is not State.LIVE:
+                    member.close()
+                self.watchdog.watch(member)
+                self._hand_on(member.step(timeout))
+                self._log_leaders(member)
+                if member.trouble is not None:
+                    if member.trouble is not logged:
+                        logged = member.trouble
+                        self._log.error("%s", logged)
+                    if not (member.leading or member.draining):
+                        self._rest(FIRST_RETRY)
+        finally:
+            self._hand_on(member.abandon())
+            group.close()
+            journal.close()
+
+    def _pause(self, member: Member, seen: int) -> float:
+        """Return the seconds that the next step may wait for a record.
+
+        A leader waits here, for a request (the bell has rung more than `seen` times) or its next beat. It may read its
+        heartbeats back a little late, for the lease counts from their sending (R1). A member that waits for another
+        role must not be late: its head start is short.
+        """
+        if member.draining or self._state is not State.LIVE:
+            return BUSY_SLICE
+        if not member.leading:
+            return SLICE if not patched() else GREEN_SLICE
+        if patched() or member.expecting:
+            return GREEN_SLICE  # under gevent the bell is the greenlets', not this thread's
+        self.bell.wait(seen, max(0.0, min(self.config.heartbeat_interval / 2, member.wake() - self.clock())))
+        return 0.0
+
+    def _read_back(self) -> None:
+        try:
+            if self._on_readback is not None:
+                self._on_readback()
+        except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
+            self._log.exception("hearing failed name=%s", self.config.name)
+
+    def _hand_on(self, changes: list[LeaderEvent]) -> None:
+        for event in changes:
+            self._log_change(event)
+            if isinstance(event, LeaderRevoked) and self._barrier is None:
+                self._drained(event)
+            self._events[event.role].append(event)
+        if changes:
+            self.bell.ring()
+
+    def _log_change(self, event: LeaderEvent) -> None:
+        values = event.role, event.term, self.config.name, self.config.group
+        if isinstance(event, LeaderFenced):
+            line = "leadership fenced role=%s term=%d name=%s group=%s reason=%r"
+            self._log.warning(line, *values, event.reason)
+        elif isinstance(event, LeaderAcquired):
+            self._log.info("leadership acquired role=%s term=%d name=%s group=%s", *values)
+        else:
+            self._log.info("leadership revoked role=%s term=%d name=%s group=%s", *values)
+
+    def _log_leaders(self, member: Member) -> None:
+        """Log which leader this member stands by for, when that changes: a standby is then no process that hangs.
+
+        It must be a leader that is heard, for the last record of a log may be of one that ended long ago.
+        """
+        for role in self.config.roles:
+            state = member.state(role)
+            leader = state.leader()
+            if leader is not None and leader != self._leaders.get(role) and state.lease.live:
+                self._leaders[role] = leader
+                if state.grant.term != leader[1]:
+                    line = "standing by role=%s leader=%s term=%d name=%s group=%s"
+                    self._log.info(line, role, *leader, self.config.name, self.config.group)

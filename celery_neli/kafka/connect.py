@@ -1,0 +1,37 @@
+"""Kafka behind an election: the journal and the group of a member, and the public `Neli`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery_neli.config import Config
+from celery_neli.election import neli
+from celery_neli.election.ports import Connect, Group, Journal
+from celery_neli.election.renewal import Barrier
+
+
+def connect(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
+    """Return the journal and the group of one member. Load confluent_kafka; do not wait for a broker.
+
+    Raises `ConfigurationError` if Kafka's client refuses `config.kafka`.
+    """
+    from celery_neli.kafka.group import KafkaGroup
+    from celery_neli.kafka.journal import KafkaJournal
+
+    journal = KafkaJournal(config, log=log)
+    try:
+        return journal, KafkaGroup(config, log=log)
+    except BaseException:
+        journal.close()  # it is retried again and again: clients must not pile up
+        raise
+
+
+class Neli(neli.Neli):
+    """One member of an election on Kafka: `election.neli.Neli`, connected."""
+
+    def __init__(
+        self, config: Config, barrier: Barrier | None = None, *, connect: Connect = connect, **options: Any
+    ) -> None:
+        """See `election.neli.Neli`."""
+        super().__init__(config, barrier, connect=connect, **options)

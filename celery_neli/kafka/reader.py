@@ -1,0 +1,262 @@
+"""Read partitions of a topic, each from a position of its own: the one reader under everything that reads Kafka.
+
+A position that is not in the log any more is reported, never mended in silence: librdkafka is set to
+`auto.offset.reset=error`, and positions are assigned with their leader epoch, so that a truncated log shows too (R9).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from celery_neli.kafka.causes import GONE, OF_NO_READER
+from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch, close_later
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
+
+    from celery_neli.config import Config
+    from celery_neli.kafka.client_log import ClientLog
+
+__all__ = ["BEGINNING", "EndOfLog", "Event", "OutOfRange", "Reader", "Record", "tail"]
+
+BEGINNING: Final = OFFSET_BEGINNING
+"""The position of the oldest record that the log holds."""
+ASK: Final = 0.5
+"""Seconds that one question for the topic may block, if it may be asked again."""
+_TAIL_BASE = -2_000  # librdkafka's logical offset RD_KAFKA_OFFSET_TAIL(n) is this minus n
+_NO_EPOCH = -1
+_OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})
+
+
+class Record(NamedTuple):
+    """One record. `time`: its timestamp in Unix seconds."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    time: float
+
+
+class EndOfLog(NamedTuple):
+    """Everything before `offset` was read of a partition, and it held no more at some moment since it was placed."""
+
+    partition: int
+    offset: int
+
+
+class OutOfRange(NamedTuple):
+    """The position is not in the log any more, or the records that were asked for are not."""
+
+    partition: int
+    reason: str
+
+
+Event = Record | EndOfLog | OutOfRange
+
+
+def tail(count: int) -> int:
+    """Return the position of the last `count` records of a log."""
+    return _TAIL_BASE - count
+
+
+@dataclass(slots=True)
+class _Position:
+    next: int
+    """The offset of the record to read next, or librdkafka's word for where to begin."""
+    heard: float
+    """When anything was last reported of it, or it was placed (monotonic seconds)."""
+    epoch: int = _NO_EPOCH
+    """The leader epoch of the last record that was read."""
+
+
+class Reader:
+    """A consumer of one topic's partitions. For one thread, and never in a forked child.
+
+    The constructor waits for nothing. It raises `ConfigurationError` if librdkafka refuses a property.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        log: ClientLog,
+        topic: str,
+        properties: Mapping[str, Any],
+        *,
+        report: Callable[[KafkaError], None] | None = None,
+    ) -> None:
+        """`report` is called with errors that concern more than one partition, and is for a reader that goes on
+        whatever happens. Without it `read` raises them.
+        """
+        self._log, self._topic, self._properties, self._report = log, topic, properties, report
+        self._positions: dict[int, _Position] = {}
+        self._watch = Watch(Brokers(config, log, topic), rereads=True)
+        self._answered = time.monotonic()  # when brokers last answered a question for metadata
+        self.missing = ""
+        """Why the topic may not exist any more; brokers must be asked."""
+        self.denied = False
+        """A broker refused to let this client read the topic."""
+        self._client = self._make()
+
+    def place(self, partition: int, offset: int) -> None:
+        """Read this partition from `offset` on; others are not disturbed. Local to librdkafka: waits for no broker."""
+        self._place(partition, _Position(offset, time.monotonic()))
+
+    def place_again(self, partition: int) -> None:
+        """Read this partition again from where it stands: librdkafka drops what it fetched or asked before, and reports
+        the end that it then finds.
+        """
+        self._place(partition, self._positions[partition])
+
+    def drop(self) -> None:
+        """Read nothing any more."""
+        for partition in self._positions:
+            self._client.incremental_unassign([TopicPartition(self._topic, partition)])
+        self._positions.clear()
+        self._answered = time.monotonic()
+
+    def read(self, timeout: float, most: int = 1_000, *, singly: bool = False) -> Iterator[Event]:
+        """Wait up to `timeout` seconds for the first message, then take what is there, at most `most` messages.
+
+        `singly`: take each message when the iterator is advanced, so that a partition that is placed in between gives
+        nothing from where it stood before; all at once is faster. Raises `KafkaException` if no `report` was given.
+        """
+        try:
+            message = self._client.poll(timeout)
+            rest = iter(() if singly or message is None else self._client.consume(most - 1, 0))
+            for number in range(most):
+                if number:
+                    message = self._client.poll(0) if singly else next(rest, None)
+                if message is None:
+                    return
+                if (event := self._event(message)) is not None:
+                    yield event
+        except KafkaException as exception:
+            if self._report is None:
+                raise
+            self._on_error(exception.args[0])
+
+    def bounds(self, partition: int, timeout: float) -> tuple[int, int]:
+        """Return the offsets of the oldest record of a partition and of the next one to be written, by the broker's
+        word. Blocks for `timeout` seconds at most. Raises `KafkaException`.
+        """
+        low, high = self._client.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout)
+        return int(low), int(high)
+
+    def metadata(self, timeout: float) -> ClusterMetadata:
+        """Return what brokers know of the topic. Blocks for `timeout` seconds at most. Raises `KafkaException`."""
+        metadata: ClusterMetadata = self._client.list_topics(self._topic, timeout=timeout)
+        self._answered = time.monotonic()
+        return metadata
+
+    def partitions(self, timeout: float) -> int:
+        """Return how many partitions the topic has, 0 if it does not exist.
+
+        Blocks for `timeout` seconds at most, and for less if brokers cannot be used and waiting would not help. Raises
+        `KafkaException`.
+        """
+        began = time.monotonic()
+        deadline = began + timeout
+        metadata = None
+        while metadata is None:
+            try:
+                metadata = self.metadata(max(0.01, min(ASK, deadline - time.monotonic())))
+            except KafkaException:
+                self._client.poll(0)  # delivers log lines and errors, which say why there is no answer
+                if time.monotonic() >= deadline or self._log.reachability.is_hopeless(began):
+                    raise
+        found = metadata.topics[self._topic]
+        if found.error is not None and found.error.name() not in GONE:
+            raise KafkaException(found.error)
+        return 0 if found.error is not None else len(found.partitions)
+
+    def heal(self) -> bool:
+        """Read again, or replace the client, where nothing was heard of for long although brokers answer. Never waits.
+
+        Return True if the client was replaced; it reads on from where the other one stood.
+        """
+        now = time.monotonic()
+        heard = min((each.heard for each in self._positions.values()), default=self._answered)
+        step = self._watch.look(heard)
+        if step is Step.REREAD:
+            for partition, position in self._positions.items():
+                if position.heard <= now - QUIET:
+                    self.place_again(partition)
+        if step is not Step.REPLACE:
+            return False
+        self._watch.report(self._log, f"the reader has heard nothing for {now - heard:.1f} s")
+        close_later(self._client)
+        self._client = self._make()
+        self._watch.replaced()
+        positions, self._positions = self._positions, {}
+        for partition, position in positions.items():
+            self._place(partition, position)
+        return True
+
+    def close(self) -> None:
+        """End; takes milliseconds."""
+        try:
+            self._client.close()
+        except (KafkaException, RuntimeError) as exception:
+            self._log.say(logging.WARNING, f"kafka client close failed: {exception}")
+
+    def _make(self) -> Consumer:
+        return self._log.client(Consumer, self._properties, self._on_error if self._report else None)
+
+    def _place(self, partition: int, position: _Position) -> None:
+        if partition in self._positions:
+            self._client.incremental_unassign([TopicPartition(self._topic, partition)])
+        self._positions[partition] = position
+        place = TopicPartition(self._topic, partition, position.next, "", position.epoch)
+        self._client.incremental_assign([place])
+
+    def _event(self, message: Message) -> Event | None:
+        partition, error = message.partition(), message.error()
+        position = None if partition is None else self._positions.get(partition)
+        name = "" if error is None else error.name()
+        if name in OF_NO_READER:
+            return None
+        if position is not None and (name[:1] != "_" or name in _OF_PARTITION):
+            position.heard = time.monotonic()
+        if error is not None and name not in _OF_PARTITION:
+            self._on_error(error)
+            return None
+        if partition is None or position is None:
+            return None  # left over from before it was dropped
+        offset = message.offset() or 0
+        if error is None:
+            position.next = offset + 1
+            epoch = message.leader_epoch()
+            position.epoch = _NO_EPOCH if epoch is None else epoch
+            return Record(
+                partition, offset, _bytes(message.key()), _bytes(message.value()), message.timestamp()[1] / 1000
+            )
+        if name == "_PARTITION_EOF":
+            position.next = max(position.next, offset)
+            return EndOfLog(partition, offset)
+        return OutOfRange(partition, error.str())
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Take an error that concerns more than one partition: librdkafka calls this while it is polled, or returned
+        the error as a message.
+        """
+        if error.name() in OF_NO_READER:
+            return
+        if self._report is None:
+            raise KafkaException(error)
+        if error.name() in GONE:
+            self.missing = error.str()
+        if error.name() == "TOPIC_AUTHORIZATION_FAILED":
+            self.denied = True
+        else:
+            self._report(error)
+
+
+def _bytes(value: bytes | str | None) -> bytes | None:
+    return value if isinstance(value, bytes) else None

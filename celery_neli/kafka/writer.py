@@ -1,0 +1,150 @@
+"""Append records to a topic: the one writer under everything that writes to Kafka."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.liveness import Brokers, Step, Watch, close_later, hears
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
+
+    from celery_neli.config import Config
+    from celery_neli.kafka.client_log import ClientLog
+
+__all__ = ["Writer"]
+
+ASK: Final = 0.5
+"""Seconds that one question may block while records are being lost."""
+_TIMED_OUT = frozenset({"_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT"})
+
+Done = Callable[[KafkaError | None], None]
+"""Called with the outcome of one record, on a thread that polls, flushes or replaces the client."""
+
+
+class Writer:
+    """A producer for one topic. Never in a forked child.
+
+    `send`, `poll`, `flush`, `purge` and `len` may be called from any thread; the others are for one thread, and for no
+    time at which others use the writer. The constructor raises `ConfigurationError` if librdkafka refuses a property.
+    """
+
+    def __init__(self, config: Config, log: ClientLog, topic: str, properties: Mapping[str, Any]) -> None:
+        self._log, self._topic, self._properties = log, topic, properties
+        self._wait = min(ASK, config.heartbeat_timeout / 8)
+        self._watch = Watch(Brokers(config, log, topic))
+        self._acknowledged = time.monotonic()  # when a record was, last
+        self._doubted = False  # records were lost: it may reach no broker
+        self._ask_at = 0.0
+        self._client = log.client(Producer, properties)
+
+    def __len__(self) -> int:
+        """Return how many records and reports librdkafka has."""
+        return len(self._client)
+
+    def send(self, partition: int, key: bytes | str, value: bytes | None, done: Done) -> None:
+        """Hand a record to librdkafka; never blocks.
+
+        Raises:
+            BufferError: librdkafka has too many records.
+            KafkaException: it refuses this one. After a fatal error the client was replaced.
+        """
+        try:
+            self._client.produce(
+                self._topic, value, key, partition=partition, on_delivery=partial(self._delivered, done)
+            )
+        except KafkaException as exception:
+            if exception.args[0].fatal() or exception.args[0].name() == "_FATAL":
+                self.replace()
+            raise
+
+    def send_all(self, records: Iterable[tuple[int, bytes | str, bytes | None]], timeout: float) -> str:
+        """Send records (partition, key and value) and wait until all are acknowledged.
+
+        Return "", or why not all were within `timeout` seconds. Those that were not are dropped; some of them may have
+        been written, or will be yet.
+        """
+        failed: list[KafkaError] = []
+
+        def done(error: KafkaError | None) -> None:
+            if error is not None:
+                failed.append(error)
+
+        try:
+            for partition, key, value in records:
+                self.send(partition, key, value, done)
+        except KafkaException as exception:
+            failed.append(exception.args[0])
+        waiting = 0 if failed else self.flush(max(0.0, timeout))
+        if not failed and not waiting:
+            return ""
+        self.purge()
+        if not failed:
+            return f"no answer from Kafka within {timeout:.2g} s"
+        if is_denied(failed[0].name()):
+            return self._log.lacks(["Write"], "topic", self._topic)
+        return self._log.reason(failed[0])
+
+    def poll(self) -> None:
+        """Take librdkafka's reports; never waits."""
+        self._client.poll(0)
+
+    def flush(self, timeout: float) -> int:
+        """Wait up to `timeout` seconds for acknowledgements, and return how many records still wait for theirs."""
+        return int(self._client.flush(timeout))
+
+    def purge(self) -> None:
+        """Drop what was not acknowledged; its outcomes are reported as errors by the next polls."""
+        self._client.purge(in_queue=True, in_flight=True, blocking=False)
+
+    def metadata(self, timeout: float) -> ClusterMetadata:
+        """Return what brokers know of the topic. Blocks for `timeout` seconds at most. Raises `KafkaException`."""
+        metadata: ClusterMetadata = self._client.list_topics(self._topic, timeout=timeout)
+        return metadata
+
+    def is_lost(self) -> bool:
+        """Return True if the client must be replaced: it finds no broker, although brokers answer.
+
+        Waits for half a second at most, and only while records are being lost.
+        """
+        if not self._doubted or time.monotonic() < self._ask_at:
+            return False
+        self._ask_at = time.monotonic() + 4 * self._wait
+        if hears(self._client, self._topic, self._wait):
+            self._acknowledged, self._doubted = time.monotonic(), False
+            return False
+        return self._watch.look(self._acknowledged) is Step.REPLACE
+
+    def replace(self) -> None:
+        """Replace the client. What it had is dropped: a record is worth nothing after the lease that it was to buy."""
+        if self._doubted:
+            self._watch.report(self._log, "the producer finds no broker")
+        self.purge()
+        self._client.flush(0)
+        close_later(self._client)
+        self._client, self._doubted = self._log.client(Producer, self._properties), False
+        self._watch.replaced()
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Wait up to `timeout` seconds for acknowledgements, drop the rest, and end."""
+        try:
+            if self._client.flush(timeout):
+                self.purge()
+                self._client.flush(0)
+            self._client.close()
+        except (KafkaException, RuntimeError) as exception:
+            self._log.say(logging.WARNING, f"kafka client close failed: {exception}")
+
+    def _delivered(self, done: Done, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            self._acknowledged, self._doubted = time.monotonic(), False
+        else:
+            self._doubted |= error.name() in _TIMED_OUT
+        done(error)
