@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_neli import periodic
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import begin
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.election.grant import Told
@@ -411,7 +411,7 @@ def test_the_decoder_of_the_leader_topic_raises_one_error_only(value: bytes) -> 
         record = decode_leader_record(value)
     except RecordError:
         return
-    Marks.of(record.data, now=NOON)
+    Watermarks.of(record.data, now=NOON)
 
 
 @SLOW

@@ -14,17 +14,17 @@ from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
 from celery_neli.beat.publish import slot_id
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from tests.unit.beats import NOON, START, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def read_marks(world: World, role: str = "leader") -> list[Marks]:
+def read_marks(world: World, role: str = "leader") -> list[Watermarks]:
     """Those of all records that were read, in seconds since noon."""
-    found = [Marks.of(data) for name, _, data in world.election.records if name == role]
-    return [Marks(each.claimed - START, each.done - START) for each in found if each is not None]
+    found = [Watermarks.of(data) for name, _, data in world.election.records if name == role]
+    return [Watermarks(each.claimed - START, each.settled - START) for each in found if each is not None]
 
 
 # -- claims --
@@ -107,7 +107,7 @@ def test_claims_are_not_far_ahead_and_never_go_back() -> None:
     world.ticks(until=70)
     marks = read_marks(world)
     assert len(marks) > 50
-    assert all(a.claimed <= b.claimed and a.done <= b.done for a, b in itertools.pairwise(marks))
+    assert all(a.claimed <= b.claimed and a.settled <= b.settled for a, b in itertools.pairwise(marks))
     assert marks[-1].claimed <= 70.5
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import begin, owner, parent
 from celery_neli.election.grant import Told
 from celery_neli.exceptions import ConfigurationError
@@ -91,7 +91,7 @@ def test_a_term_begins_with_the_marks_that_its_role_found() -> None:
     data = {"shards": 2, "claimed": 9.0, "done": 8.0, "split": {"1": {"claimed": 5.0, "done": 4.0}}}
     beginning = begin(0, 2, tells(r0=data), now=100.0)
     assert beginning is not None
-    assert beginning.marks == Marks(9.0, 8.0)
+    assert beginning.marks == Watermarks(9.0, 8.0)
     assert beginning.data == {"shards": 2, "split": {"1": {"claimed": 5.0, "done": 4.0}}}
 
 
@@ -104,7 +104,7 @@ def test_a_new_shard_waits_until_its_parent_is_led_by_the_new_number() -> None:
     split = {"shards": 4, "claimed": 12.0, "done": 11.0, "split": {"3": marks}}
     beginning = begin(3, 4, tells(r1=split), now=100.0)
     assert beginning is not None
-    assert beginning.marks == Marks(9.0, 8.0)
+    assert beginning.marks == Watermarks(9.0, 8.0)
 
 
 def test_a_new_shard_waits_for_what_is_not_known_yet() -> None:
@@ -121,7 +121,7 @@ def test_marks_are_handed_to_those_shards_only_that_are_split_from_this_one() ->
     assert first.data == {"shards": 4, "split": {"1": marks, "2": marks}}
     second = begin(1, 4, tells(r0=first.data), now=100.0)
     assert second is not None
-    assert second.marks == Marks(9.0, 8.0)
+    assert second.marks == Watermarks(9.0, 8.0)
     assert second.data == {"shards": 4, "split": {"3": marks}}
 
 

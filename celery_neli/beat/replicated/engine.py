@@ -96,7 +96,7 @@ class Engine:
     def turn(self, tick: Callable[[], float | None]) -> float:
         """Call ``tick`` until nothing is due, for `TURN` seconds; return the seconds until the next turn."""
         end = time.monotonic() + TURN
-        with self.sender.fast.one_look():
+        with self.sender.templates.one_look():
             while True:
                 wait = float(tick() or 0)
                 if wait > 0:

@@ -20,7 +20,7 @@ from celery.utils.functional import is_numeric_value
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.beat.replicated.unpatched import is_genuine, source_of
+from celery_neli.beat.replicated.unpatched import is_unpatched, source_of
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule.due import Forecast, Look, entry_has_slots, look, pass_over
@@ -232,7 +232,7 @@ class EntryTable:
     def moment(self) -> float:
         """Return the wall clock of the app, in Unix seconds."""
         app = self._scheduler.app
-        return time.time() if is_genuine(app, "now", _BASE) else float(maybe_make_aware(app.now()).timestamp())
+        return time.time() if is_unpatched(app, "now", _BASE) else float(maybe_make_aware(app.now()).timestamp())
 
     def find(self, name: str) -> Any:
         """Return the entry, paused or not; None if there is none of that name."""

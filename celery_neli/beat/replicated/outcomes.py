@@ -12,7 +12,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import slot_id
-from celery_neli.beat.replicated.claims import NEVER, Marks
+from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
 from celery_neli.beat.replicated.sharding import owner
@@ -117,7 +117,7 @@ class ClaimingLedger(SlotLedger):
         if marks is None and led_until is not None and not blind:
             # Another scheduler was led, which leaves no watermarks: its slots were served until then, as far as is
             # known. The states of entries that were imported from it say what ran.
-            marks = Marks(claimed=led_until.timestamp(), done=led_until.timestamp(), tried=0.0)
+            marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
         self.term = Term(
             self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,
             interval=self._config.heartbeat_interval, version=self._settings.version,
@@ -129,10 +129,10 @@ class ClaimingLedger(SlotLedger):
                 table.heap().put(name, table.first_look(table.schedule[name]))
         self._retries.clear()
         self._overlaps.begin()
-        states.begin(None if marks is None else marks.done or None)
+        states.begin(None if marks is None else marks.settled or None)
         made = NEVER
         if marks is None and not blind:  # the first leader: beat_schedule begins now, and has missed nothing
-            marks, made = Marks(now, now, saved=now), self._made
+            marks, made = Watermarks(now, now, saved=now), self._made
         for entry in () if marks is None else pass_settled(table, marks, states.open, made=made):
             self.write(entry)
         self._finished_once = states.finished_once()
@@ -345,7 +345,7 @@ class ClaimingLedger(SlotLedger):
     def set_back(self) -> None:
         """Open the entries whose slots the watermark *settled* has passed: it was for slots of another time."""
         for each in list(self._table.schedule.values()):
-            if self._table.first_look(each) <= self._present.claims.done:
+            if self._table.first_look(each) <= self._present.claims.settled:
                 self.states.open.add(each.name)
                 self.write(each)
 
@@ -359,7 +359,7 @@ class ClaimingLedger(SlotLedger):
         if entry.name in states.open and entry.name not in self._retries and self._table.has_slots(entry):
             # From now on the watermark *settled* covers it, if it has not passed its next slot already.
             following = next_slot(entry.schedule, entry.last_run_at)
-            if following is None or following.timestamp() > term.claims.done:
+            if following is None or following.timestamp() > term.claims.settled:
                 states.open.discard(entry.name)
         states.unwritten.pop(entry.name, None)
         self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, term=term.epoch)))

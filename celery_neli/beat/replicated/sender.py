@@ -16,8 +16,9 @@ from celery.exceptions import reraise
 from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
-from celery_neli.beat.replicated.fastpath import FastPath, publish_below
 from celery_neli.beat.replicated.ledger import Run
+from celery_neli.beat.replicated.redis_client import keep_client
+from celery_neli.beat.replicated.templates import Templates, publish_below
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
@@ -73,8 +74,7 @@ class Sender:
 
     def __init__(self, scheduler: Any, table: EntryTable, ledger: SlotLedger) -> None:
         self.lease: Tenure | NoLease = NoLease()
-        #: What sends messages of a known kind faster.
-        self.fast = FastPath(scheduler.app)
+        self.templates = Templates(scheduler.app)
         #: The slot (UTC) that is being run, and the entry's clock; None between runs.
         self.slot: datetime | None = None
         self.now: datetime | None = None
@@ -219,9 +219,10 @@ class Sender:
             logger.error("beat: entry=%s could not be sent: %s", entry.name, repr(exc))
 
     def transmit(self, entry: Any, producer: Any) -> Any:
-        """Send the entry by the fast path if it is one of those that may, else as Celery does. Any thread."""
+        """Send the entry by a template if there is one for its kind, else as Celery does. Any thread."""
         scheduler = self._scheduler
-        kind = self.fast.key(scheduler, entry, producer)
+        keep_client(producer)
+        kind = self.templates.key(scheduler, entry, producer)
         if kind is None and (attempt := self._failed_attempt(entry)) is not None and attempt.sent is entry:
             try:
                 return publish_below(scheduler, entry, producer)
@@ -229,12 +230,12 @@ class Sender:
                 self._count_sent()
         if kind is None:
             return CelerysScheduler.apply_async(scheduler, entry, producer=producer, advance=False)
-        template = self.fast.get(kind)
+        template = self.templates.get(kind)
         if template is None:
-            with self.fast.recording(kind, producer) as recorder:
+            with self.templates.recording(kind, producer) as recorder:
                 return CelerysScheduler.apply_async(scheduler, entry, producer=recorder, advance=False)
         try:
-            return self.fast.send(template, entry, producer)
+            return self.templates.send(template, entry, producer)
         except Exception as exc:  # noqa: BLE001 - as Celery does
             error = SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}")
             reraise(SchedulingError, error, exc.__traceback__)
@@ -251,7 +252,7 @@ class Sender:
 
     def publishable(self, sent: Any) -> bool:
         """Return True if a publisher's thread may send it: no code of the application runs there."""
-        return self.fast.key(self._scheduler, sent, self._scheduler.producer) is not None
+        return self.templates.key(self._scheduler, sent, self._scheduler.producer) is not None
 
     def send_run(self, run: Run, producer: Any) -> None:
         """Send a run of the pool. On a publisher's thread."""

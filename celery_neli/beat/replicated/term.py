@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.claims import MICROSECOND, NEVER, Claims, Marks
+from celery_neli.beat.replicated.claims import MICROSECOND, NEVER, Claims, Watermarks
 from celery_neli.beat.replicated.sharding import BASE
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
@@ -51,7 +51,7 @@ class Term:
         number: int,
         *,
         beginning: Beginning,
-        inherited: Marks | None,
+        inherited: Watermarks | None,
         blind: bool,
         newest: int,
         interval: float,
@@ -97,7 +97,7 @@ class Term:
         until = None if due is None else max(due, now)
         offer = self.claims.turn(now, until, self._first(due), self._role.last_payload)
         if not self._unsaved():
-            self._saved = self.claims.done
+            self._saved = self.claims.settled
         if offer is not None:
             self._set_payload(offer.marks, at_once=offer.hurry)
 
@@ -107,11 +107,11 @@ class Term:
         What was found in doubt may still be, because an entry may have failed since.
         """
         marks = self.claims.closing(now, self._first(due))
-        doubtful = (
-            max(self.maybe_sent.values(), default=NEVER) + MICROSECOND
-        )  # as floats, slots are a little less exact
-        self._saved = marks.done
-        self._set_payload(Marks(max(marks.claimed, doubtful), marks.done, tried=max(doubtful, self._doubt, 0.0)))
+        # As floats, slots are a little less exact.
+        doubtful = max(self.maybe_sent.values(), default=NEVER) + MICROSECOND
+        self._saved = marks.settled
+        attempted = max(doubtful, self._doubt, 0.0)
+        self._set_payload(Watermarks(max(marks.claimed, doubtful), marks.settled, attempted=attempted))
 
     def in_doubt(self, entry: Any, first: datetime | None, *, defined: float) -> Owed | None:
         """Return the slots of an entry that may have been published before this term; None if there are none.
@@ -137,12 +137,12 @@ class Term:
     def _first(self, due: float | None) -> float | None:
         return min((*self.unsettled.values(), *(() if due is None else (due,))), default=None)
 
-    def _set_payload(self, marks: Marks, *, at_once: bool = False) -> None:
+    def _set_payload(self, marks: Watermarks, *, at_once: bool = False) -> None:
         data = {**replace(marks, saved=self._saved).as_data(), **self._more}
         self._role.set_payload(self.number, data, now=at_once)
 
 
-def pass_settled(table: EntryTable, marks: Marks, open_: Container[str], *, made: float = NEVER) -> list[Any]:
+def pass_settled(table: EntryTable, marks: Watermarks, open_: Container[str], *, made: float = NEVER) -> list[Any]:
     """Pass over slots up to the watermark *settled*, though their states may not have been written.
 
     Return the entries of which slots were passed over; the caller writes their states. Slots behind *saved* count as
@@ -156,9 +156,9 @@ def pass_settled(table: EntryTable, marks: Marks, open_: Container[str], *, made
         made: Only entries that last ran at this time (Unix seconds) or later are passed over.
     """
     heap = table.heap()
-    until = datetime.fromtimestamp(marks.done, timezone.utc)
+    until = datetime.fromtimestamp(marks.settled, timezone.utc)
     left, passed = [], []
-    while (top := heap.peek()) is not None and top.time <= marks.done:
+    while (top := heap.peek()) is not None and top.time <= marks.settled:
         entry = table.schedule[top.name]
         owed = None
         if top.name not in open_ and table.has_slots(entry) and at_of(entry) >= made:
@@ -177,9 +177,9 @@ def pass_settled(table: EntryTable, marks: Marks, open_: Container[str], *, made
     return passed
 
 
-def _never_ran(entry: Any, marks: Marks) -> int:
+def _never_ran(entry: Any, marks: Watermarks) -> int:
     """Return how many slots of the entry have not run: if they had, the schedule topic would have its state."""
-    saved = marks.done if marks.saved is None else marks.saved
+    saved = marks.settled if marks.saved is None else marks.saved
     if saved <= at_of(entry):
         return 0
     found = missed(entry.schedule, entry.last_run_at, datetime.fromtimestamp(saved, timezone.utc), 1)
