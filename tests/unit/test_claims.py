@@ -190,9 +190,9 @@ def test_a_clock_that_is_set_back_far_begins_the_marks_anew() -> None:
 def test_marks_tell_what_a_slot_of_an_entry_has_come_to() -> None:
     """Done, in doubt or missed; of an open entry its state alone tells what is done."""
     marks = Watermarks(claimed=T0 + 5, settled=T0)
-    assert marks.settled(T0 - 10, open_=False) == T0
-    assert marks.settled(T0 + 3, open_=False) == T0 + 3
-    assert marks.settled(T0 - 10, open_=True) == T0 - 10
+    assert marks.settled_until(T0 - 10, open_=False) == T0
+    assert marks.settled_until(T0 + 3, open_=False) == T0 + 3
+    assert marks.settled_until(T0 - 10, open_=True) == T0 - 10
     assert marks.doubts(T0 + 5)
     assert not marks.doubts(T0 + 5.1)
 

@@ -19,7 +19,7 @@ from celery_neli.beat.scheduler import Scheduler
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership, FakeTopic
 from tests.unit.schedulers import Beat, Database, Kind, RedBeat, an_hour_ago, eventually, make_app
-from tests.unit.test_desk import outer
+from tests.unit.test_role_runner import outer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.beat.replicated import host as keepers
+from celery_neli.beat.replicated import host
 from celery_neli.beat.replicated.inventory import ORPHANS
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import EntryLines
@@ -35,7 +35,7 @@ HOURLY = Definition(task="t", schedule="PT1H", since=START)
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock of a portion is its end: one record is handed over at a time."""
-    monkeypatch.setattr(keepers, "PORTION", -1.0)
+    monkeypatch.setattr(host, "PORTION", -1.0)
 
 
 def flood(world: World, count: int) -> None:
@@ -105,13 +105,13 @@ def test_a_standby_comes_back_at_once_for_what_is_left() -> None:
 
 def test_all_shards_of_a_beat_share_one_portion(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many it has, the slots of one wait for no more than that."""
-    monkeypatch.setattr(keepers, "PORTION", 60.0)
+    monkeypatch.setattr(host, "PORTION", 60.0)
     world = World({"good": 1.0})
     beat = world.beat(shards=4)
     beat.turn()
     flood(world, 30)
     clock = iter([0.0, *([100.0] * 1000)])
-    monkeypatch.setattr(keepers, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=time.monotonic))
+    monkeypatch.setattr(host, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=time.monotonic))
     beat.turn()
     assert sum(name.startswith("flood") for each in beat.schedulers for name in each.schedule) == 1
 

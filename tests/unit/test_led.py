@@ -308,7 +308,7 @@ def test_done_does_not_pass_slots_that_are_owed() -> None:
         sent = {(each.entry, each.slot) for each in world.sent}
         owed = [*(("e", float(n)) for n in range(1, 61)), *((name, 50.0) for name in names if name != "e")]
         first = min((slot for name, slot in owed if (name, slot) not in sent), default=math.inf)
-        dones.append((read_marks(world)[-1].done if world.election.records else 0, first))
+        dones.append((read_marks(world)[-1].settled if world.election.records else 0, first))
         world.now += 0.07
 
     dones: list[tuple[float, float]] = []

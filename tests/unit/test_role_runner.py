@@ -1,4 +1,4 @@
-"""A desk: one role of a beat, and the led scheduler that serves it; several of them behind Celery's interface."""
+"""The runner of one role of a beat and its host; several of them behind Celery's interface."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from celery_neli.beat import role_runner as desks
+from celery_neli.beat import role_runner
 from celery_neli.beat.replicated.member_notes import fingerprint
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.scheduler import Scheduler
@@ -40,7 +40,7 @@ class Failing(ReplicatedScheduler):
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
     """A class of the test's own; pauses after failures are short."""
-    monkeypatch.setattr(desks, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(role_runner, "FIRST_PAUSE", 0.01)
     return type("Mine", (Failing,), {"builds": []})
 
 
@@ -143,7 +143,7 @@ def test_a_revocation_waits_until_the_scheduler_is_down(world: World) -> None:
     """And for nothing while another role's shard waits to begin."""
     beat = world.beat(shards=2)
     beat.member.lead("leader-1")
-    assert beat.turn_role(1) == desks.LATER
+    assert beat.turn_role(1) == role_runner.LATER
     assert beat.is_down("leader-1")
     beat.member.lead("leader")
     beat.turn()
@@ -211,7 +211,7 @@ def test_what_is_made_at_runtime_is_no_part_of_a_member_s_schedule() -> None:
     assert fingerprint(beat.static()) == before
 
 
-# -- several desks behind Celery's interface --
+# -- several roles behind Celery's interface --
 
 
 class Outer(Scheduler):
