@@ -1,16 +1,13 @@
-"""celery-neli: an elected leader in every Celery beat and worker, on the Kafka that is already there.
+"""celery-neli: an elected leader in every Celery beat and worker, on the Kafka that you already run.
 
-Any number of `celery beat -S celery_neli.Scheduler` may run; one of them sends. The election is NELI, "leader
-induction" over a Kafka consumer group, hardened by a lease that is bought and proven in the log of a leader topic
-(docs/protocol.md).
+You may start any number of `celery beat -S celery_neli.Scheduler`; one of them sends. The election is NELI, "leader
+induction" over a Kafka consumer group. A lease makes it safe, which the leader renews in the log of a leader topic
+(docs/protocol.md). Workers hold an election of their own: `@leader_only` tasks and `@singleton` functions run in the
+worker that leads (docs/workers.md).
 
-Workers hold an election of their own: `@leader_only` tasks and `@singleton` functions run on the one that leads
-(docs/workers.md).
-
-One pass reads the package: records -> lease -> events -> member -> journal, group -> curator -> signals, shared ->
-leadership. Then beats: tenure -> leased -> scheduler. And workers: queues -> marked -> gate -> drain -> consuming ->
-strategy -> handover -> bootsteps; turns -> crew -> singletons; control. CONTRIBUTING.md has the whole map. Importing it
-starts no thread, opens no socket and does not load confluent_kafka.
+Read the packages in this order, as each imports only those before it: `election` and `schedule`, `kafka`,
+`schedule_topic`, `periodic`, `beat`, `worker`, `singletons`. Importing celery_neli starts no thread, opens no socket
+and does not load confluent_kafka.
 """
 
 from __future__ import annotations
@@ -85,7 +82,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for (PEP 562): every `celery` command imports this package."""
+    """Load a public name when it is first used (PEP 562), since every `celery` command imports this package."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -243,8 +243,10 @@ def _group(app: Celery) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeatSettings:
-    """What a beat needs beside its `Config`: whether it sends slots in doubt again, how many publishers work in
-    parallel, and the version of its schedule, None if it has none.
+    """The settings of a beat beside its `Config`.
+
+    `sends_in_doubt`: it sends slots in doubt again. `parallel`: the number of its publishers. `version`: that of its
+    schedule, None if it has none.
     """
 
     sends_in_doubt: bool

@@ -110,7 +110,7 @@ class EmbeddedKafka:
         """
         if self._running is None or self._running.pid != os.getpid():
             self._running = running = MockCluster(load(self._path), port=self.port, brokers=self.brokers)
-            self._finalizer = weakref.finalize(self, running.stop)  # if nobody closes it
+            self._finalizer = weakref.finalize(self, running.stop)  # if it is not closed
             logger.warning(
                 "embedded kafka started bootstrap_servers=%s brokers=%d: for development only, never production;"
                 " it forgets everything when it ends",

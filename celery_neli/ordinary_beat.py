@@ -26,7 +26,7 @@ __all__ = ["OrdinaryBeat", "guard", "in_one_line", "misspelt"]
 PATIENCE: Final = 2.0
 """Seconds that Kafka has to answer."""
 NAMES: Final = ("celery_neli.Scheduler", "celery_neli.beat.scheduler:Scheduler", "celery_neli.ReplicatedScheduler")
-"""What users give to `--scheduler` for the schedulers of this package."""
+"""The schedulers of this package, as users give them to `--scheduler`."""
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:

@@ -36,20 +36,18 @@ if TYPE_CHECKING:
 
     from celery_neli.config import Config
 
-__all__ = ["Change", "plan", "repair"]
+__all__ = ["Correction", "plan", "repair"]
 
 SETTLED = 5.0
 """Seconds. A member that has led for longer can serve its role."""
 KNOWN = 5.0
 """Seconds for reading who leads. If the records have expired, that is not known before a member leads."""
-ASK = 2.0
-"""Seconds for one question."""
-PAUSE = 0.05
-"""Seconds that a turn of the member may wait."""
+ASK = 2.0  # seconds for one question
+PAUSE = 0.05  # seconds that a turn of the member may wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Correction:
     """What the records of one role are to carry from now on (`data`), and how to say so (`what`)."""
 
     role: int
@@ -57,7 +55,7 @@ class Change:
     what: str
 
 
-def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) -> list[Change]:
+def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) -> list[Correction]:
     """Return what must change so that beats with so many shards can serve; nothing if they can already.
 
     `found`: what the newest record of each role carries. `now`: Unix seconds.
@@ -77,11 +75,11 @@ def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) 
             if isinstance(base := (data or {}).get(BASE), int):
                 carried[BASE] = base
         if data is not None or role < shards:
-            changes.append(Change(role=role, data=carried, what=f"shards {named[role]!r:.40} -> {shards}, {what}"))
+            changes.append(Correction(role=role, data=carried, what=f"shards {named[role]!r:.40} -> {shards}, {what}"))
     return changes
 
 
-def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Change]:
+def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Correction]:
     """Return what must change, and change it unless it is a `dry_run`.
 
     Blocks for up to `timeout` seconds and a hand-over.

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from celery_neli.config import Config
 
-PAUSE = 0.1
-"""Seconds between two looks at who leads."""
+PAUSE = 0.1  # seconds between two looks at who leads
 
 
 def hand_over(

@@ -1,6 +1,6 @@
 """The scheduler class that `neli_scheduler` names, and of what kind it is.
 
-Kinds are told by the names of base classes, so that the runtime API can ask what a beat runs without importing the
+The names of base classes tell the kind, so that the runtime API can ask what a beat runs without importing the
 beat, and the beat can ask without importing django-celery-beat or RedBeat.
 """
 

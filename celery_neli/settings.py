@@ -42,7 +42,7 @@ _ALIASES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a value must be. `remedy` is the part of the error that says what to give instead."""
+    """A condition on a value. `remedy` is the part of the error that says what to give instead."""
 
     fits: Callable[[Any], bool]
     remedy: str

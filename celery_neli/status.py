@@ -22,8 +22,7 @@ from celery_neli.exceptions import NeliError, NotAllowed, RecordError
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
-from celery_neli.kafka.reader import EndOfLog, Event, OutOfRange, Reader
-from celery_neli.kafka.reader import Record as Read
+from celery_neli.kafka.reader import EndOfLog, Event, OutOfRange, RawRecord, Reader
 from celery_neli.schedule_topic.codec import MemberSchedule, Note, apps_of, disagreement, living, sharing
 from celery_neli.schedule_topic.one_shot import read_notes
 
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 
     from celery_neli.config import Config
 
-TAIL = 400
-"""Records of each role that are read, from the end."""
+TAIL = 400  # records of each role that are read, from the end
 
 # Seconds:
 TIMEOUT = 1.5  # that each part of a look may take
@@ -333,7 +331,7 @@ def _find_claims(reader: Reader, observers: dict[int, _Observer]) -> None:
     while wanted and (left := end - time.monotonic()) > 0:
         for event in reader.read(left):
             term = wanted.pop(event.partition, -1)
-            if isinstance(event, Read) and event.offset == term:
+            if isinstance(event, RawRecord) and event.offset == term:
                 observers[event.partition].times[term] = event.time
             if not wanted:
                 break

@@ -132,7 +132,7 @@ class Lease:
             self.lost = f"the record at offset {offset} refers to offset {record.refers}"
             return
         if record.member == self.member and record.seq > self._seq:
-            self.lost = f"the record at offset {offset} bears our name and was never sent"
+            self.lost = f"the record at offset {offset} has this member's name and was never sent"
             return
         if record.kind == "request":
             # One that names its term and comes late, or twice, must not hit the next holder.
@@ -182,7 +182,7 @@ class Lease:
             term = NOTHING if record.term is None else record.term
             if term > self.term or (term == self.term and self.holder not in (None, record.member)):
                 # A claim took effect that was judged void here: never lead on such knowledge (R9).
-                self.lost = f"the record at offset {read.offset} tells of a leader that we do not know"
+                self.lost = f"the record at offset {read.offset} names a leader that this member does not know"
                 return
             if term != self.term or self.holder is None:
                 return  # a deposed holder's, or one from after its release

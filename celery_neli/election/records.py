@@ -41,8 +41,8 @@ class Record:
 
     `member` is its author, `seq` the author's own number for it, `lease` the seconds that it buys. `seen` is the offset
     of the last effective record that the author knew: -1 before the first, None in a blind claim, which names `end` in
-    its place. `term` stands in beats and releases; in a request it is the term to be ended, None for whichever it
-    meets. `to` (a member's name or identity, or None for anybody) stands in requests, `data` in all other records.
+    its place. `term` stands in beats and releases; in a request it is the term to be ended, None for the present one.
+    `to` (a member's name or identity, None for any member) stands in requests, `data` in all other records.
     """
 
     kind: Kind

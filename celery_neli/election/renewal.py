@@ -342,9 +342,9 @@ class Renewal:
             self._log.info("leadership revoked role=%s term=%d name=%s group=%s", *values)
 
     def _log_leaders(self, member: Member) -> None:
-        """Log which leader this member stands by for, when that changes: a standby is then no process that hangs.
+        """Log which leader this member stands by for, when that changes, so that it does not look like one that hangs.
 
-        It must be a leader that is heard, for the last record of a log may be of one that ended long ago.
+        Leave out a leader that is not alive: the last record of a log may be of one that ended long ago.
         """
         for role in self.config.roles:
             state = member.state(role)

@@ -29,8 +29,7 @@ __all__ = [
     "untrusted",
 ]
 
-AWAY: Final = "away"
-"""The key of every cause that may go away by itself: brokers are down, or out of reach."""
+AWAY: Final = "away"  # the key of every cause that may go away by itself: brokers are down, or out of reach
 
 OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"})
 """Errors about the group of a client that only reads and writes: librdkafka looks for a coordinator all the same."""
@@ -38,8 +37,7 @@ OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_
 GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
 """Errors of a client whose topic may have been deleted: brokers must be asked."""
 
-EXAMINE: Final = 2.0
-"""Seconds that a broker has to show its certificate."""
+EXAMINE: Final = 2.0  # seconds that a broker has to show its certificate
 
 _DENIED = frozenset({"TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
 _STATE = re.compile(r" \(after \d+ms in state (\w+)\)")

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celery_neli.exceptions import NeliError, NotAllowed
 from celery_neli.kafka.causes import OF_NO_READER, is_denied, missing_right, of_connection
@@ -19,10 +19,12 @@ from celery_neli.kafka.reachability import Reachability, of_process, servers_of
 from celery_neli.logs import LogLimit
 from celery_neli.printable import masked, secrets_of
 
-__all__ = ["ClientLog", "Error"]
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError
 
-REPEAT_AFTER: Final = 10.0
-"""Seconds until the same line may be logged again."""
+__all__ = ["ClientLog"]
+
+REPEAT_AFTER: Final = 10.0  # seconds until the same line may be logged again
 UNEXPLAINED: Final = "check bootstrap.servers, this host's DNS, and firewalls on the way"
 _NUMBERS = re.compile(r"\d+")
 # About single connections: a broker that is down causes some twenty a second. `Reachability` logs once what they mean.
@@ -35,16 +37,6 @@ _CONNECTION_ERRORS = frozenset(
 )  # fmt: skip
 _WITHOUT_REASON = frozenset({"_ALL_BROKERS_DOWN", "_DESTROY", "_TIMED_OUT_QUEUE"})
 _Client = TypeVar("_Client")
-
-
-class Error(Protocol):
-    """The part of `confluent_kafka.KafkaError` that is used here."""
-
-    def name(self) -> str:
-        """Return the error's constant, e.g. `_TRANSPORT`."""
-
-    def str(self) -> str:
-        """Return the error in words."""
 
 
 class ClientLog:
@@ -107,13 +99,13 @@ class ClientLog:
             level = logging.DEBUG  # one set of properties serves consumers and producers alike
         self.say(level, line)
 
-    def error(self, error: Error) -> None:
+    def error(self, error: KafkaError) -> None:
         """Log a client-wide error of the journal's reader, once until `reachable` if it says that no broker answers."""
         self.remark(error)
         if error.name() == "_ALL_BROKERS_DOWN":
             self.reachability.down(self._log)
 
-    def remark(self, error: Error, *, joined: bool = False) -> None:
+    def remark(self, error: KafkaError, *, joined: bool = False) -> None:
         """Note from a client-wide error why connections fail; log any other error.
 
         `joined`: the client takes part in the group.
@@ -129,7 +121,7 @@ class ClientLog:
         """Note that something was read from a broker."""
         self.reachability.reached(self._log)
 
-    def reason(self, error: Error) -> str:
+    def reason(self, error: KafkaError) -> str:
         """Return why a question got no answer, in one line with the remedy: why connections failed, else `error`.
         Blocks for two seconds or so if a certificate must be looked at.
         """
@@ -141,7 +133,7 @@ class ClientLog:
                 return f"no broker answered in time ({self.masked(error.str())}): {UNEXPLAINED}"
         return self.masked(error.str())
 
-    def failure(self, error: Error, topic: str) -> NeliError:
+    def failure(self, error: KafkaError, topic: str) -> NeliError:
         """Return what to raise if `topic` was not read: `NotAllowed` if a right is missing. Blocks as `reason`."""
         where = f"Kafka at {servers_of(self._properties)}"
         if is_denied(error.name()):

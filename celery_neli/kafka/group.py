@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
-from celery_neli.kafka.liveness import Brokers, Step, Watch, close_later, hears
+from celery_neli.kafka.liveness import Probe
 from celery_neli.kafka.properties import group_properties
 from celery_neli.threads import spawn
 
@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaGroup"]
 
-BATCH: Final = 16
-"""Events that one poll serves."""
-CLOSE: Final = 0.2
-"""Seconds that `close` waits for the coordinator."""
-CHECK_EVERY: Final = 10.0
-"""Seconds between two looks if this client still finds brokers."""
+BATCH: Final = 16  # events that one poll serves
+CLOSE: Final = 0.2  # seconds that `close` waits for the coordinator
+CHECK_EVERY: Final = 10.0  # seconds between two looks if this client still finds brokers
 
 
 class KafkaGroup:
@@ -47,9 +44,7 @@ class KafkaGroup:
         self._induced: frozenset[int] = frozenset()
         self._joined = self._closed = False
         self._trouble: set[str] = set()
-        self._watch = Watch(Brokers(config, self._log, config.topic))
-        self._heard = time.monotonic()
-        self._check_at = self._heard + CHECK_EVERY
+        self._probe = Probe(config, self._log, config.topic)
         self._consumer = self._make_consumer()
 
     @property
@@ -122,19 +117,11 @@ class KafkaGroup:
         """Replace the client if it finds no broker although brokers answer: else this member would be induced no more
         (liveness.py).
         """
-        if not self._joined or time.monotonic() < self._check_at:
+        if not self._joined or time.monotonic() < self._probe.heard + CHECK_EVERY:
             return
-        wait = min(0.5, self._config.heartbeat_timeout / 8)
-        if hears(self._consumer, self._config.topic, wait):
-            self._heard = time.monotonic()
-            self._check_at = self._heard + CHECK_EVERY
-            return
-        self._check_at = time.monotonic() + 4 * wait
-        if self._watch.look(self._heard) is Step.REPLACE:
-            self._watch.report(self._log, "the group member finds no broker")
+        if self._probe.is_lost(self._consumer):
             lost, self._consumer = self._consumer, self._make_consumer()
-            close_later(lost)
-            self._watch.replaced()
+            self._probe.watch.let_go(lost, self._log, "the group member finds no broker, though brokers answer")
             self._induced, self._joined = frozenset(), False
             self.join()
 

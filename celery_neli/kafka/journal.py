@@ -16,7 +16,7 @@ from celery_neli.election.ports import End, Entry, Event, Lost, Started
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import producer_properties, reader_properties
-from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, Reader, Record, tail
+from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, RawRecord, Reader, tail
 from celery_neli.kafka.topic_admin import TopicAdmin
 from celery_neli.kafka.topic_spec import leader_topic
 from celery_neli.kafka.writer import Writer
@@ -26,16 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaJournal"]
 
-TAIL: Final = 200
-"""Records that are read at first, from the end."""
-FURTHER: Final = 1_000
-"""Records that `look_back` goes back."""
-BATCH: Final = 500
-"""Messages that one `read` takes."""
-FLUSH: Final = 1.0
-"""Seconds that `close` waits for appends under way."""
-SEARCH: Final = 0.05
-"""Seconds that one `read` waits while the topic is searched for."""
+TAIL: Final = 200  # records that are read at first, from the end
+FURTHER: Final = 1_000  # records that `look_back` goes back
+BATCH: Final = 500  # messages that one `read` takes
+FLUSH: Final = 1.0  # seconds that `close` waits for appends under way
+SEARCH: Final = 0.05  # seconds that one `read` waits while the topic is searched for
 
 
 @dataclass(slots=True)
@@ -162,7 +157,7 @@ class KafkaJournal:
             else:
                 self._take_record(log, event, events)
 
-    def _take_record(self, log: _Log, record: Record, events: list[Event]) -> None:
+    def _take_record(self, log: _Log, record: RawRecord, events: list[Event]) -> None:
         value = record.value or b""
         if value == log.awaited:
             log.awaited = None

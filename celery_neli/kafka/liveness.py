@@ -12,7 +12,7 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import Consumer, KafkaException
 
@@ -24,18 +24,13 @@ if TYPE_CHECKING:
     from celery_neli.config import Config
     from celery_neli.kafka.client_log import ClientLog
 
-__all__ = ["ASK_EVERY", "PATIENCE", "PATIENCE_MOST", "QUIET", "Brokers", "Step", "Watch", "close_later", "hears"]
+__all__ = ["ASK_EVERY", "PATIENCE", "PATIENCE_MOST", "QUIET", "Brokers", "Probe", "Step", "Watch", "hears"]
 
-QUIET: Final = 3.0
-"""Seconds without a word from a broker until something is done."""
-PATIENCE: Final = 2.0
-"""Seconds that a client has to hear something after brokers were found to answer."""
-PATIENCE_MOST: Final = 60.0
-"""The same in seconds, at most, if new clients hear nothing either."""
-ASK: Final = 2.0
-"""Seconds that one question for brokers may take."""
-ASK_EVERY: Final = 1.0
-"""Seconds from one question to the next."""
+QUIET: Final = 3.0  # seconds without a word from a broker until something is done
+PATIENCE: Final = 2.0  # seconds that a client has to hear something after brokers were found to answer
+PATIENCE_MOST: Final = 60.0  # the same in seconds, at most, if new clients hear nothing either
+ASK: Final = 2.0  # seconds that one question for brokers may take
+ASK_EVERY: Final = 1.0  # seconds from one question to the next
 
 
 class Step(enum.Enum):
@@ -46,22 +41,10 @@ class Step(enum.Enum):
     REPLACE = "replace"
 
 
-class Answering(Protocol):
-    """What `Watch` needs of `Brokers`."""
-
-    def ask(self) -> None:
-        """Begin to find out if brokers answer; returns at once."""
-
-    def answer(self) -> bool | None:
-        """Return the answer to the last `ask` once, and None if there is none yet."""
-
-
 class Watch:
     """Decides what to do with one client from when it last heard something. For one thread; never waits."""
 
-    def __init__(
-        self, brokers: Answering, *, rereads: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, brokers: Brokers, *, rereads: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         """`rereads`: the client is a reader; to read again from where it stands comes first. `clock` is for tests."""
         self._brokers, self._rereads, self._clock = brokers, rereads, clock
         self._moved = self._replaced = float("-inf")
@@ -103,10 +86,42 @@ class Watch:
         self._answered, self.first = None, False
         self._patience = min(2 * self._patience, PATIENCE_MOST)
 
-    def report(self, log: ClientLog, what: str) -> None:
-        """Log that the client is about to be replaced: a warning the first time."""
-        level = logging.WARNING if self.first else logging.DEBUG
-        log.say(level, f"kafka client deaf: {what}, though brokers answer: replaced")
+    def let_go(self, client: Any, log: ClientLog, what: str) -> None:
+        """Close the client that was replaced, on a thread of its own: it may wait long for brokers. Log it, as a
+        warning the first time. Returns at once.
+        """
+
+        def close() -> None:
+            try:
+                client.close()
+            except (KafkaException, RuntimeError):
+                pass  # nothing was expected of it any more
+
+        log.say(logging.WARNING if self.first else logging.DEBUG, f"kafka client deaf: {what}: replaced")
+        self.replaced()
+        spawn(close, name="neli-lost-client")
+
+
+class Probe:
+    """Asks a client to which nothing need come, such as a producer, if it finds brokers. For one thread."""
+
+    def __init__(self, config: Config, log: ClientLog, topic: str) -> None:
+        self.watch = Watch(Brokers(config, log, topic))
+        self.heard = time.monotonic()
+        """When the client was last known to reach a broker (monotonic seconds)."""
+        self._topic, self._wait, self._ask_at = topic, min(0.5, config.heartbeat_timeout / 8), 0.0
+
+    def is_lost(self, client: Any) -> bool:
+        """Return True if the client must be replaced: it finds no broker, although brokers answer. Waits for half a
+        second at most, every two seconds.
+        """
+        if time.monotonic() < self._ask_at:
+            return False
+        self._ask_at = time.monotonic() + 4 * self._wait
+        if hears(client, self._topic, self._wait):
+            self.heard = time.monotonic()
+            return False
+        return self.watch.look(self.heard) is Step.REPLACE
 
 
 class Brokers:
@@ -162,15 +177,3 @@ def hears(client: Any, topic: str, timeout: float) -> bool:
         return bool(client.list_topics(topic, timeout=timeout).brokers)
     except KafkaException:
         return False
-
-
-def close_later(client: Any) -> None:
-    """Close a client that was replaced, on a thread of its own: it may wait long for brokers. Returns at once."""
-
-    def close() -> None:
-        try:
-            client.close()
-        except (KafkaException, RuntimeError):
-            pass  # nothing was expected of it any more
-
-    spawn(close, name="neli-lost-client")

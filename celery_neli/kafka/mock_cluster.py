@@ -26,8 +26,7 @@ __all__ = ["MockCluster", "create_topic", "load"]
 
 RD_KAFKA_PRODUCER: Final = 0
 LOOPBACK: Final = "127.0.0.1"
-CHUNK: Final = 65536
-"""Bytes that the relay copies at a time."""
+CHUNK: Final = 65536  # bytes that the relay copies at a time
 SETTLE: Final = 0.002
 """Seconds. The mock cluster's thread empties its wake-up pipe after it has answered: a call that follows at once on
 another's answer may lose its own wake-up, and would wait for the thread's next look, a second later.

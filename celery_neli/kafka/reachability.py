@@ -17,16 +17,12 @@ from celery_neli.threads import original, spawn
 __all__ = ["Reachability", "of_process"]
 
 CONSEQUENCE: Final = "no member leads until it answers"
-GUESS: Final = 2.0
-"""Seconds after which a cause that is only a guess is believed."""
+GUESS: Final = 2.0  # seconds after which a cause that is only a guess is believed
 SETTLE: Final = 5.0
 """Seconds to wait before a lasting cause is logged: if all brokers are concerned, the line about the outage has it."""
-FORGET: Final = 60.0
-"""Seconds after which a cause that comes again is a new one."""
-LOOK: Final = 5.0
-"""Seconds to wait for a look at a certificate; then the outage is logged without its result."""
-REMIND: Final = 600.0
-"""Seconds until a cause that concerns single brokers is logged again."""
+FORGET: Final = 60.0  # seconds after which a cause that comes again is a new one
+LOOK: Final = 5.0  # seconds to wait for a look at a certificate; then the outage is logged without its result
+REMIND: Final = 600.0  # seconds until a cause that concerns single brokers is logged again
 
 Look = Callable[[str, Mapping[str, Any]], "Cause | None"]
 
@@ -39,11 +35,7 @@ class Reachability:
     """
 
     def __init__(
-        self,
-        properties: Mapping[str, Any],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        look: Look = examine,
+        self, properties: Mapping[str, Any], *, clock: Callable[[], float] = time.monotonic, look: Look = examine
     ) -> None:
         """`clock` and `look`, which says why a certificate is refused and may block, are for tests."""
         self._properties, self._clock, self._look = properties, clock, look
@@ -106,7 +98,7 @@ class Reachability:
             return
         if cause.guess and self._worked:
             cause = Cause(AWAY, cause.reason, "")  # the properties are right
-        look, lines = False, []
+        look, line = False, ""
         with self._lock:
             if self._cause is not None and _says_no_more(cause, self._cause):
                 look, cause = self._must_look(cause), self._cause
@@ -115,13 +107,10 @@ class Reachability:
             if log is not None and cause.lasting:
                 look = look or self._must_look(cause)
                 if not look and not self._is_looking():
-                    lines = self._lines(cause)
-        if log is None:
-            return
-        if look:
+                    line = self._line(cause)
+        if log is not None and look:
             spawn(partial(self._look_at, cause, log), name="neli-certificate")
-        for line in lines:
-            log.log(self._level, "%s", line)
+        self._say(log, line)
 
     def down(self, log: logging.Logger) -> None:
         """Note that a client found all brokers down, and log a warning to `log` unless that was logged already."""
@@ -133,7 +122,7 @@ class Reachability:
                 self._owed = log
                 return
             line = self._outage(self._cause)
-        log.log(self._level, "%s", line)
+        self._say(log, line)
 
     def reached(self, log: logging.Logger) -> None:
         """Note that something was read from a broker, and log it to `log` if none answered before."""
@@ -159,20 +148,19 @@ class Reachability:
     def _is_looking(self) -> bool:
         return self._clock() < self._looking
 
-    def _lines(self, cause: Cause) -> list[str]:
+    def _line(self, cause: Cause) -> str:
+        """Return what must be logged about a lasting cause, "" if nothing."""
         if self._unreachable:
             self._owed = None
-            if cause.key in self._logged:
-                return []
-            return [self._outage(cause)]
+            return "" if cause.key in self._logged else self._outage(cause)
         now = self._clock()
         since, last = self._kept.get(cause.key, (now, now))
         if now - last > FORGET:
             since = now
         self._kept[cause.key] = since, now
         if now - since < SETTLE or not self._limit.allows(cause.key):
-            return []
-        return [f"kafka broker unreachable servers={self._servers} reason={cause.reason!r}: {cause.remedy}"]
+            return ""
+        return f"kafka broker unreachable servers={self._servers} reason={cause.reason!r}: {cause.remedy}"
 
     def _outage(self, cause: Cause | None) -> str:
         if cause is None:
@@ -193,9 +181,12 @@ class Reachability:
             self._looking, owed, self._owed = float("-inf"), self._owed, None
             if self._cause is not None:
                 self._cause = found
-            lines = [self._outage(found)] if owed is not None else self._lines(found)
-        for line in lines:
-            (owed or log).log(self._level, "%s", line)
+            line = self._outage(found) if owed is not None else self._line(found)
+        self._say(owed or log, line)
+
+    def _say(self, log: logging.Logger | None, line: str) -> None:
+        if log is not None and line:
+            log.log(self._level, "%s", line)
 
 
 def _says_no_more(cause: Cause, known: Cause) -> bool:

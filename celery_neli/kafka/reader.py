@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from celery_neli.kafka.causes import GONE, OF_NO_READER
-from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch, close_later
+from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
@@ -23,18 +23,16 @@ if TYPE_CHECKING:
     from celery_neli.config import Config
     from celery_neli.kafka.client_log import ClientLog
 
-__all__ = ["BEGINNING", "EndOfLog", "Event", "OutOfRange", "Reader", "Record", "tail"]
+__all__ = ["BEGINNING", "EndOfLog", "Event", "OutOfRange", "RawRecord", "Reader", "tail"]
 
-BEGINNING: Final = OFFSET_BEGINNING
-"""The position of the oldest record that the log holds."""
-ASK: Final = 0.5
-"""Seconds that one question for the topic may block, if it may be asked again."""
+BEGINNING: Final = OFFSET_BEGINNING  # the position of the oldest record that the log holds
+ASK: Final = 0.5  # seconds that one question for the topic may block, if it may be asked again
 _TAIL_BASE = -2_000  # librdkafka's logical offset RD_KAFKA_OFFSET_TAIL(n) is this minus n
 _NO_EPOCH = -1
 _OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})
 
 
-class Record(NamedTuple):
+class RawRecord(NamedTuple):
     """One record. `time`: its timestamp in Unix seconds."""
 
     partition: int
@@ -58,7 +56,7 @@ class OutOfRange(NamedTuple):
     reason: str
 
 
-Event = Record | EndOfLog | OutOfRange
+Event = RawRecord | EndOfLog | OutOfRange
 
 
 def tail(count: int) -> int:
@@ -190,10 +188,9 @@ class Reader:
                     self.place_again(partition)
         if step is not Step.REPLACE:
             return False
-        self._watch.report(self._log, f"the reader has heard nothing for {now - heard:.1f} s")
-        close_later(self._client)
-        self._client = self._make()
-        self._watch.replaced()
+        lost, self._client = self._client, self._make()
+        what = f"the reader has heard nothing for {now - heard:.1f} s, though brokers answer"
+        self._watch.let_go(lost, self._log, what)
         positions, self._positions = self._positions, {}
         for partition, position in positions.items():
             self._place(partition, position)
@@ -234,7 +231,7 @@ class Reader:
             position.next = offset + 1
             epoch = message.leader_epoch()
             position.epoch = _NO_EPOCH if epoch is None else epoch
-            return Record(
+            return RawRecord(
                 partition, offset, _bytes(message.key()), _bytes(message.value()), message.timestamp()[1] / 1000
             )
         if name == "_PARTITION_EOF":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaException, Producer, TopicCollection
 
@@ -33,18 +33,16 @@ from celery_neli.kafka.properties import admin_properties
 if TYPE_CHECKING:
     from celery_neli.config import Config
     from celery_neli.kafka.client_log import ClientLog
+    from celery_neli.kafka.reader import Reader
     from celery_neli.kafka.topic_spec import TopicSpec
+    from celery_neli.kafka.writer import Writer
 
 __all__ = ["TopicAdmin"]
 
-ASK: Final = 0.5
-"""Seconds that one question for metadata may block."""
-REQUEST: Final = 5.0
-"""Seconds for one admin request, which does not block."""
-PAUSE: Final = 0.1
-"""Seconds between two attempts."""
-LOOK_EVERY: Final = 1.0
-"""Seconds between two questions for a topic that seems to be gone."""
+ASK: Final = 0.5  # seconds that one question for metadata may block
+REQUEST: Final = 5.0  # seconds for one admin request, which does not block
+PAUSE: Final = 0.1  # seconds between two attempts
+LOOK_EVERY: Final = 1.0  # seconds between two questions for a topic that seems to be gone
 
 NEEDED: Final = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
 """The rights on a topic without which a member can do nothing; each of them implies Describe."""
@@ -63,13 +61,6 @@ _NOT_ALLOWED = frozenset(
 Steps = Generator["Future[Any] | float", Any, None]
 
 
-class Client(Protocol):
-    """A reader or a writer of the topic."""
-
-    def metadata(self, timeout: float) -> ClusterMetadata:
-        """Return what brokers know of the topic. Blocks for `timeout` seconds at most. Raises `KafkaException`."""
-
-
 class TopicAdmin:
     """Looks after one topic, step by step. For one thread.
 
@@ -81,7 +72,7 @@ class TopicAdmin:
         self,
         config: Config,
         log: ClientLog,
-        client: Client,
+        client: Reader | Writer,
         spec: TopicSpec,
         *,
         clock: Callable[[], float] = time.monotonic,

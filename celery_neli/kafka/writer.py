@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from celery_neli.kafka.causes import is_denied
-from celery_neli.kafka.liveness import Brokers, Step, Watch, close_later, hears
+from celery_neli.kafka.liveness import Probe
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Writer"]
 
-ASK: Final = 0.5
-"""Seconds that one question may block while records are being lost."""
 _TIMED_OUT = frozenset({"_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT"})
 
 Done = Callable[[KafkaError | None], None]
@@ -38,11 +36,8 @@ class Writer:
 
     def __init__(self, config: Config, log: ClientLog, topic: str, properties: Mapping[str, Any]) -> None:
         self._log, self._topic, self._properties = log, topic, properties
-        self._wait = min(ASK, config.heartbeat_timeout / 8)
-        self._watch = Watch(Brokers(config, log, topic))
-        self._acknowledged = time.monotonic()  # when a record was, last
+        self._probe = Probe(config, log, topic)
         self._doubted = False  # records were lost: it may reach no broker
-        self._ask_at = 0.0
         self._client = log.client(Producer, properties)
 
     def __len__(self) -> int:
@@ -62,7 +57,7 @@ class Writer:
             )
         except KafkaException as exception:
             if exception.args[0].fatal() or exception.args[0].name() == "_FATAL":
-                self.replace()
+                self.replace(f"the producer failed ({exception.args[0].str()})")
             raise
 
     def send_all(self, records: Iterable[tuple[int, bytes | str, bytes | None]], timeout: float) -> str:
@@ -114,23 +109,20 @@ class Writer:
 
         Waits for half a second at most, and only while records are being lost.
         """
-        if not self._doubted or time.monotonic() < self._ask_at:
+        if not self._doubted:
             return False
-        self._ask_at = time.monotonic() + 4 * self._wait
-        if hears(self._client, self._topic, self._wait):
-            self._acknowledged, self._doubted = time.monotonic(), False
-            return False
-        return self._watch.look(self._acknowledged) is Step.REPLACE
+        heard = self._probe.heard
+        lost = self._probe.is_lost(self._client)
+        self._doubted = self._probe.heard == heard
+        return lost
 
-    def replace(self) -> None:
+    def replace(self, why: str = "the producer finds no broker, though brokers answer") -> None:
         """Replace the client. What it had is dropped: a record is worth nothing after the lease that it was to buy."""
-        if self._doubted:
-            self._watch.report(self._log, "the producer finds no broker")
         self.purge()
         self._client.flush(0)
-        close_later(self._client)
-        self._client, self._doubted = self._log.client(Producer, self._properties), False
-        self._watch.replaced()
+        lost, self._client = self._client, self._log.client(Producer, self._properties)
+        self._doubted = False
+        self._probe.watch.let_go(lost, self._log, why)
 
     def close(self, timeout: float = 0.0) -> None:
         """Wait up to `timeout` seconds for acknowledgements, drop the rest, and end."""
@@ -144,7 +136,7 @@ class Writer:
 
     def _delivered(self, done: Done, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self._acknowledged, self._doubted = time.monotonic(), False
+            self._probe.heard, self._doubted = time.monotonic(), False
         else:
             self._doubted |= error.name() in _TIMED_OUT
         done(error)

@@ -36,8 +36,7 @@ from celery_neli.schedule_topic.values import (
 
 MAX_BYTES = 1 << 18
 """Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
-MAX_SMALL = 1 << 12
-"""Bytes of a state or a note; ours have some hundred."""
+MAX_SMALL = 1 << 12  # bytes of a state or a note; ours have some hundred
 MAX_NAME = 512
 RANK_MOST = 1 << 53
 """The highest term that a state may have. Ranks come from Kafka's offsets, which stay far below it."""
@@ -49,16 +48,14 @@ START_AHEAD = 3650 * 86_400.0
 """Seconds. The same for the time at which an entry begins, which may be ahead on purpose."""
 MAX_KEY = 1 << 13
 """Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps the names that it reads."""
-MAX_CHANGES = 20
-"""How many of its changes a definition remembers."""
+MAX_CHANGES = 20  # how many of its changes a definition remembers
 
 Kind: TypeAlias = Literal["s", "e", "m"]
 _Value = TypeVar("_Value")
 STATE: Final = "s"
 ENTRY: Final = "e"
 MEMBER: Final = "m"
-NO_TERM: Final = -1
-"""The term of a state that no leader wrote, such as one that was imported: any leader's is higher."""
+NO_TERM: Final = -1  # the term of a state that no leader wrote, such as one that was imported: any leader's is higher
 _PREFIXES: Mapping[bytes, Kind] = {b"s/": STATE, b"e/": ENTRY, b"m/": MEMBER}
 
 

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaException
 from celery_neli.election.lease import boottime
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.properties import schedule_producer_properties, schedule_reader_properties
-from celery_neli.kafka.reader import BEGINNING, OutOfRange, Reader, Record
+from celery_neli.kafka.reader import BEGINNING, OutOfRange, RawRecord, Reader
 from celery_neli.kafka.topic_admin import TopicAdmin
 from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
 from celery_neli.kafka.writer import Writer
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Follower"]
 
-BATCH: Final = 500
-"""Messages that are taken at a time."""
+BATCH: Final = 500  # messages that are taken at a time
 
 # Seconds:
 SLICE: Final = 0.25  # that the thread waits for a record before it looks at anything else
@@ -128,6 +127,7 @@ class Follower:
         except TopicError as problem:
             self._unfit(problem)
             return
+        self._topic.allow("Read")
         self._reader.missing, self._trouble, self.fit = "", None, True
         if max(self.next) > 0:
             self._come_back("this process could not read the topic")
@@ -184,7 +184,7 @@ class Follower:
                 self._begin_again(event.reason)
                 return
             heard = True
-            if isinstance(event, Record):
+            if isinstance(event, RawRecord):
                 new |= self._reads.add(event.key, event.value)
                 following[event.partition] = event.offset + 1
                 if event.partition == 0 and self._first < 0:
@@ -199,7 +199,6 @@ class Follower:
             self._heard -= silence
             self._come_back(f"this process heard nothing for {silence:.0f} s")
             return
-        self._topic.allow("Read")
         self.next = following
         if ended and self.whole != self._reads.generation:
             new |= self.whole >= 0  # that some records are gone is news, too

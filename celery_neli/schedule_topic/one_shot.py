@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException
 from celery_neli.exceptions import NeliError, RecordError
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import schedule_producer_properties, schedule_reader_properties
-from celery_neli.kafka.reader import BEGINNING, EndOfLog, Reader, Record
+from celery_neli.kafka.reader import BEGINNING, EndOfLog, RawRecord, Reader
 from celery_neli.kafka.topic_admin import TopicAdmin
 from celery_neli.kafka.topic_spec import schedule_topic
 from celery_neli.kafka.writer import Writer
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_all", "read_notes", "write"]
 
-SLICE: Final = 0.05
-"""Seconds between two steps of the search for the topic."""
+SLICE: Final = 0.05  # seconds between two steps of the search for the topic
 
 
 def read_all(config: Config, *, log: logging.Logger, timeout: float = 10.0) -> dict[tuple[Kind, str], bytes]:
@@ -115,7 +114,7 @@ def _read(config: Config, partition: int, log: logging.Logger, timeout: float) -
                 for event in reader.read(left):
                     if isinstance(event, EndOfLog):
                         return {entry: value for entry, value in values.items() if value is not None}
-                    if isinstance(event, Record) and (entry := kind_of(event.key)) is not None:
+                    if isinstance(event, RawRecord) and (entry := kind_of(event.key)) is not None:
                         fold(values, entry, event.value)
         except KafkaException as exception:
             raise client_log.failure(exception.args[0], topic) from None

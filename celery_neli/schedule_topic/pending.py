@@ -27,14 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Entries", "PendingReads", "PendingWrites", "fold"]
 
-REFUSED_EVERY: Final = 60.0
-"""Seconds between two lines about one record."""
-REFUSED_LINES: Final = 20
-"""Lines about one kind of record in that time, however many there are."""
-IN_FLIGHT: Final = 10_000
-"""Records that librdkafka has at a time."""
-SLICE: Final = 0.05
-"""Seconds that `flush` spends in librdkafka at a time."""
+REFUSED_EVERY: Final = 60.0  # seconds between two lines about one record
+REFUSED_LINES: Final = 20  # lines about one kind of record in that time, however many there are
+IN_FLIGHT: Final = 10_000  # records that librdkafka has at a time
+SLICE: Final = 0.05  # seconds that `flush` spends in librdkafka at a time
 _NONE: Any = object()
 
 Entries = dict[tuple[Kind, str], bytes | None]
@@ -66,24 +62,21 @@ class PendingReads:
     def add(self, key: bytes | None, value: bytes | None) -> bool:
         """Add a record; return True if there is something new to take. A bad record costs itself alone."""
         try:
-            return self._add(key, value)
+            own = key is not None and self._is_own(key, value)
+            if own and not self._entries:
+                return False
+            entry = kind_of(key)
+            if entry is None:
+                self.refuse("", f"key={printable(key)}: nothing of ours")
+                return False
+            with self._lock:
+                new = fold(self._entries, entry, value)
+                if new and own:
+                    del self._entries[entry]
+            return new and not own
         except Exception as exc:  # noqa: BLE001 - unforeseen: the other records are still read
             self.refuse("", f"key={printable(key)}: {printable_error(exc)}")
             return False
-
-    def _add(self, key: bytes | None, value: bytes | None) -> bool:
-        own = key is not None and self._is_own(key, value)
-        if own and not self._entries:
-            return False
-        entry = kind_of(key)
-        if entry is None:
-            self.refuse("", f"key={printable(key)}: nothing of ours")
-            return False
-        with self._lock:
-            new = fold(self._entries, entry, value)
-            if new and own:
-                del self._entries[entry]
-        return new and not own
 
     def take(self) -> Entries:
         """Return what was added since the last call, except own records and what they replaced."""

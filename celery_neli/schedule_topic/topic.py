@@ -134,13 +134,15 @@ class ScheduleTopic:
         """
         if self._inherited or self._stopping:
             return False
-        deadline, question = time.monotonic() + timeout, None
+        deadline = time.monotonic() + timeout
+        asked: int | None = None  # the generation whose ends were asked for
+        ends: list[int] = []
         while not self._stopping:
             seen = self._bell.rings
-            if question is None or question.generation != self.generation:  # what was asked for is not there any more
-                question = _Question(self.generation, deadline)
-                spawn(partial(self._ask_end, question), name="neli-schedule-end")
-            elif question.ends is not None and all(map(int.__le__, question.ends, self._follower.next)):
+            if asked != self.generation:
+                asked, ends = self.generation, []
+                spawn(partial(self._ask_ends, ends, deadline), name="neli-schedule-end")
+            elif ends and all(map(int.__le__, ends, self._follower.next)):
                 return True
             left = deadline - time.monotonic()
             if left <= 0:
@@ -206,32 +208,24 @@ class ScheduleTopic:
         if new and self._changed is not None:
             self._changed()
 
-    def _ask_end(self, question: _Question) -> None:
+    def _ask_ends(self, ends: list[int], deadline: float) -> None:
+        """Fill in the offsets after the last record of each partition, by the broker's word."""
         config, log = self._config, self._client_log
         try:
-            while question.ends is None and not self._stopping and (left := question.deadline - time.monotonic()) > 0:
+            while not ends and not self._stopping and (left := deadline - time.monotonic()) > 0:
                 try:
                     reader = self._end_reader
                     if reader is None:
                         properties = schedule_reader_properties(config)
                         reader = self._end_reader = Reader(config, log, config.schedule_topic, properties)
                     timeout = min(left, ASK_END)
-                    question.ends = [reader.bounds(each, timeout)[1] for each in range(SCHEDULE_PARTITIONS)]
+                    ends[:] = [reader.bounds(each, timeout)[1] for each in range(SCHEDULE_PARTITIONS)]
                 except (KafkaException, NeliError) as exception:
                     log.say(logging.DEBUG, f"the end of the schedule topic is not known: {exception}")
                     self._end_reader = None  # one that has lost its brokers may never find them again (liveness.py)
                     time.sleep(min(left, ASK_END_AGAIN))
         finally:
             self._bell.ring()
-
-
-class _Question:
-    """Where the topic's partitions end, asked in `generation`, and to be answered by `deadline` (monotonic seconds)."""
-
-    def __init__(self, generation: int, deadline: float) -> None:
-        self.generation, self.deadline = generation, deadline
-        self.ends: list[int] | None = None
-        """The offsets after the last record of each partition; None: there is no answer."""
 
 
 _alive: weakref.WeakSet[ScheduleTopic] = weakref.WeakSet()

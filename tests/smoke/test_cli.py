@@ -23,24 +23,24 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 
 def test_status_tells_who_leads(on_node: Members, in_group: Callable[[str], set[str]]) -> None:
     """Leader, term, since when, members; exit status 1 without a leader. Target: under 2 s, Python's start included."""
-    nobody = on_node.run("neli", "status", "--json")
-    assert nobody.returncode == 1
-    assert json.loads(nobody.stdout)["led"] is False
+    leaderless = on_node.run("neli", "status", "--json")
+    assert leaderless.returncode == 1
+    assert json.loads(leaderless.stdout)["led"] is False
 
     for _ in range(3):
         on_node.beat()
     on_node.wait_joined(in_group)
     leader = on_node.wait_leader()
     began = time.monotonic()
-    told = on_node.run("neli", "status", "--json")
+    as_json = on_node.run("neli", "status", "--json")
     took = time.monotonic() - began
     began = time.monotonic()
     in_words = on_node.run("neli", "status", "--election", "beat")
     took_too = time.monotonic() - began
     print(f"\nstatus took {took:.2f} s with --json, {took_too:.2f} s in words (target 2):\n{in_words.stdout}")
-    assert told.returncode == in_words.returncode == 0, told.stderr + in_words.stderr
+    assert as_json.returncode == in_words.returncode == 0, as_json.stderr + in_words.stderr
     assert took < 8
-    (election,) = json.loads(told.stdout)["elections"]
+    (election,) = json.loads(as_json.stdout)["elections"]
     (role,) = election["roles"]
     assert election["election"] == "beat"
     assert (role["leader"], role["term"]) == (leader.name, leader.terms("acquired")[0])
@@ -59,7 +59,7 @@ def test_status_tells_who_leads(on_node: Members, in_group: Callable[[str], set[
 
 
 def test_resign_hands_over(on_node: Members, in_group: Callable[[str], set[str]]) -> None:
-    """To anybody, or to the member named; nobody dies, and the one who resigned can be made the leader again."""
+    """To any member, or to the one that is named. No process ends, and a member that resigned can lead again."""
     for _ in range(3):
         on_node.beat()
     on_node.wait_joined(in_group)
@@ -111,8 +111,8 @@ def test_an_ordinary_beat_starts_only_where_no_elected_one_runs(on_node: Members
 
 
 def test_embedded_kafka_has_a_partition_for_each_role(election: Members) -> None:
-    """It answers nobody who would add them. A topic of one role is made by whoever joins: one that is there tells
-    `celery neli status` that somebody should lead.
+    """Members cannot add partitions to it. The first member creates the topic of a single role: `celery neli status`
+    takes an existing topic as a sign that some member should lead.
     """
     (port,) = free_ports(1)
     election.settings["neli_roles"] = list("abcdef")

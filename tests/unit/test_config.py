@@ -104,7 +104,7 @@ def test_a_namespace_prefixes_the_settings(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_setting_in_capitals_without_a_namespace_is_refused() -> None:
-    """Celery would not read it, and nobody would notice."""
+    """Celery would silently not read it."""
     app = Celery()
     app.conf.update(neli_group="shop", NELI_DRAIN_TIMEOUT=3)
     with pytest.raises(ConfigurationError, match="NELI_DRAIN_TIMEOUT is not read: write neli_drain_timeout"):
@@ -230,7 +230,7 @@ def test_whatever_a_setting_holds_that_is_none_is_one_line(name: str, value: Any
 
 
 def refuse_settings(app: Celery) -> None:
-    """What a beat and a worker check when they start."""
+    """Check what a beat and a worker check when they start."""
     scheduler = Scheduler(app, lazy=True)
     scheduler.neli_check()
     from_app(app, "worker")

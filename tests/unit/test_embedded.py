@@ -78,7 +78,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port that is free now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -121,7 +121,7 @@ def test_a_topic_has_the_partitions_asked_for() -> None:
 
 
 def test_a_deleted_topic_can_be_made_anew_and_empty(kafka: EmbeddedKafka) -> None:
-    """Offsets begin again at 0: what a leader topic that was made anew looks like."""
+    """Offsets begin again at 0, as in a leader topic that was created again."""
     producer = Producer(clients(kafka.bootstrap_servers))
     send(producer, "topic", b"old")
     kafka.delete_topic("topic")
@@ -155,19 +155,19 @@ def test_a_group_shares_its_partitions_cooperatively() -> None:
 
 
 def test_a_broker_that_is_down_refuses_and_comes_back_with_its_records(kafka: EmbeddedKafka) -> None:
-    """A record produced meanwhile waits in the client; what was there before is there afterwards."""
+    """A record that is produced in the outage waits in the client, and older records survive."""
     producer = Producer(clients(kafka.bootstrap_servers))
     assert send(producer, "topic", b"before") == [None]
     kafka.broker_down()
     host, port = kafka.bootstrap_servers.split(":")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)))
-    assert send(producer, "topic", b"meanwhile", timeout=0.2) == []
+    assert send(producer, "topic", b"during", timeout=0.2) == []
     kafka.broker_up()
     assert producer.flush(DEADLINE) == 0
     consumer = Consumer(consumers(kafka.bootstrap_servers))
     consumer.assign([TopicPartition("topic", 0, 0)])
-    assert receive(consumer, 2) == [b"before", b"meanwhile"]
+    assert receive(consumer, 2) == [b"before", b"during"]
     consumer.close()
 
 
@@ -270,7 +270,7 @@ def test_a_port_in_use_is_refused() -> None:
 
 
 def test_closing_twice_is_closing_once(caplog: pytest.LogCaptureFixture) -> None:
-    """So is starting twice; after the close a call says what to do, and a start begins anew."""
+    """So is starting twice; after the close a call says what to do, and a start begins with no topics."""
     kafka = EmbeddedKafka()
     assert kafka.start() is kafka.start()
     assert caplog.text.count("never production") == 1
@@ -385,7 +385,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_fork_neither_ends_it_nor_keeps_its_ports() -> None:
-    """The child is told that it has none, its close is a no-op, and the parent's faults still work."""
+    """An error tells the child that it has none, its close does nothing, and the parent can still inject faults."""
     result = run(FORK)
     assert (result.returncode, result.stdout.count("not in its fork")) == (0, 1), result.stderr
 

@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException
 
 from celery_neli.config import Config
+from celery_neli.kafka import liveness as liveness_module
 from celery_neli.kafka import reader as reader_module
 from celery_neli.kafka import writer as writer_module
 from celery_neli.kafka.client_log import ClientLog
@@ -175,7 +176,8 @@ class FoundTopic:
 @pytest.fixture
 def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
     kafka = Kafka()
-    for module in (reader_module, writer_module):
+    monkeypatch.setattr(writer_module, "time", kafka)
+    for module in (reader_module, liveness_module):
         monkeypatch.setattr(module, "time", kafka)
         monkeypatch.setattr(module, "Brokers", lambda *args: kafka)
         monkeypatch.setattr(module, "Watch", lambda brokers, **how: Watch(brokers, clock=kafka.monotonic, **how))

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, KafkaException
 from celery_neli.config import Config
 from celery_neli.election.ports import End, Entry, Event, Started
 from celery_neli.kafka import journal as journal_module
+from celery_neli.kafka import liveness as liveness_module
 from celery_neli.kafka import reader as reader_module
 from celery_neli.kafka import writer as writer_module
 from celery_neli.kafka.client_log import ClientLog
@@ -216,7 +217,7 @@ def test_a_journal_replaces_a_deaf_reader_where_it_stood(
     """It goes on where the records ended, no start is reported again, and one warning says it."""
     clock, cluster = Clock(), Cluster()
     Client.made = []
-    for module in (reader_module, writer_module):
+    for module in (reader_module, liveness_module):
         monkeypatch.setattr(module, "Brokers", lambda *_: cluster)
         monkeypatch.setattr(module, "Watch", lambda brokers, **how: Watch(brokers, clock=clock, **how))
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))

@@ -56,7 +56,7 @@ def lines(handler: Handler) -> Iterator[BackgroundLog]:
 
 
 def test_lines_arrive_in_order_with_the_time_and_thread_of_their_making(lines: BackgroundLog, handler: Handler) -> None:
-    """What a handler gets looks as if it had been called at once."""
+    """The handler gets the record that it would get without the queue."""
     log = lines.logger("celery_neli.test")
     for number in range(3):
         log.info("line %d", number)
@@ -136,7 +136,7 @@ def test_a_record_factory_of_the_users_runs_on_the_logs_thread(lines: Background
 def test_no_argument_of_a_line_makes_another_line_or_reaches_the_terminal(
     handler: Handler, lines: BackgroundLog, line: str, arguments: tuple[object, ...], shown: str
 ) -> None:
-    """Whether it is logged at once or by the background; ordinary text in any language stays as it is."""
+    """This holds for lines that are logged at once and for queued ones. Other text, in any language, is unchanged."""
     escaping(logging.getLogger("celery_neli.test")).info(line, *arguments)
     lines.logger("celery_neli.test").info(line, *arguments)
     wait_until(lambda: len(handler.seen) == 2, timeout=5, what="the lines")

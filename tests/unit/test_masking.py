@@ -124,7 +124,7 @@ def test_properties_that_can_never_work_are_one_line_without_secrets(wrong: dict
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_properties_that_may_work_pass_and_leave_no_thread() -> None:
-    """Whether a broker is there is not asked. A worker forks afterwards."""
+    """It contacts no broker and leaves no thread, since a worker forks afterwards."""
     before = len(list(TASKS.iterdir()))
     for _ in range(3):
         validate(Config(group="g", kafka={**PUBLIC, "sasl.username": "shop", "sasl.password": "hunter22"}))

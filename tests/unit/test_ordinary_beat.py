@@ -168,7 +168,7 @@ def worker_starts(watch: OrdinaryBeat, **options: Any) -> None:
 
 
 def test_a_worker_with_an_ordinary_beat_in_it_is_refused() -> None:
-    """`celery worker -B`: before it starts anything, for its beat is a process that nobody looks at."""
+    """`celery worker -B`: it ends before it starts anything, as its beat is a process of its own."""
     with pytest.raises(SystemExit, match=r"--scheduler celery_neli\.Scheduler"):
         worker_starts(OrdinaryBeat(Kafka(found(leader="beat1"))), beat=True, scheduler=None)
     for options in ({"beat": False}, {}, {"beat": True, "scheduler": "celery_neli.Scheduler"}):
@@ -281,5 +281,5 @@ def test_a_misspelt_scheduler_is_one_line_with_the_name_that_was_meant(name: str
     ],
 )
 def test_other_names_are_celerys_matter(name: Any) -> None:
-    """And those that are right are nobody's."""
+    """And right ones are accepted."""
     assert misspelt(name) is None

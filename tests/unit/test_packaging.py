@@ -1,4 +1,4 @@
-"""What the package promises to whoever merely has it installed: every `celery` command imports its plug-in."""
+"""The package costs little where it is only installed: every `celery` command imports its plug-in."""
 
 from __future__ import annotations
 

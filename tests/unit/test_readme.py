@@ -228,6 +228,17 @@ def test_links(page: Path) -> None:
             assert anchor in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings]
 
 
+def test_the_map() -> None:
+    """CONTRIBUTING stays short, and names every package and every file of the package that it points to."""
+    text = CONTRIBUTING.read_text()
+    assert len(text.split()) <= 900
+    package = ROOT / "celery_neli"
+    packages = {each.parent.name for each in package.rglob("__init__.py")} - {"celery_neli"}
+    assert {each for each in packages if f"{each}/" not in text} == set()
+    files = {each.name for each in package.rglob("*.py")} | {each.name for each in (ROOT / "tests").rglob("*.py")}
+    assert set(re.findall(r"(\w+\.py)\b", text)) <= files
+
+
 def test_record_fields() -> None:
     """The protocol names every field of a record, and the bounds that the code has."""
     told = between(PROTOCOL, "## Records", "## The fold")

@@ -1,5 +1,0 @@
-"""Old name of `lease.boottime`."""
-
-from celery_neli.election.lease import boottime
-
-__all__ = ["boottime"]
