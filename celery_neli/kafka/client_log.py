@@ -9,20 +9,17 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.exceptions import NeliError, NotAllowed
-from celery_neli.kafka.causes import OF_NO_READER, is_denied, missing_right, of_connection
+from celery_neli.kafka.causes import OF_NO_READER, is_denied, missing_right, of_connection, servers_of
 from celery_neli.kafka.properties import making
-from celery_neli.kafka.reachability import Reachability, of_process, servers_of
+from celery_neli.kafka.reachability import Reachability, of_process
 from celery_neli.logs import LogLimit
 from celery_neli.printable import masked, secrets_of
-
-if TYPE_CHECKING:
-    from confluent_kafka import KafkaError
-
-__all__ = ["ClientLog"]
 
 REPEAT_AFTER: Final = 10.0  # seconds until the same line may be logged again
 UNEXPLAINED: Final = "check bootstrap.servers, this host's DNS, and firewalls on the way"
@@ -56,7 +53,7 @@ class ClientLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`one_shot`: for clients that ask a single question: `reason` says why there is no answer, and nothing is
-        logged about connections. `reachability`: by default the one that all clients of this process share.
+        logged about connections. `reachability`: by default the one of this process.
         """
         self._log, self._properties = log, properties
         self._secrets = secrets_of(properties)
@@ -79,13 +76,18 @@ class ClientLog:
         properties: Mapping[str, Any],
         on_error: Callable[[Any], None] | None = None,
     ) -> _Client:
-        """Make a client that logs here; client-wide errors go to `on_error`, by default to `remark`.
-
-        Raises:
-            ConfigurationError: librdkafka refuses a property.
+        """Make a client that logs here; client-wide errors go to `on_error`, by default to `remark`. Raises
+        `ConfigurationError` if librdkafka refuses a property.
         """
         with making(self._properties):
             return make({**properties, "logger": self, "error_cb": on_error or self.remark})
+
+    def close(self, client: Any, what: str = "kafka client", level: int = logging.WARNING) -> None:
+        """Close a client; log it if it fails."""
+        try:
+            client.close()
+        except (KafkaException, RuntimeError) as exception:
+            self.say(level, f"{what} close failed: {exception}")
 
     def log(self, level: int, message: str, *args: Any) -> None:
         """Log one line of librdkafka: what the `logger` of a confluent_kafka client is called with."""
@@ -106,16 +108,14 @@ class ClientLog:
             self.reachability.down(self._log)
 
     def remark(self, error: KafkaError, *, joined: bool = False) -> None:
-        """Note from a client-wide error why connections fail; log any other error.
-
-        `joined`: the client takes part in the group.
+        """Note from a client-wide error why connections fail; log any other error. `joined`: the client takes part in
+        the group.
         """
-        text = error.str()
-        connection = error.name() in _CONNECTION_ERRORS
-        if connection and error.name() not in _WITHOUT_REASON:
+        name, text = error.name(), error.str()
+        if name in _CONNECTION_ERRORS - _WITHOUT_REASON:
             self._note(text)
-        quiet = connection or self._loud is None or (error.name() in OF_NO_READER and not joined)
-        self.say(logging.DEBUG if quiet else logging.WARNING, f"kafka error={error.name()} {text}")
+        quiet = name in _CONNECTION_ERRORS or self._loud is None or (name in OF_NO_READER and not joined)
+        self.say(logging.DEBUG if quiet else logging.WARNING, f"kafka error={name} {text}")
 
     def reachable(self) -> None:
         """Note that something was read from a broker."""
@@ -125,13 +125,10 @@ class ClientLog:
         """Return why a question got no answer, in one line with the remedy: why connections failed, else `error`.
         Blocks for two seconds or so if a certificate must be looked at.
         """
-        if error.name() in _CONNECTION_ERRORS | {"_MSG_TIMED_OUT"}:
-            cause = self.reachability.explanation()
-            if cause is not None:
-                return str(cause)
-            if error.name() in ("_TRANSPORT", "_TIMED_OUT"):
-                return f"no broker answered in time ({self.masked(error.str())}): {UNEXPLAINED}"
-        return self.masked(error.str())
+        name, text = error.name(), masked(error.str(), self._secrets)
+        if name in _CONNECTION_ERRORS | {"_MSG_TIMED_OUT"} and (cause := self.reachability.explanation()) is not None:
+            return str(cause)
+        return f"no broker answered in time ({text}): {UNEXPLAINED}" if name in ("_TRANSPORT", "_TIMED_OUT") else text
 
     def failure(self, error: KafkaError, topic: str) -> NeliError:
         """Return what to raise if `topic` was not read: `NotAllowed` if a right is missing. Blocks as `reason`."""
@@ -140,27 +137,17 @@ class ClientLog:
             return NotAllowed(f"{where}: {self.lacks(['Read'], 'topic', topic)}")
         return NeliError(f"{where}: {self.reason(error)}")
 
-    def lacks(self, operations: Iterable[str], kind: str, name: str) -> str:
+    def lacks(self, operations: Collection[str], kind: str, name: str) -> str:
         """Return the sentence for missing rights, with the command that gives them (`causes.missing_right`)."""
         return missing_right(self._properties, operations, kind, name)
-
-    def denied(self, operations: Iterable[str], what: str, topic: str) -> str:
-        """Return the line for a `topic` (`what` it is) on which this member lacks rights, with the command for them."""
-        wanted = list(operations)
-        verbs = " and ".join(wanted).lower()
-        return f"Kafka does not let this member {verbs} the {what} {topic}: {self.lacks(wanted, 'topic', topic)}"
 
     def say(self, level: int, line: str) -> None:
         """Log `line`, masked, unless one that differs in numbers only was logged less than ten seconds ago."""
         if not self._log.isEnabledFor(level):
             return
-        line = self.masked(line)
+        line = masked(line, self._secrets)
         if self._limit.allows(_NUMBERS.sub("#", line)):
             self._log.log(level, "%s", line)
 
-    def masked(self, text: str) -> str:
-        """Return `text` without the values of secret properties."""
-        return masked(text, self._secrets)
-
     def _note(self, text: str) -> None:
-        self.reachability.failed(of_connection(self.masked(text), self._properties), self._loud)
+        self.reachability.failed(of_connection(masked(text, self._secrets), self._properties), self._loud)

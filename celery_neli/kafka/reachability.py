@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from celery_neli.kafka.causes import AWAY, Cause, examine
+from celery_neli.kafka.causes import AWAY, Cause, examine, servers_of
 from celery_neli.logs import LogLimit
 from celery_neli.threads import original, spawn
-
-__all__ = ["Reachability", "of_process"]
 
 CONSEQUENCE: Final = "no member leads until it answers"
 GUESS: Final = 2.0  # seconds after which a cause that is only a guess is believed
@@ -30,8 +28,8 @@ Look = Callable[[str, Mapping[str, Any]], "Cause | None"]
 class Reachability:
     """What the clients of one process have found out about one set of brokers.
 
-    All methods but `explanation`: any thread, and under gevent; there is a lock, held for microseconds, and nothing
-    blocks or raises.
+    Any thread, and under gevent. Nothing raises, and nothing but `explanation` blocks: the lock is held for
+    microseconds.
     """
 
     def __init__(
@@ -41,9 +39,11 @@ class Reachability:
         self._properties, self._clock, self._look = properties, clock, look
         self._servers = servers_of(properties)
         self._lock: Any = original("_thread", "allocate_lock")()
-        self._unreachable = False
+        self.unreachable = False
+        """No broker answers, as far as the clients have reported."""
+        self.cause: Cause | None = None
+        """Why no broker answers, a lasting cause before others; None if that is unknown, or if Kafka answers."""
         self._worked = False  # brokers answered before
-        self._cause: Cause | None = None
         self._looking = float("-inf")  # until when to wait for a look at a certificate
         self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
         self._owed: logging.Logger | None = None  # whose line about the outage waits for the look
@@ -60,35 +60,23 @@ class Reachability:
             self._level = logging.WARNING
 
     def left(self, member: object) -> None:
-        """Note that `member` has begun to close. After the last one, troubles are logged at DEBUG: at the end of a
-        process it is no news that Kafka ends as well.
+        """Note that `member` has begun to close. After the last one, troubles are logged at DEBUG: Kafka may end with
+        the process.
         """
         with self._lock:
             self._members.discard(id(member))
             if not self._members:
                 self._level = logging.DEBUG
 
-    @property
-    def unreachable(self) -> bool:
-        """Return True if no broker answers, as far as the clients have reported."""
-        return self._unreachable
-
-    @property
-    def cause(self) -> Cause | None:
-        """Return why no broker answers, a lasting cause before others; None if that is unknown, or if Kafka answers."""
-        return self._cause
-
     def is_hopeless(self, began: float) -> bool:
         """Return True if an answer to what was asked at `began` (monotonic seconds) is not worth waiting for."""
-        cause = self._cause
+        cause = self.cause
         return cause is not None and cause.lasting and (not cause.guess or time.monotonic() - began > GUESS)
 
     def explanation(self) -> Cause | None:
         """Return the cause, looked at more closely where that helps. Blocks for two seconds or so then."""
-        cause = self._cause
-        if cause is None or not cause.where:
-            return cause
-        return self._look(cause.where, self._properties) or cause
+        cause = self.cause
+        return (self._look(cause.where, self._properties) if cause and cause.where else None) or cause
 
     def failed(self, cause: Cause | None, log: logging.Logger | None) -> None:
         """Note that a connection failed. If only some brokers are concerned, log a warning to `log` a while later; with
@@ -100,10 +88,10 @@ class Reachability:
             cause = Cause(AWAY, cause.reason, "")  # the properties are right
         look, line = False, ""
         with self._lock:
-            if self._cause is not None and _says_no_more(cause, self._cause):
-                look, cause = self._must_look(cause), self._cause
-            elif self._cause is None or cause.lasting or not self._cause.lasting:
-                self._cause = cause
+            if self.cause is not None and self.cause.key.startswith(f"{cause.key} "):  # what is known says it exactly
+                look, cause = self._must_look(cause), self.cause
+            elif self.cause is None or cause.lasting or not self.cause.lasting:
+                self.cause = cause
             if log is not None and cause.lasting:
                 look = look or self._must_look(cause)
                 if not look and not self._is_looking():
@@ -115,23 +103,23 @@ class Reachability:
     def down(self, log: logging.Logger) -> None:
         """Note that a client found all brokers down, and log a warning to `log` unless that was logged already."""
         with self._lock:
-            if self._unreachable:
+            if self.unreachable:
                 return
-            self._unreachable = True
+            self.unreachable = True
             if self._is_looking():
                 self._owed = log
                 return
-            line = self._outage(self._cause)
+            line = self._outage(self.cause)
         self._say(log, line)
 
     def reached(self, log: logging.Logger) -> None:
         """Note that something was read from a broker, and log it to `log` if none answered before."""
         self._worked = True
-        if not self._unreachable and self._cause is None:
+        if not self.unreachable and self.cause is None:
             return  # the usual case needs no lock
         with self._lock:
-            said = self._unreachable and self._owed is None
-            self._unreachable, self._cause, self._owed = False, None, None
+            said = self.unreachable and self._owed is None
+            self.unreachable, self.cause, self._owed = False, None, None
             self._logged.clear()
         if said:
             log.info("kafka reachable again servers=%s", self._servers)
@@ -150,7 +138,7 @@ class Reachability:
 
     def _line(self, cause: Cause) -> str:
         """Return what must be logged about a lasting cause, "" if nothing."""
-        if self._unreachable:
+        if self.unreachable:
             self._owed = None
             return "" if cause.key in self._logged else self._outage(cause)
         now = self._clock()
@@ -179,8 +167,8 @@ class Reachability:
             found = cause
         with self._lock:
             self._looking, owed, self._owed = float("-inf"), self._owed, None
-            if self._cause is not None:
-                self._cause = found
+            if self.cause is not None:
+                self.cause = found
             line = self._outage(found) if owed is not None else self._line(found)
         self._say(owed or log, line)
 
@@ -189,26 +177,13 @@ class Reachability:
             log.log(self._level, "%s", line)
 
 
-def _says_no_more(cause: Cause, known: Cause) -> bool:
-    """Return True if `cause` says the same as `known`, less exactly."""
-    return known.key.startswith(f"{cause.key} ")
-
-
-def servers_of(properties: Mapping[str, Any]) -> str:
-    """Return the bootstrap servers, by either of their names."""
-    return str(properties.get("bootstrap.servers", properties.get("metadata.broker.list", "")))
-
-
 _known: weakref.WeakValueDictionary[str, Reachability] = weakref.WeakValueDictionary()
 
 
 def of_process(properties: Mapping[str, Any]) -> Reachability:
     """Return the `Reachability` that all clients of this process with these brokers share."""
     servers = servers_of(properties)
-    found = _known.get(servers)
-    if found is None:
-        found = _known.setdefault(servers, Reachability(properties))
-    return found
+    return _known.get(servers) or _known.setdefault(servers, Reachability(properties))
 
 
 def _after_fork() -> None:
