@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from celery_neli.config import Config
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.liveness import Probe
 from celery_neli.kafka.properties import group_properties
 from celery_neli.threads import spawn
-
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-
-__all__ = ["KafkaGroup"]
 
 BATCH: Final = 16  # events that one poll serves
 CLOSE: Final = 0.2  # seconds that `close` waits for the coordinator
@@ -33,24 +30,20 @@ class KafkaGroup:
 
     `log`: a `logging.Logger` or the like whose calls only enqueue. Raises `ConfigurationError` if the Kafka properties
     are malformed or contradict an election's needs. No method blocks, except that `poll` asks for brokers now and then,
-    which may take half a second while they are away. Calling `join` before the topic exists is safe, but then it may
-    take 5 s from its creation until partitions are assigned.
+    which may take half a second while they are away. If `join` is called before the topic exists, it may take 5 s from
+    its creation until partitions are assigned.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger) -> None:
         self._config = config
         self._log = ClientLog(log, config.properties)
         self._properties = group_properties(config)
-        self._induced: frozenset[int] = frozenset()
+        self.induced: frozenset[int] = frozenset()
+        """The roles whose partition the group has assigned to this member; empty from `leave` on."""
         self._joined = self._closed = False
         self._trouble: set[str] = set()
         self._probe = Probe(config, self._log, config.topic)
-        self._consumer = self._make_consumer()
-
-    @property
-    def induced(self) -> frozenset[int]:
-        """The roles whose partition the group has assigned to this member; empty from `leave` on."""
-        return self._induced
+        self._consumer = self._log.client(Consumer, self._properties, self._on_error)
 
     def poll(self) -> None:
         """Serve what the group has for this member: assignments, revocations, errors, log lines."""
@@ -85,7 +78,7 @@ class KafkaGroup:
 
     def leave(self) -> None:
         """Give up membership; the next polls tell the others."""
-        self._induced = frozenset()
+        self.induced = frozenset()
         if not self._joined or self._closed:
             return
         self._joined = False
@@ -99,19 +92,10 @@ class KafkaGroup:
         """Leave the group and end; takes milliseconds, or 0.4 s at most if the coordinator does not answer."""
         if self._closed:
             return
-        self._closed, self._joined, self._induced = True, False, frozenset()
+        self._closed, self._joined, self.induced = True, False, frozenset()
         self._log.reachability.left(self)
         # librdkafka waits up to 4 s for the coordinator's answer when that is frozen, or in the midst of a rebalance.
-        spawn(self._close, name="neli-group-close").join(CLOSE)
-
-    def _close(self) -> None:
-        try:
-            self._consumer.close()
-        except (KafkaException, RuntimeError) as exception:
-            self._log.say(logging.WARNING, f"group close failed: {exception}")
-
-    def _make_consumer(self) -> Consumer:
-        return self._log.client(Consumer, self._properties, self._on_error)
+        spawn(partial(self._log.close, self._consumer, "group"), name="neli-group-close").join(CLOSE)
 
     def _heal(self) -> None:
         """Replace the client if it finds no broker although brokers answer: else this member would be induced no more
@@ -120,9 +104,9 @@ class KafkaGroup:
         if not self._joined or time.monotonic() < self._probe.heard + CHECK_EVERY:
             return
         if self._probe.is_lost(self._consumer):
-            lost, self._consumer = self._consumer, self._make_consumer()
+            lost, self._consumer = self._consumer, self._log.client(Consumer, self._properties, self._on_error)
             self._probe.watch.let_go(lost, self._log, "the group member finds no broker, though brokers answer")
-            self._induced, self._joined = frozenset(), False
+            self.induced, self._joined = frozenset(), False
             self.join()
 
     # The callbacks run inside poll(), and at the end in close(); an exception would come out there.
@@ -142,12 +126,12 @@ class KafkaGroup:
             self._log.say(logging.INFO, f"group joined, after all group={self._config.group}")
         self._trouble.clear()
         if self._joined:
-            self._induced |= {part.partition for part in parts if part.partition < len(self._config.roles)}
+            self.induced |= {part.partition for part in parts if part.partition < len(self._config.roles)}
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if consumer is not self._consumer:
             return
-        self._induced -= {part.partition for part in partitions}
+        self.induced -= {part.partition for part in partitions}
         try:
             consumer.incremental_unassign(partitions)
         except KafkaException as exception:

@@ -12,19 +12,17 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing
+from functools import partial
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException
 
+from celery_neli.config import Config
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import reader_properties
 from celery_neli.threads import spawn
-
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-    from celery_neli.kafka.client_log import ClientLog
-
-__all__ = ["ASK_EVERY", "PATIENCE", "PATIENCE_MOST", "QUIET", "Brokers", "Probe", "Step", "Watch", "hears"]
 
 QUIET: Final = 3.0  # seconds without a word from a broker until something is done
 PATIENCE: Final = 2.0  # seconds that a client has to hear something after brokers were found to answer
@@ -49,7 +47,7 @@ class Watch:
         self._brokers, self._rereads, self._clock = brokers, rereads, clock
         self._moved = self._replaced = float("-inf")
         self._moved_for: float | None = None  # when the client had last heard something then
-        self._answered: float | None = None  # since when brokers answer and the client hears nothing
+        self._answered = float("inf")  # since when brokers answer and the client hears nothing
         self._patience = PATIENCE
         self._ask_at = float("-inf")
         self.first = True
@@ -61,20 +59,18 @@ class Watch:
         if heard > self._replaced:
             self.first, self._patience = True, PATIENCE
         if now - heard < QUIET:
-            self._answered = None
+            self._answered = float("inf")
             return Step.WAIT
         if self._rereads and self._moved_for != heard:
-            self._moved, self._moved_for, self._answered = now, heard, None
+            self._moved, self._moved_for, self._answered = now, heard, float("inf")
             return Step.REREAD
         if now - self._moved < QUIET:
             return Step.WAIT
         answer = self._brokers.answer()
-        if answer is False:
-            self._answered = None
-        elif answer and self._answered is None:
-            self._answered = now
-        elif answer and self._answered is not None and now - self._answered >= self._patience:
-            return Step.REPLACE
+        if answer is not None:
+            self._answered = min(now, self._answered) if answer else float("inf")
+            if now - self._answered >= self._patience:
+                return Step.REPLACE
         if now >= self._ask_at:
             self._ask_at = now + ASK_EVERY
             self._brokers.ask()
@@ -83,23 +79,16 @@ class Watch:
     def replaced(self) -> None:
         """Note that the client was replaced. The new one has its time to hear something, the next one twice that."""
         self._replaced = self._moved = self._clock()
-        self._answered, self.first = None, False
+        self._answered, self.first = float("inf"), False
         self._patience = min(2 * self._patience, PATIENCE_MOST)
 
     def let_go(self, client: Any, log: ClientLog, what: str) -> None:
         """Close the client that was replaced, on a thread of its own: it may wait long for brokers. Log it, as a
         warning the first time. Returns at once.
         """
-
-        def close() -> None:
-            try:
-                client.close()
-            except (KafkaException, RuntimeError):
-                pass  # nothing was expected of it any more
-
         log.say(logging.WARNING if self.first else logging.DEBUG, f"kafka client deaf: {what}: replaced")
         self.replaced()
-        spawn(close, name="neli-lost-client")
+        spawn(partial(log.copy().close, client, "lost kafka client", logging.DEBUG), name="neli-lost-client")
 
 
 class Probe:
@@ -153,11 +142,8 @@ class Brokers:
         so at most; any real thread.
         """
         try:
-            client = self._log.client(self._make, reader_properties(self._config))
-            try:
+            with closing(self._log.client(self._make, reader_properties(self._config))) as client:
                 metadata = client.list_topics(self._topic, timeout=ASK)
-            finally:
-                client.close()
         except (KafkaException, NeliError, RuntimeError) as exception:
             self._log.say(logging.DEBUG, f"brokers do not answer: {exception}")
             return False

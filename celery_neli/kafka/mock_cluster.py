@@ -22,8 +22,6 @@ from typing import Any, Final
 
 from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
 
-__all__ = ["MockCluster", "create_topic", "load"]
-
 RD_KAFKA_PRODUCER: Final = 0
 LOOPBACK: Final = "127.0.0.1"
 CHUNK: Final = 65536  # bytes that the relay copies at a time
@@ -59,9 +57,7 @@ _OPTIONAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 def load(path: str) -> ctypes.CDLL:
     """Load the library at `path` and declare the functions used here; its calls release the GIL (CDLL, not PyDLL).
-
-    Raises:
-        EmbeddedKafkaUnavailable: it cannot be loaded, or a function is missing; the message names it.
+    Raises `EmbeddedKafkaUnavailable` if it cannot be loaded or lacks a function, which the message names.
     """
     remedy = (
         "install confluent-kafka from its wheel (pip install confluent-kafka), pass library= the path of a librdkafka "
@@ -114,8 +110,7 @@ class MockCluster:
         if self._relay is not None:
             self._relay.start(addresses)
             self.bootstrap_servers = f"{LOOPBACK}:{port}"
-        if hasattr(os, "register_at_fork"):
-            _close_in_forks(self)
+        _running.add(self)
 
     def has(self, function: str) -> bool:
         """Return True if this librdkafka has `rd_kafka_mock_<function>`."""
@@ -123,9 +118,7 @@ class MockCluster:
 
     def call(self, function: str, *args: object) -> int | None:
         """Call `rd_kafka_mock_<function>` on the cluster, one call at a time, and return librdkafka's error code.
-
-        Raises:
-            NeliError: the cluster was stopped.
+        Raises `NeliError` if the cluster was stopped.
         """
         with self._lock:
             if not self._cluster:
@@ -147,10 +140,9 @@ class MockCluster:
             self._library.rd_kafka_destroy(self._client)
 
     def drop_inherited_sockets(self) -> None:
-        """In a forked child: close the brokers' sockets, and the relay's without waiting for its thread.
-
-        A listening socket that lives on in a child keeps its port: the parent's clients would wait for an answer there
-        after the parent has ended, and a broker that was taken down could not bind again (librdkafka aborts).
+        """In a forked child: close the brokers' sockets, and the relay's without waiting for its thread. A listening
+        socket that lives on in a child keeps its port: the parent's clients would wait for an answer there after the
+        parent has ended, and a broker that was taken down could not bind again (librdkafka aborts).
         """
         if self._relay is not None:
             self._relay.socket.close()
@@ -173,17 +165,7 @@ def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> bool:
 # A fork
 
 _running: weakref.WeakSet[MockCluster] = weakref.WeakSet()
-_hooks: list[bool] = []
 _forking = threading.local()
-
-
-def _close_in_forks(cluster: MockCluster) -> None:
-    _running.add(cluster)
-    if not _hooks:  # a hook cannot be taken away again: one set for all, and only once a mock cluster was started
-        _hooks.append(True)
-        os.register_at_fork(
-            before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-        )
 
 
 def _before_fork() -> None:
@@ -207,6 +189,10 @@ def _after_fork_in_child() -> None:
     if _forking.pipe is not None:
         for end in _forking.pipe:
             os.close(end)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _close_if_bound_to(descriptor: int, ports: frozenset[int]) -> None:
