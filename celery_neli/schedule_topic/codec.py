@@ -28,27 +28,22 @@ from celery_neli.schedule_topic.values import (
     check_time,
     field_to_json,
     instant,
-    number,
     parse,
     to_json,
     typed,
 )
 
-MAX_BYTES = 1 << 18
-"""Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
+MAX_BYTES = 1 << 18  # of a definition; a message of Kafka's default limit, 1 MB, has room for it
 MAX_SMALL = 1 << 12  # bytes of a state or a note; ours have some hundred
 MAX_NAME = 512
-RANK_MOST = 1 << 53
-"""The highest term that a state may have. Ranks come from Kafka's offsets, which stay far below it."""
-RUNS_MOST = 1 << 53
-"""The highest count of runs that is written. Readers accept higher ones."""
+MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps what it reads
+MAX_CHANGES = 20  # how many of its changes a definition remembers
+RANK_MOST = 1 << 53  # the highest term of a state; ranks come from Kafka's offsets, which stay far below it
+RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
 FAR_AHEAD = 86_400.0
 """Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
 START_AHEAD = 3650 * 86_400.0
 """Seconds. The same for the time at which an entry begins, which may be ahead on purpose."""
-MAX_KEY = 1 << 13
-"""Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps the names that it reads."""
-MAX_CHANGES = 20  # how many of its changes a definition remembers
 
 Kind: TypeAlias = Literal["s", "e", "m"]
 _Value = TypeVar("_Value")
@@ -124,7 +119,7 @@ def key_of(kind: Kind, name: str) -> bytes:
 
 def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
     """Return what `key_of` made the key from, or None if it did not make this key."""
-    kind = None if key is None else _PREFIXES.get(key[:2])
+    kind = _PREFIXES.get((key or b"")[:2])
     if key is None or kind is None or len(key) > MAX_KEY:
         return None
     try:
@@ -146,7 +141,7 @@ def check_name(name: object) -> str:
 
 
 def encode_state(state: State) -> bytes:
-    """Encode compactly. Takes any finite numbers."""
+    """Return the state as bytes. Takes any finite numbers."""
     text = f'{{"v":{VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.term}'
     if state.since:
         text += f',"since":{state.since!r}'
@@ -164,10 +159,8 @@ def encode_note(note: Note) -> bytes:
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Return the definition as bytes, which every process can read: `decode_definition` makes the same checks.
-
-    Raises:
-        ConfigurationError: it names a field that no process could read or send, or that is too long.
+    """Return the definition as bytes, which every process can read: `decode_definition` makes the same checks. Raises
+    `ConfigurationError`, which names a field that no process could read or send, or that is too long.
     """
     if not isinstance(definition.args, (list, tuple)):
         raise ConfigurationError(f"args: {shown(definition.args)} is not a list")
@@ -226,16 +219,9 @@ def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
 
 @_strictly
 def decode_state(value: bytes) -> State:
-    """Return the state in `value`. Takes some 3 µs.
-
-    Raises:
-        RecordError: it cannot be read; `UnknownVersion` if a newer version wrote it.
-    """
+    """Return the state in `value`. Raises `RecordError`, `UnknownVersion` if a newer version wrote it. Takes 3 µs."""
     fields = parse(value, most=MAX_SMALL)
-    try:
-        last, runs, term = fields["last"], fields["runs"], fields["term"]
-    except KeyError as exc:
-        raise RecordError(f"no {exc.args[0]!r}") from None
+    last, runs, term = fields.get("last"), fields.get("runs"), fields.get("term")
     since, open_, sent = fields.get("since", 0.0), fields.get("open", False), fields.get("sent")
     # Types are compared, not asked for: bool is an int, and this is read a hundred thousand times.
     if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= RANK_MOST:
@@ -310,7 +296,7 @@ def outdated(value: bytes | None, by: bytes | None) -> bool:
 def _change(value: Any) -> Change:
     if not isinstance(value, dict):
         raise RecordError("bad 'changes'")
-    return Change(at=number("changes", value.get("at")), by=typed(value, "by", str), what=typed(value, "what", str))
+    return Change(at=instant("changes", value.get("at")), by=typed(value, "by", str), what=typed(value, "what", str))
 
 
 # What members' notes say together: `celery neli status` shows it, and the beat that leads looks at it.
@@ -345,8 +331,8 @@ class MemberSchedule:
 
 
 def living(notes: Mapping[str, Note], members: Collection[str] | None, now: float) -> list[MemberSchedule]:
-    """Return the schedules of those whose note is young and who are in the group, by name. `members`: the names in the
-    group, None if they are not known. `now` is in Unix seconds.
+    """Return the schedules of those whose note is young and who are in the group (`members`; None: not known), by name.
+    `now` is in Unix seconds.
     """
     return [
         MemberSchedule(
@@ -387,9 +373,7 @@ def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
     """Return a line that says who has which schedule; None if all have the same."""
     having: dict[str, list[str]] = {}
     for each in schedules:
-        having.setdefault(each.shown, []).append(each.name)
+        having.setdefault(printable(each.shown), []).append(printable(each.name))
     if len(having) < 2:
         return None
-    return "members disagree on the schedule: " + "; ".join(
-        f"{printable(each)}: {', '.join(map(printable, having[each]))}" for each in having
-    )
+    return "members disagree on the schedule: " + "; ".join(f"{each}: {', '.join(having[each])}" for each in having)

@@ -11,10 +11,11 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaException
 
+from celery_neli.config import Config
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import schedule_reader_properties
@@ -26,11 +27,6 @@ from celery_neli.schedule_topic.codec import MEMBER, Kind, key_of, partition_of
 from celery_neli.schedule_topic.follower import Follower
 from celery_neli.schedule_topic.pending import Entries, PendingReads, PendingWrites
 from celery_neli.threads import Bell, Thread, spawn
-
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-
-__all__ = ["ScheduleTopic"]
 
 # Seconds:
 FLUSH: Final = 1.0  # that `stop` waits for acknowledgements
@@ -77,8 +73,8 @@ class ScheduleTopic:
 
     @property
     def generation(self) -> int:
-        """How often the topic has been read from its beginning again, because the position or the topic was lost. What
-        was drained before and does not come again before the end is gone.
+        """How often the topic has been read from its beginning again. What was drained before and does not come again
+        before the end is gone.
         """
         return self._reads.generation
 
@@ -99,14 +95,12 @@ class ScheduleTopic:
 
     @property
     def away(self) -> bool:
-        """Return True if this generation began because this process did not hear of the topic for a while: of what is
-        missing some may have been removed before the rest was lost.
-        """
+        """Return True if it began because this process was away: some of what is missing may have been removed."""
         return self._follower.away
 
     def fit(self) -> bool:
-        """Return True if the topic was found, and can be read and written as far as is known. Otherwise this beat
-        should not lead. Any thread; takes no lock.
+        """Return True if the topic was found and can be used, as far as is known. Otherwise this beat should not lead.
+        Any thread; takes no lock.
         """
         return self._follower.fit
 
@@ -164,8 +158,7 @@ class ScheduleTopic:
         on their way. Notes are.
         """
         if not self._inherited:
-            member = key_of(MEMBER, "")
-            self._writes.forget(lambda key: not key.startswith(member))
+            self._writes.forget(lambda key: not key.startswith(key_of(MEMBER, "")))
 
     def stop(self) -> None:
         """Write what is left for up to a second, and end. May be repeated."""
@@ -214,11 +207,10 @@ class ScheduleTopic:
         try:
             while not ends and not self._stopping and (left := deadline - time.monotonic()) > 0:
                 try:
-                    reader = self._end_reader
-                    if reader is None:
-                        properties = schedule_reader_properties(config)
-                        reader = self._end_reader = Reader(config, log, config.schedule_topic, properties)
-                    timeout = min(left, ASK_END)
+                    reader = self._end_reader or Reader(
+                        config, log, config.schedule_topic, schedule_reader_properties(config)
+                    )
+                    self._end_reader, timeout = reader, min(left, ASK_END)
                     ends[:] = [reader.bounds(each, timeout)[1] for each in range(SCHEDULE_PARTITIONS)]
                 except (KafkaException, NeliError) as exception:
                     log.say(logging.DEBUG, f"the end of the schedule topic is not known: {exception}")

@@ -32,25 +32,21 @@ LATEST: Final = 253402300799.0 - 172800.0
 
 
 def check_plain(field: str, value: Any) -> None:
-    """Check a value of JSON's types.
-
-    Raises:
-        ConfigurationError: it is nested too deeply, or holds a number that is not finite or half of a surrogate pair.
+    """Check a value of JSON's types. Raises `ConfigurationError` if it is nested too deeply, or holds a number that is
+    not finite or half of a surrogate pair.
     """
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         following: list[Any] = []
         for each in level:
             if isinstance(each, dict):
-                for key in each:
-                    if isinstance(key, str) and _has_surrogates(key):
-                        _refuse_surrogates(field, key)
+                following.extend(key for key in each if isinstance(key, str))
                 following.extend(each.values())
             elif isinstance(each, (list, tuple)):
                 following.extend(each)
-            elif isinstance(each, str):
-                if _has_surrogates(each):
-                    _refuse_surrogates(field, each)
+            elif isinstance(each, str) and _has_surrogates(each):
+                held = f"{shown(each)} holds half of a surrogate pair, which UTF-8 does not have"
+                raise ConfigurationError(f"{field}: {held}")
             elif isinstance(each, float) and not math.isfinite(each):
                 raise ConfigurationError(f"{field}: {each!r} is not JSON: give a finite number, or None")
         if not following:
@@ -63,10 +59,8 @@ def check_plain(field: str, value: Any) -> None:
 
 
 def check_made(value: Any) -> None:
-    """Check what kombu's JSON made of a marked value.
-
-    Raises:
-        ValueError: a decimal that is not finite, or a datetime that is out of range in UTC.
+    """Check what kombu's JSON made of a marked value. Raises `ValueError` for a decimal that is not finite, and for a
+    datetime that is out of range in UTC.
     """
     if isinstance(value, Decimal) and not value.is_finite():
         raise ValueError(f"{value!r} is not a finite number")
@@ -81,22 +75,14 @@ def is_moment(value: datetime) -> bool:
 
 
 def check_text(field: str, value: Any, most: int, *, least: int = 1) -> None:
-    """Check a text.
-
-    Raises:
-        ConfigurationError: it does not have `least` to `most` characters, or UTF-8 does not have them all.
-    """
+    """Raise `ConfigurationError` if a text does not have `least` to `most` characters, or UTF-8 does not have them."""
     if not isinstance(value, str) or not least <= len(value) <= most or _has_surrogates(value):
         raise ConfigurationError(f"{field} = {shown(value)}: give a string of {least} to {most} characters")
 
 
 def check_time(field: str, value: Any) -> None:
-    """Check a time in Unix seconds.
-
-    Raises:
-        ConfigurationError: it is not a number, or not in the years 1 to 9999.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not EARLIEST <= value <= LATEST:
+    """Raise `ConfigurationError` if a value is not a number of Unix seconds in the years 1 to 9999."""
+    if not _is_time(value):
         raise ConfigurationError(f"{field}: {shown(value)} is not a time in the years 1 to 9999: give Unix seconds")
 
 
@@ -110,8 +96,8 @@ def _has_surrogates(text: str) -> bool:
     return False
 
 
-def _refuse_surrogates(field: str, text: str) -> None:
-    raise ConfigurationError(f"{field}: {shown(text)} holds half of a surrogate pair, which UTF-8 does not have")
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and EARLIEST <= value <= LATEST
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -154,19 +140,11 @@ def typed(fields: Mapping[str, Any], name: str, wanted: type) -> Any:
     return value
 
 
-def number(name: str, value: Any) -> float:
-    """Return a finite number. Raises `RecordError`, which names the field."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_INT <= value <= MAX_INT:
-        raise RecordError(f"bad {name!r}")
-    return float(value)
-
-
 def instant(name: str, value: Any) -> float:
     """Return the field's value as Unix seconds. Raises `RecordError`, which names the field, if it is no date."""
-    seconds = number(name, value)
-    if not EARLIEST <= seconds <= LATEST:
-        raise RecordError(f"bad {name!r}: {value!r} is not a date in the years 1 to 9999")
-    return seconds
+    if not _is_time(value):
+        raise RecordError(f"bad {name!r}: {shown(value)} is not a date in the years 1 to 9999")
+    return float(value)
 
 
 def to_json(value: Any) -> str:
