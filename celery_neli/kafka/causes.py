@@ -207,9 +207,7 @@ def examine(where: str, properties: Mapping[str, Any]) -> Cause | None:
 
 
 def missing_right(properties: Mapping[str, Any], operations: Collection[str], kind: str, name: str) -> str:
-    """Return the sentence for rights that are missing. `operations` as in `kafka-acls.sh`: "Read", "DescribeConfigs";
-    `kind`: "topic" or "group".
-    """
+    """Return the sentence for missing rights, named as `kafka-acls.sh` does. `kind`: "topic" or "group"."""
     user = properties.get("sasl.username")
     principal = printable(user) if user else "<user>"
     flags = " ".join(f"--operation {each}" for each in operations)
@@ -222,9 +220,7 @@ def missing_right(properties: Mapping[str, Any], operations: Collection[str], ki
 def refused(
     text: str, properties: Mapping[str, Any], *, names: Callable[[], Iterable[str]], readable: Callable[[str], bool]
 ) -> str:
-    """Return why librdkafka made no client from `properties`, as one line that names the property and what to do.
-    `names` gives the properties that librdkafka knows; `readable` returns True if a file can be read.
-    """
+    """Return why librdkafka made no client, naming the property and what to do. `names` returns those that it knows."""
     text = re.sub(r"^Failed to create [a-z ]+: ", "", " ".join(text.split()))
     for name, value in properties.items():
         if isinstance(value, str) and _FILE.match(name) and value not in ("probe", "") and not readable(value):

@@ -37,10 +37,8 @@ _Client = TypeVar("_Client")
 
 
 class ClientLog:
-    """Takes librdkafka's `logger` and `error_cb`, and the lines of the code that uses the clients.
-
-    `log` is a `logging.Logger` or the like whose calls only enqueue. Nothing but `client` raises, nothing but `reason`
-    and `failure` blocks (if `log` does not). Memory is bounded.
+    """Takes librdkafka's `logger` and `error_cb`, and the lines of the code that uses the clients. `log` only enqueues.
+    Nothing but `client` raises, nothing but `reason` and `failure` blocks. Memory is bounded.
     """
 
     def __init__(
@@ -76,9 +74,7 @@ class ClientLog:
         properties: Mapping[str, Any],
         on_error: Callable[[Any], None] | None = None,
     ) -> _Client:
-        """Make a client that logs here; client-wide errors go to `on_error`, by default to `remark`. Raises
-        `ConfigurationError` if librdkafka refuses a property.
-        """
+        """Make a client that logs here. Raises `ConfigurationError` if librdkafka refuses a property."""
         with making(self._properties):
             return make({**properties, "logger": self, "error_cb": on_error or self.remark})
 
@@ -108,8 +104,8 @@ class ClientLog:
             self.reachability.down(self._log)
 
     def remark(self, error: KafkaError, *, joined: bool = False) -> None:
-        """Note from a client-wide error why connections fail; log any other error. `joined`: the client takes part in
-        the group.
+        """Note from an error why connections fail; log any other. `joined`: a client that takes part in the group had
+        it.
         """
         name, text = error.name(), error.str()
         if name in _CONNECTION_ERRORS - _WITHOUT_REASON:
@@ -122,9 +118,7 @@ class ClientLog:
         self.reachability.reached(self._log)
 
     def reason(self, error: KafkaError) -> str:
-        """Return why a question got no answer, in one line with the remedy: why connections failed, else `error`.
-        Blocks for two seconds or so if a certificate must be looked at.
-        """
+        """Return why a question got no answer, and the remedy. Blocks for two seconds to look at a certificate."""
         name, text = error.name(), masked(error.str(), self._secrets)
         if name in _CONNECTION_ERRORS | {"_MSG_TIMED_OUT"} and (cause := self.reachability.explanation()) is not None:
             return str(cause)

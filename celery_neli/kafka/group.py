@@ -98,9 +98,7 @@ class KafkaGroup:
         spawn(partial(self._log.close, self._consumer, "group"), name="neli-group-close").join(CLOSE)
 
     def _heal(self) -> None:
-        """Replace the client if it finds no broker although brokers answer: else this member would be induced no more
-        (liveness.py).
-        """
+        """Replace the client if it has lost the brokers (liveness.py): else this member would be induced no more."""
         if not self._joined or time.monotonic() < self._probe.heard + CHECK_EVERY:
             return
         if self._probe.is_lost(self._consumer):

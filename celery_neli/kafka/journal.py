@@ -103,17 +103,13 @@ class KafkaJournal:
             self._logs[role].awaited = value
 
     def look_back(self, role: int) -> None:
-        """Read `role` again from 1000 records before its start, or from the log's beginning; a `Started` follows, with
-        a lower offset, or with the same one and `oldest`.
-        """
+        """Read `role` again from 1000 records earlier; a `Started` follows, with a lower offset, or with `oldest`."""
         log = self._logs[role]
         if log.started is not None:
             self._begin(log, log.started - FURTHER if log.started > FURTHER else BEGINNING)
 
     def ask_end(self, role: int) -> None:
-        """Have the broker say again where the end is; an `End` follows after what is before it. Asking again before it
-        was reported changes nothing: it would only put the answer off.
-        """
+        """Have the broker say again where the end is; an `End` follows. To ask once more before it does nothing."""
         log = self._logs[role]
         if log.started is not None and not log.asked:
             self._ask_end(log)
@@ -168,9 +164,8 @@ class KafkaJournal:
         self._begin(log, BEGINNING)
 
     def _look_for_topic(self, events: list[Event]) -> None:
-        """If brokers say when asked that the topic is gone, every position is lost, and the topic is created again.
-
-        One broker's stale view must not cost a leader its term, so this asks first; it may block for half a second.
+        """If brokers say that the topic is gone, every position is lost. One broker's stale view must not cost a leader
+        its term, so this asks first; it may block for half a second.
         """
         gone = self._topic.is_gone()
         if gone is None:

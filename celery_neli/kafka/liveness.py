@@ -83,9 +83,7 @@ class Watch:
         self._patience = min(2 * self._patience, PATIENCE_MOST)
 
     def let_go(self, client: Any, log: ClientLog, what: str) -> None:
-        """Close the client that was replaced, on a thread of its own: it may wait long for brokers. Log it, as a
-        warning the first time. Returns at once.
-        """
+        """Close the client that was replaced, on another thread, for it may wait long. Warn of it the first time."""
         log.say(logging.WARNING if self.first else logging.DEBUG, f"kafka client deaf: {what}: replaced")
         self.replaced()
         spawn(partial(log.copy().close, client, "lost kafka client", logging.DEBUG), name="neli-lost-client")
@@ -101,9 +99,7 @@ class Probe:
         self._topic, self._wait, self._ask_at = topic, min(0.5, config.heartbeat_timeout / 8), 0.0
 
     def is_lost(self, client: Any) -> bool:
-        """Return True if the client must be replaced: it finds no broker, although brokers answer. Waits for half a
-        second at most, every two seconds.
-        """
+        """Return True if the client finds no broker although brokers answer. May wait for half a second, every two."""
         if time.monotonic() < self._ask_at:
             return False
         self._ask_at = time.monotonic() + 4 * self._wait
@@ -138,9 +134,7 @@ class Brokers:
         return answer
 
     def find(self) -> bool:
-        """Return True if a new client finds brokers, and leaders of the topic's partitions. Blocks for two seconds or
-        so at most; any real thread.
-        """
+        """Return True if a new client finds brokers, and leaders of the topic. Blocks for two seconds at most."""
         try:
             with closing(self._log.client(self._make, reader_properties(self._config))) as client:
                 metadata = client.list_topics(self._topic, timeout=ASK)

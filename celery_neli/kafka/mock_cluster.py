@@ -117,9 +117,7 @@ class MockCluster:
         return hasattr(self._library, f"rd_kafka_mock_{function}")
 
     def call(self, function: str, *args: object) -> int | None:
-        """Call `rd_kafka_mock_<function>` on the cluster, one call at a time, and return librdkafka's error code.
-        Raises `NeliError` if the cluster was stopped.
-        """
+        """Call `rd_kafka_mock_<function>`, one at a time; return librdkafka's error code. Raises `NeliError` once it is stopped."""
         with self._lock:
             if not self._cluster:
                 raise NeliError("this embedded Kafka was closed")
@@ -152,9 +150,7 @@ class MockCluster:
 
 
 def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> bool:
-    """Create `topic` on the cluster of this process at `bootstrap_servers`. Return False if there is none, or if it
-    refuses. Waits some milliseconds for the cluster's thread.
-    """
+    """Create `topic` on the cluster of this process at `bootstrap_servers`, if there is one; return True if it did."""
     address = bootstrap_servers.replace("localhost", LOOPBACK)
     for cluster in list(_running):
         if cluster.pid == os.getpid() and cluster.bootstrap_servers == address:

@@ -26,10 +26,8 @@ Look = Callable[[str, Mapping[str, Any]], "Cause | None"]
 
 
 class Reachability:
-    """What the clients of one process have found out about one set of brokers.
-
-    Any thread, and under gevent. Nothing raises, and nothing but `explanation` blocks: the lock is held for
-    microseconds.
+    """What the clients of one process have found out about one set of brokers. Any thread, and under gevent. Nothing
+    raises, and nothing but `explanation` blocks: the lock is held for microseconds.
     """
 
     def __init__(
@@ -60,9 +58,7 @@ class Reachability:
             self._level = logging.WARNING
 
     def left(self, member: object) -> None:
-        """Note that `member` has begun to close. After the last one, troubles are logged at DEBUG: Kafka may end with
-        the process.
-        """
+        """Note that `member` has begun to close. After the last one, log at DEBUG: Kafka may end with the process."""
         with self._lock:
             self._members.discard(id(member))
             if not self._members:
@@ -79,9 +75,7 @@ class Reachability:
         return (self._look(cause.where, self._properties) if cause and cause.where else None) or cause
 
     def failed(self, cause: Cause | None, log: logging.Logger | None) -> None:
-        """Note that a connection failed. If only some brokers are concerned, log a warning to `log` a while later; with
-        None, log nothing.
-        """
+        """Note that a connection failed. Warn a while later if it concerns some brokers only. No `log`: do not warn."""
         if cause is None:
             return
         if cause.guess and self._worked:

@@ -66,9 +66,7 @@ class _Position:
 
 
 class Reader:
-    """A consumer of one topic's partitions. For one thread, and never in a forked child. The constructor waits for
-    nothing; it raises `ConfigurationError` if librdkafka refuses a property.
-    """
+    """A consumer of one topic's partitions. For one thread, never in a forked child. The constructor waits for nothing."""
 
     def __init__(
         self,
@@ -127,9 +125,7 @@ class Reader:
             self._on_error(exception.args[0])
 
     def bounds(self, partition: int, timeout: float) -> tuple[int, int]:
-        """Return the offsets of the oldest record of a partition and of the next one to be written, by the broker's
-        word. Blocks for `timeout` seconds at most. Raises `KafkaException`.
-        """
+        """Return the offsets of the oldest record and of the next one to be written. Blocks. Raises `KafkaException`."""
         low, high = self._client.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout)
         return low, high
 
@@ -159,8 +155,8 @@ class Reader:
         return 0 if found.error is not None else len(found.partitions)
 
     def heal(self) -> bool:
-        """Read again, or replace the client, where nothing was heard of for long although brokers answer. Return True
-        if the client was replaced; it reads on from where the other one stood. Never waits.
+        """Read again, or replace the client, where nothing was heard of for long although brokers answer. Never waits.
+        Return True if the client was replaced; it reads on from where the other one stood.
         """
         now = time.monotonic()
         heard = min((each.heard for each in self._positions.values()), default=self._answered)

@@ -51,10 +51,8 @@ Steps = Generator[None, None, _Result]
 
 
 class TopicAdmin:
-    """Looks after one topic, step by step. For one thread.
-
-    `poll` and `is_gone` block for half a second at most (while brokers do not answer a question for metadata): call
-    `poll` only while no lease depends on the thread.
+    """Looks after one topic, step by step. For one thread. `poll` and `is_gone` block for half a second at most, while
+    brokers do not answer: call `poll` only while no lease depends on the thread.
     """
 
     def __init__(
@@ -90,11 +88,8 @@ class TopicAdmin:
         self._steps: Steps[None] | None = self._run()
 
     def poll(self) -> bool:
-        """Go on with the search, if there is anything to go on with, and return True if the topic is found and fit.
-
-        Raises:
-            TopicError: it is unfit, or may not be created. The next call begins again, and raises the same object for
-                as long as it is the same trouble.
+        """Go on with the search, if there is one, and return True if the topic is found and fit. Raises `TopicError` if
+        it is unfit or may not be created. The next call begins again, and raises the same object for the same trouble.
         """
         if self._admin is not None:
             self._admin.poll(0)
@@ -110,9 +105,7 @@ class TopicAdmin:
         return self.found
 
     def is_gone(self) -> bool | None:
-        """Ask if the topic that was found still exists, at most once a second, and return True if it does not: then it
-        is searched for. None: there is no answer yet.
-        """
+        """Return True if the topic that was found is gone: it is searched for then. None: there is no answer yet."""
         if self._clock() < self._look_at:
             return None
         self._look_at = self._clock() + LOOK_EVERY
@@ -200,8 +193,8 @@ class TopicAdmin:
         return 0
 
     def _create_embedded(self, found: int) -> None:
-        """Create the topic on the embedded Kafka, which answers no admin request. In this process it can be called;
-        elsewhere a producer that asks for the topic creates it, with four partitions.
+        """Create the topic on the embedded Kafka, which answers no admin request: with a call within this process; else
+        by a producer that asks for it, with four partitions.
         """
         topic, wanted = self._spec.name, self._spec.partitions
         if found:

@@ -37,9 +37,7 @@ SCHEDULE_PARTITIONS: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TopicSpec:
-    """A topic as it should be. `what` it is called in messages, `each` says what its partitions are for, `judge` yields
-    the risks of its own in the values of a configuration (see `risks`).
-    """
+    """A topic as it should be: what it is called, what each partition is for, how to judge a configuration."""
 
     what: str
     name: str

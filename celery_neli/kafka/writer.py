@@ -39,11 +39,8 @@ class Writer:
         return len(self._client)
 
     def send(self, partition: int, key: bytes | str, value: bytes | None, done: Done) -> None:
-        """Hand a record to librdkafka; never blocks.
-
-        Raises:
-            BufferError: librdkafka has too many records.
-            KafkaException: it refuses this one. After a fatal error it takes no other: see `is_lost`.
+        """Hand a record to librdkafka; never blocks. Raises `BufferError` if it has too many, `KafkaException` if it
+        refuses this one; after a fatal error it takes no other (see `is_lost`).
         """
         try:
             self._client.produce(
@@ -55,10 +52,8 @@ class Writer:
             raise
 
     def send_all(self, records: Iterable[tuple[int, bytes | str, bytes | None]], timeout: float) -> str:
-        """Send records (partition, key and value) and wait until all are acknowledged.
-
-        Return "", or why not all were within `timeout` seconds. Those that were not are dropped; some of them may have
-        been written, or will be yet.
+        """Send records (partition, key and value); return "", or why not all were acknowledged within `timeout`
+        seconds. Those that were not are dropped; some of them may have been written, or will be yet.
         """
         outcomes: list[KafkaError | None] = []
         try:
@@ -95,9 +90,7 @@ class Writer:
         return metadata
 
     def is_lost(self) -> bool:
-        """Return True if the client must be replaced: it failed, or it finds no broker although brokers answer. Waits
-        for half a second at most, and only while records are being lost.
-        """
+        """Return True if the client failed, or finds no broker although brokers answer. May wait for half a second."""
         if not self._doubted:
             return self._failed != ""
         heard = self._probe.heard

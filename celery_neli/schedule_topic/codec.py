@@ -102,8 +102,8 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so (Unix
-    seconds), and the name of its Celery app (None if that has none, or an older release wrote the note).
+    """A member's schedule: its hash, its `neli_schedule_version`, when it said so (Unix seconds), and the name of its
+    Celery app (None if that has none, or an older release wrote the note).
     """
 
     schedule: str
@@ -159,9 +159,7 @@ def encode_note(note: Note) -> bytes:
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Return the definition as bytes, which every process can read: `decode_definition` makes the same checks. Raises
-    `ConfigurationError`, which names a field that no process could read or send, or that is too long.
-    """
+    """Return the definition as bytes. Raises `ConfigurationError`, which names a field that no process could read."""
     if not isinstance(definition.args, (list, tuple)):
         raise ConfigurationError(f"args: {shown(definition.args)} is not a list")
     for name in ("kwargs", "options"):
@@ -281,9 +279,8 @@ def decode(kind: Kind, value: bytes) -> State | Definition | Note:
 
 
 def outdated(value: bytes | None, by: bytes | None) -> bool:
-    """Return True if a state that was read later in the log, `value`, is of an older term than one read before, `by`.
-
-    A leader that was frozen may write behind its successor. Tombstones and what cannot be read have no term.
+    """Return True if a state that was read later, `value`, is of an older term than one read before, `by`: a leader
+    that was frozen may write behind its successor. Tombstones and what cannot be read have no term.
     """
     if value is None or by is None:
         return False
@@ -309,8 +306,8 @@ SHOWN = 8  # hexadecimal digits of a hash
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSchedule:
-    """The schedule of one living member: the beginning of its hash, its `neli_schedule_version`, how long ago (seconds,
-    by two clocks) the member said so, and the name of its app if it has one.
+    """The schedule of a living member: the beginning of its hash, its `neli_schedule_version`, how long ago (seconds,
+    by two clocks) the member said so, and the name of its app.
     """
 
     name: str
@@ -331,9 +328,7 @@ class MemberSchedule:
 
 
 def living(notes: Mapping[str, Note], members: Collection[str] | None, now: float) -> list[MemberSchedule]:
-    """Return the schedules of those whose note is young and who are in the group (`members`; None: not known), by name.
-    `now` is in Unix seconds.
-    """
+    """Return the schedules, by name, of those whose note is young and who are among `members` (None: not known)."""
     return [
         MemberSchedule(
             name=name, schedule=note.schedule[:SHOWN], version=note.version, age=max(0.0, now - note.at), app=note.app

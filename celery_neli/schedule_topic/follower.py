@@ -36,10 +36,8 @@ CUT_OFF: Final = 3600.0  # after which removals may have been missed: Kafka keep
 
 
 class Follower:
-    """Reads the topic into `reads`, and gives `writes` a writer while the topic is there and fit.
-
-    For one real thread, but for the public attributes. `on_read` is called on it after each step of the reading, with
-    True if there is something new in `reads`.
+    """Reads the topic into `reads`, and gives `writes` a writer while the topic is there and fit. For one real thread,
+    on which `on_read` is called after each step, with True if there is something new in `reads`.
     """
 
     def __init__(
@@ -149,9 +147,7 @@ class Follower:
         self._on_read(False)
 
     def _come_back(self, why: str) -> None:
-        """Read from the beginning again: the topic may be another one by now. After long, what is missing was removed,
-        unless the log shows that it lost records.
-        """
+        """Read from the beginning again. After long, what is missing was removed, unless the log lost records."""
         long = boottime() - self._heard > CUT_OFF
         lost = self._what_is_lost() if long else ""
         self._heard = boottime()
@@ -191,8 +187,8 @@ class Follower:
         self._on_read(new)
 
     def _watch_log(self) -> None:
-        """Read from the beginning again if the log lost records that were read, which Kafka does not report to a reader
-        that is past them. Takes half a second at most, every few seconds.
+        """Read from the beginning again if the log lost what was read; Kafka does not say so. Takes half a second at
+        most.
         """
         if time.monotonic() < self._watch_at or self._first < 0:
             return
@@ -222,8 +218,8 @@ class Follower:
         return "the topic was deleted and created again" if before and now not in (None, before) else ""
 
     def _look_for_topic(self) -> None:
-        """The topic seems to be gone. If brokers say so, it is created again; if not, another member may have done that
-        already, and the old position says nothing.
+        """Create it again if brokers say that it is gone; if not, another member may have, and the old position says
+        nothing.
         """
         gone = self._topic.is_gone()
         if gone is None:

@@ -28,9 +28,7 @@ SLICE: Final = 0.05  # seconds between two steps of the search for the topic
 
 
 def read_all(config: Config, *, log: logging.Logger, timeout: float = 10.0) -> dict[tuple[Kind, str], bytes]:
-    """Return every state and definition in the topic, in the order in which they were last written. Raises `NeliError`
-    if the topic was not read to its end within `timeout` seconds.
-    """
+    """Return every state and definition, in the order in which they were last written. Raises `NeliError`."""
     return _read(config, partition_of(ENTRY), log, timeout)
 
 
@@ -49,7 +47,7 @@ def write(
     config: Config, records: Sequence[tuple[Kind, str, bytes | None]], *, log: logging.Logger, timeout: float = 10.0
 ) -> None:
     """Write the records, None to delete, and wait until Kafka has acknowledged every one. Raises `NeliError` if it did
-    not within `timeout` seconds; some may have been written nevertheless, or will be yet.
+    not in time; some may have been written nevertheless, or will be yet.
     """
     deadline = time.monotonic() + timeout
     client_log = ClientLog(log, config.properties, one_shot=True)

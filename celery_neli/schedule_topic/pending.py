@@ -98,9 +98,7 @@ class PendingWrites:
         self._log = log
         self._lock: Any = original("_thread", "allocate_lock")()
         self._writer: Writer | None = None
-        self.denied = (
-            False  # a record was refused because rights are missing; the follower logs it
-        )
+        self.denied = False  # a record was refused because rights are missing; the follower logs it
         # By key:
         self._unsaved: dict[bytes, tuple[int, bytes | None]] = {}  # partition and value, the latest
         self._waiting: OrderedDict[bytes, None] = OrderedDict()  # what librdkafka does not have

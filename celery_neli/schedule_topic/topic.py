@@ -37,15 +37,14 @@ ASK_END_AGAIN: Final = 0.05
 
 
 class ScheduleTopic:
-    """The schedule topic of `config`, as one beat reads and writes it.
-
-    Any thread; only `read_to_end`, `flush` and `stop` block, and nothing raises. Not from a signal handler that may
-    have interrupted a call. In a forked child it is void: nothing is read or written there, and no client is touched.
+    """The schedule topic of `config`, as one beat reads and writes it. Any thread, but not a signal handler that may
+    have interrupted a call; only `read_to_end`, `flush` and `stop` block, and nothing raises. It is void in a forked
+    child.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger, changed: Callable[[], None] | None = None) -> None:
         """`log` names the logger; its handlers run on another thread. `changed` is called on the topic's own thread
-        after something was read for `drain`; it must not block. Nothing is started yet.
+        when there is something to drain; it must not block.
         """
         self._config, self._changed = config, changed
         self._lines = BackgroundLog()
@@ -73,9 +72,7 @@ class ScheduleTopic:
 
     @property
     def generation(self) -> int:
-        """How often the topic has been read from its beginning again. What was drained before and does not come again
-        before the end is gone.
-        """
+        """How often it was read from its beginning again: what does not come again before its end is gone."""
         return self._reads.generation
 
     @property
@@ -99,9 +96,7 @@ class ScheduleTopic:
         return self._follower.away
 
     def fit(self) -> bool:
-        """Return True if the topic was found and can be used, as far as is known. Otherwise this beat should not lead.
-        Any thread; takes no lock.
-        """
+        """Return True if the topic can be used, as far as is known; else this beat should not lead. Takes no lock."""
         return self._follower.fit
 
     def start(self) -> None:
@@ -123,8 +118,8 @@ class ScheduleTopic:
         self._reads.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until everything is read that is in the topic now, by the broker's word, and
-        return True if it is. Takes about a round trip if nothing is new.
+        """Wait up to `timeout` s until all that is in the topic now is read; return True if it is. Takes about a round
+        trip.
         """
         if self._inherited or self._stopping:
             return False
@@ -154,9 +149,7 @@ class ScheduleTopic:
         return not self._inherited and self._writes.flush(timeout)
 
     def forget_unsaved(self) -> None:
-        """The term is over: states and definitions that were not acknowledged are not written any more, unless they are
-        on their way. Notes are.
-        """
+        """Do not write states and definitions any more that are not on their way: the term is over. Notes stay."""
         if not self._inherited:
             self._writes.forget(lambda key: not key.startswith(key_of(MEMBER, "")))
 

@@ -32,9 +32,7 @@ LATEST: Final = 253402300799.0 - 172800.0
 
 
 def check_plain(field: str, value: Any) -> None:
-    """Check a value of JSON's types. Raises `ConfigurationError` if it is nested too deeply, or holds a number that is
-    not finite or half of a surrogate pair.
-    """
+    """Raise `ConfigurationError` if a value is nested too deeply, or holds a number or text that is not JSON."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         following: list[Any] = []
@@ -59,9 +57,7 @@ def check_plain(field: str, value: Any) -> None:
 
 
 def check_made(value: Any) -> None:
-    """Check what kombu's JSON made of a marked value. Raises `ValueError` for a decimal that is not finite, and for a
-    datetime that is out of range in UTC.
-    """
+    """Raise `ValueError` if a decimal that kombu made is not finite, or a datetime is out of range in UTC."""
     if isinstance(value, Decimal) and not value.is_finite():
         raise ValueError(f"{value!r} is not a finite number")
     if isinstance(value, datetime) and value.tzinfo is not None and not is_moment(value):
@@ -110,9 +106,7 @@ _SCAN = json.JSONDecoder(parse_constant=_refuse).scan_once  # type: ignore[attr-
 
 
 def parse(value: bytes, *, most: int) -> dict[str, Any]:
-    """Return the fields of the object in `value`, which may have `most` bytes. Raises `RecordError`, and
-    `UnknownVersion` if a newer version wrote it.
-    """
+    """Return the fields of the object in `value`. Raises `RecordError`, `UnknownVersion` for a newer version."""
     if len(value) > most:
         raise RecordError(f"longer than {most} bytes")
     try:
