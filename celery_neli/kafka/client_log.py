@@ -104,9 +104,7 @@ class ClientLog:
             self.reachability.down(self._log)
 
     def remark(self, error: KafkaError, *, joined: bool = False) -> None:
-        """Note from an error why connections fail; log any other. `joined`: a client that takes part in the group had
-        it.
-        """
+        """Note from an error why connections fail; log any other. `joined`: it is about a member of the group."""
         name, text = error.name(), error.str()
         if name in _CONNECTION_ERRORS - _WITHOUT_REASON:
             self._note(text)

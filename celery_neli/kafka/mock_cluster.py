@@ -117,7 +117,7 @@ class MockCluster:
         return hasattr(self._library, f"rd_kafka_mock_{function}")
 
     def call(self, function: str, *args: object) -> int | None:
-        """Call `rd_kafka_mock_<function>`, one at a time; return librdkafka's error code. Raises `NeliError` once it is stopped."""
+        """Call `rd_kafka_mock_<function>`, one at a time; return librdkafka's code. Raises `NeliError` after `stop`."""
         with self._lock:
             if not self._cluster:
                 raise NeliError("this embedded Kafka was closed")

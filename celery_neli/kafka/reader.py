@@ -66,7 +66,7 @@ class _Position:
 
 
 class Reader:
-    """A consumer of one topic's partitions. For one thread, never in a forked child. The constructor waits for nothing."""
+    """A consumer of one topic's partitions. For one thread, never in a forked child. The constructor does not wait."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Reader:
             self._on_error(exception.args[0])
 
     def bounds(self, partition: int, timeout: float) -> tuple[int, int]:
-        """Return the offsets of the oldest record and of the next one to be written. Blocks. Raises `KafkaException`."""
+        """Return the offsets of the oldest record and of the next one. Blocks. Raises `KafkaException`."""
         low, high = self._client.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout)
         return low, high
 

@@ -154,24 +154,23 @@ class TopicAdmin:
         return self._trouble.with_traceback(None)
 
     def _run(self) -> Steps[None]:
-        administered = False
         while True:
             metadata = self._metadata(self._client)
             if metadata is not None:
                 found = self._partitions(metadata)
                 administered = metadata.controller_id in metadata.brokers  # the embedded Kafka has no controller
                 if found >= self._spec.partitions:
-                    break
-                if not administered:
-                    self._create_embedded(found)
-                else:
+                    if administered:
+                        yield from self._check_rights()
+                        yield from self._check_configuration()
+                    return
+                if administered:
                     yield from self._grow(found) if found else self._create(len(metadata.brokers))
+                else:
+                    self._create_embedded(found)
             resume_at = self._clock() + PAUSE
             while self._clock() < resume_at:
                 yield
-        if administered:
-            yield from self._check_rights()
-            yield from self._check_configuration()
 
     def _metadata(self, client: Reader | Writer) -> ClusterMetadata | None:
         try:

@@ -187,9 +187,7 @@ class Follower:
         self._on_read(new)
 
     def _watch_log(self) -> None:
-        """Read from the beginning again if the log lost what was read; Kafka does not say so. Takes half a second at
-        most.
-        """
+        """Read from the beginning again if the log lost what was read, as Kafka does not say. Takes half a second."""
         if time.monotonic() < self._watch_at or self._first < 0:
             return
         self._watch_at = time.monotonic() + WATCH_EVERY
@@ -218,7 +216,7 @@ class Follower:
         return "the topic was deleted and created again" if before and now not in (None, before) else ""
 
     def _look_for_topic(self) -> None:
-        """Create it again if brokers say that it is gone; if not, another member may have, and the old position says
+        """Create it again if brokers say that it is gone; if not, another member may have: the old position says
         nothing.
         """
         gone = self._topic.is_gone()
