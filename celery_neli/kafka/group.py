@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -50,29 +52,22 @@ class KafkaGroup:
         if self._closed:
             return
         self._heal()
-        for _ in range(BATCH):
-            try:
+        with self._reporting():
+            for _ in range(BATCH):
                 message = self._consumer.poll(0)
-            except KafkaException as exception:
-                self._on_error(exception.args[0])
-                return
-            if message is None:
-                return
-            error = message.error()
-            if error is not None:
-                self._on_error(error)
+                if message is None:
+                    return
+                if (error := message.error()) is not None:
+                    self._on_error(error)
 
     def join(self) -> None:
         """Ask for membership; returns at once, may be repeated."""
         if self._joined or self._closed:
             return
-        try:
+        with self._reporting():
             self._consumer.subscribe(
                 [self._config.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
-        except KafkaException as exception:
-            self._on_error(exception.args[0])
-        else:
             self._joined = True
             self._log.reachability.joined(self)
 
@@ -83,10 +78,8 @@ class KafkaGroup:
             return
         self._joined = False
         self._log.reachability.left(self)
-        try:
+        with self._reporting():
             self._consumer.unsubscribe()
-        except KafkaException as exception:
-            self._on_error(exception.args[0])
 
     def close(self) -> None:
         """Leave the group and end; takes milliseconds, or 0.4 s at most if the coordinator does not answer."""
@@ -114,12 +107,10 @@ class KafkaGroup:
             return  # it was replaced, and is being closed on another thread
         # An explicit offset, so that the group is not asked for a committed one; paused, so that nothing is fetched.
         parts = [TopicPartition(part.topic, part.partition, 0) for part in partitions]
-        try:
+        with self._reporting():
             consumer.incremental_assign(parts)
             if parts:
                 consumer.pause(parts)
-        except KafkaException as exception:
-            self._on_error(exception.args[0])
         if any(map(is_denied, self._trouble)):
             self._log.say(logging.INFO, f"group joined, after all group={self._config.group}")
         self._trouble.clear()
@@ -130,15 +121,20 @@ class KafkaGroup:
         if consumer is not self._consumer:
             return
         self.induced -= {part.partition for part in partitions}
-        try:
+        with self._reporting():
             consumer.incremental_unassign(partitions)
-        except KafkaException as exception:
-            self._on_error(exception.args[0])
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         lost = sorted(part.partition for part in partitions)
         self._log.say(logging.INFO, f"group membership lost partitions={lost}")
         self._on_revoke(consumer, partitions)
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as exception:
+            self._on_error(exception.args[0])
 
     def _on_error(self, error: KafkaError) -> None:
         """Log each kind of error once until the group assigns again: the lease works without it, only slower (R2)."""

@@ -7,7 +7,7 @@ A position that is not in the log any more is reported, never mended in silence:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +16,7 @@ from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined] 
 
 from celery_neli.config import Config
 from celery_neli.kafka.causes import GONE, OF_NO_READER
-from celery_neli.kafka.client_log import ClientLog
+from celery_neli.kafka.client_log import ClientLog, Report
 from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch
 
 BEGINNING: Final = OFFSET_BEGINNING  # the position of the oldest record that the log holds
@@ -69,23 +69,15 @@ class Reader:
     """A consumer of one topic's partitions. For one thread, never in a forked child. The constructor does not wait."""
 
     def __init__(
-        self,
-        config: Config,
-        log: ClientLog,
-        topic: str,
-        properties: Mapping[str, Any],
-        *,
-        report: Callable[[KafkaError], None] | None = None,
+        self, config: Config, log: ClientLog, topic: str, properties: Mapping[str, Any], *, report: Report | None = None
     ) -> None:
         """`report` is called with errors that concern more than one partition; without it `read` raises them."""
         self._log, self._topic, self._properties, self._report = log, topic, properties, report
         self._positions: dict[int, _Position] = {}
         self._watch = Watch(Brokers(config, log, topic), rereads=True)
         self._answered = time.monotonic()  # when brokers last answered a question for metadata
-        self.missing = ""
-        """Why the topic may not exist any more; brokers must be asked."""
-        self.denied = False
-        """A broker refused to let this client read the topic."""
+        self.missing = ""  # why the topic may not exist any more; brokers must be asked
+        self.denied = False  # a broker refused to let this client read the topic
         self._client = self._make()
 
     def place(self, partition: int, offset: int) -> None:

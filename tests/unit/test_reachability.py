@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from celery_neli.kafka.causes import Cause, untrusted
-from celery_neli.kafka.client_log import ClientLog
-from celery_neli.kafka.reachability import FORGET, REMIND, SETTLE, Reachability
+from celery_neli.kafka.client_log import FORGET, REMIND, SETTLE, ClientLog, Reachability
 from tests.processes import wait_until
 
 LOG = logging.getLogger("celery_neli.kafka")
