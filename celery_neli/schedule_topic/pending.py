@@ -207,5 +207,5 @@ class PendingWrites:
             self.denied = True
             return
         purged = error.name() in ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
-        level = logging.DEBUG if purged or self._log.unreachable else logging.WARNING
+        level = logging.DEBUG if purged or self._log.reachability.unreachable else logging.WARNING
         self._log.say(level, f"schedule not saved yet reason={error.name()} {error.str()}")

@@ -56,7 +56,7 @@ class ScheduleTopic:
         self._bell = Bell()
         self._thread: Thread | None = None
         self._stopping = False
-        self._pid = os.getpid()
+        self.inherited = False  # this is a forked child: no client, thread or lock may be touched
         # On a connection of its own: the follower's is busy waiting for records, up to a fifth of a second. It is kept:
         # a successor that asks should not have to connect first.
         self._end_reader: Reader | None = None
@@ -102,7 +102,6 @@ class ScheduleTopic:
     def start(self) -> None:
         """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
         if self._thread is None and not self._stopping:
-            self._pid = os.getpid()
             _alive.add(self)
             self._lines.start()
             self._thread = spawn(self._run, name="neli-schedule")
@@ -111,7 +110,7 @@ class ScheduleTopic:
         """Return what was read since the last call: the latest value of each key, None where it was deleted, in the
         order of reading. Of two states of one entry that of the higher term counts. Own writes are left out.
         """
-        return {} if self._inherited else self._reads.take()
+        return {} if self.inherited else self._reads.take()
 
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
         """Log that a drained value cannot be read: one line a minute about each, at most twenty of a kind."""
@@ -121,7 +120,7 @@ class ScheduleTopic:
         """Wait up to `timeout` s until all that is in the topic now is read; return True if it is. Takes about a round
         trip.
         """
-        if self._inherited or self._stopping:
+        if self.inherited or self._stopping:
             return False
         deadline = time.monotonic() + timeout
         asked: int | None = None  # the generation whose ends were asked for
@@ -141,21 +140,21 @@ class ScheduleTopic:
 
     def write(self, kind: Kind, name: str, value: bytes | None) -> None:
         """Write it soon, None to delete. While Kafka is away the latest value of each key is kept, and sent later."""
-        if not self._inherited and not self._stopping:
+        if not self.inherited and not self._stopping:
             self._writes.put(key_of(kind, name), partition_of(kind), value)
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything written is acknowledged, and return True if it is."""
-        return not self._inherited and self._writes.flush(timeout)
+        return not self.inherited and self._writes.flush(timeout)
 
     def forget_unsaved(self) -> None:
         """Do not write states and definitions any more that are not on their way: the term is over. Notes stay."""
-        if not self._inherited:
+        if not self.inherited:
             self._writes.forget(lambda key: not key.startswith(key_of(MEMBER, "")))
 
     def stop(self) -> None:
         """Write what is left for up to a second, and end. May be repeated."""
-        if self._inherited or self._stopping:
+        if self.inherited or self._stopping:
             return
         if self._thread is None:
             self._stopping = True
@@ -165,10 +164,6 @@ class ScheduleTopic:
         self._end_reader = None  # it ends when no thread asks it any more
         self._bell.ring()
         self._thread.join(JOIN)
-
-    @property
-    def _inherited(self) -> bool:
-        return os.getpid() != self._pid
 
     # On threads of its own
 
@@ -220,6 +215,8 @@ _inherited: list[Any] = []
 def _after_fork() -> None:
     """In a child: keep the topics for ever, for the clients' finalisers must not run here."""
     _inherited.append(list(_alive))
+    for topic in _alive:
+        topic.inherited = True
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,5 +1,4 @@
-"""What a record of the schedule topic may hold: one check for `put`, which refuses, and for every reader, which skips;
-and strict, quick JSON.
+"""What a record of the schedule topic may hold: one check for `put`, which refuses, and for readers, which skip it.
 
 Pure. What passes here, every process can read, make an entry of, and send.
 """
@@ -8,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -20,15 +20,15 @@ from celery_neli.printable import shown as shown  # with what else may be in an 
 VERSION: Final = 1
 MAX_INT: Final = 1 << 62
 
-MAX_DEPTH: Final = 64
-"""How deep lists and dicts may be nested. Parsers and serializers follow some hundreds, depending on their stack."""
+MAX_DEPTH: Final = 64  # of lists and dicts; parsers and serializers follow some hundreds, depending on their stack
 MAX_TASK: Final = 512
 MAX_SCHEDULE: Final = 2048
 MAX_AUTHOR: Final = 512
 MAX_CHANGE: Final = 2 * MAX_SCHEDULE + 512
+# Unix seconds: times of the years 1 to 9999, two days apart from their ends, so that every time zone has them.
 EARLIEST: Final = -62135596800.0 + 172800.0
 LATEST: Final = 253402300799.0 - 172800.0
-"""Unix seconds: times of the years 1 to 9999, two days apart from their ends, so that every time zone has them."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_plain(field: str, value: Any) -> None:
@@ -83,13 +83,7 @@ def check_time(field: str, value: Any) -> None:
 
 
 def _has_surrogates(text: str) -> bool:
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return not text.isascii() and _SURROGATE.search(text) is not None
 
 
 def _is_time(value: Any) -> bool:
