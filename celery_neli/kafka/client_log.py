@@ -19,16 +19,8 @@ from typing import Any, Final, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.exceptions import NeliError, NotAllowed
-from celery_neli.kafka.causes import (
-    AWAY,
-    OF_NO_READER,
-    Cause,
-    examine,
-    is_denied,
-    missing_right,
-    of_connection,
-    servers_of,
-)  # fmt: skip
+from celery_neli.kafka import causes
+from celery_neli.kafka.causes import Cause
 from celery_neli.kafka.properties import making
 from celery_neli.logs import LogLimit
 from celery_neli.printable import masked, secrets_of
@@ -51,8 +43,7 @@ Report = Callable[[KafkaError], None]
 
 CONSEQUENCE: Final = "no member leads until it answers"
 GUESS: Final = 2.0  # seconds after which a cause that is only a guess is believed
-SETTLE: Final = 5.0
-"""Seconds to wait before a lasting cause is logged: if all brokers are concerned, the line about the outage has it."""
+SETTLE: Final = 5.0  # seconds until a lasting cause is logged: the line about an outage of all brokers has it anyway
 FORGET: Final = 60.0  # seconds after which a cause that comes again is a new one
 LOOK: Final = 5.0  # seconds to wait for a look at a certificate; then the outage is logged without its result
 REMIND: Final = 600.0  # seconds until a cause that concerns single brokers is logged again
@@ -82,11 +73,6 @@ class ClientLog:
         self._limit = LogLimit(REPEAT_AFTER, clock=clock)
         self._loud = None if one_shot else log
         self.reachability = reachability or (Reachability(properties) if one_shot else of_process(properties))
-
-    @property
-    def unreachable(self) -> bool:
-        """Return True if no broker answers, as far as the clients have reported."""
-        return self.reachability.unreachable
 
     def copy(self) -> ClientLog:
         """Return another one that logs to the same place, for another thread."""
@@ -129,7 +115,7 @@ class ClientLog:
         name, text = error.name(), error.str()
         if name in _CONNECTION_ERRORS - _WITHOUT_REASON:
             self._note(text)
-        quiet = name in _CONNECTION_ERRORS or self._loud is None or (name in OF_NO_READER and not joined)
+        quiet = name in _CONNECTION_ERRORS or self._loud is None or (name in causes.OF_NO_READER and not joined)
         self.say(logging.DEBUG if quiet else logging.WARNING, f"kafka error={name} {text}")
 
     def reachable(self) -> None:
@@ -145,14 +131,14 @@ class ClientLog:
 
     def failure(self, error: KafkaError, topic: str) -> NeliError:
         """Return what to raise if `topic` was not read: `NotAllowed` if a right is missing. Blocks as `reason`."""
-        where = f"Kafka at {servers_of(self._properties)}"
-        if is_denied(error.name()):
+        where = f"Kafka at {causes.servers_of(self._properties)}"
+        if causes.is_denied(error.name()):
             return NotAllowed(f"{where}: {self.lacks(['Read'], 'topic', topic)}")
         return NeliError(f"{where}: {self.reason(error)}")
 
     def lacks(self, operations: Collection[str], kind: str, name: str) -> str:
         """Return the sentence for missing rights, with the command that gives them (`causes.missing_right`)."""
-        return missing_right(self._properties, operations, kind, name)
+        return causes.missing_right(self._properties, operations, kind, name)
 
     def say(self, level: int, line: str) -> None:
         """Log `line`, masked, unless one that differs in numbers only was logged less than ten seconds ago."""
@@ -163,7 +149,7 @@ class ClientLog:
             self._log.log(level, "%s", line)
 
     def _note(self, text: str) -> None:
-        self.reachability.failed(of_connection(masked(text, self._secrets), self._properties), self._loud)
+        self.reachability.failed(causes.of_connection(masked(text, self._secrets), self._properties), self._loud)
 
 
 class Reachability:
@@ -172,16 +158,14 @@ class Reachability:
     """
 
     def __init__(
-        self, properties: Mapping[str, Any], *, clock: Callable[[], float] = time.monotonic, look: Look = examine
+        self, properties: Mapping[str, Any], *, clock: Callable[[], float] = time.monotonic, look: Look = causes.examine
     ) -> None:
         """`clock` and `look`, which says why a certificate is refused and may block, are for tests."""
         self._properties, self._clock, self._look = properties, clock, look
-        self._servers = servers_of(properties)
+        self._servers = causes.servers_of(properties)
         self._lock: Any = original("_thread", "allocate_lock")()
-        self.unreachable = False
-        """No broker answers, as far as the clients have reported."""
-        self.cause: Cause | None = None
-        """Why no broker answers, a lasting cause before others; None if that is unknown, or if Kafka answers."""
+        self.unreachable = False  # no broker answers, as far as the clients have reported
+        self.cause: Cause | None = None  # why no broker answers, a lasting cause before others
         self._worked = False  # brokers answered before
         self._looking = float("-inf")  # until when to wait for a look at a certificate
         self._looked: dict[str, float] = {}  # brokers whose certificates were looked at, and when
@@ -220,7 +204,7 @@ class Reachability:
         if cause is None:
             return
         if cause.guess and self._worked:
-            cause = Cause(AWAY, cause.reason, "")  # the properties are right
+            cause = Cause(causes.AWAY, cause.reason, "")  # the properties are right
         look, line = False, ""
         with self._lock:
             if self.cause is not None and self.cause.key.startswith(f"{cause.key} "):  # what is known says it exactly
@@ -317,7 +301,7 @@ _known: weakref.WeakValueDictionary[str, Reachability] = weakref.WeakValueDictio
 
 def of_process(properties: Mapping[str, Any]) -> Reachability:
     """Return the `Reachability` that all clients of this process with these brokers share."""
-    servers = servers_of(properties)
+    servers = causes.servers_of(properties)
     return _known.get(servers) or _known.setdefault(servers, Reachability(properties))
 
 

@@ -189,5 +189,5 @@ class KafkaJournal:
         elif is_denied(error.name()):
             self._topic.deny("Write")
         elif not self._closed:
-            level = logging.DEBUG if self._log.unreachable else logging.WARNING
+            level = logging.DEBUG if self._log.reachability.unreachable else logging.WARNING
             self._log.say(level, f"append lost role={role} reason={error.name()} {error.str()}")

@@ -50,8 +50,7 @@ class Watch:
         self._answered = float("inf")  # since when brokers answer and the client hears nothing
         self._patience = PATIENCE
         self._ask_at = float("-inf")
-        self.first = True
-        """The client was not replaced since it last heard something: so far it is worth a warning."""
+        self.first = True  # it was not replaced since it last heard something: so far it is worth a warning
 
     def look(self, heard: float) -> Step:
         """Return what to do now with a client that last heard something at `heard` (the clock's seconds)."""
@@ -94,8 +93,7 @@ class Probe:
 
     def __init__(self, config: Config, log: ClientLog, topic: str) -> None:
         self.watch = Watch(Brokers(config, log, topic))
-        self.heard = time.monotonic()
-        """When the client was last known to reach a broker (monotonic seconds)."""
+        self.heard = time.monotonic()  # when the client was last known to reach a broker
         self._topic, self._wait, self._ask_at = topic, min(0.5, config.heartbeat_timeout / 8), 0.0
 
     def is_lost(self, client: Any) -> bool:
@@ -103,9 +101,12 @@ class Probe:
         if time.monotonic() < self._ask_at:
             return False
         self._ask_at = time.monotonic() + 4 * self._wait
-        if hears(client, self._topic, self._wait):
-            self.heard = time.monotonic()
-            return False
+        try:
+            if client.list_topics(self._topic, timeout=self._wait).brokers:
+                self.heard = time.monotonic()
+                return False
+        except KafkaException:
+            pass  # it has no broker to ask
         return self.watch.look(self.heard) is Step.REPLACE
 
 
@@ -149,11 +150,3 @@ class Brokers:
             self._answer = self.find()
         finally:
             self._asking = False
-
-
-def hears(client: Any, topic: str, timeout: float) -> bool:
-    """Ask `client` for its brokers and return True if it knows one. Blocks for `timeout` seconds at most."""
-    try:
-        return bool(client.list_topics(topic, timeout=timeout).brokers)
-    except KafkaException:
-        return False

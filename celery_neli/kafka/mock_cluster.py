@@ -1,8 +1,7 @@
 """librdkafka's mock cluster: its functions, its start and its end, a chosen port for it, and what a fork must not keep.
 
-Its brokers always bind free ports. A Kafka client connects to a bootstrap server only to learn the brokers' addresses,
-and then goes to these; so a TCP relay on the chosen port is enough, and no record of a client that has learnt the
-addresses passes through it. Loopback only.
+Its brokers always bind free ports. A client connects to a bootstrap server only to learn the brokers' addresses, and
+then goes to these: a TCP relay on the chosen port is enough. Loopback only.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable,
 RD_KAFKA_PRODUCER: Final = 0
 LOOPBACK: Final = "127.0.0.1"
 CHUNK: Final = 65536  # bytes that the relay copies at a time
+# Seconds. The cluster's thread empties its wake-up pipe after it has answered: a call that follows at once may lose its
+# own wake-up, and would wait for the thread's next look, a second later.
 SETTLE: Final = 0.002
-"""Seconds. The mock cluster's thread empties its wake-up pipe after it has answered: a call that follows at once on
-another's answer may lose its own wake-up, and would wait for the thread's next look, a second later.
-"""
 
 _P, _I32, _STR = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -67,13 +65,12 @@ def load(path: str) -> ctypes.CDLL:
         library = ctypes.CDLL(path)
     except OSError as exc:
         raise EmbeddedKafkaUnavailable(f"librdkafka cannot be loaded from {path}: {exc}; {remedy}") from exc
-    missing = [name for name in _PROTOTYPES if not hasattr(library, name)]
-    if missing:
-        raise EmbeddedKafkaUnavailable(f"librdkafka's mock cluster is not in {path} (no {missing[0]}); {remedy}")
     for name, (restype, argtypes) in (_PROTOTYPES | _OPTIONAL).items():
         if hasattr(library, name):
             function = getattr(library, name)
             function.restype, function.argtypes = restype, argtypes
+        elif name in _PROTOTYPES:
+            raise EmbeddedKafkaUnavailable(f"librdkafka's mock cluster is not in {path} (no {name}); {remedy}")
     return library
 
 
@@ -146,19 +143,21 @@ class MockCluster:
             self._relay.socket.close()
         for entry in Path("/dev/fd").iterdir():
             with contextlib.suppress(OSError):  # not a socket, or the descriptor of this very listing
-                _close_if_bound_to(int(entry.name), self._ports)
+                inherited = socket.socket(fileno=int(entry.name))
+                try:
+                    ours = inherited.family == socket.AF_INET and inherited.getsockname()[1] in self._ports
+                finally:
+                    inherited.detach()
+                if ours:
+                    os.close(int(entry.name))
 
 
 def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> bool:
     """Create `topic` on the cluster of this process at `bootstrap_servers`, if there is one; return True if it did."""
     address = bootstrap_servers.replace("localhost", LOOPBACK)
-    for cluster in list(_running):
-        if cluster.pid == os.getpid() and cluster.bootstrap_servers == address:
-            return cluster.call("topic_create", topic.encode(), partitions, 1) == 0
-    return False
+    here = [cluster for cluster in list(_running) if cluster.bootstrap_servers == address]
+    return bool(here) and here[0].call("topic_create", topic.encode(), partitions, 1) == 0
 
-
-# A fork
 
 _running: weakref.WeakSet[MockCluster] = weakref.WeakSet()
 _forking = threading.local()
@@ -189,19 +188,6 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-
-
-def _close_if_bound_to(descriptor: int, ports: frozenset[int]) -> None:
-    sock = socket.socket(fileno=descriptor)
-    try:
-        ours = sock.family == socket.AF_INET and sock.getsockname()[1] in ports
-    finally:
-        sock.detach()
-    if ours:
-        os.close(descriptor)
-
-
-# The relay
 
 
 class _Relay(socketserver.ThreadingTCPServer):

@@ -12,15 +12,12 @@ from typing import Final
 from celery_neli.config import Config
 from celery_neli.exceptions import TopicError
 
-SHORT_RETENTION: Final = 3_600_000
-"""Milliseconds. The longest lease allowed is 300 s, and R7 needs records to outlive it by far."""
-LARGE_SEGMENT: Final = 1 << 26
-"""Bytes. What is not compacted yet is read by every beat that starts, and only closed segments are compacted."""
+SHORT_RETENTION: Final = 3_600_000  # ms; the longest lease allowed is 300 s, and R7 needs records to outlive it by far
+LARGE_SEGMENT: Final = 1 << 26  # bytes; only closed segments are compacted, and each beat that starts reads the rest
 
+# A leader from outside the ISR would take records back that bought a lease, or said that a slot is settled. A member's
+# clock may be wrong, and brokers refuse records from the future.
 COMMON: Final = {"message.timestamp.type": "LogAppendTime", "unclean.leader.election.enable": "false"}
-"""What both topics are created with. A leader from outside the ISR would take records back that bought a lease, or said
-that a slot is settled. A member's clock may be wrong, and brokers refuse records from the future.
-"""
 LEADER: Final = {"cleanup.policy": "delete", "retention.ms": "86400000", **COMMON}
 SCHEDULE: Final = {
     "cleanup.policy": "compact",

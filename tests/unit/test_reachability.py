@@ -256,9 +256,9 @@ def test_a_forked_child_begins_afresh() -> None:
     parent.error(DOWN)
     child = os.fork()
     if not child:
-        os._exit(ClientLog(LOG, properties).unreachable)
+        os._exit(ClientLog(LOG, properties).reachability.unreachable)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert parent.unreachable
+    assert parent.reachability.unreachable
 
 
 @pytest.mark.parametrize("facility", ["PARTCNT", "SESSTMOUT", "SSL"])
