@@ -1,8 +1,7 @@
 """Why Kafka does not work: what librdkafka says, as a reason and a remedy that an operator can act on.
 
-This is the only place that knows librdkafka's texts. They were taken from librdkafka 2.16 against Apache Kafka 4.3
-(tests/smoke/test_secured.py meets each of them again); a text that is not known here is passed on as it is. Pure, but
-for `examine`, which asks a broker for its certificate.
+Only this file knows librdkafka's texts. They are those of librdkafka 2.16 against Apache Kafka 4.3; others are passed
+on. Pure, but for `examine`, which asks a broker for its certificate.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from celery_neli.threads import original
 
 AWAY: Final = "away"  # the key of every cause that may go away by itself: brokers are down, or out of reach
 
+# About the group of a client that only reads and writes: librdkafka looks for a coordinator all the same.
 OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"})
-"""Errors about the group of a client that only reads and writes: librdkafka looks for a coordinator all the same."""
-
+# Of a client whose topic may have been deleted: brokers must be asked.
 GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
-"""Errors of a client whose topic may have been deleted: brokers must be asked."""
-
 EXAMINE: Final = 2.0  # seconds that a broker has to show its certificate
 
 DENIED: Final = frozenset({"TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
@@ -88,8 +85,7 @@ def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
     place = _PLACE.match(bare)
     words = bare[place.end() :] if place else bare
     where = place["place"] if place else servers_of(properties)
-    found = _of_login(words, where, properties) or _of_tls(words, where, properties)
-    if found is not None:
+    if (found := _of_login(words, where, properties) or _of_tls(words, where, properties)) is not None:
         return found
     protocol, closed = _protocol(properties), state[1] if state and "Disconnected" in words else ""
     if closed.startswith("APIVERSION") and "ssl" not in protocol:
@@ -110,11 +106,12 @@ def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
         )
     if "resolve" in words:
         return Cause("host", f"{where}: {words}", "check the spelling in bootstrap.servers, and this host's DNS")
+    remedy = ""
     if "refused" in words:
-        return Cause(AWAY, f"{where}: {words}", "check that Kafka runs there, and bootstrap.servers")
-    if re.search("timed out|No route|unreachable", words, re.IGNORECASE):
-        return Cause(AWAY, f"{where}: {words}", "check bootstrap.servers, and firewalls on the way")
-    return Cause(AWAY, f"{where}: {words}", "") if words else None
+        remedy = "check that Kafka runs there, and bootstrap.servers"
+    elif re.search("timed out|No route|unreachable", words, re.IGNORECASE):
+        remedy = "check bootstrap.servers, and firewalls on the way"
+    return Cause(AWAY, f"{where}: {words}", remedy) if words else None
 
 
 def _of_login(words: str, where: str, properties: Mapping[str, Any]) -> Cause | None:
@@ -225,8 +222,7 @@ def refused(
     for name, value in properties.items():
         if isinstance(value, str) and _FILE.match(name) and value not in ("probe", "") and not readable(value):
             return f"neli_kafka has {name} = {value!r}, a file that cannot be read: give the path of one that can"
-    unknown = _UNKNOWN.search(text)
-    if unknown is not None:
+    if (unknown := _UNKNOWN.search(text)) is not None:
         meant = closest(unknown["name"], names())
         name = printable(unknown["name"])
         return f"neli_kafka has {name!r}, which is not a property of librdkafka; did you mean {meant}?"

@@ -262,8 +262,7 @@ class Reachability:
             return "" if cause.key in self._logged else self._outage(cause)
         now = self._clock()
         since, last = self._kept.get(cause.key, (now, now))
-        if now - last > FORGET:
-            since = now
+        since = now if now - last > FORGET else since
         self._kept[cause.key] = since, now
         if now - since < SETTLE or not self._limit.allows(cause.key):
             return ""

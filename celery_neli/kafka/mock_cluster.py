@@ -82,11 +82,6 @@ class MockCluster:
         self._library = library
         self._lock = threading.Lock()
         self._relay: _Relay | None = None
-        if port is not None:  # bound before there is anything to take down again
-            try:
-                self._relay = _Relay((LOOPBACK, port), _Connection)
-            except OSError as exc:
-                raise ConfigurationError(f"port={port} on 127.0.0.1 cannot be had: {exc}; choose another") from exc
         conf = library.rd_kafka_conf_new()
         library.rd_kafka_conf_set_log_cb(conf, None)  # else it prints to stderr that it has no bootstrap.servers
         error = ctypes.create_string_buffer(512)
@@ -95,8 +90,6 @@ class MockCluster:
         if not self._cluster:
             if self._client:
                 library.rd_kafka_destroy(self._client)
-            if self._relay is not None:
-                self._relay.stop()
             raise NeliError(f"librdkafka could not start a mock cluster of {brokers} brokers {error.value.decode()!r}")
         if hasattr(library, "rd_kafka_mock_group_initial_rebalance_delay_ms"):
             # A first rebalance waits 3 s for more members, as Kafka's default does; a broker of tests need not.
@@ -104,8 +97,12 @@ class MockCluster:
         self.bootstrap_servers: str = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
         addresses = [(host, int(p)) for host, _, p in (b.rpartition(":") for b in self.bootstrap_servers.split(","))]
         self._ports = frozenset(number for _, number in addresses)
-        if self._relay is not None:
-            self._relay.start(addresses)
+        if port is not None:
+            try:
+                self._relay = _Relay(port, addresses)
+            except OSError as exc:
+                self.stop()
+                raise ConfigurationError(f"port={port} on 127.0.0.1 cannot be had: {exc}; choose another") from exc
             self.bootstrap_servers = f"{LOOPBACK}:{port}"
         _running.add(self)
 
@@ -191,23 +188,21 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Relay(socketserver.ThreadingTCPServer):
-    """Holds its port from the constructor on, and forwards connections from `start` on."""
+    """Forwards each connection to its port, to the first of `brokers` that accepts it, on daemon threads."""
 
     allow_reuse_address = os.name != "nt"  # connections of a stopped relay may linger; on Windows it would steal ports
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
-    brokers: Sequence[tuple[str, int]] = ()
 
-    def start(self, brokers: Sequence[tuple[str, int]]) -> None:
-        """Forward each connection to the first of `brokers` that accepts it, on daemon threads; returns at once."""
+    def __init__(self, port: int, brokers: Sequence[tuple[str, int]]) -> None:
+        super().__init__((LOOPBACK, port), _Connection)
         self.brokers = brokers
         threading.Thread(target=self.serve_forever, args=(0.2,), name="neli-embedded-kafka-relay", daemon=True).start()
 
     def stop(self) -> None:
         """Free the port. Connections under way end with the brokers'. Waits up to 0.2 s."""
-        if self.brokers:
-            self.shutdown()
+        self.shutdown()
         self.server_close()
 
 

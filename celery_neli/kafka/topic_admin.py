@@ -40,14 +40,12 @@ REQUEST: Final = 5.0  # seconds for one admin request, which does not block
 PAUSE: Final = 0.1  # seconds between two attempts
 LOOK_EVERY: Final = 1.0  # seconds between two questions for a topic that seems to be gone
 
+# The rights on a topic without which a member can do nothing; each of them implies Describe.
 NEEDED: Final = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
-"""The rights on a topic without which a member can do nothing; each of them implies Describe."""
-
 _NOT_ALLOWED = DENIED | {"POLICY_VIOLATION", "INVALID_CONFIG", "TOPIC_EXCEPTION", "INVALID_REPLICATION_FACTOR"}
 
 _Result = TypeVar("_Result")
-Steps = Generator[None, None, _Result]
-"""Yields while it waits."""
+Steps = Generator[None, None, _Result]  # yields while it waits
 
 
 class TopicAdmin:
@@ -288,12 +286,11 @@ class TopicAdmin:
             self._log.say(logging.WARNING, f"{self._spec.what} at risk topic={topic} {risk}")
 
     def _describe(self, timeout: float) -> Future[Any]:
-        topic = self._spec.name
-        described = self._admin_client().describe_topics(
-            TopicCollection([topic]), include_authorized_operations=True, request_timeout=timeout
+        wanted = TopicCollection([self._spec.name])
+        asked: dict[str, Future[Any]] = self._admin_client().describe_topics(
+            wanted, include_authorized_operations=True, request_timeout=timeout
         )
-        future: Future[Any] = described[topic]
-        return future
+        return asked[self._spec.name]
 
     def _admin_client(self) -> AdminClient:
         if self._admin is None:

@@ -8,7 +8,7 @@ exactly as written here raises `RecordError`, and nothing else, whatever the byt
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
@@ -138,12 +138,9 @@ def encode_definition(definition: Definition) -> bytes:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise ConfigurationError(f"{name}: {shown(value)} is not a dict whose keys are strings")
     check_definition(definition)
-    parts = {
-        name: values.field_to_json(name, getattr(definition, name))
-        for name in ("task", "schedule", "args", "kwargs", "options")
-    }
-    changes = [{"at": each.at, "by": each.by, "what": each.what} for each in definition.changes[-MAX_CHANGES:]]
-    parts["changes"] = values.field_to_json("changes", changes)
+    fields = {name: getattr(definition, name) for name in ("task", "schedule", "args", "kwargs", "options")}
+    fields["changes"] = [asdict(each) for each in definition.changes[-MAX_CHANGES:]]
+    parts = {name: values.field_to_json(name, value) for name, value in fields.items()}
     length = sum(map(len, parts.values()))
     if length > MAX_BYTES - 256:
         longest = max(parts, key=lambda name: len(parts[name]))
