@@ -71,12 +71,13 @@ class KafkaJournal:
         if self._reader.denied:
             self._reader.denied = False
             self._topic.deny("Read")
-        self._topic.raise_denied()
         events: list[Event] = []
-        if not self._topic.found:
+        searching = not self._topic.found
+        if searching:
             self._take(min(timeout, SEARCH), events)  # serves librdkafka's log lines and errors
-            if not self._topic.poll():
-                return events
+        if not self._topic.poll():
+            return events
+        if searching:
             self._reader.missing = ""
             for each in self._logs:
                 self._begin(each, tail(TAIL))

@@ -1,9 +1,8 @@
 """Notice that a Kafka client has lost all its brokers, although brokers answer: only a new client helps.
 
 A client that asks for metadata while the last broker is being stopped may be given an empty list of brokers. It then
-drops the one that it knew and never goes back to its bootstrap servers (librdkafka 2.13 and later;
-confluentinc/librdkafka issue 5301). It reports nothing, not even that all brokers are down. So each client is watched
-from outside: when did it last hear from a broker, and does a client that is made for the question hear from one?
+drops the one that it knew, never goes back to its bootstrap servers and reports nothing (librdkafka 2.13 and later,
+issue 5301). So each client is watched: when did it last hear from a broker, and does a new client hear from one?
 """
 
 from __future__ import annotations

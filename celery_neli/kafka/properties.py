@@ -23,8 +23,6 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.causes import refused
 from celery_neli.printable import Masked, masked, secrets_of
 
-Properties = dict[str, Any]
-
 # How soon every client of a member notices and forgives a broker's trouble.
 _SHARED: Mapping[str, Any] = {
     # A request to a frozen broker is given up after this, so that another broker can be asked within a lease.
@@ -45,16 +43,16 @@ _SHARED: Mapping[str, Any] = {
 _UNHURRIED: Mapping[str, Any] = {"topic.metadata.refresh.interval.ms": 10_000}
 
 
-def _properties(config: Config, required: Mapping[str, Any], preferred: Mapping[str, Any]) -> Properties:
+def _properties(config: Config, required: Mapping[str, Any], preferred: Mapping[str, Any]) -> Masked:
     return Masked({**_SHARED, "client.id": config.name, **preferred, **config.properties, **required})
 
 
-def _writer_properties(config: Config, preferred: Mapping[str, Any], **required: Any) -> Properties:
+def _writer_properties(config: Config, preferred: Mapping[str, Any], **required: Any) -> Masked:
     ours = {**required_of_writers(config), **required}
     return _properties(config, ours, {"request.timeout.ms": ours["delivery.timeout.ms"], **preferred})
 
 
-def reader_properties(config: Config) -> Properties:
+def reader_properties(config: Config) -> Masked:
     """Return the properties of the consumer that reads the journal."""
     # The embedded broker does not wake a waiting fetch, so `fetch.wait.max.ms` bounds its latency, and on any broker it
     # bounds how soon the end of the log is reported. Against the default of 500 ms it costs 0.1 % of a core.
@@ -62,7 +60,7 @@ def reader_properties(config: Config) -> Properties:
     return _properties(config, required_of_readers(config), preferred)
 
 
-def schedule_reader_properties(config: Config) -> Properties:
+def schedule_reader_properties(config: Config) -> Masked:
     """Return the properties of the consumer that reads the schedule topic."""
     preferred = {
         "fetch.wait.max.ms": 200,  # bounds how late the embedded broker reports a change
@@ -76,12 +74,12 @@ def schedule_reader_properties(config: Config) -> Properties:
     return _properties(config, required_of_readers(config), preferred)
 
 
-def producer_properties(config: Config) -> Properties:
+def producer_properties(config: Config) -> Masked:
     """Return the properties of the producer that appends to the journal."""
     return _writer_properties(config, {"linger.ms": 0, "queue.buffering.max.messages": 1_000})
 
 
-def schedule_producer_properties(config: Config) -> Properties:
+def schedule_producer_properties(config: Config) -> Masked:
     """Return the properties of the producer that writes to the schedule topic."""
     # Nothing waits for these records: many in a request.
     preferred = {"linger.ms": 50, "queue.buffering.max.messages": 20_000, **_UNHURRIED}
@@ -89,7 +87,7 @@ def schedule_producer_properties(config: Config) -> Properties:
     return _writer_properties(config, preferred, **{"allow.auto.create.topics": False})
 
 
-def group_properties(config: Config) -> Properties:
+def group_properties(config: Config) -> Masked:
     """Return the properties of the consumer that is a member of the group."""
     preferred = {
         "heartbeat.interval.ms": 200,  # how soon a member learns of a rebalance
@@ -101,7 +99,7 @@ def group_properties(config: Config) -> Properties:
     return _properties(config, required_of_members(config), preferred)
 
 
-def admin_properties(config: Config) -> Properties:
+def admin_properties(config: Config) -> Masked:
     """Return the properties of the short-lived client that looks after a topic."""
     return _properties(config, {}, {})
 

@@ -1,7 +1,7 @@
 """Find a topic of an election, verify it, create it if it is missing, and notice that it is gone.
 
-A member may start before its Kafka does, so it is no error here that Kafka cannot be reached: `TopicAdmin` goes on
-asking. What an operator must mend (rights, partitions, the topic's configuration) raises `TopicError`, which says how.
+While Kafka cannot be reached, `TopicAdmin` goes on asking: a member may start before its Kafka does. What an operator
+must mend (rights, partitions, the topic's configuration) raises `TopicError`, which says how.
 """
 
 from __future__ import annotations
@@ -87,8 +87,12 @@ class TopicAdmin:
 
     def poll(self) -> bool:
         """Go on with the search, if there is one, and return True if the topic is found and fit. Raises `TopicError` if
-        it is unfit or may not be created. The next call begins again, and raises the same object for the same trouble.
+        it is unfit, may not be created, or was denied since the last call. The next call begins again, and raises the
+        same object for the same trouble.
         """
+        if self._news is not None:
+            news, self._news = self._news, None
+            raise self._same(news)
         if self._admin is not None:
             self._admin.poll(0)
         if self._steps is not None:
@@ -126,7 +130,7 @@ class TopicAdmin:
             self._admin = None
 
     def deny(self, operation: str) -> None:
-        """Note that a broker refused to let this member "Read" or "Write"; `raise_denied` raises it."""
+        """Note that a broker refused to let this member "Read" or "Write"; the next `poll` raises it."""
         self._denied.add(operation)
         self._news = self._lacking([operation])
 
@@ -138,12 +142,6 @@ class TopicAdmin:
         if not self._denied:
             self._trouble = None
             self._log.say(logging.INFO, f"{self._spec.what} usable again topic={self._spec.name}")
-
-    def raise_denied(self) -> None:
-        """Raise the `TopicError` of what was denied since the last call, if anything was."""
-        if self._news is not None:
-            news, self._news = self._news, None
-            raise self._same(news)
 
     def _same(self, problem: TopicError) -> TopicError:
         """Return `problem`, or the error that was raised before if it says the same: it must be logged only once."""

@@ -238,13 +238,6 @@ def decode_note(value: bytes) -> Note:
     return Note(schedule=values.typed(fields, "schedule", str), version=version, at=at, app=app)
 
 
-def decode(kind: Kind, value: bytes) -> State | Definition | Note:
-    """Return what is in the value of a record of this kind. Raises as `decode_state`."""
-    if kind == STATE:
-        return decode_state(value)
-    return decode_definition(value) if kind == ENTRY else decode_note(value)
-
-
 def outdated(value: bytes | None, by: bytes | None) -> bool:
     """Return True if a state that was read later, `value`, is of an older term than one read before, `by`: a leader
     that was frozen may write behind its successor. Tombstones and what cannot be read have no term.

@@ -109,7 +109,6 @@ class Follower:
         for _ in self._reader.read(SEARCH):
             pass  # nothing is read yet but log lines and errors
         try:
-            self._topic.raise_denied()
             if not self._topic.poll():
                 return
         except TopicError as problem:

@@ -37,9 +37,8 @@ ASK_END_AGAIN: Final = 0.05
 
 
 class ScheduleTopic:
-    """The schedule topic of `config`, as one beat reads and writes it. Any thread, but not a signal handler that may
-    have interrupted a call; only `read_to_end`, `flush` and `stop` block, and nothing raises. It is void in a forked
-    child.
+    """The schedule topic of `config`, for one beat. Any thread, but not a signal handler that may have interrupted a
+    call; only `read_to_end`, `flush` and `stop` block, and nothing raises. It is void in a forked child.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger, changed: Callable[[], None] | None = None) -> None:
@@ -55,7 +54,7 @@ class ScheduleTopic:
         self._follower = Follower(config, self._client_log, self._reads, self._writes, self._on_read)
         self._bell = Bell()
         self._thread: Thread | None = None
-        self._stopping = False
+        self.stopping = False
         self.inherited = False  # this is a forked child: no client, thread or lock may be touched
         # On a connection of its own: the follower's is busy waiting for records, up to a fifth of a second. It is kept:
         # a successor that asks should not have to connect first.
@@ -101,7 +100,7 @@ class ScheduleTopic:
 
     def start(self) -> None:
         """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
-        if self._thread is None and not self._stopping:
+        if self._thread is None and not self.stopping:
             _alive.add(self)
             self._lines.start()
             self._thread = spawn(self._run, name="neli-schedule")
@@ -117,15 +116,11 @@ class ScheduleTopic:
         self._reads.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:
-        """Wait up to `timeout` s until all that is in the topic now is read; return True if it is. Takes about a round
-        trip.
-        """
-        if self.inherited or self._stopping:
-            return False
+        """Wait until all is read that is in the topic now, and return True if it is. Takes about a round trip."""
         deadline = time.monotonic() + timeout
         asked: int | None = None  # the generation whose ends were asked for
         ends: list[int] = []
-        while not self._stopping:
+        while not self.stopping:
             seen = self._bell.rings
             if asked != self.generation:
                 asked, ends = self.generation, []
@@ -140,7 +135,7 @@ class ScheduleTopic:
 
     def write(self, kind: Kind, name: str, value: bytes | None) -> None:
         """Write it soon, None to delete. While Kafka is away the latest value of each key is kept, and sent later."""
-        if not self.inherited and not self._stopping:
+        if not self.stopping:
             self._writes.put(key_of(kind, name), partition_of(kind), value)
 
     def flush(self, timeout: float) -> bool:
@@ -154,13 +149,13 @@ class ScheduleTopic:
 
     def stop(self) -> None:
         """Write what is left for up to a second, and end. May be repeated."""
-        if self.inherited or self._stopping:
+        if self.stopping:
             return
         if self._thread is None:
-            self._stopping = True
+            self.stopping = True
             return
         self._writes.flush(FLUSH)
-        self._stopping = self._follower.stopping = True
+        self.stopping = self._follower.stopping = True
         self._end_reader = None  # it ends when no thread asks it any more
         self._bell.ring()
         self._thread.join(JOIN)
@@ -170,7 +165,7 @@ class ScheduleTopic:
     def _run(self) -> None:
         pause = RETRY_LEAST
         try:
-            while not self._stopping:
+            while not self.stopping:
                 began = time.monotonic()
                 try:
                     self._follower.serve()
@@ -193,7 +188,7 @@ class ScheduleTopic:
         """Fill in the offsets after the last record of each partition, by the broker's word."""
         config, log = self._config, self._client_log
         try:
-            while not ends and not self._stopping and (left := deadline - time.monotonic()) > 0:
+            while not ends and not self.stopping and (left := deadline - time.monotonic()) > 0:
                 try:
                     reader = self._end_reader or Reader(
                         config, log, config.schedule_topic, schedule_reader_properties(config)
@@ -216,7 +211,7 @@ def _after_fork() -> None:
     """In a child: keep the topics for ever, for the clients' finalisers must not run here."""
     _inherited.append(list(_alive))
     for topic in _alive:
-        topic.inherited = True
+        topic.inherited = topic.stopping = True
 
 
 if hasattr(os, "register_at_fork"):

@@ -185,8 +185,6 @@ class FoundTopic:
 
     def allow(self, operation: str) -> None: ...
 
-    def raise_denied(self) -> None: ...
-
 
 @pytest.mark.parametrize("led", [True, False])
 def test_brokers_answer_if_a_new_client_finds_them_and_the_topic_led(led: bool) -> None:
