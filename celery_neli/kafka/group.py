@@ -30,18 +30,15 @@ CHECK_EVERY: Final = 10.0  # seconds between two looks if this client still find
 class KafkaGroup:
     """This member's part in the consumer group. After the constructor for one thread only, and never in a forked child.
 
-    `log`: a `logging.Logger` or the like whose calls only enqueue. Raises `ConfigurationError` if the Kafka properties
-    are malformed or contradict an election's needs. No method blocks, except that `poll` asks for brokers now and then,
-    which may take half a second while they are away. If `join` is called before the topic exists, it may take 5 s from
-    its creation until partitions are assigned.
+    `log` only enqueues. Raises `ConfigurationError`. No method blocks, but `poll` may take half a second now and then
+    while brokers are away. After a `join` before the topic exists, partitions are assigned 5 s after its creation.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger) -> None:
         self._config = config
         self._log = ClientLog(log, config.properties)
         self._properties = group_properties(config)
-        self.induced: frozenset[int] = frozenset()
-        """The roles whose partition the group has assigned to this member; empty from `leave` on."""
+        self.induced: frozenset[int] = frozenset()  # the roles whose partitions are assigned here; empty after `leave`
         self._joined = self._closed = False
         self._trouble: set[str] = set()
         self._probe = Probe(config, self._log, config.topic)

@@ -41,10 +41,8 @@ class _Log:
 
 
 class KafkaJournal:
-    """The journals of all roles. After the constructor for one thread only, and never in a forked child.
-
-    `log`: a `logging.Logger` or the like whose calls only enqueue. The constructor waits for nothing. It raises
-    `ConfigurationError` if the Kafka properties are malformed or contradict an election's needs.
+    """The journals of all roles. After the constructor for one thread only, and never in a forked child. `log` only
+    enqueues. The constructor waits for nothing; it raises `ConfigurationError`.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger) -> None:

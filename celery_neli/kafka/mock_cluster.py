@@ -45,12 +45,11 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_mock_broker_set_rtt": (ctypes.c_int, (_P, _I32, ctypes.c_int)),
     "rd_kafka_mock_push_request_errors_array": (None, (_P, ctypes.c_int16, ctypes.c_size_t, _P)),
     "rd_kafka_mock_clear_request_errors": (None, (_P, ctypes.c_int16)),
-}
-# Younger than the rest: without them a group's first rebalance takes 3 s, and a topic cannot be deleted.
-_OPTIONAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_mock_group_initial_rebalance_delay_ms": (None, (_P, _I32)),
     "rd_kafka_mock_topic_delete": (ctypes.c_int, (_P, _STR)),
 }
+# Younger than the rest: without them a group's first rebalance takes 3 s, and a topic cannot be deleted.
+_OPTIONAL = {"rd_kafka_mock_group_initial_rebalance_delay_ms", "rd_kafka_mock_topic_delete"}
 
 
 def load(path: str) -> ctypes.CDLL:
@@ -65,11 +64,11 @@ def load(path: str) -> ctypes.CDLL:
         library = ctypes.CDLL(path)
     except OSError as exc:
         raise EmbeddedKafkaUnavailable(f"librdkafka cannot be loaded from {path}: {exc}; {remedy}") from exc
-    for name, (restype, argtypes) in (_PROTOTYPES | _OPTIONAL).items():
+    for name, (restype, argtypes) in _PROTOTYPES.items():
         if hasattr(library, name):
             function = getattr(library, name)
             function.restype, function.argtypes = restype, argtypes
-        elif name in _PROTOTYPES:
+        elif name not in _OPTIONAL:
             raise EmbeddedKafkaUnavailable(f"librdkafka's mock cluster is not in {path} (no {name}); {remedy}")
     return library
 
@@ -91,7 +90,7 @@ class MockCluster:
             if self._client:
                 library.rd_kafka_destroy(self._client)
             raise NeliError(f"librdkafka could not start a mock cluster of {brokers} brokers {error.value.decode()!r}")
-        if hasattr(library, "rd_kafka_mock_group_initial_rebalance_delay_ms"):
+        if self.has("group_initial_rebalance_delay_ms"):
             # A first rebalance waits 3 s for more members, as Kafka's default does; a broker of tests need not.
             library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
         self.bootstrap_servers: str = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()

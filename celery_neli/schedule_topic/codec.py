@@ -23,10 +23,10 @@ MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAM
 MAX_CHANGES = 20  # how many of its changes a definition remembers
 RANK_MOST = 1 << 53  # the highest term of a state; ranks come from Kafka's offsets, which stay far below it
 RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
-FAR_AHEAD = 86_400.0
-"""Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
-START_AHEAD = 3650 * 86_400.0
-"""Seconds. The same for the time at which an entry begins, which may be ahead on purpose."""
+FAR_AHEAD = (
+    86_400.0  # seconds; no last run is believed that is further ahead of the clock, unless the entry begins then
+)
+START_AHEAD = 3650 * 86_400.0  # the same for the time at which an entry begins, which may be ahead on purpose
 
 Kind: TypeAlias = Literal["s", "e", "m"]
 _Value = TypeVar("_Value")
@@ -301,7 +301,7 @@ def living(notes: Mapping[str, Note], members: Collection[str] | None, now: floa
 
 
 def apps_of(schedules: Sequence[MemberSchedule]) -> dict[str, list[str]]:
-    """Return the names of the members of each app, by the app's name; members whose app has no name are left out."""
+    """Return the names of the members of each app that has a name, by that name."""
     apps: dict[str, list[str]] = {}
     for each in schedules:
         if each.app is not None:
@@ -321,7 +321,6 @@ def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
 
 
 def _some(words: Sequence[str], separator: str = ", ") -> str:
-    """Return the first few words, and how many more there are."""
     more = len(words) - NAMED
     return separator.join([*words[:NAMED], *([f"{more} more"] if more > 0 else [])])
 

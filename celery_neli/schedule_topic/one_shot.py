@@ -73,10 +73,9 @@ def _find_topic(config: Config, log: ClientLog, writer: Writer, deadline: float)
         writer.poll()  # takes its log lines and errors, which say why there is no answer
         if time.monotonic() > deadline or log.reachability.is_hopeless(began):
             cause = log.reachability.explanation()
-            reason = "does not answer" if cause is None else f"does not answer: {cause}"
             raise NeliError(
-                f"the schedule topic {config.schedule_topic} was not found and not created in time: "
-                f"Kafka at {config.properties['bootstrap.servers']} {reason}"
+                f"the schedule topic {config.schedule_topic} was not found and not created in time: Kafka at "
+                f"{config.properties['bootstrap.servers']} does not answer{'' if cause is None else f': {cause}'}"
             )
         time.sleep(SLICE)
 

@@ -90,8 +90,8 @@ class PendingReads:
 
 
 class PendingWrites:
-    """Writes that are not acknowledged. Any thread; nothing blocks but `flush`, and nothing raises. Not in a signal
-    handler that may have interrupted a call: there is a lock, held for microseconds.
+    """Writes that are not acknowledged. Any thread, but no signal handler; nothing blocks but `flush`, and nothing
+    raises.
     """
 
     def __init__(self, log: ClientLog) -> None:

@@ -37,8 +37,8 @@ ASK_END_AGAIN: Final = 0.05
 
 
 class ScheduleTopic:
-    """The schedule topic of `config`, for one beat. Any thread, but not a signal handler that may have interrupted a
-    call; only `read_to_end`, `flush` and `stop` block, and nothing raises. It is void in a forked child.
+    """The schedule topic of `config`, for one beat. Any thread, but no signal handler; only `read_to_end`, `flush` and
+    `stop` block, and nothing raises. It is void in a forked child.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger, changed: Callable[[], None] | None = None) -> None:
