@@ -8,13 +8,15 @@ may lead has to make them.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.beat.replicated.entry_dict import Entries
+from celery_neli.beat.replicated.entries import Entries
+from celery_neli.beat.replicated.sharding import owner
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "Shards"]
 
 logger = escaping(get_logger(__name__))
 
@@ -137,6 +139,34 @@ class Draft:
             scheduler.schedule[name] = made
         else:
             put(made)
+
+
+class Shards(ChainMap[str, Any]):
+    """The schedules of all shards as one mapping. Each entry is in the schedule of its shard."""
+
+    def __setitem__(self, name: str, entry: Any) -> None:
+        self._of(name)[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._of(name)[name]
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As a dict's."""
+        return self._of(name).pop(name, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As a dict's."""
+        for name in self:
+            return name, self.pop(name)
+        raise KeyError("the schedule is empty")
+
+    def clear(self) -> None:
+        """As a dict's."""
+        for each in self.maps:
+            each.clear()
+
+    def _of(self, name: str) -> Any:
+        return self.maps[owner(name, len(self.maps))]
 
 
 def _fields(entry: Any, names: tuple[str, ...] = FIELDS) -> tuple[Any, ...]:

@@ -48,7 +48,7 @@ class Beats:
         topic = ScheduleTopic(self.config, log=LOG)
         stack.callback(topic.stop)
         topic.start()
-        beat.keeper.topic = topic
+        beat.use(topic)
         return topic
 
     def put(self, *names: str) -> None:
@@ -70,8 +70,7 @@ class Beats:
         wait_until(turned, timeout=40, what=what)
 
     def running(self, beat: Process) -> set[str]:
-        scheduler = beat.desks[0].scheduler
-        return set() if scheduler is None else {*scheduler.schedule, *scheduler.neli_states.paused}
+        return beat.names()
 
     def shown(self) -> set[str]:
         """What `list` reads."""
@@ -89,7 +88,7 @@ class Beats:
         self.until(lambda: all(self.running(beat) == left for beat in self.world.beats), "the removal")
         self.leader.hand_over()
         self.standby.member.lead()
-        self.until(lambda: self.standby.inner.neli_leads, "the successor")
+        self.until(lambda: self.standby.leads, "the successor")
         assert self.running(self.standby) == left
         assert self.shown() == set(NAMES[1:])
 

@@ -93,8 +93,8 @@ class FakeElection:
         changed, role.data = role.data != data, data
         if role.holder is not None:
             role.own = True
-            if changed and role.holder.heard is not None:
-                role.holder.heard()
+            if changed and role.holder.on_readback is not None:
+                role.holder.on_readback()
 
 
 class FakeMember:
@@ -104,7 +104,7 @@ class FakeMember:
 
     def __init__(self, world: FakeElection, config: Config) -> None:
         self.world, self.config = world, config
-        self.heard: Callable[[], None] | None = None
+        self.on_readback: Callable[[], None] | None = None
         self.hurried = 0
         self.offers: list[tuple[str, Mapping[str, Any]]] = []
         self.resigned: list[str] = []

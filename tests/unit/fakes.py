@@ -79,7 +79,7 @@ class FakeLeadership:
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config(group="test.beat", kafka="127.0.0.1:1", name="me")
         #: Called when what was offered was read back.
-        self.heard: Callable[[], None] | None = None
+        self.on_readback: Callable[[], None] | None = None
         #: Whether the owner can do a leader's work.
         self.fit: Callable[[], bool] | None = None
         #: What the records carry, and whether the newest is this process's own.
@@ -119,8 +119,8 @@ class FakeLeadership:
         """The last offer is read back."""
         if self.offers and self._standing.held:
             self.data, self.own = self.offers[-1], True
-            if self.heard is not None:
-                self.heard()
+            if self.on_readback is not None:
+                self.on_readback()
 
     def resign(self, role: str) -> None:
         self.resigned.append(role)

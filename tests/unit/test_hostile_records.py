@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_neli import periodic
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import begin
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.election.grant import Told
@@ -225,7 +225,7 @@ def test_a_stray_state_stops_no_entry_that_is_added() -> None:
     beat = world.leader()
     world.log.append((STATE, "late", b"?", None))
     world.ticks(until=5)
-    beat.inner.add(name="late", task="t", schedule=timedelta(seconds=10))
+    beat.scheduler.add(name="late", task="t", schedule=timedelta(seconds=10))
     world.ticks(until=16)
     assert world.slots("e") == [10]
     assert world.slots("late") == [15]
@@ -411,7 +411,7 @@ def test_the_decoder_of_the_leader_topic_raises_one_error_only(value: bytes) -> 
         record = decode_leader_record(value)
     except RecordError:
         return
-    Marks.of(record.data, now=NOON)
+    Watermarks.of(record.data, now=NOON)
 
 
 @SLOW

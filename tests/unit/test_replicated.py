@@ -14,7 +14,7 @@ from celery import beat as celery_beat
 from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 
-from celery_neli.beat.replicated.entry_dict import Entries
+from celery_neli.beat.replicated.entries import Entries
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.exceptions import ConfigurationError
 from tests.unit.fakes import FakeLeadership

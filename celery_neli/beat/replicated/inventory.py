@@ -1,4 +1,4 @@
-"""Which definitions the schedule topic holds, and which it has lost, as far as one scheduler knows.
+"""What is believed of the schedule topic: which definitions it has lost, and which times are too far ahead.
 
 The topic may be deleted, cut, or lose records to a wrong retention while beats run. What they know of it then is all
 that is left: the beat that leads writes it back, so that what runs, what `celery neli schedule list` shows and what
@@ -10,12 +10,27 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
+from datetime import datetime, timezone
 from itertools import islice
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from celery_neli.beat.replicated.claims import ASTRAY
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
+from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
 
-__all__ = ["Inventory"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery_neli.logs import LogLimit
+
+__all__ = ["ORPHANS", "Ahead", "Inventory", "Orphans"]
+
+_Record = TypeVar("_Record")
+
+#: How many records of entries that are not here are kept after the topic was read to its end.
+ORPHANS = 1000
 
 SHOWN = 10
 #: Seconds in which a leader writes back some of what was lost, if it knows it.
@@ -98,3 +113,52 @@ class Inventory:
         for name in taken:
             del self._lost[name]
         return {name: self._records[name] for name in taken}
+
+
+class Orphans(Generic[_Record]):
+    """Records of entries that are not here (yet), by name."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+
+    def keep(self, name: str, record: _Record) -> None:
+        """Keep the newest record of that name."""
+        self._records.pop(name, None)
+        self._records[name] = record
+
+    def take(self, name: str) -> _Record | None:
+        """Return the record and forget it; None if there is none."""
+        return self._records.pop(name, None)
+
+    def trim(self) -> list[str]:
+        """Forget all but the newest `ORPHANS`; return the names of the others."""
+        return [self._records.popitem(last=False)[0] for _ in range(len(self._records) - ORPHANS)]
+
+
+class Ahead:
+    """Judges times by the clock ``moment`` (Unix seconds), and logs those ahead of it as often as ``limit`` allows.
+
+    A forged record, or a leader whose clock was years ahead, must not silence an entry for ever; a clock that was fast
+    for a while must not make it run twice. The bounds are in docs/protocol.md ("Slots", S8). One thread at a time.
+    """
+
+    def __init__(self, moment: Callable[[], float], limit: LogLimit) -> None:
+        self._moment, self._limit = moment, limit
+
+    def begins(self, name: str, since: float) -> float:
+        """Return when the entry begins: never before the time from which on it was defined, if that is believed."""
+        return 0.0 if since > 0 and self.is_far(name, "since", since, START_AHEAD) else since
+
+    def is_far(self, name: str, field: str, at: float, most: float = FAR_AHEAD) -> bool:
+        """Return True if this time is more than ``most`` seconds ahead of the clock, and not believed. Log that, and
+        also that an entry waits for a time ahead.
+        """
+        ahead = at - self._moment()
+        if ahead > ASTRAY and self._limit.allows((field, name)):
+            logger.warning(
+                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", name, field,
+                datetime.fromtimestamp(at, timezone.utc).isoformat(), ahead,
+                "it is not believed, and the entry runs without it" if ahead > most
+                else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",
+            )  # fmt: skip
+        return ahead > most

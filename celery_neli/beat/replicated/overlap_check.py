@@ -21,7 +21,7 @@ from celery_neli.schedule.overlap import Overlap, unfinished
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OverlapGate"]
+__all__ = ["OverlapCheck"]
 
 logger = escaping(get_logger(__name__))
 
@@ -38,10 +38,10 @@ REMEMBERED = 100_000
 class _Known(NamedTuple):
     task_id: str
     unfinished: bool
-    at: float  # when the answer came, by the gate's clock
+    at: float  # when the answer came, by the check's clock
 
 
-class OverlapGate:
+class OverlapCheck:
     """Says of entries with `skip` whether a slot is to be left out. Belongs to the thread that ticks.
 
     Starts nothing until the first question. ``patience``: seconds that one question may take. ``clock`` never goes

@@ -1,8 +1,8 @@
-"""A client that a Redis channel of kombu's keeps, in place of a new one for each message.
+"""Let a Redis channel of kombu's keep its client, in place of a new one for each message.
 
-kombu makes a `redis.Redis` object for every command, on one pool of connections. Making it takes longer than all else
-that happens in Python between a message and its way out. It has no state but the pool, so the next message can have the
-same one.
+kombu makes a `redis.Redis` object for every command, on one pool of connections. Making it takes longer than everything
+else that happens in Python between a message and its way out. It has no state but the pool, so the next message can
+have the same one.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from celery_neli.beat.replicated.unpatched import is_genuine, source_of
+from celery_neli.beat.replicated.unpatched import is_unpatched, source_of
 
 __all__ = ["keep_client"]
 
 _TRANSPORT = "kombu.transport.redis"
 
 
-def keep_client(channel: Any) -> None:
-    """Let ``channel`` keep its client, if it is a channel of kombu's own to Redis, with nothing of this overridden.
+def keep_client(producer: Any) -> None:
+    """Let the channel of a kombu producer keep its client, if it is kombu's own to Redis, with nothing overridden.
 
-    Never blocks; for the thread that uses the channel.
+    Any number of times; never blocks, and does not connect: a producer that has no channel yet is left alone. For the
+    thread that uses the producer.
     """
     transport = sys.modules.get(_TRANSPORT)
-    if transport is None or not isinstance(channel, transport.Channel):
+    channel = getattr(producer, "_channel", None)  # `channel` would connect, outside Celery's own retries
+    if transport is None or not isinstance(channel, transport.Channel) or "_create_client" in vars(channel):
         return
-    source = source_of(transport)
-    if not (is_genuine(channel, "_create_client", source) and "_create_client" not in vars(channel)):
+    if not is_unpatched(channel, "_create_client", source_of(transport)):
         return
     make = channel._create_client
     kept: Any = None
@@ -35,7 +36,7 @@ def keep_client(channel: Any) -> None:
         nonlocal kept
         if asynchronous:
             return make(asynchronous=True)
-        if kept is None or kept.connection_pool is not channel.pool:  # the pool is made anew after a disconnect
+        if kept is None or kept.connection_pool is not channel.pool:  # a disconnect replaces the pool
             kept = make()
         return kept
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule_topic.codec import RANK_MOST
 from celery_neli.settings import SHARDS_MOST
@@ -48,7 +48,7 @@ def parent(shard: int) -> int:
 class Beginning:
     """What a term of a shard begins with: the marks that it found, and what its records tell besides marks."""
 
-    marks: Marks | None
+    marks: Watermarks | None
     data: Mapping[str, Any]
 
 
@@ -66,12 +66,12 @@ def begin(shard: int, shards: int, told: Callable[[int], Told], *, now: float) -
             f"neli_shards = {shards}, but the schedule is spread over {before} already: set neli_shards = {before}; "
             f"or, if it is to be {shards} from now on, stop the beats with another number and run `celery neli repair`"
         )
-    marks, split = Marks.of(found, now=now), _split(found, shard)
+    marks, split = Watermarks.of(found, now=now), _split(found, shard)
     if marks is None and shard > 0:
         of_parent = told(parent(shard))
         if not of_parent.known or _count(of_parent.data or {}) <= shard:
             return None
-        marks = Marks.of(_split(of_parent.data or {}, parent(shard)).get(str(shard)), now=now)
+        marks = Watermarks.of(_split(of_parent.data or {}, parent(shard)).get(str(shard)), now=now)
     if marks is not None:
         for child in range(max(before, shard + 1), shards):
             if parent(child) == shard:
@@ -98,5 +98,5 @@ def _split(data: Mapping[str, Any], shard: int) -> dict[str, Any]:
     value = data.get(SPLIT)
     found = value if isinstance(value, dict) else {}
     children = (each for each in range(shard + 1, SHARDS_MOST) if parent(each) == shard)
-    marks = {str(child): Marks.of(found.get(str(child))) for child in children}
+    marks = {str(child): Watermarks.of(found.get(str(child))) for child in children}
     return {child: each.as_data() for child, each in marks.items() if each is not None}
