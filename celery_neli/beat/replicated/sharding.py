@@ -21,7 +21,7 @@ from celery_neli.schedule_topic.codec import RANK_MOST
 from celery_neli.settings import SHARDS_MOST
 
 if TYPE_CHECKING:
-    from celery_neli.election.grant import Told
+    from celery_neli.election.role_state import Payload
 
 __all__ = ["Beginning", "begin", "owner", "parent"]
 
@@ -52,7 +52,7 @@ class Beginning:
     data: Mapping[str, Any]
 
 
-def begin(shard: int, shards: int, told: Callable[[int], Told], *, now: float) -> Beginning | None:
+def begin(shard: int, shards: int, told: Callable[[int], Payload], *, now: float) -> Beginning | None:
     """What a leader of ``shard``, one of ``shards``, begins with at ``now`` (Unix seconds); ``told`` tells of each one.
 
     None: not yet, for the shard that it is split from still serves its entries.
