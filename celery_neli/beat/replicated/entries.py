@@ -311,7 +311,7 @@ class EntryTable:
             self._forecast = None
 
     def settle(self, name: str) -> None:
-        """Note that the heap knows of the last change of this entry, or will be told."""
+        """Note that the heap knows of the last change of this entry, or is about to."""
         scheduler, schedule = self._scheduler, self.schedule
         if isinstance(schedule, Entries):
             schedule.settle(name)

@@ -1,4 +1,4 @@
-"""Send one entry: which message it is, how it goes to the task broker, and what the ledger is told of it.
+"""Send one entry: which message it is, how it goes to the task broker, and what the ledger learns of it.
 
 Most of it runs on the thread that ticks. Publishers' threads call `send_run`, and `apply_async` through Celery.
 """
@@ -79,7 +79,7 @@ class Sender:
         self.slot: datetime | None = None
         self.now: datetime | None = None
         self._scheduler, self._table, self._ledger = scheduler, table, ledger
-        #: The run that has begun and that the ledger was told nothing of.
+        #: The run that has begun and of which the ledger knows nothing yet.
         self._run: Run | None = None
         #: The latest attempt for each entry that is being sent or is to be retried. Instrumentation puts itself around
         #: `apply_entry` or `apply_async` (Sentry reports a check-in there and writes its id into the headers): only the
@@ -167,12 +167,12 @@ class Sender:
         if (run := self._run) is not None:
             if not isinstance(lease, NoLease):
                 lease.left = lease.left or 1  # an eager task has left, too
-            self._tell_sent(run)
+            self._settle(run)
         self._over()
         return result
 
     def _is_over_after(self, exc: Exception) -> bool:
-        """Tell the ledger of an entry that could not be sent. Return True if a tick has nothing more to say of it."""
+        """Report an entry that could not be sent. Return True if a tick has nothing more to say of it."""
         scheduler, lease, run = self._scheduler, self.lease, self._run
         if is_transport_error(vars(scheduler).get("connection"), exc, given=lease.in_transport):
             if run is not None:
@@ -188,13 +188,13 @@ class Sender:
                 "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
                 run.entry.name, "-" if run.slot is None else run.slot.isoformat(), repr(without_wrapper(exc)),
             )  # fmt: skip
-            self._tell_sent(run)
+            self._settle(run)
         elif run is not None and (self.now is not None or not isinstance(lease, NoLease)):
             self.refused(run, without_wrapper(exc))
         self._over()
         return run is not None and self.now is not None
 
-    def _tell_sent(self, run: Run) -> None:
+    def _settle(self, run: Run) -> None:
         if self.lease.may_finish():  # else a successor may know better by now
             self.sent(run)
 
