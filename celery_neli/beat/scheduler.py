@@ -177,6 +177,7 @@ class Scheduler(celery.beat.Scheduler):
         leader = self._leader or type(self).leadership_factory(self.app)
         _check_shards(cls, leader.config)
         wakeup = Wakeup(leader.config.roles)
+        wakeup.closing = self._close_asked
         roles = [leader.role(name) for name in leader.config.roles]
         hosts: list[Any]
         if is_replicated(cls):
@@ -196,9 +197,7 @@ class Scheduler(celery.beat.Scheduler):
         else:
             hosts = [WrappedHost(app=self.app, cls=cls, options=self._options, made=self._made, learn=self._learn)]
         self._runners = [
-            RoleRunner(
-                role=role, host=host, wakeup=wakeup, stopping=lambda: self._close_asked, progress=leader.progress
-            )
+            RoleRunner(role=role, host=host, wakeup=wakeup, progress=leader.progress)
             for role, host in zip(roles, hosts, strict=True)
         ]
         if self._shared is not None:
@@ -340,11 +339,12 @@ class Scheduler(celery.beat.Scheduler):
         seconds at most.
         """
         self._close_asked = True
-        if self._ticking:
-            if self._wakeup is not None:
-                self._wakeup.wake()
-        else:
+        if self._wakeup is not None:
+            self._wakeup.closing = True
+        if not self._ticking:
             self._finish()
+        elif self._wakeup is not None:
+            self._wakeup.wake()
 
     def _finish(self) -> None:
         if self._closing:

@@ -17,8 +17,7 @@ from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
 from celery_neli.beat.replicated.ledger import Run
-from celery_neli.beat.replicated.redis_client import keep_client
-from celery_neli.beat.replicated.templates import Templates, publish_below
+from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
