@@ -41,9 +41,14 @@ class NoLease:
     """The lease of a scheduler that stands alone: it may do everything. See `Tenure`."""
 
     term = None
-    headers = None
-    left = 0
     wired = in_transport = False
+
+    def __init__(self) -> None:
+        self.reset(None)
+
+    def reset(self, headers: Any) -> None:
+        """Begin to send an entry."""
+        self.headers, self.left = headers, 0
 
     def ask_start(self) -> None:
         """Allow it."""
@@ -112,8 +117,7 @@ class Sender:
         """
         lease = self.lease
         lease.ask_start()
-        if not isinstance(lease, NoLease):
-            lease.reset(beat_headers(entry, term=lease.term, slot=self.slot))
+        lease.reset({} if lease.term is None else beat_headers(entry, term=lease.term, slot=self.slot))
         self._run = Run(entry, self.slot)  # before it advances: a signal handler may cut in anywhere
         advanced = self._scheduler.schedule[entry.name] = advance(entry, self.slot, self.now)
         self._run.advanced = advanced
@@ -124,16 +128,14 @@ class Sender:
         run, self._run = self._run, None
         if run is not None:
             run.wired = self.lease.wired
-        if not isinstance(self.lease, NoLease):
-            self.lease.headers = None
+        self.lease.headers = None
         return run
 
     def may_sync(self) -> bool:
         """Return True unless the term is over, an entry is half done, or a publisher's thread asks."""
-        if isinstance(self.lease, NoLease):
-            return True
         half_done = self._run is not None and not self.lease.left
-        return not half_done and self._job is None and self.lease.may_finish()
+        alone = isinstance(self.lease, NoLease)
+        return alone or (not half_done and self._job is None and self.lease.may_finish())
 
     # -- the way to the broker --
 
@@ -164,8 +166,7 @@ class Sender:
                 raise
             return None
         if (run := self._run) is not None:
-            if not isinstance(lease, NoLease):
-                lease.left = lease.left or 1  # an eager task has left, too
+            lease.left = lease.left or 1  # an eager task has left, too
             self._settle(run)
         self._over()
         return result
@@ -199,8 +200,7 @@ class Sender:
 
     def _over(self) -> None:
         self._run = None  # only now: SystemExit may cut in anywhere
-        if not isinstance(self.lease, NoLease):
-            self.lease.headers = None
+        self.lease.headers = None
 
     def _apply(self, entry: Any, producer: Any) -> None:
         """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot."""
