@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from amqp import Channel as AmqpChannel
 from amqp.exceptions import MessageNacked, RecoverableConnectionError
@@ -237,14 +237,18 @@ def _emptied(full: queue.SimpleQueue[_Item]) -> list[_Item]:
         return taken
 
 
-class Batch(Protocol):
-    """Messages that are published through one producer between `begin` and `settle`, again and again."""
+class Batch:
+    """Messages that are published through one producer between `begin` and `settle`, again and again.
+
+    This one lets each message wait for itself.
+    """
 
     def begin(self) -> None:
-        """Wait for no message from now on."""
+        """Wait for no message from now on, if that is possible."""
 
     def mark(self) -> int:
         """Return a mark between two messages."""
+        return 0
 
     def settle(self, ask: Callable[[], None]) -> None:
         """Wait until the broker has answered for every message since `begin`. Never raises.
@@ -257,6 +261,7 @@ class Batch(Protocol):
 
         After a failure the producer is not used again.
         """
+        return None
 
 
 def batch_of(producer: Any) -> Batch:
@@ -266,26 +271,10 @@ def batch_of(producer: Any) -> Batch:
         return _Confirms(channel)
     if getattr(producer, "supports_batch_publish", False):
         return _Pipeline(producer)
-    return _Single()
+    return Batch()
 
 
-class _Single:
-    """Each message waits for itself."""
-
-    def begin(self) -> None:
-        pass
-
-    def mark(self) -> int:
-        return 0
-
-    def settle(self, ask: Callable[[], None]) -> None:
-        pass
-
-    def failure(self, since: int, until: int) -> BaseException | None:
-        return None
-
-
-class _Pipeline:
+class _Pipeline(Batch):
     """kombu's publish batch: nothing leaves before the end, and if that fails, it is unknown what arrived."""
 
     def __init__(self, producer: Any) -> None:
@@ -298,9 +287,6 @@ class _Pipeline:
         # Not the leased producer's own `batch`, which lets nothing wait: here the lease is asked once more.
         self._stack.enter_context(_batch_of_kombus(self._producer, max_size=_MOST))
 
-    def mark(self) -> int:
-        return 0
-
     def settle(self, ask: Callable[[], None]) -> None:
         try:
             with self._stack:
@@ -312,7 +298,7 @@ class _Pipeline:
         return self._failure
 
 
-class _Confirms:
+class _Confirms(Batch):
     """Publisher confirms of AMQP. Marks are the delivery tags of the channel: its messages, counted from 1."""
 
     def __init__(self, channel: Any) -> None:
@@ -324,9 +310,6 @@ class _Confirms:
         channel.events["basic_nack"].add(self._refused)
         channel.confirm_select()
         channel.basic_publish = self._publish  # as py-amqp does itself, for a publish that waits
-
-    def begin(self) -> None:
-        pass
 
     def mark(self) -> int:
         return self._tag
