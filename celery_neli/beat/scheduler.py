@@ -177,7 +177,6 @@ class Scheduler(celery.beat.Scheduler):
         leader = self._leader or type(self).leadership_factory(self.app)
         _check_shards(cls, leader.config)
         wakeup = Wakeup(leader.config.roles)
-        wakeup.closing = self._close_asked
         roles = [leader.role(name) for name in leader.config.roles]
         hosts: list[Any]
         if is_replicated(cls):
@@ -205,6 +204,7 @@ class Scheduler(celery.beat.Scheduler):
         wakeup.connect(leader, drain_timeout=leader.config.drain_timeout)
         leader.on_readback = self._on_readback
         self._leader, self._wakeup = leader, wakeup
+        wakeup.closing = self._close_asked
         if self._shared is not None:
             leader.fit = self._shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
             self._shared.topic.start()
