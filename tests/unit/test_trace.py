@@ -18,7 +18,6 @@ def test_a_message_passes_few_files(journeys: trace.Journeys) -> None:
     assert len(journeys.message) <= trace.MOST_MESSAGE, journeys.message
 
 
-@pytest.mark.xfail(strict=True, reason="the beat is being rebuilt")
 def test_the_question_may_i_send_passes_few_files(journeys: trace.Journeys) -> None:
     """It is asked for each message, and safety rests on it."""
     assert len(journeys.may_send) <= trace.MOST_MAY_SEND, journeys.may_send
