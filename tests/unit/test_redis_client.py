@@ -11,7 +11,7 @@ import kombu
 import pytest
 from kombu.transport.memory import Channel as MemoryChannel
 
-from celery_neli.beat.replicated.redis_client import keep_client
+from celery_neli.beat.replicated.templates import keep_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -275,7 +275,7 @@ class Engine:
     def end(self, *, wait: bool) -> tuple[Run | None, list[Run]]:
         """End the term: begin nothing more, and wait for publishers for `DRAIN` seconds if ``wait`` is True.
 
-        Return the run that was cut off in the middle, if there is one, and those of which nobody knows what came.
+        Return the run that was cut off in the middle, if there is one, and those of which it is unknown what came.
         """
         cut_off = self.sender.cut_off()
         self.pool.drain(DRAIN if wait else 0.0)

@@ -106,6 +106,8 @@ class SharedSchedule:
         """Take over what was read since; return False if there is nothing."""
         whole = self.topic.whole  # asked before: what is drained then reaches that end
         changes = self.topic.drain()
+        if not changes and (self.topic.drained, whole, self._many) == (self._generation, self._whole, 0):
+            return False  # as ever
         if self._many:
             for each in self.hosts:
                 logger.info("schedule read records=%d entries=%d", self._many, len(each.scheduler.schedule))

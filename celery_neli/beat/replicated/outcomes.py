@@ -191,7 +191,7 @@ class ClaimingLedger(SlotLedger):
             self._topic.write(ENTRY, name, value)
         for entry in states.take_again(PORTION):
             self.write(entry)
-        return inventory.lost or bool(states.again)
+        return bool(inventory.lost or states.again)
 
     def ready(self, due: float, moment: float) -> float:
         """Claim what is ``due``, and wait until the claim was read back."""
