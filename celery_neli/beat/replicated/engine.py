@@ -156,7 +156,10 @@ class Engine:
 
     def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
         retry_at = self.ledger.retry_at(advanced.name)
-        return self.table.next_look(advanced, found, now) if retry_at is None else retry_at
+        if retry_at is not None:
+            return retry_at
+        self.left_out.over(advanced.name)
+        return self.table.next_look(advanced, found, now)
 
     def _put_off(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
         """Look at the entry later, and at the others in the meantime; return the seconds until the next tick."""
