@@ -179,14 +179,8 @@ class SharedSchedule:
 class ReplicatedHost:
     """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`celery_neli.beat.host.Host`).
 
-    Args:
-        app: The Celery app.
-        cls: The user's scheduler class.
-        roles: The roles of all shards.
-        shard: Which of them is this one's.
-        shared: What this process has read of the schedule topic.
-        options: What `celery_neli.Scheduler` was constructed with.
-        made: Is called once, with the scheduler, after it was made.
+    ``roles`` are those of all shards, ``options`` what `celery_neli.Scheduler` was constructed with; ``made`` is called
+    once, with the scheduler that was made.
     """
 
     stands_by = True

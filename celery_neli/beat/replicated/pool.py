@@ -48,11 +48,8 @@ STUCK = 5.0
 class Pool:
     """The runs of one scheduler and term that publishers send. The thread that ticks.
 
-    Args:
-        app: The Celery app, for connections.
-        send: Sends one run, on a publisher's thread.
-        count: How many publishers there may be; with one, the thread that ticks sends everything.
-        producer: The class of producers, which ask the lease, and ``tenure``, whose messages they send.
+    ``send`` sends one run, on one of up to ``count`` publishers' threads, by a ``producer`` that asks ``tenure``. With
+    a count of one, the thread that ticks sends everything.
     """
 
     def __init__(
