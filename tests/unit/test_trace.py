@@ -31,6 +31,6 @@ def test_a_new_entry_passes_few_files(journeys: trace.Journeys) -> None:
 
 def test_the_journeys_are_seen(journeys: trace.Journeys) -> None:
     """The counts above would be small if nothing was traced."""
-    assert "beat/scheduler.py" in journeys.message
+    assert "beat/replicated/engine.py" in journeys.message
     assert "beat/tenure.py" in journeys.may_send
     assert "periodic/editor.py" in journeys.put
