@@ -292,6 +292,7 @@ class ReplicatedHost:
         engine.collect()
         ledger.remove_finished()
         wait = float(engine.turn(self.scheduler.tick))
+        ledger.end_turn()
         return 0.0 if ledger.states.write_some() or more else wait
 
     def end(self, *, held: bool) -> None:

@@ -76,7 +76,7 @@ class ClaimingLedger(SlotLedger):
         #: The present term, or the last.
         self.term: Term | None = None
         self._overlaps = OverlapCheck(app)
-        #: True if the present turn has made its claim.
+        #: True once the present turn has made its claim.
         self._claimed = False
         #: Seconds after which an entry that failed is retried, by name.
         self._retries: dict[str, float] = {}
@@ -107,16 +107,12 @@ class ClaimingLedger(SlotLedger):
     # -- a term --
 
     def begin(self, number: int, beginning: Beginning) -> None:
-        """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled.
-
-        Costs a look at the entries that ran last, and a short one at those of which no state was written.
-        """
+        """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled."""
         states, table, now = self.states, self._table, self._table.moment()
         marks, blind = beginning.marks, self.states.led
         led_until = self._role.predecessor_active_until()
         if marks is None and led_until is not None and not blind:
-            # Another scheduler was led, which leaves no watermarks: its slots were served until then, as far as is
-            # known. The states of entries that were imported from it say what ran.
+            # Another scheduler was led, which leaves no watermarks: its slots were served until then.
             marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
         self.term = Term(
             self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,
@@ -196,9 +192,14 @@ class ClaimingLedger(SlotLedger):
     def ready(self, due: float, moment: float) -> float:
         """Claim what is ``due``, and wait until the claim was read back."""
         covers = self._present.claims.covers
-        if not self._claimed or not covers(due):  # what was read back stays so
+        if not covers(due):  # what was read back stays so
             self._claim(moment, due)
         return 0.0 if covers(due) else CONFIRM
+
+    def end_turn(self) -> None:
+        """Claim ahead, unless the turn has made its claim: all its slots may have been claimed before."""
+        if not self._claimed:
+            self._claim(self._table.moment(), self._next_due())
 
     def rest(self, due: float | None, wait: float) -> float:
         """Claim ahead what is due soon."""
