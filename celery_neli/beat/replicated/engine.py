@@ -246,7 +246,7 @@ class Engine:
 
     def collect(self) -> None:
         """Settle the runs that publishers have completed. Raises `LeaseEnded` if one found that the term is over."""
-        if (ended := self._collect()) is not None:
+        if self.pool.runs and (ended := self._collect()) is not None:
             raise ended
 
     def _collect(self) -> LeaseEnded | None:

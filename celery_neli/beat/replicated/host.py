@@ -112,7 +112,8 @@ class SharedSchedule:
             for each in self.hosts:
                 logger.info("schedule read records=%d entries=%d", self._many, len(each.scheduler.schedule))
             self._many = 0
-        self._notes_of_others.read(changes)
+        if any(kind == MEMBER for kind, _ in changes):
+            self._notes_of_others.read(changes)
         if self.topic.drained != self._generation:
             self._generation, self._counting = self.topic.drained, True
             for each in self.hosts:
