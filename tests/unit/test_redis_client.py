@@ -142,3 +142,11 @@ def test_other_channels_are_left_alone() -> None:
         before = dict(vars(channel))
         keep_client(SimpleNamespace(_channel=channel))
         assert vars(channel) == before
+
+
+def test_a_producer_without_a_channel_is_left_alone(connection: Any) -> None:
+    """To ask it for one would connect, outside Celery's own retries. Later messages find one."""
+    producer = connection.Producer(auto_declare=False)
+    before = dict(vars(producer))
+    keep_client(producer)
+    assert vars(producer) == before

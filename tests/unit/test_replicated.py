@@ -74,6 +74,17 @@ class Rig:
         return float((self.scheduler.schedule[name].last_run_at - NOON).total_seconds())
 
 
+def test_slots_that_are_missed_again_are_counted_again() -> None:
+    """As many as the first time, of the same entry."""
+    rig = Rig()
+    rig.add("e", 10)
+    for late in (65.0, 165.0, 265.0):
+        rig.now = late
+        rig.ticks(until=late + 0.5)
+    assert rig.slots() == [60, 160, 260]
+    assert rig.scheduler.neli_left_out == 5 + 9 + 9
+
+
 def test_intervals_do_not_drift() -> None:
     """However late each tick comes, the next slot counts from the slot."""
     rig = Rig()

@@ -12,7 +12,6 @@ def journeys() -> trace.Journeys:
     return trace.journeys()
 
 
-@pytest.mark.xfail(strict=True, reason="the beat is being rebuilt")
 def test_a_message_passes_few_files(journeys: trace.Journeys) -> None:
     """From the moment at which its slot is due to the wire."""
     assert len(journeys.message) <= trace.MOST_MESSAGE, journeys.message
