@@ -304,11 +304,6 @@ def of_process(properties: Mapping[str, Any]) -> Reachability:
     return _known.get(servers) or _known.setdefault(servers, Reachability(properties))
 
 
-def _after_fork() -> None:
-    """In a child: another thread may have held a lock, and what the parent reached says nothing here."""
-    global _known
-    _known = weakref.WeakValueDictionary()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    # In a child: another thread may have held a lock, and what the parent reached says nothing there.
+    os.register_at_fork(after_in_child=_known.clear)

@@ -56,9 +56,8 @@ class KafkaJournal:
     def read(self, timeout: float) -> list[Event]:
         """Wait up to `timeout` seconds for the first event, then take what is there, some 500 events at most.
 
-        Until the topic is found (at first, and after it was deleted) it may take half a second instead, and while
-        records are being lost half a second more. Raises `TopicError` if the operator must do something to the topic;
-        each later call looks again, and raises the same object for as long as it is the same trouble.
+        Until the topic is found it may take half a second instead, and while records are being lost half a second more.
+        Raises `TopicError` if an operator must mend the topic; later calls raise the same object for the same trouble.
         """
         if self._closed:
             return []

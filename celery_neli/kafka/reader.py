@@ -27,13 +27,13 @@ _OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})
 
 
 class RawRecord(NamedTuple):
-    """One record. `time`: its timestamp in Unix seconds."""
+    """One record."""
 
     partition: int
     offset: int
     key: bytes | None
     value: bytes | None
-    time: float
+    time: float  # its timestamp in Unix seconds
 
 
 class EndOfLog(NamedTuple):

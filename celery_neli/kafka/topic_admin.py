@@ -81,8 +81,7 @@ class TopicAdmin:
     def search(self) -> None:
         """Look for the topic again. Drops the admin client, but does not wait for what that was asked."""
         self._admin = None
-        self.identity: str | None = None
-        """Kafka's id of the topic that was found, which no other topic of the same name has; None: it is not known."""
+        self.identity: str | None = None  # Kafka's id of the topic that was found, which no other one has
         self._steps: Steps[None] | None = self._run()
 
     def poll(self) -> bool:

@@ -23,9 +23,7 @@ MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAM
 MAX_CHANGES = 20  # how many of its changes a definition remembers
 RANK_MOST = 1 << 53  # the highest term of a state; ranks come from Kafka's offsets, which stay far below it
 RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
-FAR_AHEAD = (
-    86_400.0  # seconds; no last run is believed that is further ahead of the clock, unless the entry begins then
-)
+FAR_AHEAD = 86_400.0  # seconds; no last run further ahead of the clock is believed, unless the entry begins then
 START_AHEAD = 3650 * 86_400.0  # the same for the time at which an entry begins, which may be ahead on purpose
 
 Kind: TypeAlias = Literal["s", "e", "m"]
