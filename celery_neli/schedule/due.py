@@ -14,7 +14,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.schedule.crontabs import to_utc
+from celery_neli.schedule.crontabs import FIELDS, to_utc
 from celery_neli.schedule.misfire import decide
 from celery_neli.schedule.slots import LOOK_AGAIN, has_slots, is_over, last_run, missed, next_slot
 
@@ -43,10 +43,10 @@ __all__ = [
 #: An entry whose class overrides any of these decides itself when it is due, or advances itself.
 _DECIDES = ("is_due", "default_now", "_default_now")
 _ADVANCES = ("__next__", "next", "_next_instance")
-_CRONTAB_TEXT = attrgetter(
-    "_orig_minute", "_orig_hour", "_orig_day_of_week", "_orig_day_of_month", "_orig_month_of_year"
-)
-_UTC = timezone.utc
+_CRONTAB_TEXT = attrgetter(*(f"_orig_{name}" for name in FIELDS))
+#: The fields that stay as they are when an entry advances.
+_KEPT = ("app", "name", "task", "args", "kwargs", "options", "schedule")
+_UTC, _NEVER = timezone.utc, datetime.min.replace(tzinfo=timezone.utc)
 
 
 class Look(NamedTuple):
@@ -81,17 +81,10 @@ def look(entry: Any, now: datetime, policy: Misfire) -> Look | None:
     if not owed.total:
         return Look(due=False, delay=delay, exact=True)
     deadline = entry.schedule.app.conf.beat_cron_starting_deadline if isinstance(entry.schedule, crontab) else None
-    decision = decide(policy, owed, now, deadline=deadline)
-    if not decision.run:
-        return Look(due=False, delay=delay, exact=True, owed=owed, left_out=decision.left_out, passed=owed.newest[-1])
-    return Look(
-        due=True,
-        delay=0 if len(decision.run) > 1 else delay,
-        exact=True,
-        slot=decision.run[0],
-        owed=owed,
-        left_out=decision.left_out,
-    )
+    run, left_out = decide(policy, owed, now, deadline=deadline)
+    if not run:
+        return Look(due=False, delay=delay, exact=True, owed=owed, left_out=left_out, passed=owed.newest[-1])
+    return Look(due=True, delay=0 if len(run) > 1 else delay, exact=True, slot=run[0], owed=owed, left_out=left_out)
 
 
 def seconds_to_next(entry: Any) -> float | None:
@@ -120,15 +113,9 @@ def advance(entry: Any, slot: datetime | None, now: datetime | None) -> Any:
         return entry._next_instance(last_run_at=at)  # noqa: SLF001 - what next(entry) calls
     # What `next` would return, without the work of making an entry from what a user wrote.
     advanced: Any = object.__new__(ScheduleEntry)
-    advanced.app = entry.app
-    advanced.name = entry.name
-    advanced.task = entry.task
-    advanced.args = entry.args
-    advanced.kwargs = entry.kwargs
-    advanced.options = entry.options
-    advanced.schedule = entry.schedule
-    advanced.last_run_at = at
-    advanced.total_run_count = entry.total_run_count + 1
+    for field in _KEPT:
+        setattr(advanced, field, getattr(entry, field))
+    advanced.last_run_at, advanced.total_run_count = at, entry.total_run_count + 1
     return advanced
 
 
@@ -146,8 +133,7 @@ def restart(entry: Any, *, before: float) -> None:
     if not isinstance(entry.schedule, schedule) or not entry_has_slots(entry) or entry.schedule.nowfun is not None:
         return
     now: datetime = entry.default_now()
-    last: datetime = maybe_make_aware(entry.last_run_at)
-    if maybe_make_aware(now) < last and last.timestamp() <= before:
+    if maybe_make_aware(now).timestamp() < at_of(entry) <= before:
         entry.last_run_at = now
 
 
@@ -176,12 +162,10 @@ def expires_of(options: Mapping[str, Any], slot: datetime | None, zone: tzinfo) 
     if seconds is not None:
         return seconds if slot is None else slot + timedelta(seconds=seconds)
     expires = options.get("expires")
-    at = expires
-    if isinstance(at, str):
-        try:
-            at = datetime.fromisoformat(at)
-        except ValueError:
-            return expires  # Celery reads it, or says what is wrong with it
+    try:
+        at = datetime.fromisoformat(expires) if isinstance(expires, str) else expires
+    except ValueError:
+        return expires  # Celery reads it, or says what is wrong with it
     return to_utc(zone, at) if isinstance(at, datetime) and at.utcoffset() is None else expires
 
 
@@ -190,21 +174,6 @@ class Next(NamedTuple):
 
     delay: float
     now: float
-
-
-class _Clock(NamedTuple):
-    app: Any
-    now: datetime
-    moment: float
-    zone: tzinfo
-
-
-class _Stretch(NamedTuple):
-    """Every entry that ran last from ``begin`` on and before ``slot`` is due at ``slot``."""
-
-    begin: datetime
-    slot: datetime
-    next: Next
 
 
 class Forecast:
@@ -216,56 +185,48 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self._clocks: dict[int, _Clock] = {}
-        self._stretches: dict[Any, _Stretch] = {}
+        #: The time and the time zone of each app, by its id; the app is kept so that no other gets its id.
+        self._clocks: dict[int, tuple[datetime, tzinfo, Any]] = {}
+        #: For the text and time zone of a crontab: an entry that ran last from one time on and before the other, which
+        #: is a slot, is due at the latter.
+        self._stretches: dict[Any, tuple[datetime, datetime]] = {}
 
     def next(self, entry: Any) -> Next | None:
         """Return what `seconds_to_next` says of the entry; None also for an entry that has no slots."""
-        found = None
-        if type(entry) is ScheduleEntry:
-            when, last = entry.schedule, entry.last_run_at
-            kind = type(when)
-            if (
-                (kind is schedule or kind is crontab)
-                and when.nowfun is None
-                and has_slots(when)
-                and last.tzinfo is not None
-            ):
-                found = self._of_interval(when, last) if kind is schedule else self._of_crontab(when, last)
-        if found is None and entry_has_slots(entry) and (delay := seconds_to_next(entry)) is not None:
-            return Next(delay, maybe_make_aware(entry.default_now()).timestamp())
-        return found
-
-    def _of_interval(self, when: Any, last: datetime) -> Next | None:
-        if when.relative:
+        if not entry_has_slots(entry):
             return None
-        clock = self._clock(when.app)
-        return Next((last.astimezone(_UTC) + when.run_every - clock.now).total_seconds(), clock.moment)
+        when, last, slot = entry.schedule, entry.last_run_at, None
+        if type(entry) is ScheduleEntry and when.nowfun is None and last.tzinfo is not None:
+            if type(when) is schedule and not when.relative:
+                slot = last.astimezone(_UTC) + when.run_every
+            elif type(when) is crontab:
+                slot = self._of_crontab(when, last)
+        if slot is not None:
+            now, _, _ = self._clock(when.app)
+            return Next((slot - now).total_seconds(), now.timestamp())
+        delay = seconds_to_next(entry)
+        return None if delay is None else Next(delay, maybe_make_aware(entry.default_now()).timestamp())
 
-    def _of_crontab(self, when: Any, last: datetime) -> Next | None:
-        zone = vars(when).get("tz") or self._clock(when.app).zone  # reading `tz` would store it in the crontab
+    def _of_crontab(self, when: Any, last: datetime) -> datetime | None:
+        zone = vars(when).get("tz") or self._clock(when.app)[1]  # reading `tz` would store it in the crontab
         key = _CRONTAB_TEXT(when), zone
         try:
-            known = self._stretches.get(key)
+            begin, slot = self._stretches.get(key, (_NEVER, _NEVER))
         except TypeError:
             return None  # a field was given as a list or a set
-        if known is not None and known.begin <= last < known.slot:
-            return known.next
-        slot = next_slot(when, last)
-        if slot is None:
-            return None
-        clock = self._clock(when.app)
-        found = Next((slot - clock.now).total_seconds(), clock.moment)
-        # Crontabs ignore seconds.
-        begin = last.astimezone(zone).replace(second=0, microsecond=0).astimezone(_UTC)
-        self._stretches[key] = _Stretch(begin, slot, found)
-        return found
+        if begin <= last < slot:
+            return slot
+        following = next_slot(when, last)
+        if following is not None:
+            # Crontabs ignore seconds.
+            begin = last.astimezone(zone).replace(second=0, microsecond=0).astimezone(_UTC)
+            self._stretches[key] = begin, following
+        return following
 
-    def _clock(self, app: Any) -> _Clock:
+    def _clock(self, app: Any) -> tuple[datetime, tzinfo, Any]:
         clock = self._clocks.get(id(app))
         if clock is None:
-            now = maybe_make_aware(app.now()).astimezone(_UTC)
-            clock = self._clocks[id(app)] = _Clock(app, now, now.timestamp(), app.timezone)
+            clock = self._clocks[id(app)] = maybe_make_aware(app.now()).astimezone(_UTC), app.timezone, app
         return clock
 
 

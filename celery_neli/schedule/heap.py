@@ -2,7 +2,7 @@
 
 A binary heap whose places are indexed by name, so that one of a hundred thousand entries moves or leaves without a
 search. It is kept in arrays, which take a third of the memory of as many objects, and which the garbage collector does
-not scan. Pure: no clock, no thread, no Celery.
+not scan. Pure.
 """
 
 from __future__ import annotations
@@ -53,17 +53,12 @@ class DueHeap:
 
     def fill(self, times: Iterable[tuple[str, float]]) -> None:
         """Replace all that is there by these names and times, each name once: O(N log N), at the speed of a sort."""
-        names: list[str] = []
-        unsorted = array("d")
-        for name, time in times:
-            names.append(name)
-            unsorted.append(time)
-        orders = sorted(range(len(names)), key=unsorted.__getitem__)
-        self._times = array("d", map(unsorted.__getitem__, orders))
-        self._orders = array("q", orders)
-        self._names = [names[order] for order in orders]
-        self._places = dict(zip(self._names, range(len(names)), strict=True))
-        self._next = len(names)
+        nodes = sorted((time, order, name) for order, (name, time) in enumerate(times))
+        self._times = array("d", [time for time, _, _ in nodes])
+        self._orders = array("q", [order for _, order, _ in nodes])
+        self._names = [name for _, _, name in nodes]
+        self._places = {name: place for place, name in enumerate(self._names)}
+        self._next = len(nodes)
         self._first = None
 
     def put(self, name: str, time: float) -> None:

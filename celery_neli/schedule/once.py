@@ -27,9 +27,8 @@ class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
     """
 
     def __init__(self, at: datetime, *, nowfun: Callable[[], datetime] | None = None, app: Any = None) -> None:
-        if not isinstance(at, datetime):
-            raise ConfigurationError(f"once({at!r}): give a datetime")
-        if at.utcoffset() is None:
+        given: Any = at
+        if not isinstance(given, datetime) or given.utcoffset() is None:
             raise ConfigurationError(f"once({at!r}): give a datetime with a time zone, such as timezone.utc")
         try:
             #: The due time, in UTC.
@@ -40,8 +39,8 @@ class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         """Return the time until `at`, negative once that is past."""
-        now: datetime = maybe_make_aware(self.now())
-        return self.at - now
+        left: timedelta = self.at - maybe_make_aware(self.now())
+        return left
 
     def is_due(self, last_run_at: datetime) -> schedstate:
         """Return whether it is due now, and the seconds until the next look, infinite once it ran."""

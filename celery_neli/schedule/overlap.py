@@ -32,14 +32,8 @@ OPTIONS = ("neli_overlap", "neli_overlap_age")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """The overlap policy of an entry.
-
-    Args:
-        policy: `allow` or `skip`.
-        age: for how many seconds an unfinished task counts under `skip`.
-
-    Raises:
-        ConfigurationError: a value is wrong.
+    """The overlap policy of an entry: `allow`, or `skip`, under which an unfinished task counts for ``age`` seconds.
+    Checks its values.
     """
 
     policy: str = "allow"
@@ -74,12 +68,9 @@ class Overlap:
         return self.policy == "skip"
 
     def check(self, app: Any, entry: Any) -> None:
-        """Check that the result backend can tell whether the entry's tasks have finished. Opens no connection.
+        """Raise `ConfigurationError` if the result backend cannot tell whether the entry's tasks have finished.
 
-        A task that this process has not imported may ignore its results all the same.
-
-        Raises:
-            ConfigurationError: it cannot.
+        Opens no connection. A task that this process has not imported may ignore its results all the same.
         """
         if self.skips and (reason := _why_not(app, entry, self.age)) is not None:
             raise ConfigurationError(f"beat entry {entry.name!r}: neli_overlap = 'skip', but {reason}")
