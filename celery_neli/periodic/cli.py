@@ -20,8 +20,7 @@ from celery_neli.printable import failure, printable, say, say_json
 from celery_neli.settings import MISFIRE_POLICIES
 
 if TYPE_CHECKING:
-    from celery_neli.periodic.importers import Source
-    from celery_neli.periodic.importers.run import Row
+    from celery_neli.periodic.importers import Row, Source
     from celery_neli.periodic.view import Periodic
 
 #: The most characters of a cell.
@@ -194,14 +193,17 @@ def import_(
     classes that you --trust: it leaves out, and names, an entry that holds a class other than Celery's own and plain
     values.
     """
-    from celery_neli.periodic.importers.run import carry_over, source_of
+    from celery_neli.periodic.importers import carry_over, django, redbeat, shelf
 
     if path is not None and source != "file":
         raise click.UsageError(f"{source} does not take a PATH")
     if trust and source != "file":
         raise click.UsageError(f"{source} does not take --trust, because it holds no classes")
     with _api(ctx) as (app, periodic):
-        found = source_of(app, source, path, trust=trust)
+        if source == "file":
+            found = shelf.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
+        else:
+            found = {"redbeat": redbeat, "django": django}[source].read(app)
         rows = carry_over(found, periodic.editor_of(app, by=by), dry_run=dry_run, replacing=replace)
         _note(periodic.not_run(app))  # an import may come before the change of the setting
     ctx.exit(_report(found, rows, dry_run=dry_run))

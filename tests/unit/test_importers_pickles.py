@@ -22,9 +22,8 @@ from celery.utils.time import LocalTimezone
 from click.testing import CliRunner
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.importers import Found, LeftOut, shelf
+from celery_neli.periodic.importers import Found, LeftOut, carry_over, shelf
 from celery_neli.periodic.importers.pickles import load, parts
-from celery_neli.periodic.importers.run import carry_over
 from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk

@@ -18,9 +18,8 @@ import pytest
 from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers import Found, LeftOut, redbeat, shelf
+from celery_neli.periodic.importers import Found, LeftOut, Row, carry_over, redbeat, shelf
 from celery_neli.periodic.importers import django as django_importer
-from celery_neli.periodic.importers.run import Row, carry_over
 from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk

@@ -24,29 +24,30 @@ def read(app: Any) -> Source:
     except ImportError as exc:
         raise NeliError(f"RedBeat is not installed here ({exc}): install celery-redbeat") from None
 
-    def found(key: str, name: str) -> Found | LeftOut | None:
-        try:
-            entry = RedBeatSchedulerEntry.from_key(key, app=app)
-        except KeyError:  # it was deleted by hand: RedBeat drops it, too
-            return None
-        except RedisError:
-            raise
-        except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; the user sees it
-            return LeftOut(name=name, why=f"RedBeat itself cannot read it: {exc!r}")
-        return of_entry(entry, name=name, paused=not getattr(entry, "enabled", True))
-
     try:
         conf = ensure_conf(app)
         client = get_redis(app)
     except (ValueError, TypeError, KeyError) as exc:  # redis-py refuses the URL or the options
         raise NeliError(f"RedBeat's Redis cannot be reached: {exc}; set redbeat_redis_url") from None
+    entries: list[Found | LeftOut] = []
     try:
         # Its lock and its list of static entries have other keys.
         keys = sorted(
             key.decode() if isinstance(key, bytes) else key for key in client.zrange(conf.schedule_key, 0, -1)
         )
         running = bool(conf.lock_key and client.exists(conf.lock_key))
-        entries = [each for key in keys if (each := found(key, key.removeprefix(conf.key_prefix))) is not None]
+        for key in keys:
+            name = key.removeprefix(conf.key_prefix)
+            try:
+                entry = RedBeatSchedulerEntry.from_key(key, app=app)
+            except KeyError:  # it was deleted by hand: RedBeat drops it, too
+                continue
+            except RedisError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; the user sees it
+                entries.append(LeftOut(name=name, why=f"RedBeat itself cannot read it: {exc!r}"))
+            else:
+                entries.append(of_entry(entry, name=name, paused=not getattr(entry, "enabled", True)))
     except RedisError as exc:
         raise NeliError(f"RedBeat's Redis does not answer: {exc}") from None
     return Source(what="RedBeat", entries=entries, warning=RUNNING if running else None)
