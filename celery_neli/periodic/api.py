@@ -18,27 +18,17 @@ refused, and entries that are read have a `problem`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.config import enabled, from_app
-from celery_neli.exceptions import ConfigurationError
-from celery_neli.logs import escaping
-from celery_neli.periodic.call import check_app
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
-from celery_neli.periodic.view import RUNTIME, Periodic, entry_names, view_of
+from celery_neli.periodic.view import Periodic, entry_names, view_of
 from celery_neli.schedule_topic.codec import Change
-from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 if TYPE_CHECKING:
     import builtins
 
     from celery.result import AsyncResult
-
-    from celery_neli.periodic.editor import Record
-    from celery_neli.schedule_topic.codec import Kind
 
 __all__ = ["Change", "Periodic", "get", "list", "pause", "put", "remove", "resume", "run_now"]
 
@@ -75,39 +65,40 @@ def put(
     Returns:
         The entry as it is now.
     """
-    editor = _changing(app, by=by)
-    entry = editor.put(name, task, schedule, args, kwargs, options)
-    return view_of(editor, entry_name(name), entry=entry)
+    editor = ScheduleEditor(app, by=by)
+    editor.put(name, task, schedule, args, kwargs, options)
+    return view_of(editor, entry_name(name))
 
 
 def pause(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """Let the slots of an entry pass until it is resumed, also of one in `beat_schedule`. Return it as it is now."""
-    editor = _changing(app, by=by)
+    editor = ScheduleEditor(app, by=by)
     editor.pause(name)
     return view_of(editor, entry_name(name))
 
 
 def resume(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """End the pause of an entry, whose slots during the pause never run. Return it as it is now."""
-    editor = _changing(app, by=by)
+    editor = ScheduleEditor(app, by=by)
     editor.resume(name)
     return view_of(editor, entry_name(name))
 
 
 def remove(app: Any, name: str, *, by: str | None = None) -> None:
     """Delete a runtime entry and its state. A task that was sent already runs."""
-    editor_of(app, by=by).remove(name)
+    ScheduleEditor(app, by=by).remove(name)
 
 
 def get(app: Any, name: str) -> Periodic | None:
     """Return one entry, None if there is none of this name."""
-    return find(editor_of(app), name)
+    editor = ScheduleEditor(app)
+    return view_of(editor, entry_name(name)) if entry_name(name) in entry_names(editor) else None
 
 
 def list(app: Any) -> builtins.list[Periodic]:  # noqa: A001 - is read as periodic.list
     """Return all entries, of this process's `beat_schedule` and of the runtime schedule, by name."""
-    editor = editor_of(app)
-    return [_as_run(app, view_of(editor, name)) for name in sorted(entry_names(editor))]
+    editor = ScheduleEditor(app)
+    return [view_of(editor, name) for name in sorted(entry_names(editor))]
 
 
 def run_now(app: Any, name: str, *, by: str | None = None) -> AsyncResult:
@@ -118,61 +109,4 @@ def run_now(app: Any, name: str, *, by: str | None = None) -> AsyncResult:
     Raises:
         celery.beat.SchedulingError: the task could not be sent.
     """
-    return editor_of(app, by=by).run_now(name)
-
-
-class Topic:
-    """The schedule topic as a store. The first read loads Kafka's client."""
-
-    def __init__(self, app: Any) -> None:
-        if not enabled(check_app(app)):
-            raise ConfigurationError("neli_enabled = False: there is no runtime schedule without Kafka; switch it on")
-        self._config = from_app(app, "beat")
-        self._log = escaping(logging.getLogger(__name__))
-
-    def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        from celery_neli.schedule_topic.one_shot import read_all
-
-        return read_all(self._config, log=self._log)
-
-    def write(self, records: builtins.list[Record]) -> None:
-        from celery_neli.schedule_topic.one_shot import write
-
-        write(self._config, records, log=self._log)
-
-
-def editor_of(app: Any, *, by: str | None = None) -> ScheduleEditor:
-    """Return an editor of the app's schedule in its topic, for one change by ``by``."""
-    return ScheduleEditor(app, Topic(app), by=by)
-
-
-def _changing(app: Any, *, by: str | None) -> ScheduleEditor:
-    """Return an editor for a change that a beat must follow; refuse it if no beat of ``app`` does."""
-    editor = editor_of(app, by=by)
-    reason = not_run(app)
-    if reason is not None:
-        raise ConfigurationError(
-            f"{reason}: nothing was changed. Leave neli_scheduler out, or keep the entry where that scheduler keeps "
-            "its own"
-        )
-    return editor
-
-
-def find(editor: ScheduleEditor, name: str) -> Periodic | None:
-    """Return one entry that the editor reads, None if there is none of this name."""
-    name = entry_name(name)
-    return _as_run(editor.app, view_of(editor, name)) if name in entry_names(editor) else None
-
-
-def not_run(app: Any) -> str | None:
-    """Return why the beats of ``app`` do not run the runtime schedule, None if they do. Imports ``neli_scheduler``."""
-    name = app.conf.get("neli_scheduler")
-    if name is None or is_replicated(resolve(name)):
-        return None
-    return f"neli_scheduler = {name!r}, and only {DEFAULT} runs entries of the runtime schedule"
-
-
-def _as_run(app: Any, entry: Periodic) -> Periodic:
-    """Return ``entry``, without a next slot and with a problem if no beat runs it."""
-    reason = not_run(app) if entry.source == RUNTIME else None
-    return entry if reason is None else replace(entry, next=None, problem=f"not run: {reason}")
+    return ScheduleEditor(app, by=by).run_now(name)

@@ -45,7 +45,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     from celery_neli.periodic.text import human
 
     with _api(ctx) as (app, periodic):
-        found, not_run = periodic.list(app), periodic.not_run(app)
+        found, not_run = periodic.list(app), periodic.ScheduleEditor(app).not_run
     if as_json:
         say_json(_json([each.as_dict() for each in found]))
         return
@@ -66,10 +66,9 @@ def show(ctx: click.Context, name: str, as_json: bool) -> None:
     from celery_neli.periodic.text import human
 
     with _api(ctx) as (app, periodic):
-        editor = periodic.editor_of(app)
-        found = periodic.find(editor, name)
+        found = periodic.get(app, name)
         if found is None:
-            raise editor.unknown(name)
+            raise periodic.ScheduleEditor(app).unknown(name)
     if as_json:
         say_json(_json(found.as_dict()))
         return
@@ -204,8 +203,9 @@ def import_(
             found = shelf.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
         else:
             found = {"redbeat": redbeat, "django": django}[source].read(app)
-        rows = carry_over(found, periodic.editor_of(app, by=by), dry_run=dry_run, replacing=replace)
-        _note(periodic.not_run(app))  # an import may come before the change of the setting
+        editor = periodic.ScheduleEditor(app, by=by)
+        rows = carry_over(found, editor, dry_run=dry_run, replacing=replace)
+        _note(editor.not_run)  # an import may come before the change of the setting
     ctx.exit(_report(found, rows, dry_run=dry_run))
 
 

@@ -147,14 +147,17 @@ def _check_interval(text: str, when: Any, app: Any) -> None:
         )
 
 
-def check_comes(text: str, when: Any, *, after: float) -> None:
-    """Raise `ConfigurationError`, which names the text, if a schedule has no slot after ``after`` (Unix seconds)."""
+def check_comes(definition: Definition, app: Any, *, after: float) -> None:
+    """Raise `ConfigurationError` if a runtime entry has no slot after ``after`` (Unix seconds)."""
+    if definition.schedule is None:
+        return
+    when = schedule_of_text(definition.schedule, app)
     try:
-        comes = next_slot(when, moment(after)) is not None
+        slot = next_slot(when, moment(after))
     except Exception:  # noqa: BLE001 - a schedule's own search may raise anything
-        comes = False
-    if not comes:
-        raise ConfigurationError(f"schedule = {text!r}: its time never comes; give one that is ahead")
+        slot = None
+    if slot is None:
+        raise ConfigurationError(f"schedule = {definition.schedule!r}: its time never comes; give one that is ahead")
 
 
 def moment(seconds: float) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
@@ -13,14 +13,12 @@ from celery_neli.periodic.definition import entry_of, moment, reason_of
 from celery_neli.periodic.text import text_of
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
+from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Definition
 from celery_neli.schedule_topic.values import shown
 
 if TYPE_CHECKING:
-    from celery.beat import ScheduleEntry
-
     from celery_neli.periodic.editor import ScheduleEditor
-    from celery_neli.schedule_topic.codec import Change, Definition
+    from celery_neli.schedule_topic.codec import Change
 
 __all__ = ["Periodic", "entry_names", "view_of"]
 
@@ -67,40 +65,40 @@ def entry_names(editor: ScheduleEditor) -> set[str]:
     return {*editor.static, *editor.refused, *known.unreadable, *runtime}
 
 
-def view_of(editor: ScheduleEditor, name: str, *, entry: ScheduleEntry | None = None) -> Periodic:
-    """Return one of the `entry_names`, with what is wrong with it as its `problem`. The first call blocks.
-
-    ``entry`` is Celery's entry of a runtime entry, if the caller has it.
-    """
+def view_of(editor: ScheduleEditor, name: str) -> Periodic:
+    """Return one of the `entry_names`, with what is wrong with it as its `problem`. The first call blocks."""
     try:
-        definition = editor.known.definitions.get(name)
-        if name in editor.static:
-            return _of_static(editor, name, definition)
-        if name in editor.refused:
-            return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
-        if definition is None:
-            return _unshown(name, editor.known.unreadable[name])
-        return _of_runtime(editor, name, definition, entry)
+        found = _view_of(editor, name)
     except NeliError:
         raise  # of Kafka
     except Exception as exc:  # noqa: BLE001 - a user's class may raise anything: the other entries are shown
-        return _unshown(name, printable_error(exc))
+        found = _unshown(name, printable_error(exc))
+    if found.source == RUNTIME and editor.not_run is not None:
+        return replace(found, next=None, problem=f"not run: {editor.not_run}")
+    return found
 
 
-def _of_runtime(editor: ScheduleEditor, name: str, definition: Definition, entry: ScheduleEntry | None) -> Periodic:
-    problem = None
-    if entry is None:
-        try:
-            entry = entry_of(definition, name, editor.app)
-        except ConfigurationError as exc:
-            problem = f"{UNSHOWN}: {reason_of(exc, name)}"
+def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
+    definition = editor.known.definitions.get(name)
+    if name in editor.static:
+        return _of_static(editor, name, definition)
+    if name in editor.refused:
+        return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
+    if definition is None:
+        return _unshown(name, editor.known.unreadable[name])
+    entry, problem = None, None
+    try:
+        entry = entry_of(definition, name, editor.app)
+    except ConfigurationError as exc:
+        problem = f"{UNSHOWN}: {reason_of(exc, name)}"
+    fields = definition if entry is None else entry
     return Periodic(
         name=name,
         task=definition.task if entry else printable(definition.task),
         schedule=definition.schedule if entry else printable(definition.schedule),
-        args=tuple(definition.args) if entry is None else entry.args,
-        kwargs=definition.kwargs if entry is None else entry.kwargs,
-        options=definition.options if entry is None else entry.options,
+        args=tuple(fields.args),
+        kwargs=fields.kwargs,
+        options=fields.options,
         source=RUNTIME,
         paused=definition.paused,
         next=None if entry is None or definition.paused else _next(editor, name, entry.schedule, definition.since),
@@ -114,7 +112,8 @@ def _of_runtime(editor: ScheduleEditor, name: str, definition: Definition, entry
 def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None) -> Periodic:
     entry = editor.static[name]
     hides = definition is not None and not definition.static
-    pause = None if hides else definition
+    pause = Definition(task=None, schedule=None) if definition is None or hides else definition
+    doubts = editor.checked.doubts.get(name, ())
     try:
         text = text_of(entry.schedule)
     except ConfigurationError:
@@ -127,11 +126,11 @@ def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None)
         kwargs=entry.kwargs,
         options=entry.options,
         source=BEAT_SCHEDULE,
-        paused=pause is not None and pause.paused,
-        next=None if pause and pause.paused else _next(editor, name, entry.schedule, pause.since if pause else 0),
-        since=pause.since if pause and pause.since else None,
-        changes=pause.changes if pause else (),
-        problem="hides a runtime entry of this name: remove that one" if hides else editor.doubts.get(name),
+        paused=pause.paused,
+        next=None if pause.paused else _next(editor, name, entry.schedule, pause.since),
+        since=pause.since or None,
+        changes=pause.changes,
+        problem="hides a runtime entry of this name: remove that one" if hides else "; ".join(doubts) or None,
         **_ran(editor, name),
     )
 

@@ -60,6 +60,7 @@ class Desk:
 
     def __init__(self, app: Celery | None = None) -> None:
         self.app = app or make_app(beat_schedule={"static": {"task": "t", "schedule": 60.0}})
+        self.app.conf.neli_scheduler = None  # the one that runs runtime entries
         self.store = FakeStore()
         self.now = NOON
 

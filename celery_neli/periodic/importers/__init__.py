@@ -158,10 +158,10 @@ def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing:
     if old is not None and not replacing:
         return Row(name=found.name, action="kept", schedule=old.schedule, notes=("is here already; see --replace",))
     since = next(each for each in (found.since, found.last, editor.now) if each is not None)
-    new, entry = define(
+    new, _ = define(
         editor.app, found.name, found.task, found.schedule, args=found.args, kwargs=found.kwargs, options=found.options
     )
-    check_comes(str(new.schedule), entry.schedule, after=since)
+    check_comes(new, editor.app, after=since)
     new = replace(new, since=since, paused=found.paused, changes=old.changes if old else ())
     definition = encode_definition(editor.changed(new, f"imported from {source.what}"))
     return Row(
