@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 #: The most characters of a cell.
 WIDEST = 400
-SOURCES = ("redbeat", "django", "file")
 #: The key, in click's `meta`, of a function of an app and a name: why no beat runs an entry of this name, if so.
 #: `celery neli` sets it, because only the command line knows how to ask who leads.
 UNLED = "celery_neli.unled"
 _BY = click.option("--by", help="Who makes the change, for `show`; user@host by default.")
+_NAME = click.argument("name")
 
 
 @click.group(name="schedule")
@@ -58,7 +59,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 
 
 @schedule.command(cls=CeleryCommand)
-@click.argument("name")
+@_NAME
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def show(ctx: click.Context, name: str, as_json: bool) -> None:
@@ -119,20 +120,19 @@ def add(ctx: click.Context, /, name: str, task: str, when: str, by: str | None, 
         _note_doubts(ctx, app, found)
 
 
-@schedule.command(cls=CeleryCommand)
-@click.argument("name")
-@_BY
-@click.pass_context
+def _change(function: Callable[..., None]) -> click.Command:
+    """Make a command of a function that changes or runs one entry."""
+    return schedule.command(cls=CeleryCommand)(_NAME(_BY(click.pass_context(function))))
+
+
+@_change
 def pause(ctx: click.Context, name: str, by: str | None) -> None:
     """Let the slots of an entry pass until you resume it. This works for entries of beat_schedule, too."""
     with _api(ctx) as (app, periodic):
         _say(periodic.pause(app, name, by=by))
 
 
-@schedule.command(cls=CeleryCommand)
-@click.argument("name")
-@_BY
-@click.pass_context
+@_change
 def resume(ctx: click.Context, name: str, by: str | None) -> None:
     """End the pause of an entry. Slots that passed during the pause do not run."""
     with _api(ctx) as (app, periodic):
@@ -141,10 +141,7 @@ def resume(ctx: click.Context, name: str, by: str | None) -> None:
         _note_doubts(ctx, app, found)
 
 
-@schedule.command(cls=CeleryCommand)
-@click.argument("name")
-@_BY
-@click.pass_context
+@_change
 def remove(ctx: click.Context, name: str, by: str | None) -> None:
     """Delete a runtime entry and its state."""
     with _api(ctx) as (app, periodic):
@@ -152,10 +149,7 @@ def remove(ctx: click.Context, name: str, by: str | None) -> None:
     say(f"{printable(name)}: removed")
 
 
-@schedule.command(cls=CeleryCommand)
-@click.argument("name")
-@_BY
-@click.pass_context
+@_change
 def run(ctx: click.Context, name: str, by: str | None) -> None:
     """Send the task of an entry at once, from this process. Its schedule stays as it is."""
     with _api(ctx) as (app, periodic):
@@ -164,7 +158,7 @@ def run(ctx: click.Context, name: str, by: str | None) -> None:
 
 
 @schedule.command(name="import", cls=CeleryCommand)
-@click.argument("source", type=click.Choice(SOURCES))
+@click.argument("source", type=click.Choice(("redbeat", "django", "file")))
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Read everything and show what would be done; write nothing.")
 @click.option(
@@ -194,10 +188,8 @@ def import_(
     """
     from celery_neli.periodic.importers import carry_over, django, redbeat, shelf
 
-    if path is not None and source != "file":
-        raise click.UsageError(f"{source} does not take a PATH")
-    if trust and source != "file":
-        raise click.UsageError(f"{source} does not take --trust, because it holds no classes")
+    if source != "file" and (path is not None or trust):
+        raise click.UsageError(f"{source} is not a file: leave out PATH and --trust")
     with _api(ctx) as (app, periodic):
         if source == "file":
             found = shelf.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
@@ -213,23 +205,16 @@ def _report(source: Source, rows: Sequence[Row], *, dry_run: bool) -> int:
     from celery_neli.periodic.text import human
 
     shown = [
-        (
-            printable(each.name),
-            each.action,
-            human(each.schedule or "-"),
-            _when(each.last),
-            str(each.runs),
-            printable("; ".join(each.notes), 1000),
-        )
+        (each.name, each.action, human(each.schedule or "-"), _when(each.last), str(each.runs), "; ".join(each.notes))
         for each in rows
     ]
     _table(("NAME", "ACTION", "SCHEDULE", "LAST", "RUNS", "NOTE"), shown)
-    counts = {action: sum(each.action == action for each in rows) for action in dict.fromkeys(r.action for r in rows)}
+    counts = Counter(each.action for each in rows)
     summary = ", ".join(f"{count} {action}" for action, count in counts.items()) or "nothing found"
     say(f"{source.what}: {summary}" + (" (dry run: nothing was written)" if dry_run else ""))
     if source.warning:
         say(f"note: {source.warning}", err=True)
-    return 1 if counts.get("left out") else 0
+    return 1 if counts["left out"] else 0
 
 
 @contextlib.contextmanager
@@ -302,25 +287,14 @@ def _when(seconds: float | None) -> str:
         return f"? ({printable(seconds, 20)})"
 
 
-def _json(value: Any) -> str:
+def _json(value: Any, depth: int = 2) -> str:
+    """Return JSON; what cannot be JSON becomes its `repr`, as a whole below ``depth`` levels of lists and dicts."""
     try:
         return json.dumps(value, default=str)
     except (TypeError, ValueError, RecursionError):  # of beat_schedule: keys that are no strings, or a circle
-        return json.dumps(_as_text(value), default=str)
-
-
-def _as_text(value: Any) -> Any:
-    """Return rows and fields as they are, and each value in them that is not JSON as its `repr`."""
-    if isinstance(value, list):
-        return [_as_text(each) for each in value]
-    if not isinstance(value, dict):
-        return printable(repr(value))
-    return {str(name): each if _is_json(each) else printable(repr(each)) for name, each in value.items()}
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value, default=str)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+        if isinstance(value, list) and depth:
+            return f"[{', '.join(_json(each, depth - 1) for each in value)}]"
+        if isinstance(value, dict) and depth:
+            fields = (f"{json.dumps(str(name))}: {_json(each, depth - 1)}" for name, each in value.items())
+            return f"{{{', '.join(fields)}}}"
+        return json.dumps(printable(repr(value)))
