@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from types import MethodType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from celery import Celery, Task
 from celery.canvas import Signature
@@ -31,9 +30,8 @@ __all__ = [
     "Call",
     "call_of",
     "check_app",
-    "check_arguments",
-    "check_here",
     "is_mapping",
+    "mistakes_here",
     "option_mistakes",
     "plain",
     "shape_mistakes",
@@ -57,8 +55,7 @@ MOST_SECONDS = 2**31 - 1
 SHORT = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """The name of a task, and what to send it with."""
 
     task: str
@@ -139,20 +136,16 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
 
 def _check_home(app: Any, given: Any, name: Any, home: Any) -> None:
     """Refuse a task of another app: only workers of that app may have it. A shared task belongs to every app."""
-    if not (isinstance(home, Celery) and isinstance(app, Celery)) or _behind(home) is _behind(app):
+    if not (isinstance(home, Celery) and isinstance(app, Celery)):
         return
-    if name not in app.tasks:
+    # Either may be a proxy, such as `current_app`.
+    one, other = (getattr(each, "_get_current_object", lambda each=each: each)() for each in (home, app))
+    if one is not other and name not in app.tasks:
         _refuse(
             given,
             f"it belongs to the app {home.main!r}, and {app.main!r} has no task of that name; if its workers do, give "
             f"the name {shown(name)}",
         )
-
-
-def _behind(app: Any) -> Any:
-    """Return the app behind a proxy such as `current_app`."""
-    behind = getattr(app, "_get_current_object", None)
-    return app if behind is None else behind()
 
 
 def _task_name(name: Any, given: Any) -> str:
@@ -199,32 +192,28 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
             yield f"options: there is no option {printable(name)}; did you mean {near}?"
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
-    for check in _POLICIES:
+    checks: tuple[Callable[[Any], Any], ...] = misfire.Misfire().changed_by, overlap.Overlap.from_options
+    for check in checks:
         try:
             check(options)
         except ConfigurationError as exc:
             yield str(exc)
 
 
-def check_arguments(app: Any, call: Call) -> None:
-    """Raise `ConfigurationError` if this app knows the task, and the task does not take these arguments."""
+def mistakes_here(app: Any, call: Call) -> Iterator[str]:
+    """Yield what is wrong with a call in this process: the task, if the app knows it, does not take the arguments; the
+    serializer, compression or queue of its message does not exist.
+    """
     task = app.tasks.get(call.task)
-    if task is None or not task.typing or type(task).apply_async is not Task.apply_async:
-        return  # an apply_async of its own may add arguments
     header = getattr(task, "__header__", None)
-    if header is None:
-        return
-    try:
-        header(*(call.args or ()), **(call.kwargs or {}))
-    except TypeError as exc:
-        field = "kwargs" if "keyword" in str(exc) else "args"
-        value = call.kwargs if field == "kwargs" else call.args
-        given = shown((list if field == "args" else dict)(value or ()))
-        raise ConfigurationError(f"{field} = {given}: {call.task} does not take these arguments: {exc}") from None
-
-
-def check_here(app: Any, options: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` if this process does not know the serializer, compression or queue of a message."""
+    if header is not None and task.typing and type(task).apply_async is Task.apply_async:  # its own may add arguments
+        args, kwargs = list(call.args or ()), dict(call.kwargs or {})
+        try:
+            header(*args, **kwargs)
+        except TypeError as exc:
+            given = f"kwargs = {shown(kwargs)}" if "keyword" in str(exc) else f"args = {shown(args)}"
+            yield f"{given}: {call.task} does not take these arguments: {exc}"
+    options = call.options or {}
     encode: Any = dumps  # they come without types
     compress: Any = get_encoder
     for name, attempt in (("serializer", lambda name: encode([], name)), ("compression", compress)):
@@ -233,13 +222,13 @@ def check_here(app: Any, options: Mapping[str, Any]) -> None:
             if value is not None:
                 attempt(value)
         except Exception:  # noqa: BLE001 - kombu's registries and an application's codec may raise anything
-            raise ConfigurationError(
+            yield (
                 f"options: {name} = {shown(value)}: this process has none of that name: register it here, too, or "
                 "leave it out"
-            ) from None
+            )
     queue = options.get("queue")
     if isinstance(queue, str) and not app.conf.task_create_missing_queues and queue not in app.amqp.queues:
-        raise ConfigurationError(
+        yield (
             f"options: queue = {shown(queue)}: is none of task_queues, and task_create_missing_queues is off: name one "
             "of those, or add it"
         )
@@ -259,11 +248,7 @@ def _is_seconds(value: Any) -> bool:
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, int)) and value in (True, False)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, int) and value in (True, False)
 
 
 def _is_short(value: Any) -> bool:
@@ -315,7 +300,7 @@ _MODES = (1, 2, "transient", "persistent")
 _Takes = tuple[Callable[[Any], bool], str]
 _SECONDS: _Takes = _is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}"
 _FLAG: _Takes = _is_flag, "True or False"
-_TEXT: _Takes = _is_text, "a string"
+_TEXT: _Takes = (lambda value: isinstance(value, str) and value != ""), "a string"
 _SHORT: _Takes = _is_short, f"a string of 1 to {SHORT} bytes"
 _LINK: _Takes = _is_link, "a signature (task, args, kwargs, options), or a list of signatures"
 #: What `Task.apply_async` takes beside the arguments, and kombu's `publish`.
@@ -338,10 +323,7 @@ _TAKES: Mapping[str, _Takes] = {
         ("countdown", "expiration", "time_limit", "soft_time_limit", "timeout", "confirm_timeout"), _SECONDS
     ),
     # how
-    "headers": (
-        lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
-        "a dict with names for keys",
-    ),
+    "headers": (is_mapping, "a dict with names for keys"),
     "serializer": _TEXT,
     "compression": _TEXT,
     "retry": _FLAG,
@@ -354,11 +336,6 @@ _TAKES: Mapping[str, _Takes] = {
     "link_error": _LINK,
     "reply_to": _SHORT,
 }
-#: The checks of an entry's own policies.
-_POLICIES: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
-    misfire.Misfire().changed_by,
-    overlap.Overlap.from_options,
-)
 #: Entry options that are ours: no part of a message.
 OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
 OPTIONS = OWN_OPTIONS.union(_TAKES)

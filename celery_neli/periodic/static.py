@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,9 +22,8 @@ from celery_neli.periodic.call import (
     PASSED_ON,
     Call,
     call_of,
-    check_arguments,
-    check_here,
     is_mapping,
+    mistakes_here,
     option_mistakes,
     plain,
     shape_mistakes,
@@ -68,7 +67,9 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
             fields = _checked_fields(name, entry, app, takes, wrong)
             if not wrong:
                 doubts.extend(_doubts(fields, app))
-                if takes is not None and not _is_celerys_interval(kind, fields):
+                # To make Celery's own entry of an interval runs no code of an application.
+                quick = kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
+                if takes is not None and not quick:
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
         except Exception as exc:  # noqa: BLE001 - a user's class may raise anything
             wrong.append(f"Celery can make no entry of {shown(entry)}: {printable_error(exc)}")
@@ -113,14 +114,8 @@ def _fields_of(kind: type[Any]) -> frozenset[str] | None:
     except (TypeError, ValueError):
         return None
     names = frozenset(each.name for each in parameters)
-    if "schedule" not in names or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
-        return None
-    return names
-
-
-def _is_celerys_interval(kind: type[Any], fields: Mapping[str, Any]) -> bool:
-    """Return True for an interval in Celery's own class: making such an entry runs no code of an application."""
-    return kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    return None if takes_any or "schedule" not in names else names
 
 
 def _checked_fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:
@@ -173,35 +168,24 @@ def _check_call(fields: dict[str, Any], app: Any, wrong: list[str]) -> None:
     given = {each: fields.get(each) for each in ("args", "kwargs", "options")}
     shapes = list(shape_mistakes({each: value for each, value in given.items() if value is not None}))
     wrong.extend(shapes)
-    call = None
-    if fields.get("task") is None:
-        wrong.append("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
-    else:
-        try:
-            call = call_of(app, fields["task"], *(((), None, None) if shapes else given.values()))
-        except ConfigurationError as exc:
-            wrong.append(str(exc))
-    options = given["options"] if call is None or shapes else call.options
-    if options is not None and is_mapping(options):
+    options: Any = given["options"]
+    try:
+        if fields.get("task") is None:
+            raise ConfigurationError("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
+        call = call_of(app, fields["task"], *(((), None, None) if shapes else given.values()))
+        if not shapes:
+            options = call.options
+            fields.update((each, value) for each, value in call._asdict().items() if value is not None)
+    except ConfigurationError as exc:
+        wrong.append(str(exc))
+    if is_mapping(options):
         wrong.extend(option_mistakes(options, runtime=False))
-    if call is None or shapes:
-        return
-    fields["task"] = call.task
-    fields.update((each, value) for each in given if (value := getattr(call, each)) is not None)
 
 
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
     """Yield what may be wrong: a task's own class may take it, and if it does not, a slot is lost, not the entry."""
     call = Call(fields["task"], *(fields.get(each) for each in ("args", "kwargs", "options")))
-    checks: tuple[tuple[Callable[[Any, Any], None], Any], ...] = (
-        (check_arguments, call),
-        (check_here, call.options or {}),
-    )
-    for check, asked in checks:
-        try:
-            check(app, asked)
-        except ConfigurationError as exc:
-            yield str(exc)
+    yield from mistakes_here(app, call)
     for name in call.options or ():
         if name not in PASSED_ON:
             yield f"options: Celery knows no option {printable(name)}: it is passed on as it is"
