@@ -26,15 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FIELDS", "follows_real_time", "next_change", "next_time", "offset_at", "to_utc"]
 
-_SECOND, _DAY, _EPOCH = timedelta(seconds=1), timedelta(days=1), datetime(1970, 1, 1, tzinfo=timezone.utc)
+_SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 _FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)
 #: The fields in cron's order, and how many numbers each has when it restricts nothing.
 FIELDS = {"minute": 60, "hour": 24, "day_of_month": 31, "month_of_year": 12, "day_of_week": 7}
 #: Two changes within this time that cancel each other go unnoticed. Since 1970 the shortest time between two changes
 #: was a week (a summer of seven days in north-eastern Brazil, October 2000).
 _STEP = timedelta(days=6)
-#: The time that one cached list of changes covers.
-_SPAN = 60 * _STEP
 
 
 def follows_real_time(when: Any) -> bool:
@@ -79,11 +77,11 @@ def _next_time(when: Any, begin: datetime) -> datetime | None:
 
 def _next_local(when: Any, reached: datetime) -> datetime | None:
     """Return the first time that the crontab names after local time ``reached``, on a clock that never changes."""
-    numbers = [frozenset(getattr(when, name)) for name in FIELDS]
+    numbers = [getattr(when, name) for name in FIELDS]
     if not all(numbers):
         return None
     minutes, hours, days, months, weekdays = (
-        None if len(field) == size else field for field, size in zip(numbers, FIELDS.values(), strict=True)
+        None if len(field) == size else frozenset(field) for field, size in zip(numbers, FIELDS.values(), strict=True)
     )
     # Celery takes the days that both day fields name, cron those that either names: cronsim sees only one field.
     calendar = _calendar(minutes, hours, days, months, weekdays if days is None else None)
@@ -136,46 +134,19 @@ def next_change(zone: tzinfo, begin: datetime, end: datetime) -> datetime | None
 
     Both are aware and in UTC. Raises `OverflowError` if a datetime cannot hold the time around one of them.
     """
-    spans = range((begin - _EPOCH) // _SPAN, (end - _EPOCH) // _SPAN + 1)
-    changes = (change for number in spans for change in _changes_of_span(_ZoneKey(zone), number))
-    return next((change for change in changes if begin < change <= end), None)
-
-
-class _ZoneKey:
-    """A time zone as a key of a cache: those of dateutil cannot be hashed."""
-
-    __slots__ = ("zone",)
-
-    def __init__(self, zone: tzinfo) -> None:
-        self.zone = zone
-
-    def __hash__(self) -> int:
-        return id(self.zone)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ZoneKey) and other.zone is self.zone
-
-
-@lru_cache(maxsize=4096)
-def _changes_of_span(key: _ZoneKey, number: int) -> tuple[datetime, ...]:
-    """Return the changes after the beginning of a span and not after its end."""
-    found, zone = [], key.zone
-    moment = _EPOCH + number * _SPAN
-    offset = offset_at(zone, moment)
-    for _ in range(_SPAN // _STEP):
-        begin, moment = moment, moment + _STEP
-        before, offset = offset, offset_at(zone, moment)
-        if offset != before:
-            found.append(_change_between(zone, begin, before, moment))
-    return tuple(found)
-
-
-def _change_between(zone: tzinfo, begin: datetime, before: timedelta, end: datetime) -> datetime:
-    """Return the moment, a whole second, from which the offset is no longer ``before``."""
-    while (apart := (end - begin) // _SECOND) > 1:
-        middle = begin + timedelta(seconds=apart // 2)
-        if offset_at(zone, middle) == before:
-            begin = middle
-        else:
-            end = middle
-    return end
+    if isinstance(zone, timezone):
+        return None  # it has one offset
+    begin, end = begin.replace(microsecond=0), end.replace(microsecond=0)
+    before = offset_at(zone, begin)
+    while begin < end:
+        reached = min(begin + _STEP, end)
+        if offset_at(zone, reached) != before:
+            while reached - begin > _SECOND:
+                middle = begin + (reached - begin) // _SECOND // 2 * _SECOND
+                if offset_at(zone, middle) == before:
+                    begin = middle
+                else:
+                    reached = middle
+            return reached
+        begin = reached
+    return None

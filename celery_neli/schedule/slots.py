@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.schedule.crontabs import next_time
 from celery_neli.schedule.once import once
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
 
 __all__ = ["LOOK_AGAIN", "Owed", "has_slots", "is_over", "last_run", "missed", "next_slot"]
 
@@ -67,11 +64,9 @@ def has_slots(when: Any) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _is_celerys(kind: Hashable) -> bool:
-    for base in (schedule, crontab, solar, once):
-        if isinstance(kind, type) and issubclass(kind, base):
-            return all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
-    return False
+def _is_celerys(kind: Any) -> bool:
+    base = next((each for each in (schedule, crontab, solar, once) if issubclass(kind, each)), None)
+    return base is not None and all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
 
 
 def next_slot(when: Any, after: datetime) -> datetime | None:
