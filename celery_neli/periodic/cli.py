@@ -21,8 +21,8 @@ from celery_neli.printable import failure, printable, say, say_json
 from celery_neli.settings import MISFIRE_POLICIES
 
 if TYPE_CHECKING:
+    from celery_neli.periodic.api import Periodic
     from celery_neli.periodic.importers import Row, Source
-    from celery_neli.periodic.view import Periodic
 
 #: The most characters of a cell.
 WIDEST = 400

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery_neli.periodic.api import Periodic, view_of
 from celery_neli.periodic.editor import ScheduleEditor
-from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode, encode_definition, encode_state
 from tests.unit.schedulers import make_app
 

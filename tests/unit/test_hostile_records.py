@@ -21,8 +21,8 @@ from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.election.grant import Told
 from celery_neli.election.records import decode as decode_leader_record
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.periodic.api import entry_names, view_of
 from celery_neli.periodic.definition import define, entry_of
-from celery_neli.periodic.view import entry_names, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     MEMBER,
