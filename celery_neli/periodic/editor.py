@@ -194,18 +194,16 @@ class ScheduleEditor:
 
     def pause(self, name: str) -> None:
         """Let its slots pass. Writes nothing if it is paused."""
-        self._check_run()
-        found = self._pausable(entry_name(name))
+        name, found = self._pausable(name)
         if not found.paused:
-            self._store(entry_name(name), replace(found, paused=True), "paused")
+            self._store(name, replace(found, paused=True), "paused")
 
     def resume(self, name: str) -> None:
         """End the pause: the next slot is the first one after now. Writes nothing if it is not paused."""
-        self._check_run()
-        found = self._pausable(entry_name(name))
+        name, found = self._pausable(name)
         if found.paused:
             check_comes(found, self.app, after=self.now)
-            self._store(entry_name(name), replace(found, paused=False, since=self.now), "resumed")
+            self._store(name, replace(found, paused=False, since=self.now), "resumed")
 
     def remove(self, name: str) -> None:
         """Delete a runtime entry and its state."""
@@ -263,19 +261,21 @@ class ScheduleEditor:
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")
 
-    def _pausable(self, name: str) -> Definition:
-        """Return the definition that holds the pause of an entry."""
+    def _pausable(self, name: str) -> tuple[str, Definition]:
+        """Return the plain name of an entry, and the definition that holds its pause."""
+        self._check_run()
+        name = entry_name(name)
         self._check_not_refused(name)
         if name in self.known.unreadable:
             raise NeliError(f"the definition of {name!r} cannot be read here: {self.known.unreadable[name]}")
-        found = self.known.definitions.get(name)
-        if name in self.static:
-            if found is not None and not found.static:
-                raise NeliError(f"{name!r} is in beat_schedule and was put at runtime, too: remove the latter first")
-            return found or Definition(task=None, schedule=None, static=True)
-        if found is None or found.static:
+        static, found = name in self.static, self.runtime(name)
+        if static and found is not None:
+            raise NeliError(f"{name!r} is in beat_schedule and was put at runtime, too: remove the latter first")
+        if static:
+            found = self.known.definitions.get(name) or Definition(task=None, schedule=None, static=True)
+        if found is None:
             raise self.unknown(name)
-        return found
+        return name, found
 
 
 def entry_name(name: Any) -> str:
