@@ -109,40 +109,26 @@ class DueHeap:
 
     def _settle(self, place: int, time: float, order: int, name: str) -> None:
         """Put a node at ``place``, then move it up or down to where it belongs."""
-        if not place or not (place := self._rise(place, time, order)):
-            self._first = None
-        place = self._sink(place, time, order)
-        self._times[place] = time
-        self._orders[place] = order
-        self._names[place] = name
-        self._places[name] = place
-
-    def _rise(self, place: int, time: float, order: int) -> int:
-        """Make room for a node at ``place`` or above; return its place."""
         times, orders = self._times, self._orders
+        changes_first = not place
         while place:
             above = (place - 1) >> 1
-            other = times[above]
-            if other < time or (other == time and orders[above] < order):
+            if (times[above], orders[above]) < (time, order):
                 break
             self._move(above, place)
             place = above
-        return place
-
-    def _sink(self, place: int, time: float, order: int) -> int:
-        """Make room for a node at ``place`` or below; return its place."""
-        times, orders = self._times, self._orders
-        size = len(times)
-        while (below := 2 * place + 1) < size:
-            other = times[below]
+        if changes_first or not place:
+            self._first = None
+        while (below := 2 * place + 1) < len(times):
             right = below + 1
-            if right < size and (times[right], orders[right]) < (other, orders[below]):
-                below, other = right, times[right]
-            if time < other or (time == other and order < orders[below]):
+            if right < len(times) and (times[right], orders[right]) < (times[below], orders[below]):
+                below = right
+            if (time, order) < (times[below], orders[below]):
                 break
             self._move(below, place)
             place = below
-        return place
+        times[place], orders[place], self._names[place] = time, order, name
+        self._places[name] = place
 
     def _move(self, source: int, target: int) -> None:
         self._times[target] = self._times[source]
