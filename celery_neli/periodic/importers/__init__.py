@@ -33,7 +33,7 @@ from celery_neli.schedule_topic.values import check_time, shown
 if TYPE_CHECKING:
     from celery_neli.periodic.editor import Record, ScheduleEditor
 
-__all__ = ["Found", "LeftOut", "Row", "Source", "carry_over", "found_or_left_out", "of_entry", "seconds"]
+__all__ = ["Found", "Row", "Source", "carry_over", "found_or_left_out", "left_out", "of_entry", "seconds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,26 +58,6 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """An entry of a source that cannot be imported, and why."""
-
-    name: str
-    why: str
-    last: None = None
-    runs: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """What a scheduler keeps. `mirrors`: only entries of `beat_schedule`. `warning`: what to know before an import."""
-
-    what: str
-    entries: Sequence[Found | LeftOut]
-    mirrors: bool = False
-    warning: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What becomes of one entry. `action`: added, replaced, state (alone), kept (as it is here) or left out."""
 
@@ -90,16 +70,35 @@ class Row:
     records: Sequence[Record] = field(default=(), repr=False)
 
 
-def found_or_left_out(name: str, find: Callable[[], Found]) -> Found | LeftOut:
-    """Return what ``find`` returns; if it raises, only this entry is left out. A `NeliError` says why."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a scheduler keeps; a row is of an entry that is left out.
+
+    `mirrors`: only entries of `beat_schedule`. `warning`: what to know before an import.
+    """
+
+    what: str
+    entries: Sequence[Found | Row]
+    mirrors: bool = False
+    warning: str | None = None
+
+
+def found_or_left_out(name: str, find: Callable[[], Found]) -> Found | Row:
+    """Return what ``find`` returns; if it raises, only this entry is left out."""
     try:
         return find()
     except Exception as exc:  # noqa: BLE001 - what is stored may raise anything
-        return LeftOut(name=name, why=_reason(exc))
+        return left_out(name, exc)
 
 
-def of_entry(entry: Any, *, name: str, paused: bool = False) -> Found | LeftOut:
-    """Return a Celery entry as `Found`, and any other object as `LeftOut`. ``name`` is what its source calls it."""
+def left_out(name: str, error: Exception) -> Row:
+    """Return the row of an entry that cannot be imported, with the reason. A `NeliError` says it."""
+    why = str(error) if isinstance(error, NeliError) else f"cannot be read: {printable_error(error)}"
+    return Row(name=name, action="left out", notes=(why,))
+
+
+def of_entry(entry: Any, *, name: str, paused: bool = False) -> Found | Row:
+    """Return a Celery entry as `Found`, and a row for any other object. ``name`` is what its source calls it."""
     return found_or_left_out(
         name,
         lambda: Found(
@@ -133,10 +132,10 @@ def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = Fals
     return rows
 
 
-def _row_of(source: Source, editor: ScheduleEditor, found: Found | LeftOut, replacing: bool) -> Row:
+def _row_of(source: Source, editor: ScheduleEditor, found: Found | Row, replacing: bool) -> Row:
+    if isinstance(found, Row):
+        return found
     try:
-        if isinstance(found, LeftOut):
-            raise NeliError(found.why)
         for name, at in (("last", found.last), ("since", found.since)):
             if at is not None:
                 check_time(name, at)
@@ -148,7 +147,7 @@ def _row_of(source: Source, editor: ScheduleEditor, found: Found | LeftOut, repl
             raise NeliError("beat_schedule has no such entry any more")
         return _of_runtime(source, editor, found, replacing)
     except Exception as exc:  # noqa: BLE001 - a class of the source may raise anything; only this entry is left out
-        return Row(name=str(found.name), action="left out", last=found.last, runs=found.runs, notes=(_reason(exc),))
+        return replace(left_out(str(found.name), exc), last=found.last, runs=found.runs)
 
 
 def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
@@ -211,7 +210,3 @@ def _state(editor: ScheduleEditor, found: Found, *, since: float) -> list[Record
     except RecordError:
         raise ConfigurationError(f"its count is none: {shown(found.runs)}") from None
     return [(STATE, found.name, state)]
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, NeliError) else f"cannot be read: {printable_error(error)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers import Found, LeftOut, Source, of_entry
+from celery_neli.periodic.importers import Found, Row, Source, left_out, of_entry
 
 __all__ = ["read"]
 
@@ -29,7 +29,7 @@ def read(app: Any) -> Source:
         client = get_redis(app)
     except (ValueError, TypeError, KeyError) as exc:  # redis-py refuses the URL or the options
         raise NeliError(f"RedBeat's Redis cannot be reached: {exc}; set redbeat_redis_url") from None
-    entries: list[Found | LeftOut] = []
+    entries: list[Found | Row] = []
     try:
         # Its lock and its list of static entries have other keys.
         keys = sorted(
@@ -45,7 +45,7 @@ def read(app: Any) -> Source:
             except RedisError:
                 raise
             except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; the user sees it
-                entries.append(LeftOut(name=name, why=f"RedBeat itself cannot read it: {exc!r}"))
+                entries.append(left_out(name, NeliError(f"RedBeat itself cannot read it: {exc!r}")))
             else:
                 entries.append(of_entry(entry, name=name, paused=not getattr(entry, "enabled", True)))
     except RedisError as exc:

@@ -8,13 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from celery.beat import ScheduleEntry
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.importers import Found, LeftOut, Source, found_or_left_out, seconds
+from celery_neli.periodic.importers import Found, Source, found_or_left_out, seconds
 from celery_neli.periodic.importers.pickles import ENTRY_CLASS, Made, Named, Revival, load
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.values import MAX_INT, shown
@@ -62,8 +63,14 @@ def read(app: Any, path: Path, *, trust: Collection[str] = ()) -> Source:
         why = printable(str(error) or repr(error))
         raise NeliError(f"{path} cannot be read as a schedule of celery beat: {why}") from None
     revival = Revival(frozenset(trust))
-    made = sorted((_entry(revival, name, value) for name, value in entries.items()), key=lambda each: each.name)
-    return Source(what=path.name, entries=made, mirrors=True, warning=WARNING)
+    found = [
+        found_or_left_out(
+            key if isinstance(key, str) else f"an entry whose name is not text ({type(key).__name__})",
+            partial(_found, revival, key, value),
+        )
+        for key, value in entries.items()
+    ]
+    return Source(what=path.name, entries=sorted(found, key=lambda each: each.name), mirrors=True, warning=WARNING)
 
 
 def _entries(name: str, files: list[Path]) -> dict[Any, Any]:
@@ -81,23 +88,14 @@ def _entries(name: str, files: list[Path]) -> dict[Any, Any]:
     return entries
 
 
-def _entry(revival: Revival, key: Any, value: Any) -> Found | LeftOut:
-    name = key if isinstance(key, str) else f"an entry whose name is not text ({type(key).__name__})"
-
-    def find() -> Found:
-        if name != key:
-            raise NeliError("its name is not text")
-        if not isinstance(value, Made):
-            raise NeliError(f"is not an entry of a schedule but a {type(value).__name__}")
-        path = revival.refused(value)
-        if path is not None:
-            raise NeliError(f"holds {printable(path)}, whose code would run: allow it by --trust {printable(path)}")
-        return _found(revival, name, value)
-
-    return found_or_left_out(name, find)
-
-
-def _found(revival: Revival, name: str, value: Made) -> Found:
+def _found(revival: Revival, name: Any, value: Any) -> Found:
+    if not isinstance(name, str):
+        raise NeliError("its name is not text")
+    if not isinstance(value, Made):
+        raise NeliError(f"is not an entry of a schedule but a {type(value).__name__}")
+    path = revival.refused(value)
+    if path is not None:
+        raise NeliError(f"holds {printable(path)}, whose code would run: allow it by --trust {printable(path)}")
     if isinstance(value.of, Named) and value.of.name == ENTRY_CLASS:
         fields = dict(zip(("name", "task", "last_run_at", "total_run_count"), value.args, strict=False), **value.kwargs)
         task, runs = fields.get("task"), fields.get("total_run_count")
