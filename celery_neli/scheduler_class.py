@@ -13,8 +13,6 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, shown
 from celery_neli.settings import SETTINGS
 
-__all__ = ["DEFAULT", "derives_from", "is_replicated", "resolve"]
-
 #: The scheduler that runs if `neli_scheduler` is not set.
 DEFAULT: Final[str] = SETTINGS["neli_scheduler"].default
 REMEDY = f"give a class or its path, such as {DEFAULT!r}, or leave it out"

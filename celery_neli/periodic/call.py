@@ -23,20 +23,6 @@ from celery_neli.printable import closest, did_you_mean, printable
 from celery_neli.schedule import misfire, overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
-__all__ = [
-    "OPTIONS",
-    "OWN_OPTIONS",
-    "PASSED_ON",
-    "Call",
-    "call_of",
-    "check_app",
-    "is_mapping",
-    "mistakes_here",
-    "option_mistakes",
-    "plain",
-    "shape_mistakes",
-]
-
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
 #: Options of a runtime entry that cannot be set, and why.
 _NOT = {

@@ -32,8 +32,6 @@ from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
 from celery_neli.schedule_topic.values import check_made, check_plain, shown
 
-__all__ = ["Defined", "check_comes", "define", "entry_of", "moment", "reason_of", "schedule_of_text"]
-
 
 class Defined(NamedTuple):
     """A runtime entry that was checked: as it is stored, and as Celery's entry."""

@@ -42,8 +42,6 @@ from celery_neli.schedule_topic.codec import (
 from celery_neli.schedule_topic.values import shown
 from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
-__all__ = ["Known", "Record", "ScheduleEditor", "Topic", "default_author", "entry_name"]
-
 logger = escaping(get_logger(__name__))
 
 Record: TypeAlias = "tuple[Kind, str, bytes | None]"

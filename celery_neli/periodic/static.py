@@ -33,8 +33,6 @@ from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
 
-__all__ = ["StaticEntries", "check_static", "log_mistakes", "with_sound_schedule"]
-
 #: The most bytes of an entry's name, which is the key of its state but for two bytes.
 MAX_NAME_BYTES = MAX_KEY - 2
 
@@ -64,7 +62,7 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
         doubts: list[str] = []
         fields: dict[str, Any] = {}
         try:
-            fields = _checked_fields(name, entry, app, takes, wrong)
+            wrong.extend(_mistakes(name, entry, fields, app, takes))
             if not wrong:
                 doubts.extend(_doubts(fields, app))
                 # To make Celery's own entry of an interval runs no code of an application.
@@ -118,32 +116,43 @@ def _fields_of(kind: type[Any]) -> frozenset[str] | None:
     return None if takes_any or "schedule" not in names else names
 
 
-def _checked_fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:
-    """Return the entry's fields, a task, a signature or a text replaced by what it means. Add mistakes to ``wrong``."""
+def _mistakes(name: Any, entry: Any, fields: dict[str, Any], app: Any, takes: frozenset[str] | None) -> Iterator[str]:
+    """Yield what is wrong with an entry. Set ``fields``, a task, a signature or a text replaced by what it means."""
     if not isinstance(name, str):
-        wrong.append(f"name = {shown(name)}: give a string")
+        yield f"name = {shown(name)}: give a string"
     elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
-        wrong.append(f"name = {shown(name)}: give at most {MAX_NAME_BYTES} bytes")
+        yield f"name = {shown(name)}: give at most {MAX_NAME_BYTES} bytes"
     if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)) or isinstance(entry, Signature):
-        wrong.append(f"{shown(entry)}: give a dict with a task and a schedule")
-        return {}
-    fields: dict[str, Any] = dict(entry)
-    if takes is not None:
-        wrong.extend(
-            f"{printable(each)} = {shown(fields[each])}: there is no such field; {did_you_mean(str(each), takes)}"
-            for each in fields
-            if each not in takes
-        )
-    if fields.get("schedule") is None:
-        wrong.append("schedule is missing: give a number of seconds, a crontab, or text such as '*/5 * * * *' or '5m'")
-    else:
-        try:
-            fields["schedule"] = _sound_schedule(fields, app)
-        except ConfigurationError as exc:
-            wrong.append(str(exc))
-    wrong.extend(_past_mistakes(fields))
-    _check_call(fields, app, wrong)
-    return fields
+        yield f"{shown(entry)}: give a dict with a task and a schedule"
+        return
+    fields.update(entry)
+    for each in fields:
+        if takes is not None and each not in takes:
+            yield f"{printable(each)} = {shown(fields[each])}: there is no such field; {did_you_mean(str(each), takes)}"
+    try:
+        if fields.get("schedule") is None:
+            raise ConfigurationError(
+                "schedule is missing: give a number of seconds, a crontab, or text such as '*/5 * * * *' or '5m'"
+            )
+        fields["schedule"] = _sound_schedule(fields, app)
+    except ConfigurationError as exc:
+        yield str(exc)
+    yield from _past_mistakes(fields)
+    given = {each: fields.get(each) for each in ("args", "kwargs", "options")}
+    shapes = list(shape_mistakes({each: value for each, value in given.items() if value is not None}))
+    yield from shapes
+    options: Any = given["options"]
+    try:
+        if fields.get("task") is None:
+            raise ConfigurationError("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
+        call = call_of(app, fields["task"], *(((), None, None) if shapes else given.values()))
+        if not shapes:
+            options = call.options
+            fields.update((each, value) for each, value in call._asdict().items() if value is not None)
+    except ConfigurationError as exc:
+        yield str(exc)
+    if is_mapping(options):
+        yield from option_mistakes(options, runtime=False)
 
 
 def _sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
@@ -162,24 +171,6 @@ def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"last_run_at = {shown(last)}: give a datetime of the years 2 to 9998, or leave it out"
     if count is not None and (not isinstance(count, int) or not 0 <= count <= RUNS_MOST):
         yield f"total_run_count = {shown(count)}: give a whole number from 0 to {RUNS_MOST}, or leave it out"
-
-
-def _check_call(fields: dict[str, Any], app: Any, wrong: list[str]) -> None:
-    given = {each: fields.get(each) for each in ("args", "kwargs", "options")}
-    shapes = list(shape_mistakes({each: value for each, value in given.items() if value is not None}))
-    wrong.extend(shapes)
-    options: Any = given["options"]
-    try:
-        if fields.get("task") is None:
-            raise ConfigurationError("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
-        call = call_of(app, fields["task"], *(((), None, None) if shapes else given.values()))
-        if not shapes:
-            options = call.options
-            fields.update((each, value) for each, value in call._asdict().items() if value is not None)
-    except ConfigurationError as exc:
-        wrong.append(str(exc))
-    if is_mapping(options):
-        wrong.extend(option_mistakes(options, runtime=False))
 
 
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:

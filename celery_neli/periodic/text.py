@@ -30,8 +30,6 @@ from celery_neli.schedule.crontabs import FIELDS, to_utc
 from celery_neli.schedule.once import once
 from celery_neli.schedule_topic.values import is_moment, shown
 
-__all__ = ["human", "parse", "read", "schedule_of", "text_of"]
-
 FORMS = (
     "write a crontab ('*/5 * * * *'), an interval ('30s', '5m', 'every 2 hours', 'P1DT2H'), a solar event "
     "('solar:sunset,-37.81,144.96') or a time ('at:2026-12-01T10:00:00Z')"

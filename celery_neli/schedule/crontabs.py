@@ -24,8 +24,6 @@ from cronsim import CronSim, CronSimError
 if TYPE_CHECKING:
     from datetime import tzinfo
 
-__all__ = ["FIELDS", "follows_real_time", "next_change", "next_time", "offset_at", "to_utc"]
-
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 _FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)
 #: The fields in cron's order, and how many numbers each has when it restricts nothing.

@@ -25,21 +25,6 @@ if TYPE_CHECKING:
     from celery_neli.schedule.misfire import Misfire
     from celery_neli.schedule.slots import Owed
 
-__all__ = [
-    "Forecast",
-    "Look",
-    "Next",
-    "advance",
-    "at_of",
-    "entry_has_slots",
-    "expires_of",
-    "look",
-    "pass_over",
-    "place",
-    "restart",
-    "seconds_to_next",
-]
-
 #: An entry whose class overrides any of these decides itself when it is due, or advances itself.
 _DECIDES = ("is_due", "default_now", "_default_now")
 _ADVANCES = ("__next__", "next", "_next_instance")

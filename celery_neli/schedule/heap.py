@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["DueHeap", "Node"]
-
 
 class Node(NamedTuple):
     """A name and its due time (seconds, of any epoch). Of equal times the lower ``order`` comes first."""

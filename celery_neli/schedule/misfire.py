@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from celery_neli.schedule.slots import Owed
 
-__all__ = ["OPTIONS", "Decision", "Misfire", "decide"]
-
 #: The settings, which the options of an entry override, by the fields of the policy.
 _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "neli_misfire_grace"}
 #: Entry options that set the policy of one entry; never part of its message.

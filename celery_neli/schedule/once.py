@@ -14,8 +14,6 @@ from celery_neli.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["once"]
-
 
 class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and solar
     """A schedule that is due at ``at`` (an aware datetime), unless the entry ran then or later. For any thread.

@@ -23,8 +23,6 @@ from celery_neli.printable import shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["OPTIONS", "Overlap", "unfinished"]
-
 POLICIES = ("allow", "skip")
 #: Entry options that set the policy; never part of its message.
 OPTIONS = ("neli_overlap", "neli_overlap_age")

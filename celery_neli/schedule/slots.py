@@ -19,8 +19,6 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.schedule.crontabs import next_time
 from celery_neli.schedule.once import once
 
-__all__ = ["LOOK_AGAIN", "Owed", "has_slots", "is_over", "last_run", "missed", "next_slot"]
-
 #: The number of slots that are counted one by one; above it, a count is a lower bound.
 COUNTED = 100
 #: The time after which a search that found no slot is repeated.

@@ -33,8 +33,6 @@ from celery_neli.schedule_topic.values import check_time, shown
 if TYPE_CHECKING:
     from celery_neli.periodic.editor import Record, ScheduleEditor
 
-__all__ = ["Found", "Row", "Source", "carry_over", "found_or_left_out", "left_out", "of_entry", "seconds"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:

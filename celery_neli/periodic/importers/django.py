@@ -19,8 +19,6 @@ from celery_neli.schedule.crontabs import offset_at, to_utc
 from celery_neli.schedule.once import once
 from celery_neli.schedule.slots import next_slot
 
-__all__ = ["read"]
-
 WARNING = "a DatabaseScheduler that runs goes on sending, and is not carried over: stop it, then import"
 _LEAST = timedelta(microseconds=1)
 

@@ -26,8 +26,6 @@ from celery.utils.time import LocalTimezone
 
 from celery_neli.schedule.once import once
 
-__all__ = ["ENTRY_CLASS", "Made", "Named", "Revival", "load", "parts"]
-
 #: Opcodes that refer to objects by other means than a name: registered extensions, and what the pickle's author keeps.
 ELSEWHERE = frozenset(("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"))
 #: Opcodes whose argument is an index of a list, which Python makes that long.

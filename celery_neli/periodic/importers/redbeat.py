@@ -7,8 +7,6 @@ from typing import Any
 from celery_neli.exceptions import NeliError
 from celery_neli.periodic.importers import Found, Row, Source, left_out, of_entry
 
-__all__ = ["read"]
-
 RUNNING = "a RedBeat holds its lock, and what it sends from now on is not carried over: stop it, then import"
 
 

@@ -20,8 +20,6 @@ from celery_neli.periodic.importers.pickles import ENTRY_CLASS, Made, Named, Rev
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.values import MAX_INT, shown
 
-__all__ = ["read"]
-
 #: What the kinds of dbm append to the name.
 SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-journal")
 #: Attempts, because a copy that was made while a beat wrote the file may be torn.
@@ -63,14 +61,14 @@ def read(app: Any, path: Path, *, trust: Collection[str] = ()) -> Source:
         why = printable(str(error) or repr(error))
         raise NeliError(f"{path} cannot be read as a schedule of celery beat: {why}") from None
     revival = Revival(frozenset(trust))
-    found = [
+    rows = [
         found_or_left_out(
             key if isinstance(key, str) else f"an entry whose name is not text ({type(key).__name__})",
             partial(_found, revival, key, value),
         )
         for key, value in entries.items()
     ]
-    return Source(what=path.name, entries=sorted(found, key=lambda each: each.name), mirrors=True, warning=WARNING)
+    return Source(what=path.name, entries=sorted(rows, key=lambda each: each.name), mirrors=True, warning=WARNING)
 
 
 def _entries(name: str, files: list[Path]) -> dict[Any, Any]:
