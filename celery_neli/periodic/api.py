@@ -30,7 +30,7 @@ from celery_neli.periodic.editor import ScheduleEditor, entry_name
 from celery_neli.periodic.text import text_of
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition
+from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
 from celery_neli.schedule_topic.values import shown
 
 if TYPE_CHECKING:
@@ -177,59 +177,48 @@ def view_of(editor: ScheduleEditor, name: str) -> Periodic:
 
 
 def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
-    definition = editor.known.definitions.get(name)
-    if name in editor.static:
-        return _of_static(editor, name, definition)
+    found = editor.known.definitions.get(name)
+    static, problem = name in editor.static, None
+    entry: Any
     if name in editor.refused:
         return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
-    if definition is None:
+    if static:
+        entry = editor.static[name]
+        problem = "; ".join(editor.checked.doubts.get(name, ())) or None
+        if found is not None and not found.static:
+            problem = "hides a runtime entry of this name: remove that one"
+        if found is None or not found.static:
+            found = Definition(task=None, schedule=None)
+        try:
+            text = text_of(entry.schedule)
+        except ConfigurationError:
+            text = shown(entry.schedule)
+        task = entry.task
+    elif found is None:
         return _unshown(name, editor.known.unreadable[name])
-    entry, problem = None, None
-    try:
-        entry = entry_of(definition, name, editor.app)
-    except ConfigurationError as exc:
-        problem = f"{UNSHOWN}: {reason_of(exc, name)}"
-    fields = definition if entry is None else entry
+    else:
+        task, text = str(found.task), str(found.schedule)
+        try:
+            entry = entry_of(found, name, editor.app)
+        except ConfigurationError as exc:
+            entry, task, text = found, printable(found.task), printable(found.schedule)
+            problem = f"{UNSHOWN}: {reason_of(exc, name)}"
+    state = editor.known.states.get(name)
     return Periodic(
         name=name,
-        task=definition.task if entry else printable(definition.task),
-        schedule=definition.schedule if entry else printable(definition.schedule),
-        args=tuple(fields.args),
-        kwargs=fields.kwargs,
-        options=fields.options,
-        source=RUNTIME,
-        paused=definition.paused,
-        next=None if entry is None or definition.paused else _next(editor, name, entry.schedule, definition.since),
-        since=definition.since,
-        changes=definition.changes,
-        problem=problem,
-        **_ran(editor, name),
-    )
-
-
-def _of_static(editor: ScheduleEditor, name: str, definition: Definition | None) -> Periodic:
-    entry = editor.static[name]
-    hides = definition is not None and not definition.static
-    pause = Definition(task=None, schedule=None) if definition is None or hides else definition
-    doubts = editor.checked.doubts.get(name, ())
-    try:
-        text = text_of(entry.schedule)
-    except ConfigurationError:
-        text = shown(entry.schedule)
-    return Periodic(
-        name=name,
-        task=entry.task,
+        task=task,
         schedule=text,
         args=tuple(entry.args or ()),
         kwargs=entry.kwargs,
         options=entry.options,
-        source=BEAT_SCHEDULE,
-        paused=pause.paused,
-        next=None if pause.paused else _next(editor, name, entry.schedule, pause.since),
-        since=pause.since or None,
-        changes=pause.changes,
-        problem="hides a runtime entry of this name: remove that one" if hides else "; ".join(doubts) or None,
-        **_ran(editor, name),
+        source=BEAT_SCHEDULE if static else RUNTIME,
+        paused=found.paused,
+        next=None if entry is found or found.paused else _next(editor, state, entry.schedule, found.since),
+        last=state.last if state and state.runs else None,
+        runs=state.runs if state else 0,
+        since=found.since or None,
+        changes=found.changes,
+        problem=problem,
     )
 
 
@@ -238,13 +227,7 @@ def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
     return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
 
 
-def _ran(editor: ScheduleEditor, name: str) -> dict[str, Any]:
-    state = editor.known.states.get(name)
-    return {"last": state.last, "runs": state.runs} if state and state.runs else {}
-
-
-def _next(editor: ScheduleEditor, name: str, when: Any, since: float) -> float | None:
-    state = editor.known.states.get(name)
+def _next(editor: ScheduleEditor, state: State | None, when: Any, since: float) -> float | None:
     # A beat does not believe what is further ahead, either.
     begins = since if since <= editor.now + START_AHEAD else 0.0
     last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0

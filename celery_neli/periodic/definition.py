@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery.beat import ScheduleEntry
 from celery.schedules import schedule
@@ -33,16 +33,9 @@ from celery_neli.schedule_topic.codec import Definition, check_definition, check
 from celery_neli.schedule_topic.values import check_made, check_plain, shown
 
 
-class Defined(NamedTuple):
-    """A runtime entry that was checked: as it is stored, and as Celery's entry."""
-
-    definition: Definition
-    entry: ScheduleEntry
-
-
 def define(
     app: Any, name: Any, task: Any, schedule: Any, *, args: Any = (), kwargs: Any = None, options: Any = None
-) -> Defined:
+) -> Definition:
     """Check all of an entry but its size, which `encode_definition` checks; its `since` is 0, its `changes` are empty.
 
     ``task`` is a name, a task, or a signature, which brings arguments and options; if ``app`` knows the task, it is
@@ -72,7 +65,7 @@ def define(
     if not OWN_OPTIONS.isdisjoint(entry.options):
         Overlap.of(entry).check(app, entry)
     _refuse_first(mistakes_here(app, Call(call.task, entry.args, entry.kwargs, entry.options)))
-    return Defined(definition, entry)
+    return definition
 
 
 def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:

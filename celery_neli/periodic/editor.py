@@ -176,7 +176,7 @@ class ScheduleEditor:
         name = check_name(name)
         if name in self.static or name in self.refused:
             raise ConfigurationError(f"name = {name!r}: beat_schedule has an entry of that name; change it there")
-        new, _ = define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options)
+        new = define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options)
         old, what = self.runtime(name), "added"
         since = self.now
         if old is not None:

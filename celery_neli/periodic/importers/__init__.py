@@ -140,12 +140,14 @@ def _row_of(source: Source, editor: ScheduleEditor, found: Found | Row, replacin
         if found.name in editor.refused:
             raise NeliError(f"beat_schedule has it, and leaves it out: {editor.refused[found.name]}")
         if found.name in editor.static:
-            return _of_static(source, editor, found)
-        if source.mirrors:
+            row = _of_static(source, editor, found)
+        elif source.mirrors:
             raise NeliError("beat_schedule has no such entry any more")
-        return _of_runtime(source, editor, found, replacing)
+        else:
+            row = _of_runtime(source, editor, found, replacing)
     except Exception as exc:  # noqa: BLE001 - a class of the source may raise anything; only this entry is left out
-        return replace(left_out(str(found.name), exc), last=found.last, runs=found.runs)
+        row = left_out(str(found.name), exc)
+    return replace(row, last=found.last, runs=found.runs)
 
 
 def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
@@ -155,7 +157,7 @@ def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing:
     if old is not None and not replacing:
         return Row(name=found.name, action="kept", schedule=old.schedule, notes=("is here already; see --replace",))
     since = next(each for each in (found.since, found.last, editor.now) if each is not None)
-    new, _ = define(
+    new = define(
         editor.app, found.name, found.task, found.schedule, args=found.args, kwargs=found.kwargs, options=found.options
     )
     check_comes(new, editor.app, after=since)
@@ -165,8 +167,6 @@ def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing:
         name=found.name,
         action="added" if old is None else "replaced",
         schedule=new.schedule,
-        last=found.last,
-        runs=found.runs,
         notes=(*(("paused",) if found.paused else ()), *found.notes),
         # The state comes first: a leading beat would make one of its own for a definition without a state.
         records=(*_state(editor, found, since=since), (ENTRY, found.name, definition)),
@@ -191,8 +191,6 @@ def _of_static(source: Source, editor: ScheduleEditor, found: Found) -> Row:
     return Row(
         name=found.name,
         action="state" if records else "kept",
-        last=found.last,
-        runs=found.runs,
         notes=("is in beat_schedule", *(("paused",) if found.paused else ())),
         records=records,
     )
