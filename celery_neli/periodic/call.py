@@ -69,10 +69,8 @@ def is_mapping(value: Any) -> bool:
 def call_of(app: Any, task: Any, args: Any, kwargs: Any, options: Any) -> Call:
     """Return what ``task`` means, together with what is given beside it.
 
-    A signature brings its arguments and options. Arguments in two places, or one keyword or option in two, are refused.
-
-    Raises:
-        ConfigurationError: it names the field, what is wrong with it and what to give.
+    A signature brings its arguments and options. Arguments in two places, or one keyword or option in two, are refused
+    by a `ConfigurationError`, as is what is no task.
     """
     if isinstance(task, str):
         return Call(_task_name(plain(task), task), args, kwargs, options)

@@ -72,9 +72,8 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
     """Return Celery's entry of a runtime entry, as if it had run at `since` and never before. Entries may share their
     schedule.
 
-    Raises:
-        ConfigurationError: this process cannot read it (a schedule that its Celery does not know; solar without ephem;
-            a pause of an entry of `beat_schedule`, which is not an entry of its own).
+    Raises `ConfigurationError` if this process cannot read it (a schedule that its Celery does not know; solar without
+    ephem; a pause of an entry of `beat_schedule`, which is not an entry of its own).
     """
     task = definition.task
     if task is None or definition.schedule is None:

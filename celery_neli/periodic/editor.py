@@ -79,17 +79,11 @@ class Known:
 
 
 class ScheduleEditor:
-    """Reads and changes the schedule of an app, for one change: it reads the topic once.
+    """Reads and changes the schedule of an app, for one change by ``by`` (user@host by default): it reads the topic
+    once. ``clock`` tells the time in Unix seconds.
 
-    Args:
-        app: the Celery app.
-        topic: where the schedule is kept; by default in the app's schedule topic.
-        by: who makes the change; by default user@host.
-        clock: tells the time in Unix seconds.
-
-    Raises:
-        ConfigurationError: a value is wrong. The methods raise it, too, and `NeliError` if Kafka does not answer or
-            there is no such entry; nothing was changed then.
+    It raises `ConfigurationError` if a value is wrong. So do its methods, and `NeliError` if Kafka does not answer or
+    there is no such entry; nothing was changed then.
     """
 
     def __init__(
@@ -158,8 +152,7 @@ class ScheduleEditor:
         self._check_not_refused(name)
         if name in self.static:
             return self.static[name]
-        definition = self.runtime(name)
-        if definition is None:
+        if (definition := self.runtime(name)) is None:
             raise self.unknown(name)
         return entry_of(definition, name, self.app)
 
@@ -206,14 +199,14 @@ class ScheduleEditor:
     def remove(self, name: str) -> None:
         """Delete a runtime entry and its state."""
         name = entry_name(name)
-        tombstones: list[Record] = [(ENTRY, name, None)]
-        if name not in self.static and name not in self.refused:
-            if name not in self.known.definitions and name not in self.known.unreadable:
-                raise self.unknown(name)
-            tombstones.append((STATE, name, None))
-        elif self.runtime(name) is None and name not in self.known.unreadable:
-            raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
-        self.write(tombstones)
+        static = name in self.static or name in self.refused
+        found = self.runtime(name) if static else self.known.definitions.get(name)
+        if found is None and name not in self.known.unreadable:
+            if static:
+                raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
+            raise self.unknown(name)
+        kinds: tuple[Kind, ...] = (ENTRY,) if static else (ENTRY, STATE)
+        self.write([(kind, name, None) for kind in kinds])
         logger.info("schedule entry=%s what=removed by=%s", name, self.by)
 
     def run_now(self, name: str) -> Any:

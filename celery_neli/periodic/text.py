@@ -63,7 +63,7 @@ _UNIT_WORDS = {
     **dict.fromkeys(("ms", "millisecond", "milliseconds"), "milliseconds"),
 }
 _LONG_WORDS = frozenset(("month", "months", "mon", "mo", "year", "years", "y", "yr", "yrs"))
-_YEARS_OR_MONTHS = re.compile(r"P[^T]*\d[YM]", re.IGNORECASE)
+LONG = "years and months differ in length; write days ('30d'), or a crontab ('0 0 1 * *')"
 _MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,6}))?)?(Z|[+-]\d{2}(?::?\d{2})?)?", re.IGNORECASE
 )
@@ -75,10 +75,7 @@ def parse(value: Any, *, app: Any) -> str:
 
     ``value`` is text as above; or a number of seconds, a `timedelta`, a `datetime` (naive: in the app's time zone), a
     `once`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however it was
-    written.
-
-    Raises:
-        ConfigurationError: it is not a schedule, or text cannot express it (a class of one's own, or a `nowfun`).
+    written. Raises `ConfigurationError` if text cannot express it (a class of one's own, a `nowfun`).
     """
     return text_of(schedule_of(value, app=app) if isinstance(value, str) else _from_object(value, app))
 
@@ -146,14 +143,14 @@ def human(text: str) -> str:
 
 
 def _from_object(value: Any, app: Any) -> Any:
+    every = value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             every = timedelta(seconds=value)
         except (OverflowError, ValueError):
             _refuse(value, "no number of seconds that a timedelta can hold")
-        return schedule(_checked(every, value))
-    if isinstance(value, timedelta):
-        return schedule(_checked(timedelta.__add__(timedelta(), value), value))  # a plain one, of subclasses too
+    if isinstance(every, timedelta):
+        return schedule(_checked(timedelta.__add__(timedelta(), every), value))  # a plain one, of subclasses too
     if isinstance(value, datetime):
         return _once(value, value, app)
     if type(value) is schedule:
@@ -236,8 +233,8 @@ def _once(at: datetime, given: Any, app: Any) -> once:
 
 
 def _duration(text: str, given: str) -> Mapping[str, str]:
-    if _YEARS_OR_MONTHS.match(text):
-        _refuse(given, "years and months differ in length; write days ('P30D'), or a crontab ('0 0 1 * *')")
+    if re.match(r"P[^T]*\d[YM]", text, re.IGNORECASE):
+        _refuse(given, LONG)
     found = _DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
         _refuse(given, "no ISO 8601 duration; write e.g. 'PT30S', 'PT1H30M', 'P1D', 'P2W'")
@@ -248,7 +245,7 @@ def _in_words(text: str, given: str) -> Mapping[str, str]:
     numbers: dict[str, str] = {}
     for number, word in _WORD.findall(text):
         if word.lower() in _LONG_WORDS:
-            _refuse(given, "years and months differ in length; write days ('30 d'), or a crontab ('0 0 1 * *')")
+            _refuse(given, LONG)
         unit = _UNIT_WORDS.get(word.lower())
         if unit is None:
             _refuse(given, f"there is no unit {word}; write w, d, h, m, s or ms: '5m', '1h30m', 'every 2 hours'")

@@ -137,11 +137,9 @@ def place(entry: Any, at: float) -> None:
 def expires_of(options: Mapping[str, Any], slot: datetime | None, zone: tzinfo) -> Any:
     """Return the `expires` of a message: an aware datetime, seconds from the time of sending, or None.
 
-    Args:
-        options: the checked options of its entry. `neli_expires` counts from the slot, `expires` from the sending.
-        slot: the slot that the message is for; if None, `neli_expires` counts from the sending, too.
-        zone: the time zone of a time without an offset. Celery takes such a time for UTC when it sends the message, and
-            for the worker's local time when it runs the task.
+    Of the checked ``options``, `neli_expires` counts from the slot if there is one, and `expires` from the sending. A
+    time without an offset is in ``zone``: Celery would take it for UTC when it sends the message, and for the worker's
+    local time when it runs the task.
     """
     seconds = options.get("neli_expires")
     if seconds is not None:

@@ -19,9 +19,7 @@ class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
     """A schedule that is due at ``at`` (an aware datetime), unless the entry ran then or later. For any thread.
 
     A beat without state counts an entry of `beat_schedule` as run when it starts, so a time before that never comes.
-
-    Raises:
-        ConfigurationError: ``at`` is not an aware datetime.
+    Raises `ConfigurationError` if ``at`` is not an aware datetime.
     """
 
     def __init__(self, at: datetime, *, nowfun: Callable[[], datetime] | None = None, app: Any = None) -> None:
@@ -29,7 +27,6 @@ class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
         if not isinstance(given, datetime) or given.utcoffset() is None:
             raise ConfigurationError(f"once({at!r}): give a datetime with a time zone, such as timezone.utc")
         try:
-            #: The due time, in UTC.
             self.at = at.astimezone(timezone.utc)
         except OverflowError:
             raise ConfigurationError(f"once({at!r}): in UTC, no datetime can hold it") from None
@@ -37,8 +34,7 @@ class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         """Return the time until `at`, negative once that is past."""
-        left: timedelta = self.at - maybe_make_aware(self.now())
-        return left
+        return self.at - maybe_make_aware(self.now())  # type: ignore[no-any-return]
 
     def is_due(self, last_run_at: datetime) -> schedstate:
         """Return whether it is due now, and the seconds until the next look, infinite once it ran."""

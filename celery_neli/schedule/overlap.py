@@ -86,8 +86,7 @@ def unfinished(app: Any, task_id: str, started: float, now: float, age: float, *
     """
     if now - started > age:
         return False
-    known = None if task is None else app.tasks.get(task)
-    backend = app.backend if known is None else known.backend
+    backend = (app.tasks.get(task) or app).backend
     # The backend's cache would keep the results of all these tasks.
     state = backend.get_task_meta(task_id, cache=False)["status"]
     return state not in READY_STATES and state != IGNORED
@@ -102,7 +101,7 @@ def _why_not(app: Any, entry: Any, age: float) -> str | None:
     if ignores or (ignores is None and task is not None and task.ignore_result):
         return f"results of {entry.task} are ignored: set ignore_result to False"
     try:
-        backend = app.backend if task is None else task.backend
+        backend = (task or app).backend
     except Exception as exc:  # noqa: BLE001 - a missing package, a bad URL: it may raise anything
         return f"the result backend cannot be made: {exc}"
     if isinstance(backend, DisabledBackend):
@@ -111,10 +110,11 @@ def _why_not(app: Any, entry: Any, age: float) -> str | None:
         return "the result backend rpc:// answers only the process that sent the task: take another"
     if isinstance(backend, CacheBackend) and backend.backend == "memory":
         return "the result backend cache+memory:// answers only the process that ran the task: take another"
-    for name, value in (
-        ("result_expires", getattr(backend, "expires", None)),
-        ("result_failure_expires", app.conf.get("result_failure_expires")),
-    ):
+    failures = app.conf.get("result_failure_expires")
+    for name, value in {
+        "result_expires": getattr(backend, "expires", None),
+        "result_failure_expires": failures,
+    }.items():
         seconds = value.total_seconds() if isinstance(value, timedelta) else value
         if isinstance(seconds, (int, float)) and 0 < seconds < age:
             return (

@@ -24,10 +24,8 @@ _LEAST = timedelta(microseconds=1)
 
 
 def read(app: Any) -> Source:
-    """Return all periodic tasks of the database. Sets Django up if that was not done. Blocks for the database.
-
-    Raises:
-        NeliError: Django or django-celery-beat is missing or not set up, or the database does not answer.
+    """Return all periodic tasks of the database, for which it blocks. Sets Django up if that was not done; raises
+    `NeliError` if Django, django-celery-beat or the database does not work.
     """
     try:
         import django
@@ -55,7 +53,7 @@ def read(app: Any) -> Source:
 
 
 def _found(row: Any, app: Any, now: datetime) -> Found:
-    last, changed = row.last_run_at, _aware(row.date_changed) or now
+    last = row.last_run_at
     if last is not None and last.tzinfo is None and not _zones_are_kept():
         last = last.replace(tzinfo=timezone.utc)
     last = _aware(last)
@@ -66,7 +64,7 @@ def _found(row: Any, app: Any, now: datetime) -> Found:
         # An interval is due at its start; the others at their first time from then on.
         since = start - (when.run_every if isinstance(when, schedule) else _LEAST)
     elif last is None:
-        since = changed  # as DatabaseScheduler has it
+        since = _aware(row.date_changed) or now  # as DatabaseScheduler has it
     if row.one_off:
         when, since = _one_off(row, when, max(each for each in (since, last) if each is not None), now)
         notes.append("runs one time")

@@ -11,10 +11,8 @@ RUNNING = "a RedBeat holds its lock, and what it sends from now on is not carrie
 
 
 def read(app: Any) -> Source:
-    """Return all entries that RedBeat schedules. Blocks for Redis.
-
-    Raises:
-        NeliError: the package is missing, or Redis does not answer.
+    """Return all entries that RedBeat schedules. Blocks for Redis; raises `NeliError` if it does not answer, or the
+    package is missing.
     """
     try:
         from redbeat.schedulers import RedBeatSchedulerEntry, ensure_conf, get_redis

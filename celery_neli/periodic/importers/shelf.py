@@ -34,13 +34,9 @@ def read(app: Any, path: Path, *, trust: Collection[str] = ()) -> Source:
     """Return all entries in the file. It is copied first, so a beat that has it open is not disturbed.
 
     The file is a shelf of pickles, which would run code when they are unpickled. They are read as a description
-    (`pickles`), from which the name, the last run and the count of each entry are taken. An entry that holds anything
-    but Celery's schedules, datetimes and plain values is left out, unless its class is in ``trust`` (dotted paths):
-    such classes are imported and called.
-
-    Raises:
-        ConfigurationError: ``trust`` has something that is not a dotted path.
-        NeliError: there is no such file, or it is not a file of Celery's.
+    (`pickles`). An entry that holds anything but Celery's schedules, datetimes and plain values is left out, unless its
+    class is in ``trust`` (dotted paths): such classes are imported and called. Raises `NeliError` if there is no such
+    file, or it is not a file of Celery's.
     """
     for name in trust:
         if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", name) is None:
