@@ -127,7 +127,7 @@ class NeliLed(Celerys):
 
     def build(self) -> None:
         self.scheduler = self.make()
-        while not self.scheduler._inners:
+        while not self.scheduler._serving:
             self.scheduler.tick()
         self.scheduler.tick()
 
@@ -136,7 +136,7 @@ class NeliLed(Celerys):
 
     @property
     def inner(self) -> Any:
-        return self.scheduler._inners[0]
+        return self.scheduler._serving[0]
 
     def send(self, due: int) -> None:
         """By the outer scheduler's turns, each of which sends many, waits by itself when nothing is due, and always

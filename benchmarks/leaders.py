@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery_neli.beat.scheduler import Scheduler
 from celery_neli.config import Config
-from celery_neli.election.grant import Told
-from celery_neli.election.shared_lease import Standing
+from celery_neli.election.role_state import Payload
 
 
 class SteadyLeadership:
-    """Leads from `lead` on. What is offered is read back at once."""
+    """Leads from `lead` on, and is its only role. What is written is read back at once."""
 
-    election = "beat"
+    election, name = "beat", "leader"
 
     def __init__(self, *, leading: bool = True) -> None:
         self.config = Config(group="bench.beat", kafka="127.0.0.1:1")
-        self.heard: Callable[[], None] | None = None
+        self.on_readback: Callable[[], None] | None = None
         self.fit: Callable[[], bool] | None = None
         self._data: Mapping[str, Any] | None = None
         self._term: int | None = 1 if leading else None
@@ -30,20 +28,28 @@ class SteadyLeadership:
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def progress(self) -> None: ...
-    def led_until(self, role: str) -> None: ...
-    def ask(self, role: str) -> None: ...
+    def predecessor_active_until(self) -> None: ...
+    def ask(self) -> None: ...
 
-    def snapshot(self, role: str) -> Standing:
-        leads = self._term is not None
-        return Standing(term=self._term, until=time.monotonic() + 60, leading=leads, held=leads)
+    def role(self, name: str) -> SteadyLeadership:
+        return self
 
-    def told(self, role: str) -> Told:
-        return Told(term=self._term, data=self._data, own=self._data is not None, known=True)
+    def leading_term(self) -> int | None:
+        return self._term
 
-    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+    def may_start(self, term: int | None = None) -> bool:
+        return self._term is not None and term in (None, self._term)
+
+    may_finish = may_start
+
+    @property
+    def last_payload(self) -> Payload:
+        return Payload(term=self._term, data=self._data, own=self._data is not None, known=True)
+
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         self._data = data
-        if self.heard is not None:
-            self.heard()
+        if self.on_readback is not None:
+            self.on_readback()
 
 
 class Sink:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
 from celery_neli.config import shard_roles
 from celery_neli.election.lease import boottime
@@ -69,7 +69,7 @@ def plan(found: Sequence[Mapping[str, Any] | None], shards: int, *, now: float) 
         what = "its entries are distributed among the others"
         if role < shards:
             heirs = [index for index in range(len(found)) if _heir(index, shards) == role]
-            marks = _together([Marks.of(found[index], now=now) for index in heirs])
+            marks = _together([Watermarks.of(found[index], now=now) for index in heirs])
             carried |= {} if marks is None else marks.as_data()
             what = "its marks stay" if len(heirs) < 2 else f"with the marks of {len(heirs)} roles"
             if isinstance(base := (data or {}).get(BASE), int):
@@ -201,14 +201,14 @@ def _heir(role: int, shards: int) -> int:
     return role
 
 
-def _together(found: Sequence[Marks | None]) -> Marks | None:
+def _together(found: Sequence[Watermarks | None]) -> Watermarks | None:
     """Return the marks of several roles as those of one: in doubt for one is in doubt, settled for all is settled."""
     marks = [each for each in found if each is not None]
     if not marks:
         return None
-    tried = [each.tried for each in marks]
-    return Marks(
+    tried = [each.attempted for each in marks]
+    return Watermarks(
         max(each.claimed for each in marks),
-        min(each.done for each in marks),
+        min(each.settled for each in marks),
         None if None in tried else max(each for each in tried if each is not None),
     )

@@ -1,20 +1,22 @@
-"""The schedule of a beat that has no scheduler yet, and the changes that other code makes to it.
+"""The schedule as code sees it: a draft while no scheduler exists, and one view of the schedules of all shards.
 
 Receivers of ``beat_init`` and the like read and change ``sender.scheduler.schedule``, which is what Celery's scheduler
-runs. Our schedulers are built later, for a term. Until then this draft shows the entries that they will have, and it
-makes every change again in each scheduler that is built. As with Celery, changes stay in this process: every beat that
-may lead has to make them.
+runs. The hosts' schedulers are built later. Until then the draft shows the entries that they will have, and it makes
+every change again in each scheduler that is built. As with Celery, changes stay in this process: every beat that may
+lead has to make them.
 """
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.beat.replicated.entry_dict import Entries
+from celery_neli.beat.replicated.entries import Entries
+from celery_neli.beat.replicated.sharding import owner
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "Shards"]
 
 logger = escaping(get_logger(__name__))
 
@@ -49,7 +51,7 @@ class Draft:
         self._was = {name: _fields(entry) for name, entry in self.entries.items()}
         self._configured = self._configuration()
         self._changed: dict[str, None] = {}
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         #: The entries that the present term's scheduler was built with; None if `learn` is not called.
         self._built: dict[str, Any] | None = None
 
@@ -77,8 +79,8 @@ class Draft:
                     raise TypeError("this scheduler keeps its entries in a store: change them there")
                 self._change(scheduler, name)
             except Exception as exc:  # noqa: BLE001 - of whatever was put there
-                if name not in self._told:
-                    self._told.add(name)
+                if name not in self._logged:
+                    self._logged.add(name)
                     logger.error(
                         "beat: entry=%s was changed in the schedule by code, which has no effect: %s",
                         printable(name), printable(str(exc), 2 * MOST_CHARACTERS),
@@ -137,6 +139,34 @@ class Draft:
             scheduler.schedule[name] = made
         else:
             put(made)
+
+
+class Shards(ChainMap[str, Any]):
+    """The schedules of all shards as one mapping. Each entry is in the schedule of its shard."""
+
+    def __setitem__(self, name: str, entry: Any) -> None:
+        self._of(name)[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self._of(name)[name]
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As a dict's."""
+        return self._of(name).pop(name, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As a dict's."""
+        for name in self:
+            return name, self.pop(name)
+        raise KeyError("the schedule is empty")
+
+    def clear(self) -> None:
+        """As a dict's."""
+        for each in self.maps:
+            each.clear()
+
+    def _of(self, name: str) -> Any:
+        return self.maps[owner(name, len(self.maps))]
 
 
 def _fields(entry: Any, names: tuple[str, ...] = FIELDS) -> tuple[Any, ...]:

@@ -1,23 +1,69 @@
-"""The last step before the wire: a kombu Producer that asks the lease for each message, and names its term and slot."""
+"""Everything between a scheduler and the task broker that knows about a term.
+
+- :func:`leased_producer` makes a kombu Producer that asks the lease before each message leaves.
+- The headers of a message name its term, slot and entry; :func:`slot_id` is the task id of a slot.
+- :func:`is_transport_error` tells a task broker that failed from code or a message that is wrong.
+- :func:`wait_for_broker` and :func:`drop_connection` open and close a connection without hanging.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from datetime import datetime, timedelta, timezone
 from hashlib import sha1
-from typing import TYPE_CHECKING, Any
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+import amqp.exceptions
+import kombu.exceptions
+from celery.beat import SchedulingError
 from celery.schedules import crontab, schedule
+from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware, remaining
+from kombu.exceptions import EncodeError, LimitExceeded, OperationalError, SerializerNotInstalled
+
+from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery_neli.beat.tenure import Tenure
 
-__all__ = ["beat_headers", "due_slot", "is_unconfirmed", "leased_producer", "slot_id"]
+__all__ = [
+    "DATA_ERRORS", "DROP_TIMEOUT", "beat_headers", "drop_connection", "due_slot", "is_transport_error",
+    "is_unconfirmed", "leased_producer", "release_connection", "slot_id", "wait_for_broker", "without_wrapper",
+]  # fmt: skip
 
-#: Of the ids of slots.
-NAMESPACE = UUID("5b9ad6f0-7c0e-5d8e-9d57-0d4c4e4c4931")
+logger = escaping(get_logger(__name__))
+
+#: The namespace of the slots' ids.
+NAMESPACE: Final = UUID("5b9ad6f0-7c0e-5d8e-9d57-0d4c4e4c4931")
 _NAMESPACE = NAMESPACE.bytes
+#: Seconds that dropping one connection may take; it waits for a socket and for nothing else.
+DROP_TIMEOUT: Final = 2.0
+#: Seconds between two log lines about a task broker that cannot be reached.
+BROKER_DOWN_LOG_INTERVAL: Final = 30.0
+DATA_ERRORS: Final = (
+    TypeError, ValueError, LookupError, ArithmeticError, RecursionError,
+    PicklingError, EncodeError, SerializerNotInstalled,
+)  # fmt: skip
+"""What code raises over data that it did not expect. No broker and no socket raises these."""
+_TRANSPORT_ERRORS: tuple[type[BaseException], ...] = (
+    OperationalError,
+    LimitExceeded,
+    amqp.exceptions.MessageNacked,
+    amqp.exceptions.ConnectionError,
+    amqp.exceptions.ChannelError,
+    *((kombu.exceptions.BatchPublishError,) if hasattr(kombu.exceptions, "BatchPublishError") else ()),  # kombu 5.7
+)
+
+_dropping = threading.Lock()
+
+
+# -- the producer --
 
 
 class _LeasedProducer:
@@ -43,12 +89,13 @@ class _LeasedProducer:
         retry: bool = False,
         retry_policy: dict[str, Any] | None = None,
     ) -> Any:
-        """Send one message, if the lease still allows it (kombu.messaging.Producer._publish).
+        """Send one message if the lease still allows it (kombu.messaging.Producer._publish).
 
         ``publish`` retries below itself by calling this again, so every attempt asks. Connecting and declaring come
-        first, for both may wait for the task broker: between the question and the wire nothing waits.
+        first because both may wait for the task broker; nothing waits between the question and the wire.
 
-        :raises LeaseEnded: the term is over; nothing was sent.
+        Raises:
+            LeaseEnded: The term is over; nothing was sent.
         """
         producer: Any = self
         tenure = self.neli_tenure
@@ -61,7 +108,7 @@ class _LeasedProducer:
             headers.update(tenure.headers)
         tenure.ask_finish()
         tenure.wired = True
-        result = super()._publish(  # type: ignore[misc]
+        result = super()._publish(  # type: ignore[misc]  # the base is the app's Producer
             body, priority, content_type, content_encoding, headers, properties, routing_key, mandatory, immediate,
             exchange, None, timeout, confirm_timeout, retry, retry_policy,
         )  # fmt: skip
@@ -69,24 +116,27 @@ class _LeasedProducer:
         return result
 
     def batch(self, max_size: int = 1) -> Any:
-        """Batches (kombu 5.7) of one: a message that waits in a buffer would leave after the lease was asked."""
-        return super().batch(max_size=1)  # type: ignore[misc]
+        """Return a batch of one (kombu 5.7), for a message in a buffer would leave after the lease was asked."""
+        return super().batch(max_size=1)  # type: ignore[misc]  # likewise
 
 
 def _is_declared(entity: Any, channel: Any) -> bool:
-    """What kombu.common.maybe_declare asks in the end, after it has got ready to ask again and again."""
+    """Return what kombu.common.maybe_declare asks in the end, without its preparations for retries."""
     if not channel.connection or not entity.can_cache_declaration:
         return False
     return hash(entity) in channel.connection.client.declared_entities
 
 
 def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:
-    """A subclass of the producer class ``base`` that sends only while ``tenure`` lasts."""
+    """Return a subclass of the producer class ``base`` that sends only while ``tenure`` lasts."""
     return type(base.__name__, (_LeasedProducer, base), {"neli_tenure": tenure})
 
 
+# -- what a message says --
+
+
 def due_slot(entry: Any) -> datetime:
-    """The slot (UTC) for which ``entry`` is sent: its first due time after its last run.
+    """Return the slot (UTC) for which ``entry`` is sent: its first due time after its last run.
 
     Exact for intervals and crontabs; for other schedules now plus ``remaining_estimate`` (to the millisecond); now for
     an entry that never ran or whose schedule cannot tell. Never blocks.
@@ -98,7 +148,7 @@ def due_slot(entry: Any) -> datetime:
     try:
         if isinstance(when, crontab):
             start = maybe_make_aware(last, when.tz).astimezone(when.tz)
-            # Celery 5.5 and 5.6 reckon from the present hour when the last run is long past: let it be that moment.
+            # Celery 5.5 and 5.6 count from the present hour when the last run is long past: let it be that moment.
             then = object.__new__(type(when))
             then.__dict__.update(vars(when), nowfun=lambda: start)
             start, ahead, _ = then.remaining_delta(start)
@@ -111,15 +161,17 @@ def due_slot(entry: Any) -> datetime:
             due = due.replace(microsecond=due.microsecond // 1000 * 1000)
     except Exception:  # noqa: BLE001 - of a schedule of the user's own: the entry is sent all the same
         return now
-    # A start date in the far past (django-celery-beat's start_time) is no slot of anybody's.
+    # A start date in the far past (django-celery-beat's start_time) is no slot.
     return now if due < now - timedelta(days=3650) else due.astimezone(timezone.utc)
 
 
 def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict[str, Any]:
-    """The message headers of ``entry``: neli_beat_term (int), neli_beat_slot (ISO 8601, UTC), neli_beat_entry (name).
+    """Return the headers of ``entry``: neli_beat_term (int), neli_beat_slot (ISO 8601, UTC), neli_beat_entry (name).
 
-    ``slot``: what a scheduler with slots runs; else it is reckoned (:func:`due_slot`). The term is a fencing token: it
-    rises from leader to leader (offset of the claim).
+    Args:
+        entry: The entry that is sent.
+        term: The term of the leader that sends it, a fencing token: it rises from leader to leader.
+        slot: The slot of a scheduler that has slots; without it, :func:`due_slot` is used.
     """
     return {
         "neli_beat_term": term,
@@ -129,16 +181,138 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
 
 
 def slot_id(group: str, entry: str, slot: str) -> str:
-    """The task id of a slot, the same whoever sends it: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
-    # What str(uuid5(…)) is (RFC 9562, 5.5), in a third of the time.
+    """Return the task id of a slot, the same for every sender: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
+    # The value of str(uuid5(…)) (RFC 9562, 5.5), in a third of the time.
     name = f"{group}\n{entry}\n{slot}".encode("utf-8", "surrogatepass")
     digest = sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
     variant = "89ab"[int(digest[16], 16) & 3]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
+# -- the connection --
+
+
 def is_unconfirmed(app: Any) -> bool:
-    """Whether the task broker could confirm what is published (AMQP), and is not asked to. Connects nowhere."""
+    """Return True if the task broker could confirm what is published (AMQP) and is not asked to. Does not connect."""
     with app.connection_for_write() as connection:
-        amqp = connection.get_transport_cls().driver_type == "amqp"
-        return amqp and not (connection.transport_options or {}).get("confirm_publish")
+        amqp_ = connection.get_transport_cls().driver_type == "amqp"
+        return amqp_ and not (connection.transport_options or {}).get("confirm_publish")
+
+
+def wait_for_broker(connection: Any, tenure: Tenure) -> Any:
+    """Connect, for as long as this term may start work: Celery's own beat ends after 100 attempts.
+
+    Tries once a second (plus the transport's own connection timeout), and leaves within that time once the term ends.
+
+    Raises:
+        LeaseEnded: The term may start nothing more.
+    """
+    said = 0.0
+
+    def on_error(exc: Exception, interval: float) -> None:
+        nonlocal said
+        if not said or time.monotonic() - said > BROKER_DOWN_LOG_INTERVAL:
+            logger.error(
+                "beat: cannot reach the task broker (%s); trying again, handing over after neli_stall_timeout", exc
+            )
+            said = time.monotonic()
+
+    connected = connection.ensure_connection(
+        on_error, None, interval_start=0.2, interval_step=0.4, interval_max=1.0, callback=tenure.ask_start
+    )
+    if said:
+        logger.info("beat: the task broker answers again")
+    return connected
+
+
+def drop_connection(connection: Any) -> None:
+    """Drop a kombu connection on the thread that used it, without waiting for the broker. Never raises.
+
+    Returns within `DROP_TIMEOUT` seconds, plus those of other connections that are being dropped.
+    """
+    # One at a time: kombu changes the whole process's default timeout of sockets for the duration of the call.
+    with _dropping:
+        try:
+            connection.collect(socket_timeout=1.0)
+        except Exception as exc:  # noqa: BLE001 - any transport's; it is being thrown away
+            logger.debug("beat: closing the task broker's connection: %r", exc)
+
+
+def release_connection(scheduler: Any) -> None:
+    """Drop the connection of a Celery scheduler (Celery 5.5 and 5.6 leave it open) without waiting for the broker."""
+    vars(scheduler).pop("producer", None)
+    connection = vars(scheduler).pop("connection", None)
+    if connection is not None:
+        drop_connection(connection)
+
+
+# -- errors --
+
+
+def is_transport_error(connection: Any, exc: BaseException, *, given: bool = False) -> bool:
+    """Return True if ``exc`` says that the task broker failed or cannot be reached, so that a retry may help.
+
+    False for what code or a message is to blame for: a refusal by a task's own `apply_async`, arguments that a task
+    does not take or that cannot be serialized, a router that raises, a queue or serializer that does not exist.
+    What may be either counts as the broker's failure, since a retry loses nothing. Does not block. Any thread.
+
+    Args:
+        connection: kombu's Connection to the task broker, whose transport knows further errors; or None.
+        exc: What was raised; Celery's `SchedulingError` stands for the error behind it.
+        given: True if the transport had the message by then, and the message had not left. Then all but `DATA_ERRORS`
+            are the transport's: kombu does not name those of every client (botocore's ClientError, confluent-kafka's
+            KafkaException), and Redis raises AttributeError on a connection that was closed.
+    """
+    exc = without_wrapper(exc)
+    if given and not isinstance(exc, (*DATA_ERRORS, amqp.exceptions.FrameSyntaxError)):
+        return True
+    return any(_is_transport(connection, each) for each in _explicit_causes(exc))
+
+
+def without_wrapper(exc: BaseException) -> BaseException:
+    """Return the error behind Celery's `SchedulingError` and behind kombu's word for a KeyError, or ``exc`` itself."""
+    behind = exc.__cause__ or exc.__context__
+    if isinstance(exc, SchedulingError) and behind is not None:
+        exc = behind
+    return exc.__cause__ if _is_wrapped_key_error(exc) and exc.__cause__ is not None else exc
+
+
+def _explicit_causes(exc: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        yield exc
+        exc = exc.__cause__
+
+
+def _is_transport(connection: Any, exc: BaseException) -> bool:
+    if _is_wrapped_key_error(exc):
+        return False
+    if isinstance(exc, amqp.exceptions.FrameSyntaxError):
+        return False  # py-amqp's own word for headers and properties that AMQP cannot express
+    if isinstance(exc, OSError):
+        return exc.filename is None  # else a file's error, not a socket's
+    return isinstance(exc, (*_TRANSPORT_ERRORS, *_of_redis(), *_of_connection(connection)))
+
+
+def _is_wrapped_key_error(exc: BaseException) -> bool:
+    """Kombu 5.7 counts any KeyError as an error of Redis, and wraps it: an unknown compression, for example."""
+    return isinstance(exc, OperationalError) and isinstance(exc.__cause__, KeyError)
+
+
+def _of_redis() -> tuple[type[BaseException], ...]:
+    redis: Any = sys.modules.get("redis.exceptions")
+    return () if redis is None else (redis.ConnectionError, redis.TimeoutError)
+
+
+def _of_connection(connection: Any) -> tuple[type[BaseException], ...]:
+    """Return the errors that the transport names, but for Python's own: any code may raise KeyError or OSError."""
+    if connection is None:
+        return ()
+    named = (
+        *connection.connection_errors,
+        *connection.channel_errors,
+        *connection.recoverable_connection_errors,
+        *connection.recoverable_channel_errors,
+    )
+    return tuple(each for each in named if each.__module__ != "builtins")

@@ -1,11 +1,8 @@
 """``celery beat -S celery_neli.Scheduler``: a scheduler that sends only while this process leads.
 
-For each role that it leads (one, or as many as ``neli_shards``) it runs an inner scheduler (``neli_scheduler``), at a
-desk (:mod:`celery_neli.beat.role_runner`): put down at the term's end, retired while the lease still holds (a
-handover), abandoned unwritten when it does not (a fence). A standby writes nothing and waits to be woken.
-
-Nothing here is safe because of a signal: revocation *pauses* the scheduler through the leadership's signals, but each
-entry and each message asks the lease itself (:mod:`celery_neli.beat.wrapped.host`, :mod:`celery_neli.beat.publish`).
+For each role (one, or as many as ``neli_shards``) a :class:`celery_neli.beat.role_runner.RoleRunner` runs a host while
+this process leads it. Nothing here is safe because of a signal: revocation *pauses* the hosts through the leadership's
+signals, but each entry and each message asks the lease itself (:mod:`celery_neli.beat.publish`).
 """
 
 from __future__ import annotations
@@ -13,29 +10,41 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from celery_neli.beat.facade import Facade
-from celery_neli.beat.replicated.host import Keeper
-from celery_neli.beat.role_runner import Desk
-from celery_neli.beat.tenure import Leader, LeaseEnded
-from celery_neli.beat.wakeup import Alarm
+import celery.beat
+from celery.utils.log import get_logger
+
+from celery_neli.beat.draft import Draft, Shards
+from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
+from celery_neli.beat.role_runner import RoleRunner
+from celery_neli.beat.tenure import LeaseEnded
+from celery_neli.beat.wakeup import Wakeup
+from celery_neli.beat.wrapped.host import WrappedHost, add_to, is_database, is_redbeat
 from celery_neli.config import beat_settings, enabled, from_app
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.logs import escaping
+from celery_neli.periodic.static import with_sound_schedule
+from celery_neli.printable import failure
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from celery_neli.config import Config
+    from celery_neli.election.leadership import Leadership
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
 __all__ = ["Scheduler"]
 
+logger = escaping(get_logger(__name__))
+
 #: Seconds between two looks at the lease when no signal comes; also keeps ``celery inspect ping`` answered (5.7).
 LONGEST_WAIT = 5.0
+#: Schedulers that keep entries in memory, or in a file of which they use only the entries of `beat_schedule`.
+_CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
 
 
-def _leadership(app: Any) -> Leader:
+def _leadership(app: Any) -> Any:
     from celery_neli.election.leadership import leadership_for  # threads and Kafka begin there, with the first tick
     from celery_neli.kafka.connect import connect
 
@@ -48,25 +57,27 @@ def _topic(config: Config, changed: Callable[[], None]) -> ScheduleTopic:
     return ScheduleTopic(config, log=logging.getLogger("celery_neli.schedule"), changed=changed)
 
 
-class Scheduler(Facade):
-    """Celery's scheduler interface around an inner scheduler that exists only while this process leads.
+class Scheduler(celery.beat.Scheduler):
+    """Celery's scheduler interface around hosts whose schedulers come and go with this process's terms.
 
     The constructor does no work: Celery builds instances that never tick, for the banner and in signal handlers. The
     first :meth:`tick` joins the election. ``leadership`` replaces the process's own (tests). With ``neli_enabled`` off,
-    the constructor returns a plain inner scheduler instead.
+    the constructor returns an instance of ``neli_scheduler`` instead.
 
     All methods belong to the thread that ticks, except :meth:`close`.
     """
 
     #: Makes the leadership at the first tick: ``factory(app)``.
-    leadership_factory: ClassVar[Callable[[Any], Leader]] = staticmethod(_leadership)
+    leadership_factory: ClassVar[Callable[[Any], Any]] = staticmethod(_leadership)
     #: Makes the schedule topic's client, likewise: ``factory(config, changed)``.
     topic_factory: ClassVar[Callable[[Config, Callable[[], None]], ScheduleTopic]] = staticmethod(_topic)
+    #: RedBeat's receiver of ``beat_init`` takes RedBeat's lock unless the scheduler says that it has none.
+    lock_key = None
 
-    def __new__(cls, app: Any, *args: Any, leadership: Leader | None = None, **kwargs: Any) -> Any:
-        """A plain inner scheduler if celery-neli is switched off (its ``__init__`` has run then, ours does not)."""
+    def __new__(cls, app: Any, *args: Any, leadership: Any = None, **kwargs: Any) -> Any:
+        """Return an instance of `neli_scheduler`, whose ``__init__`` has run, if celery-neli is switched off."""
         if leadership is None and not enabled(app):
-            return cls._inner_class(app)(app, *args, **kwargs)
+            return resolve(app.conf.get("neli_scheduler"))(app, *args, **kwargs)
         return super().__new__(cls)
 
     def __init__(
@@ -77,55 +88,57 @@ class Scheduler(Facade):
         Producer: Any = None,  # noqa: N803 - Celery's name
         lazy: bool = False,
         *,
-        leadership: Leader | None = None,
+        leadership: Any = None,
         **kwargs: Any,
     ) -> None:
+        self._runners: list[RoleRunner] = []
+        self._added: list[dict[str, Any]] = []
+        self._drafted: Draft | None = None
+        #: The mapping that Celery's constructor was given, evaluated.
+        self._given: Any = None
         super().__init__(app, schedule, max_interval, Producer, lazy=True, **kwargs)
-        #: For the inner schedulers, which have defaults of their own (django-celery-beat's max_interval is 5 s).
+        #: For the hosts' schedulers, which have defaults of their own (django-celery-beat's max_interval is 5 s).
         self._options = dict(kwargs, schedule=schedule, max_interval=max_interval, Producer=Producer)
         self._leader = leadership
-        self._keeper: Keeper | None = None
-        self._alarm: Alarm | None = None
+        self._shared: SharedSchedule | None = None
+        self._wakeup: Wakeup | None = None
         self._ticking = False
         self._close_asked = False
         self._closing = False
 
-    @staticmethod
-    def _inner_class(app: Any) -> type[Any]:
-        return resolve(app.conf.get("neli_scheduler"))
-
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
+        cls = resolve(self.app.conf.get("neli_scheduler"))
         if self._leader is None:
             from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
             config = from_app(self.app, "beat")
-            self._roles(self._inner_class(self.app), config)
+            _check_shards(cls, config)
             beat_settings(self.app)
             Misfire.of_app(self.app)
             validate(config)
-        else:
-            self._inner_class(self.app)
 
-    def _roles(self, cls: type[Any], config: Config) -> tuple[str, ...]:
-        if len(config.roles) > 1 and not is_replicated(cls):
-            raise ConfigurationError(
-                f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {DEFAULT} "
-                "spreads its entries; set neli_shards = 1, or leave neli_scheduler out"
-            )
-        return config.roles
+    @property
+    def info(self) -> str:
+        """Lines of beat's banner. A wrong setting ends the command here, with one line, before anything has started."""
+        try:
+            self.neli_check()
+        except ConfigurationError as exc:
+            raise failure(exc) from None
+        conf = self.app.conf
+        return f"    . leads -> {conf.get('neli_scheduler') or DEFAULT}\n    . group -> {conf.get('neli_group')}.beat"
 
     # -- the turn --
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """One turn: run the inner schedulers of the roles that this process leads, then wait for the next due time or
-        a change.
+        """Run the hosts of the roles that this process leads, then wait until something is due or changes.
 
-        Blocks for ``max_interval`` or 5 s at most, apart from what the inner schedulers do. Returns 0: Celery is to
-        come back at once, for its own ``time.sleep`` could not be woken (once closed, seconds to sleep).
+        Blocks for ``max_interval`` or 5 s at most, apart from what the hosts do. Returns 0 so that Celery comes back at
+        once, for nothing could wake its own ``time.sleep``; once closed, the seconds to sleep.
 
-        :raises ConfigurationError: at the first turn, before joining the election. Then a schedule that cannot be built
-            may raise anything else, too.
+        Raises:
+            ConfigurationError: At the first turn, before joining the election. A schedule that cannot be built may
+                raise anything else then, too.
         """
         self._ticking = True
         try:
@@ -138,81 +151,187 @@ class Scheduler(Facade):
             self._ticking = False
         return 0.0
 
-    def _turn(self, leader: Leader, alarm: Alarm) -> None:
+    def _turn(self, leader: Leadership, wakeup: Wakeup) -> None:
         intervals: list[float] = []
-        for desk in self._desks:
+        for runner in self._runners:
             try:
-                interval = desk.turn()
+                interval = runner.turn()
             except LeaseEnded:  # whatever the lease says by now: an entry was cut off in the middle
-                desk.put_down()
+                runner.put_down()
                 interval = 0.0
             intervals.append(self._longest_wait() if interval is None else interval)
-        if not any(desk.failing for desk in self._desks):
+        if not any(runner.failing for runner in self._runners):
             leader.progress()
-        if self._keeper is not None:
-            self._keeper.note()  # also by a beat that is busy all the time
+        if self._shared is not None:
+            self._shared.note()  # also by a beat that is busy all the time
         wait = min(*intervals, self._longest_wait())
         if wait > 0:
-            alarm.wait(wait)
-            for desk in self._desks:
-                desk.waited()
+            wakeup.wait(wait)
+            for runner in self._runners:
+                runner.waited()
 
-    # -- changes --
-
-    def _join(self) -> tuple[Leader, Alarm]:
-        if self._alarm is not None and self._leader is not None:
-            return self._leader, self._alarm
-        cls = self._inner_class(self.app)
+    def _join(self) -> tuple[Leadership, Wakeup]:
+        if self._wakeup is not None:
+            return self._leader, self._wakeup
+        cls = resolve(self.app.conf.get("neli_scheduler"))
         leader = self._leader or type(self).leadership_factory(self.app)
-        roles = self._roles(cls, leader.config)
-        alarm = Alarm(roles)
+        _check_shards(cls, leader.config)
+        wakeup = Wakeup(leader.config.roles)
+        roles = [leader.role(name) for name in leader.config.roles]
+        hosts: list[Any]
         if is_replicated(cls):
-            self._keeper = Keeper(
-                leader=leader,
+            self._shared = shared = SharedSchedule(
                 config=leader.config,
                 settings=beat_settings(self.app),
-                topic=type(self).topic_factory(leader.config, alarm.ring),
+                topic=type(self).topic_factory(leader.config, wakeup.wake),
                 app=self.app.main,
             )
-        self._desks = [
-            Desk(
-                app=self.app, cls=cls, shard=shard, role=role, leader=leader, alarm=alarm, keeper=self._keeper,
-                options=self._options, added=self._added, stopping=lambda: self._close_asked,
-                amend=self._amend, learn=self._learn,
-            )
-            for shard, role in enumerate(roles)
-        ]  # fmt: skip
-        if self._keeper is not None:
-            self._keeper.makers.extend(desk.make for desk in self._desks)
-            self._keeper.make_all()  # a schedule that cannot be built ends the process before it takes part
-        alarm.connect(leader, drain_timeout=leader.config.drain_timeout)
-        leader.heard = self._heard
-        self._leader, self._alarm = leader, alarm
-        if self._keeper is not None:
-            leader.fit = self._keeper.topic.fit  # without the schedule topic, this beat would lead and serve nothing
-            self._keeper.topic.start()
+            hosts = [
+                ReplicatedHost(
+                    app=self.app, cls=cls, roles=roles, shard=shard, shared=shared, options=self._options,
+                    made=self._made,
+                )
+                for shard in range(len(roles))
+            ]  # fmt: skip
+        else:
+            hosts = [WrappedHost(app=self.app, cls=cls, options=self._options, made=self._made, learn=self._learn)]
+        self._runners = [
+            RoleRunner(role=role, host=host, wakeup=wakeup, progress=leader.progress)
+            for role, host in zip(roles, hosts, strict=True)
+        ]
+        if self._shared is not None:
+            self._shared.make_all()  # a schedule that cannot be built ends the process before it takes part
+        wakeup.connect(leader, drain_timeout=leader.config.drain_timeout)
+        leader.on_readback = self._on_readback
+        self._leader, self._wakeup = leader, wakeup
+        wakeup.closing = self._close_asked
+        if self._shared is not None:
+            leader.fit = self._shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
+            self._shared.topic.start()
         leader.start()
-        return leader, alarm
+        return leader, wakeup
 
-    def _heard(self) -> None:
-        """Records of ours were read back (the thread that renews): somebody may wait for what they claim."""
-        leader, alarm = self._leader, self._alarm
-        if leader is None or alarm is None:
-            return
-        for desk in self._desks:
-            data = leader.told(desk.role).data or {}
-            if data.get("claimed") != data.get("done"):
-                alarm.ring()
+    def _on_readback(self) -> None:
+        """Wake the thread that ticks, which may wait for what was read back. The thread that renews calls it."""
+        for runner in self._runners:
+            data = runner.role.last_payload.data or {}
+            if self._wakeup is not None and data.get("claimed") != data.get("done"):
+                self._wakeup.wake()
                 return
 
     def _longest_wait(self) -> float:
         stall_timeout = self.app.conf.get("neli_stall_timeout") or 3 * LONGEST_WAIT
-        return min(float(self.max_interval), LONGEST_WAIT, stall_timeout / 3)  # waiting is no stall
+        return min(float(self.max_interval), LONGEST_WAIT, stall_timeout / 3)  # waiting is not a stall
+
+    # -- the schedule: of the hosts' schedulers while there are any, else a draft --
+
+    @property
+    def _schedulers(self) -> list[Any]:
+        return [runner.host.scheduler for runner in self._runners if runner.host.scheduler is not None]
+
+    def add(self, **kwargs: Any) -> Any:
+        """Add an entry (Celery's fields; the schedule may be text), also to the schedulers of later terms.
+
+        Raises:
+            ConfigurationError: The schedule is wrong; nothing was added.
+        """
+        kwargs = with_sound_schedule(kwargs.get("name"), kwargs, self.app)
+        added = [scheduler.add(**kwargs) for scheduler in self._schedulers]
+        if not added:
+            added = [self.Entry(app=self.app, **kwargs)]
+            self._draft.show(added[0])
+        self._added.append(kwargs)
+        return added[0]
+
+    def get_schedule(self) -> Any:
+        """Return the schedule that a host runs; of several, one view. While there is none, return the draft: its
+        changes are made again in each scheduler that is built.
+        """
+        schedules = [scheduler.schedule for scheduler in self._schedulers]
+        if not schedules:
+            return self._draft.entries
+        return schedules[0] if len(schedules) == 1 else Shards(*schedules)
+
+    def set_schedule(self, schedule: Any) -> None:
+        """Replace it; of several, each entry in its shard."""
+        schedulers = self._schedulers
+        if not schedulers:
+            self._draft.replace(schedule)
+        elif len(schedulers) == 1:
+            schedulers[0].schedule = schedule
+        else:
+            shards = self.get_schedule()
+            shards.clear()
+            shards.update(schedule)
+
+    schedule = property(get_schedule, set_schedule)
+
+    @property
+    def data(self) -> Any:
+        """The schedule, as Celery's scheduler keeps it."""
+        return self.get_schedule()
+
+    @data.setter
+    def data(self, schedule: Any) -> None:
+        if self._given is None:
+            self._given = schedule
+        else:
+            self.set_schedule(schedule)
+
+    @property
+    def _draft(self) -> Draft:
+        """The schedule while there is no scheduler. Made on first use; Celery itself does not use it."""
+        if self._drafted is None:
+            self._drafted = Draft(self.app, {**self._rows(), **self._given})
+        return self._drafted
+
+    def _rows(self) -> Mapping[str, Any]:
+        """Return the entries of a database. RedBeat shows only what is due; another process may have a file open."""
+        cls = resolve(self.app.conf.get("neli_scheduler"))
+        if not is_database(cls):
+            return {}
+        try:
+            return dict(cls(app=self.app, lazy=True).schedule)
+        except Exception as exc:  # noqa: BLE001 - the database fails; its scheduler will meet that again, and wait
+            logger.warning("beat: the entries in the database cannot be shown yet: %r", exc)
+            return {}
+
+    def _made(self, scheduler: Any) -> None:
+        """Change in a scheduler that was built what code has changed in the schedule."""
+        add_to(scheduler, self._added)
+        cls = resolve(self.app.conf.get("neli_scheduler"))
+        learns = cls in _CELERYS
+        if self._drafted is not None or learns:
+            self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
+
+    def _learn(self, scheduler: Any) -> None:
+        """Keep what code has changed in a scheduler whose term is over."""
+        if self._drafted is not None:
+            self._drafted.learn(scheduler)
+
+    # -- what Celery writes --
+
+    @property
+    def _serving(self) -> list[Any]:
+        return [runner.host.scheduler for runner in self._runners if runner.serves]
+
+    def should_sync(self) -> bool:
+        """Return True if :meth:`_do_sync` is due."""
+        return any(scheduler.should_sync() for scheduler in self._serving)
+
+    def _do_sync(self) -> None:
+        for scheduler in self._serving:
+            scheduler._do_sync()
+
+    def sync(self) -> None:
+        """Write the schedule, if this process leads."""
+        for scheduler in self._serving:
+            scheduler.sync()
 
     # -- the end --
 
     def close(self) -> None:
-        """Write and close the inner schedulers, hand over, leave the election. Any number of times.
+        """End the hosts, hand over, leave the election. Any number of times.
 
         On SIGTERM Celery calls it inside the signal handler. If the handler interrupted a tick, nothing may be touched
         that the tick may be holding: then an attribute is set, and the work is done by the call that follows once
@@ -220,24 +339,33 @@ class Scheduler(Facade):
         seconds at most.
         """
         self._close_asked = True
-        if self._ticking:
-            if self._alarm is not None:
-                self._alarm.ring()
-        else:
+        if self._wakeup is not None:
+            self._wakeup.closing = True
+        if not self._ticking:
             self._finish()
+        elif self._wakeup is not None:
+            self._wakeup.wake()
 
     def _finish(self) -> None:
         if self._closing:
             return
         self._closing = True
         try:
-            for desk in self._desks:
-                desk.put_down()
+            for runner in self._runners:
+                runner.put_down()
         finally:
-            leader, alarm = self._leader, self._alarm
-            if leader is not None and alarm is not None:
+            leader, wakeup = self._leader, self._wakeup
+            if wakeup is not None:
                 leader.stop()
-                leader.heard = leader.fit = None
-                alarm.disconnect()
-            if self._keeper is not None:
-                self._keeper.stop()
+                leader.on_readback = leader.fit = None
+                wakeup.disconnect()
+            if self._shared is not None:
+                self._shared.stop()
+
+
+def _check_shards(cls: type[Any], config: Config) -> None:
+    if len(config.roles) > 1 and not is_replicated(cls):
+        raise ConfigurationError(
+            f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {DEFAULT} "
+            "spreads its entries; set neli_shards = 1, or leave neli_scheduler out"
+        )

@@ -1,4 +1,4 @@
-"""What wakes a waiting scheduler, and what holds a hand-over until the scheduler is down: the leadership's signals."""
+"""Wakes a waiting beat, and holds a hand-over until its hosts have ended: the leadership's signals do both."""
 
 from __future__ import annotations
 
@@ -12,52 +12,54 @@ from celery_neli.threads import patched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from celery_neli.beat.tenure import Leader
+    from celery_neli.election.leadership import Leadership
 
-__all__ = ["Alarm"]
+__all__ = ["Wakeup"]
 
 #: Seconds that a greenlet waits at a time.
 GREEN_WAIT = 0.05
 
 
-class Alarm:
-    """The owner's thread waits on it; the leadership's thread rings it. Nothing is safe because of it."""
+class Wakeup:
+    """The thread that ticks waits on it, and the leadership's thread wakes it. Nothing is safe because of it."""
 
     def __init__(self, roles: Iterable[str]) -> None:
-        # Not a condition: put() is reentrant, so a signal handler may ring in whatever the owner is doing.
-        self._rings: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._leader: Leader | None = None
+        # Not a condition: put() is reentrant, so a signal handler may call wake in whatever the owner is doing.
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        #: True once the beat is closing: it starts nothing more. A plain attribute, for a signal handler sets it.
+        self.closing = False
+        self._leader: Leadership | None = None
         self._drain_timeout = 0.0
         #: The last term of each role that was fenced.
         self.fenced: dict[str, int] = {}
-        #: Set while there is nothing that a hand-over of the role would have to wait for.
+        #: By role: set while a hand-over has nothing to wait for.
         self.down = {role: threading.Event() for role in roles}
         for each in self.down.values():
             each.set()
 
-    def ring(self) -> None:
-        """Wake the owner. Any thread, and signal handlers."""
-        self._rings.put(None)
+    def wake(self) -> None:
+        """Wake the thread that ticks. Any thread, and signal handlers."""
+        self._calls.put(None)
 
     def wait(self, timeout: float) -> None:
-        """Wait until it rings or ``timeout`` seconds are over. The owner's thread."""
+        """Wait until `wake` is called or ``timeout`` seconds are over. The thread that ticks."""
         if patched():
-            timeout = min(timeout, GREEN_WAIT)  # a real thread's ring does not wake a greenlet
+            timeout = min(timeout, GREEN_WAIT)  # a real thread cannot wake a greenlet
         try:
-            self._rings.get(timeout=timeout)
+            self._calls.get(timeout=timeout)
             while True:
-                self._rings.get_nowait()
+                self._calls.get_nowait()
         except queue.Empty:
             return
 
-    def connect(self, leader: Leader, *, drain_timeout: float) -> None:
+    def connect(self, leader: Leadership, *, drain_timeout: float) -> None:
         """Listen to the signals of ``leader``; hold its hand-overs for ``drain_timeout`` seconds at most."""
         self._leader, self._drain_timeout = leader, drain_timeout
         for signal, receiver in self._receivers():
             signal.connect(receiver, sender=leader, weak=False, dispatch_uid=self._uid(signal))
 
     def disconnect(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for signal, _ in self._receivers():
             signal.disconnect(sender=self._leader, dispatch_uid=self._uid(signal))
 
@@ -72,12 +74,12 @@ class Alarm:
         return id(self), id(signal)
 
     def _acquired(self, **kwargs: Any) -> None:
-        self.ring()
+        self.wake()
 
     def _revoked(self, role: str, **kwargs: Any) -> None:
-        self.ring()
+        self.wake()
         self.down[role].wait(self._drain_timeout)
 
     def _fenced(self, role: str, term: int, **kwargs: Any) -> None:
         self.fenced[role] = term  # even if late heartbeats bring the term back: what was done in it was to stop
-        self.ring()
+        self.wake()

@@ -269,7 +269,7 @@ class Role(RoleLease):
     """
 
     def __init__(self, renewal: Renewal, leases: SharedLease, name: str) -> None:
-        super().__init__(leases, name, clock=renewal.own_clock)
+        super().__init__(leases, name, owner=renewal)
         self._renewal = renewal
         self._payload: tuple[int, Mapping[str, Any]] = 0, {}
         self._early: dict[str, int] = {}  # term of a payload that must leave at once, not taken yet

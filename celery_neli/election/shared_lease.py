@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
-from celery_neli.election.lease import NEVER, boottime
+from celery_neli.election.lease import FOREVER, NEVER, boottime
 from celery_neli.election.role_state import Grant
 
 if sys.platform == "win32":  # Celery has no pool with children there: the threads of this process are all
@@ -98,17 +99,29 @@ class _Presence:
             return False
 
 
+class Owner(Protocol):
+    """What takes part in the election, in the process `pid` and not in its forked children."""
+
+    pid: int
+
+
+def _own_clock(clock: Callable[[], float], owner: Owner) -> float:
+    return clock() if os.getpid() == owner.pid else FOREVER
+
+
 class RoleLease:
     """The lease of one role: the read side, which is the same in the process that leads and in its forked children.
 
     Each question may be asked from any thread and in a signal handler. It takes no lock and does not block.
     """
 
-    def __init__(self, leases: SharedLease, name: str, *, clock: Callable[[], float]) -> None:
+    def __init__(self, leases: SharedLease, name: str, *, owner: Owner | None = None) -> None:
+        """With an `owner`, only its process may use the lease: anywhere else, every answer is no."""
         self.name = name
         self._index = leases.roles.index(name)
         self._at = self._index * _CELLS
-        self._cells, self._presence, self._clock = leases.cells, leases.presence, clock
+        self._cells, self._presence = leases.cells, leases.presence
+        self._clock = leases.clock if owner is None else partial(_own_clock, leases.clock, owner)
 
     @property
     def term(self) -> int | None:
@@ -172,7 +185,7 @@ class SharedLease:
             fd: the `fd` of the process that shares, in a child that was not forked but was given the descriptor.
             clock: gives seconds; the clock of the thread that writes.
         """
-        self.roles = roles
+        self.roles, self.clock = roles, clock
         size = len(roles) * _CELLS * 8
         fresh = fd is None
         self.fd = _file(size) if fd is None else fd
@@ -180,10 +193,10 @@ class SharedLease:
         self.cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
         self.presence = _Presence(self.fd)
         if fresh:
-            weakref.finalize(self.presence, os.close, self.fd).atexit = False  # the last to need it
+            weakref.finalize(self.presence, _close, self.fd, os.getpid()).atexit = False  # the last to need it
             for index in range(len(roles)):
                 self.write(index, Grant())
-        self._roles = {role: RoleLease(self, role, clock=clock) for role in roles}
+        self._roles = {role: RoleLease(self, role) for role in roles}
 
     def role(self, name: str) -> RoleLease:
         """Return the lease of one role. Raises KeyError if it is not in `roles`."""
@@ -209,6 +222,12 @@ def _file(size: int) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, size)
     return fd
+
+
+def _close(fd: int, pid: int) -> None:
+    """Close it, but not in a forked child, where the number may stand for another file by now."""
+    if os.getpid() == pid:
+        os.close(fd)
 
 
 def share(app: Any, lease: SharedLease) -> SharedLease:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -52,6 +52,19 @@ _ALERT = re.compile(
     r"alert (?:bad certificate|unsupported certificate|certificate \w+|unknown ca|access denied)", re.IGNORECASE
 )
 _CIPHER = re.compile(r"alert (?:handshake failure|protocol version)|no protocols available|no shared cipher")
+# OpenSSL's verification results, the end of the cause's key, what is wrong with the certificate, and the remedy.
+_UNTRUSTED: tuple[tuple[Collection[int], str, str, str], ...] = (
+    ((10,), "expired", "has expired", "renew it on the broker"),
+    ((9,), "early", "is not valid yet", "check this host's clock and the broker's"),
+    (
+        (62, 64), "host", "is made out to another host",
+        "use a name that is in it, in bootstrap.servers and in the brokers' advertised.listeners",
+    ),
+    (
+        (2, 18, 19, 20, 21), "issuer", "is not signed by the CA in ssl.ca.location ({ca})",
+        "give the certificate of the brokers' CA",
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,26 +198,9 @@ def _of_tls(words: str, where: str, properties: Mapping[str, Any]) -> Cause | No
 
 def untrusted(where: str, code: int, message: str, properties: Mapping[str, Any]) -> Cause:
     """Return why the certificate of the broker at `where` was not accepted, from OpenSSL's verification result."""
-    if code == 10:
-        return Cause("certificate expired", f"the certificate of {where} has expired", "renew it on the broker")
-    if code == 9:
-        return Cause(
-            "certificate early",
-            f"the certificate of {where} is not valid yet",
-            "check this host's clock and the broker's",
-        )
-    if code in (62, 64):
-        return Cause(
-            "certificate host",
-            f"the certificate of {where} is made out to another host",
-            "use a name that is in it, in bootstrap.servers and in the brokers' advertised.listeners",
-        )
-    if code in (2, 18, 19, 20, 21):
-        return Cause(
-            "certificate issuer",
-            f"the certificate of {where} is not signed by the CA in ssl.ca.location ({_ca(properties)})",
-            "give the certificate of the brokers' CA",
-        )
+    for codes, key, what, remedy in _UNTRUSTED:
+        if code in codes:
+            return Cause(f"certificate {key}", f"the certificate of {where} {what.format(ca=_ca(properties))}", remedy)
     return Cause("certificate", f"the certificate of {where} is refused: {message}", f"check it and {_ca(properties)}")
 
 

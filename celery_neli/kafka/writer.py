@@ -38,6 +38,7 @@ class Writer:
         self._log, self._topic, self._properties = log, topic, properties
         self._probe = Probe(config, log, topic)
         self._doubted = False  # records were lost: it may reach no broker
+        self._failed = ""  # why librdkafka takes no record any more
         self._client = log.client(Producer, properties)
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class Writer:
 
         Raises:
             BufferError: librdkafka has too many records.
-            KafkaException: it refuses this one. After a fatal error the client was replaced.
+            KafkaException: it refuses this one. After a fatal error it takes no other: see `is_lost`.
         """
         try:
             self._client.produce(
@@ -57,7 +58,7 @@ class Writer:
             )
         except KafkaException as exception:
             if exception.args[0].fatal() or exception.args[0].name() == "_FATAL":
-                self.replace(f"the producer failed ({exception.args[0].str()})")
+                self._failed = f"the producer failed ({exception.args[0].str()})"
             raise
 
     def send_all(self, records: Iterable[tuple[int, bytes | str, bytes | None]], timeout: float) -> str:
@@ -105,23 +106,24 @@ class Writer:
         return metadata
 
     def is_lost(self) -> bool:
-        """Return True if the client must be replaced: it finds no broker, although brokers answer.
+        """Return True if the client must be replaced: it failed, or it finds no broker although brokers answer.
 
         Waits for half a second at most, and only while records are being lost.
         """
         if not self._doubted:
-            return False
+            return self._failed != ""
         heard = self._probe.heard
         lost = self._probe.is_lost(self._client)
         self._doubted = self._probe.heard == heard
         return lost
 
-    def replace(self, why: str = "the producer finds no broker, though brokers answer") -> None:
+    def replace(self) -> None:
         """Replace the client. What it had is dropped: a record is worth nothing after the lease that it was to buy."""
         self.purge()
         self._client.flush(0)
         lost, self._client = self._client, self._log.client(Producer, self._properties)
-        self._doubted = False
+        why = self._failed or "the producer finds no broker, though brokers answer"
+        self._failed, self._doubted = "", False
         self._probe.watch.let_go(lost, self._log, why)
 
     def close(self, timeout: float = 0.0) -> None:

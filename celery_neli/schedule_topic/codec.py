@@ -209,11 +209,11 @@ def check_definition(definition: Definition) -> None:
         check_text("changes", change.what, MAX_CHANGE, least=0)
 
 
-def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
+def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
     """Let a decoder raise `RecordError` only: an unforeseen exception must cost its own record alone."""
 
     @wraps(decoder)
-    def decode_alone(value: bytes) -> _Value:
+    def decode_strictly(value: bytes) -> _Value:
         try:
             return decoder(value)
         except RecordError:
@@ -221,10 +221,10 @@ def _alone(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
         except Exception as exc:
             raise RecordError(f"cannot be read: {printable_error(exc)}") from exc
 
-    return decode_alone
+    return decode_strictly
 
 
-@_alone
+@_strictly
 def decode_state(value: bytes) -> State:
     """Return the state in `value`. Takes some 3 µs.
 
@@ -252,7 +252,7 @@ def decode_state(value: bytes) -> State:
     )
 
 
-@_alone
+@_strictly
 def decode_definition(value: bytes) -> Definition:
     """Return the definition in `value`. Raises as `decode_state`, also for all that `encode_definition` refuses."""
     fields = parse(value, most=MAX_BYTES)
@@ -275,7 +275,7 @@ def decode_definition(value: bytes) -> Definition:
     return definition
 
 
-@_alone
+@_strictly
 def decode_note(value: bytes) -> Note:
     """Return the note in `value`. Raises as `decode_state`."""
     fields = parse(value, most=MAX_SMALL)

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import celery
@@ -98,25 +99,17 @@ def singleton(
         if hook is not None:
             _check_callable(parameter, hook)
 
+    make = partial(
+        Singleton, role=role, every=float(every), isolate=isolate, setup=setup, teardown=teardown,
+        max_failures=max_failures,
+    )  # fmt: skip
+
     def register(function: F) -> F:
         _check_callable("function", function)
         name = _name(function)
         if isolate:
             _check_importable(name)
-        _register(
-            found,
-            Singleton(
-                function=function,
-                name=name,
-                role=role,
-                every=float(every),
-                isolate=isolate,
-                setup=setup,
-                teardown=teardown,
-                max_failures=max_failures,
-                path=tuple(map(str, sys.path)),
-            ),
-        )
+        _register(found, make(function=function, name=name, path=tuple(map(str, sys.path))))
         return function
 
     return register

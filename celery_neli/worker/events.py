@@ -70,25 +70,20 @@ class Outbox:
             thread.join(timeout)
 
     def _run(self) -> None:
-        while (event := self._next()) is not None:
+        while True:
+            with self._lock:
+                if not self._events:
+                    self._thread = None
+                    return
             try:
                 with self._connect() as send:
-                    while event is not None:
-                        send(event)
-                        event = self._events.popleft() if self._events else None
+                    while self._events:
+                        send(self._events[0])
+                        self._events.popleft()
             except Exception as exc:  # noqa: BLE001 - whatever a transport raises: it concerns those who watch only
-                logger.debug("worker event %s waits for the task broker: %r", event and event["type"], exc)
-                if event is not None:
-                    self._events.appendleft(event)
+                logger.debug("worker events wait for the task broker: %r", exc)
                 if self._closed.wait(self._retry):
                     return
-
-    def _next(self) -> dict[str, Any] | None:
-        with self._lock:
-            if not self._events:
-                self._thread = None
-                return None
-            return self._events.popleft()
 
 
 def send_transitions(worker: Any, leadership: Leadership) -> None:

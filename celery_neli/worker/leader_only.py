@@ -142,7 +142,10 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
             try:
                 lease = leases.role(role)
             except KeyError:
-                raise _unknown(mine, role) from None
+                role_of(mine, role)  # raises for a role that is not configured, and names those that are
+                raise ConfigurationError(
+                    f"@leader_only(role={role!r}): neli_roles has it since this worker began; restart it"
+                ) from None
             if within is not None and within[0] is lease:
                 # part of other work of this leader: during a handover it may be finished (R3)
                 term = within[1] if lease.may_finish(within[1]) else None
@@ -175,11 +178,6 @@ def _by_message(cls: Any) -> bool:
     """
     stack = cls.request_stack.stack
     return len(stack) == 1 and not stack[0].called_directly and not stack[0].is_eager
-
-
-def _unknown(app: Any, role: str) -> Exception:
-    role_of(app, role)  # raises, and says which roles there are
-    return ConfigurationError(f"@leader_only(role={role!r}): neli_roles has it since this worker began; restart it")
 
 
 def _reason(app: Any, role: str | None) -> str:

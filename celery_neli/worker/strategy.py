@@ -27,11 +27,11 @@ from celery.worker.strategy import default, hybrid_to_proto2
 from kombu.entity import Queue
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from celery_neli.beat.publish import DATA_ERRORS, is_transport_error
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.transport_errors import DATA_ERRORS, is_transport_error
 from celery_neli.worker.consumer_step import consume_led_roles, end_worker
 from celery_neli.worker.in_flight import InFlight, in_flight_of
 from celery_neli.worker.redelivery import counts, forward, give_back, published_to

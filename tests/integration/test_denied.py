@@ -31,7 +31,7 @@ REPLACED = 2 * QUIET + PATIENCE + 3 * ASK_EVERY
 def test_a_reader_that_is_denied_is_not_taken_for_deaf(
     secured_kafka: SecuredKafka, names: Callable[[str], str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told which right is missing, as one and the same trouble, and reads on where it stood."""
+    """It learns which right is missing, as one and the same trouble, and reads on where it stood."""
     caplog.set_level(logging.INFO)
     user, topic = secured_kafka.create_user(names("user")), names("topic")
     secured_kafka.create_topic(topic, config=LEADER)

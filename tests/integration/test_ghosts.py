@@ -48,7 +48,7 @@ class Beats:
         topic = ScheduleTopic(self.config, log=LOG)
         stack.callback(topic.stop)
         topic.start()
-        beat.keeper.topic = topic
+        beat.use(topic)
         return topic
 
     def put(self, *names: str) -> None:
@@ -70,8 +70,7 @@ class Beats:
         wait_until(turned, timeout=40, what=what)
 
     def running(self, beat: Process) -> set[str]:
-        scheduler = beat.desks[0].scheduler
-        return set() if scheduler is None else {*scheduler.schedule, *scheduler.neli_states.paused}
+        return beat.names()
 
     def shown(self) -> set[str]:
         """What `list` reads."""
@@ -82,14 +81,14 @@ class Beats:
         return all(topic.generation > 0 and topic.whole == topic.generation for topic in self.topics)
 
     def check(self) -> None:
-        """All is there again; a removal is one for both, and for whoever leads next."""
+        """All is there again; a removal is one for both, and for the next leader."""
         self.until(lambda: self.noticed() and self.shown() == set(NAMES), "what was lost")
         self.remove("r0")
         left = {"e", *NAMES[1:]}
         self.until(lambda: all(self.running(beat) == left for beat in self.world.beats), "the removal")
         self.leader.hand_over()
         self.standby.member.lead()
-        self.until(lambda: self.standby.inner.neli_leads, "the successor")
+        self.until(lambda: self.standby.leads, "the successor")
         assert self.running(self.standby) == left
         assert self.shown() == set(NAMES[1:])
 
@@ -120,7 +119,7 @@ def test_a_topic_that_is_deleted_is_written_again(
 
 
 def test_a_topic_that_is_emptied_is_written_again(beats: Beats, kafka_node: KafkaCluster) -> None:
-    """kafka-delete-records: Kafka tells nobody who has read past what is deleted."""
+    """kafka-delete-records: Kafka reports nothing to a reader that is past what is deleted."""
     topic = beats.config.schedule_topic
     configure(kafka_node, topic, cleanup_policy="compact,delete")
     for partition in range(2):
@@ -131,7 +130,7 @@ def test_a_topic_that_is_emptied_is_written_again(beats: Beats, kafka_node: Kafk
 
 
 def test_a_topic_that_is_made_again_at_once_is_noticed(beats: Beats, kafka_node: KafkaCluster) -> None:
-    """By somebody else, or by a beat that found it missing."""
+    """By another client, or by a beat that found it missing."""
     topic = beats.config.schedule_topic
     kafka_node.admin().delete_topics([topic])[topic].result(10)
 

@@ -13,7 +13,7 @@ from celery_neli.kafka.group import KafkaGroup
 
 pytestmark = pytest.mark.integration
 LOG = logging.getLogger("celery_neli.kafka")
-NOBODY: frozenset[int] = frozenset()
+NO_ROLE: frozenset[int] = frozenset()
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_lone_member_is_induced_for_every_role(kafka_node, names, member):
     kafka_node.create_topic(config.topic, partitions=4)
     alone = member(config)
     alone.poll()
-    assert alone.induced == NOBODY
+    assert alone.induced == NO_ROLE
     alone.join()
     alone.join()
     poll(alone, until=lambda: alone.induced == {0, 1})
@@ -70,7 +70,7 @@ def test_a_newcomer_does_not_disturb_the_induced(config, member):
         newcomer.join()
         deadline = time.monotonic() + 1.5
         poll(first, newcomer, until=lambda: seen.add(first.induced) or time.monotonic() > deadline)  # noqa: B023
-        assert newcomer.induced == NOBODY
+        assert newcomer.induced == NO_ROLE
     assert seen == {frozenset({0})}
 
 
@@ -107,7 +107,7 @@ def test_who_leaves_is_not_induced_any_more_and_another_is(config, member):
     second.join()
     first.leave()
     first.leave()
-    assert first.induced == NOBODY
+    assert first.induced == NO_ROLE
     poll(first, second, until=lambda: second.induced == {0})
     second.leave()
     first.join()
@@ -115,7 +115,7 @@ def test_who_leaves_is_not_induced_any_more_and_another_is(config, member):
 
 
 def test_who_closes_hands_over_within_a_moment(config, member):
-    """A closed member left the group; nobody waits for its session to end."""
+    """A closed member left the group; no member waits for its session to end."""
     first, second = member(config), member(config)
     first.join()
     poll(first, until=lambda: first.induced)
@@ -125,7 +125,7 @@ def test_who_closes_hands_over_within_a_moment(config, member):
     began = time.monotonic()
     first.close()
     assert time.monotonic() - began < 0.5
-    assert first.induced == NOBODY
+    assert first.induced == NO_ROLE
     poll(second, until=lambda: second.induced == {0}, timeout=3.0)
     first.close()
     first.poll()

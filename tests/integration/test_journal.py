@@ -21,21 +21,21 @@ LOG = logging.getLogger("celery_neli.kafka")
 
 
 class Reading:
-    """Reads a journal and keeps what it told."""
+    """Reads a journal and keeps what it reported."""
 
     def __init__(self, config: Config) -> None:
         self.journal = KafkaJournal(config, log=LOG)
         self.events: list[Event] = []
 
     def until(self, condition: Callable[[list[Event]], object], *, timeout: float = 15.0) -> list[Event]:
-        """Read until the condition holds for what is told from now on."""
+        """Read until the condition holds for what is reported from now on."""
         new: list[Event] = []
         deadline = time.monotonic() + timeout
         while not condition(new):
             assert time.monotonic() < deadline, f"only {new[-5:]} within {timeout} s"
-            told = self.journal.read(0.05)
-            new += told
-            self.events += told
+            reported = self.journal.read(0.05)
+            new += reported
+            self.events += reported
         return new
 
     def until_end(self, *roles: int, timeout: float = 15.0) -> list[Event]:
@@ -60,7 +60,7 @@ def config(kafka, names) -> Config:
 
 @pytest.fixture
 def fill(kafka) -> Iterator[Callable[..., None]]:
-    """Append so many records as somebody else."""
+    """Append so many records as another client."""
     producer = Producer({"bootstrap.servers": kafka, "linger.ms": 0})
 
     def fill(topic: str, count: int, partition: int = 0) -> None:
@@ -106,7 +106,7 @@ def test_members_may_create_the_topic_at_once(config):
 
 
 def test_an_empty_log_starts_at_its_oldest(read):
-    """`Started` is told although no record ever comes, and so is the end."""
+    """`Started` is reported although no record ever comes, and so is the end."""
     assert read.until_end() == [Started(0, 0, oldest=True), End(0)]
 
 
@@ -114,26 +114,26 @@ def test_a_short_log_is_read_from_its_beginning(read, config, kafka_node, fill):
     """Fewer records than the tail: all of them."""
     kafka_node.create_topic(config.topic)
     fill(config.topic, 10)
-    told = read.until_end()
-    assert starts(told) == [Started(0, 0, oldest=True)]
-    assert entries(told) == list(range(10))
+    reported = read.until_end()
+    assert starts(reported) == [Started(0, 0, oldest=True)]
+    assert entries(reported) == list(range(10))
 
 
 def test_a_long_log_is_read_from_near_its_end_and_further_back_when_asked(read, config, kafka_node, fill):
-    """The last 200 records; then 1000 more; then all, which is told as the oldest."""
+    """The last 200 records; then 1000 more; then all, which is reported as the oldest."""
     kafka_node.create_topic(config.topic)
     fill(config.topic, 1500)
-    told = read.until_end()
-    assert starts(told) == [Started(0, 1300, oldest=False)]
-    assert entries(told) == list(range(1300, 1500))
+    reported = read.until_end()
+    assert starts(reported) == [Started(0, 1300, oldest=False)]
+    assert entries(reported) == list(range(1300, 1500))
     read.journal.look_back(0)
-    told = read.until_end()
-    assert starts(told) == [Started(0, 300, oldest=False)]
-    assert entries(told) == list(range(300, 1500))
+    reported = read.until_end()
+    assert starts(reported) == [Started(0, 300, oldest=False)]
+    assert entries(reported) == list(range(300, 1500))
     read.journal.look_back(0)
-    told = read.until_end()
-    assert starts(told) == [Started(0, 0, oldest=True)]
-    assert entries(told) == list(range(1500))
+    reported = read.until_end()
+    assert starts(reported) == [Started(0, 0, oldest=True)]
+    assert entries(reported) == list(range(1500))
 
 
 def test_a_log_whose_beginning_is_gone_starts_at_what_is_left(read, config, kafka_node, fill):
@@ -143,9 +143,9 @@ def test_a_log_whose_beginning_is_gone_starts_at_what_is_left(read, config, kafk
     kafka_node.admin().delete_records([TopicPartition(config.topic, 0, 900)])[
         TopicPartition(config.topic, 0, 900)
     ].result(10)
-    told = read.until_end()
-    assert starts(told) == [Started(0, 900, oldest=True)]
-    assert entries(told) == list(range(900, 1000))
+    reported = read.until_end()
+    assert starts(reported) == [Started(0, 900, oldest=True)]
+    assert entries(reported) == list(range(900, 1000))
     read.journal.look_back(0)
     assert starts(read.until_end()) == [Started(0, 900, oldest=True)]
 
@@ -160,16 +160,16 @@ def test_a_log_emptied_by_expiry_starts_at_its_end(read, config, kafka_node, fil
 
 
 def test_ones_own_record_is_read_back_and_then_the_end(read):
-    """What was appended comes back with its bytes, and the end is told after it."""
+    """What was appended comes back with its bytes, and the end is reported after it."""
     read.until_end()
     read.journal.append(0, "leader", b"mine")
-    told = read.until(lambda new: End(0) in new and entries(new))
-    assert Entry(0, 0, b"mine") in told
-    assert told[-1] == End(0)
+    reported = read.until(lambda new: End(0) in new and entries(new))
+    assert Entry(0, 0, b"mine") in reported
+    assert reported[-1] == End(0)
 
 
-def test_the_end_is_told_again_when_asked_and_no_record_is_missed_or_doubled(read, config, fill):
-    """Asking moves the reader to where it stands: under load every record is still told exactly once."""
+def test_the_end_is_reported_again_when_asked_and_no_record_is_missed_or_doubled(read, config, fill):
+    """Asking moves the reader to where it stands: under load every record is still reported exactly once."""
     read.until_end()
     read.journal.ask_end(0)
     assert read.until_end() == [End(0)]
@@ -183,14 +183,14 @@ def test_the_end_is_told_again_when_asked_and_no_record_is_missed_or_doubled(rea
 
 
 def test_asking_at_every_turn_does_not_put_the_answer_off(read):
-    """Each asking starts the fetch anew: were it repeated faster than a broker answers, no answer would ever come."""
+    """Each asking starts the fetch again: were it repeated faster than a broker answers, no answer would ever come."""
     read.until_end()
     deadline = time.monotonic() + 5
-    told: list[Event] = []
-    while End(0) not in told:
+    reported: list[Event] = []
+    while End(0) not in reported:
         assert time.monotonic() < deadline
         read.journal.ask_end(0)
-        told += read.journal.read(0.01)
+        reported += read.journal.read(0.01)
 
 
 def test_roles_do_not_disturb_each_other(kafka, names, fill):
@@ -208,20 +208,20 @@ def test_roles_do_not_disturb_each_other(kafka, names, fill):
         assert len(starts(read.events, 1)) == 1
 
 
-def test_a_topic_deleted_is_told_and_made_anew(read, config, kafka_node, fill):
-    """Every role's position is lost; reading begins again in the new log, which nobody else had to make."""
+def test_a_topic_deleted_is_reported_and_created_again(read, config, kafka_node, fill):
+    """Every role's position is lost; reading begins again in the new log, which no other member had to create."""
     read.until_end()
     fill(config.topic, 5)
     read.until(lambda new: len(entries(new)) == 5)
     kafka_node.admin().delete_topics([config.topic])[config.topic].result(10)
-    told = read.until(lambda new: starts(new), timeout=30)
-    kinds = [type(event) for event in told if not isinstance(event, End)]
+    reported = read.until(lambda new: starts(new), timeout=30)
+    kinds = [type(event) for event in reported if not isinstance(event, End)]
     assert kinds == [Lost, Started]
     read.journal.append(0, "leader", b"new")
     read.until(lambda new: Entry(0, 0, b"new") in new)
 
 
-def test_a_topic_made_anew_behind_ones_back_is_told(read, config, kafka_node, fill):
+def test_a_topic_created_again_behind_ones_back_is_reported(read, config, kafka_node, fill):
     """A position beyond the new log's end is lost, not waited for."""
     read.until_end()
     fill(config.topic, 50)
@@ -231,31 +231,31 @@ def test_a_topic_made_anew_behind_ones_back_is_told(read, config, kafka_node, fi
         lambda: config.topic not in kafka_node.admin().list_topics(timeout=10).topics, timeout=10, what="the deletion"
     )
     kafka_node.create_topic(config.topic)
-    told = read.until(lambda new: starts(new), timeout=30)
-    assert [type(event) for event in told if not isinstance(event, End)] == [Lost, Started]
+    reported = read.until(lambda new: starts(new), timeout=30)
+    assert [type(event) for event in reported if not isinstance(event, End)] == [Lost, Started]
 
 
-@pytest.mark.parametrize("made_anew", [False, True])
-def test_a_topic_deleted_while_a_member_looks_back_is_told(read, config, kafka_node, fill, made_anew):
+@pytest.mark.parametrize("created_again", [False, True])
+def test_a_topic_deleted_while_a_member_looks_back_is_reported(read, config, kafka_node, fill, created_again):
     """The member must remember the leases that it read of: what it finds at offset 0 is another log."""
     kafka_node.create_topic(config.topic)
     fill(config.topic, 1500)
     assert starts(read.until_end()) == [Started(0, 1300, oldest=False)]
     read.journal.look_back(0)
     kafka_node.admin().delete_topics([config.topic])[config.topic].result(10)
-    if made_anew:
+    if created_again:
         wait_until(
             lambda: config.topic not in kafka_node.admin().list_topics(timeout=10).topics,
             timeout=10,
             what="the deletion",
         )
         kafka_node.create_topic(config.topic)
-    told = read.until(lambda new: Started(0, 0, oldest=True) in new, timeout=30)
-    assert Lost in [type(event) for event in told]
+    reported = read.until(lambda new: Started(0, 0, oldest=True) in new, timeout=30)
+    assert Lost in [type(event) for event in reported]
 
 
 def test_partitions_that_new_roles_need_are_added_while_others_go_on_reading(kafka, kafka_node, names, caplog):
-    """Three members with a longer list of roles come at once; nothing is told to the one with the short list."""
+    """Three members with a longer list of roles come at once; nothing is reported to the one with the short list."""
     caplog.set_level(logging.INFO, "celery_neli.kafka")
     name = names("group")
     old, new = (Config(group=name, kafka=kafka, roles=roles) for roles in (("a", "b"), ("a", "b", "c", "d")))
@@ -269,12 +269,12 @@ def test_partitions_that_new_roles_need_are_added_while_others_go_on_reading(kaf
                 for each in (before, *readings):
                     each.events += each.journal.read(0.01)
             readings[0].journal.append(3, "d", b"first")
-            readings[1].until(lambda told: Entry(3, 0, b"first") in told)
+            readings[1].until(lambda reported: Entry(3, 0, b"first") in reported)
         finally:
             for each in readings:
                 each.close()
         before.journal.append(1, "b", b"on")
-        before.until(lambda told: Entry(1, 0, b"on") in told)
+        before.until(lambda reported: Entry(1, 0, b"on") in reported)
         assert {type(event) for event in before.events} <= {Started, End, Entry}
         assert len(starts(before.events, 0)) == len(starts(before.events, 1)) == 1
     said = [record for record in caplog.records if "leader topic enlarged" in record.getMessage()]

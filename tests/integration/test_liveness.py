@@ -92,14 +92,14 @@ def test_every_client_hears_again_after_a_clean_stop(node: KafkaCluster, caplog:
                 client.word = word + b" of %d" % number  # of its own: its own producer must bring it
             for client in clients:
                 wait_until(partial(client.heard.__contains__, client.word), timeout=HEALED, what="an own record")
-            told = [f"journals {time.monotonic() - began:.1f} s"]
+            reported = [f"journals {time.monotonic() - began:.1f} s"]
             wait_until(lambda: all(client.group.induced for client in clients), timeout=HEALED, what="induction")
-            told.append(f"groups {time.monotonic() - began:.1f} s")
+            reported.append(f"groups {time.monotonic() - began:.1f} s")
             schedule_client.write(config, [(ENTRY, word.decode(), b"{}")], log=LOG, timeout=HEALED)
             for topic in topics:
                 wait_until(partial(found, topic, word.decode()), timeout=HEALED, what="a record of the schedule")
-            told.append(f"schedules {time.monotonic() - began:.1f} s")
-            print(f"\n{word.decode()}:", *told, end="")
+            reported.append(f"schedules {time.monotonic() - began:.1f} s")
+            print(f"\n{word.decode()}:", *reported, end="")
 
         well(b"begin")
         for number in range(ROUNDS):

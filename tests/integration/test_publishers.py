@@ -17,11 +17,10 @@ from celery.beat import Scheduler as CelerysScheduler
 from kombu import Exchange, Queue
 from kombu.messaging import Producer
 
-from celery_neli.beat.connections import drop_connection
-from celery_neli.beat.replicated.batch import batch_of
-from celery_neli.beat.replicated.fastpath import FastPath
-from celery_neli.beat.replicated.publishers import Publishers
+from celery_neli.beat.publish import drop_connection
+from celery_neli.beat.replicated.publishers import Publishers, batch_of
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
+from celery_neli.beat.replicated.templates import Templates
 from celery_neli.beat.tenure import LeaseEnded
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Side:
             broker_transport_options={"confirm_publish": True} if url.startswith("amqp") else {"socket_timeout": 2},
         )
         self.scheduler = ReplicatedScheduler(app=self.app, lazy=True)
-        self.fast = FastPath(self.app)
+        self.fast = Templates(self.app)
         self.publishers: Publishers[ScheduleEntry] = Publishers(
             count=count, connect=self.connect, send=self.send, batch=20
         )

@@ -116,7 +116,7 @@ def test_a_topic_that_deletes_by_time_is_refused(
 
 
 def test_a_hundred_thousand_entries_are_caught_up_with(make: Make, config: Config) -> None:
-    """Within seconds, as whoever takes over must; a one-shot reader as well. Target: one second each."""
+    """Within seconds, as a successor must; a one-shot reader as well. Target: one second each."""
     writer = make(config)
     for number in range(MANY):
         writer.write(STATE, f"entry-{number}", state(number))
@@ -188,10 +188,10 @@ def test_compaction_keeps_the_latest_of_each_key(make: Make, config: Config, kaf
     assert read.get(("e", "gone")) is None
 
 
-def test_a_position_that_is_gone_is_told_and_the_topic_read_anew(
+def test_a_position_that_is_gone_is_reported_and_the_topic_read_again(
     make: Make, config: Config, kafka_node: KafkaCluster
 ) -> None:
-    """Deleted and made anew with less in it; what was not there any more is known by the generation."""
+    """Deleted and created again with less in it; what was not there any more is known by the generation."""
     topic = make(config)
     for number in range(20):
         topic.write(ENTRY, f"{number}", b"{}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.claims import Claims, Marks
+from celery_neli.beat.replicated.claims import Claims, Watermarks
 from celery_neli.schedule.due import advance, look, pass_over
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.slots import next_slot
@@ -104,7 +104,7 @@ class Dispatcher:
         """Start from what the records of the election tell."""
         now = self.wall()
         self.term = term
-        marks = Marks.of(told.data, now=now)
+        marks = Watermarks.of(told.data, now=now)
         self.claims = Claims(term=term, interval=self.actor.config.heartbeat_interval, inherited=marks, now=now)
         self.entries, self.due, self.not_before, self.open, self.perhaps, self.unwritten = {}, {}, {}, {}, {}, set()
         self.unled = {}
@@ -134,7 +134,7 @@ class Dispatcher:
         """Have an entry, as its state tells, which is `first` if there is none."""
         state = self.world.slots.topics[self.role].states.get(name, first)
         entry.last_run_at = _utc(state.last)
-        floor = self.claims.inherited.settled(state.last, open_=state.open)
+        floor = self.claims.inherited.settled_until(state.last, open_=state.open)
         while (slot := next_slot(entry.schedule, entry.last_run_at)).timestamp() <= floor:
             entry.last_run_at = slot
         self.entries[name], self.due[name] = entry, slot.timestamp()
@@ -152,7 +152,7 @@ class Dispatcher:
         marks = self.claims.closing(self.wall(), self._unsettled())
         self.world.slots.handed_back(self.role, self.term, marks)
         perhaps, found = max(self.perhaps.values(), default=0.0), self.claims.inherited.doubtful
-        marks = Marks(max(marks.claimed, perhaps), marks.done, tried=max(perhaps, found))
+        marks = Watermarks(max(marks.claimed, perhaps), marks.settled, attempted=max(perhaps, found))
         self.actor.member.state(self.name).set_payload(marks.as_data(), self.term)
 
     # A slot
@@ -186,7 +186,7 @@ class Dispatcher:
             self.entries[name] = advance(entry, found.slot, _utc(now))
             self._crash()
         self.due[name] = next_slot(entry.schedule, self.entries[name].last_run_at).timestamp()
-        if self.due[name] > self.claims.done:
+        if self.due[name] > self.claims.settled:
             self.open.pop(name, None)
         self._write(name)
         self._crash()

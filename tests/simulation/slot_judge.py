@@ -11,7 +11,7 @@ from tests.simulation.judge import Failure
 from tests.simulation.schedule import BORN, IMPORTED, MISSED, PERIODS, Topic, is_slot, slots_until
 
 if TYPE_CHECKING:
-    from celery_neli.beat.replicated.claims import Marks
+    from celery_neli.beat.replicated.claims import Watermarks
     from tests.simulation.world import World
 
 LATEST = 12.0
@@ -32,7 +32,7 @@ class Slots:
         self.terms: list[dict[tuple[str, float], set[int]]] = [{} for _ in world.roles]
         self.ids: list[dict[tuple[str, float], UUID]] = [{} for _ in world.roles]
         self.out: list[set[tuple[str, float]]] = [set() for _ in world.roles]
-        self.found: list[dict[int, Marks | None]] = [{} for _ in world.roles]  # by term
+        self.found: list[dict[int, Watermarks | None]] = [{} for _ in world.roles]  # by term
         self.open: list[dict[int, set[str]]] = [{} for _ in world.roles]
         self.claimed: list[dict[tuple[str, int], float]] = [{} for _ in world.roles]  # by member and term
         self.untold: set[tuple[int, str, float, int]] = set()  # role, entry, slot, term
@@ -55,7 +55,7 @@ class Slots:
             author = record["member"].partition("/")[0], term
             self.claimed[role][author] = max(claimed, self.claimed[role].get(author, 0.0))
 
-    def begun(self, role: int, term: int, marks: Marks | None) -> None:
+    def begun(self, role: int, term: int, marks: Watermarks | None) -> None:
         """A leader begins with these marks."""
         self.found[role][term] = marks
         if not self.judged:
@@ -73,10 +73,10 @@ class Slots:
         """... and finds these entries open."""
         self.open[role][term] = names
 
-    def handed_back(self, role: int, term: int, marks: Marks) -> None:
+    def handed_back(self, role: int, term: int, marks: Watermarks) -> None:
         """A clean release leaves nothing in doubt but what was found in doubt."""
         found = self.found[role][term]
-        if marks.claimed > max(marks.done, 0.0 if found is None else found.claimed):
+        if marks.claimed > max(marks.settled, 0.0 if found is None else found.claimed):
             self.fail(f"term {term} of role {role} is released with {marks}")
 
     def published(
@@ -97,11 +97,11 @@ class Slots:
         if self.ids[role].setdefault((name, slot), task_id) != task_id:
             self.fail(f"{what} has two ids")
         marks, opened = self.found[role][term], self.open[role][term]
-        self.owed += marks is not None and marks.doubtful < slot <= marks.done and name in opened
+        self.owed += marks is not None and marks.doubtful < slot <= marks.settled and name in opened
         if terms - {term}:
             self.doubled += 1
             if marks is not None:  # else nothing was left to know
-                doubt = marks.doubts(slot) and (slot > marks.done or name in opened)
+                doubt = marks.doubts(slot) and (slot > marks.settled or name in opened)
                 if self.skip or not doubt:
                     self.fail(f"{what} was published in {terms}; in doubt: {doubt}, {marks}")
         terms.add(term)

@@ -15,10 +15,11 @@ from kombu.exceptions import OperationalError
 
 from celery_neli.beat.scheduler import Scheduler
 from celery_neli.config import Config
-from celery_neli.election.grant import Told
+from celery_neli.election.role_state import Payload
 from celery_neli.election.shared_lease import Standing
 from celery_neli.periodic.definition import define
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_definition
+from tests.unit.fakes import FakeRole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,7 +54,7 @@ class Leader:
     """Leads in one term after another; what is offered is read back at once."""
 
     election = "beat"
-    heard: Callable[[], None] | None = None
+    on_readback: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         self.config = Config(group="soak.beat", kafka="127.0.0.1:1", name="me")
@@ -65,15 +66,19 @@ class Leader:
     def stop(self) -> None: ...
     def progress(self) -> None: ...
     def ask(self, role: str) -> None: ...
-    def led_until(self, role: str) -> None: ...
 
-    def snapshot(self, role: str) -> Standing:
+    def role(self, name: str) -> FakeRole:
+        return FakeRole(self, name)
+
+    def predecessor_active_until(self, role: str) -> None: ...
+
+    def standing(self, role: str) -> Standing:
         return Standing(term=self.term, until=time.monotonic() + 60, leading=self.leads, held=self.leads)
 
-    def told(self, role: str) -> Told:
-        return Told(term=self.term, data=self._data, own=self._own, known=True)
+    def last_payload(self, role: str) -> Payload:
+        return Payload(term=self.term, data=self._data, own=self._own, known=True)
 
-    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         self._data, self._own = data, True
 
     def lose(self) -> None:
@@ -84,8 +89,8 @@ class Leader:
 
     def wake(self) -> None:
         """Let the scheduler's next wait be over at once: the clock is ours."""
-        if self.heard is not None:
-            self.heard()
+        if self.on_readback is not None:
+            self.on_readback()
 
 
 class Topic:

@@ -1,6 +1,6 @@
 """Beats with a led scheduler on a clock that the test moves. They share an election, a schedule topic and a broker.
 
-Nothing of a beat is faked but Kafka and the wire: its desks, keeper, schedulers and publishers are the real ones.
+Nothing of a beat is faked but Kafka and the wire: its runners, hosts, schedulers and publishers are the real ones.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu import Producer
 
-from celery_neli.beat.replicated.host import Keeper
+from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
-from celery_neli.beat.role_runner import Desk
+from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.beat.wakeup import Alarm
+from celery_neli.beat.wakeup import Wakeup
+from celery_neli.beat.wrapped.host import add_to
 from celery_neli.config import Config, beat_settings, shard_roles
 from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.schedule_topic.codec import STATE, State, encode_state
@@ -192,50 +193,127 @@ class Process:
         )  # fmt: skip
         self.member = FakeMember(world.election, config)
         self.topic = FakeTopic(world.log)
-        self.alarm = Alarm(config.roles)
-        self.keeper = Keeper(leader=self.member, config=config, settings=beat_settings(self.app), topic=self.topic)
+        self.wakeup = Wakeup(config.roles)
+        self.shared = SharedSchedule(config=config, settings=beat_settings(self.app), topic=self.topic)
         self.dead = False
-        #: It was told to end.
-        self.stopping = False
 
         class Wire(Producer):  # type: ignore[misc]
             def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: Any, *args: Any) -> None:
                 world.arrive(headers)
 
-        self.desks = [
-            Desk(
-                app=self.app, cls=scheduler, shard=shard, role=role, leader=self.member, alarm=self.alarm,
-                keeper=self.keeper, options={"schedule": None, "max_interval": None, "Producer": Wire},
-                added=added, stopping=lambda: self.stopping,
+        roles = [self.member.role(role) for role in config.roles]
+        self.hosts = [
+            ReplicatedHost(
+                app=self.app, cls=scheduler, roles=roles, shard=shard, shared=self.shared,
+                options={"schedule": None, "max_interval": None, "Producer": Wire},
+                made=lambda scheduler: add_to(scheduler, added),
             )
-            for shard, role in enumerate(config.roles)
+            for shard in range(shards)
         ]  # fmt: skip
-        self.keeper.makers.extend(desk.make for desk in self.desks)
+        self.runners = [
+            RoleRunner(role=role, host=host, wakeup=self.wakeup, progress=self.member.progress)
+            for role, host in zip(roles, self.hosts, strict=True)
+        ]
+
+    # -- what tests ask of it --
 
     @property
-    def inner(self) -> Any:
+    def roles(self) -> tuple[str, ...]:
+        return self.member.config.roles
+
+    @property
+    def schedulers(self) -> list[Any]:
+        """The schedulers of all shards, leading or not."""
+        return [host.scheduler for host in self.hosts if host.scheduler is not None]
+
+    @property
+    def scheduler(self) -> Any:
         """The scheduler of the first shard, leading or not."""
-        return self.desks[0].scheduler
+        return self.hosts[0].scheduler
+
+    def serves(self, role: str = "leader") -> bool:
+        """Whether a scheduler of this beat sends what is due in the role."""
+        return next(runner for runner in self.runners if runner.role.name == role).serves
+
+    def fails(self) -> bool:
+        """Whether the first role makes no progress."""
+        return self.runners[0].failing
+
+    @property
+    def leads(self) -> bool:
+        """Whether a term of the first role has begun here and goes on."""
+        return self.hosts[0].leads
+
+    @property
+    def in_doubt(self) -> int:
+        """Slots that were in doubt when a term began here."""
+        return 0 if self.scheduler is None else self.hosts[0].ledger.in_doubt
+
+    @property
+    def left_out(self) -> int:
+        return int(self.scheduler.neli_left_out)
+
+    @property
+    def last_sent(self) -> dict[str, float]:
+        """The slot of the last task that was sent, of entries that ask whether it has finished."""
+        return dict(self.hosts[0].ledger.states.sent)
+
+    def static(self) -> list[Any]:
+        """The entries of beat_schedule."""
+        return list(self.hosts[0].ledger.states.static())
+
+    def names(self) -> set[str]:
+        """The entries of the first shard, paused or not."""
+        scheduler = self.scheduler
+        return set() if scheduler is None else {*scheduler.schedule, *self.scheduler.neli_engine.table.paused}
+
+    def is_down(self, role: str) -> bool:
+        """Whether a hand-over of the role would wait for nothing."""
+        return self.wakeup.down[role].is_set()
+
+    def close(self) -> None:
+        """It is to end: nothing more starts."""
+        self.wakeup.closing = True
+
+    def forget_fences(self) -> None:
+        self.wakeup.fenced.clear()
+
+    def use(self, topic: Any) -> None:
+        """Follow this schedule topic, instead of the fake one. Before the first turn."""
+        self.shared.topic = topic
+
+    def note(self) -> None:
+        """Write which schedule this member has, if it is time to."""
+        self.shared.note()
+
+    def stop(self) -> None:
+        self.shared.stop()
 
     def entry(self, name: str = "e") -> Any:
         """The entry, of whatever shard."""
-        return next(desk.schedule[name] for desk in self.desks if desk.schedule and name in desk.schedule)
+        return next(each.schedule[name] for each in self.schedulers if name in each.schedule)
+
+    # -- what happens to it --
+
+    def turn_role(self, shard: int = 0) -> float | None:
+        """One turn of one role: seconds until the next; None: it is not led."""
+        return self.runners[shard].turn()
 
     def turn(self) -> float:
-        """One turn of each desk: seconds until the next."""
+        """One turn of each role: seconds until the next."""
         if self.dead:
             return math.inf
         waits = []
-        for desk in self.desks:
+        for runner in self.runners:
             try:
-                wait = desk.turn()
+                wait = runner.turn()
             except LeaseEnded:
-                desk.put_down()
+                runner.put_down()
                 wait = 0.0
             except Crash:
                 self.crash()
                 return math.inf
-            if desk.failing and desk.inner is None:
+            if runner.failing and not runner.serves:
                 wait = max(wait or 0.0, 1.0)  # the real topic's read_to_end waits; a pause after a failure is real time
             waits.append(math.inf if wait is None else wait)
         return min(waits)
@@ -243,19 +321,19 @@ class Process:
     def crash(self, *, arrives: bool = True) -> None:
         """Killed: what it had sent ``arrives`` or not, nothing else does."""
         self.dead = True
-        for desk in self.desks:
-            if self.world.election.role(desk.role).holder is self.member:
-                self.member.vanish(desk.role, arrives=arrives)
+        for runner in self.runners:
+            if self.world.election.role(runner.role.name).holder is self.member:
+                self.member.vanish(runner.role.name, arrives=arrives)
 
     def hand_over(self, role: str = "leader") -> None:
         """A clean end of the term."""
         self.member.drain(role)
-        for desk in self.desks:
-            if desk.role == role:
-                desk.turn()
+        for runner in self.runners:
+            if runner.role.name == role:
+                runner.turn()
         self.member.release(role)
 
     def fence(self, role: str = "leader") -> None:
         """The lease is lost; the process goes on, and notices with its next turn."""
-        self.alarm.fenced[role] = self.world.election.role(role).term or 0
+        self.wakeup.fenced[role] = self.world.election.role(role).term or 0
         self.member.vanish(role)

@@ -93,8 +93,8 @@ class FakeElection:
         changed, role.data = role.data != data, data
         if role.holder is not None:
             role.own = True
-            if changed and role.holder.heard is not None:
-                role.holder.heard()
+            if changed and role.holder.on_readback is not None:
+                role.holder.on_readback()
 
 
 class FakeMember:
@@ -104,40 +104,40 @@ class FakeMember:
 
     def __init__(self, world: FakeElection, config: Config) -> None:
         self.world, self.config = world, config
-        self.heard: Callable[[], None] | None = None
+        self.on_readback: Callable[[], None] | None = None
         self.hurried = 0
         self.offers: list[tuple[str, Mapping[str, Any]]] = []
         self.resigned: list[str] = []
         self.stood_back: list[str] = []
         self.asked: list[str] = []
         self.turns = 0
-        self.predecessor_led_until: datetime | None = None
+        self.predecessor_active: datetime | None = None
 
     def start(self) -> None: ...
 
     def role(self, name: str = "leader") -> FakeRole:
         return FakeRole(self, name)
 
-    def snapshot(self, role: str) -> FakeStanding:
+    def standing(self, role: str) -> FakeStanding:
         found = self.world.role(role)
         mine = found.holder is self
         return FakeStanding(found.term, mine and found.leading, mine)
 
-    def led_until(self, role: str) -> datetime | None:
-        return self.predecessor_led_until
+    def predecessor_active_until(self, role: str) -> datetime | None:
+        return self.predecessor_active
 
-    def told(self, role: str) -> Payload:
+    def last_payload(self, role: str) -> Payload:
         found = self.world.role(role)
         own = found.own and found.holder is self
         return Payload(term=found.term, data=found.data, own=own, known=self.world.known)
 
-    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         found = self.world.role(role)
         if found.holder is not self or found.term != term:
             return
         self.offers.append((role, data))
         found.unsent = data
-        if hurry:
+        if now:
             self.hurried += 1
             self.world.send(found, data)
             if not self.world.latency:
@@ -149,7 +149,7 @@ class FakeMember:
     def resign(self, role: str) -> None:
         self.resigned.append(role)
 
-    def stand_back(self, role: str) -> None:
+    def back_off(self, role: str) -> None:
         self.resigned.append(role)
         self.stood_back.append(role)
 

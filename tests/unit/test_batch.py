@@ -12,7 +12,7 @@ from amqp.exceptions import MessageNacked
 from kombu import Connection
 from kombu.messaging import Producer
 
-from celery_neli.beat.replicated.batch import batch_of
+from celery_neli.beat.replicated.publishers import batch_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

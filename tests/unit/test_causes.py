@@ -213,7 +213,7 @@ NAMES = ["ssl.ca.location", "ssl.ca.pem", "sasl.password", "socket.timeout.ms"]
 
 
 @pytest.mark.parametrize(
-    ("given", "text", "told"),
+    ("given", "text", "reported"),
     [
         (
             {"ssl.ca.location": "/gone.pem"},
@@ -282,8 +282,8 @@ NAMES = ["ssl.ca.location", "ssl.ca.pem", "sasl.password", "socket.timeout.ms"]
         ),
     ],
 )
-def test_what_librdkafka_refuses_names_the_property(given, text, told):
+def test_what_librdkafka_refuses_names_the_property(given, text, reported):
     """Its value, unless that is secret, and what to do."""
     properties = {**SERVERS, **given}
     found = refused(text, properties, names=lambda: NAMES, readable=lambda path: path == "/etc/hostname")
-    assert found == told
+    assert found == reported

@@ -142,7 +142,7 @@ def test_memory_of_lines_is_bounded():
 
 
 def test_an_outage_is_one_warning_and_its_end_one_line():
-    """However many lines and errors an outage makes, it is told once, with the reason, and so is its end."""
+    """However many lines and errors an outage makes, it is reported once, with the reason, and so is its end."""
     log, clock = Lines(), Clock()
     client_log = ClientLog(log, {"bootstrap.servers": "k:9092"}, clock=clock)
     for second in range(60):
@@ -176,7 +176,7 @@ def test_what_concerns_the_group_is_the_group_members_matter():
 
 
 def test_one_set_of_properties_for_consumers_and_producers_makes_no_noise():
-    """Librdkafka remarks on every property that is not for the kind of client; nobody needs to read that."""
+    """Librdkafka remarks on every property that is not for the kind of client; no operator needs to read that."""
     log = Lines()
     line = "CONFWARN [p] Configuration property group.id is a consumer property and will be ignored by this producer"
     ClientLog(log, {}).log(logging.WARNING, "%s", line)

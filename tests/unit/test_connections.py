@@ -11,8 +11,7 @@ import kombu
 import pytest
 from kombu.transport.memory import Transport
 
-from celery_neli.beat.connections import drop_connection
-from celery_neli.beat.wrapped.mixin import release_connection
+from celery_neli.beat.publish import drop_connection, release_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from celery_neli.beat.scheduler import Scheduler
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership, FakeTopic
 from tests.unit.schedulers import Beat, Database, Kind, RedBeat, an_hour_ago, eventually, make_app
-from tests.unit.test_desk import outer
+from tests.unit.test_role_runner import outer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -345,14 +345,14 @@ def test_with_shards_each_entry_goes_to_its_own() -> None:
     for name in new[:4]:
         add(name)
     del scheduler.schedule["e0"]
-    for role in process.keeper.roles:
+    for role in process.roles:
         world.election.role(role)
-    process.member.lead(process.keeper.roles[0])
+    process.member.lead(process.roles[0])
     scheduler.tick()
     for name in new[4:8]:
         add(name)
     assert scheduler.schedule.pop("e1").name == "e1"
-    for role in process.keeper.roles[1:]:
+    for role in process.roles[1:]:
         process.member.lead(role)
     for _ in range(3):
         scheduler.tick()

@@ -13,8 +13,7 @@ from celery.schedules import schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_neli.beat.replicated.entry_dict import Entries
-from celery_neli.beat.replicated.heap_view import HeapView
+from celery_neli.beat.replicated.entries import Entries, HeapView
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from celery.schedules import crontab, schedule, solar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_neli.beat.replicated.fingerprint import canonical, fingerprint
+from celery_neli.beat.replicated.member_notes import canonical, fingerprint
 
 
 def entry(**fields: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.beat.replicated import host as keepers
-from celery_neli.beat.replicated.entries import STRAYS
+from celery_neli.beat.replicated import host
+from celery_neli.beat.replicated.inventory import ORPHANS
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import EntryLines
 from celery_neli.schedule_topic.codec import (
@@ -35,7 +35,7 @@ HOURLY = Definition(task="t", schedule="PT1H", since=START)
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock of a portion is its end: one record is handed over at a time."""
-    monkeypatch.setattr(keepers, "PORTION", -1.0)
+    monkeypatch.setattr(host, "PORTION", -1.0)
 
 
 def flood(world: World, count: int) -> None:
@@ -45,7 +45,7 @@ def flood(world: World, count: int) -> None:
 
 
 def known(beat: Process) -> int:
-    return sum(name.startswith("flood") for name in beat.desks[0].scheduler.schedule)
+    return sum(name.startswith("flood") for name in beat.scheduler.schedule)
 
 
 @pytest.mark.usefixtures("slow")
@@ -105,15 +105,15 @@ def test_a_standby_comes_back_at_once_for_what_is_left() -> None:
 
 def test_all_shards_of_a_beat_share_one_portion(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many it has, the slots of one wait for no more than that."""
-    monkeypatch.setattr(keepers, "PORTION", 60.0)
+    monkeypatch.setattr(host, "PORTION", 60.0)
     world = World({"good": 1.0})
     beat = world.beat(shards=4)
     beat.turn()
     flood(world, 30)
     clock = iter([0.0, *([100.0] * 1000)])
-    monkeypatch.setattr(keepers, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=time.monotonic))
+    monkeypatch.setattr(host, "time", SimpleNamespace(perf_counter=lambda: next(clock), monotonic=time.monotonic))
     beat.turn()
-    assert sum(name.startswith("flood") for desk in beat.desks for name in desk.scheduler.schedule) == 1
+    assert sum(name.startswith("flood") for each in beat.schedulers for name in each.schedule) == 1
 
 
 def test_a_name_without_end_is_none_of_ours() -> None:
@@ -155,7 +155,7 @@ def test_states_of_entries_that_nobody_defines_are_bounded() -> None:
     world = World({"good": 1.0})
     beat = world.leader()
     world.ticks(until=1.5)
-    count = STRAYS + 500
+    count = ORPHANS + 500
     world.log.extend((STATE, f"stray-{n}", encode_state(State(START - 50, 7, 0)), None) for n in range(count))
     world.ticks(until=2.5)
     for n in (0, count - 1):
@@ -170,12 +170,12 @@ def test_pauses_of_entries_that_are_not_here_are_bounded() -> None:
     beat = world.leader()
     world.ticks(until=1.5)
     order = encode_definition(Definition(task=None, schedule=None, static=True, paused=True, args=["x" * 1000]))
-    world.log.extend((ENTRY, f"stray-{n}", order, None) for n in range(STRAYS + 500))
+    world.log.extend((ENTRY, f"stray-{n}", order, None) for n in range(ORPHANS + 500))
     world.ticks(until=2.5)
-    scheduler = beat.desks[0].scheduler
-    for n in (0, STRAYS + 499):
+    scheduler = beat.scheduler
+    for n in (0, ORPHANS + 499):
         scheduler.add(name=f"stray-{n}", task="t", schedule=1.0)
-    assert (f"stray-{STRAYS + 499}" in scheduler.schedule, "stray-0" in scheduler.schedule) == (False, True)
+    assert (f"stray-{ORPHANS + 499}" in scheduler.schedule, "stray-0" in scheduler.schedule) == (False, True)
 
 
 def test_many_changes_of_one_entry_are_a_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
@@ -303,7 +303,7 @@ def test_an_entry_that_misses_slots_all_the_time_logs_a_line_a_minute(caplog: py
     for _ in range(100):
         world.now += 0.55
         beat.turn()
-    assert beat.inner.neli_left_out > 100
+    assert beat.left_out > 100
     assert 1 <= caplog.text.count("slots missed") <= 2
 
 

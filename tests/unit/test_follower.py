@@ -37,12 +37,12 @@ SOON = 2 * QUIET + PATIENCE + 2 * ASK_EVERY + LOST + 4
 
 
 class Kafka:
-    """The clock, a broker's log of the first partition, and what each kind of client is told of them."""
+    """The clock, a broker's log of the first partition, and what each kind of client is reported of them."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.records = [(KEY, b"1")]
-        #: Whether a client made for the question is told of brokers.
+        #: Whether a client made for the question is reported of brokers.
         self.answers = True
         self.deaf_readers = self.deaf_producers = False
         #: No reader is sent anything.
@@ -134,13 +134,13 @@ class Client:
 
     def _report(self) -> None:
         flying, self.flying = self.flying, []
-        for at, told in flying:
+        for at, reported in flying:
             if not self.deaf:
-                told(None, None)
+                reported(None, None)
             elif self.kafka.now - at > LOST:
-                told(TIMED_OUT, None)
+                reported(TIMED_OUT, None)
             else:
-                self.flying.append((at, told))
+                self.flying.append((at, reported))
 
     def __len__(self) -> int:
         return len(self.flying)
@@ -229,7 +229,7 @@ def test_clients_that_hear_are_kept_and_no_broker_is_asked(following: Following)
 def test_a_deaf_reader_is_replaced_and_reads_from_the_beginning(
     following: Following, kafka: Kafka, caplog: pytest.LogCaptureFixture, *, late: bool
 ) -> None:
-    """One warning says so; what was missed meanwhile is found."""
+    """One warning says so; what was missed in the meantime is found."""
 
     def grow_deaf() -> None:
         if late and kafka.now < 120:
@@ -389,22 +389,22 @@ def test_a_process_that_hears_again_after_a_minute_reads_all_of_the_topic_again(
     assert following.reads.take() == {(STATE, name): b"new" for name in "abc"}
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_another_topic_of_the_name_is_noticed_by_its_id(following: Following, kafka: Kafka, *, told: bool) -> None:
+@pytest.mark.parametrize("reported", [True, False])
+def test_another_topic_of_the_name_is_noticed_by_its_id(following: Following, kafka: Kafka, *, reported: bool) -> None:
     """It was deleted, created again and filled so fast that Kafka reports nothing and no offset tells. Where Kafka
     gives no ids, as the embedded one, nothing is asked.
     """
-    kafka.identity = "first" if told else None
+    kafka.identity = "first" if reported else None
 
     def recreate() -> None:
         following.reads.take()
         another_topic(kafka)
-        kafka.identity = "second" if told else None
+        kafka.identity = "second" if reported else None
 
     following.run(IDENTIFY_EVERY + 20, once(kafka, 5, recreate))
-    assert following.reads.generation == (1 if told else 0)
+    assert following.reads.generation == (1 if reported else 0)
     following.run(2 * IDENTIFY_EVERY)
-    assert following.reads.generation == (2 if told else 1)  # for its clients are others now, and no more than that
+    assert following.reads.generation == (2 if reported else 1)  # for its clients are others now, and no more than that
 
 
 def test_a_follower_that_begins_again_knows_that_records_may_be_missing(following: Following, kafka: Kafka) -> None:

@@ -14,17 +14,17 @@ from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
 from celery_neli.beat.publish import slot_id
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from tests.unit.beats import NOON, START, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def read_marks(world: World, role: str = "leader") -> list[Marks]:
+def read_marks(world: World, role: str = "leader") -> list[Watermarks]:
     """Those of all records that were read, in seconds since noon."""
-    found = [Marks.of(data) for name, _, data in world.election.records if name == role]
-    return [Marks(each.claimed - START, each.done - START) for each in found if each is not None]
+    found = [Watermarks.of(data) for name, _, data in world.election.records if name == role]
+    return [Watermarks(each.claimed - START, each.settled - START) for each in found if each is not None]
 
 
 # -- claims --
@@ -75,7 +75,7 @@ def test_a_slot_leaves_as_soon_as_its_claim_is_heard() -> None:
     world.election.latency = 0.137
     beat = world.leader()
     world.ticks(until=9.9)
-    beat.inner.add(name="e", task="t", schedule=10.0, last_run_at=NOON)
+    beat.scheduler.add(name="e", task="t", schedule=10.0, last_run_at=NOON)
     world.ticks(until=11)
     (sent,) = world.sent
     assert sent.at == pytest.approx(10.037, abs=0.001)
@@ -107,7 +107,7 @@ def test_claims_are_not_far_ahead_and_never_go_back() -> None:
     world.ticks(until=70)
     marks = read_marks(world)
     assert len(marks) > 50
-    assert all(a.claimed <= b.claimed and a.done <= b.done for a, b in itertools.pairwise(marks))
+    assert all(a.claimed <= b.claimed and a.settled <= b.settled for a, b in itertools.pairwise(marks))
     assert marks[-1].claimed <= 70.5
 
 
@@ -308,7 +308,7 @@ def test_done_does_not_pass_slots_that_are_owed() -> None:
         sent = {(each.entry, each.slot) for each in world.sent}
         owed = [*(("e", float(n)) for n in range(1, 61)), *((name, 50.0) for name in names if name != "e")]
         first = min((slot for name, slot in owed if (name, slot) not in sent), default=math.inf)
-        dones.append((read_marks(world)[-1].done if world.election.records else 0, first))
+        dones.append((read_marks(world)[-1].settled if world.election.records else 0, first))
         world.now += 0.07
 
     dones: list[tuple[float, float]] = []
@@ -359,7 +359,7 @@ def test_slots_that_were_missed_go_by_the_misfire_policy(caplog: pytest.LogCaptu
         world.ticks(until=96)
     # No leader's mark was found although somebody has led: what is past is in doubt, and sent by the same policy.
     assert {name: world.slots(name) for name in policies} == {"once": [90], "all": [70, 80, 90], "skip": []}
-    assert beat.inner.neli_left_out == 8 + 6 + 9
+    assert beat.left_out == 8 + 6 + 9
     assert caplog.text.count("slots missed") == 3
     assert {world.state(name).last for name in policies} == {90}
     assert world.state("skip").runs == 0

@@ -78,7 +78,7 @@ def test_a_signal_that_cuts_off_a_message_leaves_it_in_doubt_if_the_transport_ha
         failing.world.ticks(until=12)
     successor = failing.succeeded(beat)
     doubtful = PLACES[place]
-    assert successor.inner.neli_in_doubt == doubtful
+    assert successor.in_doubt == doubtful
     assert failing.world.slots("bad") == ([] if doubtful and policy == "skip" else [10])
     failing.world.ticks(until=25)
     assert failing.world.slots("bad")[-1] == 20
@@ -94,7 +94,7 @@ def test_a_slot_that_fails_is_in_doubt_for_the_successor_if_the_transport_had_it
     assert failing.tries == 2
     successor = failing.succeeded(beat)
     doubtful = PLACES[place]
-    assert successor.inner.neli_in_doubt == doubtful
+    assert successor.in_doubt == doubtful
     assert failing.world.slots("bad") == ([] if doubtful and policy == "skip" else [10])
 
 
@@ -108,7 +108,7 @@ def test_a_slot_that_the_transport_had_once_stays_in_doubt() -> None:
     failing.fails = True
     failing.world.ticks(until=12.5)
     assert failing.tries == 2
-    assert failing.succeeded(beat).inner.neli_in_doubt == 1
+    assert failing.succeeded(beat).in_doubt == 1
     assert failing.world.slots("bad") == []
 
 
@@ -120,7 +120,7 @@ def test_a_hand_over_whose_states_could_not_be_written_leaves_the_doubt() -> Non
     beat.topic.up = False
     failing.world.ticks(until=13.5)
     assert beat.topic.unsaved
-    assert failing.succeeded(beat).inner.neli_in_doubt == 1
+    assert failing.succeeded(beat).in_doubt == 1
     assert failing.world.slots("bad") == []
 
 
@@ -133,7 +133,7 @@ def test_a_slot_that_is_owed_is_so_after_every_clean_hand_over() -> None:
     second = failing.world.leader()
     failing.world.ticks(until=15.5)
     assert failing.tries > 3
-    assert failing.succeeded(second).inner.neli_in_doubt == 0
+    assert failing.succeeded(second).in_doubt == 0
     assert failing.world.slots("bad") == [10]
 
 
@@ -157,7 +157,7 @@ def test_a_slot_that_was_owed_is_in_doubt_once_a_leader_died_over_it() -> None:
     world.after_wire = lambda entry: None
     third = world.leader()
     world.ticks(until=18)
-    assert third.inner.neli_in_doubt == 1
+    assert third.in_doubt == 1
     assert world.slots("bad") == [10]
 
 
@@ -174,8 +174,8 @@ def test_a_slot_that_was_found_in_doubt_stays_so_though_its_next_try_fails_befor
     failing.fails = True
     second = world.leader()
     world.ticks(until=18)
-    assert (failing.tries > 1, second.inner.neli_in_doubt) == (True, 1)
-    assert failing.succeeded(second).inner.neli_in_doubt == 1
+    assert (failing.tries > 1, second.in_doubt) == (True, 1)
+    assert failing.succeeded(second).in_doubt == 1
     assert world.slots("bad") == [10, 10]
 
 
@@ -189,7 +189,7 @@ def test_a_slot_that_fails_does_not_bring_back_what_others_sent_since() -> None:
     successor = failing.succeeded(beat)
     world.ticks(until=25)
     assert world.slots("good") == [3, 6, 9, 12, 15, 18, 21, 24]
-    assert (world.slots("bad"), successor.inner.neli_in_doubt) == ([10, 20], 0)
+    assert (world.slots("bad"), successor.in_doubt) == ([10, 20], 0)
 
 
 def test_doubt_about_a_slot_that_was_sent_in_the_end_is_no_doubt_about_others() -> None:
@@ -205,7 +205,7 @@ def test_doubt_about_a_slot_that_was_sent_in_the_end_is_no_doubt_about_others() 
     beat = world.leader()
     world.ticks(until=12.5)
     assert (world.slots("worse"), broken) == ([11], [])
-    assert failing.succeeded(beat).inner.neli_in_doubt == 0
+    assert failing.succeeded(beat).in_doubt == 0
     assert world.slots("bad") == [10]
 
 
@@ -220,7 +220,7 @@ def test_a_slot_that_was_sent_in_the_end_leaves_no_doubt(place: str) -> None:
     successor = failing.succeeded(beat)
     failing.world.ticks(until=25)
     assert failing.world.slots("bad") == [10, 20]
-    assert successor.inner.neli_in_doubt == 0
+    assert successor.in_doubt == 0
 
 
 @pytest.fixture
@@ -239,9 +239,9 @@ def test_slots_that_are_left_out_are_told_once_however_often_their_entry_fails(m
     beat = world.leader()
     world.ticks(until=1099)
     assert failing.tries > 4
-    assert (missed(), beat.inner.neli_left_out) == (1, 9)
+    assert (missed(), beat.left_out) == (1, 9)
     world.ticks(until=1199)
-    assert (missed(), beat.inner.neli_left_out) == (2, 10)
+    assert (missed(), beat.left_out) == (2, 10)
 
 
 def test_slots_that_are_left_out_after_a_success_are_told_again(missed: Callable[[], int]) -> None:
@@ -255,8 +255,8 @@ def test_slots_that_are_left_out_after_a_success_are_told_again(missed: Callable
     failing.fails = False
     world.ticks(until=1110)
     assert world.slots("bad") == [1000, 1100]
-    assert (missed(), beat.inner.neli_left_out) == (1, 9)
+    assert (missed(), beat.left_out) == (1, 9)
     world.now = 1450.0  # nobody had a turn meanwhile
     world.ticks(until=1460)
     assert world.slots("bad") == [1000, 1100, 1400]
-    assert (missed(), beat.inner.neli_left_out) == (2, 9 + 2)
+    assert (missed(), beat.left_out) == (2, 9 + 2)

@@ -103,7 +103,7 @@ class Run:
             raise Crash
 
     def _count(self, beat: Process) -> None:
-        self.in_doubt += 0 if beat.inner is None else beat.inner.neli_in_doubt
+        self.in_doubt += beat.in_doubt
 
     def missing(self) -> dict[str, list[float]]:
         """Slots that were never sent."""

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from celery_neli.beat.replicated.host import version_of
 from celery_neli.beat.replicated.sharding import begin
+from celery_neli.beat.replicated.term import version_of
 from celery_neli.exceptions import RecordError
 from celery_neli.periodic.api import view_of
 from celery_neli.schedule_topic.codec import (
@@ -182,10 +182,10 @@ def test_a_last_sent_task_far_ahead_holds_up_nothing() -> None:
     forge(world, sent=YEAR_2200)
     beat = world.beat()
     world.ticks(until=1)
-    assert beat.inner.neli_states.sent == {}
+    assert beat.last_sent == {}
     forge(world, sent=START - 5)
     world.ticks(until=2)
-    assert beat.inner.neli_states.sent == {"e": START - 5}
+    assert beat.last_sent == {"e": START - 5}
 
 
 @pytest.mark.parametrize("field", ["last", "since", "sent"])

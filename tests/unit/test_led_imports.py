@@ -37,7 +37,7 @@ def test_what_was_missed_before_an_import_is_missed(
     beat = world.leader()
     world.ticks(until=12)
     assert world.slots() == [-600]
-    assert beat.inner.neli_in_doubt == 0
+    assert beat.in_doubt == 0
     assert "in doubt" not in caplog.text
     assert world.state().runs == 4
 
@@ -69,11 +69,11 @@ def test_what_is_imported_while_there_is_a_leader_is_not_in_doubt() -> None:
     world.now = 40.0
     leader = world.leader()
     world.ticks(until=41)
-    before = leader.inner.neli_in_doubt
+    before = leader.in_doubt
     bring_in(world, last=-3590.0)
     world.ticks(until=43)
     assert world.slots() == [10]
-    assert leader.inner.neli_in_doubt == before
+    assert leader.in_doubt == before
 
 
 @pytest.mark.parametrize("policy", ["skip", "send"])
@@ -100,7 +100,7 @@ def test_what_a_leader_may_have_sent_of_an_imported_entry_is_in_doubt(policy: st
     world.ticks(until=46)
     assert world.slots() == ([10] if policy == "skip" else [10, 10])
     assert len({each.id for each in world.sent if each.entry == "e"}) == 1
-    assert third.inner.neli_in_doubt >= 1
+    assert third.in_doubt >= 1
 
 
 def test_an_imported_slot_waits_for_a_claim_behind_the_import() -> None:
@@ -139,12 +139,12 @@ def test_after_another_scheduler_what_was_imported_from_it_is_missed() -> None:
     bring_in(world, last=-3400.0)
     world.now = 260.0
     beat = world.beat()
-    beat.member.predecessor_led_until = NOON + timedelta(seconds=230)
+    beat.member.predecessor_active = NOON + timedelta(seconds=230)
     beat.member.lead()
     world.ticks(until=261)
     assert world.slots() == [200]
     assert world.slots("c") == [240]
-    assert beat.inner.neli_in_doubt == 0
+    assert beat.in_doubt == 0
 
 
 def test_an_import_makes_nothing_certain_that_a_lost_log_left_in_doubt() -> None:
@@ -157,7 +157,7 @@ def test_an_import_makes_nothing_certain_that_a_lost_log_left_in_doubt() -> None
     beat.member.lead(blind=True)
     world.ticks(until=28)
     assert world.sent == []
-    assert beat.inner.neli_in_doubt == 2
+    assert beat.in_doubt == 2
 
 
 def test_what_was_on_the_wire_at_a_clean_end_stays_in_doubt() -> None:
@@ -182,7 +182,7 @@ def test_what_was_on_the_wire_at_a_clean_end_stays_in_doubt() -> None:
     third = world.leader()
     world.ticks(until=44)
     assert world.slots() == [10]
-    assert third.inner.neli_in_doubt == 1
+    assert third.in_doubt == 1
 
 
 @pytest.mark.parametrize("who", ["another, from before", "another, new", "the same"])
@@ -213,7 +213,7 @@ def test_what_was_on_the_wire_when_its_leader_was_told_to_end_stays_in_doubt(who
     third.member.lead()
     world.ticks(until=44)
     assert world.slots() == [10]
-    assert third.inner.neli_in_doubt == 1
+    assert third.in_doubt == 1
 
 
 # -- a first start --
@@ -229,7 +229,7 @@ def test_a_new_entry_has_missed_nothing_at_a_first_start(caplog: pytest.LogCaptu
         world.ticks(until=190.5)
     assert world.slots() == [186, 187, 188, 189, 190]
     assert world.slots("c") == []
-    assert (world.state().runs, beat.inner.neli_left_out, beat.inner.neli_in_doubt) == (5, 0, 0)
+    assert (world.state().runs, beat.left_out, beat.in_doubt) == (5, 0, 0)
     assert "missed" not in caplog.text
 
 

@@ -137,7 +137,7 @@ def test_a_slot_that_the_application_refuses_costs_one_line_and_nothing_else(
     successor = world.leader({"bad": {"task": "other", "schedule": 10.0}, "good": 1.0})
     world.ticks(until=45)
     assert world.slots("bad") == [40]
-    assert successor.inner.neli_in_doubt == 0
+    assert successor.in_doubt == 0
     assert world.state("bad").runs == 1
 
 
@@ -226,7 +226,7 @@ def test_what_a_signal_handler_raises_ends_beat(raises: BaseException, after: bo
     """Ctrl-C at any place; and SystemExit, before which Celery's handler has asked the scheduler to close."""
     world = World({"e": 10.0})
     beat = world.beat()
-    guarded(beat, raises=raises, after=after, strikes=lambda: setattr(beat, "stopping", True))
+    guarded(beat, raises=raises, after=after, strikes=lambda: beat.close())
     beat.member.lead()
     with pytest.raises(type(raises)):
         world.ticks(until=15)
@@ -284,7 +284,7 @@ def test_a_slot_that_is_refused_when_it_is_retried_is_over(caplog: pytest.LogCap
     successor = world.leader()
     world.ticks(until=25)
     assert world.slots() == [10, 20]
-    assert successor.inner.neli_in_doubt == 0
+    assert successor.in_doubt == 0
 
 
 def lines_about_refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -303,7 +303,7 @@ def test_a_refused_entry_of_one_slot_is_removed(caplog: pytest.LogCaptureFixture
         world.ticks(until=10)
     assert world.slots("once") == []
     assert len(lines_about_refusals(caplog)) == 1
-    assert "once" not in beat.inner.schedule
+    assert "once" not in beat.scheduler.schedule
     assert "schedule: entry=once was refused its only run, and was removed" in caplog.text
 
 
@@ -317,7 +317,7 @@ def test_a_caller_of_apply_async_is_told_of_a_refusal() -> None:
     beat.member.lead()
     world.ticks(until=1)
     with pytest.raises(SchedulingError, match="55"):
-        beat.inner.apply_async(beat.entry(), producer=beat.inner.producer)
+        beat.scheduler.apply_async(beat.entry(), producer=beat.scheduler.producer)
 
 
 # -- what others put around the scheduler's methods --

@@ -98,7 +98,7 @@ def test_what_is_left_out_of_doubt_is_no_run() -> None:
     world.now = 8.0
     successor = world.leader()
     world.ticks(until=10.2)
-    assert successor.inner.neli_in_doubt == 1
+    assert successor.in_doubt == 1
     check(world, "e")
 
 

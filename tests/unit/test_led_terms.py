@@ -27,9 +27,9 @@ def test_a_term_that_is_taken_back_is_handed_over() -> None:
     world.ticks(until=5.02)
     beat.fence()
     world.ticks(until=6.5)
-    assert beat.desks[0].inner is None
+    assert not beat.serves()
     beat.member.take_back()
-    beat.alarm.fenced.clear()
+    beat.forget_fences()
     world.ticks(until=9.5)
     assert world.slots() == seconds(5), "nothing is sent in a term that was over"
     assert set(beat.member.resigned) == {"leader"}
@@ -38,7 +38,7 @@ def test_a_term_that_is_taken_back_is_handed_over() -> None:
     world.ticks(until=12.5)
     assert len(world.slots()) == len(set(world.slots())), "none twice"
     told = sorted({*seconds(12)} - {*world.slots()})
-    assert len(told) == beat.inner.neli_in_doubt <= 1
+    assert len(told) == beat.in_doubt <= 1
 
 
 def test_a_term_that_is_cut_off_between_reservation_and_wire_still_owes_the_slot() -> None:
@@ -99,7 +99,7 @@ def test_a_blind_leader_with_states_takes_what_is_past_for_in_doubt(caplog: pyte
         beat.member.lead(blind=True)
         world.ticks(until=29)
         assert world.slots() == sent
-        assert beat.inner.neli_in_doubt == 1
+        assert beat.in_doubt == 1
         assert f"count=1 first=2026-03-01T12:00:20+00:00 last=2026-03-01T12:00:20+00:00 policy={policy}" in caplog.text
         world.ticks(until=31)
         assert world.slots() == [*sent, 30.0]
@@ -113,7 +113,7 @@ def test_the_first_leader_ever_owes_nothing() -> None:
     world.ticks(until=121)
     assert world.slots() == [105, 115]
     assert world.slots("c") == [120]
-    assert beat.inner.neli_in_doubt == 0
+    assert beat.in_doubt == 0
 
 
 def test_after_another_scheduler_entries_count_as_served_until_it_was_heard_of() -> None:
@@ -121,11 +121,11 @@ def test_after_another_scheduler_entries_count_as_served_until_it_was_heard_of()
     world = World({"c": crontab()}, **SKIP)
     world.now = 200.0
     beat = world.beat()
-    beat.member.predecessor_led_until = NOON + timedelta(seconds=70)
+    beat.member.predecessor_active = NOON + timedelta(seconds=70)
     beat.member.lead()
     world.ticks(until=201)
     assert world.slots("c") == [120, 180]
-    assert beat.inner.neli_in_doubt == 0
+    assert beat.in_doubt == 0
 
 
 def test_an_entry_that_is_new_in_the_leader_s_version_begins_where_the_last_leader_was_done() -> None:
@@ -161,7 +161,7 @@ def test_a_deposed_leader_s_late_state_takes_nothing_back() -> None:
     successor = world.leader()
     world.ticks(until=45)
     assert world.slots() == [10, 20, 30, 40]
-    assert successor.inner.neli_in_doubt == 0
+    assert successor.in_doubt == 0
 
 
 def test_an_imported_state_counts_also_while_somebody_leads() -> None:
@@ -182,7 +182,7 @@ def test_a_state_that_waits_for_its_entry_is_used_when_that_comes() -> None:
     world.now = 100.0
     beat = world.leader()
     world.ticks(until=101)
-    beat.inner.add(name="e", task="t", schedule=10.0)
+    beat.scheduler.add(name="e", task="t", schedule=10.0)
     world.ticks(until=116)
     assert world.slots() == [105, 115]
     assert world.state().runs == 11
@@ -242,7 +242,7 @@ def test_nothing_is_sent_before_the_topic_was_read_to_its_end() -> None:
     beat.member.lead()
     world.ticks(until=29)
     assert world.sent == []
-    assert beat.desks[0].failing
+    assert beat.fails()
     beat.topic.up = True
     world.ticks(until=31)
     assert world.slots() == [30]

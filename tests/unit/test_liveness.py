@@ -84,7 +84,7 @@ def test_a_deaf_reader_reads_again_and_is_replaced_within_ten_seconds() -> None:
 
 
 def test_a_reader_that_is_silent_rightly_only_reads_again() -> None:
-    """Reading again, it is told the end: no broker has to be asked."""
+    """Reading again, it is reported the end: no broker has to be asked."""
     clock, cluster, last = Clock(), Cluster(), [100.0]
     watch = Watch(cluster, rereads=True, clock=clock)
     for _ in range(600):
@@ -134,19 +134,19 @@ def test_if_new_clients_hear_nothing_either_they_are_made_ever_less_often_and_wa
 
 
 class Client:
-    """A reader or producer of a log whose last record is at offset 7, of epoch 3; `deaf`: it is told nothing."""
+    """A reader or producer of a log whose last record is at offset 7, of epoch 3; `deaf`: it is reported nothing."""
 
     made: list[Client]
     deaf = False
 
     def __init__(self, properties: dict[str, Any]) -> None:
         self.placed: list[tuple[int, int]] = []  # offset, epoch
-        self.untold: list[Any] = []
+        self.unreported: list[Any] = []
         self.metadata = SimpleNamespace(brokers={1: None}, topics={"t": SimpleNamespace(error=None, partitions={})})
         self.made.append(self)
 
     def poll(self, timeout: float) -> Any:
-        return self.untold.pop(0) if self.untold and not self.deaf else None
+        return self.unreported.pop(0) if self.unreported and not self.deaf else None
 
     def incremental_assign(self, parts: list[Any]) -> None:
         offset = parts[0].offset
@@ -156,7 +156,7 @@ class Client:
             key=lambda: None, timestamp=lambda: (1, 0),
         )  # fmt: skip
         end = SimpleNamespace(partition=lambda: 0, error=lambda: AT_END, offset=lambda: 8)
-        self.untold = [end] if offset == 8 else [record, end]
+        self.unreported = [end] if offset == 8 else [record, end]
 
     def incremental_unassign(self, parts: list[Any]) -> None: ...
 
@@ -226,15 +226,15 @@ def test_a_journal_replaces_a_deaf_reader_where_it_stood(
     monkeypatch.setattr(journal_module, "TopicAdmin", FoundTopic)
     journal = KafkaJournal(CONFIG, log=LOG)
     reader = Client.made[0]
-    told: list[Event] = journal.read(0)
-    assert told == [Started(0, 7, oldest=False), Entry(0, 7, b""), End(0)]
+    reported: list[Event] = journal.read(0)
+    assert reported == [Started(0, 7, oldest=False), Entry(0, 7, b""), End(0)]
     reader.deaf = True
-    told = []
+    reported = []
     for _ in range(100):
         clock.now += 0.1
-        told += journal.read(0)
+        reported += journal.read(0)
     assert len(Client.made) == 3  # the reader, the producer, and one reader more
     assert Client.made[2].placed[0] == (8, 3)  # with its epoch: a truncated log shows (R9)
-    assert set(told) == {End(0)}
+    assert set(reported) == {End(0)}
     assert len(caplog.records) == 1
     assert "kafka client deaf: the reader has heard nothing" in caplog.text

@@ -38,9 +38,9 @@ class FakeWriter:
         self.queue.append((key, value, done))
 
     def deliver(self, count: int = 1) -> None:
-        for key, value, told in [self.queue.pop(0) for _ in range(count)]:
+        for key, value, reported in [self.queue.pop(0) for _ in range(count)]:
             self.log.append((key, value))
-            told(None)
+            reported(None)
 
     def fail(self) -> None:
         self.queue.pop(0)[2](KafkaError(TIMED_OUT))
@@ -157,7 +157,7 @@ def test_what_kafka_can_never_take_is_given_up(
 
 
 def test_what_is_refused_while_the_topic_is_gone_is_tried_again(writes: PendingWrites, writer: FakeWriter) -> None:
-    """It is made anew."""
+    """It is created again."""
     writer.refuses = KafkaException(KafkaError(UNKNOWN_TOPIC))
     writes.put(b"a", 0, b"1")
     writer.refuses = None
@@ -172,8 +172,8 @@ def test_what_is_forgotten_is_not_sent_again(writes: PendingWrites, writer: Fake
     writes.put(b"keep", 0, b"1")
     writes.forget(lambda key: key != b"keep")
     assert (writes.unsaved, len(writer)) == (1, 0)
-    for _, _, told in writer.purged:
-        told(KafkaError(PURGED))
+    for _, _, reported in writer.purged:
+        reported(KafkaError(PURGED))
     writes.serve()
     assert [key for key, _, _ in writer.queue] == [b"keep"]
 
@@ -185,8 +185,8 @@ def test_a_late_report_on_what_was_forgotten_says_nothing_of_what_was_written_si
     writes.put(b"a", 0, bytes([49]))
     writes.forget(lambda key: True)
     writes.put(b"a", 0, b"new")
-    ((_, _, told),) = writer.purged
-    told(None)
+    ((_, _, reported),) = writer.purged
+    reported(None)
     assert not writes.saved(b"a")
     writer.deliver()
     assert writes.saved(b"a")

@@ -104,7 +104,7 @@ def test_the_end_of_kafka_is_no_news_to_a_process_that_ends(
 def test_another_lasting_cause_in_the_same_outage_is_said(
     kafka: Reachability, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broker comes back, and refuses: whoever waits for it waits in vain. Each once, in each outage."""
+    """A broker comes back, and refuses: a member that waits for it waits in vain. Each once, in each outage."""
     client_log = ClientLog(LOG, SERVERS, reachability=kafka)
     for outage in (1, 2):
         for _ in range(3):
@@ -186,7 +186,7 @@ def test_the_line_about_an_outage_waits_for_what_is_wrong_with_the_certificate(
 
 
 def test_a_look_that_does_not_return_holds_up_no_line(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    """The less exact cause is told, once; if the look comes to an end after all, the exact one."""
+    """The less exact cause is reported, once; if the look comes to an end after all, the exact one."""
     go = threading.Event()
 
     def look(where: str, properties: Any) -> Cause:
@@ -219,7 +219,7 @@ def test_a_look_that_fails_leaves_the_less_exact_cause(clock: Clock, caplog: pyt
     assert "the certificate of k:9093 is not trusted" in said(caplog)[0]
 
 
-def test_whoever_asks_once_is_told_and_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_one_shot_client_has_the_reason_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """The error of a command carries the cause, by itself."""
     client_log = ClientLog(LOG, {"bootstrap.servers": "once:1"}, one_shot=True)
     unknown = client_log.reason(Error("_TRANSPORT", "Failed to get metadata"))
@@ -263,10 +263,10 @@ def test_a_forked_child_begins_afresh() -> None:
 
 
 @pytest.mark.parametrize("facility", ["PARTCNT", "SESSTMOUT", "SSL"])
-def test_what_is_told_in_our_own_words_is_not_told_in_librdkafkas(
+def test_what_is_reported_in_our_own_words_is_not_reported_in_librdkafkas(
     facility: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A right that is missing would be told twice."""
+    """A right that is missing would be reported twice."""
     caplog.set_level(logging.DEBUG)
-    ClientLog(LOG, {"bootstrap.servers": "told:1"}).log(logging.WARNING, f"{facility} [x#producer-1] whatever")
+    ClientLog(LOG, {"bootstrap.servers": "reported:1"}).log(logging.WARNING, f"{facility} [x#producer-1] whatever")
     assert [each.levelno for each in caplog.records] == [logging.DEBUG]

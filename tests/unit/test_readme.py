@@ -134,13 +134,14 @@ def test_the_policies_exist() -> None:
     """Every misfire and overlap policy of the examples is one, and every policy has its line in the table."""
     judge = """
 import sys
-from celery_neli.beat.replicated import heaped
+from celery_neli import ReplicatedScheduler
 from celery_neli.schedule import misfire
 from celery_neli.schedule import overlap
 for text in sys.argv[1:]:
     shop = {"__name__": "shop"}
     exec(text, shop)
-    scheduler = heaped.HeapedScheduler(shop["app"])
+    shop["app"].conf.neli_enabled = False
+    scheduler = ReplicatedScheduler(shop["app"])
     for entry in scheduler.schedule.values():
         overlap.Overlap.of(entry).check(shop["app"], entry)
 """

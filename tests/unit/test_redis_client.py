@@ -4,13 +4,14 @@ nothing.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import kombu
 import pytest
 from kombu.transport.memory import Channel as MemoryChannel
 
-from celery_neli.beat.replicated.redis_client import keep_client
+from celery_neli.beat.replicated.templates import keep_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ def test_kombu_makes_a_client_for_each_command(channel: Channel) -> None:
 
 def test_the_client_is_kept_between_messages(channel: Channel) -> None:
     """It is one of kombu's, on the channel's pool."""
-    keep_client(channel)
+    keep_client(SimpleNamespace(_channel=channel))
     client = channel.new_client()
     assert channel.new_client() is client
     assert type(client) is Client
@@ -74,7 +75,7 @@ def test_the_client_is_kept_between_messages(channel: Channel) -> None:
 
 def test_a_client_is_made_anew_when_the_pool_is_another(channel: Channel) -> None:
     """After a fork, or a disconnect, the old one leads to connections that are closed, or another process's."""
-    keep_client(channel)
+    keep_client(SimpleNamespace(_channel=channel))
     before = channel.new_client()
     channel.fork()
     client = channel.new_client()
@@ -85,7 +86,7 @@ def test_a_client_is_made_anew_when_the_pool_is_another(channel: Channel) -> Non
 
 def test_clients_of_the_other_pool_are_not_kept(channel: Channel) -> None:
     """Those that consumers listen with: each has its state."""
-    keep_client(channel)
+    keep_client(SimpleNamespace(_channel=channel))
     kept = channel.new_client()
     listening = channel.subclient
     assert listening is not kept
@@ -104,7 +105,7 @@ def test_what_a_class_overrides_is_left_alone(connection: Any) -> None:
 
     channel = Own(connection.transport)
     made.clear()
-    keep_client(channel)
+    keep_client(SimpleNamespace(_channel=channel))
     assert [channel.new_client(), channel.new_client()] == made
     assert made[0] is not made[1]
 
@@ -113,7 +114,7 @@ def test_what_a_channel_overrides_is_left_alone(channel: Channel) -> None:
     """The same, put on the channel itself; `keep_client` does so, and may come twice."""
     clients = iter(range(3))
     vars(channel)["_create_client"] = lambda asynchronous=False: next(clients)
-    keep_client(channel)
+    keep_client(SimpleNamespace(_channel=channel))
     assert [channel.new_client(), channel.new_client()] == [0, 1]
 
 
@@ -127,7 +128,7 @@ def test_a_patched_method_is_left_alone(channel: Channel, monkeypatch: pytest.Mo
         return original(self, asynchronous=asynchronous)
 
     monkeypatch.setattr(transport.Channel, "_create_client", create_client)
-    keep_client(channel)
+    keep_client(SimpleNamespace(_channel=channel))
     channel.new_client()
     channel.new_client()
     assert seen == [False, False]
@@ -139,5 +140,13 @@ def test_other_channels_are_left_alone() -> None:
         channel = connection.channel()
         assert type(channel) is MemoryChannel
         before = dict(vars(channel))
-        keep_client(channel)
+        keep_client(SimpleNamespace(_channel=channel))
         assert vars(channel) == before
+
+
+def test_a_producer_without_a_channel_is_left_alone(connection: Any) -> None:
+    """To ask it for one would connect, outside Celery's own retries. Later messages find one."""
+    producer = connection.Producer(auto_declare=False)
+    before = dict(vars(producer))
+    keep_client(producer)
+    assert vars(producer) == before

@@ -124,17 +124,17 @@ def test_status_tells_the_members_schedules(kafka: EmbeddedKafka, config: Config
     notes = {"one": Note(schedule="aaaaaaaabb", version=None, at=now), "two": Note(schedule="b", version=2, at=now)}
     notes["old"] = Note(schedule="c", version=None, at=now - 300)
     write(config, [(MEMBER, name, encode_note(note)) for name, note in notes.items()], log=LOG)
-    told = look(config, "beat", log=LOG, schedules=True)
-    assert [(each.name, each.schedule, each.version) for each in told.schedules] == [
+    reported = look(config, "beat", log=LOG, schedules=True)
+    assert [(each.name, each.schedule, each.version) for each in reported.schedules] == [
         ("one", "aaaaaaaa", None),
         ("two", "b", 2),
     ]
-    assert told.as_dict()["disagreement"] == "members disagree on the schedule: aaaaaaaa: one; b (version 2): two"
+    assert reported.as_dict()["disagreement"] == "members disagree on the schedule: aaaaaaaa: one; b (version 2): two"
     assert look(config, "beat", log=LOG).schedules == []
 
 
-def test_status_is_told_without_schedules_if_they_cannot_be_read(kafka: EmbeddedKafka, config: Config) -> None:
+def test_status_is_reported_without_schedules_if_they_cannot_be_read(kafka: EmbeddedKafka, config: Config) -> None:
     """A beat of an older version has none."""
     kafka.create_topic(config.topic)
-    told = look(config, "beat", log=LOG, schedules=True)
-    assert (told.exists, told.schedules, told.disagreement) == (True, [], None)
+    reported = look(config, "beat", log=LOG, schedules=True)
+    assert (reported.exists, reported.schedules, reported.disagreement) == (True, [], None)

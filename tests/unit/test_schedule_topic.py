@@ -74,16 +74,16 @@ def test_what_one_writes_another_reads(make: Make) -> None:
     assert drained(there) == {("e", "a"): None}
 
 
-def test_a_change_is_told_soon(make: Make) -> None:
+def test_a_change_is_reported_soon(make: Make) -> None:
     """Within 0.3 s, on the embedded Kafka, which does not wake who waits for records; five times that here."""
-    told = threading.Event()
-    here, there = make(), make(told.set)
+    reported = threading.Event()
+    here, there = make(), make(reported.set)
     assert there.read_to_end(20)
     assert here.read_to_end(20)
-    assert not told.is_set()
+    assert not reported.is_set()
     began = time.monotonic()
     here.write(STATE, "a", state(1))
-    assert told.wait(5)
+    assert reported.wait(5)
     assert time.monotonic() - began < 1.5
     assert there.drain() == {("s", "a"): state(1)}
 
@@ -103,13 +103,13 @@ def test_only_the_latest_is_drained_in_the_order_of_reading(make: Make) -> None:
 
 def test_own_writes_are_not_drained(make: Make) -> None:
     """Nor is what they replaced; what another writes after them is."""
-    told: list[bool] = []
-    here, there = make(lambda: told.append(True)), make()
+    reported: list[bool] = []
+    here, there = make(lambda: reported.append(True)), make()
     for runs in range(5):
         here.write(STATE, "a", state(runs))
     assert here.flush(20)
     assert drained(here) == {}
-    assert not told
+    assert not reported
     there.write(STATE, "a", state(7))
     assert there.flush(20)
     assert drained(here) == {("s", "a"): state(7)}
@@ -132,7 +132,7 @@ def test_of_two_terms_the_higher_counts(make: Make) -> None:
     assert drained(successor) == {("s", "a"): state(9, term=3)}  # which knows better, and can write again
 
 
-def test_the_end_is_asked_for_anew(make: Make, config: Config) -> None:
+def test_the_end_is_asked_for_again(make: Make, config: Config) -> None:
     """Whatever was acknowledged before the question is read, at each of many."""
     topic = make()
     for runs in range(10):
@@ -153,7 +153,7 @@ def test_any_topic_of_enough_partitions_will_do(
 
 
 def test_kafka_may_come_later(kafka: EmbeddedKafka, make: Make) -> None:
-    """Nobody waits for it but who asks for the end; the latest value of each key is kept."""
+    """Only a caller that asks for the end waits for it; the latest value of each key is kept."""
     kafka.broker_down()
     topic = make()
     for runs in range(100):
@@ -198,7 +198,7 @@ def test_what_is_forgotten_is_not_written_later(kafka: EmbeddedKafka, make: Make
     assert drained(make()) == {("m", "one"): NOTE}
 
 
-def test_a_topic_that_is_gone_is_made_anew(
+def test_a_topic_that_is_gone_is_created_again(
     kafka: EmbeddedKafka, config: Config, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is said, and counted: what was known is not there any more. What is written since then is."""
@@ -214,7 +214,7 @@ def test_a_topic_that_is_gone_is_made_anew(
     wait_until(lambda: "schedule lost" in caplog.text, timeout=5, what="a line")
 
 
-def test_strangers_are_skipped_and_told_once(
+def test_strangers_are_skipped_and_reported_once(
     kafka: EmbeddedKafka, config: Config, make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One line of a kind a minute, whatever is in there; and so with what the reader cannot decode."""
@@ -239,7 +239,7 @@ def test_strangers_are_skipped_and_told_once(
 
 
 def test_stop_sends_what_is_left_and_ends(make: Make, config: Config) -> None:
-    """Afterwards nothing is written, and nobody waits."""
+    """Afterwards nothing is written, and no caller waits."""
     topic = make()
     assert topic.read_to_end(20)
     topic.write(STATE, "a", state(1))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_neli.beat.replicated.claims import Marks
+from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import begin, owner, parent
-from celery_neli.election.grant import Told
+from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import ConfigurationError
 from tests.unit.beats import NOON, World
 
@@ -65,12 +65,12 @@ def test_powers_of_two_spread_evenly() -> None:
 # -- what a term begins with --
 
 
-def tells(**records: Mapping[str, Any] | None) -> Callable[[int], Told]:
+def tells(**records: Mapping[str, Any] | None) -> Callable[[int], Payload]:
     """What the roles' newest records carry: ``r0`` of the first one and so on."""
 
-    def told(shard: int) -> Told:
+    def told(shard: int) -> Payload:
         data = records.get(f"r{shard}")
-        return Told(term=None if data is None else 1, data=data, known=True)
+        return Payload(term=None if data is None else 1, data=data, known=True)
 
     return told
 
@@ -91,7 +91,7 @@ def test_a_term_begins_with_the_marks_that_its_role_found() -> None:
     data = {"shards": 2, "claimed": 9.0, "done": 8.0, "split": {"1": {"claimed": 5.0, "done": 4.0}}}
     beginning = begin(0, 2, tells(r0=data), now=100.0)
     assert beginning is not None
-    assert beginning.marks == Marks(9.0, 8.0)
+    assert beginning.marks == Watermarks(9.0, 8.0)
     assert beginning.data == {"shards": 2, "split": {"1": {"claimed": 5.0, "done": 4.0}}}
 
 
@@ -104,13 +104,13 @@ def test_a_new_shard_waits_until_its_parent_is_led_by_the_new_number() -> None:
     split = {"shards": 4, "claimed": 12.0, "done": 11.0, "split": {"3": marks}}
     beginning = begin(3, 4, tells(r1=split), now=100.0)
     assert beginning is not None
-    assert beginning.marks == Marks(9.0, 8.0)
+    assert beginning.marks == Watermarks(9.0, 8.0)
 
 
 def test_a_new_shard_waits_for_what_is_not_known_yet() -> None:
     """Its parent's records were not read to the end."""
     data = {"shards": 2, "claimed": 9.0, "done": 8.0}
-    assert begin(1, 2, lambda shard: Told(data=data if shard == 0 else None, known=False), now=100.0) is None
+    assert begin(1, 2, lambda shard: Payload(data=data if shard == 0 else None, known=False), now=100.0) is None
 
 
 def test_marks_are_handed_to_those_shards_only_that_are_split_from_this_one() -> None:
@@ -121,7 +121,7 @@ def test_marks_are_handed_to_those_shards_only_that_are_split_from_this_one() ->
     assert first.data == {"shards": 4, "split": {"1": marks, "2": marks}}
     second = begin(1, 4, tells(r0=first.data), now=100.0)
     assert second is not None
-    assert second.marks == Marks(9.0, 8.0)
+    assert second.marks == Watermarks(9.0, 8.0)
     assert second.data == {"shards": 4, "split": {"3": marks}}
 
 
@@ -151,7 +151,7 @@ def check(world: World, until: float, *, first: float = 1.0) -> None:
 def lead_all(world: World, shards: int) -> None:
     """Roles without a leader are led, by a beat each."""
     for beat in [world.beat(shards=shards) for _ in range(2)]:
-        for role in beat.keeper.roles:
+        for role in beat.roles:
             if world.election.role(role).holder is None:
                 beat.member.lead(role)
 
@@ -160,7 +160,7 @@ def test_one_beat_may_lead_all_shards() -> None:
     """It sends everything, once."""
     world = World(MANY, **ALL)
     beat = world.beat(shards=4)
-    for role in beat.keeper.roles:
+    for role in beat.roles:
         beat.member.lead(role)
     world.ticks(until=5.5)
     check(world, 5)
@@ -170,7 +170,7 @@ def test_several_beats_share_the_entries() -> None:
     """Each sends its own, and together they send all."""
     world = World(MANY, **ALL)
     beats = [world.beat(shards=2) for _ in range(2)]
-    terms = [beat.member.lead(role) for beat, role in zip(beats, beats[0].keeper.roles, strict=True)]
+    terms = [beat.member.lead(role) for beat, role in zip(beats, beats[0].roles, strict=True)]
     world.ticks(until=5.5)
     check(world, 5)
     for shard, term in enumerate(terms):
@@ -183,7 +183,7 @@ def test_a_fail_over_of_one_shard_stops_no_other() -> None:
     """The successor goes on where it was; the misfire policy is its own."""
     world = World(MANY, neli_misfire="fire_all")
     beats = [world.beat(shards=2) for _ in range(2)]
-    for beat, role in zip(beats, beats[0].keeper.roles, strict=True):
+    for beat, role in zip(beats, beats[0].roles, strict=True):
         beat.member.lead(role)
     world.ticks(until=5.5)
     beats[1].crash()
@@ -207,12 +207,12 @@ def test_the_number_is_raised_while_others_lead_with_the_lower_one(steps: tuple[
     for shards in steps[1:]:
         old = list(world.beats)
         new = world.beat(shards=shards)
-        for role in new.keeper.roles:
+        for role in new.roles:
             if world.election.role(role).holder is None:
                 new.member.lead(role)
         now += 3
         world.ticks(until=now)  # side by side
-        for role in reversed(new.keeper.roles):
+        for role in reversed(new.roles):
             holder = world.election.role(role).holder
             beat = next((each for each in old if each.member is holder), None)
             if beat is None:
@@ -233,7 +233,7 @@ def test_the_number_is_raised_while_others_lead_with_the_lower_one(steps: tuple[
     if end == "hand over":
         assert not world.doubled()
     assert {each.term for each in world.sent if each.at > now - 1} == {
-        world.election.role(role).term for role in world.beats[-1].keeper.roles
+        world.election.role(role).term for role in world.beats[-1].roles
     }
 
 
@@ -257,17 +257,17 @@ def test_a_new_shard_begins_as_soon_as_its_parent_does() -> None:
     """The parent says so in a record that leaves at once, however long nothing of it is due."""
     world = World({})
     beat = world.beat(shards=2)
-    for role in beat.keeper.roles:
+    for role in beat.roles:
         beat.member.lead(role)
     world.ticks(until=0.3)
-    assert all(desk.inner is not None for desk in beat.desks)
+    assert all(map(beat.serves, beat.roles))
 
 
 def test_runtime_entries_are_their_shards_too() -> None:
     """Of a beat that leads all: each is in one scheduler."""
     world = World({}, **ALL)
     beats = [world.beat(shards=2) for _ in range(2)]
-    for beat, role in zip(beats, beats[0].keeper.roles, strict=True):
+    for beat, role in zip(beats, beats[0].roles, strict=True):
         beat.member.lead(role)
     world.ticks(until=1)
     for n in range(8):
@@ -282,10 +282,10 @@ def test_entries_that_are_added_go_to_their_shard() -> None:
     beat = world.beat(
         shards=3, added=[{"name": f"a{n}", "task": "t", "schedule": 1.0, "last_run_at": NOON} for n in range(9)]
     )
-    for role in beat.keeper.roles:
+    for role in beat.roles:
         beat.member.lead(role)
     world.ticks(until=2.5)
     assert [world.slots(f"a{n}") for n in range(9)] == [[1, 2]] * 9
-    assert Counter(name for desk in beat.desks for name in desk.schedule) == dict.fromkeys(
+    assert Counter(name for each in beat.schedulers for name in each.schedule) == dict.fromkeys(
         (f"a{n}" for n in range(9)), 1
     )

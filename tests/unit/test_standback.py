@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_neli.beat import role_runner as desks
+from celery_neli.beat import role_runner
 from celery_neli.election.records import Record
 from celery_neli.election.role_state import FIRST_PAUSE, LONGEST_PAUSE, LeaderAcquired, StandBack
 from tests.unit.beats import World
@@ -75,7 +75,7 @@ def test_a_beat_that_cannot_serve_says_so_once_and_stands_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line is not repeated with each term, and says how to get out."""
-    monkeypatch.setattr(desks, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(role_runner, "FIRST_PAUSE", 0.0)
     world = World({"e": 1.0})
     beat = world.beat(shards=1)
     for _ in range(5):
@@ -93,17 +93,17 @@ def test_a_beat_that_cannot_serve_says_so_once_and_stands_back(
 @pytest.mark.parametrize("fault", ["topic", "scheduler"])
 def test_a_beat_that_fails_for_long_stands_back(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its schedule topic cannot be read, or its scheduler raises until the lease is lost: others may do better."""
-    monkeypatch.setattr(desks, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(role_runner, "FIRST_PAUSE", 0.0)
     world = World({"e": 1.0})
     beat = world.leader()
     if fault == "topic":
         beat.topic.up = False
     else:
         beat.turn()
-        monkeypatch.setattr(type(beat.inner), "tick", broken, raising=False)
+        monkeypatch.setattr(beat.scheduler, "tick", broken)
     beat.turn()
     assert beat.member.stood_back == [], "not for a moment's trouble"
-    monkeypatch.setattr(desks, "UNREAD", -1.0)
+    monkeypatch.setattr(role_runner, "UNREAD", -1.0)
     if fault == "scheduler":
         beat.fence()
     beat.turn()

@@ -70,7 +70,7 @@ def test_an_entry_that_is_defined_while_nobody_leads_owes_its_slots_since() -> N
     successor = world.leader()
     world.ticks(until=53)
     assert world.slots("r") == [22, 32, 42, 52]
-    assert successor.inner.neli_in_doubt == 0
+    assert successor.in_doubt == 0
 
 
 def test_a_changed_schedule_begins_with_the_change() -> None:
@@ -158,7 +158,7 @@ def test_an_entry_that_runs_once_is_removed_afterwards() -> None:
     values = FakeTopic(world.log).values()
     assert (ENTRY, "r") not in values
     assert (STATE, "r") not in values
-    assert "r" not in standby.inner.schedule
+    assert "r" not in standby.scheduler.schedule
     world.beats[0].crash()
     standby.member.lead()
     world.ticks(until=40)
@@ -226,7 +226,7 @@ def test_a_pause_of_an_entry_that_comes_later_holds() -> None:
     world.edit().pause("late")
     beat = world.leader({"e": 10.0})
     world.ticks(until=15)
-    beat.inner.add(name="late", task="t", schedule=10.0, last_run_at=NOON)
+    beat.scheduler.add(name="late", task="t", schedule=10.0, last_run_at=NOON)
     world.ticks(until=45)
     assert world.slots("late") == []
     world.edit().resume("late")
@@ -270,18 +270,18 @@ def test_a_slot_that_would_overlap_is_left_out(caplog: pytest.LogCaptureFixture,
     first = world.leader()
     world.ticks(until=31)
     assert world.slots() == [10]
-    assert first.inner.neli_left_out == 2
+    assert first.left_out == 2
     assert caplog.text.count("policy=overlap") == 1
     assert world.state().last == 30
     first.hand_over()
     second = world.leader()
     world.ticks(until=41)
     assert world.slots() == [10]
-    assert second.inner.neli_left_out == 1
+    assert second.left_out == 1
     second.app.backend.store_result(world.sent[0].id, None, "SUCCESS")
     second.hand_over()
     world.leader()
     world.ticks(until=61)
     assert world.slots() == [10, 50]
     for beat in world.beats:
-        beat.keeper.stop()
+        beat.stop()

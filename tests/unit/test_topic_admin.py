@@ -229,7 +229,7 @@ def test_on_the_embedded_kafka_of_this_process_any_number_of_roles_has_its_parti
 
 
 def test_on_an_embedded_kafka_too_few_partitions_are_an_error() -> None:
-    """Nobody can add any; it says what can be done."""
+    """No client can add any; the error says what can be done."""
     with EmbeddedKafka() as kafka:
         kafka.create_topic("t", partitions=4)
         config = Config(group="g", topic="t", kafka=kafka.bootstrap_servers, roles=tuple("abcdef"))

@@ -15,7 +15,7 @@ from celery.exceptions import ImproperlyConfigured, QueueNotFound
 from kombu import Connection
 from kombu.exceptions import EncodeError, LimitExceeded, OperationalError, SerializerNotInstalled
 
-from celery_neli.transport_errors import is_transport_error, without_wrapper
+from celery_neli.beat.publish import is_transport_error, without_wrapper
 
 BROKERS = {"redis": "redis://127.0.0.1:1/0", "amqp": "amqp://127.0.0.1:1", "memory": "memory://", "none": None}
 

@@ -1,1 +1,1 @@
-"""The scheduler of our own: slots in place of moments, claimed in the leader topic, with their state in Kafka."""
+"""Our own scheduler: an engine with a ledger of slots. Alone it is a faster Celery scheduler; led, it claims slots."""

@@ -1,398 +1,388 @@
-"""What the schedule topic says, applied to the entries of a scheduler: their state, and the entries made at runtime.
+"""The entry table of a scheduler: its entries by name, and a heap of their due times that follows every change.
 
-A standby's entries follow the records as they come; a leader's know better, but for what others may define while it
-leads. The rules of what a state means to a successor are in docs/protocol.md ("Slots").
+What may be done with `schedule` in Celery may be done here: entries are set, deleted, updated and merged; the mapping
+is replaced, or is one of the caller's own. The next tick knows.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
+import copy
+import math
+from collections.abc import Iterable, MutableSequence, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.ahead import Ahead
-from celery_neli.beat.replicated.inventory import Inventory
-from celery_neli.exceptions import ConfigurationError, RecordError
+from celery.beat import Scheduler as CelerysScheduler
+from celery.beat import event_t
+from celery.utils.functional import is_numeric_value
+from celery.utils.log import get_logger
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
-from celery_neli.periodic.definition import entry_of, reason_of
-from celery_neli.printable import printable_error
-from celery_neli.schedule.due import at_of, place
+from celery_neli.schedule.due import Forecast, Look, entry_has_slots, look, pass_over
+from celery_neli.schedule.heap import DueHeap
+from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.once import once
-from celery_neli.schedule_topic.codec import (
-    ENTRY,
-    FAR_AHEAD,
-    MAX_CHANGES,
-    NO_TERM,
-    RUNS_MOST,
-    STATE,
-    Definition,
-    Kind,
-    State,
-    decode_definition,
-    decode_state,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
 
-__all__ = ["States"]
+    from celery_neli.schedule.due import Next
 
-#: How many records of entries that are not here are kept after the topic was read to its end.
-STRAYS = 1000
-#: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
-TOLD_EVERY, TOLD_APART = 60.0, 1000
-#: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
-REFUSED_EVERY, MANY = 60.0, 20
+__all__ = ["Entries", "EntryTable", "HeapView"]
 
-logger = escaping(logging.getLogger(__name__))
+logger = escaping(get_logger(__name__))
+
+#: Seconds between two lines that say that an entry will never run.
+NEVER_INTERVAL = 3600.0
+#: The priority of every event, as in Celery.
+PRIORITY = 5
+
+_MISSING = object()
 
 
-class States:
-    """The entries of one scheduler, as far as they are known from the schedule topic. The thread that ticks.
+class Entries(dict[str, Any]):
+    """A schedule that knows which of its entries were changed, so that a tick need not compare them all.
 
-    ``owns``: whether an entry of that name is this scheduler's at all. ``refuse`` is called with unreadable
-    records. ``moment``: the wall clock, Unix seconds.
+    A dict that keeps the names that were set or deleted until :meth:`changes` is called; it begins to with the first
+    call. It behaves as a dict in every other way; a copy and a pickle of it are plain dicts. An entry that is changed
+    in place is not seen: call :meth:`note`.
     """
 
-    def __init__(
-        self,
-        scheduler: Any,
-        *,
-        owns: Callable[[str], bool],
-        refuse: Callable[[Kind, str, RecordError], None],
-        moment: Callable[[], float],
-    ) -> None:
-        self._scheduler, self._owns, self._refuse, self._moment = scheduler, owns, refuse, moment
-        #: Entries that no state was read of.
-        self.unborn: dict[str, None] = dict.fromkeys(scheduler.schedule)
-        #: Entries that were born here, and whose states are still to be written.
-        self.unwritten: dict[str, None] = {}
-        #: Entries whose states the topic has lost and that are still to be written again.
-        self.again: dict[str, None] = {}
-        #: Entries that the mark *done* does not cover.
-        self.open: set[str] = set()
-        #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
-        self.since: dict[str, float] = {}
-        self.paused: dict[str, Any] = {}
-        #: Entries that were defined at runtime.
-        self.defined: set[str] = set()
-        #: Records of entries that are not here (yet); kept, for their entries may come.
-        self._strays: OrderedDict[str, State] = OrderedDict()
-        self._orders: OrderedDict[str, Definition] = OrderedDict()
-        self.inventory = Inventory()
-        #: The highest rank of a term that wrote a state.
-        self.newest = -1
-        #: Slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
-        self.sent: dict[str, float] = {}
-        #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
-        #: and that no leader wrote a state of.
-        self.imported: dict[str, float] = {}
-        self._level = logging.INFO
-        self._limit = LogLimit(TOLD_EVERY, remembered=TOLD_APART)
-        self._ahead = Ahead(moment, self._limit)
-        self._lines = LogLimit(REFUSED_EVERY)
+    __slots__ = ("_changed", "_watched")
 
-    def fold(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
-        """Apply what was read. ``leading``: this process knows the states better. ``many``: so many records come that
-        each is logged at DEBUG only.
-        """
-        self._level = logging.DEBUG if many else logging.INFO
-        for (kind, name), value in changes.items():
-            with self._alone(kind, name, leading=leading):
-                if not self._owns(name):
-                    continue
-                if kind == STATE:
-                    self._read_state(name, value, leading=leading)
-                elif kind == ENTRY:
-                    self.inventory.seen(name, value)
-                    definition = None if value is None else decode_definition(value)
-                    if value is not None:  # and it can be read
-                        self.inventory.keep(name, value)
-                    self._read_entry(name, definition)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._changed: dict[str, None] = {}
+        self._watched = False
 
-    def caught_up(self) -> None:
-        """Forget all but the newest records of entries that are not here: the topic was read to its end."""
-        while len(self._strays) > STRAYS:
-            self._strays.popitem(last=False)
-        while len(self._orders) > STRAYS:
-            self.inventory.forget(self._orders.popitem(last=False)[0])
+    def note(self, names: Iterable[str]) -> None:
+        """Note that these entries were changed in place."""
+        if self._watched:
+            self._changed.update(dict.fromkeys(names))
 
-    def recount(self, *, torn: bool) -> None:
-        """Prepare for reading the topic from its beginning again; ``torn``: it has lost records."""
-        self.inventory.recount()
-        if torn:
-            self.again = dict.fromkeys((*self._scheduler.schedule, *self.paused))
+    def settle(self, name: str) -> None:
+        """Forget the last change of this entry: it needs no attention."""
+        self._changed.pop(name, None)
 
-    def take_again(self, most: int) -> list[Any]:
-        """Return up to ``most`` entries whose states are to be written again."""
-        return self._taken(self.again, islice(self.again, most))
-
-    def counted(self, *, torn: bool) -> None:
-        """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
-        for name in self.inventory.counted(torn=torn):
-            self.inventory.forget(name)
-            self._read_entry(name, None)
-
-    def adopt(self, name: str) -> None:
-        """An entry of beat_schedule was added after the topic was read."""
-        self.unborn[name] = None
-        self._take_stray(self._scheduler.schedule[name])
-        if (order := self._orders.pop(name, None)) is not None:
-            with self._alone(ENTRY, name):
-                self._read_entry(name, order)
-
-    def state_of(self, entry: Any, *, term: int) -> State:
-        """What is to be written of ``entry``."""
-        name = entry.name
-        return State(
-            last=at_of(entry),
-            runs=min(entry.total_run_count, RUNS_MOST),
-            term=term,
-            since=self.since.get(name, 0.0),
-            open=name in self.open,
-            sent=self.sent.get(name),
-        )
-
-    def births(self, done: float | None) -> None:
-        """The entries of which nobody wrote a state begin now, or count as served until ``done`` (Unix seconds), where
-        somebody has led before. They are known from now on, and `unwritten`: of many, that takes seconds.
-        """
-        self.unwritten.update(self.unborn)
-        self.unborn = {}
-        if done is not None:
-            for name in self.unwritten:
-                entry = self._entry(name)
-                if entry is not None and name not in self.since and at_of(entry) > done:
-                    place(entry, done)
-                    self._changed(name)
-
-    def take_unwritten(self, names: Iterable[str]) -> list[Any]:
-        """Of these entries, those that are `unwritten`, and are there; whoever asks writes them."""
-        return self._taken(self.unwritten, names)
-
-    def _taken(self, waiting: dict[str, None], names: Iterable[str]) -> list[Any]:
-        found = [name for name in names if name in waiting]
-        for name in found:
-            del waiting[name]
-        return [entry for entry in map(self._entry, found) if entry is not None]
-
-    def gone(self) -> dict[str, float]:
-        """Entries of one slot that ran and are still defined: by name, since when."""
-        defined = ((name, self._scheduler.schedule.get(name)) for name in self.defined)
-        return {
-            name: self.since[name]
-            for name, entry in defined
-            if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
-        }
-
-    def static(self) -> Iterator[Any]:
-        """The entries of beat_schedule, paused ones too."""
-        for entries in (self._scheduler.schedule, self.paused):
-            yield from (entry for name, entry in entries.items() if name not in self.defined)
+    def changes(self) -> dict[str, None]:
+        """Return, and forget, the names that were set, deleted or noted since the last call, in order."""
+        self._watched = True
+        changed, self._changed = self._changed, {}
+        return changed
 
     @property
-    def led(self) -> bool:
-        """Return True if any state that was read is of a leader; an import has no term."""
-        return self.newest > NO_TERM
+    def changed(self) -> bool:
+        """True if `changes` would return any."""
+        return bool(self._changed)
 
-    def ran(self, name: str, last: float) -> None:
-        """The entry ran for a slot while it was defined anew or paused."""
-        entry = self._entry(name)
-        if entry is not None:
-            entry.total_run_count += 1
-            if at_of(entry) < last:
-                place(entry, last)
-                self._changed(name)
-            self._scheduler.neli_write(entry)
+    def __setitem__(self, name: str, entry: Any) -> None:
+        _name(entry, name)
+        super().__setitem__(name, entry)
+        if self._watched:
+            self._changed[name] = None
 
-    def forget(self, name: str) -> None:
-        """The entry is gone for good."""
-        self._scheduler.schedule.pop(name, None)
-        self.paused.pop(name, None)
-        for names in (self.open, self.defined):
-            names.discard(name)
-        for values in (
-            self.unborn, self.unwritten, self.again, self.since, self.sent, self.imported, self._strays, self._orders,
-        ):  # fmt: skip
-            values.pop(name, None)
-        self.inventory.forget(name)
-        self._scheduler.neli_forget(name)
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.note((name,))
 
-    @contextmanager
-    def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
-        """Read one record. Whatever that raises costs this record alone, and one line in the log."""
-        try:
-            yield
-        except ConfigurationError as exc:
-            self._leave_out(name)
-            if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, reason_of(exc, name))
-        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
-            if not isinstance(exc, RecordError):
-                exc = RecordError(f"cannot be read: {printable_error(exc)}")
-            if kind == ENTRY:
-                self._leave_out(name)  # as a beat does that starts now
-            self._refuse(kind, name, exc)
-            if leading and kind == STATE and (entry := self._entry(name)) is not None:
-                self._scheduler.neli_write(entry)  # compaction keeps what was written last
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """As a dict's."""
+        if name not in self:
+            self[name] = default
+        return self[name]
 
-    # -- states --
+    def pop(self, name: str, default: Any = _MISSING) -> Any:
+        """As a dict's."""
+        if name in self:
+            self.note((name,))
+            return super().pop(name)
+        if default is _MISSING:
+            raise KeyError(name)
+        return default
 
-    def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
-        entry = self._entry(name)
-        if value is None:
-            self._strays.pop(name, None)
-            return
-        state = decode_state(value)
-        if entry is None:
-            self._strays.pop(name, None)
-            self._strays[name] = state
-        elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
-            self._apply(entry, state)
-        elif state.term != NO_TERM or state.last > at_of(entry):
-            # A leader that was frozen wrote it. Compaction keeps what was written last, so ours is written again.
-            self._scheduler.neli_write(entry)
+    def popitem(self) -> tuple[str, Any]:
+        """As a dict's."""
+        name, entry = super().popitem()
+        self.note((name,))
+        return name, entry
 
-    def _take_stray(self, entry: Any) -> None:
-        """Apply the state that was read before its entry was there."""
-        if (stray := self._strays.pop(entry.name, None)) is not None:
-            with self._alone(STATE, entry.name):
-                self._apply(entry, stray)
+    def clear(self) -> None:
+        """As a dict's."""
+        self.note(self)
+        super().clear()
 
-    def _apply(self, entry: Any, state: State) -> None:
-        name = entry.name
-        if state.term == NO_TERM and name not in self.unborn and state.last <= at_of(entry):
-            return
-        since = self._ahead.begins(name, self.since.get(name, 0.0))
-        if state.last > since and self._ahead.is_far(name, "last", state.last):
-            self.newest = max(self.newest, state.term)  # so that what is written in its place counts
-            return
-        if NO_TERM < state.term < self.newest and name not in self.unborn:
-            # Of a deposed leader, late: that it ran may be news, nothing else is.
-            if state.last > at_of(entry):
-                place(entry, state.last)
-                entry.total_run_count = max(entry.total_run_count, state.runs)
-                self._changed(name)
-            return
-        place(entry, max(state.last, since))  # may raise: first of all
-        self.newest = max(self.newest, state.term)
-        if state.term > NO_TERM:
-            self.imported.pop(name, None)
-        for names in (self.unborn, self.unwritten, self.again):
-            names.pop(name, None)
-        if state.open or state.since != self.since.get(name, 0.0):
-            self.open.add(name)
-        else:
-            self.open.discard(name)
-        entry.total_run_count = state.runs
-        if state.sent is not None and not self._ahead.is_far(name, "sent", state.sent):
-            self.sent[name] = state.sent
-        self._changed(name)
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """As a dict's."""
+        new = dict(*args, **kwargs)
+        for name, entry in new.items():
+            _name(entry, name)
+        super().update(new)
+        self.note(new)
 
-    # -- definitions --
+    def __ior__(self, other: Any) -> Entries:  # type: ignore[misc,override]  # typeshed has overloads
+        self.update(other)
+        return self
 
-    def _read_entry(self, name: str, definition: Definition | None) -> None:
-        static = name not in self.defined and self._entry(name) is not None
-        if static and (definition is None or definition.static):
-            self._pause(name, definition)
-        elif definition is None:
-            self._orders.pop(name, None)
-            if name in self.defined:
-                self.forget(name)
-                self._tell(name, "removed")
-        elif definition.static:
-            # This version of the schedule does not have it.
-            self._orders.pop(name, None)
-            self._orders[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
-        elif static:
-            if self._limit.allows(("hidden", name)):
-                logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
-        else:
-            self._define(name, definition)
+    def copy(self) -> dict[str, Any]:
+        """Return a plain dict."""
+        return dict(self)
 
-    def _define(self, name: str, definition: Definition) -> None:
-        before = self._entry(name)
-        entry = entry_of(definition, name, self._scheduler.app)
-        self._scheduler.check(entry)
-        if before is not None and definition.since == self.since.get(name) and _alike(before, entry):
-            self._pause_or_go_on(before, paused=definition.paused)
-            return
-        if before is None:
-            if name not in self.since and (at := _defined_at(definition)) > definition.since:
-                self.imported[name] = at
-            self.unborn[name] = None
-            place(entry, self._ahead.begins(name, definition.since) or self._moment())
-        else:
-            entry.total_run_count = before.total_run_count
-            place(entry, self._not_before(before, definition.since))
-        if before is None or definition.since != self.since.get(name):
-            self.open.add(name)
-        self.since[name] = definition.since
-        self.defined.add(name)
-        self._show(entry, paused=definition.paused)
-        self._take_stray(entry)
-        self._tell(name, "defined" if before is None else "changed")
+    __copy__ = copy
 
-    def _pause(self, name: str, definition: Definition | None) -> None:
-        """What was ordered for an entry of beat_schedule."""
-        entry = self._entry(name)
-        assert entry is not None, "entries of beat_schedule are shown or paused"
-        paused = definition is not None and definition.paused
-        if definition is not None and definition.since != self.since.get(name, 0.0):
-            self.since[name] = definition.since
-            self.open.add(name)
-            if not paused:
-                place(entry, self._not_before(entry, definition.since))
-        self._pause_or_go_on(entry, paused=paused)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
 
-    def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
-        if paused != (entry.name in self.paused):
-            self._tell(entry.name, "paused" if paused else "resumed")
-            self._show(entry, paused=paused)
-        elif not paused:
-            self._changed(entry.name)
 
-    def _not_before(self, entry: Any, since: float) -> float:
-        return max(at_of(entry), self._ahead.begins(entry.name, since))
+def _name(entry: Any, name: str) -> None:
+    # A tick advances an entry by the name that the entry has, and would find this one due for ever.
+    if getattr(entry, "name", name) != name:
+        entry.name = name
 
-    def _tell(self, name: str, what: str) -> None:
-        suppressed = self._limit.ask((what, name))
-        if suppressed is not None:
-            more = f" suppressed={suppressed}" if suppressed else ""
-            logger.log(self._level, "schedule: entry=%s was %s%s", name, what, more)
 
-    def _leave_out(self, name: str) -> None:
-        if name in self.defined:
-            self._scheduler.schedule.pop(name, None)
-            self.paused.pop(name, None)
+class HeapView(MutableSequence[Any]):
+    """`Scheduler._heap` over a `DueHeap`: reads as Celery's list of (time, priority, entry), and can be changed.
 
-    def _show(self, entry: Any, *, paused: bool) -> None:
-        schedule, name = self._scheduler.schedule, entry.name
-        if paused:
-            schedule.pop(name, None)
-            self.paused[name] = entry
-        else:
-            self.paused.pop(name, None)
-            schedule[name] = entry
+    An event goes to where its time belongs, wherever it was inserted, and replaces the one of the same entry. Of the
+    entries, those of ``schedule`` are shown.
+    """
 
-    def _entry(self, name: str) -> Any:
-        found = self._scheduler.schedule.get(name)
+    def __init__(self, schedule: Mapping[str, Any], events: Iterable[Any] = ()) -> None:
+        self.heap = DueHeap()
+        self.schedule = schedule
+        #: Events that were put here, to be shown as the very same objects.
+        self._given: dict[str, Any] = {event[2].name: event for event in events}
+        self.heap.fill((name, event[0]) for name, event in self._given.items())
+
+    def __len__(self) -> int:
+        return len(self.heap)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self._event(node) for node in list(self.heap)[place]]
+        if place == 0 and (first := self.heap.peek()) is not None:
+            return self._event(first)
+        return self._event(list(self.heap)[place])
+
+    def __setitem__(self, place: Any, event: Any) -> None:
+        if isinstance(place, slice):
+            raise TypeError("one event at a time: they go to where their times belong")
+        del self[place]
+        self.insert(place, event)
+
+    def __delitem__(self, place: Any) -> None:
+        for event in self[place] if isinstance(place, slice) else [self[place]]:
+            self.heap.remove(event[2].name)
+            self._given.pop(event[2].name, None)
+
+    def insert(self, place: int, event: Any) -> None:
+        """Put the event in, or move the one of the same entry; its time says where it goes, not ``place``."""
+        name = event[2].name
+        self._given[name] = event
+        self.heap.put(name, event[0])
+        settle = getattr(self.schedule, "settle", None)
+        if settle is not None:
+            settle(name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # a list has none
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def _event(self, node: Any) -> Any:
+        given = self._given.get(node.name)
+        if given is not None and given[0] == node.time and given[2] is self.schedule.get(node.name, given[2]):
+            return given
+        return event_t(node.time, PRIORITY, self.schedule[node.name])
+
+
+class EntryTable:
+    """The entries of ``scheduler`` with their due times. The thread that ticks.
+
+    It asks the scheduler for what subclasses of Celery's may override: `schedule`, `is_due`, `adjust`, `_when`. With
+    `exact`, an entry is looked at when its slot is due and not a moment earlier, and a slot that is past stays in the
+    past: the watermark *settled* must not pass it.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.exact = False
+        #: Entries that are paused.
+        self.paused: dict[str, Any] = {}
+        #: Celery's view of the heap; None before the first tick.
+        self.view: HeapView | None = None
+        self._scheduler = scheduler
+        self._misfire = Misfire.of_app(scheduler.app)
+        self._never = LogLimit(NEVER_INTERVAL)
+        self._forecast: Forecast | None = None
+
+    @property
+    def schedule(self) -> Any:
+        """The entries by name, without the paused ones."""
+        return self._scheduler.schedule
+
+    def moment(self) -> float:
+        """Return the wall clock of the app, in Unix seconds."""
+        return float(maybe_make_aware(self._scheduler.app.now()).timestamp())
+
+    def find(self, name: str) -> Any:
+        """Return the entry, paused or not; None if there is none of that name."""
+        found = self.schedule.get(name)
         return self.paused.get(name) if found is None else found
 
-    def _changed(self, name: str) -> None:
-        if name in self._scheduler.schedule:
-            self._scheduler.schedule.note((name,))
+    def show(self, entry: Any, *, paused: bool) -> None:
+        """Put the entry into the schedule, or keep it out of it while it is ``paused``."""
+        if paused:
+            self.schedule.pop(entry.name, None)
+            self.paused[entry.name] = entry
+        else:
+            self.paused.pop(entry.name, None)
+            self.schedule[entry.name] = entry
 
+    def remove(self, name: str) -> None:
+        """Remove the entry, paused or not."""
+        self.schedule.pop(name, None)
+        self.paused.pop(name, None)
 
-def _alike(before: Any, entry: Any) -> bool:
-    fields = ("task", "schedule", "args", "kwargs", "options")
-    return all(getattr(before, field) == getattr(entry, field) for field in fields)
+    def note(self, name: str) -> None:
+        """Note that the entry was changed in place."""
+        if name in self.schedule:
+            self.schedule.note((name,))
 
+    def replace_view(self, events: Iterable[Any] | None) -> None:
+        """Have these events of Celery's and no others; with None, look at every entry at the next tick."""
+        self.view = None
+        if events is not None:
+            self.view = HeapView(self.schedule, events)
+            self._forget_changes()
 
-def _defined_at(definition: Definition) -> float:
-    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
-    changes = definition.changes
-    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
+    def heap(self) -> DueHeap:
+        """Return the heap, with everything in it that happened to the schedule since the last call."""
+        view, schedule = self.view, self.schedule
+        if view is None or view.schedule is not schedule:
+            self._scheduler.populate_heap()
+        elif not isinstance(schedule, Entries):
+            # A mapping of the caller's own, who may change it anywhere: compared as Celery does, at its cost.
+            if not self._scheduler.schedules_equal(self._scheduler.old_schedulers, schedule):
+                self._scheduler.populate_heap()
+        elif schedule.changed:
+            changed = schedule.changes()
+            with self.at_once():
+                for name in changed:
+                    entry = schedule.get(name)
+                    if entry is None:
+                        view.heap.remove(name)
+                    else:
+                        view.heap.put(name, self.first_look(entry))
+        assert self.view is not None, "populate_heap makes it"
+        return self.view.heap
+
+    def populate(self) -> None:
+        """Look at every entry: O(N). Never raises."""
+        schedule = self.schedule
+        if not self._forget_changes():
+            self._scheduler.old_schedulers = copy.copy(schedule)
+        self.view = HeapView(schedule)
+        with self.at_once():
+            self.view.heap.fill((name, self.first_look(entry)) for name, entry in list(schedule.items()))
+
+    def _forget_changes(self) -> bool:
+        if isinstance(self.schedule, Entries):
+            self.schedule.changes()
+            return True
+        return False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Look at many entries as at one moment."""
+        self._forecast = Forecast()
+        try:
+            yield
+        finally:
+            self._forecast = None
+
+    def settle(self, name: str) -> None:
+        """Note that the heap knows of the last change of this entry, or is about to."""
+        scheduler, schedule = self._scheduler, self.schedule
+        if isinstance(schedule, Entries):
+            schedule.settle(name)
+        elif scheduler.old_schedulers is not schedule:
+            scheduler.old_schedulers[name] = schedule[name]
+
+    # -- one entry --
+
+    def check(self, entry: Any) -> None:
+        """Raise `ConfigurationError` if the scheduler cannot run the entry."""
+        self._scheduler.check(entry)
+
+    def policy(self, entry: Any) -> Misfire:
+        """Return the misfire policy of an entry. Raises `ConfigurationError`."""
+        try:
+            return self._misfire.changed_by(entry.options) if entry.options else self._misfire
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
+
+    def has_slots(self, entry: Any) -> bool:
+        """Return True if the entry's slots can be computed; otherwise only its own `is_due` knows when it runs."""
+        return self._asks_nobody() and entry_has_slots(entry)
+
+    def look(self, entry: Any, now: datetime) -> Look:
+        """Return what is due of an entry that may be. Never raises."""
+        try:
+            if self.has_slots(entry):
+                found = look(entry, maybe_make_aware(now), self.policy(entry))
+                if found is not None:
+                    return found
+            is_due, delay = self._scheduler.is_due(entry)
+            return Look(due=is_due, delay=delay)
+        except Exception:  # noqa: BLE001 - of a user's schedule; logged
+            return Look(due=False, delay=self._scheduler._is_due_failed(entry)[1])
+
+    def first_look(self, entry: Any) -> float:
+        """Return when to look at an entry that is new or was changed, in Unix seconds."""
+        scheduler = self._scheduler
+        try:
+            found = self._next(entry)
+            if found is not None:
+                if found.delay == math.inf:
+                    self._warn_of_never(entry)
+                elif self.exact:
+                    return float(found.now + found.delay)
+                return float(found.now + (scheduler.adjust(max(found.delay, 0.0)) or 0.0))
+            is_due, delay = entry.is_due()
+            delay = 0 if is_due else delay
+        except Exception:  # noqa: BLE001 - of a user's schedule; logged
+            delay = scheduler._is_due_failed(entry)[1]
+        return scheduler._when(entry, max(delay, 0) if is_numeric_value(delay) else delay) or 0
+
+    def next_look(self, advanced: Any, found: Look, now: datetime) -> float:
+        """Return when to look at an entry again that ran at ``now`` as was ``found``."""
+        if not found.exact:  # the answer of such a schedule counts from when its entry is done
+            return float(self._scheduler._when(advanced, found.delay))
+        if self.exact:
+            if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
+                return found.owed.upcoming.timestamp()
+            return self.first_look(advanced)
+        return float(maybe_make_aware(now).timestamp() + (self._scheduler.adjust(found.delay) or 0))
+
+    def pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
+        """Let the slots up to ``slot`` never run; return the entry after them."""
+        passed = self.schedule[entry.name] = pass_over(entry, slot, now)
+        return passed
+
+    def _next(self, entry: Any) -> Next | None:
+        return (self._forecast or Forecast()).next(entry) if self._asks_nobody() else None
+
+    def _asks_nobody(self) -> bool:
+        return type(self._scheduler).is_due is CelerysScheduler.is_due
+
+    def _warn_of_never(self, entry: Any) -> None:
+        if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
+            logger.warning(
+                "beat: entry never due entry=%s schedule=%s: it names no time that comes; give it another schedule",
+                entry.name, str(entry.schedule),
+            )  # fmt: skip

@@ -1,6 +1,7 @@
-"""What one beat process has of its schedule in Kafka: the schedule topic, and the marks in the records of its roles.
+"""Runs our own scheduler for a role: it stands by between terms, so that a term can begin at once.
 
-Shared by the schedulers of all shards. Belongs to the thread that ticks; nothing here waits for Kafka.
+While a beat stands by, the entries of its schedulers follow the schedule topic. All schedulers of a process share what
+was read of it (`SharedSchedule`). Everything belongs to the thread that ticks, and waits for Kafka only where it says.
 """
 
 from __future__ import annotations
@@ -8,31 +9,36 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.fingerprint import fingerprint
-from celery_neli.beat.replicated.member_notes import MemberNotes
+from celery_neli.beat.host import NotReady
+from celery_neli.beat.publish import is_unconfirmed, leased_producer, release_connection
+from celery_neli.beat.replicated.member_notes import MemberNotes, fingerprint
+from celery_neli.beat.replicated.outcomes import ClaimingLedger
 from celery_neli.beat.replicated.sharding import begin
+from celery_neli.beat.replicated.term import version_of
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import MEMBER, Note, encode_note
-from celery_neli.settings import VERSION_MOST
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
-    from celery_neli.beat.replicated.claims import Marks
-    from celery_neli.beat.replicated.sharding import Beginning
-    from celery_neli.beat.tenure import Leader
+    from celery_neli.beat.tenure import Tenure
     from celery_neli.config import BeatSettings, Config
+    from celery_neli.election.neli import Role
     from celery_neli.schedule_topic.codec import Kind
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
-__all__ = ["Keeper"]
+__all__ = ["ReplicatedHost", "SharedSchedule"]
+
+logger = escaping(logging.getLogger(__name__))
 
 #: If more records than this come at once, they are logged in one line.
 MANY = 20
-#: Seconds of a tick that may be spent on what was read.
+#: Seconds of a turn that may be spent on what was read.
 PORTION = 0.02
 #: Seconds between two notes of a member, which `celery neli status` compares.
 NOTE_EVERY = 15.0
@@ -40,131 +46,115 @@ NOTE_EVERY = 15.0
 FEW = 1_000
 #: Characters of an app's name in a note, whose length is limited.
 LONGEST_APP = 200
-VERSION = "version"
+#: Seconds that a new leader waits for the schedule topic at a time.
+CATCH_UP = 1.0
 
-logger = escaping(logging.getLogger(__name__))
 
+class SharedSchedule:
+    """What one process has read of the schedule topic, for its hosts (`hosts`), one for each shard.
 
-class Keeper:
-    """The schedule topic and the roles' marks, for the schedulers of one process (`followers`)."""
+    ``app`` is the name of the Celery app, None if it has none.
+    """
 
-    def __init__(
-        self, *, leader: Leader, config: Config, settings: BeatSettings, topic: ScheduleTopic, app: str | None = None
-    ) -> None:
-        """`app` is the name of the Celery app, None if it has none."""
-        self.leader, self.topic, self.settings = leader, topic, settings
-        self.group, self.name = config.group, config.name
-        self.roles, self.shards = config.roles, len(config.roles)
-        self.interval, self.timeout = config.heartbeat_interval, config.heartbeat_timeout
-        #: The schedulers whose entries follow the topic.
-        self.followers: list[Any] = []
-        #: What makes them.
-        self.makers: list[Callable[[], None]] = []
-        #: What was read and not handed over yet, its generation of the topic, and the generation that it ends, or -1.
+    def __init__(self, *, config: Config, settings: BeatSettings, topic: ScheduleTopic, app: str | None = None) -> None:
+        self.config, self.settings, self.topic = config, settings, topic
+        self.hosts: list[ReplicatedHost] = []
+        #: What was read and not applied yet, its generation of the topic, and the generation that it ends, or -1.
         self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many, self._resume_at = 0, 0.0
-        self._noted = self._asked = float("-inf")
+        self._noted = float("-inf")
         self._fingerprint: str | None = None
         self._asked_fingerprint = False
         self._app = app[:LONGEST_APP] if app else None
         self._notes_of_others = MemberNotes(config.name, self._app, config.group)
 
     def make_all(self) -> None:
-        """Have the schedulers of all shards: what is read is told once, to all of them. Raises what making one does."""
-        if len(self.followers) < len(self.makers):
-            for make in self.makers:
-                make()
+        """Have the schedulers of all shards, for what is read goes to all of them. Raises what making one raises."""
+        for host in self.hosts:
+            host.make()
 
     def pull(self) -> bool:
-        """Hand what was read to the schedulers, all of which exist, in the order of reading, for `PORTION` seconds at
-        most. Return True if nothing is left.
+        """Apply what was read, in the order of reading, for `PORTION` seconds at most. Return True if nothing is left.
+
+        The schedulers of all shards exist.
         """
         began = time.perf_counter()
         if began < self._resume_at:  # another scheduler of this process has just had its portion
             return not self._backlog
         while self._backlog or self._refill():
-            self._fold_next()
+            self._apply_next()
             if time.perf_counter() > began + PORTION and self._backlog:
                 self._resume_at = time.perf_counter() + PORTION
                 return False
         return True
 
     def pull_all(self, generation: int) -> None:
-        """Hand everything that was read by now to the schedulers, however long that takes. This generation of the topic
-        was read to its end.
+        """Apply everything that was read by now, however long that takes. This generation of the topic was read to its
+        end.
         """
         while self._backlog:
-            self._fold_next()
+            self._apply_next()
         self._refill()
         if self._generation == generation:
             self._whole = generation
         while self._backlog:
-            self._fold_next()
+            self._apply_next()
         self._caught_up()
 
     def _refill(self) -> bool:
         """Take over what was read since; return False if there is nothing."""
         whole = self.topic.whole  # asked before: what is drained then reaches that end
         changes = self.topic.drain()
+        if not changes and (self.topic.drained, whole, self._many) == (self._generation, self._whole, 0):
+            return False  # as ever
         if self._many:
-            for each in self.followers:
-                logger.info("schedule read records=%d entries=%d", self._many, each.neli_count())
+            for each in self.hosts:
+                logger.info("schedule read records=%d entries=%d", self._many, len(each.scheduler.schedule))
             self._many = 0
-        self._notes_of_others.read(changes)
+        if any(kind == MEMBER for kind, _ in changes):
+            self._notes_of_others.read(changes)
         if self.topic.drained != self._generation:
             self._generation, self._counting = self.topic.drained, True
-            for each in self.followers:
-                each.neli_recount(torn=self.topic.torn)
+            for each in self.hosts:
+                each.ledger.states.recount(torn=self.topic.torn)
         self._backlog, self._whole = deque(changes.items()), whole
         self._many = len(changes) if len(changes) > MANY else 0
         if not changes:
             self._caught_up()
         return bool(changes)
 
-    def _fold_next(self) -> None:
+    def _apply_next(self) -> None:
         change = dict((self._backlog.popleft(),))
-        for each in self.followers:
-            each.neli_fold(change, many=self._many > 0)
+        for each in self.hosts:
+            each.ledger.states.apply(change, leading=each.leads, many=self._many > 0)
         if not self._backlog:
             self._caught_up()
 
     def _caught_up(self) -> None:
-        """Note that what was drained was handed over; tell the schedulers if that was all of the topic."""
+        """Note that what was drained was applied, and whether that was all of the topic."""
         if self._whole == self._generation:
             torn = self._counting and self.topic.torn
-            for each in self.followers:
-                each.neli_caught_up(counted=self._counting, torn=torn)
+            for each in self.hosts:
+                if self._counting:
+                    each.ledger.states.counted(torn=torn)
+                each.ledger.states.caught_up()
             self._counting = False
 
     def forget_unsaved(self) -> None:
-        """A term is over that was not handed over: what was not written of it yet, a successor may know better."""
-        if not any(each.neli_leads for each in self.followers):
+        """Forget what was not written of a term that was not handed over: a successor may know better."""
+        if not any(each.leads for each in self.hosts):
             self.topic.forget_unsaved()
-
-    def begin(self, shard: int, now: float) -> Beginning | None:
-        """What a term of the shard begins with at ``now`` (Unix seconds); None: not yet.
-
-        :raises ConfigurationError: this beat has fewer shards than others had before.
-        """
-        return begin(shard, self.shards, lambda each: self.leader.told(self.roles[each]), now=now)
-
-    def offer(self, shard: int, term: int, marks: Marks, more: Mapping[str, Any], *, hurry: bool) -> None:
-        """Put these marks, and what else the shard has to tell, into the further records of the term."""
-        data: dict[str, Any] = {**marks.as_data(), **more}
-        if self.settings.version is not None:
-            data[VERSION] = self.settings.version
-        self.leader.offer(self.roles[shard], term, data, hurry=hurry)
 
     def note(self) -> None:
         """Write every 15 seconds which app and schedule this member has; `celery neli status` compares."""
-        self._notes_of_others.warn(leads=any(each.neli_leads for each in self.followers))
+        self._notes_of_others.warn(leads=any(each.leads for each in self.hosts))
         now = time.monotonic()
-        if now - self._noted < NOTE_EVERY or len(self.followers) < self.shards:
+        if now - self._noted < NOTE_EVERY or any(each.scheduler is None for each in self.hosts):
             return
         if not self._asked_fingerprint:
             self._asked_fingerprint = True
-            entries = [entry for each in self.followers for entry in each.neli_states.static()]
+            entries = [entry for each in self.hosts for entry in each.ledger.states.static()]
             if len(entries) > FEW:
                 spawn(lambda: self._take_fingerprint(entries), name="neli-fingerprint")
             else:
@@ -173,34 +163,168 @@ class Keeper:
             return
         self._noted = now
         note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
-        self.topic.write(MEMBER, self.name, encode_note(note))
+        self.topic.write(MEMBER, self.config.name, encode_note(note))
 
     def _take_fingerprint(self, entries: list[Any]) -> None:
         self._fingerprint = fingerprint(entries)
 
-    def prefer_newest(self, shard: int) -> None:
-        """Ask for a role that is led with an older version of the schedule than this member's, or by a beat that writes
-        nothing back of what the schedule topic has lost, and this member still knows: it may have started since.
-        """
-        mine, now = self.settings.version, time.monotonic()
-        missing = shard < len(self.followers) and self.followers[shard].neli_states.inventory.overdue(now)
-        if (mine is None and not missing) or now - self._asked < self.timeout:
-            return
-        told = self.leader.told(self.roles[shard])
-        older = mine is not None and version_of(told.data) < mine
-        if told.known and not told.own and told.term is not None and (older or (missing and not self.topic.away)):
-            self._asked = now
-            self.leader.ask(self.roles[shard])
-
     def stop(self) -> None:
-        """End; what was written is sent, which is waited for a second at most."""
-        for each in self.followers:
-            each.neli_stop()
-        self.topic.write(MEMBER, self.name, None)
+        """End; wait for a second at most until what was written is sent."""
+        for each in self.hosts:
+            if each.scheduler is not None:
+                each.ledger.stop()
+        self.topic.write(MEMBER, self.config.name, None)
         self.topic.stop()
 
 
-def version_of(data: Mapping[str, Any] | None) -> int:
-    """Return the `neli_schedule_version` in a record's data, or -1 for none and for what the setting cannot be."""
-    value = (data or {}).get(VERSION)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= VERSION_MOST else -1
+class ReplicatedHost:
+    """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`celery_neli.beat.host.Host`).
+
+    ``roles`` are those of all shards, ``options`` what `celery_neli.Scheduler` was constructed with; ``made`` is called
+    once, with the scheduler that was made.
+    """
+
+    stands_by = True
+
+    def __init__(
+        self,
+        *,
+        app: Any,
+        cls: type[Any],
+        roles: list[Role],
+        shard: int,
+        shared: SharedSchedule,
+        options: Mapping[str, Any],
+        made: Callable[[Any], None],
+    ) -> None:
+        self.scheduler: Any = None
+        self.ledger: ClaimingLedger
+        self._app, self._cls, self._roles, self._shard, self._shared = app, cls, roles, shard, shared
+        self._role, self._options, self._made = roles[shard], options, made
+        self._serves = False
+        self._asked = float("-inf")
+        self._warned = False
+        shared.hosts.append(self)
+
+    @property
+    def leads(self) -> bool:
+        """True in a term that goes on."""
+        return self._serves
+
+    @property
+    def stuck(self) -> bool:
+        """True if publishers send entries and nothing comes of it."""
+        return bool(self.scheduler.neli_engine.pool.stuck)
+
+    def make(self) -> None:
+        """Have the scheduler. Raises what its construction raises."""
+        if self.scheduler is not None:
+            return
+        cls: Any = self._cls
+        shared = self._shared
+        scheduler = cls.__new__(cls, app=self._app, **self._options)
+        scheduler.neli_make_ledger = partial(
+            ClaimingLedger, app=self._app, shard=self._shard, role=self._role, config=shared.config,
+            settings=shared.settings, topic=shared.topic,
+        )  # fmt: skip
+        type(scheduler).__init__(scheduler, app=self._app, **self._options)
+        self.ledger = scheduler.neli_engine.ledger
+        self.ledger.states.load()
+        self.scheduler = scheduler
+        self._made(scheduler)
+
+    def prepare(self) -> bool:
+        """Apply what was read, and have every change in the heap, so that a term which begins need not.
+
+        The first time, that takes a look at every entry. Return False if more of what was read is waiting.
+        """
+        self._shared.make_all()
+        caught_up = self._shared.pull()
+        self.scheduler.neli_engine.table.heap()
+        _ = self._is_unconfirmed  # imports the broker's driver, which takes as long as an election
+        self._prefer_newest()
+        return caught_up
+
+    def begin(self, tenure: Tenure, *, first_seen: datetime) -> bool:
+        """Begin a term, after everything was applied that is in the schedule topic: waits for that for a second.
+
+        A term that was served here, and ended, is handed over: late heartbeats may bring its lease back, but what came
+        of its last slots is not known any more.
+
+        Raises:
+            NotReady: The schedule topic cannot be read to its end.
+            ConfigurationError: This beat has fewer shards than others had before.
+        """
+        self.prepare()
+        shared, ledger, engine = self._shared, self.ledger, self.scheduler.neli_engine
+        generation = shared.topic.generation
+        if not shared.topic.read_to_end(CATCH_UP):
+            raise NotReady("the schedule topic cannot be read to its end: nothing is sent before")
+        shared.pull_all(generation)
+        if ledger.term is not None and ledger.term.number == tenure.term:
+            self._role.resign()
+            return False
+        shards = len(self._roles)
+        beginning = begin(self._shard, shards, lambda shard: self._roles[shard].last_payload, now=engine.table.moment())
+        if beginning is None:
+            return False  # another shard still serves the entries of this one
+        base = self._options.get("Producer") or self._app.amqp.Producer
+        self.scheduler.Producer = leased_producer(base, tenure)
+        engine.begin(tenure, publishers=shared.settings.parallel, producer=base)
+        ledger.begin(tenure.term, beginning)
+        self._serves = True
+        if self._is_unconfirmed and not self._warned:
+            self._warned = True
+            logger.warning(
+                "beat: the task broker does not confirm what is published, so a slot counts as done before the broker "
+                "has its task: set broker_transport_options = {'confirm_publish': True}"
+            )
+        return True
+
+    @cached_property
+    def _is_unconfirmed(self) -> bool:
+        return is_unconfirmed(self._app)
+
+    def tick(self) -> float:
+        """Send what is due. Asks nothing of Kafka that it would have to wait for."""
+        ledger, engine = self.ledger, self.scheduler.neli_engine
+        caught_up = self._shared.pull()
+        more = ledger.begin_turn() or not caught_up
+        engine.collect()
+        ledger.remove_finished()
+        wait = float(engine.turn(self.scheduler.tick))
+        ledger.end_turn()
+        return 0.0 if ledger.states.write_some() or more else wait
+
+    def end(self, *, held: bool) -> None:
+        """End the term, and stand by: for a second, and for what publishers are sending, if the lease is ``held``."""
+        if not self._serves:
+            return
+        self._serves = False
+        engine = self.scheduler.neli_engine
+        release_connection(self.scheduler)  # first: a broker that does not answer shall not delay what follows
+        left = bool(engine.sender.lease.left)
+        try:
+            cut_off, lost = engine.end(wait=held)
+            self.ledger.end(cut_off, lost, left=left, write=held)
+        finally:
+            if held:
+                self.scheduler.close()
+            release_connection(self.scheduler)
+        if not held:
+            self._shared.forget_unsaved()
+
+    def _prefer_newest(self) -> None:
+        """Ask for a role that is led with an older version of the schedule than this member's, or by a beat that writes
+        nothing back of what the schedule topic has lost, and this member still knows: it may have started since.
+        """
+        mine, now = self._shared.settings.version, time.monotonic()
+        missing = self.ledger.states.inventory.overdue(now)
+        if (mine is None and not missing) or now - self._asked < self._shared.config.heartbeat_timeout:
+            return
+        found = self._role.last_payload
+        older = mine is not None and version_of(found.data) < mine
+        foreign = found.known and not found.own and found.term is not None
+        if foreign and (older or (missing and not self._shared.topic.away)):
+            self._asked = now
+            self._role.ask()

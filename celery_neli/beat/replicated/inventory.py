@@ -1,4 +1,4 @@
-"""Which definitions the schedule topic holds, and which it has lost, as far as one scheduler knows.
+"""What is believed of the schedule topic: which definitions it has lost, and which times are too far ahead.
 
 The topic may be deleted, cut, or lose records to a wrong retention while beats run. What they know of it then is all
 that is left: the beat that leads writes it back, so that what runs, what `celery neli schedule list` shows and what
@@ -10,12 +10,27 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
+from datetime import datetime, timezone
 from itertools import islice
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from celery_neli.beat.replicated.claims import ASTRAY
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
+from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
 
-__all__ = ["Inventory"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery_neli.logs import LogLimit
+
+__all__ = ["ORPHANS", "Ahead", "Inventory", "Orphans"]
+
+_Record = TypeVar("_Record")
+
+#: How many records of entries that are not here are kept after the topic was read to its end.
+ORPHANS = 1000
 
 SHOWN = 10
 #: Seconds in which a leader writes back some of what was lost, if it knows it.
@@ -29,22 +44,18 @@ class Inventory:
 
     def __init__(self) -> None:
         self._records: dict[str, bytes] = {}
-        self._lost: dict[str, None] = {}
+        #: The definitions that the topic has lost, by name.
+        self.lost: dict[str, None] = {}
         #: Monotonic seconds: when something was found to be lost, or was there again.
         self._lost_at = 0.0
         #: The names that were read since the topic is read from its beginning again; None: it is not.
         self._seen: set[str] | None = None
 
-    @property
-    def lost(self) -> bool:
-        """Return True if there are definitions that the topic has lost."""
-        return bool(self._lost)
-
     def overdue(self, now: float) -> bool:
         """Return True if a leader that knows what the topic has lost would have written some of it back by `now`
         (monotonic seconds), and none has.
         """
-        return bool(self._lost) and now - self._lost_at > PATIENCE
+        return bool(self.lost) and now - self._lost_at > PATIENCE
 
     def seen(self, name: str, value: bytes | None) -> None:
         """Note that the topic has a definition of this name, readable or not; None: it was removed."""
@@ -56,14 +67,14 @@ class Inventory:
     def keep(self, name: str, value: bytes) -> None:
         """Keep the definition that was read."""
         self._records[name] = value
-        if name in self._lost:
-            del self._lost[name]
+        if name in self.lost:
+            del self.lost[name]
             self._lost_at = time.monotonic()
 
     def forget(self, name: str) -> None:
         """Forget a definition that was removed on purpose."""
         self._records.pop(name, None)
-        self._lost.pop(name, None)
+        self.lost.pop(name, None)
 
     def recount(self) -> None:
         """Note what is read from now on: the topic is read from its beginning again."""
@@ -83,7 +94,7 @@ class Inventory:
         if not torn:
             logger.warning("schedule removed entries=%d while this beat did not hear of it: %s", len(missing), shown)
             return missing
-        self._lost.update(dict.fromkeys(missing))
+        self.lost.update(dict.fromkeys(missing))
         self._lost_at = time.monotonic()
         logger.error(
             "schedule lost entries=%d: the schedule topic was deleted or cut, and with it what was put or paused at "
@@ -94,7 +105,56 @@ class Inventory:
 
     def take_lost(self, most: int) -> dict[str, bytes]:
         """Return up to so many of the definitions that the topic has lost; the caller writes them."""
-        taken = list(islice(self._lost, most))
+        taken = list(islice(self.lost, most))
         for name in taken:
-            del self._lost[name]
+            del self.lost[name]
         return {name: self._records[name] for name in taken}
+
+
+class Orphans(Generic[_Record]):
+    """Records of entries that are not here (yet), by name."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[str, _Record] = OrderedDict()
+
+    def keep(self, name: str, record: _Record) -> None:
+        """Keep the newest record of that name."""
+        self._records.pop(name, None)
+        self._records[name] = record
+
+    def take(self, name: str) -> _Record | None:
+        """Return the record and forget it; None if there is none."""
+        return self._records.pop(name, None)
+
+    def trim(self) -> list[str]:
+        """Forget all but the newest `ORPHANS`; return the names of the others."""
+        return [self._records.popitem(last=False)[0] for _ in range(len(self._records) - ORPHANS)]
+
+
+class Ahead:
+    """Judges times by the clock ``moment`` (Unix seconds), and logs those ahead of it as often as ``limit`` allows.
+
+    A forged record, or a leader whose clock was years ahead, must not silence an entry for ever; a clock that was fast
+    for a while must not make it run twice. The bounds are in docs/protocol.md ("Slots", S8). One thread at a time.
+    """
+
+    def __init__(self, moment: Callable[[], float], limit: LogLimit) -> None:
+        self._moment, self._limit = moment, limit
+
+    def begins(self, name: str, since: float) -> float:
+        """Return when the entry begins: never before the time from which on it was defined, if that is believed."""
+        return 0.0 if since > 0 and self.is_far(name, "since", since, START_AHEAD) else since
+
+    def is_far(self, name: str, field: str, at: float, most: float = FAR_AHEAD) -> bool:
+        """Return True if this time is more than ``most`` seconds ahead of the clock, and not believed. Log that, and
+        also that an entry waits for a time ahead.
+        """
+        ahead = at - self._moment()
+        if ahead > ASTRAY and self._limit.allows((field, name)):
+            logger.warning(
+                "schedule: entry=%s %s=%s is %.0f s ahead of this clock: %s", name, field,
+                datetime.fromtimestamp(at, timezone.utc).isoformat(), ahead,
+                "it is not believed, and the entry runs without it" if ahead > most
+                else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",
+            )  # fmt: skip
+        return ahead > most

@@ -1,24 +1,24 @@
-"""What becomes of a slot that was sent, or could not be: the state of its entry, in the schedule topic.
+"""The ledger of a scheduler that is led: it claims each slot in the leader topic, and keeps the states of entries.
 
-The rules of what a state tells are in docs/protocol.md ("Slots").
+The rules are in docs/protocol.md ("Slots"). Nothing here waits for Kafka, but for a second at the end of a term.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-import celery.app.base
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import slot_id
-from celery_neli.beat.replicated.initial_states import PORTION
-from celery_neli.beat.replicated.unpatched import is_genuine, source_of
-from celery_neli.beat.wrapped.stores import Reservation
-from celery_neli.logs import EntryLines, escaping
+from celery_neli.beat.replicated.claims import NEVER, Watermarks
+from celery_neli.beat.replicated.ledger import SlotLedger
+from celery_neli.beat.replicated.overlap_check import OverlapCheck
+from celery_neli.beat.replicated.sharding import owner
+from celery_neli.beat.replicated.states import PORTION, States
+from celery_neli.beat.replicated.term import Term, pass_settled
+from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.once import once
 from celery_neli.schedule.overlap import Overlap
@@ -26,287 +26,375 @@ from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
 if TYPE_CHECKING:
-    from celery_neli.beat.replicated.attempts import Attempts
-    from celery_neli.beat.replicated.entries import States
-    from celery_neli.beat.replicated.host import Keeper
-    from celery_neli.beat.replicated.overlap_check import OverlapGate
-    from celery_neli.beat.replicated.term import Term
-    from celery_neli.beat.tenure import Tenure
-    from celery_neli.schedule.due import Look
-    from celery_neli.schedule.heap import DueHeap
+    from collections.abc import Callable
 
-__all__ = ["FLUSH", "Settling", "StateReservation", "iso"]
+    from celery_neli.beat.replicated.engine import LeftOut
+    from celery_neli.beat.replicated.entries import EntryTable
+    from celery_neli.beat.replicated.ledger import Run
+    from celery_neli.beat.replicated.sharding import Beginning
+    from celery_neli.config import BeatSettings, Config
+    from celery_neli.election.neli import Role
+    from celery_neli.schedule.due import Look
+    from celery_neli.schedule_topic.topic import ScheduleTopic
+
+__all__ = ["ClaimingLedger"]
 
 logger = escaping(get_logger(__name__))
 
-_BASE = source_of(celery.app.base)
-
+#: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.
+CONFIRM = 0.25
 #: Seconds that a hand-over waits for the states of what ran to be in Kafka.
 FLUSH = 1.0
-#: Seconds after which a slot whose publishing failed is tried again; doubled each time, up to the last.
+#: Seconds after which a slot whose publishing failed is retried; doubled each time, up to the last.
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 
 
-class StateReservation(Reservation):
-    """A run of an entry whose state is kept in the schedule topic."""
+class ClaimingLedger(SlotLedger):
+    """Knows the slots of the entries of one shard, from term to term. The thread that ticks.
 
-    def __init__(self, *, scheduler: Any, entry: Any) -> None:
-        super().__init__(scheduler=scheduler, entry=entry)
-        self.slot: datetime | None = scheduler.neli_slot
+    The records of ``role`` tell of the slots of ``shard``, the schedule ``topic`` has the states of the entries in
+    ``table``. ``forget`` is called with the name of an entry that is gone.
+    """
 
-    def confirm(self) -> None:
-        """The message has left: the slot is settled."""
-        self.scheduler.neli_sent(self.advanced, self.slot)
+    exact = True
 
-    def fail(self) -> bool:
-        """It could not be sent: the slot is still owed, and tried again later."""
-        self.scheduler.neli_failed(self.entry, self.slot, wired=self.scheduler.neli_tenure.wired)
-        return True
+    def __init__(
+        self,
+        *,
+        app: Any,
+        shard: int,
+        role: Role,
+        config: Config,
+        settings: BeatSettings,
+        topic: ScheduleTopic,
+        table: EntryTable,
+        left_out: LeftOut,
+        forget: Callable[[str], None],
+    ) -> None:
+        self.shard, self._role, self._config, self._settings, self._topic = shard, role, config, settings, topic
+        self._app, self._table, self._left_out, self._forget = app, table, left_out, forget
+        #: The present term, or the last.
+        self.term: Term | None = None
+        self._overlaps = OverlapCheck(app)
+        #: True once the present turn has made its claim.
+        self._claimed = False
+        #: Seconds after which an entry that failed is retried, by name.
+        self._retries: dict[str, float] = {}
+        #: Entries of one slot that ran, and their `since`: to be removed, and removed but for their states.
+        self._finished_once: dict[str, float] = {}
+        self._tombstones: set[str] = set()
+        #: When the entries of beat_schedule were made (Unix seconds).
+        self._made = self._table.moment()
+        self.states = States(
+            table, app=app, owns=self.owns, write=self.write, forgotten=self.forget, refuse=topic.refuse
+        )
 
-    def refuse(self, error: BaseException) -> bool:
-        """Settle a slot that the application refused to send, perhaps after the message had left."""
-        if self.scheduler.neli_tenure.left:
-            logger.error(
-                "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
-                self.entry.name, iso(self.slot), repr(error),
-            )  # fmt: skip
-            self.confirm()
-        else:
-            self.scheduler.neli_refused(self.entry, self.advanced, self.slot, error)
-        return True
+    # -- the schedule: of all entries, those of this shard --
 
+    def owns(self, name: str) -> bool:
+        """Return True if the entry of that name is this shard's."""
+        return owner(name, len(self._config.roles)) == self.shard
 
-class Settling:
-    """The part of a led scheduler that keeps the states of its entries. The thread that ticks."""
+    def check(self, entry: Any) -> None:
+        """Raise `ConfigurationError` if the entry asks whether its last task has finished, and cannot."""
+        Overlap.of(entry).check(self._app, entry)
 
-    neli_keeper: Keeper
-    neli_states: States
-    neli_tenure: Tenure | None
-    neli_slot: datetime | None
-    _term: Term | None
-    _overlaps: OverlapGate
-    #: Seconds after which an entry is tried again, by name.
-    _retries: dict[str, float]
-    _attempts: Attempts
-    #: Entries of one slot that ran, and are to be removed, with their `since`; those whose states are still to be.
-    _gone: dict[str, float]
-    _buried: set[str]
-    #: How many of its slots were told to be left out, of an entry that is tried again.
-    _left: dict[str, int]
+    def added(self, name: str) -> None:
+        """Apply what the schedule topic says of the entry."""
+        self.states.adopt(name)
 
-    def _entry_to_send(self, entry: Any) -> Any:
-        """The entry with the task id of the slot that it runs for, unless its options name one; of a retry the same."""
-        run = self._id_of_run(entry)
-        retried = self._attempts.retried(entry)
-        if retried is not None and retried.run == run:
-            return retried.sent
-        sent = super()._entry_to_send(entry)  # type: ignore[misc]
-        if "task_id" not in sent.options:
-            options = dict(sent.options, task_id=run)
-            sent = object.__new__(type(sent))
-            sent.__dict__.update(vars(entry), options=options)
-        self._attempts.begin(entry, run, sent)
-        return sent
+    # -- a term --
 
-    def _was_attempted(self, entry: Any) -> bool:
-        retried = self._attempts.retried(entry)
-        return retried is not None and retried.sent is entry
+    def begin(self, number: int, beginning: Beginning) -> None:
+        """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled."""
+        states, table, now = self.states, self._table, self._table.moment()
+        marks, blind = beginning.marks, self.states.led
+        led_until = self._role.predecessor_active_until()
+        if marks is None and led_until is not None and not blind:
+            # Another scheduler was led, which leaves no watermarks: its slots were served until then.
+            marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
+        self.term = Term(
+            self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,
+            interval=self._config.heartbeat_interval, version=self._settings.version,
+            unsaved=lambda: bool(self._topic.unsaved), now=now,
+        )  # fmt: skip
+        states.newest = self.term.epoch
+        for name in self._retries:  # at its time again
+            if name in table.schedule:
+                table.heap().put(name, table.first_look(table.schedule[name]))
+        self._retries.clear()
+        self._overlaps.begin()
+        states.begin(None if marks is None else marks.settled or None)
+        made = NEVER
+        if marks is None and not blind:  # the first leader: beat_schedule begins now, and has missed nothing
+            marks, made = Watermarks(now, now, saved=now), self._made
+        for entry in () if marks is None else pass_settled(table, marks, states.open, made=made):
+            self.write(entry)
+        self._finished_once = states.finished_once()
+        self.term.claims.resolve()
+        if len(self._config.roles) > 1:
+            self.term.announce(now, self._next_due())  # another shard may wait for it
 
-    def _apply(self, entry: Any, producer: Any) -> None:
-        """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot.
+    def end(self, cut_off: Run | None, lost: list[Run], *, left: bool, write: bool) -> None:
+        """End the term. If the lease still holds (``write``), what was claimed and not used is given back.
 
-        Publishers' threads call this, too.
+        ``cut_off`` was being sent, and ``left`` is True if its message had left; what came of ``lost`` is unknown.
         """
-        retried = self._attempts.retried(entry)
-        if retried is None or (retried.sent is not entry and retried.run != self._id_of_run(entry)):
-            super()._apply(entry, producer)  # type: ignore[misc]
-            return
-        logger.info("beat: retrying entry=%s task=%s", entry.name, entry.task)
+        term = self._present
         try:
-            self.apply_async(entry, producer=producer, advance=False)
-        except Exception as exc:  # noqa: BLE001 - as in Celery's apply_entry; the slot is settled by now
-            logger.error("beat: entry=%s could not be sent: %s", entry.name, repr(exc))
+            for run in lost:
+                if run.entry.name in self._table.schedule and run.slot is not None:
+                    term.maybe_sent[run.entry.name] = run.slot.timestamp()
+            term.unsettled.clear()
+            if cut_off is not None and left and cut_off.advanced is not None:
+                self.sent(cut_off)
+            elif cut_off is not None and not left:
+                self._table.schedule[cut_off.entry.name] = cut_off.entry
+                if cut_off.wired and cut_off.slot is not None:
+                    term.maybe_sent[cut_off.entry.name] = cut_off.slot.timestamp()
+            self._overlaps.begin()
+            for name in term.maybe_sent:  # a successor must know that a leader had it
+                if (entry := self._table.find(name)) is not None:
+                    self.write(entry)
+            if write and self._topic.flush(FLUSH):
+                term.close(self._table.moment(), self._next_due())
+        finally:
+            self.states.imported.clear()  # a later term finds this one's claims, which are later
 
-    def _id_of_run(self, entry: Any) -> str:
-        slot = self.neli_slot
-        if slot is None:  # its schedule knows no slots: the run after so many, and after that moment, is this one
-            return self._slot_id(entry.name, None, f"{entry.total_run_count} {at_of(entry)}")
-        return self._slot_id(entry.name, slot)
-
-    def _neli_enter(self, reservation: Reservation) -> None:
-        if self.neli_tenure is not None and self.neli_tenure.may_finish():
-            reservation.confirm()
-
-    def neli_sent(self, entry: Any, slot: datetime | None) -> None:
-        """The ``slot`` of ``entry`` (advanced) is published and confirmed, as far as the transport can."""
-        name = entry.name
-        if slot is not None and entry.options and Overlap.of(entry).skips:
-            self.neli_states.sent[name] = slot.timestamp()
-            self._overlaps.sent(name, self._slot_id(name, slot), self._moment())
-        self._slot_is_over(entry)
-
-    def neli_refused(self, entry: Any, advanced: Any, slot: datetime | None, error: BaseException) -> None:
-        """The application refused to send the ``slot`` of ``entry``, so it is over without a run: neither owed nor in
-        doubt. ``advanced`` is the entry after it.
-        """
-        self._tell_refused(entry.name, slot, error)
-        advanced.total_run_count = entry.total_run_count
-        self._slot_is_over(advanced)
-
-    def _slot_is_over(self, advanced: Any) -> None:
-        name, states = advanced.name, self.neli_states
+    def forget(self, name: str) -> None:
+        """Forget an entry that is gone."""
         self._retries.pop(name, None)
-        self._attempts.over(name)
-        self._present.unsettled.pop(name, None)
-        self._present.perhaps.pop(name, None)
-        self._left.pop(name, None)
-        if isinstance(advanced.schedule, once) and name in states.defined:
-            self._gone[name] = states.since[name]
-        self.neli_write(advanced)
+        self._forget(name)
 
-    def neli_failed(self, entry: Any, slot: datetime | None, *, wired: bool) -> None:
-        """The ``slot`` of ``entry`` could not be published (perhaps it was, if ``wired``): it is still owed."""
-        name, term = entry.name, self._present
-        self.schedule[name] = entry
-        self._settle(name)
-        self._attempts.failed(name)
-        self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
-        self.neli_states.open.add(name)
-        if slot is not None:
-            term.unsettled[name] = self._first_look(entry)
-            if wired:
-                term.perhaps[name] = slot.timestamp()
-        self.neli_write(entry)
+    def stop(self) -> None:
+        """End with the process."""
+        self._overlaps.close()
 
-    def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
-        retry = self._retries.get(advanced.name)
-        if retry is not None:
-            name = advanced.name
-            text = "beat: entry=%s could not be sent; trying again in %.0f s"
-            self._lines.warning("could not be sent", name, text, name, retry)
-            return self._moment() + retry
-        if found.exact:  # the slot itself, not a moment that is near: the mark *done* must not pass it
-            if found.delay > 0 and found.owed is not None and found.owed.upcoming is not None:
-                return found.owed.upcoming.timestamp()
-            return self._first_look(advanced)
-        return super()._next_look(advanced, found, now)  # type: ignore[misc,no-any-return]
+    def _next_due(self) -> float | None:
+        first = self._table.heap().peek()
+        return None if first is None else first.time
 
-    def _put_off(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
-        wait = float(super()._put_off(heap, entry, found, now))  # type: ignore[misc]
-        if found.exact:  # as above
-            heap.put(entry.name, self._first_look(self.schedule[entry.name]))
-        return wait
+    # -- a turn: what is claimed, and what may run --
 
-    def neli_forget(self, name: str) -> None:
-        """The entry is gone."""
-        self._retries.pop(name, None)
-        self._attempts.over(name)
-        self._left.pop(name, None)
-
-    def _bury(self) -> None:
-        """Remove entries that ran for the only time, unless they were defined anew. In a turn of its own: what others
-        wrote meanwhile was read. The state goes last, for without one an entry is owed what it has not run.
-        """
-        topic, states = self.neli_keeper.topic, self.neli_states
-        for name in [name for name in self._buried if topic.saved(ENTRY, name)]:
-            self._buried.discard(name)
-            if name not in states.defined:
-                topic.write(STATE, name, None)
-        gone, self._gone = self._gone, {}
-        for name, since in gone.items():
-            if name in states.defined and states.since.get(name) == since:
-                entry = self.schedule.get(name)
-                how = "ran, for the only time" if entry is None or entry.total_run_count else "was refused its only run"
-                topic.write(ENTRY, name, None)
-                self._buried.add(name)
-                states.forget(name)
-                logger.info("schedule: entry=%s %s, and was removed", name, how)
-
-    def neli_write(self, entry: Any) -> None:
-        """Write the state of an entry, in a term. Returns at once."""
-        term, states = self._present, self.neli_states
-        if entry.name in states.open and entry.name not in self._retries and self._reckons(entry):
-            # From now on the mark *done* covers it, if it has not passed its next slot already.
-            following = next_slot(entry.schedule, entry.last_run_at)
-            if following is None or following.timestamp() > term.claims.done:
-                states.open.discard(entry.name)
-        states.unwritten.pop(entry.name, None)
-        state = states.state_of(entry, term=term.rank)
-        self.neli_keeper.topic.write(STATE, entry.name, encode_state(state))
-
-    def _tell(self, entry: Any, found: Look) -> None:
-        before = self._left.get(entry.name, 0)  # an entry that fails is looked at again and again
-        if found.left_out > before:
-            super()._tell(entry, found)  # type: ignore[misc]
-            self.neli_left_out -= before
-            self._left[entry.name] = found.left_out
-
-    def neli_recount(self, *, torn: bool) -> None:
-        """Prepare for reading the schedule topic from its beginning again; ``torn``: it has lost records."""
-        self.neli_states.recount(torn=torn)
-
-    def neli_caught_up(self, *, counted: bool, torn: bool) -> None:
-        """Note that all of the schedule topic was read; ``counted``: it is the first time since `neli_recount`."""
-        if counted:
-            self.neli_states.counted(torn=torn)
-        self.neli_states.caught_up()
-
-    def neli_count(self) -> int:
-        """Return how many entries there are."""
-        return len(self.schedule)
-
-    def _write_back(self) -> bool:
+    def begin_turn(self) -> bool:
         """Write some of what the topic has lost, which only a leader may; return True if more is left."""
-        states, inventory = self.neli_states, self.neli_states.inventory
+        self._claimed = False
+        states, inventory = self.states, self.states.inventory
         if not inventory.lost and not states.again:
             return False
         for name, value in inventory.take_lost(PORTION).items():
-            self.neli_keeper.topic.write(ENTRY, name, value)
+            self._topic.write(ENTRY, name, value)
         for entry in states.take_again(PORTION):
-            self.neli_write(entry)
-        return inventory.lost or bool(states.again)
+            self.write(entry)
+        return bool(inventory.lost or states.again)
 
-    def sync(self) -> None:
-        """Wait until the state of what ran is in Kafka; for a second at most."""
-        self.neli_keeper.topic.flush(FLUSH)
+    def ready(self, due: float, moment: float) -> float:
+        """Claim what is ``due``, and wait until the claim was read back."""
+        return 0.0 if self._is_claimed(due, moment) else CONFIRM
 
-    # -- when to look at an entry again --
+    def end_turn(self) -> None:
+        """Claim ahead, unless the turn has made its claim: all its slots may have been claimed before."""
+        if not self._claimed:
+            self._claim(self._table.moment(), self._next_due())
 
-    def _first_look(self, entry: Any) -> float:
-        """The entry's next slot itself, also if it is past: the mark *done* must not pass it."""
-        try:
-            found = self._next(entry)
-        except Exception:  # noqa: BLE001 - of a user's schedule; said below
-            found = None
-        if found is not None and found.delay < math.inf:
-            return float(found.now + found.delay)
-        return float(super()._first_look(entry))  # type: ignore[misc]
+    def rest(self, due: float | None, wait: float) -> float:
+        """Claim ahead what is due soon."""
+        moment = self._table.moment()
+        self._claim(moment, due)
+        return max(0.0, min(wait, self._present.claims.wake(due) - moment))
 
-    def _slot_id(self, name: str, slot: datetime | None, run: str = "") -> str:
-        return slot_id(self.neli_keeper.group, name, iso(slot) if slot is not None else run)
+    def _is_claimed(self, slot: float, moment: float) -> bool:
+        covers = self._present.claims.covers
+        if not covers(slot):  # what was read back stays so
+            self._claim(moment, self._next_due())
+        return covers(slot)
+
+    def _claim(self, moment: float, due: float | None) -> None:
+        self._claimed, term = True, self._present
+        for name in [name for name in term.unsettled if name in self._retries]:
+            # A slot that failed does not hold up the watermark once everybody can know that its entry is open.
+            if self._topic.saved(STATE, name):
+                del term.unsettled[name]
+        if self.states.unwritten:
+            self.states.write_due(self._table.heap(), moment, self._config.heartbeat_interval)
+        term.claim(moment, due)
+
+    def admit(self, entry: Any, found: Look, now: datetime) -> float | None:
+        """Admit a slot that is claimed, unless a policy leaves it out."""
+        if not found.due or found.slot is None:
+            return None
+        defined, moment = self.states.imported.get(entry.name, 0.0), maybe_make_aware(now).timestamp()
+        if defined > moment:  # another process put it, whose clock is ahead
+            self._table.heap().put(entry.name, defined)
+            return 0.0
+        # A successor assumes that slots of an import that no claim reached have not been sent.
+        if not self._is_claimed(max(found.slot.timestamp(), defined), moment):
+            return CONFIRM
+        return 0.0 if self._is_doubtful(entry, found, now, defined) or self._overlaps_last(entry, found, now) else None
+
+    def _is_doubtful(self, entry: Any, found: Look, now: datetime, defined: float) -> bool:
+        """Log the slots of the entry that are in doubt; return True if they are left out, as `neli_in_doubt` says."""
+        term = self._present
+        doubtful = term.in_doubt(entry, None if found.owed is None else found.owed.first, defined=defined)
+        sends = self._settings.sends_in_doubt
+        if doubtful is None or (term.was_logged(entry.name) and sends):
+            return False
+        self.in_doubt += doubtful.total
+        self._left_out.lines.warning(
+            "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
+            entry.name, doubtful.total, "" if doubtful.exact else "+", _iso(doubtful.first or doubtful.newest[-1]),
+            _iso(doubtful.newest[-1]), "send" if sends else "skip",
+        )  # fmt: skip
+        if not sends:
+            self._pass_over(entry, doubtful.newest[-1], now)
+        return not sends
+
+    def _overlaps_last(self, entry: Any, found: Look, now: datetime) -> bool:
+        """Return True if the slot is left out because the entry's last task has not finished."""
+        name = entry.name
+        if not entry.options or not Overlap.of(entry).skips or found.slot is None:
+            return False
+        last = self.states.sent.get(name)
+        last_id = None if last is None else self._slot_id(name, datetime.fromtimestamp(last, timezone.utc))
+        if not self._overlaps.holds(entry, last_id, last or 0.0, self._table.moment()):
+            return False
+        if found.left_out:
+            self._left_out.log(entry, found, self._table.policy(entry).policy)
+        self._left_out.total += 1
+        self._left_out.lines.warning(
+            "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
+            name, _iso(found.slot), last_id,
+        )  # fmt: skip
+        self._pass_over(entry, found.slot, now)
+        return True
+
+    def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> None:
+        self._left_out.over(entry.name)
+        self.passed(self._table.pass_over(entry, slot, now))
+
+    def task_id(self, entry: Any, slot: datetime | None) -> str | None:
+        """Return the task id of the slot, the same for every leader."""
+        if slot is None:  # its schedule knows no slots: the run after so many, and after that moment, is this one
+            return slot_id(self._config.group, entry.name, f"{entry.total_run_count} {at_of(entry)}")
+        return self._slot_id(entry.name, slot)
+
+    def _slot_id(self, name: str, slot: datetime) -> str:
+        return slot_id(self._config.group, name, _iso(slot))
+
+    # -- what becomes of slots --
+
+    def submitted(self, run: Run) -> None:
+        """Keep the watermark below a slot that a publisher sends."""
+        assert run.slot is not None, "only entries with slots are submitted"
+        self._present.unsettled[run.entry.name] = run.slot.timestamp()
+
+    def withdrawn(self, run: Run) -> None:
+        """Leave the slot to the heap again."""
+        self._present.unsettled.pop(run.entry.name, None)
+
+    def outdated(self, run: Run, *, ran: bool) -> None:
+        """Note a run of an entry that was defined again, paused or removed after it was submitted."""
+        self._present.unsettled.pop(name := run.entry.name, None)
+        if ran:
+            self.states.ran(name, at_of(run.advanced))
+        elif run.wired and run.slot is not None:
+            self._present.maybe_sent[name] = run.slot.timestamp()
+
+    def sent(self, run: Run) -> None:
+        """Settle a slot that was published and confirmed, as far as the transport can."""
+        entry, slot = run.advanced, run.slot
+        if slot is not None and entry.options and Overlap.of(entry).skips:
+            self.states.sent[entry.name] = slot.timestamp()
+            self._overlaps.sent(entry.name, self._slot_id(entry.name, slot), self._table.moment())
+        self._settle(entry)
+
+    def refused(self, run: Run) -> None:
+        """Settle a slot that the application refused to send: it is neither owed nor in doubt."""
+        self._settle(run.advanced)
+
+    def _settle(self, advanced: Any) -> None:
+        name, term, states = advanced.name, self._present, self.states
+        self._retries.pop(name, None)
+        term.unsettled.pop(name, None)
+        term.maybe_sent.pop(name, None)
+        self._left_out.over(name)
+        if isinstance(advanced.schedule, once) and name in states.defined:
+            self._finished_once[name] = states.since[name]
+        self.write(advanced)
+
+    def failed(self, run: Run) -> None:
+        """Keep a slot owed that could not be published (or perhaps was, if it was given to the transport)."""
+        entry, term = run.entry, self._present
+        name = entry.name
+        self._table.schedule[name] = entry
+        self._table.settle(name)
+        self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
+        self.states.open.add(name)
+        if run.slot is not None:
+            term.unsettled[name] = self._table.first_look(entry)
+            if run.wired:
+                term.maybe_sent[name] = run.slot.timestamp()
+        self.write(entry)
+
+    def retry_at(self, name: str) -> float | None:
+        """Return when the entry is retried, and log that."""
+        if (retry := self._retries.get(name)) is None:
+            return None
+        text = "beat: entry=%s could not be sent; trying again in %.0f s"
+        self._left_out.lines.warning("could not be sent", name, text, name, retry)
+        return self._table.moment() + retry
+
+    def set_back(self) -> None:
+        """Open the entries whose slots the watermark *settled* has passed: it was for slots of another time."""
+        for each in list(self._table.schedule.values()):
+            if self._table.first_look(each) <= self._present.claims.settled:
+                self.states.open.add(each.name)
+                self.write(each)
+
+    def passed(self, entry: Any) -> None:
+        """Write the state of an entry of which slots will never run."""
+        self.write(entry)
+
+    def write(self, entry: Any) -> None:
+        """Write the state of an entry, in a term. Returns at once."""
+        term, states = self._present, self.states
+        if entry.name in states.open and entry.name not in self._retries and self._table.has_slots(entry):
+            # From now on the watermark *settled* covers it, if it has not passed its next slot already.
+            following = next_slot(entry.schedule, entry.last_run_at)
+            if following is None or following.timestamp() > term.claims.settled:
+                states.open.discard(entry.name)
+        states.unwritten.pop(entry.name, None)
+        self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, term=term.epoch)))
+
+    def flush(self) -> None:
+        """Wait until the states of what ran are in Kafka; for a second at most."""
+        self._topic.flush(FLUSH)
+
+    def remove_finished(self) -> None:
+        """Remove entries that ran for the only time, unless they were defined again: what others wrote was read.
+
+        The state goes last, because without one an entry is owed what it has not run.
+        """
+        topic, states = self._topic, self.states
+        for name in [name for name in self._tombstones if topic.saved(ENTRY, name)]:
+            self._tombstones.discard(name)
+            if name not in states.defined:
+                topic.write(STATE, name, None)
+        finished, self._finished_once = self._finished_once, {}
+        for name, since in finished.items():
+            if name in states.defined and states.since.get(name) == since:
+                entry = self._table.schedule.get(name)
+                how = "ran, for the only time" if entry is None or entry.total_run_count else "was refused its only run"
+                topic.write(ENTRY, name, None)
+                self._tombstones.add(name)
+                states.forget(name)
+                logger.info("schedule: entry=%s %s, and was removed", name, how)
 
     @property
     def _present(self) -> Term:
-        assert self._term is not None, "in a term, or after one"
-        return self._term
-
-    def _moment(self) -> float:
-        if is_genuine(self.app, "now", _BASE):
-            return time.time()
-        return float(maybe_make_aware(self.app.now()).timestamp())
-
-    # What the classes behind bring.
-    app: Any
-    _lines: EntryLines
-    neli_left_out: int
-    schedule: Any
-    _next: Any
-    _reckons: Any
-    _settle: Any
-    _tell_refused: Any
-    apply_async: Any
+        assert self.term is not None, "in a term, or after one"
+        return self.term
 
 
-def iso(slot: datetime | None) -> str:
-    """A slot as text, in UTC."""
-    return "-" if slot is None else slot.astimezone(timezone.utc).isoformat()
+def _iso(slot: datetime) -> str:
+    return slot.astimezone(timezone.utc).isoformat()

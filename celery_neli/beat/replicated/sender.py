@@ -1,126 +1,352 @@
-"""The part of a led scheduler that sends entries side by side, by publishers. The thread that ticks, but for
-`apply_async`, which publishers call too.
+"""Send one entry: which message it is, how it goes to the task broker, and what the ledger learns of it.
+
+Most of it runs on the thread that ticks. Publishers' threads call `send_run`, and `apply_async` through Celery.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from celery_neli.beat.replicated.outcomes import Settling
-from celery_neli.beat.replicated.pool import Flights
-from celery_neli.beat.replicated.publishers import Unsent
-from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.schedule.due import at_of
-from celery_neli.transport_errors import is_transport_error, without_wrapper
+import celery.beat
+from celery.beat import Scheduler as CelerysScheduler
+from celery.beat import SchedulingError
+from celery.exceptions import reraise
+from celery.utils.log import get_logger
+
+from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
+from celery_neli.beat.replicated.ledger import Run
+from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
+from celery_neli.logs import escaping
+from celery_neli.periodic.call import OWN_OPTIONS
+from celery_neli.printable import printable, printable_error
+from celery_neli.schedule.due import advance, expires_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
+    from celery_neli.beat.replicated.entries import EntryTable
+    from celery_neli.beat.replicated.ledger import SlotLedger
+    from celery_neli.beat.tenure import Tenure
     from celery_neli.schedule.due import Look
-    from celery_neli.schedule.heap import DueHeap
 
-__all__ = ["Dispatching"]
+__all__ = ["NoLease", "Sender"]
 
-#: Seconds that a hand-over waits for messages that are being sent side by side.
-LAND = 5.0
+logger = escaping(get_logger(__name__))
+
+#: How many characters of an error are logged.
+MOST_OF_AN_ERROR = 400
 
 
-class Dispatching(Settling):
-    """Sends what :class:`Flights` takes; the rest goes `LeasedMixin`'s way."""
+class NoLease:
+    """The lease of a scheduler that stands alone: it may do everything. See `Tenure`."""
 
-    _flights: Flights
+    term = None
+    wired = in_transport = False
 
-    def _take_off(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> bool:
-        """Have the entry sent by a publisher, if it is one of those that may be, and somebody is free."""
-        self.neli_slot = found.slot
-        sent = self._entry_to_send(entry)
-        self.neli_slot = None
-        if self._fast.key(self, sent, self.producer) is None:
-            return False
-        if not self._flights.free():
-            self._flights.wait()
-            return True
-        if found.left_out:
-            self._tell(entry, found)
-        self._flights.begin(entry, sent, found, now)
-        assert found.slot is not None, "asked for before"
-        self._present.unsettled[entry.name] = found.slot.timestamp()
-        heap.remove(entry.name)
+    def __init__(self) -> None:
+        self.reset(None)
+
+    def reset(self, headers: Any) -> None:
+        """Begin to send an entry."""
+        self.headers, self.left = headers, 0
+
+    def ask_start(self) -> None:
+        """Allow it."""
+
+    ask_finish = ask_start
+
+    def may_finish(self) -> bool:
+        """Return True."""
         return True
 
-    def _land(self) -> LeaseEnded | None:
-        """Settle what was in flight; whether a publisher found that the term is over."""
-        ended: LeaseEnded | None = None
-        for flight, error in self._flights.landed():
-            name, current = flight.entry.name, self.schedule.get(flight.entry.name)
-            heap = self._due_heap()
-            ended = error if isinstance(error, LeaseEnded) else ended
-            if current is not flight.entry:  # defined anew, paused or removed meanwhile
-                self._present.unsettled.pop(name, None)
-                self._attempts.over(name)
-                if error is None and flight.refused is None:
-                    self.neli_states.ran(name, at_of(flight.advanced))
-                elif flight.wired and flight.found.slot is not None:
-                    self._present.perhaps[name] = flight.found.slot.timestamp()
-            elif error is None:
-                self.schedule[name] = flight.advanced
-                self._settle(name)
-                if flight.refused is None:
-                    self.neli_sent(flight.advanced, flight.found.slot)
-                else:
-                    self.neli_refused(flight.entry, flight.advanced, flight.found.slot, flight.refused)
-                if name in self.schedule:
-                    heap.put(name, self._next_look(flight.advanced, flight.found, flight.now))
-            elif isinstance(error, (LeaseEnded, Unsent)):
-                self._present.unsettled.pop(name, None)
-                heap.put(name, self._first_look(current))
-            else:
-                self.neli_failed(flight.entry, flight.found.slot, wired=flight.wired)
-                heap.put(name, self._next_look(flight.entry, flight.found, flight.now))
-            self._flights.settled(flight)  # last: SystemExit may cut in anywhere
-        return ended
+    def goes_on_after(self, exc: BaseException, entry: str) -> bool:
+        """Return False: as with Celery, what is no Exception ends the beat."""
+        return False
 
-    def _ground(self, *, wait: bool) -> None:
-        """The term ends: nothing more takes off; those in flight land within `LAND` seconds, or are in doubt."""
-        self._flights.close(LAND if wait else 0.0)
-        self._land()
-        for flight in self._flights.lost():
-            if (entry := self.schedule.get(flight.entry.name)) is not None:
-                assert flight.found.slot is not None, "only such take off"
-                self._present.perhaps[entry.name] = flight.found.slot.timestamp()
-                self._due_heap().put(entry.name, self._first_look(entry))
-        self._present.unsettled.clear()
 
-    def _count_sent(self) -> None:
-        if self._flights.current() is None:
-            super()._count_sent()  # type: ignore[misc]
+class _Attempt(NamedTuple):
+    """One attempt to send a slot of ``entry`` as ``sent``; ``task_id`` identifies the slot."""
+
+    entry: Any
+    task_id: str
+    sent: Any
+    failed: bool
+
+
+class Sender:
+    """Sends the entries of ``scheduler``, and tells ``ledger`` what came of each."""
+
+    def __init__(self, scheduler: Any, table: EntryTable, ledger: SlotLedger) -> None:
+        self.lease: Tenure | NoLease = NoLease()
+        self.templates = Templates(scheduler.app)
+        #: The slot (UTC) that is being run, and the entry's clock; None between runs.
+        self.slot: datetime | None = None
+        self.now: datetime | None = None
+        self._scheduler, self._table, self._ledger = scheduler, table, ledger
+        #: The run that has begun and of which the ledger knows nothing yet.
+        self._run: Run | None = None
+        #: The latest attempt for each entry that is being sent or is to be retried. Instrumentation puts itself around
+        #: `apply_entry` or `apply_async` (Sentry reports a check-in there and writes its id into the headers): only the
+        #: first attempt goes that way, a retry has the headers already.
+        self._attempts: dict[str, _Attempt] = {}
+        self._thread = threading.local()
+
+    def send(self, entry: Any, found: Look, now: datetime) -> Any:
+        """Send the entry for the slot that was found; return the entry after it. Blocks as publishing does.
+
+        Raises:
+            LeaseEnded: The term may start nothing more.
+        """
+        scheduler = self._scheduler
+        self.slot, self.now = found.slot, now
+        try:
+            advanced = scheduler.reserve(entry)
+            if self._run is not None:
+                self._run.advanced = advanced
+            self._table.settle(entry.name)
+            self._apply(entry, scheduler.producer)
+        finally:
+            self.slot = self.now = None
+        return advanced
+
+    def reserve(self, entry: Any) -> Any:
+        """Advance the entry for the slot that is being run, or for the present if it is called outside a tick.
+
+        Raises:
+            LeaseEnded: The term may start nothing more; the entry is as it was.
+        """
+        lease = self.lease
+        lease.ask_start()
+        lease.reset({} if lease.term is None else beat_headers(entry, term=lease.term, slot=self.slot))
+        self._run = Run(entry, self.slot)  # before it advances: a signal handler may cut in anywhere
+        advanced = self._scheduler.schedule[entry.name] = advance(entry, self.slot, self.now)
+        self._run.advanced = advanced
+        return advanced
+
+    def cut_off(self) -> Run | None:
+        """Return the run that was cut off in the middle, if there is one: neither sent nor failed, as far as known."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.wired = self.lease.wired
+        self.lease.headers = None
+        return run
+
+    def may_sync(self) -> bool:
+        """Return True unless the term is over, an entry is half done, or a publisher's thread asks."""
+        half_done = self._run is not None and not self.lease.left
+        alone = isinstance(self.lease, NoLease)
+        return alone or (not half_done and self._job is None and self.lease.may_finish())
+
+    # -- the way to the broker --
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """As `LeasedMixin`; a publisher's thread comes here, too, through `apply_entry`."""
-        flight = self._flights.current()
-        if flight is None:
-            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
+        """Stand in front of the scheduler's `apply_async` and whatever a subclass has made of it.
+
+        The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer. In a tick,
+        what the application refuses to send is logged in one line; its slot is over, and no run is counted.
+
+        Raises:
+            LeaseEnded: The term ended first; nothing was sent.
+            celery.beat.SchedulingError: It could not be sent.
+        """
+        if (run := self._job) is not None:
+            return self._transmit_run(run, entry, producer)
+        scheduler, lease = self._scheduler, self.lease
+        lease.ask_finish()
         try:
-            return self._send(entry, producer)
+            try:
+                result = type(scheduler).apply_async(scheduler, entry, producer=producer, advance=advance, **kwargs)
+            except BaseException as exc:
+                if isinstance(exc, Exception) or not lease.goes_on_after(exc, entry.name):
+                    raise
+                raise SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc!r}") from exc
+        except Exception as exc:
+            lease.ask_finish()
+            if not self._is_over_after(exc):
+                raise
+            return None
+        if (run := self._run) is not None:
+            lease.left = lease.left or 1  # an eager task has left, too
+            self._settle(run)
+        self._over()
+        return result
+
+    def _is_over_after(self, exc: Exception) -> bool:
+        """Report an entry that could not be sent. Return True if a tick has nothing more to say of it."""
+        scheduler, lease, run = self._scheduler, self.lease, self._run
+        if is_transport_error(vars(scheduler).get("connection"), exc, given=lease.in_transport):
+            if run is not None:
+                run.wired = lease.wired
+                self.failed(run)
+            self._over()
+            if not isinstance(lease, NoLease):
+                # The next entry waits for the broker in _ensure_connected, neither lost nor counted as progress.
+                release_connection(scheduler)
+            return False
+        if run is not None and lease.left:
+            logger.error(
+                "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
+                run.entry.name, "-" if run.slot is None else run.slot.isoformat(), repr(without_wrapper(exc)),
+            )  # fmt: skip
+            self._settle(run)
+        elif run is not None and (self.now is not None or not isinstance(lease, NoLease)):
+            self.refused(run, without_wrapper(exc))
+        self._over()
+        return run is not None and self.now is not None
+
+    def _settle(self, run: Run) -> None:
+        if self.lease.may_finish():  # else a successor may know better by now
+            self.sent(run)
+
+    def _over(self) -> None:
+        self._run = None  # only now: SystemExit may cut in anywhere
+        self.lease.headers = None
+
+    def _apply(self, entry: Any, producer: Any) -> None:
+        """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot."""
+        attempt = self._failed_attempt(entry)
+        retries = attempt is not None and (
+            attempt.sent is entry or attempt.task_id == self._ledger.task_id(entry, self.slot)
+        )
+        if not retries:
+            self._scheduler.apply_entry(entry, producer=producer)
+            return
+        logger.info("beat: retrying entry=%s task=%s", entry.name, entry.task)
+        try:
+            self._scheduler.apply_async(entry, producer=producer, advance=False)
+        except Exception as exc:  # noqa: BLE001 - as in Celery's apply_entry; the ledger knows by now
+            logger.error("beat: entry=%s could not be sent: %s", entry.name, repr(exc))
+
+    def transmit(self, entry: Any, producer: Any) -> Any:
+        """Send the entry by a template if there is one for its kind, else as Celery does. Any thread."""
+        scheduler = self._scheduler
+        keep_client(producer)
+        kind = self.templates.key(scheduler, entry, producer)
+        if kind is None and (attempt := self._failed_attempt(entry)) is not None and attempt.sent is entry:
+            try:
+                return publish_below(scheduler, entry, producer)
+            finally:
+                self._count_sent()
+        if kind is None:
+            return CelerysScheduler.apply_async(scheduler, entry, producer=producer, advance=False)
+        template = self.templates.get(kind)
+        if template is None:
+            with self.templates.recording(kind, producer) as recorder:
+                return CelerysScheduler.apply_async(scheduler, entry, producer=recorder, advance=False)
+        try:
+            return self.templates.send(template, entry, producer)
+        except Exception as exc:  # noqa: BLE001 - as Celery does
+            error = SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}")
+            reraise(SchedulingError, error, exc.__traceback__)
+        finally:
+            self._count_sent()
+
+    def _count_sent(self) -> None:
+        if self._job is None:
+            self._scheduler._tasks_since_sync += 1
+            if self._scheduler.should_sync():
+                self._scheduler._do_sync()
+
+    # -- side by side --
+
+    def publishable(self, sent: Any) -> bool:
+        """Return True if a publisher's thread may send it: no code of the application runs there."""
+        return self.templates.key(self._scheduler, sent, self._scheduler.producer) is not None
+
+    def send_run(self, run: Run, producer: Any) -> None:
+        """Send a run of the pool. On a publisher's thread."""
+        self._thread.run = run
+        try:
+            self._apply(run.sent, producer)
+        finally:
+            self._thread.run = None
+
+    @property
+    def _job(self) -> Run | None:
+        """The run that the calling thread, a publisher's, sends."""
+        return getattr(self._thread, "run", None)
+
+    def _transmit_run(self, run: Run, entry: Any, producer: Any) -> Any:
+        try:
+            return self.transmit(entry, producer)
         except Exception as exc:
             tenure = producer.neli_tenure
             if tenure.left or is_transport_error(producer.connection, exc, given=tenure.in_transport):
-                flight.error = exc
+                run.error = exc
                 raise
-            flight.refused = without_wrapper(exc)
-            return None  # the ticking thread logs it
+            run.refused = without_wrapper(exc)
+            return None  # the thread that ticks logs it
 
-    def neli_apply(self, sent: Any, producer: Any) -> None:
-        """Send what a flight sends. On a publisher's thread."""
-        self._apply(sent, producer)
+    # -- the message, and its attempts --
 
-    @property
-    def neli_stuck(self) -> bool:
-        """Entries are being sent, and nothing comes of it: no progress is made."""
-        return self._flights.stuck
+    def message_of(self, entry: Any, slot: datetime | None) -> Any:
+        """Return the entry without what is not part of its message, with the task id of its slot.
 
-    # What the classes behind bring.
-    producer: Any
-    _due_heap: Any
-    _fast: Any
-    _send: Any
+        An id among the entry's own options goes before that. The message of a retry is that of the first attempt.
+        """
+        task_id = self._ledger.task_id(entry, slot)
+        if task_id is None:
+            return self._bare(entry, slot)
+        attempt = self._failed_attempt(entry)
+        if attempt is not None and attempt.task_id == task_id:
+            return attempt.sent
+        sent = self._bare(entry, slot)
+        if "task_id" not in sent.options:
+            sent = _with_options(entry, dict(sent.options, task_id=task_id))
+        self._attempts[entry.name] = _Attempt(entry, task_id, sent, failed=False)
+        return sent
+
+    def _bare(self, entry: Any, slot: datetime | None) -> Any:
+        given = entry.options
+        if given.keys().isdisjoint(OWN_OPTIONS) and not isinstance(given.get("expires"), (datetime, str)):
+            return entry
+        options = {name: value for name, value in given.items() if name not in OWN_OPTIONS}
+        if (at := expires_of(given, slot, self._scheduler.app.timezone)) is not None:
+            options["expires"] = at
+        return _with_options(entry, options)
+
+    def sent(self, run: Run) -> None:
+        """Note that the run's message has left."""
+        self.forget(run.entry.name)
+        self._ledger.sent(run)
+
+    def refused(self, run: Run, error: BaseException) -> None:
+        """Note that the application refused to send it: the slot is over, without a run."""
+        self.forget(run.entry.name)
+        _log_refusal(run.entry.name, run.slot, error)
+        run.advanced.total_run_count = run.entry.total_run_count
+        self._ledger.refused(run)
+
+    def failed(self, run: Run) -> None:
+        """Note that it could not be sent: the ledger may want it retried."""
+        attempt = self._attempts.get(run.entry.name)
+        if attempt is not None:
+            self._attempts[run.entry.name] = attempt._replace(failed=True)
+        self._ledger.failed(run)
+
+    def forget(self, name: str) -> None:
+        """Forget what was attempted for the entry: its slot is over."""
+        self._attempts.pop(name, None)
+
+    def _failed_attempt(self, entry: Any) -> _Attempt | None:
+        """Return the failed attempt that sent ``entry``, or that was made for it, be it for another slot."""
+        attempt = self._attempts.get(entry.name)
+        if attempt is None or not attempt.failed or (attempt.sent is not entry and attempt.entry is not entry):
+            return None
+        return attempt
+
+
+def _with_options(entry: Any, options: dict[str, Any]) -> Any:
+    changed = object.__new__(type(entry))  # not copy(): it would construct the entry again, without its app
+    changed.__dict__.update(vars(entry), options=options)
+    return changed
+
+
+def _log_refusal(name: str, slot: datetime | None, error: BaseException) -> None:
+    """Log that the application refused to send a slot, in Celery's logger, where users look for such lines."""
+    celery.beat.error(
+        "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
+        printable(name), "-" if slot is None else slot.isoformat(),
+        printable_error(error, MOST_OF_AN_ERROR),
+    )  # fmt: skip
+    logger.debug("beat: what refused entry=%s", name, exc_info=error)

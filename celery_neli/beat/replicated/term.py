@@ -1,4 +1,4 @@
-"""One term of a led scheduler: which slots it has claimed, which are in doubt, and which are not settled yet.
+"""One term of a role: which slots it has claimed, which are in doubt, and which are not settled yet.
 
 The rules are in docs/protocol.md ("Slots"). Belongs to the thread that ticks; never waits.
 """
@@ -7,62 +7,73 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.claims import MICROSECOND, Claims, Marks
+from celery_neli.beat.replicated.claims import MICROSECOND, NEVER, Claims, Watermarks
 from celery_neli.beat.replicated.sharding import BASE
+from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
 from celery_neli.schedule_topic.codec import RANK_MOST
+from celery_neli.settings import VERSION_MOST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Callable, Container, Mapping
 
-    from celery_neli.beat.replicated.host import Keeper
+    from celery_neli.beat.replicated.entries import EntryTable
+    from celery_neli.beat.replicated.sharding import Beginning
+    from celery_neli.election.neli import Role
     from celery_neli.schedule.slots import Owed
 
-__all__ = ["Term"]
+__all__ = ["Term", "pass_settled", "version_of"]
 
+#: The key of `neli_schedule_version` in the records of a beat's roles.
+VERSION = "version"
 #: Slots in doubt that are counted one by one.
 COUNTED = 100
-NEVER = float("-inf")
 
 
 class Term:
-    """Term ``number`` of a shard, which found these ``inherited`` marks when it began at ``now`` (Unix seconds), and
-    writes ``more`` beside its own.
+    """Term ``number`` of ``role``, which began at ``now`` (Unix seconds) with these ``inherited`` watermarks.
 
-    ``blind``: it found none, although a leader has written states: every slot that is past is in doubt. ``newest``: the
-    highest rank in a state of the shard's entries.
+    It is ``blind`` if it found none although a leader has written states: every slot that is past is in doubt.
+    ``newest`` is the highest epoch in a state of the role's entries, ``interval`` the heartbeat interval (seconds),
+    ``version`` the `neli_schedule_version` of this beat. ``unsaved`` returns True if something that was written to the
+    schedule topic is not acknowledged yet.
     """
 
     def __init__(
         self,
-        keeper: Keeper,
-        *,
-        shard: int,
+        role: Role,
         number: int,
-        newest: int,
-        inherited: Marks | None,
+        *,
+        beginning: Beginning,
+        inherited: Watermarks | None,
         blind: bool,
+        newest: int,
+        interval: float,
+        version: int | None,
+        unsaved: Callable[[], bool],
         now: float,
-        more: Mapping[str, Any],
     ) -> None:
         self.number = number
-        self.goes_on = True
+        more = beginning.data
         #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
-        #: would not do: entries move from shard to shard, and a leader topic that is made anew counts from 0.
-        #: At the highest that readers accept it stays: of equal ranks the later state counts, so ours still wins.
-        self.rank: int = min(max(more.get(BASE, 0) + number, newest + 1), RANK_MOST)
-        base = self.rank - number
-        self.claims = Claims(term=number, interval=keeper.interval, inherited=inherited, now=now)
-        #: Slots that *done* must not pass although they are not in the heap, by entry: in flight, or failed.
+        #: would not do: entries move from shard to shard, and a leader topic that is created again counts from 0. At
+        #: the highest that readers accept it stays: of equal epochs the later state counts, so ours still wins.
+        self.epoch: int = min(max(more.get(BASE, 0) + number, newest + 1), RANK_MOST)
+        self.claims = Claims(term=number, interval=interval, inherited=inherited, now=now)
+        #: Slots that the watermark *settled* must not pass although they are not in the heap, by entry: those that are
+        #: being sent, or that failed.
         self.unsettled: dict[str, float] = {}
-        #: Slots that may have been published, or not, by entry: they stay in doubt after a clean release, which leaves
+        #: Slots that may have been published or not, by entry: they stay in doubt after a clean release, which leaves
         #: nothing in doubt behind the last of them.
-        self.perhaps: dict[str, float] = {}
-        self._keeper, self._shard = keeper, shard
-        self._more = {**more, BASE: base} if base else more
+        self.maybe_sent: dict[str, float] = {}
+        self._role, self._unsaved = role, unsaved
+        self._more: dict[str, Any] = dict(more)
+        if base := self.epoch - number:
+            self._more[BASE] = base
+        if version is not None:
+            self._more[VERSION] = version
         if inherited is None:
             self._doubt = now if blind else NEVER
         else:
@@ -70,36 +81,41 @@ class Term:
         #: No earlier term has sent a slot of an entry that was defined later, and that no leader wrote a state of.
         self._reached = self._doubt if inherited is None else inherited.claimed
         self._saved = None if inherited is None else inherited.saved
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    def tell(self, now: float, due: float | None) -> None:
-        """Let the others know at once what this term goes by; nothing is claimed yet."""
-        self._offer(self.claims.closing(now, self._first(due)), hurry=True)
+    def announce(self, now: float, due: float | None) -> None:
+        """Write at once what this term goes by; nothing is claimed yet."""
+        self._set_payload(self.claims.closing(now, self._first(due)), at_once=True)
 
     def claim(self, now: float, due: float | None) -> None:
-        """Claim what is due soon, and tell what is done. ``due``: the first slot in the heap, past or future."""
-        keeper = self._keeper
-        told = keeper.leader.told(keeper.roles[self._shard])
+        """Claim what is due soon, and write what is settled. ``due``: the first slot in the heap, past or future."""
         # An entry that is late may run for a newer slot than the first that it owes: claim up to now.
-        offer = self.claims.turn(now, None if due is None else max(due, now), self._first(due), told)
-        if not keeper.topic.unsaved:
-            self._saved = self.claims.done
+        until = None if due is None else max(due, now)
+        offer = self.claims.turn(now, until, self._first(due), self._role.last_payload)
+        if not self._unsaved():
+            self._saved = self.claims.settled
         if offer is not None:
-            self._offer(offer.marks, hurry=offer.hurry)
+            self._set_payload(offer.marks, at_once=offer.hurry)
 
     def close(self, now: float, due: float | None) -> None:
         """Give back what was claimed and not used: nothing more is sent, and the states of all that ran are in Kafka.
 
-        What was found in doubt may still be, be it that an entry failed since.
+        What was found in doubt may still be, because an entry may have failed since.
         """
         marks = self.claims.closing(now, self._first(due))
-        doubtful = max(self.perhaps.values(), default=NEVER) + MICROSECOND  # as floats, slots are a little less exact
-        self._saved = marks.done
-        self._offer(Marks(max(marks.claimed, doubtful), marks.done, tried=max(doubtful, self._doubt, 0.0)))
+        # As floats, slots are a little less exact.
+        doubtful = max(self.maybe_sent.values(), default=NEVER) + MICROSECOND
+        self._saved = marks.settled
+        attempted = max(doubtful, self._doubt, 0.0)
+        self._set_payload(Watermarks(max(marks.claimed, doubtful), marks.settled, attempted=attempted))
 
     def in_doubt(self, entry: Any, first: datetime | None, *, defined: float) -> Owed | None:
-        """The slots of an entry, of which ``first`` is the first owed, that may have been published before; None if
-        there are none. ``defined``: when the entry was, in Unix seconds, if no leader has written a state of it.
+        """Return the slots of an entry that may have been published before this term; None if there are none.
+
+        Args:
+            entry: The entry.
+            first: The first slot that it owes.
+            defined: When it was defined (Unix seconds), if no leader has written a state of it.
         """
         if first is None or first.timestamp() > self._doubt or defined > self._reached:
             return None
@@ -107,16 +123,63 @@ class Term:
         found = missed(entry.schedule, entry.last_run_at, until, COUNTED)
         return found if found is not None and found.total else None
 
-    def is_told(self, name: str) -> bool:
-        """Whether this was asked of the entry ``name`` before, in this term: its doubt was told."""
-        if name in self._told:
+    def was_logged(self, name: str) -> bool:
+        """Return True if this was asked of the entry before: what is in doubt of it was logged."""
+        if name in self._logged:
             return True
-        self._told.add(name)
+        self._logged.add(name)
         return False
 
     def _first(self, due: float | None) -> float | None:
         return min((*self.unsettled.values(), *(() if due is None else (due,))), default=None)
 
-    def _offer(self, marks: Marks, *, hurry: bool = False) -> None:
-        marks = replace(marks, saved=self._saved)
-        self._keeper.offer(self._shard, self.number, marks, self._more, hurry=hurry)
+    def _set_payload(self, marks: Watermarks, *, at_once: bool = False) -> None:
+        data = {**replace(marks, saved=self._saved).as_data(), **self._more}
+        self._role.set_payload(self.number, data, now=at_once)
+
+
+def pass_settled(table: EntryTable, marks: Watermarks, open_: Container[str], *, made: float = NEVER) -> list[Any]:
+    """Pass over slots up to the watermark *settled*, though their states may not have been written.
+
+    Return the entries of which slots were passed over; the caller writes their states. Slots behind *saved* count as
+    runs. What ran before that watermark has its state, so slots before it that have none never ran: their schedule came
+    later.
+
+    The watermark does not cover entries that are ``open_``, and only those count that last ran at ``made`` (Unix
+    seconds) or later.
+    """
+    heap = table.heap()
+    until = datetime.fromtimestamp(marks.settled, timezone.utc)
+    left, passed = [], []
+    while (top := heap.peek()) is not None and top.time <= marks.settled:
+        entry = table.schedule[top.name]
+        owed = None
+        if top.name not in open_ and table.has_slots(entry) and at_of(entry) >= made:
+            owed = missed(entry.schedule, entry.last_run_at, until, 1)
+        if owed is not None and owed.total:
+            ran = owed.total - _never_ran(entry, marks)
+            entry = table.pass_over(entry, owed.newest[-1], entry.default_now())
+            entry.total_run_count += ran
+            table.settle(entry.name)
+            passed.append(entry)
+        left.append(entry)
+        heap.remove(entry.name)
+    with table.at_once():
+        for entry in left:
+            heap.put(entry.name, table.first_look(entry))
+    return passed
+
+
+def _never_ran(entry: Any, marks: Watermarks) -> int:
+    """Return how many slots of the entry have not run: if they had, the schedule topic would have its state."""
+    saved = marks.settled if marks.saved is None else marks.saved
+    if saved <= at_of(entry):
+        return 0
+    found = missed(entry.schedule, entry.last_run_at, datetime.fromtimestamp(saved, timezone.utc), 1)
+    return 0 if found is None else found.total
+
+
+def version_of(data: Mapping[str, Any] | None) -> int:
+    """Return the `neli_schedule_version` in a record's data, or -1 for none and for what the setting cannot be."""
+    value = (data or {}).get(VERSION)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= VERSION_MOST else -1

@@ -1,7 +1,7 @@
-"""What a scheduler writes about an entry that it is about to send, and how that is taken back if nothing was sent.
+"""Undo the advance of an entry whose message never left.
 
 Celery advances an entry (``last_run_at``, ``total_run_count``) before its message leaves. If the term ends in between,
-the successor would take the task for run: it would be lost. So each store of entries has a reservation of its own:
+the successor would believe that the task ran, and it would be lost. So each store of entries has a reservation:
 
 - in memory (Celery's Scheduler, PersistentScheduler): the old entry is put back;
 - django-celery-beat: the row's object is restored and is no longer due to be written;
@@ -27,22 +27,22 @@ __all__ = ["DeferredReservation", "Ledger", "Reservation", "RowReservation", "re
 
 @dataclass(kw_only=True)
 class Ledger:
-    """What this process remembers of its runs from one inner scheduler to the next."""
+    """What this process remembers of its runs from one scheduler to the next."""
 
     #: When each entry was last sent from here.
     sent: dict[str, datetime] = field(default_factory=dict)
-    #: A run that happened in term ``owed_term`` and could not be written yet.
+    #: A run of term ``owed_term`` that could not be written yet.
     owed: Reservation | None = None
     owed_term: int | None = None
 
 
 class Reservation:
-    """An entry of a scheduler that keeps its entries in the mapping ``schedule``.
+    """Holds an entry of a scheduler that keeps its entries in the mapping ``schedule``.
 
-    Made before the entry advances, so that it can be taken back whenever a signal handler cuts in.
+    It is made before the entry advances, so that the advance can be undone whenever a signal handler cuts in.
     """
 
-    #: The entry after this run; None until :meth:`take`.
+    #: The entry after this run; None before :meth:`take`.
     advanced: Any = None
 
     def __init__(self, *, scheduler: Any, entry: Any) -> None:
@@ -50,30 +50,20 @@ class Reservation:
         self.entry = entry
 
     def take(self, advance: Callable[[Any], Any]) -> Any:
-        """Advance the entry by ``advance`` (the scheduler's own ``reserve``); the advanced one."""
+        """Advance the entry by ``advance`` (the scheduler's own ``reserve``), and return the advanced one."""
         self.advanced = advance(self.entry)
         return self.advanced
 
     def confirm(self) -> None:
-        """The message has left (or Celery gave it up for good): make the run known. May write, block and raise."""
-
-    def fail(self) -> bool:
-        """It could not be sent. Whether the slot is still owed; if not, it counts as run, as with Celery."""
-        return False
-
-    def refuse(self, error: BaseException) -> bool:
-        """The application refused to send it, as ``error`` says. Return True if that was logged and the slot is over;
-        False if it counts as run, and Celery logs the error.
-        """
-        return False
+        """Make the run known: its message left, or Celery gave it up for good. May write, block and raise."""
 
     def cancel(self) -> None:
-        """Nothing was sent: the entry is as it was."""
+        """Undo the advance: nothing was sent."""
         self.scheduler.schedule[self.entry.name] = self.entry
 
 
 class RowReservation(Reservation):
-    """An entry of DatabaseScheduler: ``next(entry)`` changes the row's object, ``sync`` writes those in ``_dirty``."""
+    """Holds an entry of DatabaseScheduler: ``next(entry)`` changes the row's object, and ``sync`` writes it."""
 
     FIELDS = ("last_run_at", "total_run_count", "no_changes")  # those that ModelEntry.__next__ sets
 
@@ -83,7 +73,7 @@ class RowReservation(Reservation):
         self._was_dirty = self.entry.name in self.scheduler._dirty
 
     def cancel(self) -> None:
-        """The row's object is as it was, and is not written for this run."""
+        """Restore the row's object; it is not written for this run."""
         for name, value in self._was.items():
             setattr(self.entry.model, name, value)
         if not self._was_dirty:
@@ -91,7 +81,7 @@ class RowReservation(Reservation):
 
 
 class DeferredReservation(Reservation):
-    """An entry of RedBeat: advanced in memory now, by RedBeat's own code (which writes) once the message has left."""
+    """Holds an entry of RedBeat: RedBeat's own code, which writes, advances it once the message has left."""
 
     def take(self, advance: Callable[[Any], Any]) -> Any:
         """Advance the entry in memory only."""
@@ -103,11 +93,11 @@ class DeferredReservation(Reservation):
         self.entry._next_instance(last_run_at=self.advanced.last_run_at)
 
     def cancel(self) -> None:
-        """Nothing was written."""
+        """Do nothing: nothing was written."""
 
 
 def reservation_class(cls: type[Any]) -> type[Reservation]:
-    """The reservation for entries of the scheduler class ``cls``."""
+    """Return the reservation for entries of the scheduler class ``cls``."""
     if derives_from(cls, "django_celery_beat.schedulers", "DatabaseScheduler"):
         return RowReservation
     if derives_from(cls, "redbeat.schedulers", "RedBeatScheduler"):

@@ -1,21 +1,23 @@
-"""Sending the same kind of message again: what does not change from one to the next is built once.
+"""Build the constant parts of a periodic task's messages once, and not for each message.
 
 Celery looks up routes, settings and the queue, builds the headers and binds the queue to the channel for every message.
-For a periodic task all of that comes out the same each time. So the first message goes Celery's own way, and is looked
-at as it leaves (:mod:`celery_neli.beat.replicated.template`): it is the template for all that follow. Ids, `expires`,
-arguments and the entry's own headers are made for each message; the rest is copied. The message is the same, byte
-for byte.
+For a periodic task all of that comes out the same each time. So the first message goes Celery's own way and is recorded
+as it leaves: it is the template for all that follow. Ids, `expires`, arguments and the entry's own headers are made for
+each message; the rest is copied. The message is the same, byte for byte.
 
-Where that cannot be known, there is no template and every message goes Celery's way: something is overridden or
-patched, receivers of the publishing signals may change it, a router is a callable, an option has a value that could
-change. What was built is no more than a thousand templates, and shared by all entries that differ in arguments only.
+Where that is uncertain there is no template, and every message goes Celery's way: something is overridden or patched,
+receivers of the publishing signals may change it, a router is a callable, an option has a value that could change.
+There are a thousand templates at most, and entries that differ in arguments only share one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import celery.app.amqp
@@ -31,13 +33,31 @@ from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
 from kombu.utils.uuid import uuid
 
-from celery_neli.beat.replicated.template import Held, Recorder, Template
-from celery_neli.beat.replicated.unpatched import is_genuine, source_of
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
-__all__ = ["FastPath", "publish_below"]
+__all__ = ["Templates", "is_unpatched", "keep_client", "publish_below", "source_of"]
+
+
+def source_of(module: ModuleType) -> str:
+    """Return the file that the module's functions were compiled from."""
+    for value in vars(module).values():
+        if type(value) is FunctionType and value.__module__ == module.__name__ and not hasattr(value, "__wrapped__"):
+            return value.__code__.co_filename
+    return str(module.__file__)
+
+
+def is_unpatched(owner: Any, name: str, source: str) -> bool:
+    """Return True if ``owner.name`` is a function, or a method, written in the file ``source``.
+
+    False for a wrapper, although it copies the name, the module or even the code of what it wraps (functools, wrapt:
+    Sentry, Datadog, New Relic, mocks).
+    """
+    found = getattr(owner, name, None)
+    function = getattr(found, "__func__", found)
+    return type(function) is FunctionType and function.__code__.co_filename == source
+
 
 TEMPLATES = 1000
 #: Options that say where a message goes and how; `headers` and `task_id` are made for each message.
@@ -53,20 +73,73 @@ _add_seconds = getattr(celery.utils.time, "add_seconds_to_datetime", lambda at, 
 _NO_ARGS, _NO_KWARGS = saferepr(()), saferepr({})
 
 
-class FastPath:
-    """The templates of one scheduler, for all threads that send for it; a producer belongs to one of them."""
+class _Recorder:
+    """A producer that notes what is published through it."""
+
+    def __init__(self, producer: Any) -> None:
+        self.published: list[tuple[Any, dict[str, Any]]] = []
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(self, body: Any, **kwargs: Any) -> Any:
+        # A copy, for compressing and sending add headers of their own.
+        self.published.append((body, dict(kwargs, headers=dict(kwargs["headers"]))))
+        return self._producer.publish(body, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A message without id, arguments, `expires` and the entry's headers."""
+
+    headers: dict[str, Any]
+    embed: dict[str, Any]
+    publish: dict[str, Any]
+    queue: Any
+    task: Any
+    expires: float | None
+    routes: Any
+
+
+class _Declared:
+    """A queue to be declared with a message, which is bound to a channel once and not for each message.
+
+    kombu gets it unbound, as Celery gives it: a publish that is retried on a new channel binds it to that one.
+    """
+
+    is_bound = False
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self._bound: Any = None
+
+    def bind(self, channel: Any) -> Any:
+        if self._bound is None or self._bound.channel is not channel:
+            self._bound = self.queue.bind(channel)
+        return self._bound
+
+    def __hash__(self) -> int:
+        return hash(self.queue)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.queue, name)
+
+
+class Templates:
+    """The templates of one scheduler, for all threads that send for it; each producer belongs to one of them."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self._templates: dict[Any, Template] = {}
-        #: What was asked of a task or a producer, by its id; kept with it, so that the id stays its own.
+        self._templates: dict[Any, _Template] = {}
+        #: The answers for tasks and producers, by id; kept with the object itself, so that no other gets its id.
         self._answers: dict[int, tuple[Any, bool]] | None = None
 
     @contextmanager
     def one_look(self) -> Iterator[None]:
-        """Whether something is overridden or patched is asked once until the end of this: for a turn of the scheduler.
+        """Until the end of this, ask once whether something is overridden or patched: for a turn of the scheduler.
 
-        The ticking thread's; others that send meanwhile go by the same answers. Receivers count at once all the same.
+        The thread that ticks calls it; publishers use the same answers. Receivers of signals count at once.
         """
         self._answers = {}
         try:
@@ -75,7 +148,7 @@ class FastPath:
             self._answers = None
 
     def key(self, scheduler: Any, entry: Any, producer: Any) -> Any:
-        """What tells the entry's kind of message from others; None if it has to go Celery's own way."""
+        """Return what identifies the entry's kind of message, or None if it has to go Celery's own way."""
         if before_task_publish.receivers or after_task_publish.receivers or task_sent.receivers:
             return None
         task = self.app.tasks.get(entry.task)
@@ -100,8 +173,8 @@ class FastPath:
         ignores = None if task is None else task.ignore_result
         return entry.task, task, given, expires, ignores, os.getpid()
 
-    def get(self, key: Any) -> Template | None:
-        """The template for this kind of message, if there is one and routes and queue are still the same."""
+    def get(self, key: Any) -> _Template | None:
+        """Return the template for this kind of message, if there is one and routes and queue are still the same."""
         template = self._templates.get(key)
         if template is None:
             return None
@@ -112,9 +185,9 @@ class FastPath:
         return None
 
     @contextmanager
-    def recording(self, key: Any, producer: Any) -> Iterator[Recorder]:
-        """Let one message be sent Celery's way through the recorder, and keep it as the template."""
-        recorder = Recorder(producer)
+    def recording(self, key: Any, producer: Any) -> Iterator[_Recorder]:
+        """Send one message Celery's way, through the recorder, and keep it as the template."""
+        recorder = _Recorder(producer)
         yield recorder
         template = self._learn(recorder, key)
         if template is not None:
@@ -122,7 +195,7 @@ class FastPath:
                 self._templates.clear()
             self._templates[key] = template
 
-    def _learn(self, recorder: Recorder, key: Any) -> Template | None:
+    def _learn(self, recorder: _Recorder, key: Any) -> _Template | None:
         if len(recorder.published) != 1:
             return None
         body, publish = recorder.published[0]
@@ -133,7 +206,7 @@ class FastPath:
             return None
         if headers["root_id"] != headers["id"] or headers["eta"] is not None:
             return None
-        return Template(
+        return _Template(
             headers={name: value for name, value in headers.items() if name in _STANDARD},
             embed=body[2],
             publish=publish,
@@ -143,8 +216,8 @@ class FastPath:
             routes=self.app.amqp.routes,
         )
 
-    def send(self, template: Template, entry: Any, producer: Any) -> Any:
-        """Send a message of this kind: an `AsyncResult`. Blocks and raises as `Task.apply_async` does."""
+    def send(self, template: _Template, entry: Any, producer: Any) -> Any:
+        """Send a message of this kind; return an `AsyncResult`. Blocks and raises as `Task.apply_async` does."""
         app, task, options = self.app, template.task, entry.options
         args = _evaluated_args(entry.args)
         kwargs = _evaluated_kwargs(entry.kwargs)
@@ -169,7 +242,7 @@ class FastPath:
         with producer.connection._reraise_as_library_errors():
             if not ignores:
                 app.backend.on_task_call(producer, task_id)
-            publish["declare"] = [_held(producer).declared(template.queue)]
+            publish["declare"] = [_declared(template.queue, producer)]
             producer.publish(body, **publish)
         result = (app if task is None else task).AsyncResult(task_id)
         result.ignored = ignores
@@ -201,33 +274,60 @@ class FastPath:
             not conf.task_always_eager
             and not conf.task_send_sent_event
             and app.current_worker_task is None
-            and is_genuine(CelerysScheduler, "apply_async", _BEAT)
-            and is_genuine(scheduler, "send_task", _BEAT)
-            and is_genuine(app, "send_task", _BASE)
-            and is_genuine(amqp, "send_task_message", _AMQP)
-            and is_genuine(amqp, "create_task_message", _AMQP)
+            and is_unpatched(CelerysScheduler, "apply_async", _BEAT)
+            and is_unpatched(scheduler, "send_task", _BEAT)
+            and is_unpatched(app, "send_task", _BASE)
+            and is_unpatched(amqp, "send_task_message", _AMQP)
+            and is_unpatched(amqp, "create_task_message", _AMQP)
             and amqp.create_task_message.__name__ == "as_task_v2"
-            and is_genuine(producer, "publish", _KOMBU)
+            and is_unpatched(producer, "publish", _KOMBU)
             and all(type(router) is MapRoute for router in amqp.routes)
             and type(amqp.router) is Router
         )
 
     def _is_plain_task(self, task: Any) -> bool:
         return (
-            is_genuine(task, "apply_async", _TASK)
-            and is_genuine(task, "shadow_name", _TASK)
-            and is_genuine(task, "AsyncResult", _TASK)
+            is_unpatched(task, "apply_async", _TASK)
+            and is_unpatched(task, "shadow_name", _TASK)
+            and is_unpatched(task, "AsyncResult", _TASK)
             and not getattr(task, "__v2_compat__", False)
             and getattr(task, "_dump_pydantic_arguments", None) is None
             and task._get_app() is self.app
         )
 
 
-def publish_below(scheduler: Any, entry: Any, producer: Any) -> Any:
-    """Send an entry as Celery's `Scheduler.apply_async` does, but not through it: what instrumentation put around that
-    method has seen this slot, and added its headers to the entry. Blocks as `Task.apply_async` does.
+def keep_client(producer: Any) -> None:
+    """Let the channel of a kombu producer keep its client, if it is kombu's own to Redis, with nothing overridden.
 
-    :raises celery.beat.SchedulingError: it could not be sent.
+    kombu makes a `redis.Redis` object for every command, which takes longer than everything else between a message and
+    its way out, and has no state but a pool of connections. Any number of times; never blocks, and does not connect: a
+    producer that has no channel yet is left alone. For the thread that uses the producer.
+    """
+    transport = sys.modules.get("kombu.transport.redis")
+    channel = getattr(producer, "_channel", None)  # `channel` would connect, outside Celery's own retries
+    if transport is None or not isinstance(channel, transport.Channel) or "_create_client" in vars(channel):
+        return
+    if not is_unpatched(channel, "_create_client", source_of(transport)):
+        return
+    make = channel._create_client
+    kept: Any = None
+
+    def create_client(asynchronous: bool = False) -> Any:
+        nonlocal kept
+        if asynchronous:
+            return make(asynchronous=True)
+        if kept is None or kept.connection_pool is not channel.pool:  # a disconnect replaces the pool
+            kept = make()
+        return kept
+
+    channel._create_client = create_client
+
+
+def publish_below(scheduler: Any, entry: Any, producer: Any) -> Any:
+    """Send an entry as Celery's `Scheduler.apply_async` does, but not through it.
+
+    Instrumentation around that method has seen this slot, and has added its headers to the entry. Blocks as
+    `Task.apply_async` does. Raises `celery.beat.SchedulingError`.
     """
     task = scheduler.app.tasks.get(entry.task)
     options = dict(entry.options)
@@ -242,11 +342,12 @@ def publish_below(scheduler: Any, entry: Any, producer: Any) -> Any:
         raise celery.beat.SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}") from exc
 
 
-def _held(producer: Any) -> Held:
-    held: Held | None = vars(producer).get("neli_held")
-    if held is None or held.channel is not producer.channel:
-        held = producer.neli_held = Held(producer.channel)
-    return held
+def _declared(queue: Any, producer: Any) -> _Declared:
+    known: dict[str, _Declared] = vars(producer).setdefault("neli_declared", {})
+    found = known.get(queue.name)
+    if found is None or found.queue is not queue:
+        found = known[queue.name] = _Declared(queue)
+    return found
 
 
 def _expires(options: Any, task: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A desk: one role of a beat, and the led scheduler that serves it; several of them behind Celery's interface."""
+"""The runner of one role of a beat and its host; several of them behind Celery's interface."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from celery_neli.beat import role_runner as desks
-from celery_neli.beat.replicated.fingerprint import fingerprint
+from celery_neli.beat import role_runner
+from celery_neli.beat.replicated.member_notes import fingerprint
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.scheduler import Scheduler
 from celery_neli.exceptions import ConfigurationError
@@ -40,7 +40,7 @@ class Failing(ReplicatedScheduler):
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
     """A class of the test's own; pauses after failures are short."""
-    monkeypatch.setattr(desks, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(role_runner, "FIRST_PAUSE", 0.01)
     return type("Mine", (Failing,), {"builds": []})
 
 
@@ -50,7 +50,7 @@ def world() -> World:
 
 
 def turn_until(beat: Process, condition: Any, *, what: str) -> None:
-    eventually(lambda: (beat.desks[0].turn(), condition())[1], what=what)
+    eventually(lambda: (beat.turn_role(), condition())[1], what=what)
 
 
 # -- failures --
@@ -64,19 +64,18 @@ def test_a_led_scheduler_that_raises_hands_over(
     world.ticks(until=15)
     failing.ticking = RuntimeError("no calendar")
     beat.turn()
-    desk = beat.desks[0]
-    assert desk.failing
-    assert desk.inner is None
+    assert beat.fails()
+    assert not beat.serves()
     assert world.marks()[1] <= world.now
     turn_until(beat, lambda: beat.member.resigned, what="the resignation")
     failing.ticking = None
     beat.turn()
-    assert desk.inner is None, "a term that ended is not taken up again"
+    assert not beat.serves(), "a term that ended is not taken up again"
     beat.member.release()
     beat.member.lead()
     world.ticks(until=25)
     assert world.slots() == [10, 20]
-    assert beat.inner.neli_in_doubt == 0
+    assert beat.in_doubt == 0
     assert len(failing.builds) == 1
     assert caplog.text.count("the inner scheduler failed (RuntimeError: no calendar)") == 1
 
@@ -85,10 +84,9 @@ def test_pauses_after_failures_grow(world: World, failing: type[Failing]) -> Non
     """What fails is not tried in a loop."""
     failing.building = RuntimeError("no calendar")
     beat = world.leader(scheduler=failing)
-    desk = beat.desks[0]
     pauses: list[float] = []
     for _ in range(4):
-        pause = desk.turn()
+        pause = beat.turn_role()
         assert pause is not None
         pauses.append(pause)
         time.sleep(pause)
@@ -102,11 +100,11 @@ def test_a_scheduler_that_cannot_be_built_is_tried_again_while_it_leads(
     caplog.set_level(logging.INFO)
     failing.building = OSError("no zone files")
     beat = world.leader(scheduler=failing)
-    beat.desks[0].turn()
-    assert beat.desks[0].failing
+    beat.turn_role()
+    assert beat.fails()
     assert beat.member.resigned == []
     failing.building = None
-    turn_until(beat, lambda: not beat.desks[0].failing, what="another attempt")
+    turn_until(beat, lambda: not beat.fails(), what="another attempt")
     world.ticks(until=15)
     assert world.slots() == [10]
     assert caplog.text.count("cannot be built (OSError: no zone files)") == 1
@@ -119,7 +117,7 @@ def test_a_schedule_that_cannot_be_is_handed_to_another(
     """Time mends no configuration: the role is given away at once, with the reason."""
     failing.building = ConfigurationError("beat entry 'e': neli_misfire = 'never'")
     beat = world.leader(scheduler=failing)
-    beat.desks[0].turn()
+    beat.turn_role()
     assert beat.member.resigned == ["leader"]
     assert "neli_misfire = 'never'" in caplog.text
 
@@ -128,33 +126,32 @@ def test_a_topic_that_cannot_be_read_is_no_progress(world: World, caplog: pytest
     """Said once; the hand-over need not wait for anybody."""
     beat = world.leader()
     beat.topic.up = False
-    desk = beat.desks[0]
     for _ in range(3):
-        assert desk.turn() == 0.0
-        assert desk.failing
-        assert desk.inner is None
-        assert beat.alarm.down["leader"].is_set()
+        assert beat.turn_role() == 0.0
+        assert beat.fails()
+        assert not beat.serves()
+        assert beat.is_down("leader")
     assert caplog.text.count("the schedule topic cannot be read to its end") == 1
     beat.topic.up = True
-    desk.turn()
-    assert not desk.failing
-    assert desk.inner is not None
-    assert not beat.alarm.down["leader"].is_set()
+    beat.turn_role()
+    assert not beat.fails()
+    assert beat.serves()
+    assert not beat.is_down("leader")
 
 
 def test_a_revocation_waits_until_the_scheduler_is_down(world: World) -> None:
     """And for nothing while another role's shard waits to begin."""
     beat = world.beat(shards=2)
     beat.member.lead("leader-1")
-    assert beat.desks[1].turn() == desks.LATER
-    assert beat.alarm.down["leader-1"].is_set()
+    assert beat.turn_role(1) == role_runner.LATER
+    assert beat.is_down("leader-1")
     beat.member.lead("leader")
     beat.turn()
-    assert not beat.alarm.down["leader"].is_set()
-    assert not beat.alarm.down["leader-1"].is_set()
+    assert not beat.is_down("leader")
+    assert not beat.is_down("leader-1")
     beat.hand_over("leader")
-    assert beat.alarm.down["leader"].is_set()
-    assert not beat.alarm.down["leader-1"].is_set()
+    assert beat.is_down("leader")
+    assert not beat.is_down("leader-1")
 
 
 # -- what beats tell each other --
@@ -192,13 +189,13 @@ def test_a_member_tells_which_schedule_it_has() -> None:
 
     def notes() -> dict[str, str]:
         for beat in beats:
-            beat.keeper.note()
+            beat.note()
         found = beats[0].topic.values()
         return {name: decode_note(value).schedule for (kind, name), value in found.items() if kind == MEMBER}
 
     found = eventually(lambda: len(notes()) == 3 and notes(), what="notes")
     assert found["beat-0"] == found["beat-1"] != found["beat-2"]
-    beats[0].keeper.stop()
+    beats[0].stop()
     assert set(notes()) == {"beat-1", "beat-2"}
 
 
@@ -207,14 +204,14 @@ def test_what_is_made_at_runtime_is_no_part_of_a_member_s_schedule() -> None:
     world = World({"e": 10.0, "f": 20.0})
     beat = world.leader()
     beat.turn()
-    before = fingerprint(beat.inner.neli_states.static())
+    before = fingerprint(beat.static())
     world.put("r", "PT5S")
     world.edit().pause("f")
     world.ticks(until=25)
-    assert fingerprint(beat.inner.neli_states.static()) == before
+    assert fingerprint(beat.static()) == before
 
 
-# -- several desks behind Celery's interface --
+# -- several roles behind Celery's interface --
 
 
 class Outer(Scheduler):
@@ -235,7 +232,7 @@ def test_a_beat_with_several_roles_shows_one_schedule() -> None:
     scheduler = outer(world, process := world.beat(shards=3))
     scheduler.add(name="early", task="t", schedule=1.0, last_run_at=NOON)
     assert set(scheduler.schedule) == {*names, "early"}
-    for role in process.keeper.roles:
+    for role in process.roles:
         process.member.lead(role)
     for _ in range(3):
         scheduler.tick()

@@ -20,8 +20,9 @@ from kombu.transport.memory import Channel, Transport
 from kombu.utils.json import dumps
 
 from celery_neli import leader_only
-from celery_neli.beat.replicated.fastpath import FastPath
+from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
+from celery_neli.beat.replicated.templates import Templates
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def test_messages_are_celerys_byte_for_byte(task: str, conf: str) -> None:
 
 def kind_of(entry: ScheduleEntry, app: Any, scheduler: Any = None, producer: Any = None) -> Any:
     scheduler = scheduler or ReplicatedScheduler(app=app, lazy=True)
-    return FastPath(app).key(scheduler, entry, producer or scheduler.producer)
+    return Templates(app).key(scheduler, entry, producer or scheduler.producer)
 
 
 @pytest.mark.parametrize("name", MATRIX)
@@ -228,7 +229,7 @@ def test_what_is_patched_during_a_turn_is_noticed_in_the_next(
 ) -> None:
     """It is asked once in a turn, however the turn ends; outside of turns, each time."""
     app, _ = app_on_a_wire()
-    scheduler, fast, entry = ReplicatedScheduler(app=app, lazy=True), FastPath(app), entry_of(app, "plain")
+    scheduler, fast, entry = ReplicatedScheduler(app=app, lazy=True), Templates(app), entry_of(app, "plain")
     with contextlib.suppress(SystemExit), fast.one_look():
         assert fast.key(scheduler, entry, scheduler.producer) is not None
         patch(app, monkeypatch)
@@ -246,7 +247,7 @@ def test_what_is_patched_during_a_turn_is_noticed_in_the_next(
 def test_another_task_and_another_producer_are_asked_about_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found of one says nothing of the next."""
     app, _ = app_on_a_wire()
-    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), FastPath(app)
+    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), Templates(app)
     monkeypatch.setattr(app.tasks["plain"], "apply_async", MagicMock(), raising=False)
     own = app.amqp.Producer(app.connection_for_write(), auto_declare=False)
     own.publish = MagicMock()
@@ -263,7 +264,7 @@ def test_another_task_and_another_producer_are_asked_about_within_a_turn(monkeyp
 def test_receivers_of_publishing_signals_count_within_a_turn(signal: Any) -> None:
     """A turn may last, and what comes and goes may be a debugger."""
     app, _ = app_on_a_wire()
-    scheduler, fast, entry = ReplicatedScheduler(app=app, lazy=True), FastPath(app), entry_of(app, "plain")
+    scheduler, fast, entry = ReplicatedScheduler(app=app, lazy=True), Templates(app), entry_of(app, "plain")
 
     def receiver(**kwargs: Any) -> None: ...
 
@@ -400,7 +401,7 @@ def test_the_result_backend_is_told_of_every_message() -> None:
     assert told == ids
 
 
-def through(app: Any, scheduler: Any, fast: FastPath, producer: Any, entry: ScheduleEntry) -> Any:
+def through(app: Any, scheduler: Any, fast: Templates, producer: Any, entry: ScheduleEntry) -> Any:
     """Send as a publisher does: the kind is known to the coordinator, the template to all."""
     kind = fast.key(scheduler, entry, scheduler.producer)
     template = fast.get(kind)
@@ -413,7 +414,7 @@ def through(app: Any, scheduler: Any, fast: FastPath, producer: Any, entry: Sche
 def test_templates_serve_any_thread_with_a_producer_of_its_own() -> None:
     """Its messages are those that Celery sends there: with the thread's own address for replies, and declared there."""
     app, out = app_on_a_wire()
-    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), FastPath(app)
+    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), Templates(app)
     through(app, scheduler, fast, scheduler.producer, entry_of(app))
 
     def on_a_thread(send: Callable[[Any], Any]) -> list[Any]:
@@ -444,7 +445,7 @@ def test_templates_serve_any_thread_with_a_producer_of_its_own() -> None:
 def test_many_threads_learn_and_send_at_once() -> None:
     """Each message is its own."""
     app, out = app_on_a_wire()
-    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), FastPath(app)
+    scheduler, fast = ReplicatedScheduler(app=app, lazy=True), Templates(app)
     ready = threading.Barrier(4)
 
     def run(thread: int) -> None:
@@ -495,7 +496,7 @@ def test_a_leader_only_task_chooses_its_queue_itself(*, first: bool) -> None:
     """Its class overrides `apply_async`: every message goes through there."""
 
     class Led(ReplicatedScheduler):
-        neli_alone = False
+        neli_make_ledger = staticmethod(lambda **_: SlotLedger())
 
     app, out = app_on_a_wire(neli_group="g")
     scheduler = Led(app=app, lazy=True)

@@ -12,7 +12,7 @@ from celery import Celery
 from celery.backends.base import KeyValueStoreBackend
 from celery.beat import ScheduleEntry
 
-from celery_neli.beat.replicated.overlap_check import OverlapGate
+from celery_neli.beat.replicated.overlap_check import OverlapCheck
 from celery_neli.exceptions import ConfigurationError
 from tests.processes import wait_until
 
@@ -65,7 +65,7 @@ class Bench:
         self.store, self.clock = Store(), Clock()
         self.app: Any = Celery("gate", broker="memory://", backend=f"{__name__}:FakeBackend", set_as_current=False)
         self.app.store = self.store
-        self.gate = OverlapGate(self.app, patience=10.0, clock=self.clock)
+        self.gate = OverlapCheck(self.app, patience=10.0, clock=self.clock)
 
     def entry(self, name: str = "hourly", **options: Any) -> ScheduleEntry:
         given = {"neli_overlap": "skip", **options}
@@ -78,7 +78,7 @@ class Bench:
 
     def impatient(self) -> None:
         """Have a gate that waits a hundredth of a second, by the real clock."""
-        self.gate = OverlapGate(self.app, patience=0.01)
+        self.gate = OverlapCheck(self.app, patience=0.01)
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_warnings_come_once_a_minute(bench: Bench, caplog: pytest.LogCaptureFixt
 def test_a_slow_backend_takes_a_tenth_of_the_time_at_most(bench: Bench) -> None:
     """Whose every answer takes just less than the patience would otherwise bring a busy scheduler to a stop."""
     clock = bench.clock
-    gate = bench.gate = OverlapGate(bench.app, patience=1.0, clock=clock)
+    gate = bench.gate = OverlapCheck(bench.app, patience=1.0, clock=clock)
     waits: list[float] = []
 
     def slow() -> None:
@@ -259,7 +259,7 @@ def test_a_real_redis_tells(redis_url: str) -> None:
     beat = Celery("beat", broker="memory://", backend=redis_url, set_as_current=False)
     worker = Celery("worker", broker="memory://", backend=redis_url, set_as_current=False)
     entry = ScheduleEntry(name="hourly", task="import", schedule=60.0, options={"neli_overlap": "skip"}, app=beat)
-    gate = OverlapGate(beat, patience=10.0)
+    gate = OverlapCheck(beat, patience=10.0)
     try:
         assert gate.holds(entry, "first", NOW - 60, NOW)
         worker.backend.mark_as_started("second")
@@ -277,7 +277,7 @@ def test_a_redis_that_hangs_does_not_hold_up_the_scheduler() -> None:
         url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
         app = Celery("beat", broker="memory://", backend=url, set_as_current=False)
         entry = ScheduleEntry(name="hourly", task="import", schedule=60.0, options={"neli_overlap": "skip"}, app=app)
-        gate = OverlapGate(app, patience=0.1)
+        gate = OverlapCheck(app, patience=0.1)
         began = time.monotonic()
         assert not any(gate.holds(entry, str(number), NOW - 60, NOW) for number in range(100))
         assert time.monotonic() - began < 2

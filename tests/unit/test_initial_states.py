@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from celery_neli.beat.replicated.initial_states import PORTION
+from celery_neli.beat.replicated.states import PORTION
 from tests.unit.beats import NOON, Crash, World
 from tests.unit.fakes import FakeTopic
 
@@ -65,7 +65,7 @@ def test_an_entry_that_goes_before_its_state_was_written_gets_none() -> None:
         world.election.catch_up()
         beat.turn()
     gone = min({*OTHERS} - written(world))  # they are written in no order
-    del beat.inner.schedule[gone]
+    del beat.scheduler.schedule[gone]
     world.ticks(until=1)
     assert written(world) == {"e", *OTHERS} - {gone}
 

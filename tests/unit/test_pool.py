@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from celery_neli.beat.replicated import pool as flights
-from celery_neli.beat.replicated import sender as dispatching
+from celery_neli.beat.replicated import engine, pool
 from tests.unit.beats import World
 from tests.unit.schedulers import eventually
 
@@ -188,7 +187,7 @@ def test_a_publisher_asks_the_lease_right_before_the_wire() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(beat.app.amqp.Producer, "maybe_declare", declare)
-        eventually(lambda: beat.turn() and beat.desks[0].inner is None, what="the end of the term")
+        eventually(lambda: beat.turn() and not beat.serves(), what="the end of the term")
         count = len(world.sent)
         beat.turn()
     assert lapsed
@@ -211,12 +210,12 @@ def test_a_hand_over_waits_for_what_is_in_flight(world: World, wire: Wire) -> No
     world.ticks(until=95)
     assert not world.doubled()
     assert {name: world.slots(name) for name in MANY} == each(60)
-    assert successor.inner.neli_in_doubt == 0
+    assert successor.in_doubt == 0
 
 
 def test_what_hangs_at_a_hand_over_is_in_doubt(monkeypatch: pytest.MonkeyPatch, world: World, wire: Wire) -> None:
     """Nobody knows whether it leaves; the others are settled."""
-    monkeypatch.setattr(dispatching, "LAND", 0.05)
+    monkeypatch.setattr(engine, "DRAIN", 0.05)
     wire.held = {"e1"}
     beat = held_up(world, wire, 1)
     eventually(lambda: beat.turn() or len(world.sent) == len(MANY) - 1, what="the others")
@@ -226,7 +225,7 @@ def test_what_hangs_at_a_hand_over_is_in_doubt(monkeypatch: pytest.MonkeyPatch, 
     world.before_wire = lambda entry: None
     successor = world.leader()
     world.ticks(until=95)
-    assert successor.inner.neli_in_doubt == 1
+    assert successor.in_doubt == 1
     assert {name: world.slots(name) for name in MANY} == each(60)
 
 
@@ -234,11 +233,11 @@ def test_a_broker_that_hangs_is_no_progress(monkeypatch: pytest.MonkeyPatch, wor
     """The leader would resign after `neli_stall_timeout`. When something lands, it goes on."""
     wire.held = set(EARLY)
     beat = held_up(world, wire, 1)
-    assert not beat.desks[0].failing
-    monkeypatch.setattr(flights, "STUCK", 0.15)
-    eventually(lambda: (beat.turn(), beat.desks[0].failing)[1], what="no progress")
+    assert not beat.fails()
+    monkeypatch.setattr(pool, "STUCK", 0.15)
+    eventually(lambda: (beat.turn(), beat.fails())[1], what="no progress")
     wire.let_go()
-    eventually(lambda: (beat.turn(), not beat.desks[0].failing)[1], what="progress")
+    eventually(lambda: (beat.turn(), not beat.fails())[1], what="progress")
     world.ticks(until=92)
     assert len(world.sent) == len(MANY)
 
@@ -306,7 +305,7 @@ def test_the_slot_of_an_entry_that_changed_in_flight_is_known_after_a_hand_over(
     successor = world.leader()
     world.ticks(until=119)
     assert world.slots("r1") == ([58, 118] if fate == "leaves" else [118])
-    assert successor.inner.neli_in_doubt == (fate != "leaves")
+    assert successor.in_doubt == (fate != "leaves")
 
 
 def test_an_entry_with_receivers_of_signals_goes_the_ticking_thread_s_way(world: World, wire: Wire) -> None:
@@ -335,7 +334,7 @@ def test_what_the_misfire_policy_leaves_out_is_told_once(caplog: pytest.LogCaptu
     world.ticks(until=92)
     assert {name: world.slots(name) for name in world.schedule} == {key: [90] for key in world.schedule}
     assert caplog.text.count("slots missed") == 20
-    assert beat.inner.neli_left_out == 20 * 8
+    assert beat.left_out == 20 * 8
 
 
 @pytest.mark.parametrize("lands", [True, False], ids=["leaves", "fails"])
@@ -367,4 +366,4 @@ def test_a_flight_that_a_signal_cuts_off_as_it_lands_is_still_in_flight(
     assert {name: sorted(set(world.slots(name))) for name in MANY} == {**each(60), "e2": [56]}
     assert len({sent.id for sent in world.sent}) == len(MANY)
     if not lands:
-        assert successor.inner.neli_in_doubt >= 1
+        assert successor.in_doubt >= 1

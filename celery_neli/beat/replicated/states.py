@@ -1,0 +1,398 @@
+"""What the schedule topic says, applied to the entries of a scheduler: their states, and the entries made at runtime.
+
+A standby's entries follow the records as they come; a leader knows better, but for what others define while it leads.
+What a state means to a successor is in docs/protocol.md ("Slots").
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from celery_neli.beat.replicated.inventory import Ahead, Inventory, Orphans
+from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.logs import LogLimit, escaping
+from celery_neli.periodic.definition import entry_of, reason_of
+from celery_neli.printable import printable_error
+from celery_neli.schedule.due import at_of, place
+from celery_neli.schedule.once import once
+from celery_neli.schedule_topic.codec import (
+    ENTRY,
+    FAR_AHEAD,
+    MAX_CHANGES,
+    NO_TERM,
+    RUNS_MOST,
+    STATE,
+    Definition,
+    Kind,
+    State,
+    decode_definition,
+    decode_state,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from celery_neli.beat.replicated.entries import EntryTable
+    from celery_neli.schedule.heap import DueHeap
+
+__all__ = ["PORTION", "States"]
+
+#: Initial states that are written at the end of a turn: some 5 ms.
+PORTION = 500
+#: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
+LOGGED_EVERY, LOGGED_APART = 60.0, 1000
+#: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
+REFUSED_EVERY, MANY = 60.0, 20
+
+_FIELDS = attrgetter("task", "schedule", "args", "kwargs", "options")
+
+logger = escaping(logging.getLogger(__name__))
+
+
+class States:
+    """The entries of ``table``, as far as they are known from the schedule topic. The thread that ticks.
+
+    ``owns`` returns True if an entry of that name is this scheduler's at all; ``write`` writes the state of an entry;
+    ``forgotten`` is called with the name of one that is gone, and ``refuse`` with a record that cannot be read.
+    """
+
+    def __init__(
+        self,
+        table: EntryTable,
+        *,
+        app: Any,
+        owns: Callable[[str], bool],
+        write: Callable[[Any], None],
+        forgotten: Callable[[str], None],
+        refuse: Callable[[Kind, str, RecordError], None],
+    ) -> None:
+        self._table, self._app, self._owns, self._write = table, app, owns, write
+        self._forgotten, self._refuse, self._moment = forgotten, refuse, table.moment
+        #: Entries of which no state was read.
+        self._initial: dict[str, None] = {}
+        #: Entries that are known in this term, and whose initial states are still to be written.
+        self.unwritten: dict[str, None] = {}
+        #: Until when (Unix seconds) the initial states of entries that are due were written.
+        self._written_until = float("-inf")
+        #: Entries whose states the topic has lost and that are still to be written again.
+        self.again: dict[str, None] = {}
+        #: Entries that the watermark *settled* does not cover.
+        self.open: set[str] = set()
+        #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
+        self.since: dict[str, float] = {}
+        #: Entries that were defined at runtime.
+        self.defined: set[str] = set()
+        #: States, and pauses of entries of beat_schedule, that are not here (yet); kept, for their entries may come.
+        self._orphan_states: Orphans[State] = Orphans()
+        self._pending_overrides: Orphans[Definition] = Orphans()
+        self.inventory = Inventory()
+        #: The highest epoch of a term that wrote a state.
+        self.newest = -1
+        #: The slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
+        self.sent: dict[str, float] = {}
+        #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
+        #: and that no leader wrote a state of.
+        self.imported: dict[str, float] = {}
+        self._level = logging.INFO
+        self._limit = LogLimit(LOGGED_EVERY, remembered=LOGGED_APART)
+        self._ahead = Ahead(table.moment, self._limit)
+        self._lines = LogLimit(REFUSED_EVERY)
+
+    def load(self) -> None:
+        """Take over the entries of beat_schedule; nothing was read of them yet."""
+        self._initial = dict.fromkeys(self._table.schedule)
+
+    def apply(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
+        """Apply what was read. With ``leading``, this process knows the states better; ``many`` are logged at DEBUG."""
+        self._level = logging.DEBUG if many else logging.INFO
+        for (kind, name), value in changes.items():
+            with self._alone(kind, name, leading=leading):
+                if not self._owns(name):
+                    continue
+                if kind == STATE:
+                    self._read_state(name, value, leading=leading)
+                elif kind == ENTRY:
+                    self.inventory.seen(name, value)
+                    definition = None if value is None else decode_definition(value)
+                    if value is not None:  # and it can be read
+                        self.inventory.keep(name, value)
+                    self._read_entry(name, definition)
+
+    def caught_up(self) -> None:
+        """Forget all but the newest records of entries that are not here: the topic was read to its end."""
+        self._orphan_states.trim()
+        for name in self._pending_overrides.trim():
+            self.inventory.forget(name)
+
+    def recount(self, *, torn: bool) -> None:
+        """Prepare for reading the topic from its beginning again; ``torn``: it has lost records."""
+        self.inventory.recount()
+        if torn:
+            self.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
+
+    def take_again(self, most: int) -> list[Any]:
+        """Return up to ``most`` entries whose states are to be written again; the caller writes them."""
+        return self._taken(self.again, islice(self.again, most))
+
+    def counted(self, *, torn: bool) -> None:
+        """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
+        for name in self.inventory.counted(torn=torn):
+            self.inventory.forget(name)
+            self._read_entry(name, None)
+
+    def adopt(self, name: str) -> None:
+        """Take over an entry that code has added, perhaps after the topic was read."""
+        self._initial[name] = None
+        self._take_orphan(self._table.schedule[name])
+        if (override := self._pending_overrides.take(name)) is not None:
+            with self._alone(ENTRY, name):
+                self._read_entry(name, override)
+
+    def state_of(self, entry: Any, *, term: int) -> State:
+        """Return what is to be written of ``entry``."""
+        name = entry.name
+        return State(
+            last=at_of(entry),
+            runs=min(entry.total_run_count, RUNS_MOST),
+            term=term,
+            since=self.since.get(name, 0.0),
+            open=name in self.open,
+            sent=self.sent.get(name),
+        )
+
+    # -- initial states --
+
+    def begin(self, settled: float | None) -> None:
+        """Know, from now on, the entries of which no state was written; theirs are `unwritten`.
+
+        They begin now, or count as served until ``settled`` (Unix seconds), where another beat has led before. No task
+        of the term waits for their initial states, as writing 100,000 takes seconds. But the slots of an interval are
+        counted from what is in the state, so it is written before a slot of the entry is claimed.
+        """
+        self._written_until = float("-inf")
+        self.unwritten.update(self._initial)
+        self._initial = {}
+        if settled is not None:
+            for name in self.unwritten:
+                entry = self._table.find(name)
+                if entry is not None and name not in self.since and at_of(entry) > settled:
+                    place(entry, settled)
+                    self._table.note(name)
+
+    def write_due(self, heap: DueHeap, moment: float, interval: float) -> None:
+        """Write the initial states of what a claim at ``moment`` (Unix seconds) reaches, ``interval`` seconds ahead."""
+        if self._written_until < moment + interval:
+            self._written_until = moment + 2 * interval  # looked for once an interval
+            self._write_initial(list(heap.until(self._written_until)))
+
+    def write_some(self) -> bool:
+        """Write a small batch of the other initial states; return True if more are left."""
+        self._write_initial(list(islice(self.unwritten, PORTION)))
+        return bool(self.unwritten)
+
+    def _write_initial(self, names: Iterable[str]) -> None:
+        for entry in self._taken(self.unwritten, names):
+            self._write(entry)
+
+    def _taken(self, waiting: dict[str, None], names: Iterable[str]) -> list[Any]:
+        found = [name for name in names if name in waiting]
+        for name in found:
+            del waiting[name]
+        return [entry for entry in map(self._table.find, found) if entry is not None]
+
+    def finished_once(self) -> dict[str, float]:
+        """Return the entries of one slot that ran and are still defined: by name, since when."""
+        defined = ((name, self._table.schedule.get(name)) for name in self.defined)
+        return {
+            name: self.since[name]
+            for name, entry in defined
+            if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
+        }
+
+    def static(self) -> list[Any]:
+        """Return the entries of beat_schedule, paused ones too."""
+        entries = {**self._table.schedule, **self._table.paused}
+        return [entry for name, entry in entries.items() if name not in self.defined]
+
+    @property
+    def led(self) -> bool:
+        """Return True if any state that was read is of a leader; an import has no term."""
+        return self.newest > NO_TERM
+
+    def ran(self, name: str, last: float) -> None:
+        """Note that the entry ran for a slot after it was defined again or paused."""
+        entry = self._table.find(name)
+        if entry is not None:
+            entry.total_run_count += 1
+            if at_of(entry) < last:
+                place(entry, last)
+                self._table.note(name)
+            self._write(entry)
+
+    def forget(self, name: str) -> None:
+        """Forget an entry that is gone for good."""
+        self._table.remove(name)
+        for names in (self.open, self.defined):
+            names.discard(name)
+        for known in (self._initial, self.unwritten, self.again, self.since, self.sent, self.imported):
+            known.pop(name, None)
+        self._orphan_states.take(name)
+        self._pending_overrides.take(name)
+        self.inventory.forget(name)
+        self._forgotten(name)
+
+    @contextmanager
+    def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
+        """Read one record. Whatever that raises costs this record alone, and one line in the log."""
+        try:
+            yield
+        except ConfigurationError as exc:
+            self._leave_out(name)
+            if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
+                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, reason_of(exc, name))
+        except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
+            if not isinstance(exc, RecordError):
+                exc = RecordError(f"cannot be read: {printable_error(exc)}")
+            if kind == ENTRY:
+                self._leave_out(name)  # as a beat does that starts now
+            self._refuse(kind, name, exc)
+            if leading and kind == STATE and (entry := self._table.find(name)) is not None:
+                self._write(entry)  # compaction keeps what was written last
+
+    # -- states --
+
+    def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
+        entry = self._table.find(name)
+        if value is None:
+            self._orphan_states.take(name)
+            return
+        state = decode_state(value)
+        if entry is None:
+            self._orphan_states.keep(name, state)
+        elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
+            self._apply(entry, state)
+        elif state.term != NO_TERM or state.last > at_of(entry):
+            # A leader that was frozen wrote it. Compaction keeps what was written last, so ours is written again.
+            self._write(entry)
+
+    def _take_orphan(self, entry: Any) -> None:
+        """Apply the state that was read before its entry was there."""
+        if (orphan := self._orphan_states.take(entry.name)) is not None:
+            with self._alone(STATE, entry.name):
+                self._apply(entry, orphan)
+
+    def _apply(self, entry: Any, state: State) -> None:
+        name = entry.name
+        if state.term == NO_TERM and name not in self._initial and state.last <= at_of(entry):
+            return
+        since = self._ahead.begins(name, self.since.get(name, 0.0))
+        if state.last > since and self._ahead.is_far(name, "last", state.last):
+            self.newest = max(self.newest, state.term)  # so that what is written in its place counts
+            return
+        if NO_TERM < state.term < self.newest and name not in self._initial:
+            # Of a deposed leader, late: that it ran may be news, nothing else is.
+            if state.last > at_of(entry):
+                place(entry, state.last)
+                entry.total_run_count = max(entry.total_run_count, state.runs)
+                self._table.note(name)
+            return
+        place(entry, max(state.last, since))  # may raise: first of all
+        self.newest = max(self.newest, state.term)
+        if state.term > NO_TERM:
+            self.imported.pop(name, None)
+        for names in (self._initial, self.unwritten, self.again):
+            names.pop(name, None)
+        if state.open or state.since != self.since.get(name, 0.0):
+            self.open.add(name)
+        else:
+            self.open.discard(name)
+        entry.total_run_count = state.runs
+        if state.sent is not None and not self._ahead.is_far(name, "sent", state.sent):
+            self.sent[name] = state.sent
+        self._table.note(name)
+
+    # -- definitions --
+
+    def _read_entry(self, name: str, definition: Definition | None) -> None:
+        static = name not in self.defined and self._table.find(name) is not None
+        if static and (definition is None or definition.static):
+            self._pause(name, definition)
+        elif definition is None:
+            self._pending_overrides.take(name)
+            if name in self.defined:
+                self.forget(name)
+                self._log(name, "removed")
+        elif definition.static:
+            # This version of the schedule does not have it.
+            self._pending_overrides.keep(name, replace(definition, args=[], kwargs={}, options={}, changes=()))
+        elif static:
+            if self._limit.allows(("hidden", name)):
+                logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
+        else:
+            self._define(name, definition)
+
+    def _define(self, name: str, definition: Definition) -> None:
+        before = self._table.find(name)
+        entry = entry_of(definition, name, self._app)
+        self._table.check(entry)
+        if before is not None and definition.since == self.since.get(name) and _FIELDS(before) == _FIELDS(entry):
+            self._pause_or_go_on(before, paused=definition.paused)
+            return
+        if before is None:
+            if name not in self.since and (at := _defined_at(definition)) > definition.since:
+                self.imported[name] = at
+            self._initial[name] = None
+            place(entry, self._ahead.begins(name, definition.since) or self._moment())
+        else:
+            entry.total_run_count = before.total_run_count
+            place(entry, self._not_before(before, definition.since))
+        if before is None or definition.since != self.since.get(name):
+            self.open.add(name)
+        self.since[name] = definition.since
+        self.defined.add(name)
+        self._table.show(entry, paused=definition.paused)
+        self._take_orphan(entry)
+        self._log(name, "defined" if before is None else "changed")
+
+    def _pause(self, name: str, definition: Definition | None) -> None:
+        """Apply a pause, or its end, to an entry of beat_schedule."""
+        entry = self._table.find(name)
+        assert entry is not None, "entries of beat_schedule are shown or paused"
+        paused = definition is not None and definition.paused
+        if definition is not None and definition.since != self.since.get(name, 0.0):
+            self.since[name] = definition.since
+            self.open.add(name)
+            if not paused:
+                place(entry, self._not_before(entry, definition.since))
+        self._pause_or_go_on(entry, paused=paused)
+
+    def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
+        if paused != (entry.name in self._table.paused):
+            self._log(entry.name, "paused" if paused else "resumed")
+            self._table.show(entry, paused=paused)
+        elif not paused:
+            self._table.note(entry.name)
+
+    def _not_before(self, entry: Any, since: float) -> float:
+        return max(at_of(entry), self._ahead.begins(entry.name, since))
+
+    def _log(self, name: str, what: str) -> None:
+        suppressed = self._limit.ask((what, name))
+        if suppressed is not None:
+            more = f" suppressed={suppressed}" if suppressed else ""
+            logger.log(self._level, "schedule: entry=%s was %s%s", name, what, more)
+
+    def _leave_out(self, name: str) -> None:
+        if name in self.defined:
+            self._table.remove(name)
+
+
+def _defined_at(definition: Definition) -> float:
+    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
+    changes = definition.changes
+    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
