@@ -42,9 +42,6 @@ class DueHeap:
     def __len__(self) -> int:
         return len(self._names)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
     def __iter__(self) -> Iterator[Node]:
         """Iterate over all nodes: `peek()` first, the others in the heap's order, not sorted."""
         return map(Node, self._times, self._orders, self._names)
