@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -129,9 +130,7 @@ def at_of(entry: Any) -> float:
 
 def place(entry: Any, at: float) -> None:
     """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
-    zone = entry.last_run_at.tzinfo
-    moment = datetime.fromtimestamp(at, _UTC)
-    entry.last_run_at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
+    entry.last_run_at = _in_zone_of(entry.last_run_at, datetime.fromtimestamp(at, _UTC))
 
 
 def expires_of(options: Mapping[str, Any], slot: datetime | None, zone: tzinfo) -> Any:
@@ -168,8 +167,7 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        #: The time and the time zone of each app, by its id; the app is kept so that no other gets its id.
-        self._clocks: dict[int, tuple[datetime, tzinfo, Any]] = {}
+        self._clock = cache(_clock)
         #: For the text and time zone of a crontab: an entry that ran last from one time on and before the other, which
         #: is a slot, is due at the latter.
         self._stretches: dict[Any, tuple[datetime, datetime]] = {}
@@ -185,7 +183,7 @@ class Forecast:
             elif type(when) is crontab:
                 slot = self._of_crontab(when, last)
         if slot is not None:
-            now, _, _ = self._clock(when.app)
+            now, _ = self._clock(when.app)
             return Next((slot - now).total_seconds(), now.timestamp())
         delay = seconds_to_next(entry)
         return None if delay is None else Next(delay, maybe_make_aware(entry.default_now()).timestamp())
@@ -206,11 +204,9 @@ class Forecast:
             self._stretches[key] = begin, following
         return following
 
-    def _clock(self, app: Any) -> tuple[datetime, tzinfo, Any]:
-        clock = self._clocks.get(id(app))
-        if clock is None:
-            clock = self._clocks[id(app)] = maybe_make_aware(app.now()).astimezone(_UTC), app.timezone, app
-        return clock
+
+def _clock(app: Any) -> tuple[datetime, tzinfo]:
+    return maybe_make_aware(app.now()).astimezone(_UTC), app.timezone
 
 
 def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
@@ -223,9 +219,11 @@ def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
         following = next_slot(entry.schedule, at)
         if following is None or following > aware:
             at = max(at, aware)
-    if now.tzinfo is None:
-        return at.astimezone(_UTC).replace(tzinfo=None)
-    return at.astimezone(now.tzinfo)
+    return _in_zone_of(now, at)
+
+
+def _in_zone_of(other: datetime, at: datetime) -> datetime:
+    return at.astimezone(_UTC).replace(tzinfo=None) if other.tzinfo is None else at.astimezone(other.tzinfo)
 
 
 def _is_celerys(entry: Any, names: tuple[str, ...]) -> bool:
