@@ -95,24 +95,6 @@ def left_out(name: str, error: Exception) -> Row:
     return Row(name=name, action="left out", notes=(why,))
 
 
-def of_entry(entry: Any, *, name: str, paused: bool = False) -> Found | Row:
-    """Return a Celery entry as `Found`, and a row for any other object. ``name`` is what its source calls it."""
-    return found_or_left_out(
-        name,
-        lambda: Found(
-            name=entry.name,
-            task=entry.task,
-            schedule=entry.schedule,
-            args=list(entry.args or ()),
-            kwargs=entry.kwargs or {},
-            options=entry.options or {},
-            paused=paused,
-            last=seconds(entry.last_run_at),
-            runs=entry.total_run_count or 0,
-        ),
-    )
-
-
 def seconds(at: datetime | None) -> float | None:
     """Return a time as Celery keeps it (a naive one is UTC) in Unix seconds."""
     return None if at is None else maybe_make_aware(at).timestamp()

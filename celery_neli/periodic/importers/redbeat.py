@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers import Found, Row, Source, left_out, of_entry
+from celery_neli.periodic.importers import Found, Row, Source, found_or_left_out, left_out, seconds
 
 RUNNING = "a RedBeat holds its lock, and what it sends from now on is not carried over: stop it, then import"
 
@@ -43,7 +43,25 @@ def read(app: Any) -> Source:
             except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; the user sees it
                 entries.append(left_out(name, NeliError(f"RedBeat itself cannot read it: {exc!r}")))
             else:
-                entries.append(of_entry(entry, name=name, paused=not getattr(entry, "enabled", True)))
+                entries.append(of_entry(entry, name))
     except RedisError as exc:
         raise NeliError(f"RedBeat's Redis does not answer: {exc}") from None
     return Source(what="RedBeat", entries=entries, warning=RUNNING if running else None)
+
+
+def of_entry(entry: Any, name: str) -> Found | Row:
+    """Return an entry of RedBeat, which calls it ``name``, as `Found`; and a row for any other object."""
+    return found_or_left_out(
+        name,
+        lambda: Found(
+            name=entry.name,
+            task=entry.task,
+            schedule=entry.schedule,
+            args=list(entry.args or ()),
+            kwargs=entry.kwargs or {},
+            options=entry.options or {},
+            paused=not getattr(entry, "enabled", True),
+            last=seconds(entry.last_run_at),
+            runs=entry.total_run_count or 0,
+        ),
+    )
