@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from celery_neli import periodic
 from celery_neli.config import from_app
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.api import Topic
 from celery_neli.periodic.cli import schedule
+from celery_neli.periodic.editor import Topic
 from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode_definition, decode_state, encode_state
 from tests.unit.schedulers import make_app
 

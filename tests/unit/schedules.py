@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery_neli.periodic.api import Periodic, view_of
 from celery_neli.periodic.editor import ScheduleEditor
-from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     STATE,
@@ -69,6 +69,7 @@ class Desk:
 
     def __init__(self, app: Celery | None = None) -> None:
         self.app = app or make_app(beat_schedule={"static": {"task": "t", "schedule": 60.0}})
+        self.app.conf.neli_scheduler = None  # the one that runs runtime entries
         self.store = FakeStore()
         self.now = NOON
 
