@@ -6,13 +6,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import Masked, closest
-from celery_neli.settings import MAX_LEASE, NAME_MOST, SETTINGS, TOPIC_MOST, Setting, kafka_name
+from celery_neli.settings import NAME_MOST, SETTINGS, TOPIC_MOST, Setting, kafka_name
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 ELECTIONS: Final = ("beat", "worker")
 SCHEDULE: Final = ".schedule"
 """The end of a schedule topic's name, behind the name of the leader topic."""
-SESSION_MOST: Final = 3_600
-"""librdkafka's limit, in seconds, for the session of a consumer group."""
 #: The settings of an app are parts of these names.
 _WHOLE_NAMES: Mapping[str, Setting] = {
     "group": Setting("neli_group", kafka_name(NAME_MOST)),
@@ -95,28 +93,11 @@ class Config:
                 f"{self.heartbeat_interval:g} s: one late heartbeat would cost the leadership; "
                 "raise the timeout or lower the interval"
             )
-        if self.heartbeat_timeout > MAX_LEASE:
-            raise ConfigurationError(
-                f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is above the protocol's limit of "
-                f"{MAX_LEASE:g} s; lower it"
-            )
         if self.takeover_delay >= self.heartbeat_timeout:
             raise ConfigurationError(
                 f"neli_takeover_delay = {self.takeover_delay:g} s is not below neli_heartbeat_timeout = "
                 f"{self.heartbeat_timeout:g} s; lower it"
             )
-        if self.session_timeout < 1:
-            raise ConfigurationError(
-                f"neli_session_timeout = {self.session_timeout:g} s is below 1 s; "
-                "brokers refuse less than 6 s by default"
-            )
-        if self.session_timeout > SESSION_MOST:
-            raise ConfigurationError(
-                f"neli_session_timeout = {self.session_timeout:g} s is above {SESSION_MOST} s, which Kafka's client "
-                "refuses, and brokers by default above 1800 s; lower it"
-            )
-        if self.stall_timeout < 1:
-            raise ConfigurationError(f"neli_stall_timeout = {self.stall_timeout:g} s is below 1 s; raise it")
 
     def _check_properties(self) -> None:
         for reason, names in _REFUSED.items():
@@ -203,8 +184,7 @@ def setting(app: Celery, name: str) -> Any:
 
 def enabled(app: Celery) -> bool:
     """Return True if `neli_enabled` is on, as it is by default. Raises `ConfigurationError`."""
-    found: bool = setting(app, "neli_enabled")
-    return found
+    return bool(setting(app, "neli_enabled"))
 
 
 def from_app(app: Celery, election: str) -> Config:
@@ -280,33 +260,35 @@ def check_names(app: Celery) -> None:
         ConfigurationError: A name does not exist, or Celery would not read it: it is in the wrong case, or its prefix
             is not the app's namespace. In an app with a namespace, another prefix may be that of another app.
     """
-    namespace = getattr(app, "namespace", None) or ""
-    for key in _text_keys(app):
-        found = _NAME.fullmatch(key)
-        if found is None:
-            continue
-        name, prefix = found["name"].lower(), found["prefix"]
-        right = _with_namespace(name, namespace)
-        if key in (name, right):
+    namespace = _namespace(app)
+    for key, prefix, name in _given(app):
+        if key in (name, _with_namespace(name, namespace)):
             if name not in SETTINGS:
                 raise ConfigurationError(
                     f"{name} is not a setting of celery-neli; did you mean {closest(name, SETTINGS)}?"
                 )
         elif prefix is None or prefix.lower() == namespace.lower() or (not namespace and name in SETTINGS):
-            raise ConfigurationError(f"{key} is not read: {_remedy(key, name, right)}")
+            raise ConfigurationError(f"{key} is not read: {_remedy(prefix, name, namespace)}")
 
 
 def not_read(app: Celery, name: str) -> str | None:
     """Return a hint if the app lacks the setting `name` and the user gave it with another prefix or in capitals."""
-    right = _with_namespace(name, getattr(app, "namespace", None) or "")
-    for key in _text_keys(app):
-        if key not in (name, right) and f"_{key}".lower().endswith(f"_{name}"):
-            return f"{key} is set, which this app does not read: {_remedy(key, name, right)}"
+    namespace = _namespace(app)
+    for key, prefix, found in _given(app):
+        if found == name and key not in (name, _with_namespace(name, namespace)):
+            return f"{key} is set, which this app does not read: {_remedy(prefix, name, namespace)}"
     return None
 
 
-def _text_keys(app: Celery) -> Iterable[str]:
-    return [key for key in list(app.conf.keys()) if isinstance(key, str)]
+def _given(app: Celery) -> Iterator[tuple[str, str | None, str]]:
+    """Yield each key of the configuration that looks like ours, with its prefix and the setting's name in it."""
+    for key in list(app.conf.keys()):
+        if isinstance(key, str) and (found := _NAME.fullmatch(key)):
+            yield key, found["prefix"], found["name"].lower()
+
+
+def _namespace(app: Celery) -> str:
+    return getattr(app, "namespace", None) or ""
 
 
 def _with_namespace(name: str, namespace: str) -> str:
@@ -314,8 +296,7 @@ def _with_namespace(name: str, namespace: str) -> str:
     return full.upper() if namespace.isupper() else full
 
 
-def _remedy(key: str, name: str, right: str) -> str:
-    prefix = key[: -len(name)].rstrip("_")
-    if right == name and prefix:
+def _remedy(prefix: str | None, name: str, namespace: str) -> str:
+    if prefix and not namespace:
         return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
-    return f"write {right}"
+    return f"write {_with_namespace(name, namespace)}"

@@ -5,29 +5,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import Masked, shown
 
-MAX_LEASE: Final = 300.0
+MAX_LEASE: Final = 300
 """Seconds. One record can make other members wait for so long, and no longer."""
 NAME_MOST: Final = 249
 """Characters of a name in Kafka."""
 TOPIC_MOST: Final = NAME_MOST - len(".schedule")
 GROUP_MOST: Final = TOPIC_MOST - len(".worker.neli")
+SESSION_MOST: Final = 3_600
+"""Seconds: librdkafka's limit for the session of a consumer group. Brokers have one of 1800 s by default."""
 SECONDS_MOST: Final = 1_000_000_000
 """A wait of Python's threads must not be much longer."""
 SHARDS_MOST: Final = 256
 VERSION_MOST: Final = 1 << 53
 MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")
 
-_KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_KAFKA_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]+")
 _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka takes any other for an unreachable server
 #: Second names of librdkafka's properties (its CONFIGURATION.md), and the main ones.
@@ -46,13 +47,12 @@ class Check:
 
     fits: Callable[[Any], bool]
     remedy: str
-    unit: str = ""
     convert: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One `neli_*` setting. `documented`: its default as the documentation shows it, if that is not the plain value."""
+    """One `neli_*` setting; `documented` is its default in the documentation, if that is not the plain value."""
 
     name: str
     check: Check
@@ -71,34 +71,26 @@ class Setting:
         return value if self.check.convert is None else self.check.convert(value)
 
     def row(self) -> str:
-        """Return the setting as a row of the documentation's table."""
-        default = self.documented
-        if not default and self.default is None:
-            default = "none"
-        elif not default and _is_number(self.default):
-            default = f"{self.default:g} {self.check.unit}".rstrip()
-        elif not default:
-            default = f"`{self.default if isinstance(self.default, bool) else json.dumps(self.default)}`"
-        return f"| `{self.name}` | {default} | {self.meaning} |"
+        """Return the setting as a row of the documentation's table. A default that is a float is in seconds."""
+        default = f"{self.default:g} s" if isinstance(self.default, float) else f"`{self.default!r}`"
+        return f"| `{self.name}` | {self.documented or default} | {self.meaning} |"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _seconds(least: float) -> Check:
+def _seconds(least: float, most: float = SECONDS_MOST) -> Check:
     return Check(
-        lambda value: _is_number(value) and least <= value <= SECONDS_MOST,
-        f"give a number of seconds from {least:g} to {SECONDS_MOST}",
-        unit="s",
+        lambda value: _is_number(value) and least <= value <= most,
+        f"give a number of seconds from {least:g} to {most}",
         convert=float,
     )
 
 
-def _whole(least: int, most: int, what: str = "whole number") -> Check:
+def _whole(least: int, most: int) -> Check:
     return Check(
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
-        f"give a {what} from {least} to {most}",
+        lambda value: _is_number(value, int) and least <= value <= most, f"give a whole number from {least} to {most}"
     )
 
 
@@ -116,12 +108,7 @@ def _template(placeholder: str, reason: str) -> Check:
 def kafka_name(most: int) -> Check:
     """Return the check of a name of at most `most` characters for a topic or a group."""
     return Check(
-        lambda value: (
-            isinstance(value, str)
-            and len(value) <= most
-            and value not in (".", "..")
-            and _KAFKA_NAME.fullmatch(value) is not None
-        ),
+        lambda value: isinstance(value, str) and len(value) <= most and _KAFKA_NAME.fullmatch(value) is not None,
         f"use 1 to {most} of the characters that Kafka allows in names: A-Z a-z 0-9 . _ -",
     )
 
@@ -163,15 +150,14 @@ def _properties(value: Any) -> Mapping[str, Any]:
 
 _FLAG = Check(lambda value: isinstance(value, bool), "give True or False")
 _GRACE = Check(
-    lambda value: _is_number(value) and 0 < value <= SECONDS_MOST, "give a number of seconds above 0, or None", unit="s"
+    lambda value: _is_number(value) and 0 < value <= SECONDS_MOST, "give a number of seconds above 0, or None"
 )
-_KAFKA = Check(lambda _: True, "", convert=_properties)
+_ANYTHING = Check(lambda _: True, "")
 _ROLES = Check(
     _are_roles,
     "give a list of one or more names, each once, of at most 100 of the characters A-Z a-z 0-9 . _ -",
     convert=tuple,
 )
-_SCHEDULER = Check(lambda _: True, "")  # the beat checks it, which can import it
 
 _BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
     "The election": (
@@ -184,7 +170,7 @@ _BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "neli_kafka",
-            _KAFKA,
+            replace(_ANYTHING, convert=_properties),
             default="localhost:9092",
             meaning="Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
         ),
@@ -205,14 +191,14 @@ _BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "neli_heartbeat_timeout",
-            _seconds(0.001),
+            _seconds(0.001, MAX_LEASE),
             default=4.0,
             meaning="the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of "
             "a second",
         ),
         Setting(
             "neli_session_timeout",
-            _seconds(0.001),
+            _seconds(1, SESSION_MOST),
             default=6.0,
             meaning="session timeout of the consumer group (the brokers' default minimum is 6 s)",
         ),
@@ -228,7 +214,7 @@ _BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "neli_stall_timeout",
-            _seconds(0.001),
+            _seconds(1),
             default=60.0,
             meaning="a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack "
             "and resigns",
@@ -243,7 +229,7 @@ _BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
     "The schedule": (
         Setting(
             "neli_scheduler",
-            _SCHEDULER,
+            _ANYTHING,  # the beat checks it, which can import it
             default="celery_neli.ReplicatedScheduler",
             meaning="the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the "
             "state of the schedule in Kafka; any other keeps it where it always does",
@@ -257,7 +243,7 @@ _BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
         ),
         Setting(
             "neli_misfire_max",
-            _whole(1, 100_000, "number of slots"),
+            _whole(1, 100_000),
             default=100,
             meaning="how many missed slots of an entry `fire_all` runs",
         ),
@@ -337,33 +323,26 @@ _BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
 SETTINGS: Final[Mapping[str, Setting]] = {each.name: each for listed in _BY_SUBJECT.values() for each in listed}
 
 
-_HEAD = (
-    "# Settings",
-    "",
-    (
-        "Set these in Celery's configuration, in lower case. Under a namespace such as Django's, write "
-        "`CELERY_NELI_…`. Times are in seconds."
-    ),
-    "",
-    (
-        "A misspelt `neli_*` setting is refused, with the nearest name, where an election or a leader queue is used: "
-        "in beats and workers, by `celery neli`, and when a `@leader_only` task is called. This page is the output of "
-        "`python -m celery_neli.settings`."
-    ),
-    "",
-    (
-        "An entry may have options of its own, in its `options`: `neli_misfire`, `neli_misfire_max` and "
-        "`neli_misfire_grace` ([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` "
-        "([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and "
-        "`neli_overlap` and `neli_overlap_age` "
-        "([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy))."
-    ),
-)
+_HEAD = """\
+# Settings
+
+Set these in Celery's configuration, in lower case. Under a namespace such as Django's, write `CELERY_NELI_…`. Times \
+are in seconds.
+
+A misspelt `neli_*` setting is refused, with the nearest name, where an election or a leader queue is used: in beats \
+and workers, by `celery neli`, and when a `@leader_only` task is called. This page is the output of `python -m \
+celery_neli.settings`.
+
+An entry may have options of its own, in its `options`: `neli_misfire`, `neli_misfire_max` and `neli_misfire_grace` \
+([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` \
+([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and `neli_overlap` \
+and `neli_overlap_age` \
+([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy))."""
 
 
 def page() -> str:
     """Return the settings as the Markdown page `docs/settings.md`, by subject."""
-    lines = list(_HEAD)
+    lines = [_HEAD]
     for subject, settings in _BY_SUBJECT.items():
         lines += ["", f"## {subject}", "", "| setting | default | meaning |", "|---|---|---|"]
         lines += [each.row() for each in settings]
