@@ -23,6 +23,7 @@ from celery.bin.worker import worker
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
 from celery_neli.config import ELECTIONS, enabled, from_app
 from celery_neli.exceptions import NeliError
+from celery_neli.logs import escaping
 from celery_neli.ordinary_beat import guard
 from celery_neli.periodic.cli import UNLED, schedule
 from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 hide_from_reports()
 guard(beat, worker)
+logger = escaping(logging.getLogger(__name__))
+_SECONDS = click.FloatRange(min=1)
 _GONE = "  does not answer: its lease has run out"
 
 
@@ -86,13 +89,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
 @click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
 @click.option("--role", help="The role; you may leave it out if there is only one.")
 @click.option("--to", help="Name of the member that should lead next; by default, the one that the group prefers.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=15.0,
-    show_default=True,
-    help="Seconds to wait for the next leader.",
-)
+@click.option("--timeout", type=_SECONDS, default=15.0, show_default=True, help="Seconds to wait for the next leader.")
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
     """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
@@ -101,7 +98,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
     with _errors_in_one_line():
         config = from_app(ctx.obj.app, election)
         _note_switched_off(ctx.obj.app)
-        before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
+        before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=logger)
         if to not in (None, after.leader):
             raise NeliError(
                 f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
@@ -115,9 +112,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 
 @neli.command(cls=CeleryCommand)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds to wait for the roles."
-)
+@click.option("--timeout", type=_SECONDS, default=30.0, show_default=True, help="Seconds to wait for the roles.")
 @click.pass_context
 def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     """Make the records of the beats' roles fit neli_shards, after you lowered it or if a record was forged. The command
@@ -127,7 +122,7 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
 
     with _errors_in_one_line():
         config = from_app(ctx.obj.app, "beat")
-        changes = run(config, dry_run=dry_run, timeout=timeout, log=_log())
+        changes = run(config, dry_run=dry_run, timeout=timeout, log=logger)
     for each in changes:
         say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
@@ -164,12 +159,6 @@ def _note_switched_off(app: Any) -> None:
         say("note: neli_enabled = False: processes with this setting take part in no election", err=True)
 
 
-def _log() -> logging.Logger:
-    from celery_neli.logs import escaping
-
-    return escaping(logging.getLogger("celery_neli.cli"))
-
-
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """Create the topics of the app, which its members cannot: the embedded Kafka answers no such request of another
     process, and a topic that it makes by itself has four partitions.
@@ -194,7 +183,7 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
     names = [election] if election else list(ELECTIONS)
     configs = {name: from_app(app, name) for name in names}
     with ThreadPoolExecutor(len(names)) as pool:
-        return list(pool.map(lambda name: look(configs[name], name, log=_log(), schedules=name == "beat"), names))
+        return list(pool.map(lambda name: look(configs[name], name, log=logger, schedules=name == "beat"), names))
 
 
 def _unled(app: Any, name: str) -> str | None:
@@ -204,7 +193,7 @@ def _unled(app: Any, name: str) -> str | None:
 
     config = from_app(app, "beat")
     try:
-        found = look(config, "beat", log=_log(), schedules=True)
+        found = look(config, "beat", log=logger, schedules=True)
     except NeliError:
         return None  # Kafka answered before, and stored the entry
     if not found.exists:
@@ -225,20 +214,18 @@ def _print(status: ElectionStatus) -> None:
     if not status.exists:
         say("  the leader topic does not exist: no member has started yet")
         return
-    width = max((len(role.role) for role in status.roles), default=0) + 1
+    width = max(len(role.role) for role in status.roles) + 1
     for role in status.roles:
         name = f"{role.role}:".ljust(width)
         if role.leader is None:
-            say(f"  role {name} NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
+            say(f"  role {name} NO LEADER ({role.reason}) last term {'-' if role.term is None else role.term}")
         else:
             since = "?" if role.since is None else _when(role.since)
-            age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
-            leader = printable(role.leader)
-            say(f"  role {name} {leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
+            leads = f"{printable(role.leader)} leads  term {role.term}  since {since}"
+            say(f"  role {name} {leads}  last heartbeat {role.heartbeat_age or 0:.1f} s ago")
     _print_members(status)
-    for line in (status.sharing, status.disagreement):
-        if line is not None:
-            say(f"  {line}")
+    for line in filter(None, (status.sharing, status.disagreement)):
+        say(f"  {line}")
     for right in status.missing_rights:
         say(f"  could not be checked: {right}")
 
@@ -276,7 +263,3 @@ def _span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def _or_dash(value: int | None) -> str:
-    return "-" if value is None else str(value)

@@ -214,7 +214,7 @@ class EntryLines:
             self._log.warning(msg, *args)
 
     def summarize(self, now: float) -> None:
-        """Log a line per kind about suppressed lines that no later one has counted, once a minute; `now` is the time."""
+        """Log a line per kind about suppressed lines that no later one has counted, once a minute (`now`: the time)."""
         if 0 <= self._summary_at - now <= self.EVERY:
             return
         self._summary_at = now + self.EVERY

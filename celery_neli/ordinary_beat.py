@@ -12,8 +12,14 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from celery.signals import beat_init, celeryd_init
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 
+from celery_neli.config import from_app, not_read
+from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.logs import escaping
 from celery_neli.printable import closest, failure, printable
+from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from celery_neli.config import Config
     from celery_neli.status import ElectionStatus
 
-__all__ = ["OrdinaryBeat", "guard", "in_one_line", "misspelt"]
+logger = escaping(logging.getLogger(__name__))
 
 PATIENCE: Final = 2.0
 """Seconds that Kafka has to answer."""
@@ -30,13 +36,9 @@ NAMES: Final = ("celery_neli.Scheduler", "celery_neli.beat.scheduler:Scheduler",
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:
-    """Guard the commands `celery beat` and `celery worker` of this process.
-
-    A wrong setting of ours, a misspelt scheduler of ours, or an ordinary beat beside elected ones ends them with one
-    line.
+    """Let `celery beat` and `celery worker` in this process end with one line if a setting of ours is wrong, if a
+    scheduler of ours is misspelt, or if an ordinary beat starts beside elected ones.
     """
-    from celery.signals import beat_init, celeryd_init
-
     watch = OrdinaryBeat()
     beat_init.connect(watch.on_beat, weak=False, dispatch_uid="neli-ordinary-beat")
     celeryd_init.connect(watch.on_worker, weak=False, dispatch_uid="neli-ordinary-beat")
@@ -51,11 +53,8 @@ def in_one_line(command: click.Command) -> None:
 
     @functools.wraps(run)
     def guarded(*arguments: Any, **options: Any) -> Any:
-        from celery_neli.exceptions import ConfigurationError
-
         try:
-            reason = misspelt(options.get("scheduler"))
-            if reason is not None:
+            if reason := misspelt(options.get("scheduler")):
                 raise ConfigurationError(reason)
             return run(*arguments, **options)
         except ConfigurationError as exc:
@@ -68,10 +67,7 @@ def in_one_line(command: click.Command) -> None:
 
 def misspelt(name: Any) -> str | None:
     """Return the reason to refuse a scheduler that does not exist and whose name resembles one of ours, else None."""
-    if not isinstance(name, str) or name in NAMES:
-        return None
-    close = closest(name, NAMES, least=0.8)
-    if close is None:
+    if not isinstance(name, str) or name in NAMES or (close := closest(name, NAMES, least=0.8)) is None:
         return None
     try:
         if isinstance(_resolve(name), type):
@@ -83,26 +79,22 @@ def misspelt(name: Any) -> str | None:
 
 
 class OrdinaryBeat:
-    """Receives Celery's signals of a starting beat.
-
-    Args:
-        look: Asks Kafka for the state of the beat election; by default `status.look`.
-        patience: Seconds that Kafka has to answer.
+    """Receives Celery's signals of a starting beat. `look` asks Kafka for the state of the beat election, by default
+    `status.look`; `patience` is the time that Kafka has to answer, in seconds.
     """
 
     def __init__(self, look: Callable[[Config], ElectionStatus] | None = None, *, patience: float = PATIENCE) -> None:
-        self._look, self._patience = look or _look, patience
+        self._look, self._patience = look, patience
         self._asked = False
 
     def on_beat(self, sender: Any, **_: Any) -> None:
         """End a starting `celery beat` with a line in its log if elected beats run. Blocks for 2 s at most."""
         if self._asked:
             return
-        scheduler = sender.scheduler
-        _warn_of_group_not_read(scheduler.app)
-        reason = self._reason_against(scheduler.app, type(scheduler))
-        if reason is not None:
-            _logger().critical("%s", reason)
+        app, cls = sender.scheduler.app, type(sender.scheduler)
+        _warn_of_group_not_read(app)
+        if reason := self._reason_against(app, cls):
+            logger.critical("%s", reason)
             raise SystemExit(1)  # celery.signals swallows every Exception
 
     def on_worker(self, instance: Any, options: Any, sender: Any = None, **_: Any) -> None:
@@ -124,7 +116,7 @@ class OrdinaryBeat:
                 return  # Celery reports it
             reason = _refused_settings(app, cls) or self._reason_against(app, cls)
             self._asked = True  # the beat will be forked from this process
-        if reason is not None:
+        if reason:
             _write_to_logfile(app, reason, {**options, "hostname": sender})
             raise SystemExit(f"Error: {reason}")
 
@@ -139,7 +131,7 @@ class OrdinaryBeat:
         leaders = [each.leader for each in found.roles if each.leader is not None]
         members = leaders or [each.name for each in found.members or () if each.answers]
         if not members:
-            _logger().warning(
+            logger.warning(
                 "beat: neli_group is set, but this beat has the scheduler %s.%s, which takes part in no election: if "
                 "several such beats run, each of them sends every task. To elect one, start all of them with "
                 "--scheduler celery_neli.Scheduler, or set beat_scheduler to that and leave --scheduler out",
@@ -155,29 +147,26 @@ class OrdinaryBeat:
 
     def _ask(self, app: Any) -> ElectionStatus | None:
         """Return the state of the beat election. If Kafka does not answer, log a warning and return None."""
-        import celery_neli.status  # noqa: F401 - loads confluent_kafka, which must not cost Kafka's time to answer
-        from celery_neli.config import from_app
-        from celery_neli.exceptions import NeliError
-        from celery_neli.threads import spawn
+        from celery_neli.status import look  # loads confluent_kafka, which must not cost Kafka's time to answer
 
-        answers: list[ElectionStatus] = []
-        reasons: list[str] = []
+        answers: list[ElectionStatus | str] = []
 
         def ask() -> None:
             try:
-                answers.append(self._look(from_app(app, "beat")))
+                config = from_app(app, "beat")
+                answers.append(self._look(config) if self._look else look(config, "beat", log=logger))
             except NeliError as exc:
-                reasons.append(str(exc))
+                answers.append(str(exc))
 
         spawn(ask, name="neli-ask").join(self._patience)
-        if answers:
-            return answers[0]
-        _logger().warning(
+        answer = answers[0] if answers else f"no answer within {self._patience:g} s"
+        if not isinstance(answer, str):
+            return answer
+        logger.warning(
             "beat: elected beats of neli_group=%s may be running, which would send each task a second time: this beat "
             "could not ask Kafka and starts: %s",
-            app.conf.neli_group,
-            reasons[0] if reasons else f"no answer within {self._patience:g} s",
-        )
+            app.conf.neli_group, answer,
+        )  # fmt: skip
         return None
 
 
@@ -189,8 +178,6 @@ def _refused_settings(app: Any, cls: type[Any]) -> str | None:
     """Return why a scheduler of this package cannot run with the app's settings, None if it can."""
     if not any(each.__module__.startswith("celery_neli.") for each in cls.__mro__):
         return None
-    from celery_neli.exceptions import ConfigurationError
-
     try:
         made = cls(app, lazy=True)
         if _is_elected(type(made)):
@@ -204,11 +191,8 @@ def _warn_of_group_not_read(app: Any) -> None:
     """Warn if the group has a name that Celery does not read, so that the process takes part in no election."""
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
         return  # beside a namespace, another prefix may be that of another app
-    from celery_neli.config import not_read
-
-    hint = not_read(app, "neli_group")
-    if hint is not None:
-        _logger().warning("neli_group is not set, so this process takes part in no election: %s", hint)
+    if hint := not_read(app, "neli_group"):
+        logger.warning("neli_group is not set, so this process takes part in no election: %s", hint)
 
 
 def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
@@ -218,22 +202,8 @@ def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
     """
     if options.get("logfile"):
         app.log.setup_logging_subsystem(logfile=options["logfile"], hostname=options.get("hostname"))
-        _logger().critical("%s", line)
-
-
-def _look(config: Config) -> ElectionStatus:
-    from celery_neli.status import look
-
-    return look(config, "beat", log=_logger())
+        logger.critical("%s", line)
 
 
 def _resolve(name: Any) -> Any:
-    from celery.utils.imports import load_extension_class_names, symbol_by_name
-
     return symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
-
-
-def _logger() -> logging.Logger:
-    from celery_neli.logs import escaping
-
-    return escaping(logging.getLogger(__name__))
