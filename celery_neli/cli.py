@@ -93,7 +93,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
     """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
-    from celery_neli.resign import hand_over
+    from celery_neli.handover import hand_over
 
     with _errors_in_one_line():
         config = from_app(ctx.obj.app, election)
@@ -118,7 +118,7 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     """Make the records of the beats' roles fit neli_shards, after you lowered it or if a record was forged. The command
     refuses while a beat serves a role: to lower neli_shards, stop all beats first.
     """
-    from celery_neli.repair import repair as run
+    from celery_neli.handover import repair as run
 
     with _errors_in_one_line():
         config = from_app(ctx.obj.app, "beat")
