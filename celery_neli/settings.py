@@ -58,7 +58,6 @@ class Setting:
     check: Check
     default: Any = None
     documented: str = ""
-    meaning: str = ""
 
     def checked(self, value: Any) -> Any:
         """Return the value in the form that the package uses.
@@ -70,10 +69,10 @@ class Setting:
             raise ConfigurationError(f"{self.name} = {shown(value)}: {self.check.remedy}")
         return value if self.check.convert is None else self.check.convert(value)
 
-    def row(self) -> str:
+    def row(self, meaning: str) -> str:
         """Return the setting as a row of the documentation's table. A default that is a float is in seconds."""
         default = f"{self.default:g} s" if isinstance(self.default, float) else f"`{self.default!r}`"
-        return f"| `{self.name}` | {self.documented or default} | {self.meaning} |"
+        return f"| `{self.name}` | {self.documented or default} | {meaning} |"
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
@@ -159,168 +158,97 @@ _ROLES = Check(
     convert=tuple,
 )
 
-_BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
-    "The election": (
-        Setting(
-            "neli_group",
-            kafka_name(GROUP_MOST),
-            documented="required",
-            meaning="names the deployment; the consumer groups are `<group>.beat` and `<group>.worker`. Give every "
-            "app and every environment its own: beats that share one compete, and only the winner's schedule runs",
+_BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
+    "The election": {
+        Setting("neli_group", kafka_name(GROUP_MOST), documented="required"): (
+            "names the deployment; the consumer groups are `<group>.beat` and `<group>.worker`. Give every app and "
+            "every environment its own: beats that share one compete, and only the winner's schedule runs"
         ),
-        Setting(
-            "neli_kafka",
-            replace(_ANYTHING, convert=_properties),
-            default="localhost:9092",
-            meaning="Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
+        Setting("neli_kafka", replace(_ANYTHING, convert=_properties), default="localhost:9092"): (
+            "Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients"
         ),
         Setting(
             "neli_topic",
             _template("{election}", "beats and workers need a topic each"),
             documented="`<group>.<election>.neli`",
-            meaning="the leader topic; `{election}` in it stands for `beat` or `worker`",
+        ): ("the leader topic; `{election}` in it stands for `beat` or `worker`"),
+        Setting("neli_name", kafka_name(NAME_MOST), documented="`<host>_<pid>_<time>`"): (
+            "this process's name in logs and in `neli status`; must differ between processes"
+        ),
+        Setting("neli_heartbeat_interval", _seconds(0.001), default=0.5): "time between two heartbeats of a leader",
+        Setting("neli_heartbeat_timeout", _seconds(0.001, MAX_LEASE), default=4.0): (
+            "the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of a second"
+        ),
+        Setting("neli_session_timeout", _seconds(1, SESSION_MOST), default=6.0): (
+            "session timeout of the consumer group (the brokers' default minimum is 6 s)"
+        ),
+        Setting("neli_takeover_delay", _seconds(0), default=0.1): (
+            "how long other members wait before claiming a vacant role, so that the member to which the consumer "
+            "group has assigned the role goes first"
+        ),
+        Setting("neli_drain_timeout", _seconds(0), default=10.0): "maximum time a handover waits for running work",
+        Setting("neli_stall_timeout", _seconds(1), default=60.0): (
+            "a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack and resigns"
+        ),
+        Setting("neli_enabled", _FLAG, default=True): (
+            "`False` makes an ordinary beat and worker, without Kafka, for tests and development"
+        ),
+    },
+    "The schedule": {
+        Setting("neli_scheduler", _ANYTHING, default="celery_neli.ReplicatedScheduler"): (
+            "the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the state of "
+            "the schedule in Kafka; any other keeps it where it always does"
+        ),
+        Setting("neli_misfire", _one_of(*MISFIRE_POLICIES), default="fire_once"): (
+            "what happens to missed slots: `fire_once` runs one for all of them, `fire_all` runs each (oldest first), "
+            "`skip` runs none that is later than its grace. An entry may have its own in its `options`"
+        ),
+        Setting("neli_misfire_max", _whole(1, 100_000), default=100): (
+            "how many missed slots of an entry `fire_all` runs"
+        ),
+        Setting("neli_misfire_grace", _GRACE, documented="none; with `skip` 60 s"): (
+            "how late a slot may run; a later one is left out and logged"
+        ),
+        Setting("neli_in_doubt", _one_of("send", "skip"), default="send"): (
+            "what happens to slots that a crashed leader may or may not have sent: `send` sends them again with the "
+            "same task id, `skip` leaves them out and logs each"
+        ),
+        Setting("neli_least_interval", _seconds(0.001), default=1.0): (
+            "the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be shorter"
+        ),
+        Setting("neli_publish_parallel", _whole(1, 64), default=1): (
+            "how many connections to the task broker a beat uses while many entries are due (1 to 64). More help "
+            "where the broker takes its time to answer: RabbitMQ with `confirm_publish`, another data centre"
+        ),
+        Setting("neli_schedule_version", _whole(0, VERSION_MOST)): (
+            "a whole number that you raise with each version of `beat_schedule`: the leader makes way for a beat with "
+            "a higher one"
+        ),
+    },
+    "Several leading beats": {
+        Setting("neli_shards", _whole(1, SHARDS_MOST), default=1): (
+            "how many roles the beat election has (1 to 256). Entries are spread over them by name, and that many "
+            "beats can send side by side. May be raised; to lower it, stop all beats and run `celery neli repair`"
+        ),
+    },
+    "Workers": {
+        Setting("neli_roles", _ROLES, default=("leader",)): (
+            "the roles that workers may lead, each led separately. A role is its place in this list, so only append"
+        ),
+        Setting("neli_rebalance_after", _seconds(0.001), default=30.0): (
+            "with several roles: how long the consumer group's assignment and the leader must have been stable before "
+            "the worker to which the group has assigned a role asks for it"
         ),
         Setting(
-            "neli_name",
-            kafka_name(NAME_MOST),
-            documented="`<host>_<pid>_<time>`",
-            meaning="this process's name in logs and in `neli status`; must differ between processes",
+            "neli_leader_queue", _template("{role}", "roles need a queue each"), documented="`<group>.leader.<role>`"
+        ): ("the queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role"),
+        Setting("neli_fence_kills", _FLAG, default=False): (
+            "whether the prefork children that run leader-only tasks are terminated when the leader is fenced"
         ),
-        Setting(
-            "neli_heartbeat_interval", _seconds(0.001), default=0.5, meaning="time between two heartbeats of a leader"
-        ),
-        Setting(
-            "neli_heartbeat_timeout",
-            _seconds(0.001, MAX_LEASE),
-            default=4.0,
-            meaning="the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of "
-            "a second",
-        ),
-        Setting(
-            "neli_session_timeout",
-            _seconds(1, SESSION_MOST),
-            default=6.0,
-            meaning="session timeout of the consumer group (the brokers' default minimum is 6 s)",
-        ),
-        Setting(
-            "neli_takeover_delay",
-            _seconds(0),
-            default=0.1,
-            meaning="how long other members wait before claiming a vacant role, so that the member to which the "
-            "consumer group has assigned the role goes first",
-        ),
-        Setting(
-            "neli_drain_timeout", _seconds(0), default=10.0, meaning="maximum time a handover waits for running work"
-        ),
-        Setting(
-            "neli_stall_timeout",
-            _seconds(1),
-            default=60.0,
-            meaning="a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack "
-            "and resigns",
-        ),
-        Setting(
-            "neli_enabled",
-            _FLAG,
-            default=True,
-            meaning="`False` makes an ordinary beat and worker, without Kafka, for tests and development",
-        ),
-    ),
-    "The schedule": (
-        Setting(
-            "neli_scheduler",
-            _ANYTHING,  # the beat checks it, which can import it
-            default="celery_neli.ReplicatedScheduler",
-            meaning="the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the "
-            "state of the schedule in Kafka; any other keeps it where it always does",
-        ),
-        Setting(
-            "neli_misfire",
-            _one_of(*MISFIRE_POLICIES),
-            default="fire_once",
-            meaning="what happens to missed slots: `fire_once` runs one for all of them, `fire_all` runs each (oldest "
-            "first), `skip` runs none that is later than its grace. An entry may have its own in its `options`",
-        ),
-        Setting(
-            "neli_misfire_max",
-            _whole(1, 100_000),
-            default=100,
-            meaning="how many missed slots of an entry `fire_all` runs",
-        ),
-        Setting(
-            "neli_misfire_grace",
-            _GRACE,
-            documented="none; with `skip` 60 s",
-            meaning="how late a slot may run; a later one is left out and logged",
-        ),
-        Setting(
-            "neli_in_doubt",
-            _one_of("send", "skip"),
-            default="send",
-            meaning="what happens to slots that a crashed leader may or may not have sent: `send` sends them again "
-            "with the same task id, `skip` leaves them out and logs each",
-        ),
-        Setting(
-            "neli_least_interval",
-            _seconds(0.001),
-            default=1.0,
-            meaning="the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be "
-            "shorter",
-        ),
-        Setting(
-            "neli_publish_parallel",
-            _whole(1, 64),
-            default=1,
-            meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64). More "
-            "help where the broker takes its time to answer: RabbitMQ with `confirm_publish`, another data centre",
-        ),
-        Setting(
-            "neli_schedule_version",
-            _whole(0, VERSION_MOST),
-            meaning="a whole number that you raise with each version of `beat_schedule`: the leader makes way for a "
-            "beat with a higher one",
-        ),
-    ),
-    "Several leading beats": (
-        Setting(
-            "neli_shards",
-            _whole(1, SHARDS_MOST),
-            default=1,
-            meaning="how many roles the beat election has (1 to 256). Entries are spread over them by name, and that "
-            "many beats can send side by side. May be raised; to lower it, stop all beats and run `celery neli repair`",
-        ),
-    ),
-    "Workers": (
-        Setting(
-            "neli_roles",
-            _ROLES,
-            default=("leader",),
-            meaning="the roles that workers may lead, each led separately. A role is its place in this list, so only "
-            "append",
-        ),
-        Setting(
-            "neli_rebalance_after",
-            _seconds(0.001),
-            default=30.0,
-            meaning="with several roles: how long the consumer group's assignment and the leader must have been "
-            "stable before the worker to which the group has assigned a role asks for it",
-        ),
-        Setting(
-            "neli_leader_queue",
-            _template("{role}", "roles need a queue each"),
-            documented="`<group>.leader.<role>`",
-            meaning="the queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
-        ),
-        Setting(
-            "neli_fence_kills",
-            _FLAG,
-            default=False,
-            meaning="whether the prefork children that run leader-only tasks are terminated when the leader is fenced",
-        ),
-    ),
+    },
 }
 
-SETTINGS: Final[Mapping[str, Setting]] = {each.name: each for listed in _BY_SUBJECT.values() for each in listed}
+SETTINGS: Final[Mapping[str, Setting]] = {each.name: each for table in _BY_SUBJECT.values() for each in table}
 
 
 _HEAD = """\
@@ -345,7 +273,7 @@ def page() -> str:
     lines = [_HEAD]
     for subject, settings in _BY_SUBJECT.items():
         lines += ["", f"## {subject}", "", "| setting | default | meaning |", "|---|---|---|"]
-        lines += [each.row() for each in settings]
+        lines += [each.row(meaning) for each, meaning in settings.items()]
     return "\n".join(lines)
 
 
