@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,6 @@ from celery_neli.periodic.cli import UNLED, schedule
 from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
 
@@ -39,6 +36,16 @@ guard(beat, worker)
 logger = escaping(logging.getLogger(__name__))
 _SECONDS = click.FloatRange(min=1)
 _GONE = "  does not answer: its lease has run out"
+
+
+class _Command(CeleryCommand):
+    """A command that ends with one line if it raises an error of ours."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NeliError as exc:
+            raise failure(exc) from None
 
 
 @click.group(name="neli")
@@ -52,7 +59,7 @@ def neli(ctx: click.Context) -> None:
 neli.add_command(schedule)
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--election", type=click.Choice(ELECTIONS), help="Show only this one; by default, every one whose topic exists."
@@ -70,7 +77,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
             raise NeliError(shown[0].missing_rights[0])
     except NeliError as exc:
         if not as_json:
-            raise failure(exc) from None
+            raise
         say_json(json.dumps({"led": False, "error": str(exc), "elections": []}))
         ctx.exit(1)
     led = all(each.led for each in shown)
@@ -85,7 +92,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
 @click.option("--role", help="The role; you may leave it out if there is only one.")
 @click.option("--to", help="Name of the member that should lead next; by default, the one that the group prefers.")
@@ -95,22 +102,21 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
     """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
     from celery_neli.handover import hand_over
 
-    with _errors_in_one_line():
-        config = from_app(ctx.obj.app, election)
-        _note_switched_off(ctx.obj.app)
-        before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=logger)
-        if to not in (None, after.leader):
-            raise NeliError(
-                f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
-                f"not {to}"
-            )
+    config = from_app(ctx.obj.app, election)
+    _note_switched_off(ctx.obj.app)
+    before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=logger)
+    if to not in (None, after.leader):
+        raise NeliError(
+            f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
+            f"not {to}"
+        )
     say(
         f"{election} role {before.role}: {printable(before.leader)} (term {before.term}) handed over to "
         f"{printable(after.leader)} (term {after.term}) in {seconds:.1f} s"
     )
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @click.option("--timeout", type=_SECONDS, default=30.0, show_default=True, help="Seconds to wait for the roles.")
 @click.pass_context
@@ -120,16 +126,15 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     """
     from celery_neli.handover import repair as run
 
-    with _errors_in_one_line():
-        config = from_app(ctx.obj.app, "beat")
-        changes = run(config, dry_run=dry_run, timeout=timeout, log=logger)
+    config = from_app(ctx.obj.app, "beat")
+    changes = run(config, dry_run=dry_run, timeout=timeout, log=logger)
     for each in changes:
         say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
     say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
@@ -140,18 +145,10 @@ def kafka(ctx: click.Context, port: int) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    with _errors_in_one_line(), EmbeddedKafka(port=port) as running:
+    with EmbeddedKafka(port=port) as running:
         _make_topics(ctx.obj.app, running)
         print(f"embedded Kafka on {running.bootstrap_servers}; press Ctrl-C to stop it", flush=True)
         threading.Event().wait()
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except NeliError as exc:
-        raise failure(exc) from None
 
 
 def _note_switched_off(app: Any) -> None:

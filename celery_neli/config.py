@@ -45,7 +45,6 @@ _FOLLOWS_FROM: Mapping[str, str] = {
 
 
 def _default_name() -> str:
-    """Return a name for this process: host, process id, and the time in seconds."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}_{os.getpid()}_{int(time.time())}")[-200:]
 
 
@@ -194,15 +193,13 @@ def from_app(app: Celery, election: str) -> Config:
         ConfigurationError: A setting is unfit, missing, or does not exist.
     """
     check_names(app)
-    given: dict[str, Any] = {"group": f"{_group(app)}.{election}"}
-    for each in fields(Config):
-        if each.name not in ("group", "topic", "roles") and app.conf.get(f"neli_{each.name}") is not None:
-            given[each.name] = app.conf.get(f"neli_{each.name}")
-    topic = setting(app, "neli_topic")
-    if topic is not None:
-        given["topic"] = topic.replace("{election}", election)
-    given["roles"] = setting(app, "neli_roles") if election == "worker" else shard_roles(setting(app, "neli_shards"))
-    return Config(**given)
+    same = {each.name for each in fields(Config)} - {"group", "topic", "roles"}
+    return Config(
+        group=f"{_group(app)}.{election}",
+        topic=(setting(app, "neli_topic") or "").replace("{election}", election),
+        roles=setting(app, "neli_roles") if election == "worker" else shard_roles(setting(app, "neli_shards")),
+        **{name: value for name in same if (value := app.conf.get(f"neli_{name}")) is not None},
+    )
 
 
 def shard_roles(shards: int) -> tuple[str, ...]:
@@ -223,15 +220,11 @@ def _group(app: Celery) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeatSettings:
-    """The settings of a beat beside its `Config`.
+    """The settings of a beat beside its `Config`."""
 
-    `sends_in_doubt`: it sends slots in doubt again. `parallel`: the number of its publishers. `version`: that of its
-    schedule, None if it has none.
-    """
-
-    sends_in_doubt: bool
-    parallel: int
-    version: int | None
+    sends_in_doubt: bool  # it sends slots in doubt again
+    parallel: int  # publishers
+    version: int | None  # of its schedule, if it has one
 
 
 def beat_settings(app: Celery) -> BeatSettings:
