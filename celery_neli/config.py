@@ -54,13 +54,10 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
-    """The configuration of one member of one election. Times are seconds.
+    """The configuration of one member of one election. Times are seconds. `kafka` may hold secrets: `repr` and errors
+    show only its names and addresses.
 
-    `kafka` may hold secrets: `repr` and the errors of this package show only its names and addresses.
-
-    Raises:
-        ConfigurationError: A value is unfit or contradicts another. The message names the setting, its value and what
-            to do.
+    Raises `ConfigurationError` if a value is unfit or contradicts another.
     """
 
     group: str
@@ -82,10 +79,6 @@ class Config:
         for each in fields(self):
             check = (_WHOLE_NAMES.get(each.name) or SETTINGS[f"neli_{each.name}"]).checked
             object.__setattr__(self, each.name, check(getattr(self, each.name)))
-        self._check_times()
-        self._check_properties()
-
-    def _check_times(self) -> None:
         if 3 * self.heartbeat_interval > self.heartbeat_timeout:
             raise ConfigurationError(
                 f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is less than 3 × neli_heartbeat_interval = "
@@ -97,6 +90,7 @@ class Config:
                 f"neli_takeover_delay = {self.takeover_delay:g} s is not below neli_heartbeat_timeout = "
                 f"{self.heartbeat_timeout:g} s; lower it"
             )
+        self._check_properties()
 
     def _check_properties(self) -> None:
         for reason, names in _REFUSED.items():
@@ -172,10 +166,8 @@ def _comparable(name: str, value: Any) -> str:
 
 
 def setting(app: Celery, name: str) -> Any:
-    """Return the app's value of the setting `name`, or its default. Loads the app's configuration.
-
-    Raises:
-        ConfigurationError: The value is unfit.
+    """Return the app's value of the setting `name`, or its default. Loads the app's configuration. Raises
+    `ConfigurationError` if the value is unfit.
     """
     value = app.conf.get(name)
     return SETTINGS[name].default if value is None else SETTINGS[name].checked(value)
@@ -187,10 +179,8 @@ def enabled(app: Celery) -> bool:
 
 
 def from_app(app: Celery, election: str) -> Config:
-    """Return the configuration of `election` ("beat" or "worker") from the app's settings, which it loads.
-
-    Raises:
-        ConfigurationError: A setting is unfit, missing, or does not exist.
+    """Return the configuration of `election` ("beat" or "worker") from the app's settings, which it loads. Raises
+    `ConfigurationError` if a setting is unfit, missing, or does not exist.
     """
     check_names(app)
     same = {each.name for each in fields(Config)} - {"group", "topic", "roles"}
@@ -210,11 +200,8 @@ def shard_roles(shards: int) -> tuple[str, ...]:
 def _group(app: Celery) -> str:
     group: str | None = setting(app, "neli_group")
     if group is None:
-        hint = not_read(app, "neli_group")
-        example = "name this deployment, e.g. neli_group = 'shop-production'"
-        raise ConfigurationError(
-            f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
-        )
+        example = "name this deployment, e.g. neli_group = 'shop-production'; two environments on one Kafka must differ"
+        raise ConfigurationError(f"neli_group is not set: {not_read(app, 'neli_group') or example}")
     return group
 
 
@@ -249,27 +236,25 @@ _NAME = re.compile(r"(?:(?P<prefix>\w+)_)?(?P<name>neli_\w+)", re.IGNORECASE)
 def check_names(app: Celery) -> None:
     """Check the names of the `neli_*` settings that the user gave, since Celery ignores unknown ones. Loads them.
 
-    Raises:
-        ConfigurationError: A name does not exist, or Celery would not read it: it is in the wrong case, or its prefix
-            is not the app's namespace. In an app with a namespace, another prefix may be that of another app.
+    Raises `ConfigurationError` if a name does not exist, or if Celery would not read it: it is in the wrong case, or
+    its prefix is not the app's namespace. In an app with a namespace, another prefix may be that of another app.
     """
     namespace = _namespace(app)
     for key, prefix, name in _given(app):
-        if key in (name, _with_namespace(name, namespace)):
+        if key in (name, _right(app, name)):
             if name not in SETTINGS:
                 raise ConfigurationError(
                     f"{name} is not a setting of celery-neli; did you mean {closest(name, SETTINGS)}?"
                 )
         elif prefix is None or prefix.lower() == namespace.lower() or (not namespace and name in SETTINGS):
-            raise ConfigurationError(f"{key} is not read: {_remedy(prefix, name, namespace)}")
+            raise ConfigurationError(f"{key} is not read: {_remedy(app, prefix, name)}")
 
 
 def not_read(app: Celery, name: str) -> str | None:
     """Return a hint if the app lacks the setting `name` and the user gave it with another prefix or in capitals."""
-    namespace = _namespace(app)
     for key, prefix, found in _given(app):
-        if found == name and key not in (name, _with_namespace(name, namespace)):
-            return f"{key} is set, which this app does not read: {_remedy(prefix, name, namespace)}"
+        if found == name and key not in (name, _right(app, name)):
+            return f"{key} is set, which this app does not read: {_remedy(app, prefix, name)}"
     return None
 
 
@@ -284,12 +269,14 @@ def _namespace(app: Celery) -> str:
     return getattr(app, "namespace", None) or ""
 
 
-def _with_namespace(name: str, namespace: str) -> str:
+def _right(app: Celery, name: str) -> str:
+    """Return how the user has to write the setting `name`."""
+    namespace = _namespace(app)
     full = f"{namespace}_{name}" if namespace else name
     return full.upper() if namespace.isupper() else full
 
 
-def _remedy(prefix: str | None, name: str, namespace: str) -> str:
-    if prefix and not namespace:
+def _remedy(app: Celery, prefix: str | None, name: str) -> str:
+    if prefix and not _namespace(app):
         return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
-    return f"write {_with_namespace(name, namespace)}"
+    return f"write {_right(app, name)}"

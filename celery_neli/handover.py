@@ -1,11 +1,10 @@
 """Hand roles over from outside, through the leader topic: `celery neli resign` and `celery neli repair`.
 
-The first one asks a leader to make way for another member.
-
-The second one makes the records of the beats' roles fit `neli_shards` again. Beats refuse to serve if the records name
-more shards than they have: entries of the others would run nowhere, or twice. That is so after `neli_shards` was
-lowered, and after a record was forged or garbled. The repair is a member of the election for a moment: it leads every
-role, which is impossible while another member leads it, and hands them over with records that fit.
+The first one asks a leader to make way. The second one makes the records of the beats' roles fit `neli_shards` again:
+beats refuse to serve if the records name more shards than they have, as after `neli_shards` was lowered, or after a
+record was forged or garbled, for entries of the others would run nowhere, or twice. The repair is a member of the
+election for a moment: it leads every role, which is impossible while another member leads it, and hands them over with
+records that fit.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     import logging
 
     from celery_neli.config import Config
-    from celery_neli.election.role_state import RoleState
 
 # Seconds:
 LOOK_AGAIN = 0.1  # between two looks at who leads
@@ -53,12 +51,10 @@ PAUSE = 0.05  # that a turn of the repair's member may wait
 def hand_over(
     config: Config, election: str, *, role: str | None, to: str | None, timeout: float, log: logging.Logger
 ) -> tuple[RoleStatus, RoleStatus, float]:
-    """Ask the leader of `role` to resign, in favour of the member named `to` if given; wait for the next leader.
+    """Ask the leader of `role` to resign, in favour of the member named `to` if given; wait for the next leader, for up
+    to `timeout` seconds. Return the role before and after, and the seconds from request to new leader.
 
-    Blocks for up to `timeout` seconds. Returns the role before and after, and the seconds from request to new leader.
-
-    Raises:
-        NeliError: the role or member is unknown, no member leads, or no other member took over in time.
+    Raises `NeliError` if the role or member is unknown, no member leads, or no other member took over in time.
     """
     if role is None and len(config.roles) > 1:
         raise NeliError(f"the {election} election has several roles; name one with --role: {', '.join(config.roles)}")
@@ -178,20 +174,22 @@ class _NoGroup:
 
 
 def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Correction]:
-    """Return what must change, and change it unless it is a `dry_run`.
+    """Return what must change, and change it unless it is a `dry_run`. Block for `timeout` seconds and a hand-over at most.
 
-    Blocks for up to `timeout` seconds and a hand-over.
-
-    Raises:
-        NeliError: a member leads one of the roles, there is no leader topic, or Kafka does not answer in time. Then
-            nothing was changed, or, of several roles, only some: call it again.
+    Raises `NeliError` if a member leads one of the roles, if there is no leader topic, or if Kafka does not answer in
+    time. Then nothing was changed, or, of several roles, only some: call it again.
     """
     wide = replace(config, roles=shard_roles(_roles_used(config, log)))
-    _refuse_led(wide, log)
+    for role in look(wide, "beat", log=log).roles:
+        if role.leader is not None and (role.since is None or time.time() - role.since > SETTLED):
+            raise NeliError(
+                f"{printable(role.leader)} leads role {role.role} and serves it, so there is nothing to repair. "
+                "To lower neli_shards, stop all beats first"
+            )
     journal = KafkaJournal(wide, log=log)
     member = Member(wide, journal, _NoGroup(), clock=boottime, log=log)
     member.candidate = False
-    states = [member.state(role) for role in wide.roles]
+    states = [member.state(each) for each in wide.roles]
 
     def wanted() -> list[Correction]:
         return plan([state.payload.data for state in states], len(config.roles), now=time.time())
@@ -208,7 +206,9 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         if dry_run or (read and not changes):
             return changes
         member.candidate = True
-        if not _step(member, lambda: all(map(_leads, states)), until=end):
+        if not _step(
+            member, lambda: all(each.grant.leading(boottime()) and each.payload.known for each in states), until=end
+        ):
             led = [f"{found[0]} leads {each.role}" for each in states if (found := each.leader())]
             raise NeliError(
                 f"the repair could not lead every role within {timeout:g} s ({'; '.join(led) or 'no member leads'}): "
@@ -219,7 +219,10 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
             state = states[change.role]
             state.set_payload(change.data, state.grant.term or 0)
             state.beat_now(state.grant.term or 0)
-        if not _step(member, lambda: all(_carries(states[each.role], each.data) for each in changes), until=end):
+        sent = [(states[each.role], dict(each.data)) for each in changes]
+        if not _step(
+            member, lambda: all(each.payload.own and each.payload.data == data for each, data in sent), until=end
+        ):
             raise NeliError(
                 f"the records were not read back within {timeout:g} s: check `celery neli status`, and try again"
             )
@@ -241,23 +244,6 @@ def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
         if member.trouble is not None and not member.closing:
             raise NeliError(str(member.trouble))
     return True
-
-
-def _leads(state: RoleState) -> bool:
-    return state.grant.leading(boottime()) and state.payload.known
-
-
-def _carries(state: RoleState, data: Mapping[str, Any]) -> bool:
-    return state.payload.own and dict(state.payload.data or {}) == dict(data)
-
-
-def _refuse_led(config: Config, log: logging.Logger) -> None:
-    for each in look(config, "beat", log=log).roles:
-        if each.leader is not None and (each.since is None or time.time() - each.since > SETTLED):
-            raise NeliError(
-                f"{printable(each.leader)} leads role {each.role} and serves it, so there is nothing to repair. "
-                "To lower neli_shards, stop all beats first"
-            )
 
 
 def _roles_used(config: Config, log: logging.Logger) -> int:

@@ -26,15 +26,13 @@ _ALSO_HIDDEN = r"JAAS|\bPEM\b|OAUTHBEARER\.CONFIG|CREDENTIAL"  # Celery itself k
 def printable(text: object, most: int = MOST_CHARACTERS) -> str:
     r"""Return ``text`` as one line of at most ``most`` characters that no terminal or log file can misread.
 
-    Line breaks, control characters, escape sequences, marks that change the direction of text and lone surrogates are
-    written as Python escapes (``\n``, ``\x1b``, ``\u202e``, ``\ud800``); all other characters stay as they are.
-    Bytes are read as UTF-8, and bytes that are not UTF-8 become escapes, too. A longer text ends in ``…``. Text and
-    bytes never raise; any other object is shown by its ``repr``.
+    Line breaks, control characters, marks that change the direction of text, lone surrogates and bytes that are not
+    UTF-8 become Python escapes (``\n``, ``\x1b``, ``\u202e``, ``\ud800``, ``\xff``). A longer text ends in ``…``. Text
+    and bytes never raise; any other object is shown by its ``repr``.
     """
-    line = text if isinstance(text, str) else repr(text)
     if isinstance(text, (bytes, bytearray)):
-        line = bytes(text[: 4 * most + 4]).decode("utf-8", "backslashreplace")
-    line = line[: most + 1]
+        text = bytes(text[: 4 * most + 4]).decode("utf-8", "backslashreplace")
+    line = (text if isinstance(text, str) else repr(text))[: most + 1]
     if not line.isprintable():
         line = "".join(
             each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in line
@@ -94,11 +92,8 @@ def secrets_of(properties: Mapping[str, Any]) -> list[str]:
 
 def _texts(value: Any) -> Iterator[str]:
     """Yield every text that `value` is or holds."""
-    if isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for each in value:
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        for each in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(each)
     elif isinstance(value, (bytes, bytearray)):
         yield value.decode(errors="replace")
@@ -123,13 +118,10 @@ def hide_from_reports() -> None:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print one line to standard output, or to standard error with `err`.
+    """Print one line to standard output, or to standard error with `err`; raise `ClickException` if a disk is full.
 
     It escapes what could begin another line or control the terminal, and characters that the encoding of the stream
     lacks. If the reader of a pipe has gone, click ends the command without a line.
-
-    Raises:
-        click.ClickException: The stream takes nothing, such as a file on a full disk.
     """
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     text = printable(line, LONGEST_LINE)

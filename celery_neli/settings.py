@@ -60,11 +60,7 @@ class Setting:
     documented: str = ""
 
     def checked(self, value: Any) -> Any:
-        """Return the value in the form that the package uses.
-
-        Raises:
-            ConfigurationError: The value is unfit; the message names the setting, the value and what to give.
-        """
+        """Return the value in the form that the package uses. Raises `ConfigurationError`, which says what to give."""
         if not self.check.fits(value):
             raise ConfigurationError(f"{self.name} = {shown(value)}: {self.check.remedy}")
         return value if self.check.convert is None else self.check.convert(value)

@@ -1,8 +1,7 @@
 """Who leads, read from Kafka alone: the end of every role's journal, the consumer group, and members' notes.
 
 An observer folds the journal as a member does (lease.py), but writes nothing and joins nothing. What it says of a lease
-rests on the times that records carry (the broker's, where the topic was made by celery-neli), so it is for people:
-members never trust them.
+rests on the times that records carry, so it is for people: members never trust them.
 """
 
 from __future__ import annotations
@@ -116,10 +115,7 @@ class ElectionStatus:
 
 def look(config: Config, election: str, *, log: logging.Logger, schedules: bool = False) -> ElectionStatus:
     """Look at one election, with `schedules` at its members' schedules, too; takes some tenths of a second, two seconds
-    at most.
-
-    Raises:
-        NeliError: no broker answers.
+    at most. Raises `NeliError` if no broker answers.
     """
     client_log = ClientLog(log, config.properties, one_shot=True)
     found = ElectionStatus(election=election, topic=config.topic, group=config.group)
@@ -257,8 +253,9 @@ def _observe(reader: Reader, config: Config, partitions: int, group: futures.Fut
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
         low, high = reader.bounds(index, TIMEOUT)
-        observers[index] = _Observer(max(low, high - TAIL), oldest=high - TAIL <= low)
-        reader.place(index, max(low, high - TAIL))
+        start = max(low, high - TAIL)
+        observers[index] = _Observer(start, oldest=start == low)
+        reader.place(index, start)
     end = time.monotonic() + TIMEOUT
     watched = time.monotonic() + config.heartbeat_interval + WATCH
     while time.monotonic() < end:
@@ -304,8 +301,6 @@ def _find_claims(reader: Reader, observers: dict[int, _Observer]) -> None:
             term = wanted.pop(event.partition, -1)
             if isinstance(event, RawRecord) and event.offset == term:
                 observers[event.partition].times[term] = event.time
-            if not wanted:
-                break
 
 
 def _members(group: Any, config: Config, found: ElectionStatus) -> list[MemberStatus]:
