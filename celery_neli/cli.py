@@ -162,14 +162,13 @@ def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """
     from celery_neli.kafka.topic_spec import schedule_topic
 
-    if app.conf.get("neli_group"):
-        for election in ELECTIONS:
-            config = from_app(app, election)
-            if len(config.roles) > 1:
-                running.create_topic(config.topic, partitions=len(config.roles))
-            if election == "beat":
-                spec = schedule_topic(config)
-                running.create_topic(spec.name, partitions=spec.partitions)
+    if not app.conf.get("neli_group"):
+        return
+    for config in (from_app(app, election) for election in ELECTIONS):
+        if len(config.roles) > 1:
+            running.create_topic(config.topic, partitions=len(config.roles))
+    spec = schedule_topic(from_app(app, "beat"))
+    running.create_topic(spec.name, partitions=spec.partitions)
 
 
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:

@@ -65,14 +65,9 @@ class EmbeddedKafka:
     released. A forked child has no Kafka: it loses the inherited sockets at once, and all methods raise except
     :meth:`start`, which starts a new one, and :meth:`close`.
 
-    Args:
-        port: The port on 127.0.0.1 at which clients find it, by default any free one. The mock brokers always listen on
-            free ports; a relay on the chosen one leads a client to them.
-        brokers: How many brokers it has, with the ids 1, 2, ...
-        library: The path of another librdkafka; by default the one that confluent-kafka uses.
-
-    Raises:
-        ConfigurationError: An argument is out of range.
+    Clients find it at ``port`` on 127.0.0.1, by default any free one: the mock brokers always listen on free ports, and
+    a relay on the chosen one leads a client to them. The ids of the ``brokers`` are 1, 2, ... ``library`` is the path
+    of another librdkafka than confluent-kafka's. Raises `ConfigurationError` if one is out of range.
     """
 
     def __init__(
@@ -94,11 +89,8 @@ class EmbeddedKafka:
         self.close()
 
     def start(self) -> EmbeddedKafka:
-        """Start the brokers, without topics, and return self. A second start does nothing.
-
-        Raises:
-            EmbeddedKafkaUnavailable: librdkafka lacks the mock cluster.
-            ConfigurationError: The chosen port is not free.
+        """Start the brokers, without topics, and return self. A second start does nothing. Raises `ConfigurationError`
+        if the port is not free, and `EmbeddedKafkaUnavailable` if librdkafka lacks the mock cluster.
         """
         if self._running is None or self._running.pid != os.getpid():
             self._running = running = MockCluster(load(self._path), port=self.port, brokers=self.brokers)
@@ -123,11 +115,7 @@ class EmbeddedKafka:
         return self._started().bootstrap_servers
 
     def create_topic(self, name: str, *, partitions: int = 1, replication_factor: int = 1) -> None:
-        """Create a topic.
-
-        Raises:
-            NeliError: It exists, or librdkafka refuses its shape.
-        """
+        """Create a topic. Raises `NeliError` if it exists, or if librdkafka refuses its shape."""
         if partitions < 1 or not 1 <= replication_factor <= self.brokers:
             raise ConfigurationError(
                 f"topic {name!r}: partitions={partitions} must be at least 1 and replication_factor="

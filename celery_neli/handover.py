@@ -95,15 +95,15 @@ def hand_over(
 
 def _refuse_successor(status: ElectionStatus, to: str) -> None:
     """Raise `NeliError` if no member of this name is known, or none that answers."""
-    names = ", ".join(status.known) or "none"
-    if status.members is None and to not in status.known:
-        raise NeliError(
-            f"the {status.election} election shows no sign of a member {to!r}, and Kafka does not describe the group "
-            f"(the embedded one cannot); members that wrote recently: {names}. Leave out --to to hand over to any of "
-            "them"
-        )
     if to not in status.known:
-        raise NeliError(f"the {status.election} election has no member {to!r}; its members: {names}")
+        names = ", ".join(status.known) or "none"
+        unsure = (
+            "; Kafka does not describe the group (the embedded one cannot): leave out --to to hand over to any member"
+        )
+        raise NeliError(
+            f"the {status.election} election has no known member {to!r}; it has: {names}"
+            + (unsure if status.members is None else "")
+        )
     if status.members is not None and not any(each.answers for each in status.members if each.name == to):
         raise NeliError(f"{to} is still in the {status.election} group, but does not answer; name another member")
 
@@ -174,7 +174,7 @@ class _NoGroup:
 
 
 def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Correction]:
-    """Return what must change, and change it unless it is a `dry_run`. Block for `timeout` seconds and a hand-over at most.
+    """Return what must change, and change it unless it is a `dry_run`. Takes `timeout` seconds and a hand-over at most.
 
     Raises `NeliError` if a member leads one of the roles, if there is no leader topic, or if Kafka does not answer in
     time. Then nothing was changed, or, of several roles, only some: call it again.

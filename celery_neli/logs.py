@@ -1,10 +1,8 @@
 """Loggers that escape what others wrote, loggers for a thread that must not wait, and limits on repeated lines.
 
-Names, tasks, reasons and errors in a line may come from others: from a topic, a message or a broker. `escaping` makes a
-logger escape them, whichever handler writes the line.
-
-A handler may block: on its lock, on a full pipe, on a disk. The thread that renews the lease therefore only queues its
-lines in a `BackgroundLog`, whose own thread passes them to the ordinary loggers, in order.
+Names, tasks, reasons and errors in a line may come from a topic, a message or a broker: `escaping` makes a logger
+escape them, whichever handler writes the line. A handler may block: on its lock, on a full pipe, on a disk. So the
+thread that renews the lease only queues its lines in a `BackgroundLog`, whose own thread passes them on, in order.
 """
 
 from __future__ import annotations
@@ -32,29 +30,27 @@ def escaping(logger: logging.Logger) -> logging.Logger:
     """Return `logger`, which escapes the arguments of its lines from now on: none can begin another line or control the
     terminal. Its level and handlers stay as they are. May be called from any thread.
     """
-    logger.addFilter(_ESCAPE)
+    logger.addFilter(_escape)
     return logger
 
 
+@dataclass(frozen=True, slots=True)
 class Lines:
     """An argument that stays several lines, such as a stack. Each of the lines is escaped."""
 
-    def __init__(self, text: object) -> None:
-        self.text = text
+    text: object
 
     def __str__(self) -> str:
         return "\n".join(printable(line, LONGEST_ARGUMENT) for line in str(self.text).split("\n"))
 
 
-class _Escape(logging.Filter):
-    """Escapes a line's arguments, except numbers and `Lines`, and the messages of errors in its traceback."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(_escaped, record.args))
-        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
-            record.exc_text = _traceback(record.exc_info[1])
-        return True
+def _escape(record: logging.LogRecord) -> bool:
+    """Escape a line's arguments, except numbers and `Lines`, and the messages of errors in its traceback."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(map(_escaped, record.args))
+    if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
+        record.exc_text = _traceback(record.exc_info[1])
+    return True
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -83,9 +79,6 @@ def _traceback(error: BaseException) -> str:
         frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # source, or text between errors
         lines.append(part if frame else f"{printable(part[:-1], LONGEST_ARGUMENT)}\n")
     return "".join(lines).rstrip("\n")
-
-
-_ESCAPE = _Escape()
 
 
 class BackgroundLog:

@@ -1,8 +1,8 @@
 """Refuse an ordinary beat where elected beats of the same group run: it would send each task a second time.
 
-The `celery` command loads this with the plug-in (`cli.py`), whatever scheduler its beat has. It asks Kafka once, when a
-beat starts, and only where `neli_group` is set. Beside workers that hold an election alone, one ordinary beat is right;
-several of them are not, and each warns of that.
+The `celery` command loads this with the plug-in, whatever scheduler its beat has. It asks Kafka once, when a beat
+starts, and only where `neli_group` is set. Where only workers hold an election, one ordinary beat is right; several of
+them are not, and each warns of that.
 """
 
 from __future__ import annotations
@@ -98,10 +98,7 @@ class OrdinaryBeat:
             raise SystemExit(1)  # celery.signals swallows every Exception
 
     def on_worker(self, instance: Any, options: Any, sender: Any = None, **_: Any) -> None:
-        """End a starting `celery worker -B` with a line if its beat could not run, or is one beside elected beats.
-
-        Its beat is another process, whose end the worker does not notice.
-        """
+        """End a starting `celery worker -B` with a line if its beat, whose end it would not notice, must not run."""
         app = instance.app
         if not any(getattr(step, "__module__", "") == "celery_neli.worker.bootsteps" for step in app.steps["worker"]):
             _warn_of_group_not_read(app)  # with our steps, the worker ends with an error that says so
@@ -196,9 +193,8 @@ def _warn_of_group_not_read(app: Any) -> None:
 
 
 def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
-    """Write the line with which a command ends to its log file, if it has one.
-
-    A command that `celery multi` or `--detach` started has no terminal, and has not set up its logging yet.
+    """Write the line with which a command ends to its log file, if it has one: a command that `celery multi` or
+    `--detach` started has no terminal, and has not set up its logging yet.
     """
     if options.get("logfile"):
         app.log.setup_logging_subsystem(logfile=options["logfile"], hostname=options.get("hostname"))

@@ -186,7 +186,8 @@ class _Observer:
     def __init__(self, start: int, *, oldest: bool) -> None:
         self.lease = Lease("/", Timing(heartbeat_interval=1, heartbeat_timeout=3, takeover_delay=1, drain_timeout=1))
         self.lease.begin(start, 0.0, oldest=oldest)
-        self.last: tuple[Record, float] | None = None  # last effective record, when (Unix seconds)
+        self.heard = float("-inf")  # when the last effective record came (Unix seconds)
+        self.bought = 0.0  # the lease in it
         self.times: dict[int, float] = {}
         self.ended = False
         self.authors: set[str] = set()
@@ -211,25 +212,24 @@ class _Observer:
         if record.kind == "claim":
             self.times[event.offset] = event.time
         if self.lease.last != before:
-            self.last = (record, event.time)
+            self.heard, self.bought = event.time, record.lease
             if record.kind == "claim" and holder not in (None, record.member):
                 self.gone[name_of(holder or "")] = event.time
 
     def all_gone(self) -> dict[str, float]:
         """Return `gone` with the last holder, if its lease has run out."""
-        if not self.expired or self.last is None:
+        if not self.expired:
             return self.gone
-        record, seconds = self.last
-        return {**self.gone, name_of(self.lease.holder or ""): seconds + record.lease}
+        return {**self.gone, name_of(self.lease.holder or ""): self.heard + self.bought}
 
     @property
     def age(self) -> float:
-        return float("inf") if self.last is None else time.time() - self.last[1]
+        return time.time() - self.heard
 
     @property
     def expired(self) -> bool:
         """Return True if the lease of the last holder has run out."""
-        return self.lease.holder is not None and self.last is not None and self.age > self.last[0].lease
+        return self.lease.holder is not None and self.age > self.bought
 
     def sure(self, group: futures.Future[Any]) -> bool:
         """Return True if who leads can be said without watching: a heartbeat came of late, or its lease has run out and
@@ -274,10 +274,10 @@ def _role(role: str, observer: _Observer) -> RoleStatus:
         return RoleStatus(role=role, reason="no leader in the last records of the topic")
     if lease.term < 0:
         return RoleStatus(role=role, reason="no member has led yet")
-    if lease.holder is None or observer.last is None:
+    if lease.holder is None:
         return RoleStatus(role=role, term=lease.term, reason="the last leader handed over")
     name = name_of(lease.holder)
-    found = RoleStatus(role=role, term=lease.term, heartbeat_age=max(0.0, observer.age), lease=observer.last[0].lease)
+    found = RoleStatus(role=role, term=lease.term, heartbeat_age=max(0.0, observer.age), lease=observer.bought)
     if observer.expired:
         return replace(found, reason=f"the lease of {name} has run out")
     return replace(found, leader=name, since=observer.times.get(lease.term))
