@@ -210,7 +210,8 @@ def refuse_lone_quorum(app: Any) -> None:
     """Raise `ConfigurationError` if RabbitMQ would refuse the role queues: they are quorum queues, and no other queue
     of the app is, so that Celery limits the prefetch for all consumers together (global QoS).
     """
-    driver = app.connection_for_read().transport.driver_type
+    # By the class: a transport of kombu's Redis opens a descriptor, and as garbage closes its number in a forked beat.
+    driver = app.connection_for_read().get_transport_cls().driver_type
     queue: Any  # what kombu's types know of it lacks the arguments
     for _, queue in role_queues(app):
         quorum = (queue.queue_arguments or {}).get("x-queue-type") == "quorum"
