@@ -35,6 +35,7 @@ hide_from_reports()
 guard(beat, worker)
 logger = escaping(logging.getLogger(__name__))
 _SECONDS = click.FloatRange(min=1)
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _GONE = "  does not answer: its lease has run out"
 
 
@@ -251,11 +252,6 @@ def _when(seconds: float) -> str:
         moment = datetime.fromtimestamp(seconds, timezone.utc)
     except (ValueError, OverflowError, OSError):  # a record's time may be anything
         return f"{seconds:g}"
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({_span(time.time() - seconds)})"
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
+    ago = max(0.0, time.time() - seconds)
+    unit, size = next((each for each in _UNITS if ago >= 2 * each[1]), ("s", 1))
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({ago / size:.0f} {unit})"

@@ -9,18 +9,19 @@ records that fit.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from confluent_kafka import KafkaException
 
 from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
-from celery_neli.config import shard_roles
+from celery_neli.config import Config, shard_roles
 from celery_neli.election.lease import boottime
 from celery_neli.election.member import Member
 from celery_neli.election.records import Record, encode
@@ -34,11 +35,6 @@ from celery_neli.kafka.writer import Writer
 from celery_neli.printable import printable
 from celery_neli.settings import SHARDS_MOST
 from celery_neli.status import ElectionStatus, RoleStatus, look
-
-if TYPE_CHECKING:
-    import logging
-
-    from celery_neli.config import Config
 
 # Seconds:
 LOOK_AGAIN = 0.1  # between two looks at who leads

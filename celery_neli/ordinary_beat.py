@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from celery.signals import beat_init, celeryd_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from celery_neli.config import from_app, not_read
+from celery_neli.config import Config, from_app, not_read
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.logs import escaping
 from celery_neli.printable import closest, failure, printable
 from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from celery_neli.config import Config
     from celery_neli.status import ElectionStatus
 
 logger = escaping(logging.getLogger(__name__))

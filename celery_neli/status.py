@@ -6,15 +6,17 @@ rests on the times that records carry, so it is for people: members never trust 
 
 from __future__ import annotations
 
+import logging
 import time
 from concurrent import futures
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from celery_neli.config import Config
 from celery_neli.election.lease import Lease, Timing, name_of
 from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
@@ -24,11 +26,6 @@ from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.reader import Event, RawRecord, Reader
 from celery_neli.schedule_topic.codec import MemberSchedule, Note, apps_of, disagreement, living, sharing
 from celery_neli.schedule_topic.one_shot import read_notes
-
-if TYPE_CHECKING:
-    import logging
-
-    from celery_neli.config import Config
 
 TAIL = 400  # records of each role that are read, from the end
 
