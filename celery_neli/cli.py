@@ -6,7 +6,6 @@ Every `celery` command imports this module, so it loads confluent_kafka only whe
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
@@ -22,8 +21,7 @@ from celery.bin.worker import worker
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
 from celery_neli.config import ELECTIONS, enabled, from_app
 from celery_neli.exceptions import NeliError
-from celery_neli.logs import escaping
-from celery_neli.ordinary_beat import guard
+from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, schedule
 from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
 hide_from_reports()
 guard(beat, worker)
-logger = escaping(logging.getLogger(__name__))
 _SECONDS = click.FloatRange(min=1)
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _GONE = "  does not answer: its lease has run out"
@@ -105,7 +102,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
 
     config = from_app(ctx.obj.app, election)
     _note_switched_off(ctx.obj.app)
-    before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=logger)
+    before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=logger_of(__name__))
     if to not in (None, after.leader):
         raise NeliError(
             f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
@@ -128,7 +125,7 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     from celery_neli.handover import repair as run
 
     config = from_app(ctx.obj.app, "beat")
-    changes = run(config, dry_run=dry_run, timeout=timeout, log=logger)
+    changes = run(config, dry_run=dry_run, timeout=timeout, log=logger_of(__name__))
     for each in changes:
         say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
@@ -178,9 +175,11 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
     from celery_neli.status import look
 
     names = [election] if election else list(ELECTIONS)
-    configs = {name: from_app(app, name) for name in names}
+    configs, log = [from_app(app, name) for name in names], logger_of(__name__)
     with ThreadPoolExecutor(len(names)) as pool:
-        return list(pool.map(lambda name: look(configs[name], name, log=logger, schedules=name == "beat"), names))
+        return list(
+            pool.map(lambda config, name: look(config, name, log=log, schedules=name == "beat"), configs, names)
+        )
 
 
 def _unled(app: Any, name: str) -> str | None:
@@ -190,7 +189,7 @@ def _unled(app: Any, name: str) -> str | None:
 
     config = from_app(app, "beat")
     try:
-        found = look(config, "beat", log=logger, schedules=True)
+        found = look(config, "beat", log=logger_of(__name__), schedules=True)
     except NeliError:
         return None  # Kafka answered before, and stored the entry
     if not found.exists:

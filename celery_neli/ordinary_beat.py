@@ -18,14 +18,10 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_neli.config import Config, from_app, not_read
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.logs import escaping
 from celery_neli.printable import closest, failure, printable
-from celery_neli.threads import spawn
 
 if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
-
-logger = escaping(logging.getLogger(__name__))
 
 PATIENCE: Final = 2.0
 """Seconds that Kafka has to answer."""
@@ -92,7 +88,7 @@ class OrdinaryBeat:
         app, cls = sender.scheduler.app, type(sender.scheduler)
         _warn_of_group_not_read(app)
         if reason := self._reason_against(app, cls):
-            logger.critical("%s", reason)
+            logger_of(__name__).critical("%s", reason)
             raise SystemExit(1)  # celery.signals swallows every Exception
 
     def on_worker(self, instance: Any, options: Any, sender: Any = None, **_: Any) -> None:
@@ -126,7 +122,7 @@ class OrdinaryBeat:
         leaders = [each.leader for each in found.roles if each.leader is not None]
         members = leaders or [each.name for each in found.members or () if each.answers]
         if not members:
-            logger.warning(
+            logger_of(__name__).warning(
                 "beat: neli_group is set, but this beat has the scheduler %s.%s, which takes part in no election: if "
                 "several such beats run, each of them sends every task. To elect one, start all of them with "
                 "--scheduler celery_neli.Scheduler, or set beat_scheduler to that and leave --scheduler out",
@@ -143,13 +139,14 @@ class OrdinaryBeat:
     def _ask(self, app: Any) -> ElectionStatus | None:
         """Return the state of the beat election. If Kafka does not answer, log a warning and return None."""
         from celery_neli.status import look  # loads confluent_kafka, which must not cost Kafka's time to answer
+        from celery_neli.threads import spawn
 
         answers: list[ElectionStatus | str] = []
 
         def ask() -> None:
             try:
                 config = from_app(app, "beat")
-                answers.append(self._look(config) if self._look else look(config, "beat", log=logger))
+                answers.append(self._look(config) if self._look else look(config, "beat", log=logger_of(__name__)))
             except NeliError as exc:
                 answers.append(str(exc))
 
@@ -157,7 +154,7 @@ class OrdinaryBeat:
         answer = answers[0] if answers else f"no answer within {self._patience:g} s"
         if not isinstance(answer, str):
             return answer
-        logger.warning(
+        logger_of(__name__).warning(
             "beat: elected beats of neli_group=%s may be running, which would send each task a second time: this beat "
             "could not ask Kafka and starts: %s",
             app.conf.neli_group, answer,
@@ -187,7 +184,7 @@ def _warn_of_group_not_read(app: Any) -> None:
     if app.conf.get("neli_group") or getattr(app, "namespace", None):
         return  # beside a namespace, another prefix may be that of another app
     if hint := not_read(app, "neli_group"):
-        logger.warning("neli_group is not set, so this process takes part in no election: %s", hint)
+        logger_of(__name__).warning("neli_group is not set, so this process takes part in no election: %s", hint)
 
 
 def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
@@ -196,8 +193,15 @@ def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
     """
     if options.get("logfile"):
         app.log.setup_logging_subsystem(logfile=options["logfile"], hostname=options.get("hostname"))
-        logger.critical("%s", line)
+        logger_of(__name__).critical("%s", line)
 
 
 def _resolve(name: Any) -> Any:
     return symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
+
+
+def logger_of(module: str) -> logging.Logger:
+    """Return the logger of a module that every `celery` command imports: what escapes its lines is loaded only here."""
+    from celery_neli.logs import escaping
+
+    return escaping(logging.getLogger(module))
