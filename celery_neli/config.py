@@ -239,9 +239,9 @@ def check_names(app: Celery) -> None:
     Raises `ConfigurationError` if a name does not exist, or if Celery would not read it: it is in the wrong case, or
     its prefix is not the app's namespace. In an app with a namespace, another prefix may be that of another app.
     """
-    namespace = _namespace(app)
-    for key, prefix, name in _given(app):
-        if key in (name, _right(app, name)):
+    namespace = app.namespace or ""
+    for key, prefix, name, is_read in _given(app):
+        if is_read:
             if name not in SETTINGS:
                 raise ConfigurationError(
                     f"{name} is not a setting of celery-neli; did you mean {closest(name, SETTINGS)}?"
@@ -252,31 +252,28 @@ def check_names(app: Celery) -> None:
 
 def not_read(app: Celery, name: str) -> str | None:
     """Return a hint if the app lacks the setting `name` and the user gave it with another prefix or in capitals."""
-    for key, prefix, found in _given(app):
-        if found == name and key not in (name, _right(app, name)):
+    for key, prefix, found, is_read in _given(app):
+        if found == name and not is_read:
             return f"{key} is set, which this app does not read: {_remedy(app, prefix, name)}"
     return None
 
 
-def _given(app: Celery) -> Iterator[tuple[str, str | None, str]]:
-    """Yield each key of the configuration that looks like ours, with its prefix and the setting's name in it."""
+def _given(app: Celery) -> Iterator[tuple[str, str | None, str, bool]]:
+    """Yield each key that looks like ours, its prefix, the setting's name in it, and True if Celery reads it."""
     for key in list(app.conf.keys()):
         if isinstance(key, str) and (found := _NAME.fullmatch(key)):
-            yield key, found["prefix"], found["name"].lower()
-
-
-def _namespace(app: Celery) -> str:
-    return getattr(app, "namespace", None) or ""
+            name = found["name"].lower()
+            yield key, found["prefix"], name, key in (name, _right(app, name))
 
 
 def _right(app: Celery, name: str) -> str:
     """Return how the user has to write the setting `name`."""
-    namespace = _namespace(app)
+    namespace = app.namespace or ""
     full = f"{namespace}_{name}" if namespace else name
     return full.upper() if namespace.isupper() else full
 
 
 def _remedy(app: Celery, prefix: str | None, name: str) -> str:
-    if prefix and not _namespace(app):
+    if prefix and not app.namespace:
         return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
     return f"write {_right(app, name)}"

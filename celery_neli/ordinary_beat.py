@@ -181,7 +181,7 @@ def _refused_settings(app: Any, cls: type[Any]) -> str | None:
 
 def _warn_of_group_not_read(app: Any) -> None:
     """Warn if the group has a name that Celery does not read, so that the process takes part in no election."""
-    if app.conf.get("neli_group") or getattr(app, "namespace", None):
+    if app.conf.get("neli_group") or app.namespace:
         return  # beside a namespace, another prefix may be that of another app
     if hint := not_read(app, "neli_group"):
         logger_of(__name__).warning("neli_group is not set, so this process takes part in no election: %s", hint)
