@@ -32,8 +32,9 @@ from celery_neli.schedule_topic.codec import (
     Kind,
     Note,
     State,
-    decode,
     decode_definition,
+    decode_note,
+    decode_state,
     encode_definition,
     encode_note,
     encode_state,
@@ -45,6 +46,7 @@ from tests.unit.beats import START, World
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
 
+DECODERS = {STATE: decode_state, ENTRY: decode_definition, MEMBER: decode_note}
 APP = make_app(timezone="Europe/Berlin")
 GOOD = Definition(task="t", schedule="PT1M", since=NOON)
 FIELDS: dict[str, Any] = json.loads(encode_definition(GOOD))
@@ -351,7 +353,7 @@ def test_what_no_reader_accepts_is_not_written(field: str, value: Any) -> None:
 def test_a_decoder_raises_one_error_only_whatever_it_is_given(kind: Kind, value: Any) -> None:
     """Also what no record can be."""
     with pytest.raises(RecordError):
-        decode(kind, value)
+        DECODERS[kind](value)
 
 
 def test_what_put_refuses_the_reader_refuses_with_the_same_words() -> None:
@@ -395,7 +397,7 @@ BYTES = (
 def test_a_decoder_raises_one_error_only(value: bytes, kind: Kind) -> None:
     """So a reader knows what to catch; and of what it accepts, an entry comes or one error."""
     try:
-        found = decode(kind, value)
+        found = DECODERS[kind](value)
     except RecordError:
         return
     if isinstance(found, Definition):
