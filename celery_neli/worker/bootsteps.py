@@ -44,7 +44,6 @@ class LeaseStep(bootsteps.StartStopStep):
     label = "Lease"
 
     _in_flight: InFlight
-    _receivers: LeadershipReceivers
 
     def include_if(self, worker: Any) -> bool:
         """Return True unless `neli_enabled` is off.
@@ -71,7 +70,6 @@ class LeaseStep(bootsteps.StartStopStep):
         leases = shared(app)
         assert leases is not None, "a worker's leadership shares its leases"
         self._in_flight = InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo")
-        self._receivers = LeadershipReceivers(self._in_flight)
         leadership.working = self._in_flight.progressing
         app.neli_in_flight = self._in_flight
         return True
@@ -88,32 +86,27 @@ class LeaseStep(bootsteps.StartStopStep):
         """Receive the transitions of the leadership; it has not joined the election yet."""
         import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
-        self._receivers.connect()
+        LeadershipReceivers(self._in_flight).connect()
         send_transitions(worker, self._in_flight.leadership)
-        worker_shutdown.connect(self.finish, sender=worker, weak=False)  # sent even if the start was cut short
+        worker_shutdown.connect(self.stop, sender=worker, weak=False)  # sent even if the start was cut short
 
     def close(self, worker: Any) -> None:
         """Hand over while the tasks drain, as the worker begins to stop."""
         self._in_flight.leadership.close()
-
-    def stop(self, worker: Any) -> None:
-        """Release the lease: the pool has drained, and nothing runs any more."""
-        self.finish()
 
     def terminate(self, worker: Any) -> None:
         """Release the lease in a cold shutdown. Prefork's children were killed; threads and greenlets cannot be, so
         they are waited for as long as the lease is held.
         """
         if pool_of(worker) == "prefork":
-            self.finish()
+            self.stop(worker)
         else:
             self._in_flight.leadership.stop()
 
-    def finish(self, **_: Any) -> None:
-        """Release the lease if it is still held, and end the leadership."""
+    def stop(self, worker: Any = None, **_: Any) -> None:
+        """Release the lease if it is still held: the pool has drained, and nothing runs any more."""
         self._in_flight.pool_ended()
         self._in_flight.leadership.stop()
-        self._receivers.disconnect()
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""

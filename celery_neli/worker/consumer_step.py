@@ -30,10 +30,7 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class RoleQueues(bootsteps.StartStopStep):
-    """Consumes the queues of the roles that this worker leads, from each new connection to the task broker.
-
-    In the consumer's blueprint, after `Tasks`, which makes the consumer of tasks; before the event loop.
-    """
+    """Applies the leases to each new connection: after `Tasks`, which makes the consumer; before the event loop."""
 
     name = "celery_neli.RoleQueues"
     label = "Role queues"
@@ -158,28 +155,18 @@ class LeadershipReceivers:
 
     def __init__(self, in_flight: InFlight) -> None:
         self._in_flight = in_flight
-        self._receivers = (
-            (signals.leadership_acquired, self.changed),
-            (signals.leadership_revoked, self.changed),
-            (signals.leadership_fenced, self.fenced),
-        )
 
     def connect(self) -> None:
         """Receive the signals. A handover waits for `hand_over` after all receivers of the signal have returned."""
-        self._in_flight.leadership.barrier = self.hand_over
-        for signal, receiver in self._receivers:
-            signal.connect(receiver, sender=self._in_flight.leadership, weak=False)
-
-    def disconnect(self) -> None:
-        """Receive no more signals."""
-        for signal, receiver in self._receivers:
-            signal.disconnect(receiver, sender=self._in_flight.leadership)
+        leadership = self._in_flight.leadership
+        leadership.barrier = self.hand_over
+        signals.leadership_acquired.connect(self.changed, sender=leadership, weak=False)
+        signals.leadership_revoked.connect(self.changed, sender=leadership, weak=False)
+        signals.leadership_fenced.connect(self.fenced, sender=leadership, weak=False)
 
     def changed(self, **_: Any) -> None:
         """Begin or cease to consume the role's queue, and send back what has not begun."""
-        consumer = self._in_flight.consumer
-        if consumer is not None:
-            consumer.call_soon(self._apply)
+        self._in_flight.call_soon(self._apply)
 
     def hand_over(self, role: str) -> None:
         """Return when no task of the role runs any more.

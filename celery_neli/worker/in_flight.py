@@ -14,7 +14,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -66,18 +67,21 @@ class InFlight:
         self.consumer, self._pool = consumer, consumer.pool
         self._note_turn()  # an earlier question may have gone with the last loop
 
+    def call_soon(self, call: Callable[..., None], *args: Any) -> None:
+        """Have the consumer's thread make this call, if it is connected. From any thread; returns at once."""
+        consumer = self.consumer
+        if consumer is not None:
+            consumer.call_soon(call, *args)
+
     def progressing(self) -> bool:
         """Return False if no leader task can be received: without a task broker, or if the consumer's loop hangs.
 
         A long task in a solo worker is no hang. Call it repeatedly, from any thread.
         """
-        consumer = self.consumer
-        if consumer is None:
-            return False
         if not self._loop_asked:
             self._loop_asked = True
-            consumer.call_soon(self._note_turn)
-        return self._loop_turns()
+            self.call_soon(self._note_turn)
+        return self.consumer is not None and self._loop_turns()
 
     def _note_turn(self) -> None:
         self._loop_turned, self._loop_asked = time.monotonic(), False
@@ -99,7 +103,7 @@ class InFlight:
             if request.term is not None:
                 return True
             self._waiting[request] = None
-            self.send_back_soon()
+            self.call_soon(self.send_back)
         self._running.pop(request, None)
         self._changed.set()
         return False
@@ -151,12 +155,6 @@ class InFlight:
 
     # Sending back
 
-    def send_back_soon(self) -> None:
-        """Let the consumer's thread send back what this worker may not run."""
-        consumer = self.consumer
-        if consumer is not None:
-            consumer.call_soon(self.send_back)
-
     def send_back(self, *, everything: bool = False) -> None:
         """Return the waiting requests whose role this worker does not lead, or all as it stops. On the consumer's
         thread.
@@ -164,34 +162,47 @@ class InFlight:
         consumer = self.consumer
         if consumer is None:
             return
-        leave = [each for each in list(self._waiting) if everything or not self.leases.role(each.role).may_start()]
-        timers = _timers(consumer, leave)
-        number = 0
-        for request in leave:
-            if not self._claim(request):
-                continue
-            number += 1
-            _forget(consumer, request, timers.get(id(request)))
+        left = self._withdraw(consumer, lambda each: everything or not self.leases.role(each.role).may_start())
+        for request in left:
             give_back(request.message, role_queue(self.app, request.role))
             counts.sent_back[request.role] += 1
-        if number:
-            logger.info("leader tasks sent back number=%d", number)
+        if left:
+            logger.info("leader tasks sent back number=%d", len(left))
 
     def disconnected(self) -> None:
         """Note that the connection to the task broker is lost, on the consumer's thread. The broker delivers again what
         was not acknowledged.
         """
         consumer, self.consumer = self.consumer, None
-        lost = [each for each in list(self._waiting) if self._claim(each)]
-        timers = _timers(consumer, lost)
-        for request in lost:
-            _forget(consumer, request, timers.get(id(request)))
+        self._withdraw(consumer, lambda _: True)
         for request in list(self._running):
             if request.job is not None and _never_written(request.job):
                 self._running.pop(request, None)
         for role, (term, _) in self._fenced.items():
             self._abandon_all(role, term, broker_lost=True)  # what this thread was asked may have gone as well
         self._changed.set()
+
+    def _withdraw(self, consumer: Any, chosen: Callable[[Any], bool]) -> list[Any]:
+        """Undo what the worker knows of the chosen waiting requests, and return them: their timers, with their share of
+        the prefetch count; their places in a bucket, where they would use up tokens; their entries in the worker's
+        state. They give up their slots of the pool by themselves (`strategy.LeaderRequest`).
+        """
+        timers = {id(each.entry.args[0]): each for each in list(consumer.timer.queue) if each.entry.args}
+        found = []
+        for request in list(self._waiting):
+            if not chosen(request) or not self._claim(request):
+                continue
+            found.append(request)
+            if (item := timers.get(id(request))) is not None:
+                # Under gevent the item is a greenlet that only its own `cancel` stops.
+                getattr(item, "cancel", item.entry.cancel)()
+                consumer.qos.decrement_eventually()
+            bucket = consumer.task_buckets.get(request.task.name)
+            if bucket is not None:
+                with suppress(ValueError, IndexError):  # it waits for something else
+                    bucket.contents.remove((request, 1))
+            state.task_ready(request)
+        return found
 
     # Handover
 
@@ -221,11 +232,10 @@ class InFlight:
         """Kill the tasks that run in `term` of `role`, if `neli_fence_kills` is on. On the leadership's thread."""
         if self.fence_kills:
             self._fenced[role] = (term, time.monotonic())
-            consumer = self.consumer
-            if consumer is not None:
-                consumer.call_soon(self._kill_all, role, term)
-            if consumer is None or not self._loop_turns():  # the consumer's thread hangs, who knows for how long
-                self._abandon_all(role, term, broker_lost=consumer is None)
+            self.call_soon(self._kill_all, role, term)
+            disconnected = self.consumer is None
+            if disconnected or not self._loop_turns():  # the consumer's thread hangs, who knows for how long
+                self._abandon_all(role, term, broker_lost=disconnected)
 
     def _kill_all(self, role: str, term: int) -> None:
         for request in self._begun(role, term):
@@ -278,35 +288,6 @@ class InFlight:
 
 def _log_kill(request: Any) -> None:
     logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)
-
-
-def _timers(consumer: Any, requests: Iterable[Any]) -> dict[int, Callable[[], None]]:
-    """Return, by the id() of a request, the function that cancels its timer."""
-    wanted = {id(each) for each in requests}
-    found: dict[int, Callable[[], None]] = {}
-    if wanted:
-        for item in list(consumer.timer.queue):
-            if item.entry.args and id(item.entry.args[0]) in wanted:
-                # Under gevent the item is a greenlet that only its own `cancel` stops.
-                found[id(item.entry.args[0])] = getattr(item, "cancel", item.entry.cancel)
-    return found
-
-
-def _forget(consumer: Any, request: Any, cancel: Callable[[], None] | None) -> None:
-    """Undo what the worker knows of a waiting request: its timer, with its share of the prefetch count; its place in a
-    bucket, where it would use up a token; its entry in the worker's state. It gives up its slot of the pool by itself
-    (`strategy.LeaderRequest`).
-    """
-    if cancel is not None:
-        cancel()
-        consumer.qos.decrement_eventually()
-    bucket = consumer.task_buckets.get(request.task.name)
-    if bucket is not None:
-        try:
-            bucket.contents.remove((request, 1))
-        except (ValueError, IndexError):
-            pass  # it waits for something else
-    state.task_ready(request)
 
 
 def _never_written(job: Any) -> bool:

@@ -1,7 +1,5 @@
 """What a worker's main process does with a message of a leader-only task, before the pool (Celery: `Task.Strategy`).
 
-`leader_only` makes the handler of such messages, and `LeaderRequest` reports to `InFlight` what becomes of each.
-
 A message that is wrong must cost nothing but itself. Celery rejects one for which a handler raises `InvalidTaskError`,
 but most other errors that a message can cause end a worker, and some count as a lost connection (kombu's Redis lists
 KeyError): the worker reconnects, and receives the same message again. So these errors become an `InvalidTaskError`
@@ -17,19 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
-from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.utils.imports import symbol_by_name
 from celery.worker import state
 from celery.worker.request import Request
-from celery.worker.strategy import default, hybrid_to_proto2
+from celery.worker.strategy import default
 from kombu.entity import Queue
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_neli.beat.publish import DATA_ERRORS, is_transport_error
 from celery_neli.config import enabled
-from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.worker.consumer_step import consume_led_roles, end_worker
@@ -40,8 +37,6 @@ from celery_neli.worker.task_marking import mark_of, role_of, role_queue
 Handler = Callable[..., Any]
 
 MESSAGE_ERRORS: Final = (*DATA_ERRORS, AttributeError)
-MOST_OF_AN_ERROR: Final = 300
-"""Characters of an error that are shown."""
 TERMINATION: Final = 1.0
 """Seconds after which a child that exceeded its hard time limit is dead: Celery reports it twice (`on_failure`,
 `on_timeout`), then kills it (SIGTERM, 0.1 s later SIGKILL; billiard's `on_hard_timeout`).
@@ -113,28 +108,19 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
         elif mark.on_standby == "forward":
             _forward(message, queue, consumer.connection)
             counts.forwarded[role] += 1
-        elif mark.on_standby == "fail":
-            with rejecting():
-                return fail(message, body, ack, reject, callbacks)  # the check before the body raises NotLeader
         else:
             with rejecting():
-                request = _request(untracked, task, app, consumer, message, ack, reject) if _awaited(message) else None
-            if request is not None:
-                _fail(request)
-            else:
-                message.ack_log_error(logger, consumer.connection_errors)
-                counts.skipped[role] += 1
+                if mark.on_standby == "fail" or _awaited(message):
+                    return fail(message, body, ack, reject, callbacks)  # the check before the body raises NotLeader
+            message.ack_log_error(logger, consumer.connection_errors)
+            counts.skipped[role] += 1
         return None
 
     return on_message
 
 
 def check(task: Any, app: Any) -> str:
-    """Return the role of a marked task.
-
-    Raises:
-        ConfigurationError: there is no such role, or the mark contradicts the task.
-    """
+    """Return the role of a marked task. Raises `ConfigurationError` for no such role, or a mark against its options."""
     mark = mark_of(task)
     assert mark is not None
     try:
@@ -157,9 +143,8 @@ def check_all(app: Any) -> None:
 
 
 def _forward(message: Any, queue: Queue, connection: Any) -> None:
-    """Forward a message. What the broker does wrong ends the connection: Celery reconnects after a pause, and the
-    broker delivers the message again. Most errors of a broker would end the worker instead. What the message does wrong
-    does not end the connection: the message would come again and again.
+    """Forward a message. What the broker does wrong ends the connection, where most of its errors would end the worker:
+    Celery reconnects after a pause, and receives the message again. What the message does wrong must not end it.
     """
     try:
         forward(message, queue)
@@ -181,31 +166,6 @@ def _awaited(message: Any) -> bool:
     return bool(chord) or message.headers.get("ignore_result") is False
 
 
-def _request(kind: Any, task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Any:
-    body, headers, decoded, utc = message.body, message.headers, False, True
-    if isinstance(message.payload, dict):
-        body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
-    options = {"body": body, "headers": headers, "decoded": decoded, "utc": utc, "on_ack": ack, "on_reject": reject}
-    return kind(
-        message, app=app, hostname=consumer.hostname, eventer=consumer.event_dispatcher, task=task,
-        connection_errors=consumer.connection_errors, **options,
-    )  # fmt: skip
-
-
-def _fail(request: Any) -> None:
-    """Fail a task that a standby would skip, although a caller or a chord waits for its result."""
-    request.acknowledge()
-    name = f"{request.task.name}[{printable(request.id)}]"
-    try:
-        raise NotLeader(f"{name} was to be skipped by a standby, and its result is awaited")
-    except NotLeader:
-        failure = ExceptionInfo()
-    try:
-        request.on_failure(failure)
-    except Exception as exc:  # noqa: BLE001 - any result backend's; the message is acknowledged
-        logger.error("result not stored task=%s: %r", name, exc)
-
-
 @contextmanager
 def rejecting() -> Iterator[None]:
     """Turn an error that a message caused inside into an `InvalidTaskError`; those that Celery knows stay as they are.
@@ -217,7 +177,7 @@ def rejecting() -> Iterator[None]:
     except (InvalidTaskError, ContentDisallowed, DecodeError):
         raise
     except MESSAGE_ERRORS as exc:
-        raise InvalidTaskError(printable(f"the message is not a task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
+        raise InvalidTaskError(printable(f"the message is not a task's: {exc!r}", 300)) from exc
 
 
 def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
@@ -293,7 +253,10 @@ class LeaderRequest(Request):
         with rejecting():
             super().__init__(*args, **kwargs)
             hash((self.id, self.name))  # Celery looks them up
-            _check_time_limits(self.time_limits)
+            _hard, _soft = self.time_limits
+            for limit in self.time_limits:  # the pool reads them while the task runs: an error would end the worker
+                if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
+                    raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
         self.in_flight.arrived(self)
 
     def acknowledge(self) -> None:
@@ -329,11 +292,3 @@ class LeaderRequest(Request):
         finally:
             if not soft:
                 self.in_flight.dying(self, TERMINATION)
-
-
-def _check_time_limits(limits: Any) -> None:
-    """Check the limits now: the pool reads them while the task runs, and an error would then end the worker."""
-    for limit in limits:
-        if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
-            raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
-    _hard, _soft = limits

@@ -212,7 +212,7 @@ def test_other_roles_keep_their_tasks() -> None:
         worker.app.tasks[name].apply_async(countdown=60)
     worker.receive()
     worker.lease.drain(role="mail")
-    worker.in_flight.send_back_soon()
+    worker.in_flight.call_soon(worker.in_flight.send_back)
     worker.turn()
     assert worker.size(worker.queue("mail")) == 1
     assert worker.size(worker.queue("billing")) == 0
