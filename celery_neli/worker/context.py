@@ -5,29 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Final
 
 from celery_neli.election.shared_lease import RoleLease
 from celery_neli.exceptions import LeadershipLost
 
 
+@dataclass(frozen=True)
 class Unelected:
     """The lease of a role where `neli_enabled` is off: every process leads, in term 0. See `RoleLease`."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def leading_term(self) -> int:
         """Return term 0."""
         return 0
 
-    def may_start(self, term: int | None = None) -> bool:
-        """Return True."""
-        return True
-
     def may_finish(self, term: int | None = None) -> bool:
         """Return True."""
         return True
+
+    may_start = may_finish
 
 
 Lease = RoleLease | Unelected
@@ -39,9 +38,9 @@ WORK: Final[ContextVar[Work | None]] = ContextVar("celery_neli_work", default=No
 
 
 @contextmanager
-def in_term(lease: Lease, term: int, *, stop_on_loss: bool = False, mark: object = None) -> Iterator[None]:
+def in_term(lease: Lease, term: int) -> Iterator[None]:
     """Let what runs inside be leader-only work of the role, begun in `term`. The caller has checked the lease."""
-    token = WORK.set((lease, term, stop_on_loss, mark))
+    token = WORK.set((lease, term, False, None))
     try:
         yield
     finally:

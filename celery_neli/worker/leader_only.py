@@ -19,11 +19,11 @@ from celery.exceptions import Ignore, Reject
 from kombu.entity import Queue
 
 from celery_neli.config import enabled
-from celery_neli.election.shared_lease import RoleLease, shared
+from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.worker.context import WORK, Unelected, current_term, in_term, still_leader
+from celery_neli.worker.context import WORK, Lease, Unelected, current_term, still_leader
 from celery_neli.worker.redelivery import counts, published_to
 from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue, roles_of
 
@@ -123,7 +123,7 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
     """
     wanted, stop_on_loss = mark.role, mark.stop_on_loss
 
-    def run(lease: RoleLease, term: int, args: Any, kwargs: Any) -> Any:
+    def run(lease: Lease, term: int, args: Any, kwargs: Any) -> Any:
         token = WORK.set((lease, term, stop_on_loss, mark))
         try:
             return body(*args, **kwargs)
@@ -158,8 +158,7 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
             if term is not None:
                 return run(lease, term, args, kwargs)
         elif not enabled(mine):
-            with in_term(Unelected(wanted or ""), 0, stop_on_loss=stop_on_loss, mark=mark):
-                return body(*args, **kwargs)
+            return run(Unelected(wanted or ""), 0, args, kwargs)
         task = _state.get_current_task()
         if task is not None and mark_of(task) is mark and _by_message(type(task)):
             reject_or_redirect(task, mark)
