@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery_neli.logs import Lines, escaping
@@ -46,40 +47,40 @@ class Session(Protocol):
         """Tear down after the last run. Raises nothing."""
 
 
+@dataclass(eq=False)
 class ThreadSession:
     """The runs of one singleton in one term, in the calling thread."""
 
-    def __init__(self, singleton: Singleton, lease: Lease, term: int) -> None:
-        self._singleton, self._lease, self._term = singleton, lease, term
-        self._ready = False
+    singleton: Singleton
+    lease: Lease
+    term: int
+    _ready = False
 
     def run(self) -> bool:
         """See `Session`. `setup` is called before the first run, and again until it has returned once."""
         if not self._ready:
-            if not self._lease.may_start(self._term):
+            if not self._call(self.singleton.setup):
                 return False
-            if self._singleton.setup is not None:
-                self._call(self._singleton.setup)
             self._ready = True
-        if not self._lease.may_start(self._term):
+        return self._call(self.singleton.function)
+
+    def _call(self, function: Callable[[], Any] | None) -> bool:
+        if not self.lease.may_start(self.term):
             return False
-        self._call(self._singleton.function)
+        if function is not None:
+            with in_term(self.lease, self.term):
+                function()
         return True
 
     def end(self) -> None:
         """Call `teardown` if `setup` had returned, even if the lease is gone; an exception of it is logged."""
-        if self._ready and self._singleton.teardown is not None:
+        if self._ready and self.singleton.teardown is not None:
             try:
-                self._call(self._singleton.teardown)
+                with in_term(self.lease, self.term):
+                    self.singleton.teardown()
             except BaseException:  # SystemExit, too: a singleton must not end the worker
-                logger.exception(
-                    "singleton teardown failed singleton=%s role=%s", self._singleton.name, self._lease.name
-                )
+                logger.exception("singleton teardown failed singleton=%s role=%s", self.singleton.name, self.lease.name)
         self._ready = False
-
-    def _call(self, function: Callable[[], Any]) -> None:
-        with in_term(self._lease, self._term):
-            function()
 
 
 def doubled(least: float, most: float, times: int) -> float:
@@ -98,12 +99,8 @@ def backoff(failures: int, every: float, share: float) -> float:
 class Runner:
     """Runs one singleton whenever its role is led, on the thread that calls `run`.
 
-    Args:
-        singleton: the function and its options.
-        lease: of its role.
-        begin: makes the session of a term.
-        resign: requests a handover of the role; None without an election: then failures are retried without an end.
-        wait: waits up to so many seconds to be woken; like `clock` and `jitter` for tests.
+    `begin` makes the session of a term. `resign` requests a handover of the role; it is None without an election: then
+    failures are retried without an end. `wait` (up to so many seconds, to be woken), `clock` and `jitter` are for tests.
     """
 
     def __init__(
@@ -137,11 +134,11 @@ class Runner:
         self._closed = True
         self.wake()
 
-    def wait_idle(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until nothing runs, and return True if so. After the role was lost (or after
-        `close`) it means that nothing will start either.
+    def wait_idle(self, end: float) -> bool:
+        """Wait until nothing runs, and return True, or until `end` (monotonic seconds). After the role was lost (or
+        after `close`) nothing will start either.
         """
-        return self._idle.wait(timeout)
+        return self._idle.wait(max(0.0, end - time.monotonic()))
 
     def run(self) -> None:
         """Wait for the role, run while it is led, and repeat until `close`. Blocks; its thread calls the functions."""

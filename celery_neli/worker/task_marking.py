@@ -41,21 +41,17 @@ def roles_of(app: Any) -> tuple[str, ...]:
     return found
 
 
-def role_of(app: Any, role: str | None) -> str:
+def role_of(app: Any, role: str | None, decorator: str = "@leader_only") -> str:
     """Return `role`, or the only configured one for None. Raises `ConfigurationError`, which names the known roles."""
     known = roles_of(app)
-    if role is None:
-        if len(known) > 1:
-            raise ConfigurationError(
-                f"@leader_only names no role, and neli_roles has {len(known)}: "
-                f"write @leader_only(role=...) with one of {', '.join(map(repr, known))}"
-            )
-        return known[0]
-    if role not in known:
+    names = ", ".join(map(repr, known))
+    if role is None and len(known) > 1:
         raise ConfigurationError(
-            f"@leader_only(role={role!r}): no such role; neli_roles has {', '.join(map(repr, known))}"
+            f"{decorator} names no role, and neli_roles has {len(known)}: write role=... with one of {names}"
         )
-    return role
+    if role is not None and role not in known:
+        raise ConfigurationError(f"{decorator} with role={role!r}: no such role; neli_roles has {names}")
+    return role or known[0]
 
 
 def role_queue(app: Any, role: str | None = None) -> Queue:
