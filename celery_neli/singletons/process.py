@@ -88,6 +88,8 @@ def _messages(channel: socket.socket) -> Iterator[Any]:
         except TimeoutError:
             yield None
             continue
+        except ConnectionError:  # it died with our last message unread
+            return
         if not part:
             return
         *lines, data = (data + part).split(b"\n")
@@ -96,9 +98,7 @@ def _messages(channel: socket.socket) -> Iterator[Any]:
 
 @dataclass(eq=False)
 class ProcessSession:
-    """See `runner.Session`: one whose calls happen in a child. The first run starts the child, and so does the next one
-    after it died; it runs `setup` then.
-    """
+    """See `runner.Session`. A run starts the child if there is none; the first one in a child calls `setup`."""
 
     singleton: Singleton
     lease: Lease
@@ -108,16 +108,10 @@ class ProcessSession:
     """The leases of this worker, for the child; None without an election."""
     log: dict[str, Any]
     """Keyword arguments of Celery's `app.log.setup`, for the child."""
-    _child: subprocess.Popen[bytes] | None = None
-    _socket: socket.socket | None = None
+    _child: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
     def run(self) -> bool:
-        """See `Session`. Blocks until the child answers, or has died.
-
-        Raises:
-            ChildFailed: the run failed in the child, or the child died.
-            OSError: the child cannot be started.
-        """
+        """See `Session`. Blocks until the child answers or has died. Raises `ChildFailed`; OSError if none starts."""
         if not self.lease.may_start(self.term):
             return False
         if self._child is None:
@@ -164,37 +158,36 @@ class ProcessSession:
         command = [sys.executable, "-c", code, json.dumps(description)]
         try:
             with theirs:
-                self._child = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)  # noqa: S603 - ours
+                child = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)  # noqa: S603 - ours
         except BaseException:
             ours.close()
             raise
-        self._socket = ours
+        self._child = child, ours
 
     def _ask(self, command: str) -> dict[str, Any]:
         """Return the child's answer. Raises OSError or EOFError if it is gone."""
         assert self._child is not None
-        assert self._socket is not None
-        _send(self._socket, command)
+        child, channel = self._child
+        _send(channel, command)
         dead, held_at = False, time.monotonic()
-        for answer in _messages(self._socket):
+        for answer in _messages(channel):
             if answer is not None:
                 return dict(answer)
             if dead:
                 break
-            dead = self._child.poll() is not None  # then look once more: it may have answered before
+            dead = child.poll() is not None  # then look once more: it may have answered before
             now = time.monotonic()
             if command == "end" or self.lease.may_finish(self.term):
                 held_at = now
             elif now - held_at > STUCK:
-                self._child.kill()
+                child.kill()
         raise EOFError
 
     def _reap(self) -> int:
         """Return the status of the child, which is about to exit."""
         assert self._child is not None
-        assert self._socket is not None
-        child, self._child = self._child, None
-        self._socket.close()
+        (child, channel), self._child = self._child, None
+        channel.close()
         try:
             return child.wait(EXIT)
         except subprocess.TimeoutExpired:
@@ -232,10 +225,8 @@ def main() -> None:
                 answer = {"error": _describe(exc, None if session else child["name"])}
             finally:
                 busy.clear()
-            try:
+            with suppress(OSError):  # the worker may be gone, which the next turn notes
                 _send(channel, answer)
-            except OSError:  # the worker is gone
-                break
         if session is not None:
             session.end()
         _send(channel, {})
@@ -259,12 +250,9 @@ def _load(child: dict[str, Any], lease: Lease, shared: SharedLease | None) -> Th
 
 def _describe(exc: BaseException, unloaded: str | None) -> str:
     """Return one line, and the traceback if that says more. `unloaded` names what the child failed to load."""
-    if unloaded is None:
-        line = f"{exc!r} in its process"
-    else:
-        line = f"its process cannot load {unloaded}: {exc!r}"
-        if isinstance(exc, (ImportError, ConfigurationError)):
-            return line
+    line = f"{exc!r} in its process" if unloaded is None else f"its process cannot load {unloaded}: {exc!r}"
+    if unloaded is not None and isinstance(exc, (ImportError, ConfigurationError)):
+        return line
     return f"{line}\n{traceback.format_exc()[-LAST:].rstrip()}"
 
 

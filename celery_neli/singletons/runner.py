@@ -96,34 +96,32 @@ def backoff(failures: int, every: float, share: float) -> float:
     return max(every, doubled(BACKOFF_LEAST, BACKOFF_MOST, failures - 1) * (1 + share) / 2)
 
 
+@dataclass(eq=False)
 class Runner:
     """Runs one singleton whenever its role is led, on the thread that calls `run`.
 
-    `begin` makes the session of a term. `resign` requests a handover of the role; it is None without an election: then
-    failures are retried without an end. `wait` (up to so many seconds, to be woken), `clock` and `jitter` are for tests.
+    `begin` makes the session of a term. `resign` requests a handover of the role; without it, as there is no election,
+    failures are retried without an end. `wait` waits up to so many seconds, by default to be woken.
     """
 
-    def __init__(
-        self,
-        singleton: Singleton,
-        lease: Lease,
-        begin: Callable[[int], Session],
-        resign: Callable[[], None] | None,
-        *,
-        wait: Callable[[float], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self.singleton, self.role = singleton, lease.name
-        self._lease, self._begin, self._resign = lease, begin, resign
-        self._clock, self._jitter = clock, jitter
+    singleton: Singleton
+    lease: Lease
+    begin: Callable[[int], Session]
+    resign: Callable[[], None] | None
+    wait: Callable[[float], object] | None = None
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = random.random
+    _closed = False
+    _gave_up: int | None = None
+    """The term in which it gave up."""
+    _in_a_row = 0
+    """How often it gave up since a run last returned."""
+    _rest_until = -math.inf
+
+    def __post_init__(self) -> None:
+        self.role = self.lease.name
         self._woken, self._idle = threading.Event(), threading.Event()
-        self._wait = self._woken.wait if wait is None else wait
         self._idle.set()
-        self._closed = False
-        self._gave_up: int | None = None
-        self._in_a_row = 0  # times that it gave up since a run last returned
-        self._rest_until = -math.inf
 
     def wake(self) -> None:
         """Look at the lease now. Any thread."""
@@ -142,30 +140,27 @@ class Runner:
 
     def run(self) -> None:
         """Wait for the role, run while it is led, and repeat until `close`. Blocks; its thread calls the functions."""
-        while True:
+        while not self._closed:
             self._idle.clear()  # before the lease is checked: see wait_idle
-            if self._closed:
-                break
-            term = self._lease.leading_term()
+            term = self.lease.leading_term()
             if term is not None:
                 self._lead(term)
             self._idle.set()
             self._sleep(POLL_INTERVAL)
-        self._idle.set()
 
     def _lead(self, term: int) -> None:
         """Run a session, unless the singleton rests; and resign the role if it gave up in this term."""
         if term != self._gave_up:
-            if self._clock() < self._rest_until:
+            if self.clock() < self._rest_until:
                 return
             self._run_session(term)
-        if term == self._gave_up and self._resign is not None:
-            self._resign()  # again as long as it is led: a fence may have come between, and taken the first with it
+        if term == self._gave_up and self.resign is not None:
+            self.resign()  # again as long as it is led: a fence may have come between, and taken the first with it
 
     def _run_session(self, term: int) -> None:
         name, failures = self.singleton.name, 0
         logger.info("singleton started singleton=%s role=%s term=%s", name, self.role, term)
-        session = self._begin(term)
+        session = self.begin(term)
         try:
             while self._may_start(term):
                 try:
@@ -173,9 +168,9 @@ class Runner:
                         break
                 except BaseException as exc:  # noqa: BLE001 - logged; SystemExit, too: it must not end the worker
                     failures += 1
-                    pause = backoff(failures, self.singleton.every, self._jitter())
+                    pause = backoff(failures, self.singleton.every, self.jitter())
                     self._report(exc, term, failures)
-                    if failures >= self.singleton.max_failures and self._resign is not None:
+                    if failures >= self.singleton.max_failures and self.resign is not None:
                         self._gave_up = term
                         break
                 else:
@@ -186,7 +181,7 @@ class Runner:
         logger.info("singleton ended singleton=%s role=%s term=%s", name, self.role, term)
         if self._gave_up == term:
             rest = doubled(REST_LEAST, REST_MOST, self._in_a_row)
-            self._in_a_row, self._rest_until = self._in_a_row + 1, self._clock() + rest
+            self._in_a_row, self._rest_until = self._in_a_row + 1, self.clock() + rest
             line = (
                 "singleton gave up singleton=%s role=%s term=%s: %d failures in a row (max_failures); resigning, "
                 "and not starting again here for %g s"
@@ -201,14 +196,14 @@ class Runner:
         logger.error(line, *arguments, exc_info=None if elsewhere else exc)
 
     def _may_start(self, term: int) -> bool:
-        return not self._closed and self._lease.may_start(term)
+        return not self._closed and self.lease.may_start(term)
 
     def _pause(self, term: int, seconds: float) -> None:
         """Wait, but no longer than the term lasts."""
-        end = self._clock() + seconds
-        while (left := end - self._clock()) > 0 and self._may_start(term):
+        end = self.clock() + seconds
+        while (left := end - self.clock()) > 0 and self._may_start(term):
             self._sleep(min(left, POLL_INTERVAL))
 
     def _sleep(self, seconds: float) -> None:
-        self._wait(seconds)
+        (self.wait or self._woken.wait)(seconds)
         self._woken.clear()

@@ -14,7 +14,7 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 
 from celery_neli import signals
-from celery_neli.config import enabled
+from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.shared_lease import SharedLease, shared
 from celery_neli.exceptions import ConfigurationError
@@ -26,9 +26,6 @@ from celery_neli.singletons.runner import Runner, Session, ThreadSession
 from celery_neli.worker.bootsteps import ElectionStep, pool_of
 from celery_neli.worker.context import Lease, Unelected
 from celery_neli.worker.task_marking import role_of
-
-UNELECTED_DRAIN = 10.0
-"""Seconds that a shutdown waits for a run where there is no `neli_drain_timeout`: its default."""
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -94,7 +91,6 @@ class SingletonsStep(bootsteps.StartStopStep):
         if not found:
             return False
         refuse_isolated([each for each in found if each.isolate], pool_of(worker), sys.version_info[:2])
-        roles = [role_of(app, each.role, f"@singleton on {each.name}") for each in found]
         leadership: Leadership | None = None
         if enabled(app):
             if ElectionStep.name not in worker.blueprint.steps:
@@ -104,10 +100,8 @@ class SingletonsStep(bootsteps.StartStopStep):
                     "neli_enabled = False"
                 )
             leadership = leadership_for(app, "worker", connect)
-        log = {"loglevel": worker.loglevel, "logfile": worker.logfile, "hostname": worker.hostname}
-        runners = [make_runner(each, role, leadership, log) for each, role in zip(found, roles, strict=True)]
-        drain_timeout = UNELECTED_DRAIN if leadership is None else leadership.config.drain_timeout
-        self._supervisor = Supervisor(runners, leadership, drain_timeout=drain_timeout)
+        runners = [make_runner(each, worker, leadership) for each in found]
+        self._supervisor = Supervisor(runners, leadership, drain_timeout=setting(app, "neli_drain_timeout"))
         return True
 
     def start(self, worker: Any) -> None:
@@ -137,8 +131,10 @@ def refuse_isolated(isolated: Iterable[Singleton], pool: str, python: tuple[int,
             )
 
 
-def make_runner(singleton: Singleton, role: str, leadership: Leadership | None, log: dict[str, Any]) -> Runner:
+def make_runner(singleton: Singleton, worker: Any, leadership: Leadership | None) -> Runner:
     """Make a runner whose sessions happen where the singleton wants them."""
+    role = role_of(worker.app, singleton.role, f"@singleton on {singleton.name}")
+    log = {"loglevel": worker.loglevel, "logfile": worker.logfile, "hostname": worker.hostname}
     lease: Lease = Unelected(role)
     leases: SharedLease | None = None
     resign: Callable[[], None] | None = None

@@ -88,18 +88,19 @@ def leader_only(
         ValueError: when decorating with another `on_standby`.
         ConfigurationError: at the first use, for an unknown role; it lists the roles.
     """
-    mark = Mark(role=role, on_standby=on_standby, stop_on_loss=stop_on_loss)
 
     def wrap(body: Callable[..., Any], cls: type[Task] | None) -> Callable[..., Any]:
         return _with_check(body, mark, cls, app, default)
 
     def decorate(target: Any) -> Any:
-        return target if mark_target(target, mark, wrap) else _checked_function(target, mark, wrap)
+        return target if mark_target(target, mark) else _checked_function(target, mark)
+
+    mark = Mark(role=role, on_standby=on_standby, stop_on_loss=stop_on_loss, wrap=wrap)
 
     return decorate if target is None else decorate(target)
 
 
-def _checked_function(function: Any, mark: Mark, wrap: Callable[..., Any]) -> Any:
+def _checked_function(function: Any, mark: Mark) -> Any:
     if isinstance(function, (type, staticmethod, classmethod, dict)) or not callable(function):
         raise TypeError(
             f"@leader_only takes a function, a task or a task class, not {function!r}"
@@ -112,8 +113,8 @@ def _checked_function(function: Any, mark: Mark, wrap: Callable[..., Any]) -> An
                 f"@leader_only takes functions that do their work when called: {function!r} only begins it, "
                 "and the lease may be gone when it goes on"
             )
-    checked = wrap(function, None)
-    mark_function(checked, mark, wrap)
+    checked = mark.wrap(function, None)
+    mark_function(checked, mark)
     return checked
 
 

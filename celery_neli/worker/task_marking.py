@@ -1,7 +1,7 @@
 """The mark that `@leader_only` leaves on a task, and the queue of each role, to which marked tasks are sent.
 
-Every process that knows the task treats it alike, with nothing installed: a publisher sends it to its role's queue, and
-a worker receives it with the strategy of `strategy.py`.
+With nothing installed, each publisher sends a marked task to its role's queue, and each worker receives it with the
+strategy of `strategy.py`.
 
 A role's queue never enters `app.amqp.queues`: a worker may consume what is in there after any reconnect (Celery 5.5:
 `Queues.consume_from`), whether it leads or not.
@@ -31,9 +31,6 @@ STRATEGY: Final = "celery_neli.worker.strategy:leader_only"
 DESTINATIONS: Final = ("queue", "exchange", "routing_key")
 HELP: Final = "put @leader_only right above the function, below @app.task or @shared_task"
 
-Wrap = Callable[[Callable[..., Any], "type[Task] | None"], Callable[..., Any]]
-"""Return the body in the check of `leader_only.py`, given the body and the task's class (None: a plain function)."""
-
 
 def roles_of(app: Any) -> tuple[str, ...]:
     """Return the roles that workers of `app` contend for (`neli_roles`). Raises `ConfigurationError`."""
@@ -62,9 +59,7 @@ def role_queue(app: Any, role: str | None = None) -> Queue:
     create missing queues. Does not connect. May be called from any thread. Raises `ConfigurationError`.
     """
     role = role_of(app, role)
-    of_app: dict[str, Queue] | None = getattr(app, "neli_queues", None)
-    if of_app is None:
-        app.neli_queues = of_app = {}  # on the app itself: `app` may be Celery's proxy of it
+    of_app: dict[str, Queue] = vars(app).setdefault("neli_queues", {})
     if role not in of_app:
         check_names(app)
         of_app[role] = app.amqp.Queues(None, create_missing=True)[leader_queue(app, role)]
@@ -84,6 +79,8 @@ class Mark:
     role: str | None
     on_standby: str
     stop_on_loss: bool
+    wrap: Callable[[Callable[..., Any], type[Task] | None], Callable[..., Any]]
+    """Returns the body in the check of `leader_only.py`, given the body and the task's class (None: a function)."""
 
     def __post_init__(self) -> None:
         if self.role is not None and not isinstance(self.role, str):
@@ -102,7 +99,7 @@ def mark_of(task: Any) -> Mark | None:
     return found if isinstance(found, Mark) else None
 
 
-def mark_target(target: Any, mark: Mark, wrap: Wrap) -> bool:
+def mark_target(target: Any, mark: Mark) -> bool:
     """Mark a task, a task class or what `@app.task` and `@shared_task` made; return False if `target` is none of them.
 
     Raises:
@@ -110,13 +107,13 @@ def mark_target(target: Any, mark: Mark, wrap: Wrap) -> bool:
     """
     kind = type(target)  # never isinstance: it would evaluate a proxy, and so load the app's configuration
     if kind is PromiseProxy:
-        _mark_promise(target, mark, wrap)
+        _mark_promise(target, mark)
     elif kind is Proxy:
-        _mark_shared(target, mark, wrap)
+        _mark_shared(target, mark)
     elif issubclass(kind, Task):
-        _mark_task(target, mark, wrap)
+        _mark_task(target, mark)
     elif issubclass(kind, type) and issubclass(target, Task):
-        _mark_class(target, mark, wrap)
+        _mark_class(target, mark)
     else:
         return False
     return True
@@ -130,40 +127,38 @@ class _Annotations(dict[str, Any]):
     and `pydantic=True` hand them on. So it works in every process and for each app, whenever the class is made.
     """
 
-    def __init__(self, annotations: dict[str, Any], mark: Mark, wrap: Wrap) -> None:
+    def __init__(self, annotations: dict[str, Any], mark: Mark) -> None:
         super().__init__(annotations)
-        self.mark, self._wrap = mark, wrap
+        self.mark = mark
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not issubclass(owner, Task):
             return
         owner.__annotations__ = dict(self)
         try:
-            _mark_class(owner, self.mark, self._wrap)
-        except TypeError as refusal:
+            _mark_class(owner, self.mark)
+        except TypeError as exc:
+            refusal = exc
+
+            def new(cls: type, *args: Any, **kwargs: Any) -> Any:
+                raise refusal
+
             # Python before 3.12 would hide it in a RuntimeError. Celery makes the instance next: raise it there.
-            owner.__new__ = _refusing(refusal)  # type: ignore[method-assign]
+            owner.__new__ = new  # type: ignore[method-assign, assignment]
 
 
-def _refusing(refusal: TypeError) -> Any:
-    def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        raise refusal
-
-    return new
-
-
-def mark_function(function: Any, mark: Mark, wrap: Wrap) -> None:
-    """Let each task that Celery makes of `function` from now on be marked, and wrapped by `wrap`."""
+def mark_function(function: Any, mark: Mark) -> None:
+    """Let each task that Celery makes of `function` from now on be marked."""
     found = getattr(function, "__annotations__", None)
     if isinstance(found, _Annotations) and found.mark is not mark:
         raise TypeError(f"{function.__module__}.{function.__qualname__} is @leader_only twice: take one of them away")
     try:
-        function.__annotations__ = _Annotations(found or {}, mark, wrap)
+        function.__annotations__ = _Annotations(found or {}, mark)
     except AttributeError:
         raise TypeError(f"@leader_only cannot mark {function!r}: {HELP}") from None
 
 
-def _mark_class(cls: type[Task], mark: Mark, wrap: Wrap) -> None:
+def _mark_class(cls: type[Task], mark: Mark) -> None:
     """Mark a task class and the classes made of it (`base=`)."""
     if "neli_mark" in cls.__dict__:
         raise TypeError(f"{cls.__module__}.{cls.__name__} is @leader_only twice: take one of them away")
@@ -175,17 +170,17 @@ def _mark_class(cls: type[Task], mark: Mark, wrap: Wrap) -> None:
     if not routed:
         of.apply_async = _sent_to_role_queue(of.apply_async)
         of.signature_from_request = of.subtask_from_request = _retried_without_queue(of.signature_from_request)
-    _wrap_run(cls, wrap)
+    _wrap_run(cls, mark)
     own, on_bound = of.__dict__.get("__init_subclass__"), of.on_bound.__func__
 
     def init_subclass(subclass: type[Task], /, **options: Any) -> None:
         own.__func__(subclass, **options) if own else super(cls, subclass).__init_subclass__(**options)
         _refuse_destinations(subclass)
-        _wrap_run(subclass, wrap)
+        _wrap_run(subclass, mark)
 
     def bound(subclass: type[Task], app: Any, /) -> None:
         on_bound(subclass, app)
-        _wrap_run(subclass, wrap)  # the setting task_annotations may have put another `run` there
+        _wrap_run(subclass, mark)  # the setting task_annotations may have put another `run` there
 
     of.__init_subclass__ = classmethod(init_subclass)
     of.on_bound = classmethod(bound)
@@ -201,7 +196,7 @@ def _refuse_destinations(cls: type[Task]) -> None:
             )
 
 
-def _wrap_run(cls: type[Task], wrap: Wrap) -> None:
+def _wrap_run(cls: type[Task], mark: Mark) -> None:
     """Wrap the body that `cls` itself defines, once. Celery's own retries (`autoretry_for`) stay around it."""
     run: Any = cls.__dict__.get("run")
     static = isinstance(run, staticmethod)
@@ -210,7 +205,7 @@ def _wrap_run(cls: type[Task], wrap: Wrap) -> None:
         return
     inner: Any = getattr(body, "neli_body", None)
     direct = inner is not None and body.__wrapped__ is inner  # @leader_only right above the function
-    checked: Any = wrap(inner if direct else body, cls)
+    checked: Any = mark.wrap(inner if direct else body, cls)
     checked.neli_class = cls
     of: Any = cls
     of.run = staticmethod(checked) if static else checked
@@ -220,15 +215,15 @@ def _wrap_run(cls: type[Task], wrap: Wrap) -> None:
         of.__header__ = of.__dict__["app"].type_checker(inner, bound=not static)
 
 
-def _mark_task(task: Task, mark: Mark, wrap: Wrap) -> None:
+def _mark_task(task: Task, mark: Mark) -> None:
     """Mark a task that exists, and the function that it was made of, for the apps that come later."""
     cls = type(task)
     source = _source(cls)
-    _mark_class(cls, mark, wrap)
+    _mark_class(cls, mark)
     if "_orig_run" in vars(task):  # autoretry_for: the instance's `run` is Celery's and calls this
         vars(task)["_orig_run"] = cls.__dict__["run"].__get__(task, cls)
     if source is not None:
-        mark_function(source, mark, wrap)
+        mark_function(source, mark)
 
 
 def _source(cls: type[Task]) -> Any:
@@ -242,19 +237,19 @@ def _source(cls: type[Task]) -> Any:
     return found
 
 
-def _mark_promise(promise: PromiseProxy, mark: Mark, wrap: Wrap) -> None:
+def _mark_promise(promise: PromiseProxy, mark: Mark) -> None:
     """Mark the task that `@app.task` promises, without evaluating it: that would load the app's configuration."""
     if promise.__evaluated__():
-        _mark_task(promise.__maybe_evaluate__(), mark, wrap)
+        _mark_task(promise.__maybe_evaluate__(), mark)
         return
     try:
         (function,) = object.__getattribute__(promise, "_Proxy__args")
     except (AttributeError, ValueError):
         raise TypeError(f"@leader_only does not know what this version of Celery makes of @app.task: {HELP}") from None
-    mark_function(function, mark, wrap)
+    mark_function(function, mark)
 
 
-def _mark_shared(proxy: Proxy, mark: Mark, wrap: Wrap) -> None:
+def _mark_shared(proxy: Proxy, mark: Mark) -> None:
     """Mark the tasks of `@shared_task`: those of apps that are finalised already, and those to come."""
     found = inspect.getclosurevars(object.__getattribute__(proxy, "_Proxy__local")).nonlocals
     function = found.get("fun")
@@ -264,8 +259,8 @@ def _mark_shared(proxy: Proxy, mark: Mark, wrap: Wrap) -> None:
         if app.finalized:
             task = app.tasks.get(found["name"] or app.gen_task_name(function.__name__, function.__module__))
             if task is not None and _source(type(task)) is function:
-                _mark_task(task, mark, wrap)
-    mark_function(function, mark, wrap)
+                _mark_task(task, mark)
+    mark_function(function, mark)
 
 
 def _sent_to_role_queue(apply_async: Callable[..., Any]) -> Callable[..., Any]:

@@ -575,7 +575,7 @@ def test_a_role_that_is_unknown_is_refused(role: str | None, app: Celery) -> Non
     app.conf.neli_roles = ["billing", "mail"]
     singleton(app, role=role)(work)
     of = worker(app, "celery_neli.ElectionStep")
-    with pytest.raises(ConfigurationError, match="@singleton on .*:work .* neli_roles has .*'billing', 'mail'"):
+    with pytest.raises(ConfigurationError, match=r"@singleton on .*:work .* neli_roles has .*'billing', 'mail'"):
         SingletonsStep(of).include_if(of)
 
 
