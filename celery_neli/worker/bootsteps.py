@@ -34,10 +34,8 @@ class Refusal(click.ClickException, ConfigurationError):
 
 
 class LeaseStep(bootsteps.StartStopStep):
-    """The worker's lease: made before the pool, handed over after it.
-
-    It is in the worker's blueprint, not in the consumer's, which restarts whenever the connection to the task broker is
-    lost.
+    """The worker's lease: made before the pool, handed over after it. The consumer's blueprint is no place for it: it
+    restarts whenever the connection to the task broker is lost.
     """
 
     name = "celery_neli.LeaseStep"
@@ -46,11 +44,8 @@ class LeaseStep(bootsteps.StartStopStep):
     _in_flight: InFlight
 
     def include_if(self, worker: Any) -> bool:
-        """Return True unless `neli_enabled` is off.
-
-        Raises:
-            ConfigurationError: the worker cannot run with its settings. This ends its start before anything has begun,
-                also for tasks that the worker itself would look at only when it has found the task broker.
+        """Return True unless `neli_enabled` is off. Raises `Refusal`, which ends the start before anything has begun,
+        also for tasks at which Celery looks only when it has found the task broker.
         """
         app, pool = worker.app, pool_of(worker)
         try:
@@ -60,8 +55,7 @@ class LeaseStep(bootsteps.StartStopStep):
 
             fence_kills = setting(app, "neli_fence_kills")
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
-            refuse_consumed_by_all(app)
-            refuse_lone_quorum(app)
+            refuse_queues(app)
             check_all(app)
             leadership = leadership_for(app, "worker", connect)
             validate(leadership.config)
@@ -133,16 +127,10 @@ class ElectionStep(bootsteps.StartStopStep):
 
 
 def install(app: Celery) -> Celery:
-    """Let every worker of `app` join the worker election.
+    """Let every worker of `app` join the worker election, and return `app`.
 
     `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler =
     "celery_neli.Scheduler"`. It does not load the app's configuration and starts nothing; repeating it is safe.
-
-    Args:
-        app: the Celery app.
-
-    Returns:
-        `app`.
 
     Raises:
         ConfigurationError: `app` is no Celery app.
@@ -180,11 +168,23 @@ def refuse_pool(pool: str, *, fence_kills: bool, spawn: bool) -> None:
         )
 
 
-def refuse_consumed_by_all(app: Any) -> None:
-    """Raise `ConfigurationError` if this worker is configured to consume a role queue whether it leads or not."""
+def refuse_queues(app: Any) -> None:
+    """Raise `ConfigurationError` if this worker is configured to consume a role queue whether it leads or not, or if
+    RabbitMQ would refuse it: a quorum queue, and no other queue of the app is, so that Celery limits the prefetch for
+    all consumers together (global QoS).
+    """
     consumed = app.amqp.queues.consume_from
     declared = {each if isinstance(each, str) else each.name for each in app.conf.get("task_queues") or ()}
+    driver = app.connection_for_read().transport.driver_type
+    queue: Any  # what kombu's types know of it lacks the arguments
     for role, queue in role_queues(app):
+        quorum = (queue.queue_arguments or {}).get("x-queue-type") == "quorum"
+        if driver == "amqp" and quorum and not detect_quorum_queues(app, driver)[0]:
+            raise ConfigurationError(
+                f"task_create_missing_queue_type = 'quorum' makes {queue.name!r} a quorum queue, and "
+                f"task_default_queue_type = {app.conf.task_default_queue_type!r}: RabbitMQ lets a worker consume both "
+                "kinds only if Celery knows of one; set task_default_queue_type = 'quorum' too"
+            )
         if queue.name not in consumed:
             continue
         if queue.name in declared:
@@ -197,19 +197,3 @@ def refuse_consumed_by_all(app: Any) -> None:
             f"the queue {queue.name!r} is for the leader of role {role!r}, and this worker would consume it "
             f"whether it leads or not; {where}"
         )
-
-
-def refuse_lone_quorum(app: Any) -> None:
-    """Raise `ConfigurationError` if RabbitMQ would refuse the role queues: they are quorum queues, and no other queue
-    of the app is, so that Celery limits the prefetch for all consumers together (global QoS).
-    """
-    driver = app.connection_for_read().transport.driver_type
-    queue: Any  # what kombu's types know of it lacks the arguments
-    for _, queue in role_queues(app):
-        quorum = (queue.queue_arguments or {}).get("x-queue-type") == "quorum"
-        if driver == "amqp" and quorum and not detect_quorum_queues(app, driver)[0]:
-            raise ConfigurationError(
-                f"task_create_missing_queue_type = 'quorum' makes {queue.name!r} a quorum queue, and "
-                f"task_default_queue_type = {app.conf.task_default_queue_type!r}: RabbitMQ lets a worker consume both "
-                "kinds only if Celery knows of one; set task_default_queue_type = 'quorum' too"
-            )

@@ -38,19 +38,18 @@ Handler = Callable[..., Any]
 
 MESSAGE_ERRORS: Final = (*DATA_ERRORS, AttributeError)
 TERMINATION: Final = 1.0
-"""Seconds after which a child that exceeded its hard time limit is dead: Celery reports it twice (`on_failure`,
-`on_timeout`), then kills it (SIGTERM, 0.1 s later SIGKILL; billiard's `on_hard_timeout`).
+"""Seconds after which a child that exceeded its hard time limit is dead: Celery reports it twice, then kills it by
+SIGTERM and, 0.1 s later, SIGKILL (billiard's `on_hard_timeout`).
 """
 
 logger = escaping(logging.getLogger(__name__))
 
 
 def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
-    """Return the handler of messages of a task marked `@leader_only`; Celery asks for one with each connection.
+    """Return the handler of a marked task's messages; Celery asks for one with each connection.
 
-    While this worker leads, it is Celery's own handler. Otherwise a message that came from the role's queue goes back
-    there, for the leader, and one from another queue meets what `on_standby` says. Ends a worker whose settings are
-    wrong.
+    While this worker leads, it is Celery's own. Otherwise a message from the role's queue goes back there, and one from
+    another queue meets what `on_standby` says. Ends a worker whose settings are wrong.
     """
     if not enabled(app):
         handler: Handler = default(task, app, consumer, **options)
@@ -68,20 +67,16 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
         end_worker(exc)
     queue, lease = role_queue(app, role), in_flight.leases.role(role)
     base = symbol_by_name(task.Request)
-    untracked, tracked = (
-        type("LeaderRequest", (LeaderRequest, base), {"in_flight": each, "role": role})
-        for each in (Untracked(), in_flight)
-    )
 
-    def handler_with(request_class: type) -> Handler:
-        task.Request = request_class
+    def reporting_to(reporter: InFlight | Untracked) -> Handler:
+        task.Request = type("LeaderRequest", (LeaderRequest, base), {"in_flight": reporter, "role": role})
         try:
             handler: Handler = default(task, app, consumer, **options)
         finally:
             task.Request = base
         return handler
 
-    run, fail = handler_with(tracked), handler_with(untracked)
+    run, fail = reporting_to(in_flight), reporting_to(Untracked())
 
     def leave(message: Any) -> None:
         consume_led_roles(consumer, in_flight)
@@ -170,7 +165,7 @@ def _awaited(message: Any) -> bool:
 def rejecting() -> Iterator[None]:
     """Turn an error that a message caused inside into an `InvalidTaskError`; those that Celery knows stay as they are.
 
-    Use it only for code that does not wait for the broker: otherwise these errors may come from the broker.
+    What runs inside must not wait for the broker, which may cause such errors too.
     """
     try:
         yield
@@ -230,8 +225,8 @@ class LeaderRequest(Request):
     """A request that rejects its message if no request can be made of it, and reports to `InFlight` what becomes of it.
 
     It stands before the task's own class. Celery makes a subclass for speed (`create_request_cls`), whose methods do
-    not call ours: so they are wrapped. All of it runs in the worker's main process. The timer's thread may run
-    `execute_using_pool` (pools without an event loop), and a pool's thread may report the end.
+    not call ours: so they are wrapped. In the worker's main process, the timer's thread may run `execute_using_pool`
+    (pools without an event loop), and a pool's thread may report the end.
     """
 
     in_flight: ClassVar[InFlight | Untracked]
@@ -275,7 +270,7 @@ class LeaderRequest(Request):
         self.in_flight.accepted(self, time_accepted)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
-        """Note that the task failed. `InFlight` has reported the end of a child that it killed."""
+        """Note that the task failed; `InFlight` has reported that of a child that it killed."""
         try:
             if not self.killed:
                 super().on_failure(exc_info, *args, **kwargs)
