@@ -1,8 +1,7 @@
 """`install`, the steps that celery-neli adds to a worker, and the settings with which a worker refuses to start.
 
-The election begins after the pool has forked its children, and the lease is released after the pool has drained or was
-killed. Steps stop in the reverse order of their start, so one step cannot do both: `LeaseStep`, the first of all to
-start, makes the lease, which the children inherit, and is the last to stop. `ElectionStep` joins late.
+Steps stop in the reverse order of their start. `LeaseStep`, the first to start, makes the lease, which the pool's
+children inherit, and is the last to stop: it releases the lease after the pool. `ElectionStep` joins after the forks.
 """
 
 from __future__ import annotations
@@ -28,9 +27,7 @@ from celery_neli.worker.task_marking import role_queues
 
 
 class Refusal(click.ClickException, ConfigurationError):
-    """Raised by `app.Worker(...)`; the command `celery worker` prints its message in one line and ends, as beat
-    does.
-    """
+    """Raised by `app.Worker(...)`; the command `celery worker` prints its message in one line and ends."""
 
 
 class LeaseStep(bootsteps.StartStopStep):
@@ -89,8 +86,8 @@ class LeaseStep(bootsteps.StartStopStep):
         self._in_flight.leadership.close()
 
     def terminate(self, worker: Any) -> None:
-        """Release the lease in a cold shutdown. Prefork's children were killed; threads and greenlets cannot be, so
-        they are waited for as long as the lease is held.
+        """Release the lease in a cold shutdown. Prefork's children were killed; threads and greenlets are waited for as
+        long as the lease is held.
         """
         if pool_of(worker) == "prefork":
             self.stop(worker)

@@ -47,10 +47,9 @@ class RoleQueues(bootsteps.StartStopStep):
         return in_flight is not None
 
     def start(self, consumer: Any) -> None:
-        """Consume what this worker leads; the loop begins to receive messages later.
+        """Consume what this worker leads, and declare all role queues, since a standby forwards to them.
 
-        All role queues are declared, since a standby forwards to them. A worker that can never consume one of them ends
-        when it starts, before it is elected for that; later the worker's other queues need it.
+        A worker that can never consume one of them ends when it starts; later its other queues need it.
         """
         for _, queue in role_queues(consumer.app):
             try:
@@ -65,9 +64,7 @@ class RoleQueues(bootsteps.StartStopStep):
         consume_led_roles(consumer, self._in_flight)
 
     def stop(self, consumer: Any) -> None:
-        """Note that the connection is lost; or send back what has not begun, as the worker stops, before it waits for
-        the pool.
-        """
+        """Note that the connection is lost; or, as the worker stops and is to wait for the pool, send back the rest."""
         if self._in_flight.consumer is None:
             return
         if consumer.blueprint.state == bootsteps.RUN:
@@ -78,10 +75,9 @@ class RoleQueues(bootsteps.StartStopStep):
 
 
 def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:
-    """Consume the queue of each role that this worker leads now, and of no other role.
+    """Consume the queue of each role that this worker leads now, and of no other role. On the consumer's thread.
 
-    Call it on the consumer's thread. Waits for the broker. A role whose queue the broker refuses is resigned; other
-    errors are raised.
+    Waits for the broker. A role whose queue the broker refuses is resigned; other errors are raised.
     """
     tasks = consumer.task_consumer
     if tasks is None:
@@ -108,8 +104,8 @@ def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:
 
 
 def declare(consumer: Any, queue: Queue) -> None:
-    """Declare `queue`, on a channel of its own, since RabbitMQ closes the one on which it refuses. Waits for the
-    broker. Raises `ConfigurationError` with the broker's answer if it refuses.
+    """Declare `queue`, on a channel of its own, since RabbitMQ closes the one on which it refuses: that raises
+    `ConfigurationError` with its answer. Waits for the broker.
     """
     channel = consumer.connection.channel()
     bound: Any = queue(channel)
@@ -125,17 +121,13 @@ def declare(consumer: Any, queue: Queue) -> None:
 
 
 def end_worker(error: ConfigurationError) -> NoReturn:
-    """End a running worker in an orderly way: it would log any other error with its traceback. On the consumer's
-    thread.
-    """
+    """End a running worker in an orderly way, where another error would be logged with its traceback."""
     logger.critical("%s", error)
     raise WorkerShutdown(EX_FAILURE) from error
 
 
 def _bind_delayed(consumer: Any) -> None:
-    """Let RabbitMQ deliver messages to the role queues that it holds back until their ETA (quorum queues). Celery's own
-    step binds the queues that it knows.
-    """
+    """Bind the role queues to RabbitMQ's delays (ETAs with quorum queues), as Celery does with the queues it knows."""
     app = consumer.app
     if not detect_quorum_queues(app, app.connection_for_write().transport.driver_type)[0]:
         return
@@ -169,10 +161,7 @@ class LeadershipReceivers:
         self._in_flight.call_soon(self._apply)
 
     def hand_over(self, role: str) -> None:
-        """Return when no task of the role runs any more.
-
-        An error in here must not bring the release forward: then wait until the lease has ended.
-        """
+        """Return when no task of the role runs any more; after an error, which must not release early, with the lease."""
         try:
             self.changed()
             self._in_flight.wait_until_idle(role)
@@ -187,7 +176,6 @@ class LeadershipReceivers:
         self._in_flight.fenced(role, term)
 
     def _apply(self) -> None:
-        """Apply the lease on the consumer's thread, unless the connection was lost in the meantime."""
         consumer = self._in_flight.consumer
         if consumer is not None:
             consume_led_roles(consumer, self._in_flight)

@@ -1,9 +1,8 @@
 """`celery inspect neli` and `celery control neli_resign` on workers.
 
-Every `celery` command imports this file (cli.py), since it refuses a name that its own process does not know, and so
-does every worker in an election (bootsteps.py). So it loads the rest of the package only when a command arrives.
-Handlers run on the consumer's thread, between two tasks: they read memory, or ask the leadership's thread and do not
-wait for it.
+Every `celery` command imports this file (cli.py), since it refuses a name that its own process does not know. So it
+loads the rest of the package only when a command arrives. Handlers run on the consumer's thread, between two tasks:
+they read memory, or ask the leadership's thread and do not wait for it.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ def neli_resign(state: Any, role: str | None = None, **kwargs: Any) -> dict[str,
 
 
 def _leadership(app: Any) -> Leadership | None:
-    """Return the worker's leadership; None if it takes part in no election."""
     from celery_neli.election.leadership import leadership_for
     from celery_neli.election.shared_lease import shared
     from celery_neli.kafka.connect import connect

@@ -31,9 +31,7 @@ from celery_neli.worker.task_marking import role_queue
 POLL_INTERVAL = 0.02
 """Seconds between two looks at the lease while a handover waits."""
 LOOP_TIMEOUT = 5.0
-"""Seconds after which a consumer's loop that did not turn hangs: it waits for a message for 2 s at most (pools without
-an event loop).
-"""
+"""Seconds after which a consumer's loop that did not turn hangs; without an event loop it waits 2 s for a message."""
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -41,8 +39,8 @@ logger = escaping(logging.getLogger(__name__))
 class InFlight:
     """The leader-only requests of one worker process.
 
-    A request changes hands by `del self._waiting[request]`, which succeeds on one thread only. It is entered as running
-    before the lease is asked, so a handover that begins after the lease was revoked sees each one that may have begun.
+    A request is entered as running before the lease is asked, so a handover that begins after the lease was revoked
+    sees each one that may have begun.
     """
 
     def __init__(
@@ -98,7 +96,7 @@ class InFlight:
     def begin(self, request: Any) -> bool:
         """Return True if the request may be handed to the pool. If this worker does not lead, it goes back soon."""
         self._running[request] = None
-        if self._claim(request):  # else it went back, or the broker has it as its connection is gone
+        if self.leave(request):  # else it went back, or the broker has it as its connection is gone
             request.term = self.leases.role(request.role).leading_term()
             if request.term is not None:
                 return True
@@ -122,9 +120,9 @@ class InFlight:
         request.job = None  # which refers to the request
         self._changed.set()
 
-    def dropped(self, request: Any) -> None:
-        """Forget a request that was acknowledged or rejected while it waited: it will not run."""
-        self._claim(request)
+    def leave(self, request: Any) -> bool:
+        """Take a request from those that wait. Return True on one thread only, which decides what becomes of it."""
+        return self._waiting.pop(request, False) is None
 
     def accepted(self, request: Any, time_accepted: float) -> None:
         """Note that the pool began to run the request at `time_accepted` (monotonic seconds)."""
@@ -143,40 +141,30 @@ class InFlight:
     def message_rejected(self, message: Any) -> None:
         """Forget a message that was rejected before it ran. On the consumer's thread."""
         for request in [each for each in list(self._waiting) if each.message is message]:
-            self.dropped(request)
+            self.leave(request)
             state.task_ready(request)
-
-    def _claim(self, request: Any) -> bool:
-        try:
-            del self._waiting[request]
-        except KeyError:
-            return False
-        return True
 
     # Sending back
 
     def send_back(self, *, everything: bool = False) -> None:
-        """Return the waiting requests whose role this worker does not lead, or all as it stops. On the consumer's
-        thread.
-        """
+        """Return the waiting requests of roles that this worker does not lead, or all. On the consumer's thread."""
         consumer = self.consumer
         if consumer is None:
             return
-        left = self._withdraw(consumer, lambda each: everything or not self.leases.role(each.role).may_start())
-        for request in left:
+        withdrawn = self._withdraw(consumer, lambda each: everything or not self.leases.role(each.role).may_start())
+        for request in withdrawn:
             give_back(request.message, role_queue(self.app, request.role))
             counts.sent_back[request.role] += 1
-        if left:
-            logger.info("leader tasks sent back number=%d", len(left))
+        if withdrawn:
+            logger.info("leader tasks sent back number=%d", len(withdrawn))
 
     def disconnected(self) -> None:
-        """Note that the connection to the task broker is lost, on the consumer's thread. The broker delivers again what
-        was not acknowledged.
-        """
+        """Note on the consumer's thread that the connection is lost: what was not acknowledged is delivered again."""
         consumer, self.consumer = self.consumer, None
         self._withdraw(consumer, lambda _: True)
         for request in list(self._running):
-            if request.job is not None and _never_written(request.job):
+            # Prefork's pool drops a job of which no child has got anything (`AsynPool.flush`).
+            if all(getattr(request.job, each, True) is None for each in ("_write_to", "_scheduled_for")):
                 self._running.pop(request, None)
         for role, (term, _) in self._fenced.items():
             self._abandon_all(role, term, broker_lost=True)  # what this thread was asked may have gone as well
@@ -190,7 +178,7 @@ class InFlight:
         timers = {id(each.entry.args[0]): each for each in list(consumer.timer.queue) if each.entry.args}
         found = []
         for request in list(self._waiting):
-            if not chosen(request) or not self._claim(request):
+            if not chosen(request) or not self.leave(request):
                 continue
             found.append(request)
             if (item := timers.get(id(request))) is not None:
@@ -207,9 +195,7 @@ class InFlight:
     # Handover
 
     def wait_until_idle(self, role: str) -> None:
-        """Return when no task of `role` runs, or when the lease has ended. The handover waits for it, on the
-        leadership's thread.
-        """
+        """Return when no task of `role` runs, or when the lease has ended. On the leadership's thread."""
         while self.runs(role) and self.leases.role(role).may_finish():
             self._changed.clear()
             if self.runs(role):
@@ -232,8 +218,8 @@ class InFlight:
         """Kill the tasks that run in `term` of `role`, if `neli_fence_kills` is on. On the leadership's thread."""
         if self.fence_kills:
             self._fenced[role] = (term, time.monotonic())
-            self.call_soon(self._kill_all, role, term)
             disconnected = self.consumer is None
+            self.call_soon(self._kill_all, role, term)
             if disconnected or not self._loop_turns():  # the consumer's thread hangs, who knows for how long
                 self._abandon_all(role, term, broker_lost=disconnected)
 
@@ -242,7 +228,7 @@ class InFlight:
             self._kill(request)
 
     def _abandon_all(self, role: str, term: int, *, broker_lost: bool) -> None:
-        """Kill their children while the consumer's thread hangs or the task broker is away. Any thread.
+        """Kill the children while the consumer's thread hangs or the task broker is away. Any thread.
 
         Without the broker, a message that was to be acknowledged late is the broker's again. Otherwise Celery finds the
         child dead when it can, and the task fails (`WorkerLostError`), unless `_kill` comes first.
@@ -266,7 +252,7 @@ class InFlight:
         """Kill the child that runs the request, and report what became of the task. On the consumer's thread.
 
         By SIGKILL: SIGTERM is an exception in the body, which may catch it. With acks_late the message goes back to its
-        queue. Acknowledged early, no broker has it, and the task fails with `LeadershipLost`. Celery's own ways would
+        queue; acknowledged early, it is gone, and the task fails with `LeadershipLost`. Celery's own ways would
         acknowledge either (`terminate`) or announce a retry (`cancel`, 5.5).
         """
         if request.killed:
@@ -288,13 +274,6 @@ class InFlight:
 
 def _log_kill(request: Any) -> None:
     logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)
-
-
-def _never_written(job: Any) -> bool:
-    """Return True if prefork's pool dropped the job with the connection (`AsynPool.flush`) before a child got any of
-    it.
-    """
-    return getattr(job, "_write_to", job) is None and getattr(job, "_scheduled_for", job) is None
 
 
 def in_flight_of(app: Any) -> InFlight | None:

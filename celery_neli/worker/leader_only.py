@@ -1,8 +1,7 @@
 """`@leader_only`: work that one process of the fleet does at a time, and the check of the lease before each body.
 
 The check runs in the process that runs the body, a pool's child or the worker itself, through the memory that they
-share (`election/shared_lease.py`): the decision when the message arrived may be old by now. `task_marking.py` sends
-such a task to its queue, `strategy.py` takes its message in the worker.
+share (`election/shared_lease.py`): the decision when the message arrived may be old by now.
 """
 
 from __future__ import annotations
@@ -107,21 +106,18 @@ def _checked_function(function: Any, mark: Mark) -> Any:
             + (": put it below" if isinstance(function, (staticmethod, classmethod)) else "")
         )
     inner = inspect.unwrap(function)
-    for runs_later in (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction):
-        if runs_later(inner):
-            raise TypeError(
-                f"@leader_only takes functions that do their work when called: {function!r} only begins it, "
-                "and the lease may be gone when it goes on"
-            )
+    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner):
+        raise TypeError(
+            f"@leader_only takes functions that do their work when called: {function!r} only begins it, "
+            "and the lease may be gone when it goes on"
+        )
     checked = mark.wrap(function, None)
     mark_function(checked, mark)
     return checked
 
 
 def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, default: Any) -> Callable[..., Any]:
-    """Return the body with the check before it. `cls` is the task's class, whose app counts; None for a function. The
-    way of a leader is short on purpose: `benchmarks/gate.py` measures it.
-    """
+    """Return the body with the check before it, whose way is short for a leader: `benchmarks/gate.py` measures it."""
     wanted, stop_on_loss = mark.role, mark.stop_on_loss
 
     def run(lease: Lease, term: int, args: Any, kwargs: Any) -> Any:
@@ -173,8 +169,8 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
 
 
 def _by_message(cls: Any) -> bool:
-    """Return True if a message asked for this run of a task of class `cls`. A task that calls itself, or is its own
-    errback, has the message's request too, but beneath one of its own.
+    """Return True if a message asked for this run. A task that calls itself, or is its own errback, has the message's
+    request too, but beneath one of its own.
     """
     stack = cls.request_stack.stack
     return len(stack) == 1 and not stack[0].called_directly and not stack[0].is_eager
@@ -193,10 +189,7 @@ def _reason(app: Any, role: str | None) -> str:
 def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
     """End a task that a worker has begun and must not run: send it to its role's queue again, or do what `mark` says.
 
-    Raises:
-        Ignore: for Celery's tracer: the message is acknowledged, and no result is stored.
-        Reject: for Celery's tracer: the message is rejected.
-        NotLeader: stored as the task's failure.
+    For Celery's tracer it raises `Ignore` (the message is acknowledged, no result is stored), `Reject` or `NotLeader`.
     """
     app, request = task.app, task.request
     role, queue = role_of(app, mark.role), role_queue(app, mark.role)
@@ -223,9 +216,8 @@ def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
 
 
 def _send_to(task: Task, queue: Queue) -> None:
-    """Publish the task that runs to its role's queue, as `Task.retry` does, but with the same number of retries.
-
-    By Celery's own `apply_async`: that of a base class which refuses doubles would refuse the task as its own double.
+    """Publish the running task to its role's queue as `Task.retry` does, but not as a retry, and by Celery's own
+    `apply_async`: that of a base class which refuses doubles would refuse it as its own double.
     """
     request = task.request
     given = {"ignore_result": request.ignore_result} if "ignore_result" in vars(request) else {}
@@ -239,10 +231,8 @@ def _send_to(task: Task, queue: Queue) -> None:
 
 
 def roles() -> tuple[str, ...]:
-    """Return the roles of the current app that this process, or the worker that forked it, leads now.
-
-    They are in the order of `neli_roles`. With `neli_enabled = False` it returns all of them. It takes no lock, and may
-    be called from any thread.
+    """Return the roles of the current app that this process, or the worker that forked it, leads now: all of them with
+    `neli_enabled = False`. They are in the order of `neli_roles`. It takes no lock; any thread may call it.
     """
     app = _state.get_current_app()
     leases = shared(app)

@@ -49,7 +49,7 @@ counts = Counts()
 
 
 def published_to(message: Any, queue: Queue) -> bool:
-    """Return True if `message` (or a task's request) was published to `queue`, maybe by way of RabbitMQ's delays (ETA)."""
+    """Return True if this message (or that of a request) was published to `queue`, maybe for RabbitMQ to delay it."""
     info = message.delivery_info if isinstance(message.delivery_info, dict) else {}
     exchange, key = (info.get(name) or "" for name in ("exchange", "routing_key"))
     if not isinstance(exchange, str) or not isinstance(key, str):

@@ -138,8 +138,8 @@ def check_all(app: Any) -> None:
 
 
 def _forward(message: Any, queue: Queue, connection: Any) -> None:
-    """Forward a message. What the broker does wrong ends the connection, where most of its errors would end the worker:
-    Celery reconnects after a pause, and receives the message again. What the message does wrong must not end it.
+    """Forward a message. What the broker does wrong becomes the end of the connection, where it would end the worker:
+    Celery reconnects, and receives the message again. What the message does wrong must not end the connection.
     """
     try:
         forward(message, queue)
@@ -218,7 +218,7 @@ class Untracked:
 
     def _ignore(self, *_: Any) -> None: ...
 
-    arrived = submitted = ended = dropped = accepted = dying = _ignore
+    arrived = submitted = ended = leave = accepted = dying = _ignore
 
 
 class LeaderRequest(Request):
@@ -255,14 +255,14 @@ class LeaderRequest(Request):
         self.in_flight.arrived(self)
 
     def acknowledge(self) -> None:
-        """Acknowledge the message. Celery also does so when it drops it: expired, revoked."""
+        """Acknowledge the message, as Celery also does when it drops it: expired, revoked."""
         super().acknowledge()
-        self.in_flight.dropped(self)
+        self.in_flight.leave(self)
 
     def reject(self, requeue: bool = False) -> None:
-        """Reject the message. Celery also does so when it drops it: an ETA that is no date."""
+        """Reject the message, as Celery also does when it drops it: an ETA that is no date."""
         super().reject(requeue=requeue)
-        self.in_flight.dropped(self)
+        self.in_flight.leave(self)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that a child (thread, greenlet) has begun the task; maybe one that must be killed by now."""

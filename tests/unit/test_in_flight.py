@@ -154,7 +154,7 @@ def test_tasks_that_begin_while_others_are_sent_back_disturb_nothing() -> None:
 
     class Meanwhile:
         def role(self, name: str) -> Any:
-            worker.in_flight.dropped(later)
+            worker.in_flight.leave(later)
             return leases.role(name)
 
     assert first is not later
