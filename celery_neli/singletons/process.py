@@ -39,7 +39,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.singletons.decorator import Singleton, find
 from celery_neli.singletons.runner import ChildFailed, ThreadSession
-from celery_neli.worker.context import Lease, Unelected
+from celery_neli.worker.leader_only import Lease, Unelected
 
 CHILD = "import sys; sys.path[:] = {path}; from celery_neli.singletons.process import main; main()"
 """The child's code. Not `python -m`, which would put the working directory first: a project's `celery.py` there is not

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from celery_neli.logs import Lines, escaping
 from celery_neli.singletons.decorator import Singleton
-from celery_neli.worker.context import Lease, in_term
+from celery_neli.worker.leader_only import Lease, in_term
 
 POLL_INTERVAL = 0.5
 """Seconds between two looks at the lease, for a runner that receives no signal."""

@@ -24,7 +24,7 @@ from celery_neli.singletons.decorator import Singleton, registered
 from celery_neli.singletons.process import ProcessSession, can_find
 from celery_neli.singletons.runner import Runner, Session, ThreadSession
 from celery_neli.worker.bootsteps import ElectionStep, pool_of
-from celery_neli.worker.context import Lease, Unelected
+from celery_neli.worker.leader_only import Lease, Unelected
 from celery_neli.worker.task_marking import role_of
 
 logger = escaping(logging.getLogger(__name__))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.entity import Queue
 from kombu.transport.native_delayed_delivery import (
@@ -23,8 +24,6 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.worker.in_flight import POLL_INTERVAL, InFlight, in_flight_of
 from celery_neli.worker.task_marking import role_queues
-
-EX_FAILURE = 1
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -161,7 +160,7 @@ class LeadershipReceivers:
         self._in_flight.call_soon(self._apply)
 
     def hand_over(self, role: str) -> None:
-        """Return when no task of the role runs any more; after an error, which must not release early, with the lease."""
+        """Return when no task of the role runs, or with the lease: also after an error, which must not release early."""
         try:
             self.changed()
             self._in_flight.wait_until_idle(role)

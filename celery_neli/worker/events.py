@@ -23,8 +23,6 @@ from celery_neli.logs import escaping
 
 KEPT = 100
 """Events that wait for a task broker that is away; further ones are dropped."""
-RETRY = 2.0
-CLOSE_TIMEOUT = 2.0
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -37,7 +35,7 @@ class Outbox:
     `connect` gives what sends one event. Both may block, and raise: then the event is sent again after `retry` seconds.
     """
 
-    def __init__(self, connect: Callable[[], AbstractContextManager[Send]], *, retry: float = RETRY) -> None:
+    def __init__(self, connect: Callable[[], AbstractContextManager[Send]], *, retry: float = 2.0) -> None:
         self._connect, self._retry = connect, retry
         self._events: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()
@@ -53,7 +51,7 @@ class Outbox:
                     self._thread = threading.Thread(target=self._run, name="neli-events", daemon=True)
                     self._thread.start()
 
-    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+    def close(self, timeout: float = 2.0) -> None:
         """Send what is left, for up to `timeout` seconds; give up what cannot be sent at once."""
         with self._lock:
             self._closed.set()

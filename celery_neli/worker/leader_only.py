@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final, NoReturn, TypeVar, overload
 
@@ -18,11 +21,10 @@ from celery.exceptions import Ignore, Reject
 from kombu.entity import Queue
 
 from celery_neli.config import enabled
-from celery_neli.election.shared_lease import shared
-from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.election.shared_lease import RoleLease, shared
+from celery_neli.exceptions import ConfigurationError, LeadershipLost, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.worker.context import WORK, Lease, Unelected, current_term, still_leader
 from celery_neli.worker.redelivery import counts, published_to
 from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue, roles_of
 
@@ -32,6 +34,41 @@ T = TypeVar("T", bound=Callable[..., Any])
 _UNSET: Final[Any] = object()
 
 logger = escaping(logging.getLogger(__name__))
+
+
+@dataclass(frozen=True)
+class Unelected:
+    """The lease of a role where `neli_enabled` is off: every process leads, in term 0. See `RoleLease`."""
+
+    name: str
+
+    def leading_term(self) -> int:
+        """Return term 0."""
+        return 0
+
+    def may_finish(self, term: int | None = None) -> bool:
+        """Return True."""
+        return True
+
+    may_start = may_finish
+
+
+Lease = RoleLease | Unelected
+
+Work = tuple[Lease, int, bool, object]
+"""Lease, term, True if a loss is raised, and the mark of what began the work."""
+
+WORK: Final[ContextVar[Work | None]] = ContextVar("celery_neli_work", default=None)
+
+
+@contextmanager
+def in_term(lease: Lease, term: int) -> Iterator[None]:
+    """Let what runs inside be leader-only work of the role, begun in `term`. The caller has checked the lease."""
+    token = WORK.set((lease, term, False, None))
+    try:
+        yield
+    finally:
+        WORK.reset(token)
 
 
 @overload
@@ -239,3 +276,40 @@ def roles() -> tuple[str, ...]:
     if leases is not None:
         return tuple(role for role in leases.roles if leases.role(role).may_start())
     return () if enabled(app) else roles_of(app)
+
+
+def current_term() -> int:
+    """Return the term in which the calling leader-only work began: a fencing token for whatever the work writes to.
+
+    The term rises from one leader of the role to the next; with `neli_enabled = False` it is 0.
+
+    Raises:
+        LookupError: no leader-only work calls it. A thread that such work starts must be run in
+            `contextvars.copy_context()`.
+    """
+    return _work()[1]
+
+
+def still_leader() -> bool:
+    """Return True if the calling leader-only work may go on: its lease holds, or a handover waits for it (R3).
+
+    After a fence it returns False for good, since another process may lead already. It takes no lock and does not
+    block.
+
+    Raises:
+        LeadershipLost: instead of returning False, with `stop_on_loss`.
+        LookupError: as `current_term`.
+    """
+    lease, term, stop_on_loss, _ = _work()
+    if lease.may_finish(term):
+        return True
+    if stop_on_loss:
+        raise LeadershipLost(f"the lease of {lease.name!r}, term {term}, ended while its work ran: stopped")
+    return False
+
+
+def _work() -> Work:
+    work = WORK.get()
+    if work is None:
+        raise LookupError("no leader-only work runs here: call it in a @leader_only task or function, or a singleton")
+    return work

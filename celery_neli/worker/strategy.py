@@ -32,7 +32,7 @@ from celery_neli.printable import printable
 from celery_neli.worker.consumer_step import consume_led_roles, end_worker
 from celery_neli.worker.in_flight import InFlight, in_flight_of
 from celery_neli.worker.redelivery import counts, forward, give_back, published_to
-from celery_neli.worker.task_marking import mark_of, role_of, role_queue
+from celery_neli.worker.task_marking import Mark, mark_of, role_of, role_queue
 
 Handler = Callable[..., Any]
 
@@ -57,7 +57,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
     mark = mark_of(task)
     assert mark is not None, f"{task.name} has the strategy of @leader_only and no mark"
     try:
-        role, in_flight = check(task, app), in_flight_of(app)
+        role, in_flight = check(task, mark, app), in_flight_of(app)
         if in_flight is None:
             raise ConfigurationError(
                 f"{task.name} is @leader_only, and this worker takes part in no election: call "
@@ -114,14 +114,9 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
     return on_message
 
 
-def check(task: Any, app: Any) -> str:
+def check(task: Any, mark: Mark, app: Any) -> str:
     """Return the role of a marked task. Raises `ConfigurationError` for no such role, or a mark against its options."""
-    mark = mark_of(task)
-    assert mark is not None
-    try:
-        role = role_of(app, mark.role)
-    except ConfigurationError as exc:
-        raise ConfigurationError(f"{task.name}: {exc}") from None
+    role = role_of(app, mark.role, f"{task.name}: @leader_only")
     if mark.on_standby == "skip" and not task.ignore_result:
         raise ConfigurationError(
             f"{task.name} is @leader_only(on_standby='skip') and has a result, which no caller would ever get: "
@@ -133,8 +128,8 @@ def check(task: Any, app: Any) -> str:
 def check_all(app: Any) -> None:
     """Raise `ConfigurationError` for the first task of `app`, by name, that no worker could run. Finalises `app`."""
     for _, task in sorted(app.tasks.items()):
-        if mark_of(task) is not None:
-            check(task, app)
+        if (mark := mark_of(task)) is not None:
+            check(task, mark, app)
 
 
 def _forward(message: Any, queue: Queue, connection: Any) -> None:

@@ -266,10 +266,9 @@ def _mark_shared(proxy: Proxy, mark: Mark) -> None:
 def _sent_to_role_queue(apply_async: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(apply_async)
     def routed(self: Task, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
-        if all(options.get(option) is None for option in DESTINATIONS) and not self.app.conf.task_always_eager:
-            queue = _queue_of(self)
-            if queue is not None:  # all three options, or the setting task_routes would have a say
-                options.update(queue=queue, exchange="", routing_key=queue.name)
+        queue = None if self.app.conf.task_always_eager else _queue_for(self, options)
+        if queue is not None:  # all three options, or the setting task_routes would have a say
+            options.update(queue=queue, exchange="", routing_key=queue.name)
         return apply_async(self, args, kwargs, *more, **options)
 
     return routed
@@ -281,7 +280,7 @@ def _retried_without_queue(signature_from_request: Callable[..., Any]) -> Callab
     @wraps(signature_from_request)
     def signature(self: Task, *args: Any, **options: Any) -> Any:
         made = signature_from_request(self, *args, **options)
-        if all(options.get(option) is None for option in DESTINATIONS) and _queue_of(self) is not None:
+        if _queue_for(self, options) is not None:
             for option in DESTINATIONS:
                 made.options.pop(option, None)
         return made
@@ -289,6 +288,9 @@ def _retried_without_queue(signature_from_request: Callable[..., Any]) -> Callab
     return signature
 
 
-def _queue_of(task: Task) -> Queue | None:
+def _queue_for(task: Task, options: dict[str, Any]) -> Queue | None:
+    """Return the queue of a marked task's role, unless the options of the call name a destination."""
     mark = mark_of(task)
-    return role_queue(task.app, mark.role) if mark is not None and enabled(task.app) else None
+    if mark is None or any(options.get(option) is not None for option in DESTINATIONS) or not enabled(task.app):
+        return None
+    return role_queue(task.app, mark.role)

@@ -27,7 +27,7 @@ from celery_neli.singletons.runner import (
     backoff,
 )
 from celery_neli.singletons.supervisor import SingletonsStep, Supervisor, refuse_isolated
-from celery_neli.worker.context import Unelected
+from celery_neli.worker.leader_only import Unelected
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
