@@ -19,7 +19,6 @@ from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.connect import connect
 from celery_neli.periodic.call import check_app
-from celery_neli.worker.consumer_step import LeadershipReceivers
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
@@ -74,10 +73,9 @@ class LeaseStep(bootsteps.StartStopStep):
         return included
 
     def start(self, worker: Any) -> None:
-        """Receive the transitions of the leadership; it has not joined the election yet."""
+        """Report the transitions of the leadership; it has not joined the election yet."""
         import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
-        LeadershipReceivers(self._in_flight).connect()
         send_transitions(worker, self._in_flight.leadership)
         worker_shutdown.connect(self.stop, sender=worker, weak=False)  # sent even if the start was cut short
 

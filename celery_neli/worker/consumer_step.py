@@ -1,7 +1,4 @@
-"""The consumer receives from a role's queue while this worker leads the role.
-
-`RoleQueues` applies that with each connection to the task broker, `LeadershipReceivers` with each transition.
-"""
+"""The consumer receives from a role's queue while this worker leads the role."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class RoleQueues(bootsteps.StartStopStep):
-    """Applies the leases to each new connection: after `Tasks`, which makes the consumer; before the event loop."""
+    """Applies the leases with each transition and each connection: after `Tasks`, before the event loop."""
 
     name = "celery_neli.RoleQueues"
     label = "Role queues"
@@ -44,6 +41,14 @@ class RoleQueues(bootsteps.StartStopStep):
         if in_flight is not None:
             self._in_flight = in_flight
         return in_flight is not None
+
+    def create(self, consumer: Any) -> None:
+        """Receive the transitions, on the leadership's thread. A handover waits for `hand_over` after all receivers."""
+        leadership = self._in_flight.leadership
+        leadership.barrier = self.hand_over
+        signals.leadership_acquired.connect(self.changed, sender=leadership, weak=False)
+        signals.leadership_revoked.connect(self.changed, sender=leadership, weak=False)
+        signals.leadership_fenced.connect(self.fenced, sender=leadership, weak=False)
 
     def start(self, consumer: Any) -> None:
         """Consume what this worker leads, and declare all role queues, since a standby forwards to them.
@@ -71,6 +76,31 @@ class RoleQueues(bootsteps.StartStopStep):
         else:
             self._in_flight.send_back(everything=True)
             self._in_flight.consumer = None
+
+    def changed(self, **_: Any) -> None:
+        """Begin or cease to consume the role's queue, and send back what has not begun."""
+        self._in_flight.call_soon(self._apply)
+
+    def hand_over(self, role: str) -> None:
+        """Return when no task of the role runs, or with the lease, also after an error: it must not release early."""
+        try:
+            self.changed()
+            self._in_flight.wait_until_idle(role)
+        except Exception:
+            logger.exception("handover failed role=%s: the lease is kept to its end", role)
+            while self._in_flight.leases.role(role).may_finish():
+                time.sleep(POLL_INTERVAL)
+
+    def fenced(self, *, role: str, term: int, **_: Any) -> None:
+        """Leave the role's queue, send back, and kill what runs if the settings say so."""
+        self.changed()
+        self._in_flight.fenced(role, term)
+
+    def _apply(self) -> None:
+        consumer = self._in_flight.consumer
+        if consumer is not None:
+            consume_led_roles(consumer, self._in_flight)
+            self._in_flight.send_back()
 
 
 def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:
@@ -139,43 +169,3 @@ def _bind_delayed(consumer: Any) -> None:
                 bound: Any = queue(connection.default_channel)
                 bound.declare()
                 bind_queue_to_native_delayed_delivery_exchange(connection, queue)
-
-
-class LeadershipReceivers:
-    """What each transition makes the worker do. They run on the leadership's thread."""
-
-    def __init__(self, in_flight: InFlight) -> None:
-        self._in_flight = in_flight
-
-    def connect(self) -> None:
-        """Receive the signals. A handover waits for `hand_over` after all receivers of the signal have returned."""
-        leadership = self._in_flight.leadership
-        leadership.barrier = self.hand_over
-        signals.leadership_acquired.connect(self.changed, sender=leadership, weak=False)
-        signals.leadership_revoked.connect(self.changed, sender=leadership, weak=False)
-        signals.leadership_fenced.connect(self.fenced, sender=leadership, weak=False)
-
-    def changed(self, **_: Any) -> None:
-        """Begin or cease to consume the role's queue, and send back what has not begun."""
-        self._in_flight.call_soon(self._apply)
-
-    def hand_over(self, role: str) -> None:
-        """Return when no task of the role runs, or with the lease: also after an error, which must not release early."""
-        try:
-            self.changed()
-            self._in_flight.wait_until_idle(role)
-        except Exception:
-            logger.exception("handover failed role=%s: the lease is kept to its end", role)
-            while self._in_flight.leases.role(role).may_finish():
-                time.sleep(POLL_INTERVAL)
-
-    def fenced(self, *, role: str, term: int, **_: Any) -> None:
-        """Leave the role's queue, send back, and kill what runs if the settings say so."""
-        self.changed()
-        self._in_flight.fenced(role, term)
-
-    def _apply(self) -> None:
-        consumer = self._in_flight.consumer
-        if consumer is not None:
-            consume_led_roles(consumer, self._in_flight)
-            self._in_flight.send_back()

@@ -20,13 +20,13 @@ from celery.app.task import Task
 from celery.exceptions import Ignore, Reject
 from kombu.entity import Queue
 
-from celery_neli.config import enabled
+from celery_neli.config import enabled, setting
 from celery_neli.election.shared_lease import RoleLease, shared
 from celery_neli.exceptions import ConfigurationError, LeadershipLost, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.worker.redelivery import counts, published_to
-from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue, roles_of
+from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue
 
 __all__ = ["current_term", "leader_only", "roles", "still_leader"]
 
@@ -104,8 +104,7 @@ def leader_only(
 
     A plain function, a task called directly, `.apply()` and `task_always_eager` run if this process, or the worker that
     forked it, leads. Leader-only work may call other leader-only work of its role until it ends, also during a
-    handover. With `neli_enabled = False` everything runs, everywhere. The check takes no lock and no system call; it
-    may be made from any thread.
+    handover. With `neli_enabled = False` everything runs, everywhere. Any thread may call it.
 
     Args:
         target: the task, class or function; None if the decorator is called with options.
@@ -275,17 +274,14 @@ def roles() -> tuple[str, ...]:
     leases = shared(app)
     if leases is not None:
         return tuple(role for role in leases.roles if leases.role(role).may_start())
-    return () if enabled(app) else roles_of(app)
+    return () if enabled(app) else tuple(setting(app, "neli_roles"))
 
 
 def current_term() -> int:
     """Return the term in which the calling leader-only work began: a fencing token for whatever the work writes to.
 
-    The term rises from one leader of the role to the next; with `neli_enabled = False` it is 0.
-
-    Raises:
-        LookupError: no leader-only work calls it. A thread that such work starts must be run in
-            `contextvars.copy_context()`.
+    The term rises from one leader of the role to the next; with `neli_enabled = False` it is 0. Raises LookupError if no
+    leader-only work calls it; a thread that such work starts must be run in `contextvars.copy_context()`.
     """
     return _work()[1]
 
@@ -293,12 +289,8 @@ def current_term() -> int:
 def still_leader() -> bool:
     """Return True if the calling leader-only work may go on: its lease holds, or a handover waits for it (R3).
 
-    After a fence it returns False for good, since another process may lead already. It takes no lock and does not
-    block.
-
-    Raises:
-        LeadershipLost: instead of returning False, with `stop_on_loss`.
-        LookupError: as `current_term`.
+    After a fence it returns False for good, since another process may lead already; with `stop_on_loss` it raises
+    `LeadershipLost` instead. It does not block. Raises LookupError as `current_term` does.
     """
     lease, term, stop_on_loss, _ = _work()
     if lease.may_finish(term):

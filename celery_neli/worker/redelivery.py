@@ -77,15 +77,9 @@ def forward(message: Any, queue: Queue) -> None:
     properties = {key: given[key] for key in _PROPERTIES if given.get(key) is not None}
     properties.setdefault("delivery_mode", exchange.delivery_mode or PERSISTENT_DELIVERY_MODE)
     priority = given.get("priority")
-    channel = message.channel
-    copy = channel.prepare_message(
-        body,
-        priority if isinstance(priority, int) else 0,  # kombu makes an int of it, and cannot of infinity
-        message.content_type,
-        message.content_encoding,
-        headers,
-        properties,
-    )
+    priority = priority if isinstance(priority, int) else 0  # kombu makes an int of it, and cannot of infinity
+    kind, channel = (message.content_type, message.content_encoding), message.channel
+    copy = channel.prepare_message(body, priority, *kind, headers, properties)
     channel.basic_publish(copy, exchange=exchange.name, routing_key=queue.routing_key)
     message.ack()
 

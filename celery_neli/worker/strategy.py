@@ -8,7 +8,6 @@ here, or reject the request where no caller would catch that.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -34,8 +33,6 @@ from celery_neli.worker.in_flight import InFlight, in_flight_of
 from celery_neli.worker.redelivery import counts, forward, give_back, published_to
 from celery_neli.worker.task_marking import Mark, mark_of, role_of, role_queue
 
-Handler = Callable[..., Any]
-
 MESSAGE_ERRORS: Final = (*DATA_ERRORS, AttributeError)
 TERMINATION: Final = 1.0
 """Seconds after which a child that exceeded its hard time limit is dead: Celery reports it twice, then kills it by
@@ -45,15 +42,14 @@ SIGTERM and, 0.1 s later, SIGKILL (billiard's `on_hard_timeout`).
 logger = escaping(logging.getLogger(__name__))
 
 
-def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
+def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
     """Return the handler of a marked task's messages; Celery asks for one with each connection.
 
     While this worker leads, it is Celery's own. Otherwise a message from the role's queue goes back there, and one from
     another queue meets what `on_standby` says. Ends a worker whose settings are wrong.
     """
     if not enabled(app):
-        handler: Handler = default(task, app, consumer, **options)
-        return handler
+        return default(task, app, consumer, **options)
     mark = mark_of(task)
     assert mark is not None, f"{task.name} has the strategy of @leader_only and no mark"
     try:
@@ -68,13 +64,12 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
     queue, lease = role_queue(app, role), in_flight.leases.role(role)
     base = symbol_by_name(task.Request)
 
-    def reporting_to(reporter: InFlight | Untracked) -> Handler:
+    def reporting_to(reporter: InFlight | Untracked) -> Any:
         task.Request = type("LeaderRequest", (LeaderRequest, base), {"in_flight": reporter, "role": role})
         try:
-            handler: Handler = default(task, app, consumer, **options)
+            return default(task, app, consumer, **options)
         finally:
             task.Request = base
-        return handler
 
     run, fail = reporting_to(in_flight), reporting_to(Untracked())
 
@@ -85,30 +80,27 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
 
     # Nothing in here may wait for the broker: py-amqp delivers the next messages during such a wait, and then takes one
     # answer for another.
-    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
+    def on_message(message: Any, *rest: Any) -> Any:
         if message.body is None:
             message.body = b""  # Celery takes its length when it rejects the message
         try:
-            return take(message, body, ack, reject, callbacks)
+            if lease.may_start():
+                with rejecting():
+                    return run(message, *rest)
+            if published_to(message, queue):
+                consumer.call_soon(leave, message)  # it would come again at once as long as we consume
+            elif mark.on_standby == "forward":
+                _forward(message, queue, consumer.connection)
+                counts.forwarded[role] += 1
+            else:
+                with rejecting():
+                    if mark.on_standby == "fail" or _awaited(message):
+                        return fail(message, *rest)  # the check before the body raises NotLeader
+                message.ack_log_error(logger, consumer.connection_errors)
+                counts.skipped[role] += 1
         except InvalidTaskError:
             in_flight.message_rejected(message)
             raise
-
-    def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        if lease.may_start():
-            with rejecting():
-                return run(message, body, ack, reject, callbacks)
-        if published_to(message, queue):
-            consumer.call_soon(leave, message)  # it would come again at once as long as we consume
-        elif mark.on_standby == "forward":
-            _forward(message, queue, consumer.connection)
-            counts.forwarded[role] += 1
-        else:
-            with rejecting():
-                if mark.on_standby == "fail" or _awaited(message):
-                    return fail(message, body, ack, reject, callbacks)  # the check before the body raises NotLeader
-            message.ack_log_error(logger, consumer.connection_errors)
-            counts.skipped[role] += 1
         return None
 
     return on_message
@@ -171,7 +163,6 @@ def rejecting() -> Iterator[None]:
 
 
 def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(execute)
     def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
         if not self.in_flight.begin(self):
             state.task_ready(self)
@@ -194,7 +185,6 @@ def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap_success(success: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(success)
     def on_success(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return success(self, *args, **kwargs)

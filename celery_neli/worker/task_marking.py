@@ -6,8 +6,8 @@ strategy of `strategy.py`.
 A role's queue never enters `app.amqp.queues`: a worker may consume what is in there after any reconnect (Celery 5.5:
 `Queues.consume_from`), whether it leads or not.
 
-Celery makes a class of each task function, sometimes at once, sometimes when the app is finalised, and once for each
-app. So the mark goes onto the function, and from there onto each class as it is made.
+Celery makes a class of each task function for each app, at once or later. So the mark goes onto the function, and from
+there onto each class as it is made.
 """
 
 from __future__ import annotations
@@ -32,15 +32,9 @@ DESTINATIONS: Final = ("queue", "exchange", "routing_key")
 HELP: Final = "put @leader_only right above the function, below @app.task or @shared_task"
 
 
-def roles_of(app: Any) -> tuple[str, ...]:
-    """Return the roles that workers of `app` contend for (`neli_roles`). Raises `ConfigurationError`."""
-    found: tuple[str, ...] = setting(app, "neli_roles")
-    return found
-
-
 def role_of(app: Any, role: str | None, decorator: str = "@leader_only") -> str:
     """Return `role`, or the only configured one for None. Raises `ConfigurationError`, which names the known roles."""
-    known = roles_of(app)
+    known: tuple[str, ...] = setting(app, "neli_roles")
     names = ", ".join(map(repr, known))
     if role is None and len(known) > 1:
         raise ConfigurationError(
@@ -54,9 +48,8 @@ def role_of(app: Any, role: str | None, decorator: str = "@leader_only") -> str:
 def role_queue(app: Any, role: str | None = None) -> Queue:
     """Return the queue that the leader of `role` (None: the only one) consumes: the same object each time.
 
-    It has the exchange, type and arguments that the app gives to a queue that is declared nowhere
-    (`task_create_missing_queue_*`, `task_queue_max_priority`, `app.amqp.autoexchange`), whether or not the app may
-    create missing queues. Does not connect. May be called from any thread. Raises `ConfigurationError`.
+    It is made as the app makes a queue that is declared nowhere, whether or not it may create missing queues. Does not
+    connect. May be called from any thread. Raises `ConfigurationError`.
     """
     role = role_of(app, role)
     of_app: dict[str, Queue] = vars(app).setdefault("neli_queues", {})
@@ -68,7 +61,7 @@ def role_queue(app: Any, role: str | None = None) -> Queue:
 
 def role_queues(app: Any) -> Iterator[tuple[str, Queue]]:
     """Yield each role with its queue."""
-    for role in roles_of(app):
+    for role in setting(app, "neli_roles"):
         yield role, role_queue(app, role)
 
 
@@ -101,9 +94,7 @@ def mark_of(task: Any) -> Mark | None:
 
 def mark_target(target: Any, mark: Mark) -> bool:
     """Mark a task, a task class or what `@app.task` and `@shared_task` made; return False if `target` is none of them.
-
-    Raises:
-        TypeError: it is marked already, or its options name a queue.
+    Raises TypeError if it is marked already, or its options name a queue.
     """
     kind = type(target)  # never isinstance: it would evaluate a proxy, and so load the app's configuration
     if kind is PromiseProxy:
@@ -120,11 +111,11 @@ def mark_target(target: Any, mark: Mark) -> bool:
 
 
 class _Annotations(dict[str, Any]):
-    """A function's annotations, which mark the class of each task that Celery makes of the function.
+    """A function's annotations, which mark the class of each task that Celery makes of it, whenever and for each app.
 
     Celery has no hook for that: `Celery._task_from_fun` calls `type(name, bases, namespace)` with the function's
     annotations in the namespace, and Python calls `__set_name__` of what it finds there (PEP 487). `functools.wraps`
-    and `pydantic=True` hand them on. So it works in every process and for each app, whenever the class is made.
+    and `pydantic=True` hand them on.
     """
 
     def __init__(self, annotations: dict[str, Any], mark: Mark) -> None:
