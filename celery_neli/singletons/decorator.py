@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[[], Any])
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Singleton:
     """One registered function. `name` is `module:qualified.name`; `role` None stands for the only one; `path` is the
-    `sys.path` by which its module was imported, which may be more than there is later (see `process.py`).
+    `sys.path` by which its module was imported, which may be more than there is later.
     """
 
     function: Callable[[], Any]
@@ -80,11 +80,7 @@ def singleton(
         max_failures: after so many failures in a row the worker resigns the role. Any exception is a failure, also of
             `setup`; the next run follows after 0.1 s, doubled with each failure up to 10 s, and not before `every`.
 
-    Returns:
-        A decorator that returns the function as it is: calling it is an ordinary call.
-
-    Raises:
-        ConfigurationError: a parameter is wrong; the message names it.
+    Returns a decorator that returns the function as it is. Raises `ConfigurationError`, which names a wrong parameter.
     """
     found: Any = app._get_current_object() if issubclass(type(app), Proxy) else app  # noqa: SLF001 - Celery's name, for current_app
     for parameter, value, fits, wanted in (
@@ -132,8 +128,7 @@ def _check_callable(parameter: str, value: Any) -> None:
         raise ConfigurationError(f"@singleton: {parameter} = {value!r}: give a function without arguments")
     if inspect.iscoroutinefunction(value):
         raise ConfigurationError(
-            f"@singleton: {parameter} = {_name(value)} is a coroutine function: give an ordinary one, "
-            "which may call asyncio.run"
+            f"@singleton: {parameter} = {_name(value)} is a coroutine function: give one that calls asyncio.run"
         )
     try:
         inspect.signature(value).bind()
@@ -151,14 +146,10 @@ def _name(function: Any) -> str:
 
 
 def _check_importable(name: str) -> None:
-    module, _, qualified = name.partition(":")
-    if module == "__main__":
-        raise ConfigurationError(
-            f"@singleton: isolate = True on {name}: a new process cannot import the script that was started; "
-            "move the function into a module that the script imports"
-        )
-    if "<" in qualified:
-        raise ConfigurationError(
-            f"@singleton: isolate = True on {name}: a new process must find it by import; "
-            "make it a function of a module, with a name (no lambda, not inside a function)"
-        )
+    if name.startswith("__main__:"):
+        why = "cannot import the script that was started; move the function into a module that the script imports"
+    elif "<" in name:
+        why = "must find it by import; make it a function of a module, with a name (no lambda, not inside a function)"
+    else:
+        return
+    raise ConfigurationError(f"@singleton: isolate = True on {name}: a new process {why}")

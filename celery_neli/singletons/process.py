@@ -9,8 +9,7 @@ checks the real lease. It never talks to Kafka. It ends
 - at once, if it is idle and the worker is gone (the socket has ended; or this process has another parent, as a pool's
   child that was forked later may hold the socket open);
 - after the current run otherwise, but not later than the lease. A run without a lease gets SIGTERM, which ends the
-  process unless its code handles it, and SIGKILL `GRACE` later. A thread of the child sees to that, so that it happens
-  even if the worker is frozen or dead.
+  process unless its code handles it, and SIGKILL `GRACE` later: from a thread of the child, as the worker may be dead.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from importlib.machinery import PathFinder
 from typing import Any
 
@@ -42,9 +41,7 @@ from celery_neli.singletons.runner import ChildFailed, ThreadSession
 from celery_neli.worker.leader_only import Lease, Unelected
 
 CHILD = "import sys; sys.path[:] = {path}; from celery_neli.singletons.process import main; main()"
-"""The child's code. Not `python -m`, which would put the working directory first: a project's `celery.py` there is not
-Celery.
-"""
+"""The child's code. `python -m` would find a project's `celery.py` in the working directory before Celery."""
 POLL_INTERVAL = 0.2
 """Seconds between two looks: at the child while it is silent; in the child at the lease and at the worker."""
 EXIT = 2.0
@@ -108,7 +105,7 @@ class ProcessSession:
     """The leases of this worker, for the child; None without an election."""
     log: dict[str, Any]
     """Keyword arguments of Celery's `app.log.setup`, for the child."""
-    _child: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+    _child: tuple[subprocess.Popen[bytes], socket.socket] | None = field(default=None, init=False)
 
     def run(self) -> bool:
         """See `Session`. Blocks until the child answers or has died. Raises `ChildFailed`; OSError if none starts."""
@@ -152,7 +149,7 @@ class ProcessSession:
             "leases": None if self.shared is None else (self.shared.roles, self.shared.fd),
             "log": self.log,
         }
-        descriptors = [theirs.fileno(), *([] if self.shared is None else [self.shared.fd])]
+        descriptors = [theirs.fileno()] if self.shared is None else [theirs.fileno(), self.shared.fd]
         # Until the child imports the user's module it has the path of this process, where ours were found.
         code = CHILD.format(path=ascii(list(map(str, sys.path))))
         command = [sys.executable, "-c", code, json.dumps(description)]
@@ -251,9 +248,8 @@ def _load(child: dict[str, Any], lease: Lease, shared: SharedLease | None) -> Th
 def _describe(exc: BaseException, unloaded: str | None) -> str:
     """Return one line, and the traceback if that says more. `unloaded` names what the child failed to load."""
     line = f"{exc!r} in its process" if unloaded is None else f"its process cannot load {unloaded}: {exc!r}"
-    if unloaded is not None and isinstance(exc, (ImportError, ConfigurationError)):
-        return line
-    return f"{line}\n{traceback.format_exc()[-LAST:].rstrip()}"
+    plain = unloaded is not None and isinstance(exc, (ImportError, ConfigurationError))
+    return line if plain else f"{line}\n{traceback.format_exc()[-LAST:].rstrip()}"
 
 
 @dataclass(frozen=True)

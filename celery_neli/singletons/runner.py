@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from celery_neli.logs import Lines, escaping
@@ -34,14 +34,10 @@ class ChildFailed(Exception):
 
 
 class Session(Protocol):
-    """A time in which this worker leads without a break: a `ThreadSession`, or a `process.ProcessSession` that has one
-    in a process.
-    """
+    """A time in which this worker leads without a break: a `ThreadSession`, or one in a process (`ProcessSession`)."""
 
     def run(self) -> bool:
-        """Set up if need be, and call the function. Return False, and call nothing, if the lease is over. Raises what
-        they raise.
-        """
+        """Set up if need be, and call the function. Return False, and call nothing, if the lease is over."""
 
     def end(self) -> None:
         """Tear down after the last run. Raises nothing."""
@@ -89,9 +85,8 @@ def doubled(least: float, most: float, times: int) -> float:
 
 
 def backoff(failures: int, every: float, share: float) -> float:
-    """Return the seconds to wait after so many failures in a row: doubled each time, capped, never less than `every`.
-
-    `share` in 0..1 spreads it over the upper half, so that what failed together is not retried together.
+    """Return the seconds to wait after so many failures in a row: doubled each time, capped, never less than `every`,
+    and spread over the upper half by `share` (0..1), so that what failed together is not retried together.
     """
     return max(every, doubled(BACKOFF_LEAST, BACKOFF_MOST, failures - 1) * (1 + share) / 2)
 
@@ -112,7 +107,7 @@ class Runner:
     clock: Callable[[], float] = time.monotonic
     jitter: Callable[[], float] = random.random
     _closed = False
-    _gave_up: int | None = None
+    _gave_up: int | None = field(default=None, init=False)
     """The term in which it gave up."""
     _in_a_row = 0
     """How often it gave up since a run last returned."""
@@ -133,8 +128,8 @@ class Runner:
         self.wake()
 
     def wait_idle(self, end: float) -> bool:
-        """Wait until nothing runs, and return True, or until `end` (monotonic seconds). After the role was lost (or
-        after `close`) nothing will start either.
+        """Wait until nothing runs, and return True, or until `end` (monotonic seconds). Once the role is lost, or after
+        `close`, nothing will start either.
         """
         return self._idle.wait(max(0.0, end - time.monotonic()))
 
@@ -149,7 +144,6 @@ class Runner:
             self._sleep(POLL_INTERVAL)
 
     def _lead(self, term: int) -> None:
-        """Run a session, unless the singleton rests; and resign the role if it gave up in this term."""
         if term != self._gave_up:
             if self.clock() < self._rest_until:
                 return

@@ -1,4 +1,4 @@
-"""All singletons of one worker: a thread each, what transitions mean to them, and the step that starts them."""
+"""All singletons of one worker: a thread each, and what transitions mean to them."""
 
 from __future__ import annotations
 
@@ -30,60 +30,20 @@ from celery_neli.worker.task_marking import role_of
 logger = escaping(logging.getLogger(__name__))
 
 
-class Supervisor:
-    """Runs the runners, and makes handovers of `leadership` wait for them (None: there is no election)."""
-
-    def __init__(self, runners: Sequence[Runner], leadership: Leadership | None, *, drain_timeout: float) -> None:
-        self._runners, self._leadership, self._drain_timeout = runners, leadership, drain_timeout
-        self._end = math.inf
-
-    def start(self) -> None:
-        """Begin to wait for the roles. Returns at once."""
-        if self._leadership is not None:
-            signals.leadership_acquired.connect(self._wake, sender=self._leadership, weak=False)
-            signals.leadership_fenced.connect(self._wake, sender=self._leadership, weak=False)
-            signals.leadership_revoked.connect(self._drain, sender=self._leadership, weak=False)
-        for runner in self._runners:
-            # Not threads.spawn: under gevent the user's function expects to run in a greenlet.
-            threading.Thread(target=runner.run, name=f"singleton-{runner.singleton.name}", daemon=True).start()
-
-    def close(self) -> None:
-        """Begin no more runs. Returns at once, may be repeated."""
-        self._end = min(self._end, time.monotonic() + self._drain_timeout)
-        for runner in self._runners:
-            runner.close()
-
-    def finish(self, **_: Any) -> None:
-        """Wait for the runs and teardowns, up to `drain_timeout` after `close`. What still runs then ends with this
-        process: its thread is a daemon, and a child of its own ends by itself.
-        """
-        self.close()
-        for runner in self._runners:
-            if not runner.wait_idle(self._end):
-                line = "singleton still running singleton=%s role=%s: the worker ends without it (neli_drain_timeout)"
-                logger.warning(line, runner.singleton.name, runner.role)
-
-    def _wake(self, role: str, **_: Any) -> list[Runner]:
-        woken = [each for each in self._runners if each.role == role]
-        for runner in woken:
-            runner.wake()
-        return woken
-
-    def _drain(self, role: str, **_: Any) -> None:
-        """Delay the handover until nothing runs; all runners of the role end their sessions at the same time."""
-        end = time.monotonic() + self._drain_timeout
-        for runner in self._wake(role):
-            runner.wait_idle(end)
-
-
 class SingletonsStep(bootsteps.StartStopStep):
-    """Runs the app's singletons in a worker, which waits for them when all else has stopped: the pool drains too."""
+    """Runs the app's singletons in a worker. Handovers wait for them, and the worker when all else has stopped, as the
+    pool drains at the same time.
+    """
 
     name = "celery_neli.SingletonsStep"
     label = "Singletons"
     requires = ("celery.worker.components:Pool", "celery.worker.components:Beat")
 
-    _supervisor: Supervisor
+    runners: Sequence[Runner]
+    leadership: Leadership | None = None
+    """None: there is no election."""
+    drain_timeout: float
+    _end = math.inf
 
     def include_if(self, worker: Any) -> bool:
         """Return True if the app has singletons. Raises `ConfigurationError`, which ends the worker's start."""
@@ -91,7 +51,6 @@ class SingletonsStep(bootsteps.StartStopStep):
         if not found:
             return False
         refuse_isolated([each for each in found if each.isolate], pool_of(worker), sys.version_info[:2])
-        leadership: Leadership | None = None
         if enabled(app):
             if ElectionStep.name not in worker.blueprint.steps:
                 raise ConfigurationError(
@@ -99,19 +58,49 @@ class SingletonsStep(bootsteps.StartStopStep):
                     "celery_neli.install(app), or add 'celery_neli.auto' to the setting imports, or set "
                     "neli_enabled = False"
                 )
-            leadership = leadership_for(app, "worker", connect)
-        runners = [make_runner(each, worker, leadership) for each in found]
-        self._supervisor = Supervisor(runners, leadership, drain_timeout=setting(app, "neli_drain_timeout"))
+            self.leadership = leadership_for(app, "worker", connect)
+        self.runners = [make_runner(each, worker, self.leadership) for each in found]
+        self.drain_timeout = setting(app, "neli_drain_timeout")
         return True
 
     def start(self, worker: Any) -> None:
-        """Begin; the pool's children have been forked by now."""
-        self._supervisor.start()
-        worker_shutdown.connect(self._supervisor.finish, sender=worker, weak=False)
+        """Begin to wait for the roles; the pool's children have been forked by now."""
+        if self.leadership is not None:
+            signals.leadership_acquired.connect(self._wake, sender=self.leadership, weak=False)
+            signals.leadership_fenced.connect(self._wake, sender=self.leadership, weak=False)
+            signals.leadership_revoked.connect(self._drain, sender=self.leadership, weak=False)
+        worker_shutdown.connect(self.finish, sender=worker, weak=False)
+        for runner in self.runners:
+            # Not threads.spawn: under gevent the user's function expects to run in a greenlet.
+            threading.Thread(target=runner.run, name=f"singleton-{runner.singleton.name}", daemon=True).start()
 
-    def close(self, worker: Any) -> None:
-        """Begin no more runs, as the worker begins to stop."""
-        self._supervisor.close()
+    def close(self, worker: Any = None) -> None:
+        """Begin no more runs, as the worker begins to stop. Returns at once, may be repeated."""
+        self._end = min(self._end, time.monotonic() + self.drain_timeout)
+        for runner in self.runners:
+            runner.close()
+
+    def finish(self, **_: Any) -> None:
+        """Wait for the runs and teardowns, up to `drain_timeout` after `close`. What still runs then ends with this
+        process: its thread is a daemon, and a child of its own ends by itself.
+        """
+        self.close()
+        for runner in self.runners:
+            if not runner.wait_idle(self._end):
+                line = "singleton still running singleton=%s role=%s: the worker ends without it (neli_drain_timeout)"
+                logger.warning(line, runner.singleton.name, runner.role)
+
+    def _wake(self, role: str, **_: Any) -> list[Runner]:
+        woken = [each for each in self.runners if each.role == role]
+        for runner in woken:
+            runner.wake()
+        return woken
+
+    def _drain(self, role: str, **_: Any) -> None:
+        """Delay the handover until nothing runs; all runners of the role end their sessions at the same time."""
+        end = time.monotonic() + self.drain_timeout
+        for runner in self._wake(role):
+            runner.wait_idle(end)
 
 
 def refuse_isolated(isolated: Iterable[Singleton], pool: str, python: tuple[int, ...]) -> None:

@@ -280,8 +280,8 @@ def roles() -> tuple[str, ...]:
 def current_term() -> int:
     """Return the term in which the calling leader-only work began: a fencing token for whatever the work writes to.
 
-    The term rises from one leader of the role to the next; with `neli_enabled = False` it is 0. Raises LookupError if no
-    leader-only work calls it; a thread that such work starts must be run in `contextvars.copy_context()`.
+    The term rises from one leader of the role to the next; with `neli_enabled = False` it is 0. Raises LookupError if
+    no leader-only work calls it; a thread that such work starts must be run in `contextvars.copy_context()`.
     """
     return _work()[1]
 

@@ -26,7 +26,7 @@ from celery_neli.singletons.runner import (
     ThreadSession,
     backoff,
 )
-from celery_neli.singletons.supervisor import SingletonsStep, Supervisor, refuse_isolated
+from celery_neli.singletons.supervisor import SingletonsStep, refuse_isolated
 from celery_neli.worker.leader_only import Unelected
 from tests.processes import wait_until
 
@@ -348,6 +348,12 @@ class Sender:
     """Whose signals they are."""
 
 
+def supervisor(runner: Any, leadership: Any, drain_timeout: float) -> SingletonsStep:
+    step = SingletonsStep(None)
+    step.runners, step.leadership, step.drain_timeout = [runner], leadership, drain_timeout
+    return step
+
+
 class Blocked:
     """A supervisor of one runner, in a run that does not return until `go` is set."""
 
@@ -360,9 +366,9 @@ class Blocked:
         runner = Runner(
             self.scene.singleton, lease, lambda term: ThreadSession(self.scene.singleton, lease, term), None
         )
-        self.supervisor = Supervisor([runner], self.leadership, drain_timeout=drain_timeout)
+        self.supervisor = supervisor(runner, self.leadership, drain_timeout)
         self.scene.lead(1)
-        self.supervisor.start()
+        self.supervisor.start(Sender())
         assert self.entered.wait(10)
 
     def run(self) -> None:
@@ -416,7 +422,7 @@ def test_an_acquisition_is_heard_at_once() -> None:
     leadership: Any = Sender()
     rung: list[int] = []
     runner: Any = SimpleNamespace(role="leader", singleton=Scene().singleton, run=nothing, wake=lambda: rung.append(1))
-    Supervisor([runner], leadership, drain_timeout=1.0).start()
+    supervisor(runner, leadership, 1.0).start(Sender())
     for signal in (signals.leadership_acquired, signals.leadership_fenced):
         signal.send(sender=leadership, election="worker", role="leader", term=1)
         signal.send(sender=leadership, election="worker", role="other", term=1)
