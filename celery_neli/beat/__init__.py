@@ -21,10 +21,10 @@ lease, and a `Host` does the work of a term:
   replicated scheduler has its ledger claim a slot in the leader topic before it sends it.
 - *Drains.* No new entry starts. What is under way is finished, states are written, then the lease is released.
 - *Fenced.* The lease is over. An entry in the middle of a tick is cut off by `LeaseEnded`, and what was not sent counts
-  as not run. Whether a message that was on the wire has arrived is for the next leader to doubt.
+  as not run. A message that was on the wire is in doubt for the next leader.
 
 Two seams carry this: `host.Host` (what serves a role; two kinds, `wrapped` and `replicated`) and
-`replicated.ledger.SlotLedger` (what is told of each slot; one claims, one does nothing and belongs to a
+`replicated.ledger.SlotLedger` (what learns of each slot; one claims, one does nothing and belongs to a
 `ReplicatedScheduler` that stands alone). Read `tenure`, `publish`, `host`, `role_runner`, `scheduler`; then
 `replicated`: `ledger`, `entries`, `sender`, `engine`, `standalone`, `claims`, `term`, `states`, `outcomes`, `host`.
 """

@@ -1,9 +1,9 @@
-"""The schedule of a beat that has no scheduler yet, and the changes that other code makes to it.
+"""The schedule as code sees it: a draft while no scheduler exists, and one view of the schedules of all shards.
 
 Receivers of ``beat_init`` and the like read and change ``sender.scheduler.schedule``, which is what Celery's scheduler
-runs. Our schedulers are built later, for a term. Until then this draft shows the entries that they will have, and it
-makes every change again in each scheduler that is built. As with Celery, changes stay in this process: every beat that
-may lead has to make them.
+runs. The hosts' schedulers are built later. Until then the draft shows the entries that they will have, and it makes
+every change again in each scheduler that is built. As with Celery, changes stay in this process: every beat that may
+lead has to make them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Draft:
         self._was = {name: _fields(entry) for name, entry in self.entries.items()}
         self._configured = self._configuration()
         self._changed: dict[str, None] = {}
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         #: The entries that the present term's scheduler was built with; None if `learn` is not called.
         self._built: dict[str, Any] | None = None
 
@@ -79,8 +79,8 @@ class Draft:
                     raise TypeError("this scheduler keeps its entries in a store: change them there")
                 self._change(scheduler, name)
             except Exception as exc:  # noqa: BLE001 - of whatever was put there
-                if name not in self._told:
-                    self._told.add(name)
+                if name not in self._logged:
+                    self._logged.add(name)
                     logger.error(
                         "beat: entry=%s was changed in the schedule by code, which has no effect: %s",
                         printable(name), printable(str(exc), 2 * MOST_CHARACTERS),

@@ -38,8 +38,7 @@ SAID_EVERY = 60.0
 class RoleRunner:
     """Runs ``host`` while this process leads ``role``. All methods belong to the thread that ticks.
 
-    None of them raises what a host raises, but for `LeaseEnded`. ``stopping`` returns True once the process is to end;
-    ``progress`` is called when a message has left.
+    None of them raises what a host raises, but for `LeaseEnded`. ``progress`` is called when a message has left.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class RoleRunner:
         role: Role,
         host: Host,
         wakeup: Wakeup,
-        stopping: Callable[[], bool],
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.role, self.host = role, host
@@ -56,7 +54,7 @@ class RoleRunner:
         self.serves = False
         #: True if the host cannot begin, or raises, or is stuck: no progress is made.
         self.failing = False
-        self._wakeup, self._stopping, self._progress = wakeup, stopping, progress
+        self._wakeup, self._progress = wakeup, progress
         self._tenure: Tenure | None = None
         self._waited = False
         self._reason, self._pause, self._retry_at = "", FIRST_PAUSE, 0.0
@@ -138,7 +136,7 @@ class RoleRunner:
             self._began = term, min(now, self.role.predecessor_active_until() or now)
             self._forget_failures()
         self._wakeup.fenced.pop(self.role.name, None)
-        self._tenure = Tenure(self.role, term, stopping=self._stopping, progress=self._progress)
+        self._tenure = Tenure(self.role, term, wakeup=self._wakeup, progress=self._progress)
         self.serves = self.host.begin(self._tenure, first_seen=self._began[1])
         if self.serves:
             logger.debug(

@@ -196,9 +196,7 @@ class Scheduler(celery.beat.Scheduler):
         else:
             hosts = [WrappedHost(app=self.app, cls=cls, options=self._options, made=self._made, learn=self._learn)]
         self._runners = [
-            RoleRunner(
-                role=role, host=host, wakeup=wakeup, stopping=lambda: self._close_asked, progress=leader.progress
-            )
+            RoleRunner(role=role, host=host, wakeup=wakeup, progress=leader.progress)
             for role, host in zip(roles, hosts, strict=True)
         ]
         if self._shared is not None:
@@ -206,6 +204,7 @@ class Scheduler(celery.beat.Scheduler):
         wakeup.connect(leader, drain_timeout=leader.config.drain_timeout)
         leader.on_readback = self._on_readback
         self._leader, self._wakeup = leader, wakeup
+        wakeup.closing = self._close_asked
         if self._shared is not None:
             leader.fit = self._shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
             self._shared.topic.start()
@@ -340,11 +339,12 @@ class Scheduler(celery.beat.Scheduler):
         seconds at most.
         """
         self._close_asked = True
-        if self._ticking:
-            if self._wakeup is not None:
-                self._wakeup.wake()
-        else:
+        if self._wakeup is not None:
+            self._wakeup.closing = True
+        if not self._ticking:
             self._finish()
+        elif self._wakeup is not None:
+            self._wakeup.wake()
 
     def _finish(self) -> None:
         if self._closing:

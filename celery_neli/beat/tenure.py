@@ -15,6 +15,7 @@ from celery_neli.logs import escaping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from celery_neli.beat.wakeup import Wakeup
     from celery_neli.election.neli import Role
 
 __all__ = ["LeaseEnded", "Tenure"]
@@ -31,17 +32,15 @@ class LeaseEnded(BaseException):
 
 
 class Tenure:
-    """Term ``term`` of ``role``. ``stopping`` returns True once the owner is closing and starts nothing more.
+    """Term ``term`` of ``role``, for the beat that ``wakeup`` wakes: once that is closing, it starts nothing more.
 
     Reading it takes no lock and never blocks; any thread may. It also knows the entry that is being sent
     (:attr:`headers`) and whether its message has left (:attr:`left`): both belong to the thread that sends.
     """
 
-    def __init__(
-        self, role: Role, term: int, *, stopping: Callable[[], bool], progress: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, role: Role, term: int, *, wakeup: Wakeup, progress: Callable[[], None] = lambda: None) -> None:
         self.role, self.term = role, term
-        self._stopping, self._progress = stopping, progress
+        self._wakeup, self._progress = wakeup, progress
         #: The neli_beat_* headers of the entry that is being sent; None between entries.
         self.headers: dict[str, Any] | None = None
         #: How many messages of the entry have left.
@@ -57,7 +56,7 @@ class Tenure:
 
     def may_start(self) -> bool:
         """Return True if new work may start in this term (R3, *leading*)."""
-        return self.role.may_start(self.term) and not self._stopping()
+        return self.role.may_start(self.term) and not self._wakeup.closing
 
     def may_finish(self) -> bool:
         """Return True if work in flight may finish in this term (R3, *held*: also while a hand-over drains)."""
@@ -75,7 +74,7 @@ class Tenure:
 
     def twin(self) -> Tenure:
         """Return the same tenure for another thread that sends: it has an entry of its own in flight."""
-        return Tenure(self.role, self.term, stopping=self._stopping, progress=self._progress)
+        return Tenure(self.role, self.term, wakeup=self._wakeup, progress=self._progress)
 
     def message_left(self) -> None:
         """Note that a message of the entry went to the task broker: the owner makes progress."""

@@ -26,6 +26,8 @@ class Wakeup:
     def __init__(self, roles: Iterable[str]) -> None:
         # Not a condition: put() is reentrant, so a signal handler may call wake in whatever the owner is doing.
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        #: True once the beat is closing: it starts nothing more. A plain attribute, for a signal handler sets it.
+        self.closing = False
         self._leader: Leadership | None = None
         self._drain_timeout = 0.0
         #: The last term of each role that was fenced.

@@ -6,8 +6,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery_neli import signals
@@ -15,8 +14,8 @@ from celery_neli.config import Config, from_app
 from celery_neli.election.neli import Neli, Role
 from celery_neli.election.ports import Connect
 from celery_neli.election.renewal import State
-from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderRevoked, Payload
-from celery_neli.election.shared_lease import Standing, share
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderRevoked
+from celery_neli.election.shared_lease import share
 from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
@@ -142,58 +141,6 @@ class Leadership:
 
     def _is_fit(self) -> bool:
         return self.fit is None or self.fit()
-
-    # Old names, for the owners that have not changed to `role` yet
-
-    @property
-    def heard(self) -> Callable[[], None] | None:
-        """See `on_readback`."""
-        return self.on_readback
-
-    @heard.setter
-    def heard(self, value: Callable[[], None] | None) -> None:
-        self.on_readback = value
-
-    def leading(self, role: str | None = None) -> bool:
-        """See `Role.may_start`."""
-        return self.role(role).may_start()
-
-    def held(self, role: str | None = None) -> bool:
-        """See `Role.may_finish`."""
-        return self.role(role).may_finish()
-
-    @property
-    def term(self) -> int | None:
-        """See `Role.term`."""
-        return self.role().term
-
-    def snapshot(self, role: str | None = None) -> Standing:
-        """See `Role.standing`."""
-        return self.role(role).standing()
-
-    def told(self, role: str | None = None) -> Payload:
-        """See `Role.last_payload`."""
-        return self.role(role).last_payload
-
-    def offer(self, role: str | None, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
-        """See `Role.set_payload`."""
-        self.role(role).set_payload(term, data, now=hurry)
-
-    def ask(self, role: str | None = None) -> None:
-        """See `Role.ask`."""
-        self.role(role).ask()
-
-    def leader(self, role: str | None = None) -> str | None:
-        """See `Role.leader`."""
-        return self.role(role).leader()
-
-    def led_until(self, role: str | None = None) -> datetime | None:
-        """See `Role.predecessor_active_until`."""
-        return self.role(role).predecessor_active_until()
-
-    def stand_back(self, role: str) -> None:
-        """See `Role.resign`."""
-        self.role(role).resign(back_off=True)
 
 
 _made: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Leadership]] = weakref.WeakKeyDictionary()

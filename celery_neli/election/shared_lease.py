@@ -193,7 +193,7 @@ class SharedLease:
         self.cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
         self.presence = _Presence(self.fd)
         if fresh:
-            weakref.finalize(self.presence, os.close, self.fd).atexit = False  # the last to need it
+            weakref.finalize(self.presence, _close, self.fd, os.getpid()).atexit = False  # the last to need it
             for index in range(len(roles)):
                 self.write(index, Grant())
         self._roles = {role: RoleLease(self, role) for role in roles}
@@ -222,6 +222,12 @@ def _file(size: int) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, size)
     return fd
+
+
+def _close(fd: int, pid: int) -> None:
+    """Close it, but not in a forked child, where the number may stand for another file by now."""
+    if os.getpid() == pid:
+        os.close(fd)
 
 
 def share(app: Any, lease: SharedLease) -> SharedLease:

@@ -188,17 +188,21 @@ class TopicAdmin:
         return self._trouble.with_traceback(None)
 
     def _run(self) -> Steps:
-        while (metadata := self._metadata()) is None or not self._is_fit(metadata):
-            if metadata is not None and not _is_administered(metadata):
-                self._create_embedded(metadata)
-            elif metadata is not None and (found := self._partitions(metadata)):
-                yield from self._grow(found)
-            elif metadata is not None:
-                yield from self._create(len(metadata.brokers))
+        while True:
+            metadata = self._metadata()
+            if metadata is not None:
+                found = self._partitions(metadata)
+                administered = metadata.controller_id in metadata.brokers  # the embedded Kafka has no controller
+                if found >= self._spec.partitions:
+                    if administered:
+                        yield from self._check_rights()
+                        yield from self._check_configuration()
+                    return
+                if administered:
+                    yield from self._grow(found) if found else self._create(len(metadata.brokers))
+                else:
+                    self._create_embedded(found)
             yield PAUSE
-        if _is_administered(metadata):
-            yield from self._check_rights()
-            yield from self._check_configuration()
 
     def _metadata(self) -> ClusterMetadata | None:
         try:
@@ -207,25 +211,23 @@ class TopicAdmin:
             self._log.say(logging.DEBUG, f"topic metadata not read: {exception}")
             return None
 
-    def _is_fit(self, metadata: ClusterMetadata) -> bool:
-        """Return False if the topic is missing or has too few partitions. Raises `TopicError` if it cannot be seen."""
-        error = metadata.topics[self._spec.name].error
-        if error is not None and error.name() in _NOT_ALLOWED:
+    def _partitions(self, metadata: ClusterMetadata) -> int:
+        """Return how many partitions the topic has, 0 if it is missing. Raises `TopicError` if it cannot be seen."""
+        found = metadata.topics[self._spec.name]
+        if found.error is None:
+            return len(found.partitions)
+        if found.error.name() in _NOT_ALLOWED:
             raise TopicError(
                 f"Kafka does not let this member see the {self._spec.what} {self._spec.name}, if it exists "
-                f"({error.str()}): {self._log.lacks(NEEDED, 'topic', self._spec.name)}"
+                f"({found.error.str()}): {self._log.lacks(NEEDED, 'topic', self._spec.name)}"
             )
-        return self._partitions(metadata) >= self._spec.partitions
+        return 0
 
-    def _partitions(self, metadata: ClusterMetadata) -> int:
-        found = metadata.topics[self._spec.name]
-        return 0 if found.error is not None else len(found.partitions)
-
-    def _create_embedded(self, metadata: ClusterMetadata) -> None:
+    def _create_embedded(self, found: int) -> None:
         """Create the topic on the embedded Kafka, which answers no admin request. In this process it can be called;
         elsewhere a producer that asks for the topic creates it, with four partitions.
         """
-        topic, wanted, found = self._spec.name, self._spec.partitions, self._partitions(metadata)
+        topic, wanted = self._spec.name, self._spec.partitions
         if found:
             raise TopicError(
                 f"The {self._spec.what} {topic} has {found} partition(s), but {self._spec.each}, and the "
@@ -325,8 +327,3 @@ class TopicAdmin:
         if self._admin is None:
             self._admin = self._log.client(self._administer, admin_properties(self._config))
         return self._admin
-
-
-def _is_administered(metadata: ClusterMetadata) -> bool:
-    """Return True if there is a controller to answer admin requests; the embedded Kafka has none."""
-    return metadata.controller_id in metadata.brokers

@@ -170,7 +170,8 @@ def refuse_queues(app: Any) -> None:
     """
     consumed = app.amqp.queues.consume_from
     declared = {each if isinstance(each, str) else each.name for each in app.conf.get("task_queues") or ()}
-    driver = app.connection_for_read().transport.driver_type
+    # By the class: a transport of kombu's Redis opens a descriptor, and as garbage closes its number in a forked beat.
+    driver = app.connection_for_read().get_transport_cls().driver_type
     queue: Any  # what kombu's types know of it lacks the arguments
     for role, queue in role_queues(app):
         quorum = (queue.queue_arguments or {}).get("x-queue-type") == "quorum"

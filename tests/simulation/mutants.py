@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant(name="the end is asked for", where="member", scenario="alone", text="self._journal.ask_end(state.index)", put="pass"),
     # R9
     Mutant(name="a record from the future is noticed", scenario="forged", text='refers to offset {record.refers}"\n            return', put='"\n            self.lost = None', seed=140),
-    Mutant(name="an unknown leader is noticed", scenario="truncated", text='self.lost = f"the record at offset {read.offset} tells', put='_ = f"the record at offset {read.offset} tells', seed=50),
+    Mutant(name="an unknown leader is noticed", scenario="truncated", text='self.lost = f"the record at offset {read.offset} names', put='_ = f"the record at offset {read.offset} names', seed=50),
     Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.aside = True", put="pass"),
     # The member
     Mutant(

@@ -70,15 +70,15 @@ class Leader:
     def role(self, name: str) -> FakeRole:
         return FakeRole(self, name)
 
-    def led_until(self, role: str) -> None: ...
+    def predecessor_active_until(self, role: str) -> None: ...
 
-    def snapshot(self, role: str) -> Standing:
+    def standing(self, role: str) -> Standing:
         return Standing(term=self.term, until=time.monotonic() + 60, leading=self.leads, held=self.leads)
 
-    def told(self, role: str) -> Payload:
+    def last_payload(self, role: str) -> Payload:
         return Payload(term=self.term, data=self._data, own=self._own, known=True)
 
-    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         self._data, self._own = data, True
 
     def lose(self) -> None:

@@ -195,8 +195,6 @@ class Process:
         self.wakeup = Wakeup(config.roles)
         self.shared = SharedSchedule(config=config, settings=beat_settings(self.app), topic=self.topic)
         self.dead = False
-        #: It was told to end.
-        self.stopping = False
 
         class Wire(Producer):  # type: ignore[misc]
             def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: Any, *args: Any) -> None:
@@ -212,9 +210,7 @@ class Process:
             for shard in range(shards)
         ]  # fmt: skip
         self.runners = [
-            RoleRunner(
-                role=role, host=host, wakeup=self.wakeup, stopping=lambda: self.stopping, progress=self.member.progress
-            )
+            RoleRunner(role=role, host=host, wakeup=self.wakeup, progress=self.member.progress)
             for role, host in zip(roles, self.hosts, strict=True)
         ]
 
@@ -273,6 +269,10 @@ class Process:
     def is_down(self, role: str) -> bool:
         """Whether a hand-over of the role would wait for nothing."""
         return self.wakeup.down[role].is_set()
+
+    def close(self) -> None:
+        """It is to end: nothing more starts."""
+        self.wakeup.closing = True
 
     def forget_fences(self) -> None:
         self.wakeup.fenced.clear()

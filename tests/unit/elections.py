@@ -111,33 +111,33 @@ class FakeMember:
         self.stood_back: list[str] = []
         self.asked: list[str] = []
         self.turns = 0
-        self.predecessor_led_until: datetime | None = None
+        self.predecessor_active: datetime | None = None
 
     def start(self) -> None: ...
 
     def role(self, name: str = "leader") -> FakeRole:
         return FakeRole(self, name)
 
-    def snapshot(self, role: str) -> FakeStanding:
+    def standing(self, role: str) -> FakeStanding:
         found = self.world.role(role)
         mine = found.holder is self
         return FakeStanding(found.term, mine and found.leading, mine)
 
-    def led_until(self, role: str) -> datetime | None:
-        return self.predecessor_led_until
+    def predecessor_active_until(self, role: str) -> datetime | None:
+        return self.predecessor_active
 
-    def told(self, role: str) -> Payload:
+    def last_payload(self, role: str) -> Payload:
         found = self.world.role(role)
         own = found.own and found.holder is self
         return Payload(term=found.term, data=found.data, own=own, known=self.world.known)
 
-    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         found = self.world.role(role)
         if found.holder is not self or found.term != term:
             return
         self.offers.append((role, data))
         found.unsent = data
-        if hurry:
+        if now:
             self.hurried += 1
             self.world.send(found, data)
             if not self.world.latency:
@@ -149,7 +149,7 @@ class FakeMember:
     def resign(self, role: str) -> None:
         self.resigned.append(role)
 
-    def stand_back(self, role: str) -> None:
+    def back_off(self, role: str) -> None:
         self.resigned.append(role)
         self.stood_back.append(role)
 

@@ -40,7 +40,7 @@ class FakeRole:
         return self.standing().term
 
     def standing(self) -> FakeStanding:
-        return self.owner.snapshot(self.name)
+        return self.owner.standing(self.name)
 
     def leading_term(self) -> int | None:
         standing = self.standing()
@@ -56,19 +56,19 @@ class FakeRole:
 
     @property
     def last_payload(self) -> Payload:
-        return self.owner.told(self.name)
+        return self.owner.last_payload(self.name)
 
     def predecessor_active_until(self) -> datetime | None:
-        return self.owner.led_until(self.name)
+        return self.owner.predecessor_active_until(self.name)
 
     def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
-        self.owner.offer(self.name, term, data, hurry=now)
+        self.owner.set_payload(self.name, term, data, now=now)
 
     def ask(self) -> None:
         self.owner.ask(self.name)
 
     def resign(self, *, back_off: bool = False) -> None:
-        (self.owner.stand_back if back_off else self.owner.resign)(self.name)
+        (self.owner.back_off if back_off else self.owner.resign)(self.name)
 
 
 class FakeLeadership:
@@ -94,7 +94,7 @@ class FakeLeadership:
         self.started = 0
         self.stopped = 0
         self.turns = 0
-        self.predecessor_led_until: datetime | None = None
+        self.predecessor_active: datetime | None = None
         self._standing = FakeStanding(None, False, False)
         self._blinks = 0
 
@@ -104,14 +104,14 @@ class FakeLeadership:
     def role(self, name: str = "leader") -> FakeRole:
         return FakeRole(self, name)
 
-    def told(self, role: str = "leader") -> Payload:
+    def last_payload(self, role: str = "leader") -> Payload:
         return Payload(term=self._standing.term, data=self.data, own=self.own, known=True)
 
-    def offer(self, role: str, term: int, data: Mapping[str, Any], *, hurry: bool = False) -> None:
+    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         if term != self._standing.term or not self._standing.held:
             return
         self.offers.append(data)
-        self.hurried += hurry
+        self.hurried += now
         if self.confirms:
             self.confirm()
 
@@ -125,13 +125,13 @@ class FakeLeadership:
     def resign(self, role: str) -> None:
         self.resigned.append(role)
 
-    def stand_back(self, role: str) -> None:
+    def back_off(self, role: str) -> None:
         self.resigned.append(role)
 
     def ask(self, role: str) -> None:
         self.asked.append(role)
 
-    def snapshot(self, role: str = "leader") -> FakeStanding:
+    def standing(self, role: str = "leader") -> FakeStanding:
         if self._blinks:
             self._blinks -= 1
             return FakeStanding(self._standing.term, False, False)
@@ -143,8 +143,8 @@ class FakeLeadership:
     def held(self) -> bool:
         return self._standing.held
 
-    def led_until(self, role: str = "leader") -> datetime | None:
-        return self.predecessor_led_until
+    def predecessor_active_until(self, role: str = "leader") -> datetime | None:
+        return self.predecessor_active
 
     def progress(self) -> None:
         self.turns += 1

@@ -135,7 +135,7 @@ class Kind:
         self.redis_url = redis_url
         self.leadership = FakeLeadership()
         # Entries without a store count as run an hour ago.
-        self.leadership.predecessor_led_until = an_hour_ago()
+        self.leadership.predecessor_active = an_hour_ago()
 
     def conf(self) -> dict[str, Any]:
         return {"beat_schedule": {"entry": {"task": "t", "schedule": HALF_AN_HOUR}}}

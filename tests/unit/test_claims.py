@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.beat.replicated.claims import ASTRAY, FOREVER, Claims, Offer, Watermarks
-from celery_neli.election.grant import Told
+from celery_neli.election.role_state import Payload
 
 T0 = 1_700_000_000.0
 INTERVAL = 0.5
@@ -19,7 +19,7 @@ class Term:
     """The claims of term 7, with a log that gives back what was offered when the test says so."""
 
     def __init__(self, inherited: Watermarks | None = None, *, now: float = T0, resolved: bool = True) -> None:
-        self.told = Told(term=7, data=None if inherited is None else inherited.as_data(), own=True, known=True)
+        self.told = Payload(term=7, data=None if inherited is None else inherited.as_data(), own=True, known=True)
         self.claims = Claims(term=7, interval=INTERVAL, inherited=inherited, now=now)
         self.offers: list[Offer] = []
         if resolved:
@@ -32,7 +32,7 @@ class Term:
         return offer
 
     def read_back(self) -> None:
-        self.told = Told(term=7, data=self.offers[-1].marks.as_data(), own=True, known=True)
+        self.told = Payload(term=7, data=self.offers[-1].marks.as_data(), own=True, known=True)
 
 
 def test_a_slot_is_covered_once_a_record_of_the_term_that_claims_it_was_read_back() -> None:
@@ -43,7 +43,7 @@ def test_a_slot_is_covered_once_a_record_of_the_term_that_claims_it_was_read_bac
     assert offer.hurry
     assert offer.marks.claimed == T0 + INTERVAL
     assert not term.claims.covers(T0 + 0.2)
-    for told in (Told(7, offer.marks.as_data(), own=False), Told(6, offer.marks.as_data(), own=True)):
+    for told in (Payload(7, offer.marks.as_data(), own=False), Payload(6, offer.marks.as_data(), own=True)):
         term.told = told
         term.turn(T0 + 0.1, T0 + 0.2)
         assert not term.claims.covers(T0 + 0.2)
@@ -98,7 +98,7 @@ def test_dense_slots_take_two_hurried_records_in_an_interval_and_each_is_claimed
     arrives: list[tuple[float, Offer]] = []
     while now < T0 + 20:
         while arrives and arrives[0][0] <= now:
-            term.told = Told(7, arrives.pop(0)[1].marks.as_data(), own=True)
+            term.told = Payload(7, arrives.pop(0)[1].marks.as_data(), own=True)
         offer = term.turn(now, due)
         if offer is not None:
             arrives.append((now + 0.1, offer))

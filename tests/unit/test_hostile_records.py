@@ -18,8 +18,8 @@ from celery_neli import periodic
 from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import begin
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
-from celery_neli.election.grant import Told
 from celery_neli.election.records import decode as decode_leader_record
+from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.periodic.definition import define, entry_of
 from celery_neli.periodic.view import entry_names, view_of
@@ -235,7 +235,7 @@ def test_a_stray_state_stops_no_entry_that_is_added() -> None:
 def test_marks_that_are_none_are_none(split: Any) -> None:
     """A shard begins, whatever the record of the shard says that it was split from."""
     told = {0: {"shards": 2, "split": split}, 1: None}
-    found = begin(1, 2, lambda shard: Told(term=1, data=told[shard], known=True, own=False), now=NOON)
+    found = begin(1, 2, lambda shard: Payload(term=1, data=told[shard], known=True, own=False), now=NOON)
     assert found is not None
     assert found.marks is None
 
@@ -420,7 +420,7 @@ def test_a_term_begins_or_is_refused_whatever_the_log_says(data: Any) -> None:
     """No other error ends a beat, or moves its leader."""
     for shard in (0, 1):
         try:
-            begin(shard, 2, lambda _: Told(term=1, data=data, known=True, own=False), now=NOON)
+            begin(shard, 2, lambda _: Payload(term=1, data=data, known=True, own=False), now=NOON)
         except ConfigurationError:
             pass  # of more shards than two
 

@@ -140,7 +140,7 @@ def test_after_another_scheduler_what_was_imported_from_it_is_missed() -> None:
     bring_in(world, last=-3400.0)
     world.now = 260.0
     beat = world.beat()
-    beat.member.predecessor_led_until = NOON + timedelta(seconds=230)
+    beat.member.predecessor_active = NOON + timedelta(seconds=230)
     beat.member.lead()
     world.ticks(until=261)
     assert world.slots() == [200]

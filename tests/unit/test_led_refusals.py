@@ -226,7 +226,7 @@ def test_what_a_signal_handler_raises_ends_beat(raises: BaseException, after: bo
     """Ctrl-C at any place; and SystemExit, before which Celery's handler has asked the scheduler to close."""
     world = World({"e": 10.0})
     beat = world.beat()
-    guarded(beat, raises=raises, after=after, strikes=lambda: setattr(beat, "stopping", True))
+    guarded(beat, raises=raises, after=after, strikes=lambda: beat.close())
     beat.member.lead()
     with pytest.raises(type(raises)):
         world.ticks(until=15)

@@ -121,7 +121,7 @@ def test_after_another_scheduler_entries_count_as_served_until_it_was_heard_of()
     world = World({"c": crontab()}, **SKIP)
     world.now = 200.0
     beat = world.beat()
-    beat.member.predecessor_led_until = NOON + timedelta(seconds=70)
+    beat.member.predecessor_active = NOON + timedelta(seconds=70)
     beat.member.lead()
     world.ticks(until=201)
     assert world.slots("c") == [120, 180]

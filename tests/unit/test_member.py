@@ -289,7 +289,7 @@ def test_a_fenced_leader_says_why(case: str, reason: str) -> None:
     assert [(type(change), change.reason) for change in changes] == [(LeaderFenced, reason)]
 
 
-def test_led_until_stays_while_a_term_lasts() -> None:
+def test_when_the_predecessor_was_active_stays_while_a_term_lasts() -> None:
     """It is about the last leader before, whatever the present one writes."""
     stage = Stage()
     stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))
@@ -541,7 +541,7 @@ def test_heartbeats_tell_how_long_the_owner_has_been_idle_and_a_drain_counts() -
         ({"idle": 1e9}, 0),
     ],
 )
-def test_led_until_is_when_the_last_leaders_owner_last_made_progress(data: dict[str, Any] | None, idle: float) -> None:
+def test_the_predecessor_was_active_when_its_owner_last_made_progress(data: dict[str, Any] | None, idle: float) -> None:
     """Not when its last heartbeat was read: heartbeats go on while it hangs."""
     stage = Stage()
     stage.write(Record(kind="claim", member="x/1", seq=1, lease=4.0, seen=-1))

@@ -14,6 +14,7 @@ from kombu.transport.memory import Channel, Transport
 
 from celery_neli.beat.publish import NAMESPACE, due_slot, leased_producer, slot_id
 from celery_neli.beat.tenure import LeaseEnded, Tenure
+from celery_neli.beat.wakeup import Wakeup
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import make_app
 
@@ -67,7 +68,7 @@ def connection(channel_class: type[WatchedChannel]) -> Any:
 
 @pytest.fixture
 def producer(leadership: FakeLeadership, connection: Any) -> Any:
-    tenure = Tenure(leadership.role("leader"), 3, stopping=lambda: False, progress=leadership.progress)
+    tenure = Tenure(leadership.role("leader"), 3, wakeup=Wakeup(["leader"]), progress=leadership.progress)
     return leased_producer(kombu.Producer, tenure)(connection, auto_declare=False)
 
 
@@ -140,7 +141,7 @@ def test_a_queue_is_declared_once_for_each_connection(
     """The broker may have lost it with the connection: also in the retry of the message that noticed."""
     declared: list[int] = []
     channel_class.declare = staticmethod(lambda: declared.append(len(channel_class.wire)))  # type: ignore[assignment]
-    tenure = Tenure(leadership.role("leader"), 3, stopping=lambda: False, progress=leadership.progress)
+    tenure = Tenure(leadership.role("leader"), 3, wakeup=Wakeup(["leader"]), progress=leadership.progress)
     producer = leased_producer(Asked, tenure)(connection, auto_declare=False)
 
     def publish() -> None:
@@ -195,7 +196,7 @@ def test_nothing_waits_in_a_batch(leadership: FakeLeadership) -> None:
         def batch(self, max_size: int) -> int:
             return max_size
 
-    tenure = Tenure(leadership.role("leader"), 3, stopping=lambda: False, progress=leadership.progress)
+    tenure = Tenure(leadership.role("leader"), 3, wakeup=Wakeup(["leader"]), progress=leadership.progress)
     assert leased_producer(WithBatches, tenure)().batch(max_size=500) == 1
 
 

@@ -11,7 +11,7 @@ import kombu
 import pytest
 from kombu.transport.memory import Channel as MemoryChannel
 
-from celery_neli.beat.replicated.redis_client import keep_client
+from celery_neli.beat.replicated.templates import keep_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,3 +142,11 @@ def test_other_channels_are_left_alone() -> None:
         before = dict(vars(channel))
         keep_client(SimpleNamespace(_channel=channel))
         assert vars(channel) == before
+
+
+def test_a_producer_without_a_channel_is_left_alone(connection: Any) -> None:
+    """To ask it for one would connect, outside Celery's own retries. Later messages find one."""
+    producer = connection.Producer(auto_declare=False)
+    before = dict(vars(producer))
+    keep_client(producer)
+    assert vars(producer) == before

@@ -74,6 +74,17 @@ class Rig:
         return float((self.scheduler.schedule[name].last_run_at - NOON).total_seconds())
 
 
+def test_slots_that_are_missed_again_are_counted_again() -> None:
+    """As many as the first time, of the same entry."""
+    rig = Rig()
+    rig.add("e", 10)
+    for late in (65.0, 165.0, 265.0):
+        rig.now = late
+        rig.ticks(until=late + 0.5)
+    assert rig.slots() == [60, 160, 260]
+    assert rig.scheduler.neli_left_out == 5 + 9 + 9
+
+
 def test_intervals_do_not_drift() -> None:
     """However late each tick comes, the next slot counts from the slot."""
     rig = Rig()
@@ -535,8 +546,8 @@ def test_a_leader_sends_what_is_due_once_with_the_slot_that_it_is_for(own: Own) 
         beat.turns()
         assert len(beat.sent()) == 1
         assert (headers["neli_beat_term"], headers["neli_beat_entry"], headers["task"]) == (7, "entry", "t")
-        assert own.leadership.predecessor_led_until is not None
-        slot = own.leadership.predecessor_led_until + timedelta(hours=1)
+        assert own.leadership.predecessor_active is not None
+        slot = own.leadership.predecessor_active + timedelta(hours=1)
         assert headers["neli_beat_slot"] == slot.isoformat()
 
 
@@ -544,7 +555,7 @@ def test_a_term_that_ends_in_mid_dispatch_sends_nothing_and_the_next_one_does(ow
     """With and without a signal; the entry is put back."""
     for take in (FakeLeadership.fence, FakeLeadership.lapse):
         own.leadership = FakeLeadership()
-        own.leadership.predecessor_led_until = datetime.now(timezone.utc) - timedelta(hours=1)
+        own.leadership.predecessor_active = datetime.now(timezone.utc) - timedelta(hours=1)
         with own.beat() as beat:
             with in_mid_dispatch(beat.app, lambda take=take: take(own.leadership)) as seen:
                 own.leadership.grant(1)
@@ -628,7 +639,7 @@ def test_idle_ticks_cost_the_same_for_ten_and_for_many(caplog: pytest.LogCapture
 def test_beat_drives_it(own: Own) -> None:
     """A second or so of real time."""
     conf = {"beat_schedule": {"e": {"task": "t", "schedule": 0.2}}}
-    own.leadership.predecessor_led_until = None
+    own.leadership.predecessor_active = None
     app = make_app(neli_scheduler=Own.name, **conf)
     with Beat(app, leadership=own.leadership) as beat:
         own.leadership.grant(1)

@@ -403,7 +403,7 @@ def test_an_inner_scheduler_that_cannot_be_built_is_tried_again(
     inner_class.fail_building = True
     app = make_app(neli_scheduler=inner_class, beat_schedule=DUE_AT_ONCE)
     leadership = FakeLeadership()
-    leadership.predecessor_led_until = an_hour_ago()
+    leadership.predecessor_active = an_hour_ago()
     with caplog.at_level(logging.ERROR), Beat(app, leadership=leadership) as beat:
         beat.turns()
         leadership.grant(1)
@@ -423,7 +423,7 @@ def test_an_inner_scheduler_that_raises_is_built_anew(
     """Celery's beat ends with whatever its scheduler raises: a database that blinks, a Redis that is down."""
     app = make_app(neli_scheduler=inner_class, beat_schedule=DUE_AT_ONCE)
     leadership = FakeLeadership()
-    leadership.predecessor_led_until = an_hour_ago()
+    leadership.predecessor_active = an_hour_ago()
     with caplog.at_level(logging.ERROR), Beat(app, leadership=leadership) as beat:
         leadership.grant(1)
         beat.sends(1)
@@ -453,7 +453,7 @@ def test_a_crontab_slot_in_the_gap_between_two_leaders_is_sent(tmp_path: Path) -
     kind = Kind(tmp_path)
     now = datetime.now(timezone.utc)
     slot = now.replace(second=0, microsecond=0)
-    kind.leadership.predecessor_led_until = slot - timedelta(seconds=1)
+    kind.leadership.predecessor_active = slot - timedelta(seconds=1)
 
     entries = {"slot": {"task": "t", "schedule": crontab()}, "interval": {"task": "u", "schedule": 7200.0}}
     with kind.beat(beat_schedule=entries) as beat:
@@ -470,12 +470,12 @@ def test_a_crontab_slot_in_the_gap_between_two_leaders_is_sent(tmp_path: Path) -
 def test_an_interval_is_not_sent_early_by_a_successor(tmp_path: Path) -> None:
     """The predecessor may have sent it just before it was last heard of."""
     kind = Kind(tmp_path)
-    kind.leadership.predecessor_led_until = datetime.now(timezone.utc) - timedelta(seconds=5)
+    kind.leadership.predecessor_active = datetime.now(timezone.utc) - timedelta(seconds=5)
     with kind.beat(beat_schedule={"entry": {"task": "t", "schedule": 6.0}}) as beat:
         kind.leadership.grant(1)
         beat.turns(4)
         assert beat.sent() == []
-        due = kind.leadership.predecessor_led_until + timedelta(seconds=6)
+        due = kind.leadership.predecessor_active + timedelta(seconds=6)
         (headers,) = beat.sends(1)
         assert datetime.now(timezone.utc) >= due - timedelta(seconds=0.1)
         assert datetime.fromisoformat(headers["neli_beat_slot"]) == due
@@ -483,7 +483,7 @@ def test_an_interval_is_not_sent_early_by_a_successor(tmp_path: Path) -> None:
 
 def test_without_a_predecessor_entries_count_as_run_now(tmp_path: Path) -> None:
     kind = Kind(tmp_path)
-    kind.leadership.predecessor_led_until = None
+    kind.leadership.predecessor_active = None
     with kind.beat() as beat:
         kind.leadership.grant(1)
         beat.turns()
@@ -493,7 +493,7 @@ def test_without_a_predecessor_entries_count_as_run_now(tmp_path: Path) -> None:
 def test_a_predecessor_heard_of_in_the_future_delays_nothing(tmp_path: Path) -> None:
     """Clocks differ."""
     kind = Kind(tmp_path)
-    kind.leadership.predecessor_led_until = datetime.now(timezone.utc) + timedelta(hours=1)
+    kind.leadership.predecessor_active = datetime.now(timezone.utc) + timedelta(hours=1)
     with kind.beat(beat_schedule=DUE_EVERY_SECOND) as beat:
         kind.leadership.grant(1)
         beat.sends(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from celery_neli.beat.replicated.claims import Watermarks
 from celery_neli.beat.replicated.sharding import begin, owner, parent
-from celery_neli.election.grant import Told
+from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import ConfigurationError
 from tests.unit.beats import NOON, World
 
@@ -65,12 +65,12 @@ def test_powers_of_two_spread_evenly() -> None:
 # -- what a term begins with --
 
 
-def tells(**records: Mapping[str, Any] | None) -> Callable[[int], Told]:
+def tells(**records: Mapping[str, Any] | None) -> Callable[[int], Payload]:
     """What the roles' newest records carry: ``r0`` of the first one and so on."""
 
-    def told(shard: int) -> Told:
+    def told(shard: int) -> Payload:
         data = records.get(f"r{shard}")
-        return Told(term=None if data is None else 1, data=data, known=True)
+        return Payload(term=None if data is None else 1, data=data, known=True)
 
     return told
 
@@ -110,7 +110,7 @@ def test_a_new_shard_waits_until_its_parent_is_led_by_the_new_number() -> None:
 def test_a_new_shard_waits_for_what_is_not_known_yet() -> None:
     """Its parent's records were not read to the end."""
     data = {"shards": 2, "claimed": 9.0, "done": 8.0}
-    assert begin(1, 2, lambda shard: Told(data=data if shard == 0 else None, known=False), now=100.0) is None
+    assert begin(1, 2, lambda shard: Payload(data=data if shard == 0 else None, known=False), now=100.0) is None
 
 
 def test_marks_are_handed_to_those_shards_only_that_are_split_from_this_one() -> None:

@@ -303,7 +303,7 @@ def test_another_scheduler_under_the_lease_runs_the_good_entries(
 ) -> None:
     """It would not be built otherwise: each mistake is logged with the name of the entry."""
     leadership = FakeLeadership()
-    leadership.predecessor_led_until = an_hour_ago()
+    leadership.predecessor_active = an_hour_ago()
     app = make_app(neli_scheduler=scheduler, beat_schedule={"good": entry(schedule="30m"), **BAD})
     del app.conf.beat_schedule["policy"]  # which that scheduler does not know
     with Beat(app, leadership=leadership, schedule_filename=str(tmp_path / "schedule")) as running:

@@ -116,7 +116,7 @@ class Leadership:
     def role(self, name: str = "leader") -> FakeRole:
         return FakeRole(self, name)
 
-    def stand_back(self, role: str) -> None:
+    def back_off(self, role: str) -> None:
         self.resigned.append(role)
 
 

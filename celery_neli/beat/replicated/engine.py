@@ -39,6 +39,8 @@ logger = escaping(get_logger(__name__))
 SET_BACK = 60.0
 #: Shorter waits (seconds) are not worth coming early.
 SHORTEST = 0.001
+#: Seconds by which an entry must be late before publishers are called in.
+BACKLOG = 0.05
 #: Seconds after which a turn returns although more is due.
 TURN = 0.02
 #: Seconds that the end of a term waits for messages that publishers are sending.
@@ -101,7 +103,7 @@ class Engine:
                 wait = float(tick() or 0)
                 if wait > 0:
                     return wait
-                if (self.pool and not self.pool.free()) or time.monotonic() > end:
+                if (self.pool.runs and not self.pool.free()) or time.monotonic() > end:
                     return 0.0
 
     def tick(self) -> float:
@@ -127,14 +129,17 @@ class Engine:
         return self._act(heap, entry, found, now)
 
     def _act(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
-        if entry.name in self.pool:  # it was defined again in the meantime
+        if entry.name in self.pool.runs:  # it was defined again in the meantime
             self.pool.wait()
             return 0.0
         wait = self.ledger.admit(entry, found, now)
         if wait is not None:
             return wait
-        if self.pool.is_wanted(heap, found, now) and self._submit(heap, entry, found, now):
-            return 0.0
+        if found.due and found.slot is not None:
+            moment = maybe_make_aware(now).timestamp()
+            late = moment - found.slot.timestamp() > BACKLOG
+            if late and self.pool.is_wanted(heap, moment) and self._submit(heap, entry, found, now):
+                return 0.0
         if found.left_out:
             self.left_out.log(entry, found, self.table.policy(entry).policy)
         if not found.due:
@@ -145,7 +150,7 @@ class Engine:
 
     def _rest(self, due: float | None, wait: float) -> float:
         wait = self.ledger.rest(due, wait)
-        if self.pool:
+        if self.pool.runs:
             self.pool.wait()
             return 0.0
         return wait
@@ -156,7 +161,10 @@ class Engine:
 
     def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
         retry_at = self.ledger.retry_at(advanced.name)
-        return self.table.next_look(advanced, found, now) if retry_at is None else retry_at
+        if retry_at is not None:
+            return retry_at
+        self.left_out.over(advanced.name)
+        return self.table.next_look(advanced, found, now)
 
     def _put_off(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
         """Look at the entry later, and at the others in the meantime; return the seconds until the next tick."""
@@ -238,7 +246,7 @@ class Engine:
 
     def collect(self) -> None:
         """Settle the runs that publishers have completed. Raises `LeaseEnded` if one found that the term is over."""
-        if (ended := self._collect()) is not None:
+        if self.pool.runs and (ended := self._collect()) is not None:
             raise ended
 
     def _collect(self) -> LeaseEnded | None:
@@ -275,12 +283,12 @@ class Engine:
     def end(self, *, wait: bool) -> tuple[Run | None, list[Run]]:
         """End the term: begin nothing more, and wait for publishers for `DRAIN` seconds if ``wait`` is True.
 
-        Return the run that was cut off in the middle, if there is one, and those of which nobody knows what came.
+        Return the run that was cut off in the middle, if there is one, and those of which it is unknown what came.
         """
         cut_off = self.sender.cut_off()
         self.pool.drain(DRAIN if wait else 0.0)
         self._collect()
-        lost = self.pool.remaining()
+        lost = list(self.pool.runs.values())
         for run in lost:
             if (entry := self.table.schedule.get(run.entry.name)) is not None:
                 self.table.heap().put(run.entry.name, self.table.first_look(entry))

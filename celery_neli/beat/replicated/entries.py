@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Iterable, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import celery.app.base
 from celery.beat import Scheduler as CelerysScheduler
 from celery.beat import event_t
 from celery.utils.functional import is_numeric_value
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.beat.replicated.unpatched import is_unpatched, source_of
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule.due import Forecast, Look, entry_has_slots, look, pass_over
@@ -44,7 +41,6 @@ NEVER_INTERVAL = 3600.0
 PRIORITY = 5
 
 _MISSING = object()
-_BASE = source_of(celery.app.base)
 
 
 class Entries(dict[str, Any]):
@@ -231,8 +227,7 @@ class EntryTable:
 
     def moment(self) -> float:
         """Return the wall clock of the app, in Unix seconds."""
-        app = self._scheduler.app
-        return time.time() if is_unpatched(app, "now", _BASE) else float(maybe_make_aware(app.now()).timestamp())
+        return float(maybe_make_aware(self._scheduler.app.now()).timestamp())
 
     def find(self, name: str) -> Any:
         """Return the entry, paused or not; None if there is none of that name."""
@@ -311,7 +306,7 @@ class EntryTable:
             self._forecast = None
 
     def settle(self, name: str) -> None:
-        """Note that the heap knows of the last change of this entry, or will be told."""
+        """Note that the heap knows of the last change of this entry, or is about to."""
         scheduler, schedule = self._scheduler, self.schedule
         if isinstance(schedule, Entries):
             schedule.settle(name)
@@ -327,7 +322,7 @@ class EntryTable:
     def policy(self, entry: Any) -> Misfire:
         """Return the misfire policy of an entry. Raises `ConfigurationError`."""
         try:
-            return self._misfire.changed_by(entry.options)
+            return self._misfire.changed_by(entry.options) if entry.options else self._misfire
         except ConfigurationError as exc:
             raise ConfigurationError(f"beat entry {entry.name!r}: {exc}") from None
 

@@ -106,11 +106,14 @@ class SharedSchedule:
         """Take over what was read since; return False if there is nothing."""
         whole = self.topic.whole  # asked before: what is drained then reaches that end
         changes = self.topic.drain()
+        if not changes and (self.topic.drained, whole, self._many) == (self._generation, self._whole, 0):
+            return False  # as ever
         if self._many:
             for each in self.hosts:
                 logger.info("schedule read records=%d entries=%d", self._many, len(each.scheduler.schedule))
             self._many = 0
-        self._notes_of_others.read(changes)
+        if any(kind == MEMBER for kind, _ in changes):
+            self._notes_of_others.read(changes)
         if self.topic.drained != self._generation:
             self._generation, self._counting = self.topic.drained, True
             for each in self.hosts:
@@ -177,14 +180,8 @@ class SharedSchedule:
 class ReplicatedHost:
     """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`celery_neli.beat.host.Host`).
 
-    Args:
-        app: The Celery app.
-        cls: The user's scheduler class.
-        roles: The roles of all shards.
-        shard: Which of them is this one's.
-        shared: What this process has read of the schedule topic.
-        options: What `celery_neli.Scheduler` was constructed with.
-        made: Is called once, with the scheduler, after it was made.
+    ``roles`` are those of all shards, ``options`` what `celery_neli.Scheduler` was constructed with; ``made`` is called
+    once, with the scheduler that was made.
     """
 
     stands_by = True
@@ -296,6 +293,7 @@ class ReplicatedHost:
         engine.collect()
         ledger.remove_finished()
         wait = float(engine.turn(self.scheduler.tick))
+        ledger.end_turn()
         return 0.0 if ledger.states.write_some() or more else wait
 
     def end(self, *, held: bool) -> None:

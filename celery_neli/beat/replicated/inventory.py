@@ -44,22 +44,18 @@ class Inventory:
 
     def __init__(self) -> None:
         self._records: dict[str, bytes] = {}
-        self._lost: dict[str, None] = {}
+        #: The definitions that the topic has lost, by name.
+        self.lost: dict[str, None] = {}
         #: Monotonic seconds: when something was found to be lost, or was there again.
         self._lost_at = 0.0
         #: The names that were read since the topic is read from its beginning again; None: it is not.
         self._seen: set[str] | None = None
 
-    @property
-    def lost(self) -> bool:
-        """Return True if there are definitions that the topic has lost."""
-        return bool(self._lost)
-
     def overdue(self, now: float) -> bool:
         """Return True if a leader that knows what the topic has lost would have written some of it back by `now`
         (monotonic seconds), and none has.
         """
-        return bool(self._lost) and now - self._lost_at > PATIENCE
+        return bool(self.lost) and now - self._lost_at > PATIENCE
 
     def seen(self, name: str, value: bytes | None) -> None:
         """Note that the topic has a definition of this name, readable or not; None: it was removed."""
@@ -71,14 +67,14 @@ class Inventory:
     def keep(self, name: str, value: bytes) -> None:
         """Keep the definition that was read."""
         self._records[name] = value
-        if name in self._lost:
-            del self._lost[name]
+        if name in self.lost:
+            del self.lost[name]
             self._lost_at = time.monotonic()
 
     def forget(self, name: str) -> None:
         """Forget a definition that was removed on purpose."""
         self._records.pop(name, None)
-        self._lost.pop(name, None)
+        self.lost.pop(name, None)
 
     def recount(self) -> None:
         """Note what is read from now on: the topic is read from its beginning again."""
@@ -98,7 +94,7 @@ class Inventory:
         if not torn:
             logger.warning("schedule removed entries=%d while this beat did not hear of it: %s", len(missing), shown)
             return missing
-        self._lost.update(dict.fromkeys(missing))
+        self.lost.update(dict.fromkeys(missing))
         self._lost_at = time.monotonic()
         logger.error(
             "schedule lost entries=%d: the schedule topic was deleted or cut, and with it what was put or paused at "
@@ -109,9 +105,9 @@ class Inventory:
 
     def take_lost(self, most: int) -> dict[str, bytes]:
         """Return up to so many of the definitions that the topic has lost; the caller writes them."""
-        taken = list(islice(self._lost, most))
+        taken = list(islice(self.lost, most))
         for name in taken:
-            del self._lost[name]
+            del self.lost[name]
         return {name: self._records[name] for name in taken}
 
 

@@ -1,4 +1,4 @@
-"""The seam between the engine and whoever must know of each slot: a ledger admits slots and is told what came of them.
+"""The seam between the engine and what must know of each slot: a ledger admits slots, and learns what came of them.
 
 The `SlotLedger` itself does nothing. It is that of a `ReplicatedScheduler` that stands alone. While an elected beat
 leads, the ledger is `celery_neli.beat.replicated.outcomes.ClaimingLedger`.
@@ -40,7 +40,7 @@ class Run:
 
 
 class SlotLedger:
-    """What the engine asks and tells of each slot. The thread that ticks. Times are Unix seconds."""
+    """What the engine asks and reports of each slot. The thread that ticks. Times are Unix seconds."""
 
     #: True if every slot must be known exactly, and none may run a moment before it is due.
     exact = False

@@ -91,17 +91,17 @@ class MemberNotes:
         apps = {self._app: [self._name]}
         for app, names in apps_of(living(others, None, now)).items():
             apps.setdefault(app, []).extend(names)
-        told = sharing(apps, self._group)
-        if told is None:
+        apps_shared = sharing(apps, self._group)
+        if apps_shared is None:
             self._since = None
         elif leads:
             if self._limit.allows("apps"):
-                logger.error("beat: app=%s leads group=%s: %s", self._app, self._group, told)
+                logger.error("beat: app=%s leads group=%s: %s", self._app, self._group, apps_shared)
         elif self._since is None:
             self._since = now
         elif now - self._since >= SETTLE:
             self._standby_logged = True
-            logger.error("beat: app=%s stands by in group=%s: %s", self._app, self._group, told)
+            logger.error("beat: app=%s stands by in group=%s: %s", self._app, self._group, apps_shared)
 
 
 def fingerprint(entries: Iterable[Any]) -> str:

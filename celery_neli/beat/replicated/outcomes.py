@@ -76,19 +76,18 @@ class ClaimingLedger(SlotLedger):
         #: The present term, or the last.
         self.term: Term | None = None
         self._overlaps = OverlapCheck(app)
-        #: True if the present turn has made its claim.
+        #: True once the present turn has made its claim.
         self._claimed = False
         #: Seconds after which an entry that failed is retried, by name.
         self._retries: dict[str, float] = {}
-        #: Entries of one slot that ran and are to be removed, with their `since`; those whose states are still to be.
+        #: Entries of one slot that ran, and their `since`: to be removed, and removed but for their states.
         self._finished_once: dict[str, float] = {}
         self._tombstones: set[str] = set()
         #: When the entries of beat_schedule were made (Unix seconds).
         self._made = self._table.moment()
         self.states = States(
-            table, app=app, owns=self.owns, write=self.write, forgotten=self.forget,
-            refuse=topic.refuse,
-        )  # fmt: skip
+            table, app=app, owns=self.owns, write=self.write, forgotten=self.forget, refuse=topic.refuse
+        )
 
     # -- the schedule: of all entries, those of this shard --
 
@@ -107,16 +106,12 @@ class ClaimingLedger(SlotLedger):
     # -- a term --
 
     def begin(self, number: int, beginning: Beginning) -> None:
-        """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled.
-
-        Costs a look at the entries that ran last, and a short one at those of which no state was written.
-        """
+        """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled."""
         states, table, now = self.states, self._table, self._table.moment()
         marks, blind = beginning.marks, self.states.led
         led_until = self._role.predecessor_active_until()
         if marks is None and led_until is not None and not blind:
-            # Another scheduler was led, which leaves no watermarks: its slots were served until then, as far as is
-            # known. The states of entries that were imported from it say what ran.
+            # Another scheduler was led, which leaves no watermarks: its slots were served until then.
             marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
         self.term = Term(
             self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,
@@ -191,20 +186,28 @@ class ClaimingLedger(SlotLedger):
             self._topic.write(ENTRY, name, value)
         for entry in states.take_again(PORTION):
             self.write(entry)
-        return inventory.lost or bool(states.again)
+        return bool(inventory.lost or states.again)
 
     def ready(self, due: float, moment: float) -> float:
         """Claim what is ``due``, and wait until the claim was read back."""
-        covers = self._present.claims.covers
-        if not self._claimed or not covers(due):  # what was read back stays so
-            self._claim(moment, due)
-        return 0.0 if covers(due) else CONFIRM
+        return 0.0 if self._is_claimed(due, moment) else CONFIRM
+
+    def end_turn(self) -> None:
+        """Claim ahead, unless the turn has made its claim: all its slots may have been claimed before."""
+        if not self._claimed:
+            self._claim(self._table.moment(), self._next_due())
 
     def rest(self, due: float | None, wait: float) -> float:
         """Claim ahead what is due soon."""
         moment = self._table.moment()
         self._claim(moment, due)
         return max(0.0, min(wait, self._present.claims.wake(due) - moment))
+
+    def _is_claimed(self, slot: float, moment: float) -> bool:
+        covers = self._present.claims.covers
+        if not covers(slot):  # what was read back stays so
+            self._claim(moment, self._next_due())
+        return covers(slot)
 
     def _claim(self, moment: float, due: float | None) -> None:
         self._claimed, term = True, self._present
@@ -220,12 +223,12 @@ class ClaimingLedger(SlotLedger):
         """Admit a slot that is claimed, unless a policy leaves it out."""
         if not found.due or found.slot is None:
             return None
-        defined = self.states.imported.get(entry.name, 0.0)
-        if defined > maybe_make_aware(now).timestamp():  # another process put it, whose clock is ahead
+        defined, moment = self.states.imported.get(entry.name, 0.0), maybe_make_aware(now).timestamp()
+        if defined > moment:  # another process put it, whose clock is ahead
             self._table.heap().put(entry.name, defined)
             return 0.0
         # A successor assumes that slots of an import that no claim reached have not been sent.
-        if not self._present.claims.covers(max(found.slot.timestamp(), defined)):
+        if not self._is_claimed(max(found.slot.timestamp(), defined), moment):
             return CONFIRM
         return 0.0 if self._is_doubtful(entry, found, now, defined) or self._overlaps_last(entry, found, now) else None
 
@@ -291,8 +294,7 @@ class ClaimingLedger(SlotLedger):
 
     def outdated(self, run: Run, *, ran: bool) -> None:
         """Note a run of an entry that was defined again, paused or removed after it was submitted."""
-        name = run.entry.name
-        self._present.unsettled.pop(name, None)
+        self._present.unsettled.pop(name := run.entry.name, None)
         if ran:
             self.states.ran(name, at_of(run.advanced))
         elif run.wired and run.slot is not None:

@@ -1,7 +1,7 @@
-"""Asking the result backend whether an entry's last task has finished, without waiting for it for long.
+"""Ask the result backend whether an entry's last task has finished, and wait for it only briefly.
 
-It is asked on a thread of its own, for a moment, and silence counts as finished: it is better to run a task beside its
-forerunner now and then than to hold up a scheduler, or to stop running the task.
+A thread of its own asks, and silence counts as finished: it is better to run a task beside its forerunner now and then
+than to hold up a scheduler, or to stop running the task.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class _Known(NamedTuple):
 
 
 class OverlapCheck:
-    """Says of entries with `skip` whether a slot is to be left out. Belongs to the thread that ticks.
+    """Decides for entries with `skip` if a slot is left out. Belongs to the thread that ticks.
 
-    Starts nothing until the first question. ``patience``: seconds that one question may take. ``clock`` never goes
-    back.
+    Starts nothing until the first question, which may take ``patience`` seconds. ``clock`` never goes back.
     """
 
     def __init__(self, app: Any, *, patience: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,12 +62,11 @@ class OverlapCheck:
         self._asked: tuple[str, futures.Future[_Known]] | None = None
 
     def holds(self, entry: Any, task_id: str | None, started: float, now: float) -> bool:
-        """Whether the slot of ``entry`` that is due is to be left out. The caller logs and counts it.
+        """Return True if the slot of ``entry`` that is due is to be left out. The caller logs and counts it.
 
-        ``task_id`` and ``started`` (Unix seconds): of the entry's last task that was *sent*, as far as the caller knows
-        (None: none was), when or for which slot; what `sent` was told goes before that. Blocks for ``patience`` at
-        most, and not at all while the result backend owes an answer. Raises `ConfigurationError` for options that were
-        never checked.
+        ``task_id`` and ``started`` (Unix seconds) are of the entry's last task that was *sent*, as far as the caller
+        knows, or None; what was noted by `sent` goes before that. Blocks for ``patience`` at most, and not at all while
+        the result backend owes an answer.
         """
         rule = Overlap.of(entry)
         if not rule.skips or self._app.conf.task_always_eager:
@@ -85,19 +83,19 @@ class OverlapCheck:
         return known is not None and known.unfinished
 
     def sent(self, name: str, task_id: str, now: float) -> None:
-        """The task of an entry with `skip` left at ``now`` (Unix seconds), however late its slot was."""
+        """Note that the task of an entry with `skip` left at ``now`` (Unix seconds), however late its slot was."""
         self._sent.pop(name, None)
         self._sent[name] = task_id, now
         if len(self._sent) > REMEMBERED:
             del self._sent[next(iter(self._sent))]
 
     def begin(self) -> None:
-        """A term begins: others may have sent since. What `sent` was told is forgotten."""
+        """Begin a term: others may have sent since, so what `sent` has noted is forgotten."""
         self._sent.clear()
         self._known.clear()
 
     def close(self) -> None:
-        """Let the helper thread end, when it has its answer. Returns at once; any number of times."""
+        """Let the helper thread end when it has its answer. Returns at once; any number of times."""
         self._asker.close()
 
     def _recall(self, name: str) -> _Known | None:
@@ -137,7 +135,7 @@ class OverlapCheck:
         return answer.result()
 
     def _bound(self, now: float) -> float:
-        """How long to wait: an outage costs the patience once, a slow backend a tenth of the time, a quick one all."""
+        """Return how long to wait: an outage costs the patience once, a slow backend a tenth of the time."""
         self._spare = min(self._patience, self._spare + SHARE * (now - self._spare_at))
         self._spare_at = now
         return max(min(QUICK, self._patience), self._spare)
@@ -154,8 +152,8 @@ class OverlapCheck:
 
 
 class _Asker:
-    """A daemon thread that answers one question after the other. It has a result backend of its own (Celery's are per
-    thread). Under gevent it is a greenlet, as is whatever else talks to the result backend there.
+    """A daemon thread that answers one question after the other, with a result backend of its own (Celery's are per
+    thread). Under gevent it is a greenlet, as is everything else that talks to the result backend there.
     """
 
     def __init__(self) -> None:
@@ -180,6 +178,6 @@ def _answer(questions: queue.SimpleQueue[Any]) -> None:
         future, question = asked
         try:
             future.set_result(question())
-        except Exception as exc:  # noqa: BLE001 - any backend's; whoever asked logs it
+        except Exception as exc:  # noqa: BLE001 - any backend's; the caller logs it
             future.set_exception(exc)
         del asked, future, question

@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
-from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import leased_producer
 from celery_neli.beat.replicated.publishers import Publishers, Unsent, batch_of
@@ -21,20 +20,16 @@ from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from celery_neli.beat.replicated.ledger import Run
     from celery_neli.beat.replicated.publishers import Batch
     from celery_neli.beat.tenure import Tenure
-    from celery_neli.schedule.due import Look
     from celery_neli.schedule.heap import DueHeap
 
 __all__ = ["Pool", "Unsent"]
 
 logger = escaping(get_logger(__name__))
 
-#: Seconds by which an entry must be late before publishers are called in.
-BACKLOG = 0.05
 #: Seconds for which they are left out after one of them failed: the thread that ticks waits for a broker that is gone.
 CALM = 2.0
 #: Seconds to wait for a completed run at a time.
@@ -48,11 +43,8 @@ STUCK = 5.0
 class Pool:
     """The runs of one scheduler and term that publishers send. The thread that ticks.
 
-    Args:
-        app: The Celery app, for connections.
-        send: Sends one run, on a publisher's thread.
-        count: How many publishers there may be; with one, the thread that ticks sends everything.
-        producer: The class of producers, which ask the lease, and ``tenure``, whose messages they send.
+    ``send`` sends one run, on one of up to ``count`` publishers' threads, by a ``producer`` that asks ``tenure``. With
+    a count of one, the thread that ticks sends everything.
     """
 
     def __init__(
@@ -60,27 +52,22 @@ class Pool:
     ) -> None:
         self._app, self._send, self._count, self._producer, self._tenure = app, send, count, producer, tenure
         self._publishers: Publishers[Run] | None = None
-        self._by_name: dict[str, Run] = {}
+        #: The runs that are not settled, by entry.
+        self.runs: dict[str, Run] = {}
         self._calm_until = 0.0
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._by_name
-
-    def __bool__(self) -> bool:
-        return bool(self._by_name)
 
     @property
     def stuck(self) -> bool:
         """True if a run was submitted a while ago, and nothing has come of it."""
-        first = next(iter(self._by_name.values()), None)  # in the order of submission
+        first = next(iter(self.runs.values()), None)  # in the order of submission
         return first is not None and time.monotonic() - first.at > STUCK
 
-    def is_wanted(self, heap: DueHeap, found: Look, now: datetime) -> bool:
-        """Return True if what is on top of the heap is so late that it should be sent side by side with others."""
-        if self._count < 2 or not found.due or found.slot is None or time.monotonic() < self._calm_until:
+    def is_wanted(self, heap: DueHeap, moment: float) -> bool:
+        """Return True if another entry, too, is due at ``moment``, so that they should be sent side by side."""
+        if self._count < 2 or time.monotonic() < self._calm_until:
             return False
-        moment, second = maybe_make_aware(now).timestamp(), heap.second()
-        return moment - found.slot.timestamp() > BACKLOG and second is not None and second <= moment
+        second = heap.second()
+        return second is not None and second <= moment
 
     def free(self) -> bool:
         """Return True if another run may be submitted."""
@@ -90,7 +77,7 @@ class Pool:
         """Have a publisher send the run; the pool is `free`. Does not block."""
         if self._publishers is None:
             self._publishers = Publishers(count=self._count, connect=self._connect, send=self._send_all, batch=BATCH)
-        self._by_name[run.entry.name] = run
+        self.runs[run.entry.name] = run
         self._publishers.submit(run)
 
     def completed(self) -> list[tuple[Run, BaseException | None]]:
@@ -108,11 +95,7 @@ class Pool:
 
     def settled(self, run: Run) -> None:
         """Note that a completed run was dealt with."""
-        del self._by_name[run.entry.name]
-
-    def remaining(self) -> list[Run]:
-        """Return the runs that are not settled."""
-        return list(self._by_name.values())
+        del self.runs[run.entry.name]
 
     def wait(self) -> None:
         """Wait until a run is completed, for a moment at most."""

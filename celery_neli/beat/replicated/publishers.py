@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from amqp import Channel as AmqpChannel
 from amqp.exceptions import MessageNacked, RecoverableConnectionError
@@ -54,13 +54,13 @@ class Publishers(Generic[Job]):
     """Up to ``count`` publishers. Threads and connections are made as jobs need them, and end after ``idle`` seconds.
 
     ``connect()`` returns a kombu Producer that is connected; ``send(jobs, producer)`` sends up to ``batch`` jobs and
-    returns what became of each. Both run on a publisher's thread, may block and raise anything: what they raise, a
+    returns what became of each. Both run on a publisher's thread, and may block and raise anything: what they raise, a
     BaseException too, is the outcome of all these jobs. If one of the outcomes is an exception, the connection is
-    dropped, and made anew for the publisher's next jobs. What hangs in ``connect`` does not hold up `close`; what hangs
+    dropped, and the publisher's next jobs get another. What hangs in ``connect`` does not hold up `close`; what hangs
     in ``send`` does, for its timeout.
 
-    Jobs begin in the order of `submit`, but overtake each other: whatever must stay in order has one in flight at a
-    time. All methods belong to the one thread that coordinates; none blocks but `wait` and `close`.
+    Jobs begin in the order of `submit` but overtake each other, so what must stay in order has one in flight at a time.
+    All methods belong to the one thread that coordinates; none blocks but `wait` and `close`.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class Publishers(Generic[Job]):
 
     @property
     def in_flight(self) -> int:
-        """Jobs that were submitted and not yet returned by `finished` or `close`."""
+        """How many jobs were submitted and not yet returned by `finished` or `close`."""
         return self._in_flight
 
     def free(self) -> int:
-        """How many jobs may be submitted now: enough that no publisher runs dry; 0 once closed."""
+        """Return how many jobs may be submitted now: enough that no publisher runs dry; 0 once closed."""
         return 0 if self._closed else max(0, AHEAD * self._batch * self._count - self._in_flight)
 
     def submit(self, job: Job) -> None:
-        """Hand out a job. :raises RuntimeError: none is `free`."""
+        """Hand out a job. Raises `RuntimeError` if none may be submitted."""
         if not self.free():
             raise RuntimeError("no publisher is free: ask free() first")
         with self._lock:
@@ -104,14 +104,14 @@ class Publishers(Generic[Job]):
                 publisher.thread.start()
 
     def finished(self) -> list[tuple[Job, Any]]:
-        """The jobs that finished since the last call, each with its result or with the BaseException that it raised."""
+        """Return the jobs that finished since the last call, each with its result or the BaseException it raised."""
         finished = self._seen + [each for batch in _emptied(self._done) for each in batch]
         self._seen = []
         self._in_flight -= len(finished)
         return finished
 
     def wait(self, timeout: float) -> bool:
-        """Wait up to ``timeout`` seconds until a job has finished; whether one has. At once if none is in flight."""
+        """Wait up to ``timeout`` seconds, if any job is in flight, until one has finished; return True if one has."""
         if not self._seen and self._in_flight:
             try:
                 self._seen += self._done.get(timeout=max(timeout, 0))
@@ -122,8 +122,8 @@ class Publishers(Generic[Job]):
     def close(self, timeout: float) -> list[Job]:
         """Begin nothing more, wait up to ``timeout`` seconds for what is being sent, and drop the connections.
 
-        Jobs that were not begun come back from `finished` as `Unsent`. Returned are those that hang in their broker:
-        whether they leave is unknown; their threads are abandoned, and end when the broker lets them. Twice is fine.
+        `finished` returns jobs that were not begun as `Unsent`. The jobs returned here hang in their broker, and it is
+        unknown whether they leave; their threads are abandoned, and end when the broker lets them. Safe to call twice.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
@@ -164,7 +164,7 @@ class Publishers(Generic[Job]):
                 drop_connection(producer.connection)
 
     def _next(self, publisher: _Publisher) -> list[Job]:
-        """The next jobs, no more than this publisher's share; none if it is to end."""
+        """Return the next jobs, no more than this publisher's share; none if it is to end."""
         while True:
             try:
                 first = self._jobs.get(timeout=self._idle)
@@ -190,7 +190,7 @@ class Publishers(Generic[Job]):
         return jobs
 
     def _do(self, publisher: _Publisher, jobs: list[Job], producer: Any) -> Any:
-        """Send and report; the producer for the next jobs, None if there is to be another."""
+        """Send and report; return the producer for the next jobs, or None if they need another."""
         outcomes: list[Any]
         try:
             if producer is None:
@@ -217,14 +217,14 @@ class Publishers(Generic[Job]):
 
 
 class _Publisher:
-    """A publisher's thread, and what it is at; all but the thread belongs to the lock."""
+    """A publisher's thread and what it is doing; the lock protects everything but the thread."""
 
     def __init__(self, run: Callable[[_Publisher], None]) -> None:
         self.thread = threading.Thread(target=run, args=(self,), name="celery-neli-publisher", daemon=True)
         self.jobs: list[Any] = []
-        #: Whether the jobs may have left, at least in part.
+        #: True if the jobs may have left, at least in part.
         self.sending = False
-        #: The coordinator knows all that it will know of the jobs.
+        #: True once the coordinator knows everything that it will know of the jobs.
         self.abandoned = False
 
 
@@ -237,56 +237,45 @@ def _emptied(full: queue.SimpleQueue[_Item]) -> list[_Item]:
         return taken
 
 
-class Batch(Protocol):
-    """Messages that are published through one producer between `begin` and `settle`, again and again."""
+class Batch:
+    """Messages that are published through one producer between `begin` and `settle`, again and again.
+
+    This one lets each message wait for itself.
+    """
 
     def begin(self) -> None:
-        """From now on, no message is waited for."""
+        """Wait for no message from now on, if that is possible."""
 
     def mark(self) -> int:
-        """A mark between two messages."""
+        """Return a mark between two messages."""
+        return 0
 
     def settle(self, ask: Callable[[], None]) -> None:
         """Wait until the broker has answered for every message since `begin`. Never raises.
 
-        ``ask`` is called before what is still here leaves, if anything is; if that raises, none of it leaves.
+        ``ask`` is called before the messages that are still here leave; if it raises, none of them leaves.
         """
 
     def failure(self, since: int, until: int) -> BaseException | None:
-        """What went wrong with the messages between two marks, once they are settled; None: they arrived.
+        """Return what went wrong with the messages between two marks, once they are settled; None if they arrived.
 
         After a failure the producer is not used again.
         """
+        return None
 
 
 def batch_of(producer: Any) -> Batch:
-    """How this kombu producer, which is connected and was not used before, can send many. Blocks for an answer."""
+    """Return how this kombu producer, connected and not used before, can send many. Blocks for the broker's answer."""
     channel = producer.channel
     if isinstance(channel, AmqpChannel) and channel.connection.confirm_publish:
         return _Confirms(channel)
     if getattr(producer, "supports_batch_publish", False):
         return _Pipeline(producer)
-    return _Single()
+    return Batch()
 
 
-class _Single:
-    """Each message waits for itself."""
-
-    def begin(self) -> None:
-        pass
-
-    def mark(self) -> int:
-        return 0
-
-    def settle(self, ask: Callable[[], None]) -> None:
-        pass
-
-    def failure(self, since: int, until: int) -> BaseException | None:
-        return None
-
-
-class _Pipeline:
-    """kombu's publish batch: nothing leaves before the end, and if that fails, nobody knows what arrived."""
+class _Pipeline(Batch):
+    """kombu's publish batch: nothing leaves before the end, and if that fails, it is unknown what arrived."""
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
@@ -297,9 +286,6 @@ class _Pipeline:
         self._failure = None
         # Not the leased producer's own `batch`, which lets nothing wait: here the lease is asked once more.
         self._stack.enter_context(_batch_of_kombus(self._producer, max_size=_MOST))
-
-    def mark(self) -> int:
-        return 0
 
     def settle(self, ask: Callable[[], None]) -> None:
         try:
@@ -312,7 +298,7 @@ class _Pipeline:
         return self._failure
 
 
-class _Confirms:
+class _Confirms(Batch):
     """Publisher confirms of AMQP. Marks are the delivery tags of the channel: its messages, counted from 1."""
 
     def __init__(self, channel: Any) -> None:
@@ -324,9 +310,6 @@ class _Confirms:
         channel.events["basic_nack"].add(self._refused)
         channel.confirm_select()
         channel.basic_publish = self._publish  # as py-amqp does itself, for a publish that waits
-
-    def begin(self) -> None:
-        pass
 
     def mark(self) -> int:
         return self._tag
@@ -352,7 +335,7 @@ class _Confirms:
         try:
             return self._channel._basic_publish(message, **kwargs)
         except BaseException:
-            self._unconfirmed.discard(self._tag)  # told by what is raised; the broker may have nothing to confirm
+            self._unconfirmed.discard(self._tag)  # what is raised says so; the broker may have nothing to confirm
             raise
 
     def _confirmed(self, tag: int, multiple: bool) -> None:

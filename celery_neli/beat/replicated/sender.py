@@ -1,4 +1,4 @@
-"""Send one entry: which message it is, how it goes to the task broker, and what the ledger is told of it.
+"""Send one entry: which message it is, how it goes to the task broker, and what the ledger learns of it.
 
 Most of it runs on the thread that ticks. Publishers' threads call `send_run`, and `apply_async` through Celery.
 """
@@ -17,8 +17,7 @@ from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
 from celery_neli.beat.replicated.ledger import Run
-from celery_neli.beat.replicated.redis_client import keep_client
-from celery_neli.beat.replicated.templates import Templates, publish_below
+from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
@@ -42,9 +41,14 @@ class NoLease:
     """The lease of a scheduler that stands alone: it may do everything. See `Tenure`."""
 
     term = None
-    headers = None
-    left = 0
     wired = in_transport = False
+
+    def __init__(self) -> None:
+        self.reset(None)
+
+    def reset(self, headers: Any) -> None:
+        """Begin to send an entry."""
+        self.headers, self.left = headers, 0
 
     def ask_start(self) -> None:
         """Allow it."""
@@ -79,7 +83,7 @@ class Sender:
         self.slot: datetime | None = None
         self.now: datetime | None = None
         self._scheduler, self._table, self._ledger = scheduler, table, ledger
-        #: The run that has begun and that the ledger was told nothing of.
+        #: The run that has begun and of which the ledger knows nothing yet.
         self._run: Run | None = None
         #: The latest attempt for each entry that is being sent or is to be retried. Instrumentation puts itself around
         #: `apply_entry` or `apply_async` (Sentry reports a check-in there and writes its id into the headers): only the
@@ -113,8 +117,7 @@ class Sender:
         """
         lease = self.lease
         lease.ask_start()
-        if not isinstance(lease, NoLease):
-            lease.reset(beat_headers(entry, term=lease.term, slot=self.slot))
+        lease.reset({} if lease.term is None else beat_headers(entry, term=lease.term, slot=self.slot))
         self._run = Run(entry, self.slot)  # before it advances: a signal handler may cut in anywhere
         advanced = self._scheduler.schedule[entry.name] = advance(entry, self.slot, self.now)
         self._run.advanced = advanced
@@ -125,16 +128,14 @@ class Sender:
         run, self._run = self._run, None
         if run is not None:
             run.wired = self.lease.wired
-        if not isinstance(self.lease, NoLease):
-            self.lease.headers = None
+        self.lease.headers = None
         return run
 
     def may_sync(self) -> bool:
         """Return True unless the term is over, an entry is half done, or a publisher's thread asks."""
-        if isinstance(self.lease, NoLease):
-            return True
         half_done = self._run is not None and not self.lease.left
-        return not half_done and self._job is None and self.lease.may_finish()
+        alone = isinstance(self.lease, NoLease)
+        return alone or (not half_done and self._job is None and self.lease.may_finish())
 
     # -- the way to the broker --
 
@@ -165,14 +166,13 @@ class Sender:
                 raise
             return None
         if (run := self._run) is not None:
-            if not isinstance(lease, NoLease):
-                lease.left = lease.left or 1  # an eager task has left, too
-            self._tell_sent(run)
+            lease.left = lease.left or 1  # an eager task has left, too
+            self._settle(run)
         self._over()
         return result
 
     def _is_over_after(self, exc: Exception) -> bool:
-        """Tell the ledger of an entry that could not be sent. Return True if a tick has nothing more to say of it."""
+        """Report an entry that could not be sent. Return True if a tick has nothing more to say of it."""
         scheduler, lease, run = self._scheduler, self.lease, self._run
         if is_transport_error(vars(scheduler).get("connection"), exc, given=lease.in_transport):
             if run is not None:
@@ -188,20 +188,19 @@ class Sender:
                 "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
                 run.entry.name, "-" if run.slot is None else run.slot.isoformat(), repr(without_wrapper(exc)),
             )  # fmt: skip
-            self._tell_sent(run)
+            self._settle(run)
         elif run is not None and (self.now is not None or not isinstance(lease, NoLease)):
             self.refused(run, without_wrapper(exc))
         self._over()
         return run is not None and self.now is not None
 
-    def _tell_sent(self, run: Run) -> None:
+    def _settle(self, run: Run) -> None:
         if self.lease.may_finish():  # else a successor may know better by now
             self.sent(run)
 
     def _over(self) -> None:
         self._run = None  # only now: SystemExit may cut in anywhere
-        if not isinstance(self.lease, NoLease):
-            self.lease.headers = None
+        self.lease.headers = None
 
     def _apply(self, entry: Any, producer: Any) -> None:
         """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot."""

@@ -4,8 +4,8 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 
 - Which entry is due next is read from a heap that is changed in place. No tick looks at an entry that is not due.
 - An entry runs *for a slot*, a due time of its schedule, and that slot is its `last_run_at`: intervals do not drift,
-  and a slot has one name whoever runs it. Schedules that know only `is_due` are asked, and have no slots.
-- Slots that passed while nobody ran them are subject to the misfire policy (:mod:`celery_neli.schedule.misfire`), and
+  and a slot has the same name in every process. Schedules that know only `is_due` are asked, and have no slots.
+- Slots that passed while no beat ran them are subject to the misfire policy (:mod:`celery_neli.schedule.misfire`), and
   logged.
 """
 
@@ -53,7 +53,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     gives this object a ledger that claims slots, and otherwise whatever beat has this scheduler sends.
     """
 
-    #: Makes the ledger that is told of each slot. `ReplicatedHost` sets it before it calls the constructor.
+    #: Makes the ledger that learns of each slot. `ReplicatedHost` sets it before it calls the constructor.
     neli_make_ledger: Callable[..., SlotLedger] = staticmethod(_no_claims)
 
     def __init__(self, app: Any, schedule: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -165,7 +165,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         self.neli_engine.table.replace_view(events)
 
     def populate_heap(self, *args: Any, **kwargs: Any) -> None:
-        """Look at every entry: O(N). Done once; whoever changes entries in place may call it. Never raises."""
+        """Look at every entry: O(N). Done once; call it after changing entries in place. Never raises."""
         self.neli_engine.table.populate()
 
     def _is_due_failed(self, entry: Any) -> tuple[bool, float]:

@@ -168,12 +168,11 @@ class States:
     # -- initial states --
 
     def begin(self, settled: float | None) -> None:
-        """Know, from now on, the entries of which nobody wrote a state; theirs are `unwritten`.
+        """Know, from now on, the entries of which no state was written; theirs are `unwritten`.
 
-        They begin now, or count as served until ``settled`` (Unix seconds), where somebody has led before. No task of
-        the term waits for their initial states: of a hundred thousand, writing them takes seconds. The watermark
-        *settled* says all of such an entry, but what is in the state is what the slots of an interval are counted from.
-        So it is written before a slot of the entry is claimed.
+        They begin now, or count as served until ``settled`` (Unix seconds), where another beat has led before. No task
+        of the term waits for their initial states, as writing 100,000 takes seconds. But the slots of an interval are
+        counted from what is in the state, so it is written before a slot of the entry is claimed.
         """
         self._written_until = float("-inf")
         self.unwritten.update(self._initial)

@@ -13,9 +13,11 @@ There are a thousand templates at most, and entries that differ in arguments onl
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import celery.app.amqp
@@ -31,12 +33,31 @@ from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
 from kombu.utils.uuid import uuid
 
-from celery_neli.beat.replicated.unpatched import is_unpatched, source_of
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
-__all__ = ["Templates", "publish_below"]
+__all__ = ["Templates", "is_unpatched", "keep_client", "publish_below", "source_of"]
+
+
+def source_of(module: ModuleType) -> str:
+    """Return the file that the module's functions were compiled from."""
+    for value in vars(module).values():
+        if type(value) is FunctionType and value.__module__ == module.__name__ and not hasattr(value, "__wrapped__"):
+            return value.__code__.co_filename
+    return str(module.__file__)
+
+
+def is_unpatched(owner: Any, name: str, source: str) -> bool:
+    """Return True if ``owner.name`` is a function, or a method, written in the file ``source``.
+
+    False for a wrapper, although it copies the name, the module or even the code of what it wraps (functools, wrapt:
+    Sentry, Datadog, New Relic, mocks).
+    """
+    found = getattr(owner, name, None)
+    function = getattr(found, "__func__", found)
+    return type(function) is FunctionType and function.__code__.co_filename == source
+
 
 TEMPLATES = 1000
 #: Options that say where a message goes and how; `headers` and `task_id` are made for each message.
@@ -273,6 +294,33 @@ class Templates:
             and getattr(task, "_dump_pydantic_arguments", None) is None
             and task._get_app() is self.app
         )
+
+
+def keep_client(producer: Any) -> None:
+    """Let the channel of a kombu producer keep its client, if it is kombu's own to Redis, with nothing overridden.
+
+    kombu makes a `redis.Redis` object for every command, which takes longer than everything else between a message and
+    its way out, and has no state but a pool of connections. Any number of times; never blocks, and does not connect: a
+    producer that has no channel yet is left alone. For the thread that uses the producer.
+    """
+    transport = sys.modules.get("kombu.transport.redis")
+    channel = getattr(producer, "_channel", None)  # `channel` would connect, outside Celery's own retries
+    if transport is None or not isinstance(channel, transport.Channel) or "_create_client" in vars(channel):
+        return
+    if not is_unpatched(channel, "_create_client", source_of(transport)):
+        return
+    make = channel._create_client
+    kept: Any = None
+
+    def create_client(asynchronous: bool = False) -> Any:
+        nonlocal kept
+        if asynchronous:
+            return make(asynchronous=True)
+        if kept is None or kept.connection_pool is not channel.pool:  # a disconnect replaces the pool
+            kept = make()
+        return kept
+
+    channel._create_client = create_client
 
 
 def publish_below(scheduler: Any, entry: Any, producer: Any) -> Any:

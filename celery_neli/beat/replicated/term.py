@@ -35,14 +35,10 @@ COUNTED = 100
 class Term:
     """Term ``number`` of ``role``, which began at ``now`` (Unix seconds) with these ``inherited`` watermarks.
 
-    Args:
-        beginning: What its records tell besides watermarks.
-        inherited: The watermarks that it found, or None.
-        blind: True if it found none although a leader has written states: every slot that is past is in doubt.
-        newest: The highest epoch in a state of the role's entries.
-        interval: The heartbeat interval (seconds).
-        version: The `neli_schedule_version` of this beat.
-        unsaved: Returns True if something that was written to the schedule topic is not acknowledged yet.
+    It is ``blind`` if it found none although a leader has written states: every slot that is past is in doubt.
+    ``newest`` is the highest epoch in a state of the role's entries, ``interval`` the heartbeat interval (seconds),
+    ``version`` the `neli_schedule_version` of this beat. ``unsaved`` returns True if something that was written to the
+    schedule topic is not acknowledged yet.
     """
 
     def __init__(
@@ -149,11 +145,8 @@ def pass_settled(table: EntryTable, marks: Watermarks, open_: Container[str], *,
     runs. What ran before that watermark has its state, so slots before it that have none never ran: their schedule came
     later.
 
-    Args:
-        table: The entries.
-        marks: The watermarks that a term found.
-        open_: The entries that the watermark does not cover.
-        made: Only entries that last ran at this time (Unix seconds) or later are passed over.
+    The watermark does not cover entries that are ``open_``, and only those count that last ran at ``made`` (Unix
+    seconds) or later.
     """
     heap = table.heap()
     until = datetime.fromtimestamp(marks.settled, timezone.utc)

@@ -33,12 +33,8 @@ logger = escaping(get_logger(__name__))
 class WrappedHost:
     """Serves a role by the scheduler class ``cls`` (`celery_neli.beat.host.Host`).
 
-    Args:
-        app: The Celery app.
-        cls: The user's scheduler class.
-        options: What `celery_neli.Scheduler` was constructed with.
-        made: Is called with each scheduler that was built, and makes the changes that code made to the schedule.
-        learn: Keeps the changes that code made to a scheduler whose term is over.
+    ``options`` are what `celery_neli.Scheduler` was constructed with. ``made`` is called with each scheduler that was
+    built, ``learn`` with each one whose term is over: they keep the changes that code made to the schedule.
     """
 
     stands_by = False
