@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
@@ -143,9 +143,9 @@ class Leadership:
         return self.fit is None or self.fit()
 
 
-_made: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Leadership]] = weakref.WeakKeyDictionary()
+_made: weakref.WeakSet[Leadership] = weakref.WeakSet()
 _making = threading.Lock()
-_inherited: list[Any] = []
+_inherited: list[Leadership] = []
 
 
 def leadership_for(app: Celery, election: str, connect: Connect) -> Leadership:
@@ -155,12 +155,13 @@ def leadership_for(app: Celery, election: str, connect: Connect) -> Leadership:
     Nothing is started. Raises `ConfigurationError`.
     """
     with _making:
-        of_app = _made.setdefault(app, {})
+        of_app: dict[tuple[str, int], Leadership] = vars(app).setdefault("neli_leaderships", {})
         key = (election, os.getpid())
         found = of_app.get(key)
         if found is None or found.stopped:
             config = from_app(app, election)
             found = of_app[key] = Leadership(app, election, config, connect=connect, owned=election == "beat")
+            _made.add(found)
         return found
 
 
@@ -168,7 +169,7 @@ def _after_fork() -> None:
     """In a child: make another lock, and keep the parent's clients for ever, for their finalisers must not run here."""
     global _making
     _making = threading.Lock()
-    _inherited.extend(list(of_app.values()) for of_app in _made.values())
+    _inherited.extend(_made)
 
 
 if hasattr(os, "register_at_fork"):
