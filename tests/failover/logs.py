@@ -8,7 +8,7 @@ from datetime import datetime
 from tests.failover.judge import Doubt
 
 _LINE = re.compile(
-    r"slots in doubt entry=(?P<entry>.+) count=(?P<count>\d+) "
+    r"slots in doubt entry=(?P<entry>.+) count=(?P<count>\d+)\+? "
     r"first=(?P<first>.+) last=(?P<last>.+) policy=(?P<policy>\w+)$",
     re.MULTILINE,
 )

@@ -290,3 +290,20 @@ def test_slots_that_nobody_claimed_were_missed_and_are_not_in_doubt() -> None:
     world.ticks(until=65)
     assert world.slots() == [10, 20, 30, 40, 50, 60]
     assert successor.in_doubt == 0
+
+
+def test_the_doubt_of_each_term_is_logged_however_soon_it_follows(caplog: pytest.LogCaptureFixture) -> None:
+    """Terms that end within a minute of each other leave no slot out in silence, in a process that leads again."""
+    world = World({"e": 0.1}, **SKIP)
+    leads, waits = world.leader(), world.beat()
+    with caplog.at_level(logging.WARNING):
+        for end in (5.05, 10.05, 15.05, 20.05, 25.05):
+            world.ticks(until=end)
+            leads.fence()
+            world.ticks(until=end + 1)
+            leads, waits = waits, leads
+            leads.forget_fences()
+            leads.member.lead()
+        world.ticks(until=31)
+    assert caplog.text.count("slots in doubt entry=e") == 5
+    assert "suppressed" not in caplog.text

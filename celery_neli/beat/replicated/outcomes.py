@@ -240,8 +240,8 @@ class ClaimingLedger(SlotLedger):
         if doubtful is None or (term.was_logged(entry.name) and sends):
             return False
         self.in_doubt += doubtful.total
-        self._left_out.lines.warning(
-            "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
+        logger.warning(  # not one a minute: each term may find others in doubt
+            "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
             entry.name, doubtful.total, "" if doubtful.exact else "+", _iso(doubtful.first or doubtful.newest[-1]),
             _iso(doubtful.newest[-1]), "send" if sends else "skip",
         )  # fmt: skip
