@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from celery_neli.exceptions import RecordError, UnknownVersion
 from celery_neli.printable import printable
@@ -32,7 +32,6 @@ IDLE_MOST = 3600.0
 _ROOM = {IDLE: IDLE_MOST + 0.001}
 
 Kind = Literal["claim", "beat", "release", "request"]
-KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +62,8 @@ class Record:
     @property
     def refers(self) -> int:
         """The highest offset that its author must have known of; a sound log holds it before this record (R9)."""
-        return max(
-            -1 if self.term is None else self.term,
-            -1 if self.seen is None else self.seen,
-            -1 if self.end is None else self.end - 1,
-        )
+        end = None if self.end is None else self.end - 1
+        return max(-1 if offset is None else offset for offset in (self.term, self.seen, end))
 
 
 def encode(record: Record) -> bytes:
@@ -133,7 +129,7 @@ def decode(value: bytes) -> Record:
         raise RecordError(f"more than {MAX_BRACKETS} brackets")
     try:
         fields = json.loads(
-            value.decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_short, object_pairs_hook=_once
+            value.decode(), parse_constant=_finite, parse_float=_finite, parse_int=_short, object_pairs_hook=_once
         )
     except RecordError:
         raise
@@ -142,26 +138,24 @@ def decode(value: bytes) -> Record:
     if not isinstance(fields, dict):
         raise RecordError("not a JSON object")
     version = fields.get("v")
-    if not _is_int(version):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise RecordError("no version")
     if version != VERSION:
         raise UnknownVersion(f"its version is {version}, this member knows {VERSION}")
     kind = fields.get("kind")
-    if kind not in KINDS:
+    if kind not in get_args(Kind):
         raise RecordError("unknown kind")
     if kind == "request":
-        to = fields.get("to")
-        if to is not None and not _is_name(to):
-            raise RecordError("bad 'to'")
+        to = None if fields.get("to") is None else _name(fields, "to")
         term = None if fields.get("term") is None else _offset(fields, "term")
-        return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term)
+        return Record(kind=kind, member=_name(fields, "member"), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term)
     seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
     data = fields.get("data")
     if data is not None:
         _check_data(data)
     return Record(
         kind=kind,
-        member=_name(fields),
+        member=_name(fields, "member"),
         seq=_offset(fields, "seq"),
         lease=_lease(fields),
         seen=seen,
@@ -171,14 +165,11 @@ def decode(value: bytes) -> Record:
     )
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise RecordError(f"{constant} is not JSON")
-
-
 def _finite(number: str) -> float:
+    """Return a number, but refuse one that is too large, and the constants that are not JSON (NaN, Infinity)."""
     value = float(number)
     if not math.isfinite(value):
-        raise RecordError("a number is too large")
+        raise RecordError(f"{number:.40} is no finite number")
     return value
 
 
@@ -219,18 +210,10 @@ def _brackets(text: bytes) -> int:
     return text.count(b"[") + text.count(b"{")
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME
-
-
-def _name(fields: Mapping[str, Any]) -> str:
-    value = fields.get("member")
-    if not isinstance(value, str) or not _is_name(value):
-        raise RecordError("bad 'member'")
+def _name(fields: Mapping[str, Any], field: str) -> str:
+    value = fields.get(field)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        raise RecordError(f"bad {field!r}")
     return value
 
 
@@ -243,11 +226,6 @@ def _offset(fields: Mapping[str, Any], field: str, least: int = 0) -> int:
 
 def _lease(fields: Mapping[str, Any]) -> float:
     value = fields.get("lease")
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 < value <= MAX_LEASE
-        or not math.isfinite(value)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_LEASE:
         raise RecordError("bad 'lease'")
     return float(value)
