@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -269,10 +270,9 @@ class Role(RoleLease):
     """
 
     def __init__(self, renewal: Renewal, leases: SharedLease, name: str) -> None:
-        super().__init__(leases, name, owner=renewal)
+        super().__init__(leases, name, clock=renewal.own_clock)
         self._renewal = renewal
-        self._payload: tuple[int, Mapping[str, Any]] = 0, {}
-        self._early: dict[str, int] = {}  # term of a payload that must leave at once, not taken yet
+        self._payload: tuple[int, Mapping[str, Any]] = 0, {}  # the newest that was set
 
     @property
     def _state(self) -> RoleState | None:
@@ -315,16 +315,13 @@ class Role(RoleLease):
             ValueError: no record can carry `data`.
         """
         self._payload = term, sound(data)
-        if now:
-            self._early[self.name] = term  # after the payload: see below
-        self._request("payload", self._pass_payload)
+        self._request("payload now" if now else "payload", partial(self._pass_payload, now=now))
 
-    def _pass_payload(self, state: RoleState) -> None:
-        early = self._early.pop(self.name, None)  # then its payload is there, or a later one
-        term, data = self._payload
+    def _pass_payload(self, state: RoleState, *, now: bool) -> None:
+        term, data = self._payload  # not those of the request: requests of the two keys may change places
         state.set_payload(data, term)
-        if early is not None:
-            state.beat_now(early)
+        if now:
+            state.beat_now(term)
 
     def ask(self) -> None:
         """Ask the process that leads the role to hand it over to this one (R10).

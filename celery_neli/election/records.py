@@ -148,7 +148,9 @@ def decode(value: bytes) -> Record:
     if kind == "request":
         to = None if fields.get("to") is None else _name(fields, "to")
         term = None if fields.get("term") is None else _offset(fields, "term")
-        return Record(kind=kind, member=_name(fields, "member"), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term)
+        return Record(
+            kind=kind, member=_name(fields, "member"), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term
+        )
     seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
     data = fields.get("data")
     if data is not None:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 
 from celery_neli.config import Config
+from celery_neli.election.lease import FOREVER
 from celery_neli.election.member import Member
 from celery_neli.election.ports import Connect, Group, Journal
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror
@@ -147,6 +148,10 @@ class Renewal:
     def member(self) -> Member | None:
         """The member, for its methods that any thread may call; None before the start, and in a forked child."""
         return self._member if os.getpid() == self.pid else None
+
+    def own_clock(self) -> float:
+        """Return the time on `clock`; in a forked child, where no lease may be used, the end of time."""
+        return self.clock() if os.getpid() == self.pid else FOREVER
 
     def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
         """Have the renewing thread call `action` with the member before its next step. Return at once.

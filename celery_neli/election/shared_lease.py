@@ -18,10 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from celery_neli.election.lease import FOREVER, NEVER, boottime
+from celery_neli.election.lease import NEVER, boottime
 from celery_neli.election.role_state import Grant
 
 if sys.platform == "win32":  # Celery has no pool with children there: the threads of this process are all
@@ -99,66 +98,46 @@ class _Presence:
             return False
 
 
-class Owner(Protocol):
-    """What takes part in the election, in the process `pid` and not in its forked children."""
-
-    pid: int
-
-
-def _own_clock(clock: Callable[[], float], owner: Owner) -> float:
-    return clock() if os.getpid() == owner.pid else FOREVER
-
-
 class RoleLease:
     """The lease of one role: the read side, which is the same in the process that leads and in its forked children.
 
     Each question may be asked from any thread and in a signal handler. It takes no lock and does not block.
     """
 
-    def __init__(self, leases: SharedLease, name: str, *, owner: Owner | None = None) -> None:
-        """With an `owner`, only its process may use the lease: anywhere else, every answer is no."""
+    def __init__(self, leases: SharedLease, name: str, *, clock: Callable[[], float] | None = None) -> None:
+        """`clock` takes the place of the clock of the leases."""
         self.name = name
         self._index = leases.roles.index(name)
-        self._at = self._index * _CELLS
-        self._cells, self._presence = leases.cells, leases.presence
-        self._clock = leases.clock if owner is None else partial(_own_clock, leases.clock, owner)
+        self._cells, self._presence, self._clock = leases.cells(self._index), leases.presence, clock or leases.clock
 
     @property
     def term(self) -> int | None:
         """The term of the lease in force, or of the last one; None before the first."""
-        term = self._cells[self._at]
-        return None if term == _NO_TERM else int(term)
+        return _term(self._cells[_TERM])
 
     def leading_term(self) -> int | None:
         """Return the term in which new work may start now (R3), or None if none may."""
-        cells, at = self._cells, self._at
-        term = cells[at]
-        if self._clock() < cells[at + _START] and cells[at] == term:
-            return int(term)
-        return None
+        term = self.term
+        return term if term is not None and self.may_start(term) else None
 
     def may_start(self, term: int | None = None) -> bool:
         """Return True if new work may start now (R3), in this `term` if one is given."""
-        cells, at = self._cells, self._at
-        return self._clock() < cells[at + _START] and term in (None, cells[at])
+        return self._clock() < self._cells[_START] and term in (None, self._cells[_TERM])
 
     def may_finish(self, term: int | None = None) -> bool:
         """Return True if work that began in this `term` may finish now, also while a hand-over drains (R3).
 
         Without a `term`, return True if work of whatever term is in force may finish.
         """
-        cells, at = self._cells, self._at
-        return self._clock() < cells[at + _FINISH] and term in (None, cells[at])
+        return self._clock() < self._cells[_FINISH] and term in (None, self._cells[_TERM])
 
     def standing(self) -> Standing:
         """Return term, end and answers of one moment."""
-        now, cells, at = self._clock(), self._cells, self._at
+        now, cells = self._clock(), self._cells
         term, start, finish = None, NEVER, NEVER
-        while cells[at] != term:  # the writer was between two terms
-            term, start, finish = cells[at], cells[at + _START], cells[at + _FINISH]
-        return Standing(
-            term=None if term == _NO_TERM else int(term), until=finish, leading=now < start, held=now < finish
-        )
+        while cells[_TERM] != term:  # the writer was between two terms
+            term, start, finish = cells
+        return Standing(term=_term(term), until=finish, leading=now < start, held=now < finish)
 
     @contextmanager
     def at_work(self) -> Iterator[int | None]:
@@ -178,21 +157,17 @@ class SharedLease:
     """The leases of all roles of one process in one election."""
 
     def __init__(self, roles: tuple[str, ...], *, fd: int | None = None, clock: Callable[[], float] = boottime) -> None:
-        """Make the memory, or map that of another process.
+        """Make the memory for `roles`, in the order of `neli_roles`, or map that of another process, given its `fd`.
 
-        Args:
-            roles: the names of the roles, in the order of `neli_roles`.
-            fd: the `fd` of the process that shares, in a child that was not forked but was given the descriptor.
-            clock: gives seconds; the clock of the thread that writes.
+        `clock` gives the seconds of the thread that writes.
         """
         self.roles, self.clock = roles, clock
         size = len(roles) * _CELLS * 8
-        fresh = fd is None
         self.fd = _file(size) if fd is None else fd
         """Of the memory; for `pass_fds` of a child that is not forked."""
-        self.cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
+        self._cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
         self.presence = _Presence(self.fd)
-        if fresh:
+        if fd is None:
             weakref.finalize(self.presence, _close, self.fd, os.getpid()).atexit = False  # the last to need it
             for index in range(len(roles)):
                 self.write(index, Grant())
@@ -202,15 +177,23 @@ class SharedLease:
         """Return the lease of one role. Raises KeyError if it is not in `roles`."""
         return self._roles[name]
 
+    def cells(self, index: int) -> memoryview[float]:
+        """Return the cells of the role number `index`: its term, until when work may start, and until when finish."""
+        return self._cells[index * _CELLS : (index + 1) * _CELLS]
+
     def write(self, index: int, grant: Grant) -> None:
         """Write what the lease of the role number `index` allows. Only the thread that renews may call it."""
-        cells, at = self.cells, index * _CELLS
+        cells = self.cells(index)
         term = _NO_TERM if grant.term is None else float(grant.term)
-        if cells[at + _TERM] != term:  # the ends go first: no reader may take one term's end for another's
-            cells[at + _START] = cells[at + _FINISH] = NEVER
-            cells[at + _TERM] = term
-        cells[at + _START] = NEVER if grant.resigning else grant.until
-        cells[at + _FINISH] = grant.until
+        if cells[_TERM] != term:  # the ends go first: no reader may take one term's end for another's
+            cells[_START] = cells[_FINISH] = NEVER
+            cells[_TERM] = term
+        cells[_START] = NEVER if grant.resigning else grant.until
+        cells[_FINISH] = grant.until
+
+
+def _term(cell: float) -> int | None:
+    return None if cell == _NO_TERM else int(cell)
 
 
 def _file(size: int) -> int:
