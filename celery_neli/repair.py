@@ -116,8 +116,7 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         for change in changes:
             role = roles[change.role]
             state = member.state(role)
-            state.set_payload(change.data, state.grant.term or 0)
-            state.beat_now(state.grant.term or 0)
+            state.set_payload(change.data, state.grant.term or 0, now=True)
         if not _step(member, lambda: all(_carries(member, roles[each.role], each.data) for each in changes), until=end):
             raise NeliError(
                 f"the records were not read back within {timeout:g} s: check `celery neli status`, and try again"

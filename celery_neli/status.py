@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from celery_neli.election.lease import Lease, Timing, name_of
+from celery_neli.election.lease import Lease, name_of
 from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
 from celery_neli.kafka.causes import is_denied
@@ -205,8 +205,8 @@ def _is_refused(group: Future[Any]) -> bool:
 class _Observer:
     """Folds the journal of one role up to its end."""
 
-    def __init__(self, start: int, *, oldest: bool) -> None:
-        self.lease = Lease("/", Timing(heartbeat_interval=1, heartbeat_timeout=3, takeover_delay=1, drain_timeout=1))
+    def __init__(self, config: Config, start: int, *, oldest: bool) -> None:
+        self.lease = Lease("/", config)
         self.lease.begin(start, 0.0, oldest=oldest)
         self.last: tuple[Record, float] | None = None  # last effective record, when (Unix seconds)
         self.times: dict[int, float] = {}
@@ -270,7 +270,7 @@ def _roles(
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
         low, high = reader.bounds(index, TIMEOUT)
-        observers[index] = _Observer(max(low, high - TAIL), oldest=high - TAIL <= low)
+        observers[index] = _Observer(config, max(low, high - TAIL), oldest=high - TAIL <= low)
         reader.place(index, max(low, high - TAIL))
     end = time.monotonic() + TIMEOUT
     watched = time.monotonic() + config.heartbeat_interval + WATCH

@@ -14,7 +14,7 @@ from celery_neli.config import Config, from_app
 from celery_neli.election.neli import Neli, Role
 from celery_neli.election.ports import Connect
 from celery_neli.election.renewal import State
-from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderRevoked
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked
 from celery_neli.election.shared_lease import share
 from celery_neli.logs import escaping
 
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 DELIVER_EVERY = 1.0
 JOIN = 1.0
+
+_SIGNALS = {
+    LeaderAcquired: signals.leadership_acquired,
+    LeaderRevoked: signals.leadership_revoked,
+    LeaderFenced: signals.leadership_fenced,
+}
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -54,7 +60,13 @@ class Leadership:
         self.app, self.election, self.config = app, election, config
         self.roles = config.roles
         self._owned = owned
-        self._neli = Neli(config, self._announce, connect=connect, on_readback=self._read_back, fit=self._is_fit)
+        self._neli = Neli(
+            config,
+            self._announce,
+            connect=connect,
+            on_readback=lambda: None if self.on_readback is None else self.on_readback(),
+            fit=lambda: self.fit is None or self.fit(),
+        )
         if election == "worker":
             share(app, self._neli.leases)
         self._lock = threading.Lock()
@@ -120,27 +132,16 @@ class Leadership:
         self._neli.deliver(0)
 
     def _announce(self, event: LeaderEvent) -> None:
-        if isinstance(event, LeaderAcquired):
-            signal = signals.leadership_acquired
-        elif isinstance(event, LeaderRevoked):
-            signal = signals.leadership_revoked
-            if len(self.roles) > 1 and self._thread is threading.current_thread():
-                self._start_thread()  # a hand-over may take its time; another thread goes on with the other roles
-        else:
-            signal = signals.leadership_fenced
+        signal = _SIGNALS[type(event)]
+        revoked = isinstance(event, LeaderRevoked)
+        if revoked and len(self.roles) > 1 and self._thread is threading.current_thread():
+            self._start_thread()  # a hand-over may take its time; another thread goes on with the other roles
         try:
             signal.send(sender=self, election=self.election, role=event.role, term=event.term)
         except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would only end this thread
             logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
-        if isinstance(event, LeaderRevoked) and self.barrier is not None:
+        if revoked and self.barrier is not None:
             self.barrier(event.role)
-
-    def _read_back(self) -> None:
-        if self.on_readback is not None:
-            self.on_readback()
-
-    def _is_fit(self) -> bool:
-        return self.fit is None or self.fit()
 
 
 _made: weakref.WeakSet[Leadership] = weakref.WeakSet()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from celery_neli.config import Config
 from celery_neli.election.records import Record, repeatable
 
 boottime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -33,18 +33,7 @@ def name_of(member: str) -> str:
     return member.rpartition("/")[0] or member
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """The times of one member in seconds: the settings of the same names."""
-
-    heartbeat_interval: float
-    heartbeat_timeout: float
-    takeover_delay: float
-    drain_timeout: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Unjudged:
+class _Unjudged(NamedTuple):
     offset: int
     record: Record
     now: float
@@ -58,7 +47,7 @@ class Lease:
     claim at all.
     """
 
-    def __init__(self, member: str, timing: Timing, *, delay: Callable[[], float] | None = None) -> None:
+    def __init__(self, member: str, timing: Config, *, delay: Callable[[], float] | None = None) -> None:
         """Know nothing, as `member`.
 
         `delay` draws the seconds that a member waits for the induced one (default: all of `takeover_delay`).
@@ -233,8 +222,7 @@ class Lease:
         running. Any other member must look further back first (`reread`), and meets that record again.
         """
         offset = self.newest + 1
-        self._inherit()
-        self._forget(member)
+        self.lose(member)
         self.begin(offset, now, oldest=True)
 
     def reread(self) -> None:
@@ -243,11 +231,8 @@ class Lease:
 
     def lose(self, member: str) -> None:
         """Know nothing, as the new `member`, until `begin`: the position is gone from the log."""
-        self._inherit()
-        self._forget(member)
-
-    def _inherit(self) -> None:
         self._floor = self._others = max(self._others, self.until, self._floor)
+        self._forget(member)
 
     # Acting
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_neli.config import Config
-from celery_neli.election.lease import FOREVER, NEVER, Lease, Timing, name_of
+from celery_neli.election.lease import FOREVER, NEVER, Lease, name_of
 from celery_neli.election.ports import End, Entry, Group, Journal, Lost, Started
 from celery_neli.election.records import Record, decode, encode
 from celery_neli.election.role_state import LeaderEvent, Mirror, RoleState
@@ -63,23 +63,15 @@ class Member:
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
         self._on_readback = on_readback
         draw = rng or random.SystemRandom()
-        timing = Timing(
-            heartbeat_interval=config.heartbeat_interval,
-            heartbeat_timeout=config.heartbeat_timeout,
-            takeover_delay=config.takeover_delay,
-            drain_timeout=config.drain_timeout,
-        )
         self._states = [
             RoleState(
+                config,
                 index,
-                role,
-                Lease(self._identity(), timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
-                rebalance_after=config.rebalance_after if len(config.roles) > 1 else FOREVER,
-                forgiven=2 * config.stall_timeout,
+                Lease(self._identity(), config, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
                 clock=clock,
                 mirror=mirror,
             )
-            for index, role in enumerate(config.roles)
+            for index in range(len(config.roles))
         ]
         self._warnings = LogLimit(WARN_EVERY, clock=clock)
         self._stepped, self._gap = clock(), 0.0  # when the last step was made, and how long after the one before
@@ -118,7 +110,8 @@ class Member:
             lease.induced = state.index in induced
             lease.candidate = self.candidate and not self.closing and not self.aside
             lease.candidate &= now >= state.stand_back.until
-            self._yield(state, now)
+            if lease.leading(now) and (lease.asked or not lease.candidate):
+                state.resign(asked=lease.asked)
             self._ask_end(state, now)
             state.carry_idle(self.progressed, now)
             request = state.rebalance.request(lease, now, awake=self._gap < STOOD_STILL)
@@ -141,10 +134,9 @@ class Member:
 
     def resign(self, role: str | None = None) -> None:
         """Stop leading `role`, or all: the barrier, then the release; stand back for one `heartbeat_timeout` (R4)."""
-        now = self._clock()
         for state in self._states:
             if role in (None, state.role):
-                state.resign_by_itself(now)
+                state.resign()
 
     def ask(self, role: str) -> None:
         """Ask the leader of `role` to hand it to this member, as R10 does, but at once.
@@ -281,16 +273,6 @@ class Member:
             self._journal.ask_end(state.index)
 
     # Sending
-
-    def _yield(self, state: RoleState, now: float) -> None:
-        """Resign if this member should not lead, or was asked not to."""
-        lease = state.lease
-        asked = lease.asked
-        if lease.leading(now) and (asked or not lease.candidate):
-            if asked:
-                state.resign(now)
-            else:
-                state.resign_by_itself(now)
 
     def _send_request(self, state: RoleState, request: Record) -> None:
         lease = state.lease

@@ -16,11 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 
 from celery_neli.config import Config
-from celery_neli.election.lease import boottime
+from celery_neli.election.lease import FOREVER, boottime
 from celery_neli.election.ports import Connect
 from celery_neli.election.records import sound
 from celery_neli.election.renewal import Barrier, Renewal, State
@@ -53,23 +52,18 @@ class Neli:
         *,
         connect: Connect,
         clock: Callable[[], float] = boottime,
-        on_readback: Callable[[], None] | None = None,
+        on_readback: Callable[[], None] = lambda: None,
         fit: Callable[[], bool] = lambda: True,
     ) -> None:
         """Make a member that has not joined yet.
 
-        Args:
-            config: the settings.
-            barrier: is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
-                thread that pulses, delivers or closes; several such threads may each serve another role. On
-                `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go
-                on. What it raises is logged and otherwise ignored.
-            connect: makes the journal and the group.
-            clock: gives seconds; for tests.
-            on_readback: is called on the thread that renews, when it has read back another payload than before from a
-                record of this member's own. It must not block; what it raises is logged.
-            fit: is called often on the thread that renews, and must not block. While it returns False, this member
-                neither leads nor claims.
+        `barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
+        thread that pulses, delivers or closes; several such threads may each serve another role. On `LeaderRevoked` the
+        hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on. What it raises is logged.
+
+        The thread that renews calls the other two, which must not block: `on_readback` when it has read back another
+        payload than before from a record of this member's own; what it raises is logged; and, often, `fit`: while that
+        returns False, this member neither leads nor claims. `clock` gives seconds, for tests.
         """
         self.config = config
         self.clock = clock
@@ -184,14 +178,11 @@ class Neli:
         Takes at most `drain_timeout` and a few seconds. If the barrier itself calls it, it only starts to close.
         """
         self.request_close()
-        if self.delivering:
-            return
         end = time.monotonic() + self.close_timeout
-        while self.state is not State.CLOSED:
+        while self.state is not State.CLOSED and not self.delivering:
             if time.monotonic() > end:
-                logger.error(
-                    "close is late name=%s: leaving it to its thread; the lease runs out by itself", self.config.name
-                )
+                line = "close is late name=%s: leaving it to its thread; the lease runs out by itself"
+                logger.error(line, self.config.name)
                 return
             self.deliver(1.0)
 
@@ -202,21 +193,14 @@ class Neli:
 
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait up to `timeout` seconds until another thread has closed it; return True if it is closed."""
-        bell = self._renewal.bell
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        seen = bell.rings
-        while self.state is not State.CLOSED and (left := deadline - time.monotonic()) > 0:
-            bell.wait(seen, min(left, 60.0))
-            seen = bell.rings
+        self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=FOREVER if timeout is None else timeout)
         return self.state is State.CLOSED
 
     def __enter__(self: AnyNeli) -> AnyNeli:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
@@ -307,21 +291,16 @@ class Role(RoleLease):
     def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`, in the place of what was set before.
 
-        In another term, nothing happens. It leaves with the next heartbeat, or, with `now`, with one of its own, and
-        then is read back as soon as Kafka can (`on_readback`). What was set before the barrier of a `LeaderRevoked`
-        returns is in the release.
-
-        Raises:
-            ValueError: no record can carry `data`.
+        It leaves with the next heartbeat, or, with `now`, with one of its own, which is read back as soon as Kafka can
+        (`on_readback`). What was set before the barrier of a `LeaderRevoked` returns is in the release. Without effect
+        in another term. Raises ValueError if no record can carry `data`.
         """
         self._payload = term, sound(data)
         self._request("payload now" if now else "payload", partial(self._pass_payload, now=now))
 
     def _pass_payload(self, state: RoleState, *, now: bool) -> None:
         term, data = self._payload  # not those of the request: requests of the two keys may change places
-        state.set_payload(data, term)
-        if now:
-            state.beat_now(term)
+        state.set_payload(data, term, now=now)
 
     def ask(self) -> None:
         """Ask the process that leads the role to hand it over to this one (R10).
@@ -333,13 +312,13 @@ class Role(RoleLease):
     def resign(self, *, back_off: bool = False) -> None:
         """Hand the role over if this process leads it, then do not claim it for one `heartbeat_timeout` (R4).
 
-        With `back_off`, because it cannot be served here: do not claim it for longer, from a second to a minute, which
-        doubles with each failure in a row. That holds also if this process does not lead.
+        With `back_off`, because it cannot be served here: also if this process does not lead it, do not claim it for a
+        time that doubles with each failure in a row, from a second to a minute.
         """
         if back_off:
             self._request("back off", RoleState.back_off)
         else:
-            self._renewal.request(("resign", self.name), lambda member: member.resign(self.name))
+            self._request("resign", RoleState.resign)
 
     def _request(self, verb: str, action: Callable[[RoleState], None]) -> None:
         self._renewal.request((verb, self.name), lambda member: action(member.state(self.name)))

@@ -142,7 +142,7 @@ def decode(value: bytes) -> Record:
         raise RecordError("no version")
     if version != VERSION:
         raise UnknownVersion(f"its version is {version}, this member knows {VERSION}")
-    kind = fields.get("kind")
+    kind: Any = fields.get("kind")
     if kind not in get_args(Kind):
         raise RecordError("unknown kind")
     if kind == "request":
@@ -171,7 +171,7 @@ def _finite(number: str) -> float:
     """Return a number, but refuse one that is too large, and the constants that are not JSON (NaN, Infinity)."""
     value = float(number)
     if not math.isfinite(value):
-        raise RecordError(f"{number:.40} is no finite number")
+        raise RecordError("a number is too large, or not JSON")
     return value
 
 
