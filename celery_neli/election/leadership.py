@@ -41,19 +41,15 @@ class Leadership:
     """
 
     working: Callable[[], bool] | None = None
-    """Called about once a second on the leadership's thread. While it returns False, no progress is made (the task
-    broker is gone), and `neli_stall_timeout` bounds that. None: progress is always made.
+    """Called about once a second on the leadership's thread; while it returns False, no progress is made (the task
+    broker is gone).
     """
     barrier: Callable[[str], None] | None = None
     """Called with a revoked role after all receivers of the signal, on the same thread. The hand-over waits for it."""
     on_readback: Callable[[], None] | None = None
-    """Called on the thread that renews the lease, when it has read back another payload than before from a record of
-    this process's own (`Role.last_payload`). It must not block; what it raises is logged.
-    """
+    """As for `Neli`; it must not block."""
     fit: Callable[[], bool] | None = None
-    """Called often on the thread that renews the lease. While it returns False, this process could not do a leader's
-    work, and neither leads nor claims. It must neither block nor raise. None: it always could.
-    """
+    """As for `Neli`; it must neither block nor raise."""
 
     def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect, owned: bool) -> None:
         """With `owned`, a scheduler calls `progress`; otherwise the leadership's thread does, while `working`."""
@@ -73,10 +69,7 @@ class Leadership:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Join the election; return at once. May be repeated.
-
-        Raises `ClosedError` after `stop`, and `ConfigurationError` if Kafka's client refuses `neli_kafka`.
-        """
+        """Join the election, as `Neli.start` does; return at once. May be repeated."""
         with self._lock:
             if self._thread is None:
                 self._neli.start()
@@ -87,10 +80,7 @@ class Leadership:
         return self._neli.role(self.roles[0] if name is None else name)
 
     def progress(self) -> None:
-        """Say that the owner's loop made a turn. Takes no lock.
-
-        If the owner does not say so for `neli_stall_timeout`, a leader logs its stack and resigns.
-        """
+        """Say that the owner's loop made a turn, or a leader resigns (`neli_stall_timeout`). Takes no lock."""
         self._neli.progress()
 
     def resign(self, role: str | None = None) -> None:

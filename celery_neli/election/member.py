@@ -45,10 +45,9 @@ class Member:
     ) -> None:
         """Know nothing yet.
 
-        `clock` gives seconds that count a suspended machine (R8). The calls of `log` must not block. `rng` and `nonce`
-        are for repeatable runs. `mirror` is called with every new grant, and the index of its role, before a release
-        leaves. `on_readback` is called at the end of a step in which another payload than before was read back from a
-        record of this member's own.
+        `clock` counts the seconds of a suspended machine (R8). The calls of `log` must not block. `rng` and `nonce` are
+        for repeatable runs. `mirror` is called with every new grant and the index of its role, and `on_readback` after
+        a step in which `RoleState.update_payload` returned True.
         """
         self.config = config
         self.closing = False
@@ -84,10 +83,7 @@ class Member:
         return self._states[self.config.roles.index(role)]
 
     def step(self, timeout: float) -> list[LeaderEvent]:
-        """Make one turn: wait up to `timeout` seconds for records, fold them, send what is due.
-
-        Return what changed, in order.
-        """
+        """Wait up to `timeout` seconds for records, fold them, send what is due. Return what changed, in order."""
         try:
             events = self._journal.read(max(0.0, min(timeout, self.wake() - self._clock())))
             self.trouble = None
@@ -139,10 +135,7 @@ class Member:
                 state.resign()
 
     def ask(self, role: str) -> None:
-        """Ask the leader of `role` to hand it to this member, as R10 does, but at once.
-
-        Without effect if no other member is known to lead it, or if this member may not claim.
-        """
+        """Ask another member that leads `role` to hand it to this one (R10), unless this one may not claim."""
         state = self.state(role)
         if state.lease.candidate and state.lease.led_by_another:
             self._send_request(state, state.lease.ask())
@@ -154,10 +147,7 @@ class Member:
             self._group.leave()
 
     def abandon(self) -> list[LeaderEvent]:
-        """Void all grants: this member makes no further step.
-
-        Without a release, the others wait until the lease has run out.
-        """
+        """Void all grants, with no release: this member makes no further step, and the others wait for the lease."""
         return [event for state in self._states for event in state.void()]
 
     @property
@@ -178,15 +168,11 @@ class Member:
 
     @property
     def expecting(self) -> bool:
-        """True if what comes next should be read at once.
-
-        A claim or an early beat is under way, or a role that the group assigned to this member may become vacant.
-        """
+        """True if a claim or an early beat is under way, or a role assigned to this member may become vacant."""
         now = self._clock()
-        leases = [state.lease for state in self._states]
         return any(
             lease.claiming(now) or lease.awaited(now) or (lease.induced and lease.holder != lease.member)
-            for lease in leases
+            for lease in (state.lease for state in self._states)
         )
 
     @property
@@ -203,7 +189,12 @@ class Member:
         if isinstance(event, Entry):
             record = self._decode(state, event)
             if record is not None and event.key not in (None, state.role):
-                self._warn_of_other_roles(state, record, event.key)
+                self._warn(
+                    f"{state.role}: key",
+                    "roles differ partition=%d name=%s has role=%s, but name=%s has role=%s: neli_roles must be one "
+                    "list everywhere; append to it, never rename or reorder",
+                    state.index, self.config.name, state.role, name_of(record.member), event.key,
+                )  # fmt: skip
             state.read(event.offset, record, now)
             if lease.lost is not None:
                 self._diverged(state, now)
@@ -236,14 +227,6 @@ class Member:
             self._warn(f"{state.role}: {exc}", "record skipped role=%s offset=%d: %s", state.role, entry.offset, exc)
         return None
 
-    def _warn_of_other_roles(self, state: RoleState, record: Record, key: str | None) -> None:
-        self._warn(
-            f"{state.role}: key",
-            "roles differ partition=%d name=%s has role=%s, but name=%s has role=%s: neli_roles must be one list "
-            "everywhere; append to it, never rename or reorder",
-            state.index, self.config.name, state.role, name_of(record.member), key,
-        )  # fmt: skip
-
     def _warn(self, kind: str, msg: str, *args: Any) -> None:
         """Log a warning of this kind at most once a minute."""
         if self._warnings.allows(kind):
@@ -275,11 +258,9 @@ class Member:
     # Sending
 
     def _send_request(self, state: RoleState, request: Record) -> None:
-        lease = state.lease
-        self._log.info(
-            "asking for role=%s leader=%s term=%d name=%s group=%s",
-            state.role, name_of(lease.holder or ""), lease.term, self.config.name, self.config.group,
-        )  # fmt: skip
+        leader, term = name_of(state.lease.holder or ""), state.lease.term
+        line = "asking for role=%s leader=%s term=%d name=%s group=%s"
+        self._log.info(line, state.role, leader, term, self.config.name, self.config.group)
         self._append(state, request)
 
     def _append(self, state: RoleState, record: Record) -> None:

@@ -88,10 +88,7 @@ class Neli:
 
     @property
     def deadline(self) -> float | None:
-        """When the lease in force ends (`clock` time, seconds) if nothing renews it; None without one.
-
-        With several roles, when the first of their leases ends.
-        """
+        """When the first lease in force ends (`clock` time, seconds) if nothing renews it; None without one."""
         standings = [role.standing() for role in self._roles.values()]
         return min((each.until for each in standings if each.held), default=None)
 
@@ -137,10 +134,7 @@ class Neli:
             renewal.bell.wait(seen, min(left, CANCEL_EVERY if cancel is not None else self.config.stall_timeout / 3))
 
     def progress(self) -> None:
-        """Say that the owner's work goes on, as each pulse does. Takes no lock.
-
-        A leader whose owner does not say so for `stall_timeout` resigns.
-        """
+        """Say that the owner's work goes on, as a pulse does, or a leader resigns (`stall_timeout`). Takes no lock."""
         self._renewal.watchdog.progress()
 
     def hindered(self, reason: str) -> None:
@@ -156,10 +150,7 @@ class Neli:
             renewal.deliver()
 
     def resign(self, role: str | None = None) -> None:
-        """Hand over `role`, or all: barrier, release, then stand back for one `heartbeat_timeout` (R4).
-
-        Return at once.
-        """
+        """Hand over `role`, or all: barrier, release, a stand-back of one `heartbeat_timeout` (R4). Return at once."""
         self._renewal.request(("resign", role), lambda member: member.resign(role))
 
     def background(self, task: Callable[[], None]) -> Pulser:
@@ -191,9 +182,9 @@ class Neli:
         """Seconds that `close` takes at most: a barrier, a claim under way, and the end of the clients."""
         return self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
 
-    def wait_closed(self, timeout: float | None = None) -> bool:
+    def wait_closed(self, timeout: float = FOREVER) -> bool:
         """Wait up to `timeout` seconds until another thread has closed it; return True if it is closed."""
-        self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=FOREVER if timeout is None else timeout)
+        self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=timeout)
         return self.state is State.CLOSED
 
     def __enter__(self: AnyNeli) -> AnyNeli:
@@ -205,10 +196,7 @@ class Neli:
 
 
 class Pulser:
-    """A thread that pulses a `Neli` and calls a task while it leads (`Neli.background`).
-
-    It ends when the `Neli` is closed, on `close`, or when the task raises.
-    """
+    """A thread that pulses a `Neli` and calls a task while it leads, until either is closed or the task raises."""
 
     def __init__(self, neli: Neli, task: Callable[[], None]) -> None:
         self._neli, self._task = neli, task
@@ -229,10 +217,7 @@ class Pulser:
             self._neli.close()  # a leader that cannot work hands over
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait up to `timeout` seconds for the pulser's end; return True if it has ended.
-
-        Raises what the task raised, which also closed the `Neli`.
-        """
+        """Wait up to `timeout` seconds for its end; return True if it has ended. Raises what the task raised."""
         self._thread.join(timeout)
         if self._failure is not None:
             raise self._failure
@@ -248,9 +233,8 @@ class Pulser:
 class Role(RoleLease):
     """One role of the election, for its owner: what the lease allows, what the records carry, and the requests.
 
-    Beats, workers and singletons all use it. All methods may be called from any thread; none blocks, and the questions
-    take no lock. In a forked child every answer is no: a child reads `shared_lease.shared(app).role(name)`, which has
-    the same questions.
+    All methods may be called from any thread; none blocks, and the questions take no lock. In a forked child every
+    answer is no: a child asks `shared_lease.shared(app).role(name)`.
     """
 
     def __init__(self, renewal: Renewal, leases: SharedLease, name: str) -> None:
@@ -259,32 +243,26 @@ class Role(RoleLease):
         self._payload: tuple[int, Mapping[str, Any]] = 0, {}  # the newest that was set
 
     @property
-    def _state(self) -> RoleState | None:
-        member = self._renewal.member
-        return None if member is None else member.state(self.name)
-
-    @property
     def last_payload(self) -> Payload:
         """What the newest effective record of the role carried, as far as this process has read."""
-        state = self._state
+        state = self._renewal.role_state(self.name)
         return Payload() if state is None else state.payload
 
     def leader(self) -> str | None:
         """Return the name of the process that leads, as far as this one has read, for people; None if unknown."""
-        state = self._state
+        state = self._renewal.role_state(self.name)
         leader = None if state is None else state.leader()
         return None if leader is None else leader[0]
 
     def predecessor_active_until(self) -> datetime | None:
-        """Return when (UTC) the owner of the last leader before the present term last made progress.
+        """Return when (UTC) the owner of the last leader before the present term last made progress, if that was read.
 
-        Its heartbeats say so: they go on while it hangs or drains. None if no record of an earlier term was read.
+        Heartbeats say so, for they go on while an owner hangs or drains.
         """
-        state = self._state
-        active = None if state is None else state.predecessor_active_until
-        if active is None:
+        state = self._renewal.role_state(self.name)
+        if state is None or state.predecessor_active_until is None:
             return None
-        return datetime.now(timezone.utc) - timedelta(seconds=self._renewal.clock() - active)
+        return datetime.now(timezone.utc) - timedelta(seconds=self._renewal.clock() - state.predecessor_active_until)
 
     # Requests
 
@@ -303,10 +281,7 @@ class Role(RoleLease):
         state.set_payload(data, term, now=now)
 
     def ask(self) -> None:
-        """Ask the process that leads the role to hand it over to this one (R10).
-
-        Without effect if no other process leads, or if this one may not claim.
-        """
+        """Ask another process that leads the role to hand it to this one (R10), unless this one may not claim."""
         self._renewal.request(("ask", self.name), lambda member: member.ask(self.name))
 
     def resign(self, *, back_off: bool = False) -> None:

@@ -1,8 +1,4 @@
-"""What a member needs from the layers above: the log of each role, and the consumer group.
-
-Two protocols and the plain values that a journal returns. A member works on Kafka (`kafka/journal.py`,
-`kafka/group.py`) and on the fakes of a simulation alike.
-"""
+"""What a member needs: the log of each role, and the consumer group; Kafka or a simulation provides them."""
 
 from __future__ import annotations
 
@@ -16,10 +12,7 @@ from celery_neli.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Reading starts: the next record of this role has an offset of at least `offset`.
-
-    `oldest`: the log holds nothing older.
-    """
+    """Reading starts: no next record of this role is before `offset`; `oldest`: the log holds nothing older."""
 
     role: int
     offset: int
@@ -97,7 +90,7 @@ class Group(Protocol):
 
 
 Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
-"""Make a journal and a group for one member; log to the given logger, whose calls do not block.
+"""Make a journal and a group for one member, with a logger whose calls do not block; wait for no broker.
 
-It does not wait for a broker. Raises `ConfigurationError` if Kafka's client refuses `config.kafka`.
+Raises `ConfigurationError` if Kafka's client refuses `config.kafka`.
 """

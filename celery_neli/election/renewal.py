@@ -19,7 +19,7 @@ from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER
 from celery_neli.election.member import Member
 from celery_neli.election.ports import Connect, Group, Journal
-from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror, RoleState
 from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, Lines, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn, stack_of
@@ -145,10 +145,9 @@ class Renewal:
         """LIVE, CLOSING or CLOSED; CLOSED in a forked child of the process that started it."""
         return State.CLOSED if self.inherited else self._state
 
-    @property
-    def member(self) -> Member | None:
-        """The member, for its methods that any thread may call; None before the start, and in a forked child."""
-        return self._member if os.getpid() == self._pid else None
+    def role_state(self, role: str) -> RoleState | None:
+        """Return what the member knows of a role; None before the start, and in a forked child."""
+        return self._member.state(role) if self._member is not None and os.getpid() == self._pid else None
 
     def own_clock(self) -> float:
         """Return the time on `clock`; in a forked child, where no lease may be used, the end of time."""

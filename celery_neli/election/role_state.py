@@ -83,9 +83,9 @@ class Grant:
 class Rebalance:
     """When one member asks for one role that the group assigned to it while another member leads it (R10).
 
-    A leader stays where it is when the group moves its role, for a hand-over costs a drain. Without requests, roles
-    would pile up on the members that outlived the others. A member asks once both the assignment and the term have
-    stood for `after` seconds, so nothing is asked while members come and go. `FOREVER`: it never asks.
+    A leader stays when the group moves its role, for a hand-over costs a drain; without requests, roles would pile up
+    on the members that outlived the others. A member asks once both the assignment and the term have stood for `after`
+    seconds, so nothing is asked while members come and go.
     """
 
     def __init__(self, after: float) -> None:
@@ -112,9 +112,8 @@ class Rebalance:
 class StandBack:
     """How long one member does not claim one role, because it led it and could not serve it.
 
-    A member whose settings contradict the records, or whose work cannot start, leads, fails and resigns at once. Where
-    all members are alike, the role would pass between them several times a second. So the pause doubles with each
-    failure in a row. A term that lasted longer than `forgiven` seconds counts as served.
+    Where all members are alike, a role that none can serve would pass between them several times a second. So the pause
+    doubles with each failure in a row. A term that lasted longer than `forgiven` seconds counts as served.
     """
 
     def __init__(self, forgiven: float) -> None:
@@ -135,21 +134,9 @@ class StandBack:
 
 
 class RoleState:
-    """One role of one member.
+    """One role of one member, for its thread; any may read `grant`, `payload`, `predecessor_active_until`, `leader`."""
 
-    Any thread may read `grant`, `payload`, `predecessor_active_until` and `leader`, which take no lock. All else is for
-    the member's thread.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        index: int,
-        lease: Lease,
-        *,
-        clock: Callable[[], float],
-        mirror: Mirror,
-    ) -> None:
+    def __init__(self, config: Config, index: int, lease: Lease, *, clock: Callable[[], float], mirror: Mirror) -> None:
         """`mirror` is called with every new grant and the `index` of the role, before a release leaves."""
         self.index, self.role, self.lease = index, config.roles[index], lease
         self.rebalance = Rebalance(config.rebalance_after if len(config.roles) > 1 else FOREVER)
@@ -207,8 +194,7 @@ class RoleState:
     def carry_idle(self, progressed: float | None, now: float) -> None:
         """Say in the next record for how long the owner has made no progress, or has started no work.
 
-        Heartbeats go on while an owner hangs or drains: what falls due in that time is the successor's to do. Until an
-        owner sets a payload, the records of a term repeat what its claim repeated of the term before.
+        Until an owner sets a payload, the records of a term repeat what its claim repeated of the term before.
         """
         lease = self.lease
         if not lease.resigning:
@@ -279,8 +265,7 @@ class RoleState:
         """Announce what changed since the last call; `why` gives the reason of a fence."""
         grant = self.grant
         if self.announced is not None:
-            held = grant.held(now) and grant.term == self.announced
-            if not held:
+            if not (grant.held(now) and grant.term == self.announced):
                 term, self.announced = self.announced, None
                 self.lease.drained()  # if late beats bring the lease back, no work of it is in flight any more
                 if not self._drained:
@@ -295,7 +280,7 @@ class RoleState:
 
 def _idle(data: Mapping[str, Any] | None) -> float:
     """Return the seconds for which a record's author was idle; 0 if the record says nothing of it, or nonsense."""
-    value = None if data is None else data.get(IDLE)
+    value = (data or {}).get(IDLE)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= IDLE_MOST:
         return 0.0
     return float(value)

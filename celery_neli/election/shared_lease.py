@@ -37,11 +37,7 @@ _NO_TERM = -1.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A lease at one moment, for people and for logs.
-
-    `until` is the end of the lease on the clock of the leases, in seconds. `leading` and `held` are `may_start` and
-    `may_finish` at that moment.
-    """
+    """A lease at one moment: `leading` is `may_start` and `held` is `may_finish`, `until` when on its clock."""
 
     term: int | None
     until: float
@@ -68,8 +64,7 @@ class _Presence:
     def at_work(self, index: int) -> Iterator[None]:
         """Be at work as the role number `index`. Any thread; does not block.
 
-        Enter it before the lease is asked: a hand-over looks after the lease has ended, so one of the two sees the
-        other.
+        Enter it before the lease is asked: a hand-over looks after its end, so one of the two sees the other.
         """
         if self._pid != os.getpid():
             self._start()  # forked: these locks are the parent's
@@ -141,10 +136,7 @@ class RoleLease:
 
     @contextmanager
     def at_work(self) -> Iterator[int | None]:
-        """Give what `leading_term` returns, in a context that a hand-over waits for (`anyone_at_work`).
-
-        It is for work that the worker's main process does not know of. It takes a lock and makes a system call.
-        """
+        """Give what `leading_term` returns, in a context that a hand-over waits for (`anyone_at_work`). It locks."""
         with self._presence.at_work(self._index):
             yield self.leading_term()
 
