@@ -41,9 +41,7 @@ class Leadership:
     """
 
     working: Callable[[], bool] | None = None
-    """Called about once a second on the leadership's thread; while it returns False, no progress is made (the task
-    broker is gone).
-    """
+    """Called about once a second on the leadership's thread: while it returns False, the owner makes no progress."""
     barrier: Callable[[str], None] | None = None
     """Called with a revoked role after all receivers of the signal, on the same thread. The hand-over waits for it."""
     on_readback: Callable[[], None] | None = None

@@ -1,8 +1,7 @@
 """One member of an election: a lease for each role, fed from the journal and the group, and the changes that follow.
 
-The member is the whole protocol without threads and without Kafka: `step` makes one turn. `Renewal` makes the turns on
-a thread of its own; the simulation makes those of thirty members on fake clocks. All methods belong to one thread, but
-for `state`, which any thread may call.
+It is the whole protocol without threads and without Kafka: `step` makes one turn, on the thread of `Renewal` or in a
+simulation. All methods but `state` belong to that thread.
 """
 
 from __future__ import annotations
@@ -52,24 +51,15 @@ class Member:
         self.config = config
         self.closing = False
         self.candidate = True
-        self.progressed: float | None = None
-        """When the owner last made progress. The records say so, for successors."""
-        self.aside = False
-        """A newer version of the protocol was read: this member neither leads nor claims (R9)."""
-        self.trouble: TopicError | None = None
-        """Why the journal cannot be used."""
+        self.progressed: float | None = None  # when the owner last made progress; the records say so, for successors
+        self.aside = False  # a newer version of the protocol was read: this member neither leads nor claims (R9)
+        self.trouble: TopicError | None = None  # why the journal cannot be used
         self._last_trouble: tuple[float, TopicError | None] = NEVER, None  # when it could not be used, and why
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
         self._on_readback = on_readback
-        draw = rng or random.SystemRandom()
+        self._rng = rng or random.SystemRandom()
         self._states = [
-            RoleState(
-                config,
-                index,
-                Lease(self._identity(), config, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
-                clock=clock,
-                mirror=mirror,
-            )
+            RoleState(config, index, Lease(self._identity(), config, delay=self._delay), clock=clock, mirror=mirror)
             for index in range(len(config.roles))
         ]
         self._warnings = LogLimit(WARN_EVERY, clock=clock)
@@ -77,6 +67,9 @@ class Member:
 
     def _identity(self) -> str:
         return f"{self.config.name}/{self._nonce()}"
+
+    def _delay(self) -> float:
+        return self.config.takeover_delay * self._rng.uniform(0.5, 1.0)
 
     def state(self, role: str) -> RoleState:
         """Return what this member knows of one role. Any thread may read it; see there who may change it."""
@@ -96,19 +89,20 @@ class Member:
         for event in events:
             self._take(event, now)
         self._group.poll()
-        induced = self._group.induced
         changes: list[LeaderEvent] = []
         read_back = False
         # The beats of all roles leave in one step: each would cost a turn of its own.
         early = self.config.heartbeat_interval / 2 if any(state.lease.beating(now) for state in self._states) else 0.0
         for state in self._states:
             lease = state.lease
-            lease.induced = state.index in induced
-            lease.candidate = self.candidate and not self.closing and not self.aside
-            lease.candidate &= now >= state.stand_back.until
+            lease.induced = state.index in self._group.induced
+            lease.candidate = self.candidate and not self.closing and not self.aside and now >= state.stand_back.until
             if lease.leading(now) and (lease.asked or not lease.candidate):
                 state.resign(asked=lease.asked)
-            self._ask_end(state, now)
+            waiting = lease.start is not None and not lease.caught_up and not lease.claiming(now)
+            if waiting and now - state.asked_end >= ASK_END_EVERY:
+                state.asked_end = now
+                self._journal.ask_end(state.index)
             state.carry_idle(self.progressed, now)
             request = state.rebalance.request(lease, now, awake=self._gap < STOOD_STILL)
             if request is not None:
@@ -120,7 +114,10 @@ class Member:
                 self._append(state, record)
             changes += state.changes(self._clock(), self._why)
         if read_back:
-            self._on_readback()
+            try:
+                self._on_readback()
+            except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
+                self._log.exception("hearing failed name=%s", self.config.name)
         return changes
 
     def wake(self) -> float:
@@ -228,7 +225,6 @@ class Member:
         return None
 
     def _warn(self, kind: str, msg: str, *args: Any) -> None:
-        """Log a warning of this kind at most once a minute."""
         if self._warnings.allows(kind):
             self._log.warning(msg, *args)
 
@@ -247,14 +243,6 @@ class Member:
         state.lease.reread()
         self._journal.look_back(state.index)
 
-    def _ask_end(self, state: RoleState, now: float) -> None:
-        """Keep asking for the end of the log while it is not reached."""
-        lease = state.lease
-        waiting = lease.start is not None and not lease.caught_up
-        if waiting and not lease.claiming(now) and now - state.asked_end >= ASK_END_EVERY:
-            state.asked_end = now
-            self._journal.ask_end(state.index)
-
     # Sending
 
     def _send_request(self, state: RoleState, request: Record) -> None:
@@ -268,13 +256,11 @@ class Member:
         try:
             value = encode(record)
         except RecordError as exc:
-            self._warn(
-                f"{state.role}: unreadable",
-                "record not sent role=%s kind=%s name=%s: no member could read it (%s). This member cannot lead the "
-                "role until that is fixed", state.role, record.kind, self.config.name, exc,
-            )  # fmt: skip
-            return
-        self._journal.append(state.index, state.role, value)
+            line = "record not sent role=%s kind=%s name=%s: no member could read it (%s). This member cannot lead the "
+            line += "role until that is fixed"
+            self._warn(f"{state.role}: unreadable", line, state.role, record.kind, self.config.name, exc)
+        else:
+            self._journal.append(state.index, state.role, value)
 
     def _why(self, state: RoleState, now: float) -> str:
         """Say why the announced term is over, in an operator's words."""

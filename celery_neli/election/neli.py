@@ -38,11 +38,10 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class Neli:
-    """One member of an election.
+    """One member of an election, which renews its leases on a thread of its own, and calls the barrier on others.
 
-    It renews its leases on a thread of its own, and calls the barrier on the threads that pulse. Nothing is started
-    before the first `pulse`, `background` or `start`. All methods may be called from any thread, none from a signal
-    handler. In a forked child it is void: it leads nothing there and touches no client.
+    Nothing is started before the first `pulse`, `background` or `start`. All methods may be called from any thread,
+    none from a signal handler. In a forked child it is void: it leads nothing there and touches no client.
     """
 
     def __init__(
@@ -68,7 +67,6 @@ class Neli:
         self.config = config
         self.clock = clock
         self.leases = SharedLease(config.roles, clock=clock)
-        """What the leases allow, also for forked children."""
         self._renewal = Renewal(
             config, barrier, connect=connect, clock=clock, mirror=self.leases.write, on_readback=on_readback, fit=fit
         )
@@ -164,10 +162,7 @@ class Neli:
         self._renewal.close()
 
     def close(self) -> None:
-        """Hand over and end: barrier, release, clients. May be repeated.
-
-        Takes at most `drain_timeout` and a few seconds. If the barrier itself calls it, it only starts to close.
-        """
+        """Hand over and end, within `drain_timeout` and some seconds; in the barrier, only start it. Repeatable."""
         self.request_close()
         end = time.monotonic() + self.close_timeout
         while self.state is not State.CLOSED and not self.delivering:

@@ -1,7 +1,7 @@
 """The records of the leader topic: claim, beat, release and request, as values and as bytes.
 
-A record is a UTF-8 JSON object; its key is the role's name, which no rule uses. Every reader must judge the same bytes
-alike (R9), so reading is strict: bytes that are not exactly as specified here raise, and every reader skips them.
+Every reader must judge the same bytes alike (R9), so reading is strict: what is not exactly as specified here raises,
+and every reader skips it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ MAX_OFFER = MAX_DATA - 1024
 MAX_BRACKETS = 64  # how deep a parser follows depends on its stack, so no reader may come near that limit
 MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62
-IDLE = "idle"
-"""In a record's data: seconds since its author's owner last made progress, for the successor. No rule uses it."""
+IDLE = "idle"  # in a record's data: seconds since its author's owner last made progress, for the successor
 IDLE_MOST = 3600.0
 _ROOM = {IDLE: IDLE_MOST + 0.001}
 
@@ -67,10 +66,7 @@ class Record:
 
 
 def encode(record: Record) -> bytes:
-    """Return the bytes of `record`; fields that it does not have are left out.
-
-    Raises RecordError if no reader would accept them.
-    """
+    """Return the bytes of `record`. Raises RecordError if no reader would accept them."""
     fields: dict[str, Any] = {"v": VERSION, "kind": record.kind, "member": record.member, "seq": record.seq}
     if record.kind == "request":
         fields.update({name: value for name, value in (("to", record.to), ("term", record.term)) if value is not None})
@@ -93,8 +89,7 @@ def encode(record: Record) -> bytes:
 def sound(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `data` as its readers will have it, for the records of a term to carry.
 
-    May be called from any thread, and does not block. Raises ValueError unless a record can carry `data` together with
-    what members add: the message names the limit that `data` exceed (docs/protocol.md, "Records").
+    Raises ValueError, which names the limit, unless a record can carry `data` together with what members add.
     """
     try:
         length = _length({**data})
@@ -109,8 +104,7 @@ def sound(data: Mapping[str, Any]) -> dict[str, Any]:
 def repeatable(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a member repeats of `data` that were read: all but the `idle` of their author.
 
-    The member's own `idle` always fits beside the result: where the log holds data that are too long for it, the
-    longest values are left out. Otherwise no member could read the heartbeats of a holder that repeats them.
+    The longest values are left out if the member's own `idle` would not fit: no member could read its heartbeats.
     """
     kept = _without_idle(data)
     while _length({**kept, **_ROOM}) > MAX_DATA:

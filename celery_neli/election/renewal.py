@@ -25,14 +25,10 @@ from celery_neli.logs import BackgroundLog, Lines, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn, stack_of
 
 SLICE = 0.5
-"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka.
-
-No caller waits for a standby. A leader waits for its bell instead, see `_pause`.
-"""
+"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka."""
 GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
-FIRST_RETRY, LAST_RETRY = 1.0, 30.0
-"""Seconds between a failure and the next attempt."""
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt
 LONGEST_WAIT = 60.0
 KAFKA_LOGGER = "celery_neli.kafka"
 
@@ -118,8 +114,7 @@ class Renewal:
     ) -> None:
         """`barrier` is called with each change, by a thread that calls `deliver`. `Neli` describes the other ones."""
         self.config, self.clock = config, clock
-        self.bell = Bell()
-        """Rings when something changed, or was requested."""
+        self.bell = Bell()  # rings when something changed, or was requested
         self._pid = os.getpid()  # the process in which it leads
         self._events: dict[str, deque[LeaderEvent]] = {role: deque() for role in config.roles}
         self._delivering: dict[str, list[int]] = {}  # role -> the one thread that delivers its events
@@ -266,7 +261,7 @@ class Renewal:
         journal, group = clients or self._make_clients()
         member = self._member = Member(
             self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror,
-            on_readback=self._read_back,
+            on_readback=self._on_readback,
         )  # fmt: skip
         logged: Exception | None = None
         seen = self.bell.rings
@@ -306,12 +301,6 @@ class Renewal:
             return GREEN_SLICE  # under gevent the bell is the greenlets', not this thread's
         self.bell.wait(seen, max(0.0, min(self.config.heartbeat_interval / 2, member.wake() - self.clock())))
         return 0.0
-
-    def _read_back(self) -> None:
-        try:
-            self._on_readback()
-        except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
-            self._log.exception("hearing failed name=%s", self.config.name)
 
     def _hand_on(self, changes: list[LeaderEvent]) -> None:
         for event in changes:

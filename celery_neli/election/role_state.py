@@ -1,7 +1,4 @@
-"""One role as one member knows it: its lease, what was announced of it, and when to ask for it or to stand back.
-
-`Rebalance` is rule R10. `docs/protocol.md` says why a member stands back.
-"""
+"""One role as one member knows it: its lease, what was announced of it, and when to ask for it or to stand back."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ from celery_neli.election.records import IDLE, IDLE_MOST, Record, sound
 
 PATIENCE = 16
 """A member that gave the role up soon after it got it waits for up to this many times `rebalance_after`."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds for which a member that cannot serve a role stands back from it."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds for which a member that cannot serve a role stands back from it
 
 Mirror = Callable[[int, "Grant"], None]
 
@@ -120,8 +116,7 @@ class StandBack:
         self._forgiven = forgiven
         self._pause = 0.0
         self._term: int | None = None
-        self.until = NEVER
-        """On the member's clock: it does not claim the role before."""
+        self.until = NEVER  # on the member's clock: it does not claim the role before
 
     def failed(self, now: float, *, term: int | None, led: float) -> None:
         """Note that the member, which has led in `term` (None: not at all) for `led` seconds, cannot serve the role."""
@@ -143,14 +138,11 @@ class RoleState:
         self.stand_back = StandBack(2 * config.stall_timeout)
         self.grant = Grant()
         self.payload = Payload()
-        self.announced: int | None = None
-        """The term that was announced as acquired, and not yet as lost."""
-        self.draining = False
-        """That term was announced as revoked, too."""
+        self.announced: int | None = None  # the term that was announced as acquired, and not yet as lost
+        self.draining = False  # that term was announced as revoked, too
         self.predecessor_active_until: float | None = None
         """When (member's clock) the owner of the last leader before the present term last made progress, as read."""
-        self.asked_end = NEVER
-        """When the member last asked for the end of the role's log."""
+        self.asked_end = NEVER  # when the member last asked for the end of the role's log
         self._mirror, self._clock = mirror, clock
         self._announced_at = NEVER
         self._drained = False

@@ -1,9 +1,8 @@
 """The leases of one process in shared memory, as every thread of it and every child that it forks may read them.
 
 A pool's child runs the body of a task, and the lease is renewed in its parent. So the leases are in a page of shared
-memory, made before any fork: the thread that renews writes it, and everybody reads it, with no lock and no system call
-but the clock's. The clock (R8) is the machine's, so the end of a lease means the same in every process. When the parent
-is killed or frozen, nothing renews the lease, and it ends by itself.
+memory, made before any fork: the thread that renews writes it, and everybody reads it, with no lock. The clock (R8) is
+the machine's. When the parent is killed or frozen, nothing renews the lease, and it ends by itself.
 """
 
 from __future__ import annotations
@@ -48,9 +47,8 @@ class Standing:
 class _Presence:
     """Who does the leader's work where the worker's main process does not see it, by role.
 
-    That is an ordinary task that calls a leader-only function, in a pool's child. Each process that does such work
-    holds a shared lock on one byte of the memory of the leases, one byte for each role; a hand-over waits until no
-    process holds it. The kernel gives the lock up with its process, in whatever way that ends.
+    That is an ordinary task that calls a leader-only function, in a pool's child. Its process holds a shared lock on
+    the role's byte of the memory of the leases, which a hand-over waits for. The kernel gives it up with the process.
     """
 
     def __init__(self, fd: int) -> None:
@@ -155,8 +153,7 @@ class SharedLease:
         """
         self.roles, self.clock = roles, clock
         size = len(roles) * _CELLS * 8
-        self.fd = _file(size) if fd is None else fd
-        """Of the memory; for `pass_fds` of a child that is not forked."""
+        self.fd = _file(size) if fd is None else fd  # for `pass_fds` of a child that is not forked
         self._cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
         self.presence = _Presence(self.fd)
         if fd is None:
