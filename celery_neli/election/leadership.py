@@ -36,8 +36,8 @@ logger = escaping(logging.getLogger(__name__))
 class Leadership:
     """One election, seen from this process. Making it starts nothing; `start` joins.
 
-    `role` gives the handle of each role. All methods may be called from any thread, none but `progress` from a signal
-    handler. The leases of a worker are shared with the children that it forks from now on.
+    All methods may be called from any thread, none but `progress` from a signal handler. The leases of a worker are
+    shared with the children that it forks from now on.
     """
 
     working: Callable[[], bool] | None = None
@@ -49,11 +49,10 @@ class Leadership:
     fit: Callable[[], bool] | None = None
     """As for `Neli`; it must neither block nor raise."""
 
-    def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect, owned: bool) -> None:
-        """With `owned`, a scheduler calls `progress`; otherwise the leadership's thread does, while `working`."""
+    def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect) -> None:
+        """In the election "beat", a scheduler calls `progress`; else the leadership's thread does, while `working`."""
         self.app, self.election, self.config = app, election, config
         self.roles = config.roles
-        self._owned = owned
         self._neli = Neli(
             config,
             self._announce,
@@ -81,19 +80,12 @@ class Leadership:
         """Say that the owner's loop made a turn, or a leader resigns (`neli_stall_timeout`). Takes no lock."""
         self._neli.progress()
 
-    def resign(self, role: str | None = None) -> None:
-        """Ask for a hand-over of `role`, or of all; return at once."""
-        self._neli.resign(role)
-
     def close(self) -> None:
         """Start to stop: claim no more, drain what is held. Return at once."""
         self._neli.request_close()
 
     def stop(self) -> None:
-        """Hand over if leading (signals, then the release), leave the group, end the threads. May be repeated.
-
-        Takes at most `neli_drain_timeout` and some seconds. If a receiver of a signal calls it, it only starts to stop.
-        """
+        """Hand over and end the threads, as `Neli.close` does; in a receiver of a signal, only start it. Repeatable."""
         self._neli.request_close()
         thread = self._thread
         if thread is not None and not self._neli.delivering and thread.is_alive():
@@ -111,7 +103,7 @@ class Leadership:
 
     def _run(self) -> None:
         while self._neli.state is not State.CLOSED and self._thread is threading.current_thread():
-            if not self._owned:
+            if self.election != "beat":
                 if self.working is None or self.working():
                     self._neli.progress()
                 else:
@@ -140,16 +132,14 @@ _inherited: list[Leadership] = []
 def leadership_for(app: Celery, election: str, connect: Connect) -> Leadership:
     """Return this process's leadership in `election` ("beat" or "worker") of `app`; make it at the first call.
 
-    A forked child gets its own, and a stopped one is replaced. `connect` makes the clients (`kafka.connect.connect`).
-    Nothing is started. Raises `ConfigurationError`.
+    A forked child gets its own, and a stopped one is replaced. Nothing is started. Raises `ConfigurationError`.
     """
     with _making:
         of_app: dict[tuple[str, int], Leadership] = vars(app).setdefault("neli_leaderships", {})
         key = (election, os.getpid())
         found = of_app.get(key)
         if found is None or found.stopped:
-            config = from_app(app, election)
-            found = of_app[key] = Leadership(app, election, config, connect=connect, owned=election == "beat")
+            found = of_app[key] = Leadership(app, election, from_app(app, election), connect=connect)
             _made.add(found)
         return found
 

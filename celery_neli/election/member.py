@@ -22,8 +22,7 @@ from celery_neli.logs import LogLimit
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
-STOOD_STILL = 1.0
-"""Seconds between two steps from which the process counts as having stood still; a step waits for less."""
+STOOD_STILL = 1.0  # seconds between two steps from which the process stood still; a step waits for less
 
 
 class Member:
@@ -178,8 +177,6 @@ class Member:
         now = self._clock()
         return self.closing and not any(state.lease.held(now) or state.lease.claiming(now) for state in self._states)
 
-    # Reading
-
     def _take(self, event: Started | Entry | End | Lost, now: float) -> None:
         state = self._states[event.role]
         lease = state.lease
@@ -193,8 +190,12 @@ class Member:
                     state.index, self.config.name, state.role, name_of(record.member), event.key,
                 )  # fmt: skip
             state.read(event.offset, record, now)
-            if lease.lost is not None:
-                self._diverged(state, now)
+            if lease.lost is not None and (lease.known or lease.oldest):
+                line = "journal differs role=%s: %s; starting over behind it"
+                self._warn(f"{state.role}: lost", line, state.role, lease.lost)
+                lease.restart(self._identity(), now)
+            elif lease.lost is not None:
+                self._look_back(state)
         elif isinstance(event, End):
             lease.end()
             if lease.caught_up and not (lease.known or lease.oldest):
@@ -228,22 +229,10 @@ class Member:
         if self._warnings.allows(kind):
             self._log.warning(msg, *args)
 
-    def _diverged(self, state: RoleState, now: float) -> None:
-        lease = state.lease
-        if lease.known or lease.oldest:
-            self._warn(
-                f"{state.role}: lost", "journal differs role=%s: %s; starting over behind it", state.role, lease.lost
-            )
-            lease.restart(self._identity(), now)
-        else:
-            self._look_back(state)
-
     def _look_back(self, state: RoleState) -> None:
         """Read the role again from further back; its records up to the next `Started` are ignored."""
         state.lease.reread()
         self._journal.look_back(state.index)
-
-    # Sending
 
     def _send_request(self, state: RoleState, request: Record) -> None:
         leader, term = name_of(state.lease.holder or ""), state.lease.term

@@ -72,8 +72,6 @@ class Neli:
         )
         self._roles = {role: Role(self._renewal, self.leases, role) for role in config.roles}
 
-    # Questions
-
     @property
     def state(self) -> State:
         """LIVE, CLOSING or CLOSED; CLOSED in a forked child of the process that started it."""
@@ -101,8 +99,6 @@ class Neli:
             raise ValueError(f"{name!r} is none of the roles {', '.join(self.config.roles)}")
         return self._roles[name]
 
-    # Taking part
-
     def start(self) -> None:
         """Join the election; return at once. May be repeated. Kafka need not be there.
 
@@ -113,9 +109,8 @@ class Neli:
     def pulse(self, timeout: float = 0.0, *, cancel: threading.Event | None = None) -> bool:
         """Wait up to `timeout` seconds to lead; return True if this member leads, at once if it does already.
 
-        It runs the barrier for what changed, so it may take as long as the barrier does. Call it again within
-        `stall_timeout`: a leader that is not pulsed resigns. Setting `cancel` ends the wait within 0.05 s. Raises
-        `ClosedError` after `close`.
+        It runs the barrier for what changed. Call it again within `stall_timeout`: a leader that is not pulsed resigns.
+        Setting `cancel` ends the wait within 0.05 s. Raises `ClosedError` after `close`.
         """
         renewal = self._renewal
         if self.state is not State.LIVE and not renewal.inherited:
@@ -154,8 +149,6 @@ class Neli:
     def background(self, task: Callable[[], None]) -> Pulser:
         """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
         return Pulser(self, task)
-
-    # The end
 
     def request_close(self) -> None:
         """Start to close; return at once. May be repeated. Threads that deliver run the barrier for what is held."""
@@ -250,23 +243,17 @@ class Role(RoleLease):
         return None if leader is None else leader[0]
 
     def predecessor_active_until(self) -> datetime | None:
-        """Return when (UTC) the owner of the last leader before the present term last made progress, if that was read.
-
-        Heartbeats say so, for they go on while an owner hangs or drains.
-        """
+        """Return when (UTC) the owner of the leader before the present term last made progress, as records say."""
         state = self._renewal.role_state(self.name)
         if state is None or state.predecessor_active_until is None:
             return None
         return datetime.now(timezone.utc) - timedelta(seconds=self._renewal.clock() - state.predecessor_active_until)
 
-    # Requests
-
     def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`, in the place of what was set before.
 
-        It leaves with the next heartbeat, or, with `now`, with one of its own, which is read back as soon as Kafka can
-        (`on_readback`). What was set before the barrier of a `LeaderRevoked` returns is in the release. Without effect
-        in another term. Raises ValueError if no record can carry `data`.
+        Without effect in another term. It leaves with the next heartbeat, or `now`, to be read back soon. What was set
+        before the barrier of a `LeaderRevoked` returns is in the release. Raises ValueError if no record can carry it.
         """
         self._payload = term, sound(data)
         self._request("payload now" if now else "payload", partial(self._pass_payload, now=now))
@@ -282,13 +269,10 @@ class Role(RoleLease):
     def resign(self, *, back_off: bool = False) -> None:
         """Hand the role over if this process leads it, then do not claim it for one `heartbeat_timeout` (R4).
 
-        With `back_off`, because it cannot be served here: also if this process does not lead it, do not claim it for a
-        time that doubles with each failure in a row, from a second to a minute.
+        With `back_off`, whether it leads or not, as it cannot serve the role: do not claim it for longer each time.
         """
-        if back_off:
-            self._request("back off", RoleState.back_off)
-        else:
-            self._request("resign", RoleState.resign)
+        verb, action = ("back off", RoleState.back_off) if back_off else ("resign", RoleState.resign)
+        self._request(verb, action)
 
     def _request(self, verb: str, action: Callable[[RoleState], None]) -> None:
         self._renewal.request((verb, self.name), lambda member: action(member.state(self.name)))

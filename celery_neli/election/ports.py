@@ -51,10 +51,7 @@ class Journal(Protocol):
     """The log of every role, as one member reads and appends it. Only the member's thread calls it."""
 
     def read(self, timeout: float) -> list[Event]:
-        """Wait up to `timeout` seconds for the first event, then return what is there (a bounded batch).
-
-        Raises `TopicError` while the leader topic is missing or unfit. It may be called again.
-        """
+        """Wait up to `timeout` seconds for events. Raises `TopicError` while the leader topic is missing or unfit."""
 
     def append(self, role: int, key: str, value: bytes) -> None:
         """Give a record to the producer. Never block and never raise: the rules bear the loss of a record."""
@@ -90,7 +87,4 @@ class Group(Protocol):
 
 
 Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
-"""Make a journal and a group for one member, with a logger whose calls do not block; wait for no broker.
-
-Raises `ConfigurationError` if Kafka's client refuses `config.kafka`.
-"""
+"""Make the clients of one member, with its logger; wait for no broker. Raises `ConfigurationError` for bad settings."""

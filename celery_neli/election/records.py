@@ -19,10 +19,8 @@ from celery_neli.settings import MAX_LEASE
 VERSION = 1
 MAX_BYTES = 1 << 16
 MAX_NAME = 512
-MAX_DATA = 1 << 14
-"""Characters of JSON. A claim repeats the data of others, and must not outgrow `MAX_BYTES` by it."""
-MAX_OFFER = MAX_DATA - 1024
-"""Characters of the data that an owner may put into its records; the rest is for what members add themselves."""
+MAX_DATA = 1 << 14  # characters of JSON: a claim that repeats the data of others must not outgrow `MAX_BYTES`
+MAX_OFFER = MAX_DATA - 1024  # characters that an owner may put into its records; the rest is for what members add
 MAX_BRACKETS = 64  # how deep a parser follows depends on its stack, so no reader may come near that limit
 MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62

@@ -1,7 +1,6 @@
 """The thread that renews the leases: it makes a member's steps, carries out requests, and hands on what changed.
 
-It waits for nothing but Kafka and its bell: what may block, such as a barrier or a logging handler, runs on other
-threads. When it fails, the lease runs out by itself, and it starts again with new clients.
+What may block, such as a barrier or a logging handler, runs on other threads. When it fails, the lease runs out.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ SLICE = 0.5
 GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt
-LONGEST_WAIT = 60.0
-KAFKA_LOGGER = "celery_neli.kafka"
 
 Barrier = Callable[[LeaderEvent], None]
 
@@ -149,10 +146,7 @@ class Renewal:
         return self.clock() if os.getpid() == self._pid else FOREVER
 
     def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
-        """Have the renewing thread call `action` with the member before its next step; return at once.
-
-        A later action of the same `key` takes the place of one that still waits. Otherwise, their order is kept.
-        """
+        """Have the thread call `action` before its next step; it takes the place of one that waits with this `key`."""
         self._requests[key] = action
         if not self.inherited:
             self.bell.ring()
@@ -178,7 +172,7 @@ class Renewal:
             self._thread = spawn(self._run, name=f"neli-{self.config.group}")
 
     def _make_clients(self) -> tuple[Journal, Group]:
-        return self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
+        return self._connect(self.config, self._lines.logger("celery_neli.kafka"))
 
     def close(self) -> None:
         """Start to close; see `Neli.request_close`."""
@@ -193,7 +187,7 @@ class Renewal:
         """Wait up to `timeout` seconds for a state that is none of these."""
         seen, end = self.bell.rings, time.monotonic() + timeout
         while self.state in states and (left := end - time.monotonic()) > 0:
-            self.bell.wait(seen, min(left, LONGEST_WAIT))
+            self.bell.wait(seen, min(left, threading.TIMEOUT_MAX))
             seen = self.bell.rings
 
     # The barrier, on the threads that deliver

@@ -10,8 +10,7 @@ from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, name_of
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, sound
 
-PATIENCE = 16
-"""A member that gave the role up soon after it got it waits for up to this many times `rebalance_after`."""
+PATIENCE = 16  # a member that gives roles up soon waits for up to this many times `rebalance_after`
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds for which a member that cannot serve a role stands back from it
 
 Mirror = Callable[[int, "Grant"], None]
@@ -79,9 +78,8 @@ class Grant:
 class Rebalance:
     """When one member asks for one role that the group assigned to it while another member leads it (R10).
 
-    A leader stays when the group moves its role, for a hand-over costs a drain; without requests, roles would pile up
-    on the members that outlived the others. A member asks once both the assignment and the term have stood for `after`
-    seconds, so nothing is asked while members come and go.
+    Without requests, roles would pile up on the members that outlived the others. A member asks once both the
+    assignment and the term have stood for `after` seconds, so nothing is asked while members come and go.
     """
 
     def __init__(self, after: float) -> None:
@@ -108,8 +106,8 @@ class Rebalance:
 class StandBack:
     """How long one member does not claim one role, because it led it and could not serve it.
 
-    Where all members are alike, a role that none can serve would pass between them several times a second. So the pause
-    doubles with each failure in a row. A term that lasted longer than `forgiven` seconds counts as served.
+    The pause doubles with each failure in a row, or a role that none can serve would pass between the members several
+    times a second. A term that lasted longer than `forgiven` seconds counts as served.
     """
 
     def __init__(self, forgiven: float) -> None:
@@ -149,8 +147,6 @@ class RoleState:
         self._active: float | None = None  # when the last effective record was read, less what its author was idle
         self._stopped = FOREVER  # since when no new work starts
 
-    # What is read
-
     def read(self, offset: int, record: Record | None, now: float) -> None:
         """Fold a record into the lease, and note when its author was active."""
         lease = self.lease
@@ -168,8 +164,6 @@ class RoleState:
         term = None if lease.term == NOTHING else lease.term
         self.payload = Payload(term, lease.data, lease.data_own and lease.held(NEVER), lease.known)
         return self.payload.own and self.payload != before
-
-    # What is sent
 
     def set_payload(self, data: Mapping[str, Any], term: int, *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`; without effect unless it is held.
@@ -195,8 +189,6 @@ class RoleState:
             idle = max(0.0, now - min(progressed, self._stopped))
             carried = lease.data if lease.data_out is None else lease.data_out
             lease.data_out = {**(carried or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
-
-    # Giving up
 
     def resign(self, *, asked: bool = False) -> None:
         """Stop leading, if another member `asked` or by itself; the release follows when the barrier returned (R4)."""
@@ -230,8 +222,6 @@ class RoleState:
         if self.announced is not None:
             yield LeaderFenced(self.role, self.announced)
             self.announced = None
-
-    # What others see
 
     def leader(self) -> tuple[str, int] | None:
         """Return name and term of the member that holds the role; None if its lease has run out, or none is known."""

@@ -60,10 +60,7 @@ class _Presence:
 
     @contextmanager
     def at_work(self, index: int) -> Iterator[None]:
-        """Be at work as the role number `index`. Any thread; does not block.
-
-        Enter it before the lease is asked: a hand-over looks after its end, so one of the two sees the other.
-        """
+        """Be at work as that role. Enter it before the lease is asked: a hand-over looks after the end of the lease."""
         if self._pid != os.getpid():
             self._start()  # forked: these locks are the parent's
         with self._lock:
@@ -92,7 +89,7 @@ class _Presence:
 
 
 class RoleLease:
-    """The lease of one role: the read side, which is the same in the process that leads and in its forked children.
+    """The lease of one role, to be read in the process that leads and in its forked children.
 
     Each question may be asked from any thread and in a signal handler. It takes no lock and does not block.
     """
@@ -118,10 +115,7 @@ class RoleLease:
         return self._clock() < self._cells[_START] and term in (None, self._cells[_TERM])
 
     def may_finish(self, term: int | None = None) -> bool:
-        """Return True if work that began in this `term` may finish now, also while a hand-over drains (R3).
-
-        Without a `term`, return True if work of whatever term is in force may finish.
-        """
+        """Return True if work of this `term`, or of the one in force, may finish now, also in a hand-over (R3)."""
         return self._clock() < self._cells[_FINISH] and term in (None, self._cells[_TERM])
 
     def standing(self) -> Standing:
@@ -147,10 +141,7 @@ class SharedLease:
     """The leases of all roles of one process in one election."""
 
     def __init__(self, roles: tuple[str, ...], *, fd: int | None = None, clock: Callable[[], float] = boottime) -> None:
-        """Make the memory for `roles`, in the order of `neli_roles`, or map that of another process, given its `fd`.
-
-        `clock` gives the seconds of the thread that writes.
-        """
+        """Make the memory for `roles`, or map that of another process, given its `fd`; `clock` is the writer's."""
         self.roles, self.clock = roles, clock
         size = len(roles) * _CELLS * 8
         self.fd = _file(size) if fd is None else fd  # for `pass_fds` of a child that is not forked
