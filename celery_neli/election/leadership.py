@@ -76,6 +76,14 @@ class Leadership:
         """Return the handle of one role, or of the first one. Raises ValueError for a role that is not configured."""
         return self._neli.role(self.roles[0] if name is None else name)
 
+    def leading(self, role: str | None = None) -> bool:
+        """Return True if new work may start in `role` now. Takes no lock."""
+        return self.role(role).may_start()
+
+    def held(self, role: str | None = None) -> bool:
+        """Return True if work of `role` in flight may finish now. Takes no lock."""
+        return self.role(role).may_finish()
+
     def progress(self) -> None:
         """Say that the owner's loop made a turn, or a leader resigns (`neli_stall_timeout`). Takes no lock."""
         self._neli.progress()

@@ -208,8 +208,7 @@ class Lease:
     def restart(self, member: str, now: float) -> None:
         """After `lost`: go on behind the record that showed it, as the new `member`, and never look further back.
 
-        Only a member that was `known` or read from the `oldest` on may do so, for it has met every lease that may be
-        running. Any other member must look further back first (`reread`).
+        Only one that was `known` or read from the `oldest` on may: it has met every lease that may be running.
         """
         offset = self.newest + 1
         self.lose(member)

@@ -80,10 +80,8 @@ class Member:
             events = self._journal.read(max(0.0, min(timeout, self.wake() - self._clock())))
             self.trouble = None
         except TopicError as exc:
-            events, self.trouble = [], exc
+            events, self.trouble, self._last_trouble = [], exc, (self._clock(), exc)
         now = self._clock()  # after the poll returned (R1)
-        if self.trouble is not None:
-            self._last_trouble = now, self.trouble
         self._gap, self._stepped = now - self._stepped, now
         for event in events:
             self._take(event, now)

@@ -56,12 +56,11 @@ class Watchdog:
     """When the owner last made progress: the thread that renews must not keep a role for an owner that hangs."""
 
     def __init__(
-        self, config: Config, log: logging.Logger, clock: Callable[[], float], *, fit: Callable[[], bool]
+        self, config: Config, log: logging.Logger, clock: Callable[[], float], fit: Callable[[], bool]
     ) -> None:
         """`fit` returns True if the owner could do a leader's work at all; it must not block."""
         self._config, self._log, self._clock, self._fit = config, log, clock, fit
         self._stalled = False
-        self._hindered = ""
         self.progress()
 
     def progress(self) -> None:
@@ -124,7 +123,7 @@ class Renewal:
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
-        self.watchdog = Watchdog(config, self._log, clock, fit=fit)
+        self.watchdog = Watchdog(config, self._log, clock, fit)
         self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
 
     @property
@@ -236,7 +235,6 @@ class Renewal:
                 began = self.clock()
                 try:
                     self._serve()
-                    break
                 except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
                     self._log.error("election failed name=%s: %s; standing by, trying again", self.config.name, exc)
                 except Exception:  # noqa: BLE001 - a bug, or no client can be made: logged, and the lease runs out

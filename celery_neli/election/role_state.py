@@ -168,8 +168,7 @@ class RoleState:
     def set_payload(self, data: Mapping[str, Any], term: int, *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`; without effect unless it is held.
 
-        With `now`, a beat leaves with the next step, and the member is `expecting` until it was read back. Raises
-        ValueError for data that no record can carry.
+        With `now`, the next step sends a beat. Raises ValueError for data that no record can carry.
         """
         data = sound(data)
         if self.lease.term == term and self.lease.held(self._clock()):

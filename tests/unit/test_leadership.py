@@ -119,7 +119,7 @@ def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadershi
     first, second = make(), make()
     assert first.role().leader() is None
     first.start()
-    wait(first.role().may_start)
+    wait(first.leading)
     second.start()
     wait(lambda: second.role().leader() == first.role().leader() == "m0", "the leader's name at both")
     go, waiting = threading.Event(), threading.Event()
@@ -133,6 +133,8 @@ def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadershi
     first.role().resign()
     assert waiting.wait(10)
     assert first.role().may_finish()
+    assert first.held("leader")
+    assert not first.leading("leader"), "as docs/reference.md has receivers ask"
     assert not second.role().may_start()
     go.set()
     wait(second.role().may_start)
