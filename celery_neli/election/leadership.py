@@ -51,8 +51,7 @@ class Leadership:
 
     def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect) -> None:
         """In the election "beat", a scheduler calls `progress`; else the leadership's thread does, while `working`."""
-        self.app, self.election, self.config = app, election, config
-        self.roles = config.roles
+        self.app, self.election, self.config, self.roles = app, election, config, config.roles
         self._neli = Neli(
             config,
             self._announce,

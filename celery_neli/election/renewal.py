@@ -92,9 +92,9 @@ class Watchdog:
 
 
 class Renewal:
-    """The member of one process, and the thread that makes its steps, on which the private methods run.
+    """The member of one process, and the thread that makes its steps.
 
-    In a forked child of the process that started it, it is void: it takes no lock there and touches no client.
+    In a forked child, it is void: it takes no lock there and touches no client.
     """
 
     def __init__(
