@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from celery_neli.config import Config
-from celery_neli.election.lease import Lease, Timing, name_of
+from celery_neli.election.lease import Lease, name_of
 from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
 from celery_neli.kafka.causes import is_denied
@@ -180,8 +180,8 @@ def _look(config: Config, found: ElectionStatus, log: ClientLog) -> ElectionStat
 class _Observer:
     """Folds the journal of one role up to its end."""
 
-    def __init__(self, start: int, *, oldest: bool) -> None:
-        self.lease = Lease("/", Timing(heartbeat_interval=1, heartbeat_timeout=3, takeover_delay=1, drain_timeout=1))
+    def __init__(self, config: Config, start: int, *, oldest: bool) -> None:
+        self.lease = Lease("/", config)
         self.lease.begin(start, 0.0, oldest=oldest)
         self.heard = float("-inf")  # when the last effective record came (Unix seconds)
         self.bought = 0.0  # the lease in it
@@ -251,7 +251,7 @@ def _observe(reader: Reader, config: Config, partitions: int, group: futures.Fut
     for index in range(partitions):
         low, high = reader.bounds(index, TIMEOUT)
         start = max(low, high - TAIL)
-        observers[index] = _Observer(start, oldest=start == low)
+        observers[index] = _Observer(config, start, oldest=start == low)
         reader.place(index, start)
     end = time.monotonic() + TIMEOUT
     watched = time.monotonic() + config.heartbeat_interval + WATCH

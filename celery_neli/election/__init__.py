@@ -28,17 +28,6 @@ already, and the owner must stop at once. Safety never depends on an event or a 
 the lease, with the clock, at that moment. And nothing that may block runs on the thread that renews: requests reach it
 through a queue, and events leave it through another.
 
-In the order of reading:
-
-- `records`: the four kinds of record, as values and as strict JSON;
-- `lease`: rules R1 to R9 for one role, a pure fold over records and time;
-- `role_state`: one role of a member: what it announced, when it asks for the role (R10), when it stands back;
-- `ports`: what a member needs from Kafka, as protocols;
-- `member`: all roles of one process, without threads and without Kafka, as the simulation runs it;
-- `renewal`: the thread that makes a member's steps;
-- `shared_lease`: the leases in shared memory, for every thread and every forked child;
-- `neli`: the public handle of a process, and `Role`, the handle of a role;
-- `leadership`: one `Neli` for each process and election of a Celery app, with Celery's signals.
-
-`docs/protocol.md` states the rules and why they hold.
+Read on in this order: `records`, `lease`, `role_state`, `ports`, `member`, `renewal`, `shared_lease`, `neli`,
+`leadership`. `docs/protocol.md` states the rules and why they hold.
 """

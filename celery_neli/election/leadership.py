@@ -14,7 +14,7 @@ from celery_neli.config import Config, from_app
 from celery_neli.election.neli import Neli, Role
 from celery_neli.election.ports import Connect
 from celery_neli.election.renewal import State
-from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderRevoked
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked
 from celery_neli.election.shared_lease import share
 from celery_neli.logs import escaping
 
@@ -24,47 +24,48 @@ if TYPE_CHECKING:
 DELIVER_EVERY = 1.0
 JOIN = 1.0
 
+_SIGNALS = {
+    LeaderAcquired: signals.leadership_acquired,
+    LeaderRevoked: signals.leadership_revoked,
+    LeaderFenced: signals.leadership_fenced,
+}
+
 logger = escaping(logging.getLogger(__name__))
 
 
 class Leadership:
     """One election, seen from this process. Making it starts nothing; `start` joins.
 
-    `role` gives the handle of each role. All methods may be called from any thread, none but `progress` from a signal
-    handler. The leases of a worker are shared with the children that it forks from now on.
+    All methods may be called from any thread, none but `progress` from a signal handler. The leases of a worker are
+    shared with the children that it forks from now on.
     """
 
     working: Callable[[], bool] | None = None
-    """Called about once a second on the leadership's thread. While it returns False, no progress is made (the task
-    broker is gone), and `neli_stall_timeout` bounds that. None: progress is always made.
-    """
+    """Called about once a second on the leadership's thread: while it returns False, the owner makes no progress."""
     barrier: Callable[[str], None] | None = None
     """Called with a revoked role after all receivers of the signal, on the same thread. The hand-over waits for it."""
     on_readback: Callable[[], None] | None = None
-    """Called on the thread that renews the lease, when it has read back another payload than before from a record of
-    this process's own (`Role.last_payload`). It must not block; what it raises is logged.
-    """
+    """As for `Neli`; it must not block."""
     fit: Callable[[], bool] | None = None
-    """Called often on the thread that renews the lease. While it returns False, this process could not do a leader's
-    work, and neither leads nor claims. It must neither block nor raise. None: it always could.
-    """
+    """As for `Neli`; it must neither block nor raise."""
 
-    def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect, owned: bool) -> None:
-        """With `owned`, a scheduler calls `progress`; otherwise the leadership's thread does, while `working`."""
-        self.app, self.election, self.config = app, election, config
-        self.roles = config.roles
-        self._owned = owned
-        self._neli = Neli(config, self._announce, connect=connect, on_readback=self._read_back, fit=self._is_fit)
+    def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect) -> None:
+        """In the election "beat", a scheduler calls `progress`; else the leadership's thread does, while `working`."""
+        self.app, self.election, self.config, self.roles = app, election, config, config.roles
+        self._neli = Neli(
+            config,
+            self._announce,
+            connect=connect,
+            on_readback=lambda: None if self.on_readback is None else self.on_readback(),
+            fit=lambda: self.fit is None or self.fit(),
+        )
         if election == "worker":
             share(app, self._neli.leases)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Join the election; return at once. May be repeated.
-
-        Raises `ClosedError` after `stop`, and `ConfigurationError` if Kafka's client refuses `neli_kafka`.
-        """
+        """Join the election, as `Neli.start` does; return at once. May be repeated."""
         with self._lock:
             if self._thread is None:
                 self._neli.start()
@@ -74,26 +75,24 @@ class Leadership:
         """Return the handle of one role, or of the first one. Raises ValueError for a role that is not configured."""
         return self._neli.role(self.roles[0] if name is None else name)
 
+    def leading(self, role: str | None = None) -> bool:
+        """Return True if new work may start in `role` now. Takes no lock."""
+        return self.role(role).may_start()
+
+    def held(self, role: str | None = None) -> bool:
+        """Return True if work of `role` in flight may finish now. Takes no lock."""
+        return self.role(role).may_finish()
+
     def progress(self) -> None:
-        """Say that the owner's loop made a turn. Takes no lock.
-
-        If the owner does not say so for `neli_stall_timeout`, a leader logs its stack and resigns.
-        """
+        """Say that the owner's loop made a turn, or a leader resigns (`neli_stall_timeout`). Takes no lock."""
         self._neli.progress()
-
-    def resign(self, role: str | None = None) -> None:
-        """Ask for a hand-over of `role`, or of all; return at once."""
-        self._neli.resign(role)
 
     def close(self) -> None:
         """Start to stop: claim no more, drain what is held. Return at once."""
         self._neli.request_close()
 
     def stop(self) -> None:
-        """Hand over if leading (signals, then the release), leave the group, end the threads. May be repeated.
-
-        Takes at most `neli_drain_timeout` and some seconds. If a receiver of a signal calls it, it only starts to stop.
-        """
+        """Hand over and end the threads, as `Neli.close` does; in a receiver of a signal, only start it. Repeatable."""
         self._neli.request_close()
         thread = self._thread
         if thread is not None and not self._neli.delivering and thread.is_alive():
@@ -111,7 +110,7 @@ class Leadership:
 
     def _run(self) -> None:
         while self._neli.state is not State.CLOSED and self._thread is threading.current_thread():
-            if not self._owned:
+            if self.election != "beat":
                 if self.working is None or self.working():
                     self._neli.progress()
                 else:
@@ -120,27 +119,16 @@ class Leadership:
         self._neli.deliver(0)
 
     def _announce(self, event: LeaderEvent) -> None:
-        if isinstance(event, LeaderAcquired):
-            signal = signals.leadership_acquired
-        elif isinstance(event, LeaderRevoked):
-            signal = signals.leadership_revoked
-            if len(self.roles) > 1 and self._thread is threading.current_thread():
-                self._start_thread()  # a hand-over may take its time; another thread goes on with the other roles
-        else:
-            signal = signals.leadership_fenced
+        signal = _SIGNALS[type(event)]
+        revoked = isinstance(event, LeaderRevoked)
+        if revoked and len(self.roles) > 1 and self._thread is threading.current_thread():
+            self._start_thread()  # a hand-over may take its time; another thread goes on with the other roles
         try:
             signal.send(sender=self, election=self.election, role=event.role, term=event.term)
         except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would only end this thread
             logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
-        if isinstance(event, LeaderRevoked) and self.barrier is not None:
+        if revoked and self.barrier is not None:
             self.barrier(event.role)
-
-    def _read_back(self) -> None:
-        if self.on_readback is not None:
-            self.on_readback()
-
-    def _is_fit(self) -> bool:
-        return self.fit is None or self.fit()
 
 
 _made: weakref.WeakSet[Leadership] = weakref.WeakSet()
@@ -151,16 +139,14 @@ _inherited: list[Leadership] = []
 def leadership_for(app: Celery, election: str, connect: Connect) -> Leadership:
     """Return this process's leadership in `election` ("beat" or "worker") of `app`; make it at the first call.
 
-    A forked child gets its own, and a stopped one is replaced. `connect` makes the clients (`kafka.connect.connect`).
-    Nothing is started. Raises `ConfigurationError`.
+    A forked child gets its own, and a stopped one is replaced. Nothing is started. Raises `ConfigurationError`.
     """
     with _making:
         of_app: dict[tuple[str, int], Leadership] = vars(app).setdefault("neli_leaderships", {})
         key = (election, os.getpid())
         found = of_app.get(key)
         if found is None or found.stopped:
-            config = from_app(app, election)
-            found = of_app[key] = Leadership(app, election, config, connect=connect, owned=election == "beat")
+            found = of_app[key] = Leadership(app, election, from_app(app, election), connect=connect)
             _made.add(found)
         return found
 

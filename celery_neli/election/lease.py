@@ -1,31 +1,25 @@
-"""The rules of the election, R1 to R9, for one role: a fold over records and time.
+"""The rules of the election, R1 to R9, for one role: a fold over records and time (docs/protocol.md).
 
 A `Lease` uses no thread, no clock and no Kafka. Its owner feeds it each record with the local time at which it was
-read, and sends what `tick` returns. Times are seconds on one local clock that never stops (R8). `docs/protocol.md`
-states the rules in prose and says why they hold; the numbers below are its numbers.
+read, and sends what `tick` returns. Times are seconds on one local clock that never stops (R8).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from celery_neli.config import Config
 from celery_neli.election.records import Record, repeatable
 
 boottime = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-"""Return seconds on a clock that never goes back and counts a suspended machine and a stopped process (R8).
-
-It is the monotonic clock where the system has no such clock.
-"""
-NOTHING = -1
-"""The offset before the first."""
+"""Return seconds on a clock that never goes back and, where the system has one, counts a suspended machine (R8)."""
+NOTHING = -1  # the offset before the first
 NEVER = float("-inf")
 FOREVER = float("inf")
-CLOCK_RATES = 1.01
-"""Two clocks may differ in rate by this factor (R2)."""
+CLOCK_RATES = 1.01  # two clocks may differ in rate by this factor (R2)
 
 
 def name_of(member: str) -> str:
@@ -33,18 +27,7 @@ def name_of(member: str) -> str:
     return member.rpartition("/")[0] or member
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """The times of one member in seconds: the settings of the same names."""
-
-    heartbeat_interval: float
-    heartbeat_timeout: float
-    takeover_delay: float
-    drain_timeout: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Unjudged:
+class _Unjudged(NamedTuple):
     offset: int
     record: Record
     now: float
@@ -52,17 +35,13 @@ class _Unjudged:
 
 
 class Lease:
-    """What one member knows of one role, and what it may do. It is not thread-safe.
+    """What one member knows of one role, and what it may do; for one thread.
 
-    The owner sets `induced` while the group assigns the role to this member (R2), and `candidate` while this member may
-    claim at all.
+    The owner sets `induced` while the group assigns it the role (R2), and `candidate` while it may claim at all.
     """
 
-    def __init__(self, member: str, timing: Timing, *, delay: Callable[[], float] | None = None) -> None:
-        """Know nothing, as `member`.
-
-        `delay` draws the seconds that a member waits for the induced one (default: all of `takeover_delay`).
-        """
+    def __init__(self, member: str, timing: Config, *, delay: Callable[[], float] | None = None) -> None:
+        """Know nothing, as `member`; `delay` draws the seconds for the induced one (default: `takeover_delay`)."""
         self.timing = timing
         self.induced = False
         self.candidate = True
@@ -121,7 +100,7 @@ class Lease:
     def read(self, offset: int, record: Record | None, now: float) -> None:
         """Fold the record at `offset`, read at `now`; None stands for bytes that all readers skip alike (R9).
 
-        Set `lost` if the record shows that the log is not the one read before. Then only `restart` or `lose` help.
+        Set `lost` if the record shows that the log is not the one read before.
         """
         if offset <= self.newest or self.lost is not None or self.start is None:
             return
@@ -229,12 +208,10 @@ class Lease:
     def restart(self, member: str, now: float) -> None:
         """After `lost`: go on behind the record that showed it, as the new `member`, and never look further back.
 
-        Only a member that was `known` or read from the `oldest` on may do so: it has met every lease that may be
-        running. Any other member must look further back first (`reread`), and meets that record again.
+        Only one that was `known` or read from the `oldest` on may: it has met every lease that may be running.
         """
         offset = self.newest + 1
-        self._inherit()
-        self._forget(member)
+        self.lose(member)
         self.begin(offset, now, oldest=True)
 
     def reread(self) -> None:
@@ -243,11 +220,8 @@ class Lease:
 
     def lose(self, member: str) -> None:
         """Know nothing, as the new `member`, until `begin`: the position is gone from the log."""
-        self._inherit()
-        self._forget(member)
-
-    def _inherit(self) -> None:
         self._floor = self._others = max(self._others, self.until, self._floor)
+        self._forget(member)
 
     # Acting
 
@@ -325,7 +299,7 @@ class Lease:
         self._claimed_at, self.caught_up = now, False
         if self.known:
             return self._record("claim", now, seen=self.last, data=self.data)
-        return self._record("claim", now, seen=None, end=self.newest + 1, data=self.data)
+        return self._record("claim", now, end=self.newest + 1, data=self.data)
 
     def wake(self, now: float) -> float:
         """Return when, if nothing is read, `tick` may next return a record or a question of R3 changes its answer."""
@@ -334,9 +308,8 @@ class Lease:
         if self.holder == self.member and now < self.until:
             if self.resigning and self._drained and not self._released:
                 return now
-            return min(
-                self._next_beat, self.until, self._drain_end if self.resigning and not self._released else FOREVER
-            )
+            drain_end = self._drain_end if self.resigning and not self._released else FOREVER
+            return min(self._next_beat, self.until, drain_end)
         return self._claim_time() if self.caught_up else FOREVER
 
     def _claim_time(self) -> float:

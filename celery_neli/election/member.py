@@ -1,8 +1,7 @@
 """One member of an election: a lease for each role, fed from the journal and the group, and the changes that follow.
 
-The member is the whole protocol without threads and without Kafka: `step` makes one turn. `Renewal` makes the turns on
-a thread of its own; the simulation makes those of thirty members on fake clocks. All methods belong to one thread, but
-for `state`, which any thread may call.
+It is the whole protocol without threads and without Kafka: `step` makes one turn, on the thread of `Renewal` or in a
+simulation. All methods but `state` belong to that thread.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_neli.config import Config
-from celery_neli.election.lease import FOREVER, NEVER, Lease, Timing, name_of
+from celery_neli.election.lease import FOREVER, NEVER, Lease, name_of
 from celery_neli.election.ports import End, Entry, Group, Journal, Lost, Started
 from celery_neli.election.records import Record, decode, encode
 from celery_neli.election.role_state import LeaderEvent, Mirror, RoleState
@@ -23,8 +22,7 @@ from celery_neli.logs import LogLimit
 
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
-STOOD_STILL = 1.0
-"""Seconds between two steps from which the process counts as having stood still; a step waits for less."""
+STOOD_STILL = 1.0  # seconds between two steps from which the process stood still; a step waits for less
 
 
 class Member:
@@ -45,41 +43,23 @@ class Member:
     ) -> None:
         """Know nothing yet.
 
-        `clock` gives seconds that count a suspended machine (R8). The calls of `log` must not block. `rng` and `nonce`
-        are for repeatable runs. `mirror` is called with every new grant, and the index of its role, before a release
-        leaves. `on_readback` is called at the end of a step in which another payload than before was read back from a
-        record of this member's own.
+        `clock` counts the seconds of a suspended machine (R8). The calls of `log` must not block. `rng` and `nonce` are
+        for repeatable runs. `mirror` is called with every new grant and the index of its role, and `on_readback` after
+        a step in which `RoleState.update_payload` returned True.
         """
         self.config = config
         self.closing = False
         self.candidate = True
-        self.progressed: float | None = None
-        """When the owner last made progress. The records say so, for successors."""
-        self.aside = False
-        """A newer version of the protocol was read: this member neither leads nor claims (R9)."""
-        self.trouble: TopicError | None = None
-        """Why the journal cannot be used."""
+        self.progressed: float | None = None  # when the owner last made progress; the records say so, for successors
+        self.aside = False  # a newer version of the protocol was read: this member neither leads nor claims (R9)
+        self.trouble: TopicError | None = None  # why the journal cannot be used
         self._last_trouble: tuple[float, TopicError | None] = NEVER, None  # when it could not be used, and why
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
         self._on_readback = on_readback
-        draw = rng or random.SystemRandom()
-        timing = Timing(
-            heartbeat_interval=config.heartbeat_interval,
-            heartbeat_timeout=config.heartbeat_timeout,
-            takeover_delay=config.takeover_delay,
-            drain_timeout=config.drain_timeout,
-        )
+        self._rng = rng or random.SystemRandom()
         self._states = [
-            RoleState(
-                index,
-                role,
-                Lease(self._identity(), timing, delay=lambda: config.takeover_delay * draw.uniform(0.5, 1.0)),
-                rebalance_after=config.rebalance_after if len(config.roles) > 1 else FOREVER,
-                forgiven=2 * config.stall_timeout,
-                clock=clock,
-                mirror=mirror,
-            )
-            for index, role in enumerate(config.roles)
+            RoleState(config, index, Lease(self._identity(), config, delay=self._delay), clock=clock, mirror=mirror)
+            for index in range(len(config.roles))
         ]
         self._warnings = LogLimit(WARN_EVERY, clock=clock)
         self._stepped, self._gap = clock(), 0.0  # when the last step was made, and how long after the one before
@@ -87,39 +67,39 @@ class Member:
     def _identity(self) -> str:
         return f"{self.config.name}/{self._nonce()}"
 
+    def _delay(self) -> float:
+        return self.config.takeover_delay * self._rng.uniform(0.5, 1.0)
+
     def state(self, role: str) -> RoleState:
         """Return what this member knows of one role. Any thread may read it; see there who may change it."""
         return self._states[self.config.roles.index(role)]
 
     def step(self, timeout: float) -> list[LeaderEvent]:
-        """Make one turn: wait up to `timeout` seconds for records, fold them, send what is due.
-
-        Return what changed, in order.
-        """
+        """Wait up to `timeout` seconds for records, fold them, send what is due. Return what changed, in order."""
         try:
             events = self._journal.read(max(0.0, min(timeout, self.wake() - self._clock())))
             self.trouble = None
         except TopicError as exc:
-            events, self.trouble = [], exc
+            events, self.trouble, self._last_trouble = [], exc, (self._clock(), exc)
         now = self._clock()  # after the poll returned (R1)
-        if self.trouble is not None:
-            self._last_trouble = now, self.trouble
         self._gap, self._stepped = now - self._stepped, now
         for event in events:
             self._take(event, now)
         self._group.poll()
-        induced = self._group.induced
         changes: list[LeaderEvent] = []
         read_back = False
         # The beats of all roles leave in one step: each would cost a turn of its own.
         early = self.config.heartbeat_interval / 2 if any(state.lease.beating(now) for state in self._states) else 0.0
         for state in self._states:
             lease = state.lease
-            lease.induced = state.index in induced
-            lease.candidate = self.candidate and not self.closing and not self.aside
-            lease.candidate &= now >= state.stand_back.until
-            self._yield(state, now)
-            self._ask_end(state, now)
+            lease.induced = state.index in self._group.induced
+            lease.candidate = self.candidate and not self.closing and not self.aside and now >= state.stand_back.until
+            if lease.leading(now) and (lease.asked or not lease.candidate):
+                state.resign(asked=lease.asked)
+            waiting = lease.start is not None and not lease.caught_up and not lease.claiming(now)
+            if waiting and now - state.asked_end >= ASK_END_EVERY:
+                state.asked_end = now
+                self._journal.ask_end(state.index)
             state.carry_idle(self.progressed, now)
             request = state.rebalance.request(lease, now, awake=self._gap < STOOD_STILL)
             if request is not None:
@@ -131,7 +111,10 @@ class Member:
                 self._append(state, record)
             changes += state.changes(self._clock(), self._why)
         if read_back:
-            self._on_readback()
+            try:
+                self._on_readback()
+            except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
+                self._log.exception("hearing failed name=%s", self.config.name)
         return changes
 
     def wake(self) -> float:
@@ -141,16 +124,12 @@ class Member:
 
     def resign(self, role: str | None = None) -> None:
         """Stop leading `role`, or all: the barrier, then the release; stand back for one `heartbeat_timeout` (R4)."""
-        now = self._clock()
         for state in self._states:
             if role in (None, state.role):
-                state.resign_by_itself(now)
+                state.resign()
 
     def ask(self, role: str) -> None:
-        """Ask the leader of `role` to hand it to this member, as R10 does, but at once.
-
-        Without effect if no other member is known to lead it, or if this member may not claim.
-        """
+        """Ask another member that leads `role` to hand it to this one (R10), unless this one may not claim."""
         state = self.state(role)
         if state.lease.candidate and state.lease.led_by_another:
             self._send_request(state, state.lease.ask())
@@ -162,10 +141,7 @@ class Member:
             self._group.leave()
 
     def abandon(self) -> list[LeaderEvent]:
-        """Void all grants: this member makes no further step.
-
-        Without a release, the others wait until the lease has run out.
-        """
+        """Void all grants, with no release: this member makes no further step, and the others wait for the lease."""
         return [event for state in self._states for event in state.void()]
 
     @property
@@ -186,15 +162,11 @@ class Member:
 
     @property
     def expecting(self) -> bool:
-        """True if what comes next should be read at once.
-
-        A claim or an early beat is under way, or a role that the group assigned to this member may become vacant.
-        """
+        """True if a claim or an early beat is under way, or a role assigned to this member may become vacant."""
         now = self._clock()
-        leases = [state.lease for state in self._states]
         return any(
             lease.claiming(now) or lease.awaited(now) or (lease.induced and lease.holder != lease.member)
-            for lease in leases
+            for lease in (state.lease for state in self._states)
         )
 
     @property
@@ -203,18 +175,25 @@ class Member:
         now = self._clock()
         return self.closing and not any(state.lease.held(now) or state.lease.claiming(now) for state in self._states)
 
-    # Reading
-
     def _take(self, event: Started | Entry | End | Lost, now: float) -> None:
         state = self._states[event.role]
         lease = state.lease
         if isinstance(event, Entry):
             record = self._decode(state, event)
             if record is not None and event.key not in (None, state.role):
-                self._warn_of_other_roles(state, record, event.key)
+                self._warn(
+                    f"{state.role}: key",
+                    "roles differ partition=%d name=%s has role=%s, but name=%s has role=%s: neli_roles must be one "
+                    "list everywhere; append to it, never rename or reorder",
+                    state.index, self.config.name, state.role, name_of(record.member), event.key,
+                )  # fmt: skip
             state.read(event.offset, record, now)
-            if lease.lost is not None:
-                self._diverged(state, now)
+            if lease.lost is not None and (lease.known or lease.oldest):
+                line = "journal differs role=%s: %s; starting over behind it"
+                self._warn(f"{state.role}: lost", line, state.role, lease.lost)
+                lease.restart(self._identity(), now)
+            elif lease.lost is not None:
+                self._look_back(state)
         elif isinstance(event, End):
             lease.end()
             if lease.caught_up and not (lease.known or lease.oldest):
@@ -244,60 +223,19 @@ class Member:
             self._warn(f"{state.role}: {exc}", "record skipped role=%s offset=%d: %s", state.role, entry.offset, exc)
         return None
 
-    def _warn_of_other_roles(self, state: RoleState, record: Record, key: str | None) -> None:
-        self._warn(
-            f"{state.role}: key",
-            "roles differ partition=%d name=%s has role=%s, but name=%s has role=%s: neli_roles must be one list "
-            "everywhere; append to it, never rename or reorder",
-            state.index, self.config.name, state.role, name_of(record.member), key,
-        )  # fmt: skip
-
     def _warn(self, kind: str, msg: str, *args: Any) -> None:
-        """Log a warning of this kind at most once a minute."""
         if self._warnings.allows(kind):
             self._log.warning(msg, *args)
-
-    def _diverged(self, state: RoleState, now: float) -> None:
-        lease = state.lease
-        if lease.known or lease.oldest:
-            self._warn(
-                f"{state.role}: lost", "journal differs role=%s: %s; starting over behind it", state.role, lease.lost
-            )
-            lease.restart(self._identity(), now)
-        else:
-            self._look_back(state)
 
     def _look_back(self, state: RoleState) -> None:
         """Read the role again from further back; its records up to the next `Started` are ignored."""
         state.lease.reread()
         self._journal.look_back(state.index)
 
-    def _ask_end(self, state: RoleState, now: float) -> None:
-        """Keep asking for the end of the log while it is not reached."""
-        lease = state.lease
-        waiting = lease.start is not None and not lease.caught_up
-        if waiting and not lease.claiming(now) and now - state.asked_end >= ASK_END_EVERY:
-            state.asked_end = now
-            self._journal.ask_end(state.index)
-
-    # Sending
-
-    def _yield(self, state: RoleState, now: float) -> None:
-        """Resign if this member should not lead, or was asked not to."""
-        lease = state.lease
-        asked = lease.asked
-        if lease.leading(now) and (asked or not lease.candidate):
-            if asked:
-                state.resign(now)
-            else:
-                state.resign_by_itself(now)
-
     def _send_request(self, state: RoleState, request: Record) -> None:
-        lease = state.lease
-        self._log.info(
-            "asking for role=%s leader=%s term=%d name=%s group=%s",
-            state.role, name_of(lease.holder or ""), lease.term, self.config.name, self.config.group,
-        )  # fmt: skip
+        leader, term = name_of(state.lease.holder or ""), state.lease.term
+        line = "asking for role=%s leader=%s term=%d name=%s group=%s"
+        self._log.info(line, state.role, leader, term, self.config.name, self.config.group)
         self._append(state, request)
 
     def _append(self, state: RoleState, record: Record) -> None:
@@ -305,13 +243,11 @@ class Member:
         try:
             value = encode(record)
         except RecordError as exc:
-            self._warn(
-                f"{state.role}: unreadable",
-                "record not sent role=%s kind=%s name=%s: no member could read it (%s). This member cannot lead the "
-                "role until that is fixed", state.role, record.kind, self.config.name, exc,
-            )  # fmt: skip
-            return
-        self._journal.append(state.index, state.role, value)
+            line = "record not sent role=%s kind=%s name=%s: no member could read it (%s). This member cannot lead the "
+            line += "role until that is fixed"
+            self._warn(f"{state.role}: unreadable", line, state.role, record.kind, self.config.name, exc)
+        else:
+            self._journal.append(state.index, state.role, value)
 
     def _why(self, state: RoleState, now: float) -> str:
         """Say why the announced term is over, in an operator's words."""

@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
-from types import TracebackType
+from functools import partial
 from typing import Any, TypeVar
 
 from celery_neli.config import Config
-from celery_neli.election.lease import boottime
+from celery_neli.election.lease import FOREVER, boottime
 from celery_neli.election.ports import Connect
 from celery_neli.election.records import sound
 from celery_neli.election.renewal import Barrier, Renewal, State
@@ -38,11 +38,10 @@ logger = escaping(logging.getLogger(__name__))
 
 
 class Neli:
-    """One member of an election.
+    """One member of an election, which renews its leases on a thread of its own, and calls the barrier on others.
 
-    It renews its leases on a thread of its own, and calls the barrier on the threads that pulse. Nothing is started
-    before the first `pulse`, `background` or `start`. All methods may be called from any thread, none from a signal
-    handler. In a forked child it is void: it leads nothing there and touches no client.
+    Nothing is started before the first `pulse`, `background` or `start`. All methods may be called from any thread,
+    none from a signal handler. In a forked child it is void: it leads nothing there and touches no client.
     """
 
     def __init__(
@@ -52,34 +51,26 @@ class Neli:
         *,
         connect: Connect,
         clock: Callable[[], float] = boottime,
-        on_readback: Callable[[], None] | None = None,
+        on_readback: Callable[[], None] = lambda: None,
         fit: Callable[[], bool] = lambda: True,
     ) -> None:
         """Make a member that has not joined yet.
 
-        Args:
-            config: the settings.
-            barrier: is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
-                thread that pulses, delivers or closes; several such threads may each serve another role. On
-                `LeaderRevoked` the hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go
-                on. What it raises is logged and otherwise ignored.
-            connect: makes the journal and the group.
-            clock: gives seconds; for tests.
-            on_readback: is called on the thread that renews, when it has read back another payload than before from a
-                record of this member's own. It must not block; what it raises is logged.
-            fit: is called often on the thread that renews, and must not block. While it returns False, this member
-                neither leads nor claims.
+        `barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
+        thread that pulses, delivers or closes; several such threads may each serve another role. On `LeaderRevoked` the
+        hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on. What it raises is logged.
+
+        The thread that renews calls the other two, which must not block: `on_readback` when it has read back another
+        payload than before from a record of this member's own; what it raises is logged; and, often, `fit`: while that
+        returns False, this member neither leads nor claims. `clock` gives seconds, for tests.
         """
         self.config = config
         self.clock = clock
         self.leases = SharedLease(config.roles, clock=clock)
-        """What the leases allow, also for forked children."""
         self._renewal = Renewal(
             config, barrier, connect=connect, clock=clock, mirror=self.leases.write, on_readback=on_readback, fit=fit
         )
         self._roles = {role: Role(self._renewal, self.leases, role) for role in config.roles}
-
-    # Questions
 
     @property
     def state(self) -> State:
@@ -93,10 +84,7 @@ class Neli:
 
     @property
     def deadline(self) -> float | None:
-        """When the lease in force ends (`clock` time, seconds) if nothing renews it; None without one.
-
-        With several roles, when the first of their leases ends.
-        """
+        """When the first lease in force ends (`clock` time, seconds) if nothing renews it; None without one."""
         standings = [role.standing() for role in self._roles.values()]
         return min((each.until for each in standings if each.held), default=None)
 
@@ -111,8 +99,6 @@ class Neli:
             raise ValueError(f"{name!r} is none of the roles {', '.join(self.config.roles)}")
         return self._roles[name]
 
-    # Taking part
-
     def start(self) -> None:
         """Join the election; return at once. May be repeated. Kafka need not be there.
 
@@ -123,9 +109,8 @@ class Neli:
     def pulse(self, timeout: float = 0.0, *, cancel: threading.Event | None = None) -> bool:
         """Wait up to `timeout` seconds to lead; return True if this member leads, at once if it does already.
 
-        It runs the barrier for what changed, so it may take as long as the barrier does. Call it again within
-        `stall_timeout`: a leader that is not pulsed resigns. Setting `cancel` ends the wait within 0.05 s. Raises
-        `ClosedError` after `close`.
+        It runs the barrier for what changed. Call it again within `stall_timeout`: a leader that is not pulsed resigns.
+        Setting `cancel` ends the wait within 0.05 s. Raises `ClosedError` after `close`.
         """
         renewal = self._renewal
         if self.state is not State.LIVE and not renewal.inherited:
@@ -142,10 +127,7 @@ class Neli:
             renewal.bell.wait(seen, min(left, CANCEL_EVERY if cancel is not None else self.config.stall_timeout / 3))
 
     def progress(self) -> None:
-        """Say that the owner's work goes on, as each pulse does. Takes no lock.
-
-        A leader whose owner does not say so for `stall_timeout` resigns.
-        """
+        """Say that the owner's work goes on, as a pulse does, or a leader resigns (`stall_timeout`). Takes no lock."""
         self._renewal.watchdog.progress()
 
     def hindered(self, reason: str) -> None:
@@ -161,36 +143,25 @@ class Neli:
             renewal.deliver()
 
     def resign(self, role: str | None = None) -> None:
-        """Hand over `role`, or all: barrier, release, then stand back for one `heartbeat_timeout` (R4).
-
-        Return at once.
-        """
+        """Hand over `role`, or all: barrier, release, a stand-back of one `heartbeat_timeout` (R4). Return at once."""
         self._renewal.request(("resign", role), lambda member: member.resign(role))
 
     def background(self, task: Callable[[], None]) -> Pulser:
         """Pulse on a thread of its own, and call `task` again and again there while this member leads."""
         return Pulser(self, task)
 
-    # The end
-
     def request_close(self) -> None:
         """Start to close; return at once. May be repeated. Threads that deliver run the barrier for what is held."""
         self._renewal.close()
 
     def close(self) -> None:
-        """Hand over and end: barrier, release, clients. May be repeated.
-
-        Takes at most `drain_timeout` and a few seconds. If the barrier itself calls it, it only starts to close.
-        """
+        """Hand over and end, within `drain_timeout` and some seconds; in the barrier, only start it. Repeatable."""
         self.request_close()
-        if self.delivering:
-            return
         end = time.monotonic() + self.close_timeout
-        while self.state is not State.CLOSED:
+        while self.state is not State.CLOSED and not self.delivering:
             if time.monotonic() > end:
-                logger.error(
-                    "close is late name=%s: leaving it to its thread; the lease runs out by itself", self.config.name
-                )
+                line = "close is late name=%s: leaving it to its thread; the lease runs out by itself"
+                logger.error(line, self.config.name)
                 return
             self.deliver(1.0)
 
@@ -199,31 +170,21 @@ class Neli:
         """Seconds that `close` takes at most: a barrier, a claim under way, and the end of the clients."""
         return self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
 
-    def wait_closed(self, timeout: float | None = None) -> bool:
+    def wait_closed(self, timeout: float = FOREVER) -> bool:
         """Wait up to `timeout` seconds until another thread has closed it; return True if it is closed."""
-        bell = self._renewal.bell
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        seen = bell.rings
-        while self.state is not State.CLOSED and (left := deadline - time.monotonic()) > 0:
-            bell.wait(seen, min(left, 60.0))
-            seen = bell.rings
+        self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=timeout)
         return self.state is State.CLOSED
 
     def __enter__(self: AnyNeli) -> AnyNeli:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 class Pulser:
-    """A thread that pulses a `Neli` and calls a task while it leads (`Neli.background`).
-
-    It ends when the `Neli` is closed, on `close`, or when the task raises.
-    """
+    """A thread that pulses a `Neli` and calls a task while it leads, until either is closed or the task raises."""
 
     def __init__(self, neli: Neli, task: Callable[[], None]) -> None:
         self._neli, self._task = neli, task
@@ -244,10 +205,7 @@ class Pulser:
             self._neli.close()  # a leader that cannot work hands over
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait up to `timeout` seconds for the pulser's end; return True if it has ended.
-
-        Raises what the task raised, which also closed the `Neli`.
-        """
+        """Wait up to `timeout` seconds for its end; return True if it has ended. Raises what the task raised."""
         self._thread.join(timeout)
         if self._failure is not None:
             raise self._failure
@@ -263,86 +221,58 @@ class Pulser:
 class Role(RoleLease):
     """One role of the election, for its owner: what the lease allows, what the records carry, and the requests.
 
-    Beats, workers and singletons all use it. All methods may be called from any thread; none blocks, and the questions
-    take no lock. In a forked child every answer is no: a child reads `shared_lease.shared(app).role(name)`, which has
-    the same questions.
+    All methods may be called from any thread; none blocks, and the questions take no lock. In a forked child every
+    answer is no: a child asks `shared_lease.shared(app).role(name)`.
     """
 
     def __init__(self, renewal: Renewal, leases: SharedLease, name: str) -> None:
-        super().__init__(leases, name, owner=renewal)
+        super().__init__(leases, name, clock=renewal.own_clock)
         self._renewal = renewal
-        self._payload: tuple[int, Mapping[str, Any]] = 0, {}
-        self._early: dict[str, int] = {}  # term of a payload that must leave at once, not taken yet
-
-    @property
-    def _state(self) -> RoleState | None:
-        member = self._renewal.member
-        return None if member is None else member.state(self.name)
+        self._payload: tuple[int, Mapping[str, Any]] = 0, {}  # the newest that was set
 
     @property
     def last_payload(self) -> Payload:
         """What the newest effective record of the role carried, as far as this process has read."""
-        state = self._state
+        state = self._renewal.role_state(self.name)
         return Payload() if state is None else state.payload
 
     def leader(self) -> str | None:
         """Return the name of the process that leads, as far as this one has read, for people; None if unknown."""
-        state = self._state
+        state = self._renewal.role_state(self.name)
         leader = None if state is None else state.leader()
         return None if leader is None else leader[0]
 
     def predecessor_active_until(self) -> datetime | None:
-        """Return when (UTC) the owner of the last leader before the present term last made progress.
-
-        Its heartbeats say so: they go on while it hangs or drains. None if no record of an earlier term was read.
-        """
-        state = self._state
-        active = None if state is None else state.predecessor_active_until
-        if active is None:
+        """Return when (UTC) the owner of the leader before the present term last made progress, as records say."""
+        state = self._renewal.role_state(self.name)
+        if state is None or state.predecessor_active_until is None:
             return None
-        return datetime.now(timezone.utc) - timedelta(seconds=self._renewal.clock() - active)
-
-    # Requests
+        return datetime.now(timezone.utc) - timedelta(seconds=self._renewal.clock() - state.predecessor_active_until)
 
     def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`, in the place of what was set before.
 
-        In another term, nothing happens. It leaves with the next heartbeat, or, with `now`, with one of its own, and
-        then is read back as soon as Kafka can (`on_readback`). What was set before the barrier of a `LeaderRevoked`
-        returns is in the release.
-
-        Raises:
-            ValueError: no record can carry `data`.
+        Without effect in another term. It leaves with the next heartbeat, or `now`, to be read back soon. What was set
+        before the barrier of a `LeaderRevoked` returns is in the release. Raises ValueError if no record can carry it.
         """
         self._payload = term, sound(data)
-        if now:
-            self._early[self.name] = term  # after the payload: see below
-        self._request("payload", self._pass_payload)
+        self._request("payload now" if now else "payload", partial(self._pass_payload, now=now))
 
-    def _pass_payload(self, state: RoleState) -> None:
-        early = self._early.pop(self.name, None)  # then its payload is there, or a later one
-        term, data = self._payload
-        state.set_payload(data, term)
-        if early is not None:
-            state.beat_now(early)
+    def _pass_payload(self, state: RoleState, *, now: bool) -> None:
+        term, data = self._payload  # not those of the request: requests of the two keys may change places
+        state.set_payload(data, term, now=now)
 
     def ask(self) -> None:
-        """Ask the process that leads the role to hand it over to this one (R10).
-
-        Without effect if no other process leads, or if this one may not claim.
-        """
+        """Ask another process that leads the role to hand it to this one (R10), unless this one may not claim."""
         self._renewal.request(("ask", self.name), lambda member: member.ask(self.name))
 
     def resign(self, *, back_off: bool = False) -> None:
         """Hand the role over if this process leads it, then do not claim it for one `heartbeat_timeout` (R4).
 
-        With `back_off`, because it cannot be served here: do not claim it for longer, from a second to a minute, which
-        doubles with each failure in a row. That holds also if this process does not lead.
+        With `back_off`, whether it leads or not, as it cannot serve the role: do not claim it for longer each time.
         """
-        if back_off:
-            self._request("back off", RoleState.back_off)
-        else:
-            self._renewal.request(("resign", self.name), lambda member: member.resign(self.name))
+        verb, action = ("back off", RoleState.back_off) if back_off else ("resign", RoleState.resign)
+        self._request(verb, action)
 
     def _request(self, verb: str, action: Callable[[RoleState], None]) -> None:
         self._renewal.request((verb, self.name), lambda member: action(member.state(self.name)))

@@ -1,8 +1,4 @@
-"""What a member needs from the layers above: the log of each role, and the consumer group.
-
-Two protocols and the plain values that a journal returns. A member works on Kafka (`kafka/journal.py`,
-`kafka/group.py`) and on the fakes of a simulation alike.
-"""
+"""What a member needs: the log of each role, and the consumer group; Kafka or a simulation provides them."""
 
 from __future__ import annotations
 
@@ -16,10 +12,7 @@ from celery_neli.config import Config
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Reading starts: the next record of this role has an offset of at least `offset`.
-
-    `oldest`: the log holds nothing older.
-    """
+    """Reading starts: no next record of this role is before `offset`; `oldest`: the log holds nothing older."""
 
     role: int
     offset: int
@@ -58,10 +51,7 @@ class Journal(Protocol):
     """The log of every role, as one member reads and appends it. Only the member's thread calls it."""
 
     def read(self, timeout: float) -> list[Event]:
-        """Wait up to `timeout` seconds for the first event, then return what is there (a bounded batch).
-
-        Raises `TopicError` while the leader topic is missing or unfit. It may be called again.
-        """
+        """Wait up to `timeout` seconds for events. Raises `TopicError` while the leader topic is missing or unfit."""
 
     def append(self, role: int, key: str, value: bytes) -> None:
         """Give a record to the producer. Never block and never raise: the rules bear the loss of a record."""
@@ -97,7 +87,4 @@ class Group(Protocol):
 
 
 Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
-"""Make a journal and a group for one member; log to the given logger, whose calls do not block.
-
-It does not wait for a broker. Raises `ConfigurationError` if Kafka's client refuses `config.kafka`.
-"""
+"""Make the clients of one member, with its logger; wait for no broker. Raises `ConfigurationError` for bad settings."""

@@ -1,7 +1,7 @@
 """The records of the leader topic: claim, beat, release and request, as values and as bytes.
 
-A record is a UTF-8 JSON object; its key is the role's name, which no rule uses. Every reader must judge the same bytes
-alike (R9), so reading is strict: bytes that are not exactly as specified here raise, and every reader skips them.
+Every reader must judge the same bytes alike (R9), so reading is strict: what is not exactly as specified here raises,
+and every reader skips it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
 from celery_neli.exceptions import RecordError, UnknownVersion
 from celery_neli.printable import printable
@@ -19,20 +19,16 @@ from celery_neli.settings import MAX_LEASE
 VERSION = 1
 MAX_BYTES = 1 << 16
 MAX_NAME = 512
-MAX_DATA = 1 << 14
-"""Characters of JSON. A claim repeats the data of others, and must not outgrow `MAX_BYTES` by it."""
-MAX_OFFER = MAX_DATA - 1024
-"""Characters of the data that an owner may put into its records; the rest is for what members add themselves."""
+MAX_DATA = 1 << 14  # characters of JSON: a claim that repeats the data of others must not outgrow `MAX_BYTES`
+MAX_OFFER = MAX_DATA - 1024  # characters that an owner may put into its records; the rest is for what members add
 MAX_BRACKETS = 64  # how deep a parser follows depends on its stack, so no reader may come near that limit
 MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
 _MAX_OFFSET = 1 << 62
-IDLE = "idle"
-"""In a record's data: seconds since its author's owner last made progress, for the successor. No rule uses it."""
+IDLE = "idle"  # in a record's data: seconds since its author's owner last made progress, for the successor
 IDLE_MOST = 3600.0
 _ROOM = {IDLE: IDLE_MOST + 0.001}
 
 Kind = Literal["claim", "beat", "release", "request"]
-KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +59,12 @@ class Record:
     @property
     def refers(self) -> int:
         """The highest offset that its author must have known of; a sound log holds it before this record (R9)."""
-        return max(
-            -1 if self.term is None else self.term,
-            -1 if self.seen is None else self.seen,
-            -1 if self.end is None else self.end - 1,
-        )
+        end = None if self.end is None else self.end - 1
+        return max(-1 if offset is None else offset for offset in (self.term, self.seen, end))
 
 
 def encode(record: Record) -> bytes:
-    """Return the bytes of `record`; fields that it does not have are left out.
-
-    Raises RecordError if no reader would accept them.
-    """
+    """Return the bytes of `record`. Raises RecordError if no reader would accept them."""
     fields: dict[str, Any] = {"v": VERSION, "kind": record.kind, "member": record.member, "seq": record.seq}
     if record.kind == "request":
         fields.update({name: value for name, value in (("to", record.to), ("term", record.term)) if value is not None})
@@ -97,8 +87,7 @@ def encode(record: Record) -> bytes:
 def sound(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `data` as its readers will have it, for the records of a term to carry.
 
-    May be called from any thread, and does not block. Raises ValueError unless a record can carry `data` together with
-    what members add: the message names the limit that `data` exceed (docs/protocol.md, "Records").
+    Raises ValueError, which names the limit, unless a record can carry `data` together with what members add.
     """
     try:
         length = _length({**data})
@@ -113,8 +102,7 @@ def sound(data: Mapping[str, Any]) -> dict[str, Any]:
 def repeatable(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a member repeats of `data` that were read: all but the `idle` of their author.
 
-    The member's own `idle` always fits beside the result: where the log holds data that are too long for it, the
-    longest values are left out. Otherwise no member could read the heartbeats of a holder that repeats them.
+    The longest values are left out if the member's own `idle` would not fit: no member could read its heartbeats.
     """
     kept = _without_idle(data)
     while _length({**kept, **_ROOM}) > MAX_DATA:
@@ -133,7 +121,7 @@ def decode(value: bytes) -> Record:
         raise RecordError(f"more than {MAX_BRACKETS} brackets")
     try:
         fields = json.loads(
-            value.decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_short, object_pairs_hook=_once
+            value.decode(), parse_constant=_finite, parse_float=_finite, parse_int=_short, object_pairs_hook=_once
         )
     except RecordError:
         raise
@@ -142,26 +130,26 @@ def decode(value: bytes) -> Record:
     if not isinstance(fields, dict):
         raise RecordError("not a JSON object")
     version = fields.get("v")
-    if not _is_int(version):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise RecordError("no version")
     if version != VERSION:
         raise UnknownVersion(f"its version is {version}, this member knows {VERSION}")
-    kind = fields.get("kind")
-    if kind not in KINDS:
+    kind: Any = fields.get("kind")
+    if kind not in get_args(Kind):
         raise RecordError("unknown kind")
     if kind == "request":
-        to = fields.get("to")
-        if to is not None and not _is_name(to):
-            raise RecordError("bad 'to'")
+        to = None if fields.get("to") is None else _name(fields, "to")
         term = None if fields.get("term") is None else _offset(fields, "term")
-        return Record(kind=kind, member=_name(fields), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term)
+        return Record(
+            kind=kind, member=_name(fields, "member"), seq=_offset(fields, "seq"), lease=0.0, to=to, term=term
+        )
     seen = None if kind == "claim" and fields.get("seen", 0) is None else _offset(fields, "seen", least=-1)
     data = fields.get("data")
     if data is not None:
         _check_data(data)
     return Record(
         kind=kind,
-        member=_name(fields),
+        member=_name(fields, "member"),
         seq=_offset(fields, "seq"),
         lease=_lease(fields),
         seen=seen,
@@ -171,14 +159,11 @@ def decode(value: bytes) -> Record:
     )
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise RecordError(f"{constant} is not JSON")
-
-
 def _finite(number: str) -> float:
+    """Return a number, but refuse one that is too large, and the constants that are not JSON (NaN, Infinity)."""
     value = float(number)
     if not math.isfinite(value):
-        raise RecordError("a number is too large")
+        raise RecordError("a number is too large, or not JSON")
     return value
 
 
@@ -219,18 +204,10 @@ def _brackets(text: bytes) -> int:
     return text.count(b"[") + text.count(b"{")
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME
-
-
-def _name(fields: Mapping[str, Any]) -> str:
-    value = fields.get("member")
-    if not isinstance(value, str) or not _is_name(value):
-        raise RecordError("bad 'member'")
+def _name(fields: Mapping[str, Any], field: str) -> str:
+    value = fields.get(field)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        raise RecordError(f"bad {field!r}")
     return value
 
 
@@ -243,11 +220,6 @@ def _offset(fields: Mapping[str, Any], field: str, least: int = 0) -> int:
 
 def _lease(fields: Mapping[str, Any]) -> float:
     value = fields.get("lease")
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 < value <= MAX_LEASE
-        or not math.isfinite(value)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_LEASE:
         raise RecordError("bad 'lease'")
     return float(value)

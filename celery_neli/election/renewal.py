@@ -1,7 +1,6 @@
 """The thread that renews the leases: it makes a member's steps, carries out requests, and hands on what changed.
 
-It waits for nothing but Kafka and its bell: what may block, such as a barrier or a logging handler, runs on other
-threads. When it fails, the lease runs out by itself, and it starts again with new clients.
+What may block, such as a barrier or a logging handler, runs on other threads. When it fails, the lease runs out.
 """
 
 from __future__ import annotations
@@ -13,25 +12,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 from celery_neli.config import Config
+from celery_neli.election.lease import FOREVER
 from celery_neli.election.member import Member
 from celery_neli.election.ports import Connect, Group, Journal
-from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror
+from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror, RoleState
 from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, Lines, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn, stack_of
 
 SLICE = 0.5
-"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka.
-
-No caller waits for a standby. A leader waits for its bell instead, see `_pause`.
-"""
+"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka."""
 GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
-FIRST_RETRY, LAST_RETRY = 1.0, 30.0
-"""Seconds between a failure and the next attempt."""
-KAFKA_LOGGER = "celery_neli.kafka"
+FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt
 
 Barrier = Callable[[LeaderEvent], None]
 
@@ -46,35 +42,34 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+@dataclass(frozen=True)
 class _Stack:
     """Where a thread is, looked up when it is printed: on the thread that logs, not on the one that renews."""
 
-    def __init__(self, thread_id: int) -> None:
-        self._thread_id = thread_id
+    thread_id: int
 
     def __str__(self) -> str:
-        return stack_of(self._thread_id)
+        return stack_of(self.thread_id)
 
 
 class Watchdog:
     """When the owner last made progress: the thread that renews must not keep a role for an owner that hangs."""
 
     def __init__(
-        self, config: Config, log: logging.Logger, clock: Callable[[], float], *, fit: Callable[[], bool]
+        self, config: Config, log: logging.Logger, clock: Callable[[], float], fit: Callable[[], bool]
     ) -> None:
         """`fit` returns True if the owner could do a leader's work at all; it must not block."""
         self._config, self._log, self._clock, self._fit = config, log, clock, fit
         self._stalled = False
-        self._hindered = ""
         self.progress()
 
     def progress(self) -> None:
-        """Note that the owner's work goes on. Any thread; takes no lock."""
+        """See `Neli.progress`."""
         self._last = (self._clock(), threading.get_ident())
         self._hindered = ""
 
     def hindered(self, reason: str) -> None:
-        """Note that the owner cannot work, and why; its main thread should. Any thread; takes no lock."""
+        """See `Neli.hindered`."""
         self._hindered = reason
 
     def watch(self, member: Member) -> None:
@@ -86,20 +81,20 @@ class Watchdog:
         if stalled == self._stalled:
             return
         self._stalled = stalled
-        if stalled:
-            line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
-            what, who = self._hindered or "no progress", "the main thread" if self._hindered else "it"
-            stack = Lines(_Stack(threading.main_thread().ident or 0 if self._hindered else thread_id))
-            self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
-        else:
+        if not stalled:
             self._log.info("progress again name=%s: a candidate again", self._config.name)
+            return
+        who, what = "it", self._hindered or "no progress"
+        if self._hindered:
+            who, thread_id = "the main thread", threading.main_thread().ident or 0
+        line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
+        self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, Lines(_Stack(thread_id)))
 
 
 class Renewal:
     """The member of one process, and the thread that makes its steps.
 
-    All methods may be called from any thread but those of the renewing thread itself, which are private. In a forked
-    child of the process that started it, it is void: it takes no lock there and touches no client.
+    In a forked child, it is void: it takes no lock there and touches no client.
     """
 
     def __init__(
@@ -110,15 +105,13 @@ class Renewal:
         connect: Connect,
         clock: Callable[[], float],
         mirror: Mirror,
-        on_readback: Callable[[], None] | None,
+        on_readback: Callable[[], None],
         fit: Callable[[], bool],
     ) -> None:
         """`barrier` is called with each change, by a thread that calls `deliver`. `Neli` describes the other ones."""
         self.config, self.clock = config, clock
-        self.pid = os.getpid()
-        """The process in which it leads."""
-        self.bell = Bell()
-        """Rings when something changed, or was requested."""
+        self.bell = Bell()  # rings when something changed, or was requested
+        self._pid = os.getpid()  # the process in which it leads
         self._events: dict[str, deque[LeaderEvent]] = {role: deque() for role in config.roles}
         self._delivering: dict[str, list[int]] = {}  # role -> the one thread that delivers its events
         self._barrier, self._connect, self._mirror, self._on_readback = barrier, connect, mirror, on_readback
@@ -130,30 +123,29 @@ class Renewal:
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
-        self.watchdog = Watchdog(config, self._log, clock, fit=fit)
+        self.watchdog = Watchdog(config, self._log, clock, fit)
         self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
 
     @property
     def inherited(self) -> bool:
         """True in a forked child: another thread may have held any lock in here at the fork, so none may be taken."""
-        return self._thread is not None and os.getpid() != self.pid
+        return self._thread is not None and os.getpid() != self._pid
 
     @property
     def state(self) -> State:
         """LIVE, CLOSING or CLOSED; CLOSED in a forked child of the process that started it."""
         return State.CLOSED if self.inherited else self._state
 
-    @property
-    def member(self) -> Member | None:
-        """The member, for its methods that any thread may call; None before the start, and in a forked child."""
-        return self._member if os.getpid() == self.pid else None
+    def role_state(self, role: str) -> RoleState | None:
+        """Return what the member knows of a role; None before the start, and in a forked child."""
+        return self._member.state(role) if self._member is not None and os.getpid() == self._pid else None
+
+    def own_clock(self) -> float:
+        """Return the time on `clock`; in a forked child, where no lease may be used, the end of time."""
+        return self.clock() if os.getpid() == self._pid else FOREVER
 
     def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
-        """Have the renewing thread call `action` with the member before its next step. Return at once.
-
-        A later action of the same `key` takes the place of one that still waits, and so floods are carried out once.
-        Otherwise, the order of the requests is kept.
-        """
+        """Have the thread call `action` before its next step; it takes the place of one that waits with this `key`."""
         self._requests[key] = action
         if not self.inherited:
             self.bell.ring()
@@ -161,30 +153,28 @@ class Renewal:
     def start(self) -> None:
         """Start the thread, once; see `Neli.start`."""
         if self.inherited:
-            raise ClosedError(f"{self.config.name} belongs to process {self.pid}, which forked; make a new Neli")
+            raise ClosedError(f"{self.config.name} belongs to process {self._pid}, which forked; make a new Neli")
         with self._starting:
             if self._state is not State.LIVE:
                 raise ClosedError(f"{self.config.name} was closed; make a new Neli")
             if self._thread is not None:
                 return
-            self.pid = os.getpid()
+            self._pid = os.getpid()
             self.watchdog.progress()
-            self._clients = self._make_clients()
+            try:  # here, so that the caller learns what no retry can mend
+                self._clients = self._make_clients()
+            except ConfigurationError:
+                raise
+            except Exception:
+                logger.exception("election failed name=%s: standing by, trying again", self.config.name)
             self._lines.start()
             self._thread = spawn(self._run, name=f"neli-{self.config.group}")
 
-    def _make_clients(self) -> tuple[Journal, Group] | None:
-        """Make the first clients here, so that the caller learns what no retry can mend; None: retry later."""
-        try:
-            return self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
-        except ConfigurationError:
-            raise
-        except Exception:
-            logger.exception("election failed name=%s: standing by, trying again", self.config.name)
-            return None
+    def _make_clients(self) -> tuple[Journal, Group]:
+        return self._connect(self.config, self._lines.logger("celery_neli.kafka"))
 
     def close(self) -> None:
-        """Start to close; return at once. May be repeated. Threads that deliver run the barrier for what is held."""
+        """Start to close; see `Neli.request_close`."""
         if self.inherited:
             return
         with self._starting:
@@ -192,14 +182,17 @@ class Renewal:
                 self._state = State.CLOSING if self._thread is not None else State.CLOSED
         self.bell.ring()
 
+    def wait_while(self, *states: State, timeout: float) -> None:
+        """Wait up to `timeout` seconds for a state that is none of these."""
+        seen, end = self.bell.rings, time.monotonic() + timeout
+        while self.state in states and (left := end - time.monotonic()) > 0:
+            self.bell.wait(seen, min(left, threading.TIMEOUT_MAX))
+            seen = self.bell.rings
+
     # The barrier, on the threads that deliver
 
     def deliver(self) -> bool:
-        """Run the barrier on what changed; return True if there was anything.
-
-        The events of a role come in order. Roles do not wait for each other: those that another thread delivers are
-        left to it.
-        """
+        """Run the barrier on what changed, in order, but for roles that another thread serves; return True if any."""
         if self.inherited:
             return False
         me, ran = [threading.get_ident()], False
@@ -242,33 +235,25 @@ class Renewal:
                 began = self.clock()
                 try:
                     self._serve()
-                    break
                 except ConfigurationError as exc:  # a file that librdkafka needs is gone by now
                     self._log.error("election failed name=%s: %s; standing by, trying again", self.config.name, exc)
-                except Exception:  # noqa: BLE001 - logged, with its traceback
-                    # A bug, or a client that cannot be made: the lease runs out by itself; stand by and retry.
+                except Exception:  # noqa: BLE001 - a bug, or no client can be made: logged, and the lease runs out
                     self._log.exception("election failed name=%s: standing by, trying again", self.config.name)
                 if self._state is not State.LIVE:
                     break
                 pause = FIRST_RETRY if self.clock() - began > LAST_RETRY else min(2 * pause, LAST_RETRY)
-                self._rest(pause)
+                self.wait_while(State.LIVE, timeout=pause)
         finally:
             self._state = State.CLOSED
             self.bell.ring()
             self._lines.stop()
 
-    def _rest(self, pause: float) -> None:
-        seen, end = self.bell.rings, time.monotonic() + pause
-        while self._state is State.LIVE and (left := end - time.monotonic()) > 0:
-            self.bell.wait(seen, left)
-            seen = self.bell.rings
-
     def _serve(self) -> None:
         clients, self._clients = self._clients, None
-        journal, group = clients or self._connect(self.config, self._lines.logger(KAFKA_LOGGER))
+        journal, group = clients or self._make_clients()
         member = self._member = Member(
             self.config, journal, group, clock=self.clock, log=self._log, mirror=self._mirror,
-            on_readback=self._read_back,
+            on_readback=self._on_readback,
         )  # fmt: skip
         logged: Exception | None = None
         seen = self.bell.rings
@@ -288,7 +273,7 @@ class Renewal:
                         logged = member.trouble
                         self._log.error("%s", logged)
                     if not (member.leading or member.draining):
-                        self._rest(FIRST_RETRY)
+                        self.wait_while(State.LIVE, timeout=FIRST_RETRY)
         finally:
             self._hand_on(member.abandon())
             group.close()
@@ -297,9 +282,8 @@ class Renewal:
     def _pause(self, member: Member, seen: int) -> float:
         """Return the seconds that the next step may wait for a record.
 
-        A leader waits here, for a request (the bell has rung more than `seen` times) or its next beat. It may read its
-        heartbeats back a little late, for the lease counts from their sending (R1). A member that waits for another
-        role must not be late: its head start is short.
+        A leader waits here, for a request (the bell has rung more than `seen` times) or its next beat: it may read its
+        heartbeats back late (R1). A member that waits for another role may not: its head start is short.
         """
         if member.draining or self._state is not State.LIVE:
             return BUSY_SLICE
@@ -310,40 +294,27 @@ class Renewal:
         self.bell.wait(seen, max(0.0, min(self.config.heartbeat_interval / 2, member.wake() - self.clock())))
         return 0.0
 
-    def _read_back(self) -> None:
-        try:
-            if self._on_readback is not None:
-                self._on_readback()
-        except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
-            self._log.exception("hearing failed name=%s", self.config.name)
-
     def _hand_on(self, changes: list[LeaderEvent]) -> None:
         for event in changes:
-            self._log_change(event)
+            values = event.role, event.term, self.config.name, self.config.group
+            if isinstance(event, LeaderFenced):
+                line = "leadership fenced role=%s term=%d name=%s group=%s reason=%r"
+                self._log.warning(line, *values, event.reason)
+            else:
+                verb = "acquired" if isinstance(event, LeaderAcquired) else "revoked"
+                self._log.info("leadership %s role=%s term=%d name=%s group=%s", verb, *values)
             if isinstance(event, LeaderRevoked) and self._barrier is None:
                 self._drained(event)
             self._events[event.role].append(event)
         if changes:
             self.bell.ring()
 
-    def _log_change(self, event: LeaderEvent) -> None:
-        values = event.role, event.term, self.config.name, self.config.group
-        if isinstance(event, LeaderFenced):
-            line = "leadership fenced role=%s term=%d name=%s group=%s reason=%r"
-            self._log.warning(line, *values, event.reason)
-        elif isinstance(event, LeaderAcquired):
-            self._log.info("leadership acquired role=%s term=%d name=%s group=%s", *values)
-        else:
-            self._log.info("leadership revoked role=%s term=%d name=%s group=%s", *values)
-
     def _log_leaders(self, member: Member) -> None:
-        """Log which leader this member stands by for, when that changes, so that it does not look like one that hangs.
-
-        Leave out a leader that is not alive: the last record of a log may be of one that ended long ago.
-        """
+        """Log which leader this member stands by for, when that changes: it must not look like one that hangs."""
         for role in self.config.roles:
             state = member.state(role)
             leader = state.leader()
+            # not one that ended long ago and wrote the last record of the log
             if leader is not None and leader != self._leaders.get(role) and state.lease.live:
                 self._leaders[role] = leader
                 if state.grant.term != leader[1]:

@@ -1,7 +1,4 @@
-"""One role as one member knows it: its lease, what was announced of it, and when to ask for it or to stand back.
-
-`Rebalance` is rule R10. `docs/protocol.md` says why a member stands back.
-"""
+"""One role as one member knows it: its lease, what was announced of it, and when to ask for it or to stand back."""
 
 from __future__ import annotations
 
@@ -9,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, name_of
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, sound
 
-PATIENCE = 16
-"""A member that gave the role up soon after it got it waits for up to this many times `rebalance_after`."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds for which a member that cannot serve a role stands back from it."""
+PATIENCE = 16  # a member that gives roles up soon waits for up to this many times `rebalance_after`
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds for which a member that cannot serve a role stands back from it
 
 Mirror = Callable[[int, "Grant"], None]
 
@@ -38,10 +34,7 @@ class LeaderRevoked:
 
 @dataclass(frozen=True, slots=True)
 class LeaderFenced:
-    """This member lost the role without a hand-over: another may lead already (R5). Stop at once.
-
-    `reason` is for people.
-    """
+    """This member lost the role without a hand-over, for this `reason`: another may lead already (R5). Stop at once."""
 
     role: str
     term: int
@@ -53,13 +46,10 @@ LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What the newest effective record of a role carried. The member's thread makes it, and any thread may read it.
+    """What the newest effective record of a role carried: its `term`, and its `data` without `idle`.
 
-    Attributes:
-        term: the term of that record; None before the first one.
-        data: what it carried, without what the member itself adds (`idle`); None if no record carried any.
-        own: True if it was read back from a record of this member's own, of the term that it holds.
-        known: True once this is exact (R7). Until then, the other attributes say nothing.
+    `own`: it was read back from a record of this member's own, of the term that it holds. `known`: all this is exact
+    (R7); until then, the other attributes say nothing.
     """
 
     term: int | None = None
@@ -70,10 +60,7 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What the lease of one role allows, and until when (R3). The member's thread makes it, and any thread may read it.
-
-    `until` is seconds on the member's clock. `term` is the term in force, or the last one.
-    """
+    """What the lease of one role allows (R3), and `until` when on the member's clock; `term` may be the last one."""
 
     term: int | None = None
     until: float = NEVER
@@ -91,9 +78,8 @@ class Grant:
 class Rebalance:
     """When one member asks for one role that the group assigned to it while another member leads it (R10).
 
-    A leader stays where it is when the group moves its role, for a hand-over costs a drain. Without requests, roles
-    would pile up on the members that outlived the others. A member asks once both the assignment and the term have
-    stood for `after` seconds, so nothing is asked while members come and go. `FOREVER`: it never asks.
+    Without requests, roles would pile up on the members that outlived the others. A member asks once both the
+    assignment and the term have stood for `after` seconds, so nothing is asked while members come and go.
     """
 
     def __init__(self, after: float) -> None:
@@ -102,10 +88,7 @@ class Rebalance:
         self._since = FOREVER  # since when nothing has changed, or since the last request for it
 
     def request(self, lease: Lease, now: float, *, awake: bool) -> Record | None:
-        """Return the request that is due at `now`, to be sent, or None. Call it with every step.
-
-        `awake`: the member has seen everything that happened since the last step.
-        """
+        """Return the request that is due, at every step; `awake`: the member saw all that happened since the last."""
         wishes = awake and lease.induced and lease.candidate and lease.led_by_another
         term = lease.term if wishes else None
         if term != self._term:
@@ -116,34 +99,26 @@ class Rebalance:
         return lease.ask()
 
     def gave_up(self, led: float) -> None:
-        """Note that this member resigned the role by itself, not for a request, after it had led for `led` seconds.
-
-        A member that fails at its work whenever it leads must not take the role from a sound one again and again.
-        """
+        """Note that this member resigned by itself after `led` seconds: one that always fails must ask less often."""
         self._wait = self._after if led > self._wait else min(2 * self._wait, PATIENCE * self._after)
 
 
 class StandBack:
     """How long one member does not claim one role, because it led it and could not serve it.
 
-    A member whose settings contradict the records, or whose work cannot start, leads, fails and resigns at once. Where
-    all members are alike, the role would pass between them several times a second. So the pause doubles with each
-    failure in a row. A term that lasted longer than `forgiven` seconds counts as served.
+    The pause doubles with each failure in a row, or a role that none can serve would pass between the members several
+    times a second. A term that lasted longer than `forgiven` seconds counts as served.
     """
 
     def __init__(self, forgiven: float) -> None:
         self._forgiven = forgiven
         self._pause = 0.0
         self._term: int | None = None
-        self.until = NEVER
-        """On the member's clock: it does not claim the role before."""
+        self.until = NEVER  # on the member's clock: it does not claim the role before
 
     def failed(self, now: float, *, term: int | None, led: float) -> None:
-        """Note that the member cannot serve the role, which it has led in `term` for `led` seconds.
-
-        `term` is None if it does not lead. Of one term, only the first failure counts.
-        """
-        if term is not None and term == self._term:
+        """Note that the member, which has led in `term` (None: not at all) for `led` seconds, cannot serve the role."""
+        if term is not None and term == self._term:  # of one term, only the first failure counts
             return
         self._term = term
         in_a_row = led <= self._forgiven and now - self.until <= LONGEST_PAUSE
@@ -152,44 +127,25 @@ class StandBack:
 
 
 class RoleState:
-    """One role of one member.
+    """One role of one member, for its thread; any may read `grant`, `payload`, `predecessor_active_until`, `leader`."""
 
-    Any thread may read `grant`, `payload`, `predecessor_active_until` and `leader`, which take no lock. All else is for
-    the member's thread.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        role: str,
-        lease: Lease,
-        *,
-        rebalance_after: float,
-        forgiven: float,
-        clock: Callable[[], float],
-        mirror: Mirror = lambda index, grant: None,
-    ) -> None:
+    def __init__(self, config: Config, index: int, lease: Lease, *, clock: Callable[[], float], mirror: Mirror) -> None:
         """`mirror` is called with every new grant and the `index` of the role, before a release leaves."""
-        self.index, self.role, self.lease = index, role, lease
-        self.rebalance, self.stand_back = Rebalance(rebalance_after), StandBack(forgiven)
+        self.index, self.role, self.lease = index, config.roles[index], lease
+        self.rebalance = Rebalance(config.rebalance_after if len(config.roles) > 1 else FOREVER)
+        self.stand_back = StandBack(2 * config.stall_timeout)
         self.grant = Grant()
         self.payload = Payload()
-        self.announced: int | None = None
-        """The term that was announced as acquired, and not yet as lost."""
-        self.draining = False
-        """That term was announced as revoked, too."""
+        self.announced: int | None = None  # the term that was announced as acquired, and not yet as lost
+        self.draining = False  # that term was announced as revoked, too
         self.predecessor_active_until: float | None = None
         """When (member's clock) the owner of the last leader before the present term last made progress, as read."""
-        self.asked_end = NEVER
-        """When the member last asked for the end of the role's log."""
+        self.asked_end = NEVER  # when the member last asked for the end of the role's log
         self._mirror, self._clock = mirror, clock
-        self._data = lease.data  # what `payload` was made of
         self._announced_at = NEVER
         self._drained = False
         self._active: float | None = None  # when the last effective record was read, less what its author was idle
         self._stopped = FOREVER  # since when no new work starts
-
-    # What is read
 
     def read(self, offset: int, record: Record | None, now: float) -> None:
         """Fold a record into the lease, and note when its author was active."""
@@ -206,44 +162,24 @@ class RoleState:
         """Show other threads what was read; return True if it is another payload than before, of this member's own."""
         lease, before = self.lease, self.payload
         term = None if lease.term == NOTHING else lease.term
-        own = lease.data_own and lease.held(NEVER)
-        data = before.data
-        if lease.data is not self._data:
-            self._data = lease.data
-            data = before.data if lease.data == before.data else lease.data
-        payload = Payload(term, data, own, lease.known)
-        if payload == before:
-            return False
-        self.payload = payload
-        return own
+        self.payload = Payload(term, lease.data, lease.data_own and lease.held(NEVER), lease.known)
+        return self.payload.own and self.payload != before
 
-    # What is sent
+    def set_payload(self, data: Mapping[str, Any], term: int, *, now: bool = False) -> None:
+        """Put `data` into every further record of this `term`; without effect unless it is held.
 
-    def set_payload(self, data: Mapping[str, Any], term: int) -> None:
-        """Put `data` into every further record of this `term`, from the next beat on; without effect unless it is held.
-
-        Raises ValueError for data that no record can carry.
+        With `now`, the next step sends a beat. Raises ValueError for data that no record can carry.
         """
         data = sound(data)
-        if self._holds(term):
+        if self.lease.term == term and self.lease.held(self._clock()):
             self.lease.data_out = data
-
-    def beat_now(self, term: int) -> None:
-        """Send the next beat of this `term` with the next step; without effect unless it is held.
-
-        The member is `expecting` until it was read back.
-        """
-        if self._holds(term):
-            self.lease.beat_now()
-
-    def _holds(self, term: int) -> bool:
-        return self.lease.term == term and self.lease.held(self._clock())
+            if now:
+                self.lease.beat_now()
 
     def carry_idle(self, progressed: float | None, now: float) -> None:
         """Say in the next record for how long the owner has made no progress, or has started no work.
 
-        Heartbeats go on while an owner hangs or drains: what falls due in that time is the successor's to do. Until an
-        owner sets a payload, the records of a term repeat what its claim repeated of the term before.
+        Until an owner sets a payload, the records of a term repeat what its claim repeated of the term before.
         """
         lease = self.lease
         if not lease.resigning:
@@ -253,19 +189,13 @@ class RoleState:
             carried = lease.data if lease.data_out is None else lease.data_out
             lease.data_out = {**(carried or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
 
-    # Giving up
-
-    def resign_by_itself(self, now: float) -> None:
-        """Resign without a request of another member."""
-        if self.lease.leading(now):
-            self.rebalance.gave_up(now - self._announced_at)
-        self.resign(now)
-
-    def resign(self, now: float) -> None:
-        """Stop leading; the release follows when the barrier has returned (R4)."""
-        lease = self.lease
+    def resign(self, *, asked: bool = False) -> None:
+        """Stop leading, if another member `asked` or by itself; the release follows when the barrier returned (R4)."""
+        lease, now = self.lease, self._clock()
         if lease.leading(now):
             self._stopped = now
+            if not asked:
+                self.rebalance.gave_up(now - self._announced_at)
         lease.resign(now)
         if self.announced is None:
             lease.drained()  # this term was never announced, so no work of it is in flight
@@ -276,7 +206,7 @@ class RoleState:
         now = self._clock()
         led = 0.0 if self.announced is None else now - self._announced_at
         self.stand_back.failed(now, term=self.announced, led=led)
-        self.resign_by_itself(now)
+        self.resign()
 
     def drained(self, term: int | None = None) -> None:
         """Note that the barrier returned; `term`, if given, is the one that it ran for: it frees no later term."""
@@ -291,8 +221,6 @@ class RoleState:
         if self.announced is not None:
             yield LeaderFenced(self.role, self.announced)
             self.announced = None
-
-    # What others see
 
     def leader(self) -> tuple[str, int] | None:
         """Return name and term of the member that holds the role; None if its lease has run out, or none is known."""
@@ -318,8 +246,7 @@ class RoleState:
         """Announce what changed since the last call; `why` gives the reason of a fence."""
         grant = self.grant
         if self.announced is not None:
-            held = grant.held(now) and grant.term == self.announced
-            if not held:
+            if not (grant.held(now) and grant.term == self.announced):
                 term, self.announced = self.announced, None
                 self.lease.drained()  # if late beats bring the lease back, no work of it is in flight any more
                 if not self._drained:
@@ -334,7 +261,7 @@ class RoleState:
 
 def _idle(data: Mapping[str, Any] | None) -> float:
     """Return the seconds for which a record's author was idle; 0 if the record says nothing of it, or nonsense."""
-    value = None if data is None else data.get(IDLE)
+    value = (data or {}).get(IDLE)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= IDLE_MOST:
         return 0.0
     return float(value)

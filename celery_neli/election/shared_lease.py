@@ -1,9 +1,8 @@
 """The leases of one process in shared memory, as every thread of it and every child that it forks may read them.
 
 A pool's child runs the body of a task, and the lease is renewed in its parent. So the leases are in a page of shared
-memory, made before any fork: the thread that renews writes it, and everybody reads it, with no lock and no system call
-but the clock's. The clock (R8) is the machine's, so the end of a lease means the same in every process. When the parent
-is killed or frozen, nothing renews the lease, and it ends by itself.
+memory, made before any fork: the thread that renews writes it, and everybody reads it, with no lock. The clock (R8) is
+the machine's. When the parent is killed or frozen, nothing renews the lease, and it ends by itself.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from celery_neli.election.lease import FOREVER, NEVER, boottime
+from celery_neli.election.lease import NEVER, boottime
 from celery_neli.election.role_state import Grant
 
 if sys.platform == "win32":  # Celery has no pool with children there: the threads of this process are all
@@ -38,11 +36,7 @@ _NO_TERM = -1.0
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A lease at one moment, for people and for logs.
-
-    `until` is the end of the lease on the clock of the leases, in seconds. `leading` and `held` are `may_start` and
-    `may_finish` at that moment.
-    """
+    """A lease at one moment: `leading` is `may_start` and `held` is `may_finish`, `until` when on its clock."""
 
     term: int | None
     until: float
@@ -53,9 +47,8 @@ class Standing:
 class _Presence:
     """Who does the leader's work where the worker's main process does not see it, by role.
 
-    That is an ordinary task that calls a leader-only function, in a pool's child. Each process that does such work
-    holds a shared lock on one byte of the memory of the leases, one byte for each role; a hand-over waits until no
-    process holds it. The kernel gives the lock up with its process, in whatever way that ends.
+    That is an ordinary task that calls a leader-only function, in a pool's child. Its process holds a shared lock on
+    the role's byte of the memory of the leases, which a hand-over waits for. The kernel gives it up with the process.
     """
 
     def __init__(self, fd: int) -> None:
@@ -67,11 +60,7 @@ class _Presence:
 
     @contextmanager
     def at_work(self, index: int) -> Iterator[None]:
-        """Be at work as the role number `index`. Any thread; does not block.
-
-        Enter it before the lease is asked: a hand-over looks after the lease has ended, so one of the two sees the
-        other.
-        """
+        """Be at work as that role. Enter it before the lease is asked: a hand-over looks after the end of the lease."""
         if self._pid != os.getpid():
             self._start()  # forked: these locks are the parent's
         with self._lock:
@@ -99,73 +88,47 @@ class _Presence:
             return False
 
 
-class Owner(Protocol):
-    """What takes part in the election, in the process `pid` and not in its forked children."""
-
-    pid: int
-
-
-def _own_clock(clock: Callable[[], float], owner: Owner) -> float:
-    return clock() if os.getpid() == owner.pid else FOREVER
-
-
 class RoleLease:
-    """The lease of one role: the read side, which is the same in the process that leads and in its forked children.
+    """The lease of one role, to be read in the process that leads and in its forked children.
 
     Each question may be asked from any thread and in a signal handler. It takes no lock and does not block.
     """
 
-    def __init__(self, leases: SharedLease, name: str, *, owner: Owner | None = None) -> None:
-        """With an `owner`, only its process may use the lease: anywhere else, every answer is no."""
+    def __init__(self, leases: SharedLease, name: str, *, clock: Callable[[], float] | None = None) -> None:
+        """`clock` takes the place of the clock of the leases."""
         self.name = name
         self._index = leases.roles.index(name)
-        self._at = self._index * _CELLS
-        self._cells, self._presence = leases.cells, leases.presence
-        self._clock = leases.clock if owner is None else partial(_own_clock, leases.clock, owner)
+        self._cells, self._presence, self._clock = leases.cells(self._index), leases.presence, clock or leases.clock
 
     @property
     def term(self) -> int | None:
         """The term of the lease in force, or of the last one; None before the first."""
-        term = self._cells[self._at]
-        return None if term == _NO_TERM else int(term)
+        return _term(self._cells[_TERM])
 
     def leading_term(self) -> int | None:
         """Return the term in which new work may start now (R3), or None if none may."""
-        cells, at = self._cells, self._at
-        term = cells[at]
-        if self._clock() < cells[at + _START] and cells[at] == term:
-            return int(term)
-        return None
+        term = self.term
+        return term if term is not None and self.may_start(term) else None
 
     def may_start(self, term: int | None = None) -> bool:
         """Return True if new work may start now (R3), in this `term` if one is given."""
-        cells, at = self._cells, self._at
-        return self._clock() < cells[at + _START] and term in (None, cells[at])
+        return self._clock() < self._cells[_START] and term in (None, self._cells[_TERM])
 
     def may_finish(self, term: int | None = None) -> bool:
-        """Return True if work that began in this `term` may finish now, also while a hand-over drains (R3).
-
-        Without a `term`, return True if work of whatever term is in force may finish.
-        """
-        cells, at = self._cells, self._at
-        return self._clock() < cells[at + _FINISH] and term in (None, cells[at])
+        """Return True if work of this `term`, or of the one in force, may finish now, also in a hand-over (R3)."""
+        return self._clock() < self._cells[_FINISH] and term in (None, self._cells[_TERM])
 
     def standing(self) -> Standing:
         """Return term, end and answers of one moment."""
-        now, cells, at = self._clock(), self._cells, self._at
+        now, cells = self._clock(), self._cells
         term, start, finish = None, NEVER, NEVER
-        while cells[at] != term:  # the writer was between two terms
-            term, start, finish = cells[at], cells[at + _START], cells[at + _FINISH]
-        return Standing(
-            term=None if term == _NO_TERM else int(term), until=finish, leading=now < start, held=now < finish
-        )
+        while cells[_TERM] != term:  # the writer was between two terms
+            term, start, finish = cells
+        return Standing(term=_term(term), until=finish, leading=now < start, held=now < finish)
 
     @contextmanager
     def at_work(self) -> Iterator[int | None]:
-        """Give what `leading_term` returns, in a context that a hand-over waits for (`anyone_at_work`).
-
-        It is for work that the worker's main process does not know of. It takes a lock and makes a system call.
-        """
+        """Give what `leading_term` returns, in a context that a hand-over waits for (`anyone_at_work`). It locks."""
         with self._presence.at_work(self._index):
             yield self.leading_term()
 
@@ -178,21 +141,13 @@ class SharedLease:
     """The leases of all roles of one process in one election."""
 
     def __init__(self, roles: tuple[str, ...], *, fd: int | None = None, clock: Callable[[], float] = boottime) -> None:
-        """Make the memory, or map that of another process.
-
-        Args:
-            roles: the names of the roles, in the order of `neli_roles`.
-            fd: the `fd` of the process that shares, in a child that was not forked but was given the descriptor.
-            clock: gives seconds; the clock of the thread that writes.
-        """
+        """Make the memory for `roles`, or map that of another process, given its `fd`; `clock` is the writer's."""
         self.roles, self.clock = roles, clock
         size = len(roles) * _CELLS * 8
-        fresh = fd is None
-        self.fd = _file(size) if fd is None else fd
-        """Of the memory; for `pass_fds` of a child that is not forked."""
-        self.cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
+        self.fd = _file(size) if fd is None else fd  # for `pass_fds` of a child that is not forked
+        self._cells = memoryview(mmap.mmap(self.fd, size)).cast("d")
         self.presence = _Presence(self.fd)
-        if fresh:
+        if fd is None:
             weakref.finalize(self.presence, _close, self.fd, os.getpid()).atexit = False  # the last to need it
             for index in range(len(roles)):
                 self.write(index, Grant())
@@ -202,15 +157,23 @@ class SharedLease:
         """Return the lease of one role. Raises KeyError if it is not in `roles`."""
         return self._roles[name]
 
+    def cells(self, index: int) -> memoryview[float]:
+        """Return the cells of the role number `index`: its term, until when work may start, and until when finish."""
+        return self._cells[index * _CELLS : (index + 1) * _CELLS]
+
     def write(self, index: int, grant: Grant) -> None:
         """Write what the lease of the role number `index` allows. Only the thread that renews may call it."""
-        cells, at = self.cells, index * _CELLS
+        cells = self.cells(index)
         term = _NO_TERM if grant.term is None else float(grant.term)
-        if cells[at + _TERM] != term:  # the ends go first: no reader may take one term's end for another's
-            cells[at + _START] = cells[at + _FINISH] = NEVER
-            cells[at + _TERM] = term
-        cells[at + _START] = NEVER if grant.resigning else grant.until
-        cells[at + _FINISH] = grant.until
+        if cells[_TERM] != term:  # the ends go first: no reader may take one term's end for another's
+            cells[_START] = cells[_FINISH] = NEVER
+            cells[_TERM] = term
+        cells[_START] = NEVER if grant.resigning else grant.until
+        cells[_FINISH] = grant.until
+
+
+def _term(cell: float) -> int | None:
+    return None if cell == _NO_TERM else int(cell)
 
 
 def _file(size: int) -> int:

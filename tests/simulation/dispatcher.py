@@ -93,9 +93,8 @@ class Dispatcher:
 
     def _offer(self, offer: Any) -> None:
         if offer is not None:
-            self.actor.member.state(self.name).set_payload(offer.marks.as_data(), self.term)
+            self.actor.member.state(self.name).set_payload(offer.marks.as_data(), self.term, now=offer.hurry)
             if offer.hurry:
-                self.actor.member.state(self.name).beat_now(self.term)
                 self.world.wake(self.actor, 0.002)
 
     # A term

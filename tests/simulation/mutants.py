@@ -93,7 +93,7 @@ MUTANTS = (
         put="            if record is not None:\n",
     ),
     Mutant(name="who closes does not claim", where="member", scenario="orderly", text="self.candidate and not self.closing and", put="self.candidate and"),
-    Mutant(name="who closes resigns", where="member", scenario="orderly", text="(asked or not lease.candidate)", put="asked"),
+    Mutant(name="who closes resigns", where="member", scenario="orderly", text="(lease.asked or not lease.candidate)", put="lease.asked"),
     Mutant(name="who closes awaits its claim", where="member", scenario="orderly", text="state.lease.held(now) or state.lease.claiming(now) for", put="state.lease.held(now) for", seed=110),
     Mutant(name="a barrier frees", where="role_state", scenario="orderly", text="self._drained = True\n            self.lease.drained()", put="self._drained = True"),
     Mutant(name="a late barrier frees no later term", where="role_state", scenario="drains", text=" and self.announced is not None and term in (None, self.announced)", put="", seed=35),

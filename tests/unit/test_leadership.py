@@ -53,7 +53,7 @@ def make(app: Celery, log: MemoryLog) -> Iterator[Callable[..., Leadership]]:
 
     def make(*, owned: bool = False, on: MemoryLog = log, **settings: Any) -> Leadership:
         config = Config(group="shop.worker", name=f"m{len(made)}", **{**QUICK, **settings})
-        made.append(Leadership(app, "worker", config, owned=owned, connect=on.connect))
+        made.append(Leadership(app, "beat" if owned else "worker", config, connect=on.connect))
         return made[-1]
 
     yield make
@@ -119,7 +119,7 @@ def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadershi
     first, second = make(), make()
     assert first.role().leader() is None
     first.start()
-    wait(first.role().may_start)
+    wait(first.leading)
     second.start()
     wait(lambda: second.role().leader() == first.role().leader() == "m0", "the leader's name at both")
     go, waiting = threading.Event(), threading.Event()
@@ -130,9 +130,11 @@ def test_a_revoked_receiver_holds_up_the_hand_over(make: Callable[..., Leadershi
             go.wait(10)
 
     signals.leadership_revoked.connect(receiver)
-    first.resign()
+    first.role().resign()
     assert waiting.wait(10)
     assert first.role().may_finish()
+    assert first.held("leader")
+    assert not first.leading("leader"), "as docs/reference.md has receivers ask"
     assert not second.role().may_start()
     go.set()
     wait(second.role().may_start)
@@ -291,9 +293,9 @@ def test_roles_do_not_wait_for_each_other(make: Callable[..., Leadership]) -> No
         each.connect(receiver, sender=leadership)
     leadership.start()
     wait(lambda: leadership.role("mail").may_start() and leadership.role("billing").may_start(), "both roles")
-    leadership.resign("mail")
+    leadership.role("mail").resign()
     assert draining.wait(10)
-    leadership.resign("billing")
+    leadership.role("billing").resign()
     wait(lambda: told.count(("billing", "acquired")) == 2, "billing, handed over and led again")
     assert leadership.role("mail").may_finish()
     assert not leadership.role("mail").may_start()

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.lease import CLOCK_RATES, FOREVER, Lease, Timing, name_of
+from celery_neli.config import Config
+from celery_neli.election.lease import CLOCK_RATES, FOREVER, Lease, name_of
 from celery_neli.election.records import Record
 
-TIMING = Timing(heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
+TIMING = Config(group="test", heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
 
 
 class Log:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from celery_neli.election.lease import FOREVER, Lease, Timing
+from celery_neli.config import Config
+from celery_neli.election.lease import FOREVER, Lease
 from celery_neli.election.records import Record
 from celery_neli.election.role_state import PATIENCE, Rebalance
 
-TIMING = Timing(heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
+TIMING = Config(group="test", heartbeat_interval=0.5, heartbeat_timeout=4.0, takeover_delay=0.1, drain_timeout=10.0)
 AFTER = 30.0
 
 
