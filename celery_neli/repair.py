@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException
 
 from celery_neli.beat.replicated.claims import Watermarks
-from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
+from celery_neli.beat.replicated.term import BASE, SHARDS, parent
 from celery_neli.config import shard_roles
 from celery_neli.election.lease import boottime
 from celery_neli.election.member import Member

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_neli.beat.host import Host
-    from celery_neli.beat.wakeup import Wakeup
+    from celery_neli.beat.tenure import Wakeup
     from celery_neli.election.neli import Role
 
 __all__ = ["RoleRunner"]

@@ -16,9 +16,9 @@ from celery.utils.log import get_logger
 from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
-from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.beat.wakeup import Wakeup
-from celery_neli.beat.wrapped.host import WrappedHost, add_to, is_database, is_redbeat
+from celery_neli.beat.tenure import LeaseEnded, Wakeup
+from celery_neli.beat.wrapped.host import WrappedHost, add_to
+from celery_neli.beat.wrapped.mixin import is_database, is_redbeat
 from celery_neli.config import beat_settings, enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
@@ -201,7 +201,7 @@ class Scheduler(celery.beat.Scheduler):
         ]
         if self._shared is not None:
             self._shared.make_all()  # a schedule that cannot be built ends the process before it takes part
-        wakeup.connect(leader, drain_timeout=leader.config.drain_timeout)
+        wakeup.connect(leader)
         leader.on_readback = self._on_readback
         self._leader, self._wakeup = leader, wakeup
         wakeup.closing = self._close_asked
@@ -358,7 +358,7 @@ class Scheduler(celery.beat.Scheduler):
             if wakeup is not None:
                 leader.stop()
                 leader.on_readback = leader.fit = None
-                wakeup.disconnect()
+                wakeup.disconnect(leader)
             if self._shared is not None:
                 self._shared.stop()
 

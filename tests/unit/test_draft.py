@@ -14,7 +14,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule
 from celery.signals import beat_init
 
-from celery_neli.beat.replicated.sharding import owner
+from celery_neli.beat.replicated.term import owner
 from celery_neli.beat.scheduler import Scheduler
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership, FakeTopic

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from celery_neli import Neli
-from celery_neli.beat.replicated.sharding import begin, owner
+from celery_neli.beat.replicated.term import begin, owner
 from celery_neli.cli import neli
 from celery_neli.config import Config, from_app
 from celery_neli.election.records import Record, encode

@@ -16,8 +16,7 @@ from celery_neli.beat.host import NotReady
 from celery_neli.beat.publish import is_unconfirmed, leased_producer, release_connection
 from celery_neli.beat.replicated.member_notes import MemberNotes, fingerprint
 from celery_neli.beat.replicated.outcomes import ClaimingLedger
-from celery_neli.beat.replicated.sharding import begin
-from celery_neli.beat.replicated.term import version_of
+from celery_neli.beat.replicated.term import begin, version_of
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import MEMBER, Note, encode_note
 from celery_neli.threads import spawn

@@ -15,9 +15,8 @@ from celery_neli.beat.publish import slot_id
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
-from celery_neli.beat.replicated.sharding import owner
 from celery_neli.beat.replicated.states import PORTION, States
-from celery_neli.beat.replicated.term import Term, pass_settled
+from celery_neli.beat.replicated.term import Term, owner, pass_settled
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.once import once
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from celery_neli.beat.replicated.engine import LeftOut
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.beat.replicated.ledger import Run
-    from celery_neli.beat.replicated.sharding import Beginning
+    from celery_neli.beat.replicated.term import Beginning
     from celery_neli.config import BeatSettings, Config
     from celery_neli.election.neli import Role
     from celery_neli.schedule.due import Look

@@ -14,18 +14,16 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import leased_producer, release_connection
-from celery_neli.beat.wrapped.mixin import LeasedMixin
-from celery_neli.beat.wrapped.stores import Ledger, reservation_class
+from celery_neli.beat.wrapped.mixin import LeasedMixin, Ledger, is_database, is_redbeat, reservation_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.scheduler_class import derives_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from celery_neli.beat.tenure import Tenure
 
-__all__ = ["WrappedHost", "is_database", "is_redbeat"]
+__all__ = ["WrappedHost", "add_to"]
 
 logger = escaping(get_logger(__name__))
 
@@ -165,13 +163,3 @@ def _forget(scheduler: Any) -> None:
     if finalizer is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(scheduler)
-
-
-def is_database(cls: type[Any]) -> bool:
-    """Return True if ``cls`` is django-celery-beat's scheduler or derives from it."""
-    return derives_from(cls, "django_celery_beat.schedulers", "DatabaseScheduler")
-
-
-def is_redbeat(cls: type[Any]) -> bool:
-    """Return True if ``cls`` is RedBeat's scheduler or derives from it."""
-    return derives_from(cls, "redbeat.schedulers", "RedBeatScheduler")
