@@ -63,8 +63,8 @@ class SharedSchedule:
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many, self._resume_at = 0, 0.0
         self._noted = float("-inf")
+        #: The fingerprint of beat_schedule: None until it is asked for, empty until it is there.
         self._fingerprint: str | None = None
-        self._asked_fingerprint = False
         self._app = app[:LONGEST_APP] if app else None
         self._notes_of_others = MemberNotes(config.name, self._app, config.group)
 
@@ -92,14 +92,16 @@ class SharedSchedule:
         """Apply everything that was read by now, however long that takes. This generation of the topic was read to its
         end.
         """
-        while self._backlog:
-            self._apply_next()
+        self._apply_all()
         self._refill()
         if self._generation == generation:
             self._whole = generation
+        self._apply_all()
+        self._caught_up()
+
+    def _apply_all(self) -> None:
         while self._backlog:
             self._apply_next()
-        self._caught_up()
 
     def _refill(self) -> bool:
         """Take over what was read since; return False if there is nothing."""
@@ -151,18 +153,17 @@ class SharedSchedule:
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or any(each.scheduler is None for each in self.hosts):
             return
-        if not self._asked_fingerprint:
-            self._asked_fingerprint = True
+        if self._fingerprint is None:
+            self._fingerprint = ""
             entries = [entry for each in self.hosts for entry in each.ledger.states.static()]
             if len(entries) > FEW:
                 spawn(lambda: self._take_fingerprint(entries), name="neli-fingerprint")
             else:
                 self._take_fingerprint(entries)
-        if self._fingerprint is None:
-            return
-        self._noted = now
-        note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
-        self.topic.write(MEMBER, self.config.name, encode_note(note))
+        if self._fingerprint:
+            self._noted = now
+            note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
+            self.topic.write(MEMBER, self.config.name, encode_note(note))
 
     def _take_fingerprint(self, entries: list[Any]) -> None:
         self._fingerprint = fingerprint(entries)
@@ -179,8 +180,7 @@ class SharedSchedule:
 class ReplicatedHost:
     """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`celery_neli.beat.host.Host`).
 
-    ``roles`` are those of all shards, ``options`` what `celery_neli.Scheduler` was constructed with; ``made`` is called
-    once, with the scheduler that was made.
+    ``roles`` are those of all shards; ``made`` is called once, with the scheduler that was made from ``options``.
     """
 
     stands_by = True
@@ -200,15 +200,11 @@ class ReplicatedHost:
         self.ledger: ClaimingLedger
         self._app, self._cls, self._roles, self._shard, self._shared = app, cls, roles, shard, shared
         self._role, self._options, self._made = roles[shard], options, made
-        self._serves = False
+        #: True in a term that goes on.
+        self.leads = False
         self._asked = float("-inf")
         self._warned = False
         shared.hosts.append(self)
-
-    @property
-    def leads(self) -> bool:
-        """True in a term that goes on."""
-        return self._serves
 
     @property
     def stuck(self) -> bool:
@@ -271,7 +267,7 @@ class ReplicatedHost:
         self.scheduler.Producer = leased_producer(base, tenure)
         engine.begin(tenure, publishers=shared.settings.parallel, producer=base)
         ledger.begin(tenure.term, beginning)
-        self._serves = True
+        self.leads = True
         if self._is_unconfirmed and not self._warned:
             self._warned = True
             logger.warning(
@@ -291,15 +287,15 @@ class ReplicatedHost:
         more = ledger.begin_turn() or not caught_up
         engine.collect()
         ledger.remove_finished()
-        wait = float(engine.turn(self.scheduler.tick))
+        wait = engine.turn(self.scheduler.tick)
         ledger.end_turn()
         return 0.0 if ledger.states.write_some() or more else wait
 
     def end(self, *, held: bool) -> None:
         """End the term, and stand by: for a second, and for what publishers are sending, if the lease is ``held``."""
-        if not self._serves:
+        if not self.leads:
             return
-        self._serves = False
+        self.leads = False
         engine = self.scheduler.neli_engine
         release_connection(self.scheduler)  # first: a broker that does not answer shall not delay what follows
         left = bool(engine.sender.lease.left)
@@ -322,8 +318,8 @@ class ReplicatedHost:
         if (mine is None and not missing) or now - self._asked < self._shared.config.heartbeat_timeout:
             return
         found = self._role.last_payload
-        older = mine is not None and version_of(found.data) < mine
-        foreign = found.known and not found.own and found.term is not None
-        if foreign and (older or (missing and not self._shared.topic.away)):
-            self._asked = now
-            self._role.ask()
+        if found.known and not found.own and found.term is not None:
+            older = mine is not None and version_of(found.data) < mine
+            if older or (missing and not self._shared.topic.away):
+                self._asked = now
+                self._role.ask()

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from datetime import datetime, timezone
 from itertools import islice
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from celery_neli.beat.replicated.claims import ASTRAY
 from celery_neli.logs import escaping
@@ -25,13 +24,9 @@ if TYPE_CHECKING:
 
     from celery_neli.logs import LogLimit
 
-__all__ = ["ORPHANS", "Ahead", "Inventory", "Orphans"]
+__all__ = ["Ahead", "Inventory"]
 
-_Record = TypeVar("_Record")
-
-#: How many records of entries that are not here are kept after the topic was read to its end.
-ORPHANS = 1000
-
+#: Names of entries in one line.
 SHOWN = 10
 #: Seconds in which a leader writes back some of what was lost, if it knows it.
 PATIENCE = 15.0
@@ -57,12 +52,10 @@ class Inventory:
         """
         return bool(self.lost) and now - self._lost_at > PATIENCE
 
-    def seen(self, name: str, value: bytes | None) -> None:
-        """Note that the topic has a definition of this name, readable or not; None: it was removed."""
-        if value is None:
-            self.forget(name)
+    def seen(self, name: str) -> None:
+        """Note that the topic has a definition of this name, readable or not."""
         if self._seen is not None:
-            (self._seen.discard if value is None else self._seen.add)(name)
+            self._seen.add(name)
 
     def keep(self, name: str, value: bytes) -> None:
         """Keep the definition that was read."""
@@ -109,26 +102,6 @@ class Inventory:
         for name in taken:
             del self.lost[name]
         return {name: self._records[name] for name in taken}
-
-
-class Orphans(Generic[_Record]):
-    """Records of entries that are not here (yet), by name."""
-
-    def __init__(self) -> None:
-        self._records: OrderedDict[str, _Record] = OrderedDict()
-
-    def keep(self, name: str, record: _Record) -> None:
-        """Keep the newest record of that name."""
-        self._records.pop(name, None)
-        self._records[name] = record
-
-    def take(self, name: str) -> _Record | None:
-        """Return the record and forget it; None if there is none."""
-        return self._records.pop(name, None)
-
-    def trim(self) -> list[str]:
-        """Forget all but the newest `ORPHANS`; return the names of the others."""
-        return [self._records.popitem(last=False)[0] for _ in range(len(self._records) - ORPHANS)]
 
 
 class Ahead:

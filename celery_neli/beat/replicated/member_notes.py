@@ -85,8 +85,10 @@ class MemberNotes:
             self._since = None
             return
         now = self._clock()
-        mine = Note(schedule="", version=None, at=now, app=self._app)
-        apps_shared = sharing(apps_of(living({self._name: mine, **self._notes}, None, now)), self._group)
+        apps = {self._app: [self._name]}
+        for app, names in apps_of(living(self._notes, None, now)).items():
+            apps.setdefault(app, []).extend(names)
+        apps_shared = sharing(apps, self._group)
         if apps_shared is None:
             self._since = None
         elif leads:

@@ -96,7 +96,8 @@ class ClaimingLedger(SlotLedger):
 
     def check(self, entry: Any) -> None:
         """Raise `ConfigurationError` if the entry asks whether its last task has finished, and cannot."""
-        Overlap.of(entry).check(self._app, entry)
+        if entry.options:
+            Overlap.of(entry).check(self._app, entry)
 
     def added(self, name: str) -> None:
         """Apply what the schedule topic says of the entry."""

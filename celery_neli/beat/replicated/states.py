@@ -13,7 +13,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.inventory import Ahead, Inventory, Orphans
+from celery_neli.beat.replicated.inventory import Ahead, Inventory
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
@@ -44,6 +44,8 @@ __all__ = ["PORTION", "States"]
 
 #: Initial states that are written at the end of a turn: some 5 ms.
 PORTION = 500
+#: How many records of entries that are not here are kept after the topic was read to its end.
+ORPHANS = 1000
 #: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
 LOGGED_EVERY, LOGGED_APART = 60.0, 1000
 #: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
@@ -57,7 +59,7 @@ logger = escaping(logging.getLogger(__name__))
 class States:
     """The entries of ``table``, as far as they are known from the schedule topic. The thread that ticks.
 
-    ``owns`` returns True if an entry of that name is this scheduler's at all; ``write`` writes the state of an entry;
+    ``owns`` returns True if an entry of that name is this scheduler's; ``write`` writes the state of an entry;
     ``forgotten`` is called with the name of one that is gone, and ``refuse`` with a record that cannot be read.
     """
 
@@ -88,8 +90,8 @@ class States:
         #: Entries that were defined at runtime.
         self.defined: set[str] = set()
         #: States, and pauses of entries of beat_schedule, that are not here (yet); kept, for their entries may come.
-        self._orphan_states: Orphans[State] = Orphans()
-        self._pending_overrides: Orphans[Definition] = Orphans()
+        self._orphan_states: dict[str, State] = {}
+        self._pending_overrides: dict[str, Definition] = {}
         self.inventory = Inventory()
         #: The highest epoch of a term that wrote a state.
         self.newest = -1
@@ -116,17 +118,19 @@ class States:
                     continue
                 if kind == STATE:
                     self._read_state(name, value, leading=leading)
-                elif kind == ENTRY:
-                    self.inventory.seen(name, value)
-                    definition = None if value is None else decode_definition(value)
-                    if value is not None:  # and it can be read
-                        self.inventory.keep(name, value)
+                elif kind == ENTRY and value is None:
+                    self.inventory.forget(name)
+                    self._read_entry(name, None)
+                elif kind == ENTRY and value is not None:
+                    self.inventory.seen(name)
+                    definition = decode_definition(value)
+                    self.inventory.keep(name, value)
                     self._read_entry(name, definition)
 
     def caught_up(self) -> None:
         """Forget all but the newest records of entries that are not here: the topic was read to its end."""
-        self._orphan_states.trim()
-        for name in self._pending_overrides.trim():
+        _trim(self._orphan_states)
+        for name in _trim(self._pending_overrides):
             self.inventory.forget(name)
 
     def recount(self, *, torn: bool) -> None:
@@ -149,7 +153,7 @@ class States:
         """Take over an entry that code has added, perhaps after the topic was read."""
         self._initial[name] = None
         self._take_orphan(self._table.schedule[name])
-        if (override := self._pending_overrides.take(name)) is not None:
+        if (override := self._pending_overrides.pop(name, None)) is not None:
             with self._alone(ENTRY, name):
                 self._read_entry(name, override)
 
@@ -239,10 +243,12 @@ class States:
         self._table.remove(name)
         for names in (self.open, self.defined):
             names.discard(name)
-        for known in (self._initial, self.unwritten, self.again, self.since, self.sent, self.imported):
-            known.pop(name, None)
-        self._orphan_states.take(name)
-        self._pending_overrides.take(name)
+        known: tuple[dict[str, Any], ...] = (
+            self._initial, self.unwritten, self.again, self.since, self.sent, self.imported, self._orphan_states,
+            self._pending_overrides,
+        )  # fmt: skip
+        for each in known:
+            each.pop(name, None)
         self.inventory.forget(name)
         self._forgotten(name)
 
@@ -267,13 +273,13 @@ class States:
     # -- states --
 
     def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
-        entry = self._table.find(name)
-        if value is None:
-            self._orphan_states.take(name)
+        state = None if value is None else decode_state(value)
+        self._orphan_states.pop(name, None)
+        if state is None:
             return
-        state = decode_state(value)
+        entry = self._table.find(name)
         if entry is None:
-            self._orphan_states.keep(name, state)
+            self._orphan_states[name] = state
         elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
         elif state.term != NO_TERM or state.last > at_of(entry):
@@ -282,7 +288,7 @@ class States:
 
     def _take_orphan(self, entry: Any) -> None:
         """Apply the state that was read before its entry was there."""
-        if (orphan := self._orphan_states.take(entry.name)) is not None:
+        if (orphan := self._orphan_states.pop(entry.name, None)) is not None:
             with self._alone(STATE, entry.name):
                 self._apply(entry, orphan)
 
@@ -323,13 +329,14 @@ class States:
         if static and (definition is None or definition.static):
             self._pause(name, definition)
         elif definition is None:
-            self._pending_overrides.take(name)
+            self._pending_overrides.pop(name, None)
             if name in self.defined:
                 self.forget(name)
                 self._log(name, "removed")
         elif definition.static:
             # This version of the schedule does not have it.
-            self._pending_overrides.keep(name, replace(definition, args=[], kwargs={}, options={}, changes=()))
+            self._pending_overrides.pop(name, None)
+            self._pending_overrides[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
             if self._limit.allows(("hidden", name)):
                 logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
@@ -390,6 +397,14 @@ class States:
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
             self._table.remove(name)
+
+
+def _trim(records: dict[str, Any]) -> list[str]:
+    """Forget all but the `ORPHANS` newest; return the names of the others."""
+    names = list(records)[:-ORPHANS]
+    for name in names:
+        del records[name]
+    return names
 
 
 def _defined_at(definition: Definition) -> float:
