@@ -9,6 +9,7 @@ lead has to make them.
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -31,6 +32,7 @@ __all__ = ["Draft", "Shards"]
 logger = escaping(get_logger(__name__))
 
 FIELDS = ("task", "schedule", "args", "kwargs", "options", "last_run_at", "total_run_count")
+RUNS_FROM = 5  # what follows changes with each run
 
 
 class Draft:
@@ -105,9 +107,8 @@ class Draft:
         self._changed.update(self.entries.changes())
         configured = self._configuration()
         for name, was in self._was.items():
-            if name in self._changed or configured.get(name) is not self._configured.get(name):
-                continue
-            if _fields(self.entries[name]) != was:
+            as_before = name not in self._changed and configured.get(name) is self._configured.get(name)
+            if as_before and _fields(self.entries[name]) != was:
                 self._changed[name] = None
         return list(self._changed)
 
@@ -150,15 +151,8 @@ class Shards(ChainMap[str, Any]):
     def __delitem__(self, name: str) -> None:
         del self._of(name)[name]
 
-    def pop(self, name: str, *default: Any) -> Any:
-        """As a dict's."""
-        return self._of(name).pop(name, *default)
-
-    def popitem(self) -> tuple[str, Any]:
-        """As a dict's."""
-        for name in self:
-            return name, self.pop(name)
-        raise KeyError("the schedule is empty")
+    pop = MutableMapping.pop  # type: ignore[assignment]  # ChainMap's looks into the first mapping alone
+    popitem = MutableMapping.popitem
 
     def clear(self) -> None:
         """As a dict's."""
@@ -169,10 +163,10 @@ class Shards(ChainMap[str, Any]):
         return self.maps[owner(name, len(self.maps))]
 
 
-def _fields(entry: Any, names: tuple[str, ...] = FIELDS) -> tuple[Any, ...]:
-    values = [getattr(entry, name, None) for name in names]
+def _fields(entry: Any) -> tuple[Any, ...]:
+    values = [getattr(entry, name, None) for name in FIELDS]
     return tuple([dict(value) if isinstance(value, dict) else value for value in values])
 
 
 def _defined(entry: Any) -> tuple[Any, ...]:
-    return _fields(entry, FIELDS[:5])
+    return _fields(entry)[:RUNS_FROM]

@@ -106,7 +106,7 @@ class States:
         self._lines = LogLimit(REFUSED_EVERY)
 
     def load(self) -> None:
-        """Take over the entries of beat_schedule; nothing was read of them yet."""
+        """Take over the entries of beat_schedule, of which nothing was read yet."""
         self._initial = dict.fromkeys(self._table.schedule)
 
     def apply(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
@@ -119,8 +119,7 @@ class States:
                 if kind == STATE:
                     self._read_state(name, value, leading=leading)
                 elif kind == ENTRY and value is None:
-                    self.inventory.forget(name)
-                    self._read_entry(name, None)
+                    self._remove(name)
                 elif kind == ENTRY and value is not None:
                     self.inventory.seen(name)
                     definition = decode_definition(value)
@@ -146,14 +145,17 @@ class States:
     def counted(self, *, torn: bool) -> None:
         """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
         for name in self.inventory.counted(torn=torn):
-            self.inventory.forget(name)
-            self._read_entry(name, None)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        self.inventory.forget(name)
+        self._read_entry(name, None)
 
     def adopt(self, name: str) -> None:
         """Take over an entry that code has added, perhaps after the topic was read."""
         self._initial[name] = None
         self._take_orphan(self._table.schedule[name])
-        if (override := self._pending_overrides.pop(name, None)) is not None:
+        if (override := self._pending_overrides.get(name)) is not None:
             with self._alone(ENTRY, name):
                 self._read_entry(name, override)
 
@@ -174,9 +176,9 @@ class States:
     def begin(self, settled: float | None) -> None:
         """Know, from now on, the entries of which no state was written; theirs are `unwritten`.
 
-        They begin now, or count as served until ``settled`` (Unix seconds), where another beat has led before. No task
-        of the term waits for their initial states, as writing 100,000 takes seconds. But the slots of an interval are
-        counted from what is in the state, so it is written before a slot of the entry is claimed.
+        They begin now, or count as served until ``settled`` (Unix seconds), where another beat has led before. Writing
+        100,000 initial states takes seconds, for which no task waits. But the slots of an interval are counted from
+        what is in the state, so it is written before a slot of the entry is claimed.
         """
         self._written_until = float("-inf")
         self.unwritten.update(self._initial)
@@ -325,29 +327,29 @@ class States:
     # -- definitions --
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
-        static = name not in self.defined and self._table.find(name) is not None
+        self._pending_overrides.pop(name, None)
+        before = self._table.find(name)
+        static = name not in self.defined and before is not None
         if static and (definition is None or definition.static):
-            self._pause(name, definition)
+            self._pause(before, definition)
         elif definition is None:
-            self._pending_overrides.pop(name, None)
             if name in self.defined:
                 self.forget(name)
                 self._log(name, "removed")
         elif definition.static:
             # This version of the schedule does not have it.
-            self._pending_overrides.pop(name, None)
             self._pending_overrides[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
             if self._limit.allows(("hidden", name)):
                 logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
         else:
-            self._define(name, definition)
+            self._define(name, definition, before)
 
-    def _define(self, name: str, definition: Definition) -> None:
-        before = self._table.find(name)
+    def _define(self, name: str, definition: Definition, before: Any) -> None:
         entry = entry_of(definition, name, self._app)
         self._table.check(entry)
-        if before is not None and definition.since == self.since.get(name) and _FIELDS(before) == _FIELDS(entry):
+        again = before is not None and definition.since == self.since.get(name)
+        if again and _FIELDS(before) == _FIELDS(entry):
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
@@ -358,7 +360,7 @@ class States:
         else:
             entry.total_run_count = before.total_run_count
             place(entry, self._not_before(before, definition.since))
-        if before is None or definition.since != self.since.get(name):
+        if not again:
             self.open.add(name)
         self.since[name] = definition.since
         self.defined.add(name)
@@ -366,14 +368,12 @@ class States:
         self._take_orphan(entry)
         self._log(name, "defined" if before is None else "changed")
 
-    def _pause(self, name: str, definition: Definition | None) -> None:
+    def _pause(self, entry: Any, definition: Definition | None) -> None:
         """Apply a pause, or its end, to an entry of beat_schedule."""
-        entry = self._table.find(name)
-        assert entry is not None, "entries of beat_schedule are shown or paused"
         paused = definition is not None and definition.paused
-        if definition is not None and definition.since != self.since.get(name, 0.0):
-            self.since[name] = definition.since
-            self.open.add(name)
+        if definition is not None and definition.since != self.since.get(entry.name, 0.0):
+            self.since[entry.name] = definition.since
+            self.open.add(entry.name)
             if not paused:
                 place(entry, self._not_before(entry, definition.since))
         self._pause_or_go_on(entry, paused=paused)
