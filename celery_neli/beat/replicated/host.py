@@ -126,9 +126,9 @@ class SharedSchedule:
         return bool(changes)
 
     def _apply_next(self) -> None:
-        change = dict((self._backlog.popleft(),))
+        (kind, name), value = self._backlog.popleft()
         for each in self.hosts:
-            each.ledger.states.apply(change, leading=each.leads, many=self._many > 0)
+            each.ledger.states.apply(kind, name, value, leading=each.leads, many=self._many > 0)
         if not self._backlog:
             self._caught_up()
 

@@ -184,8 +184,7 @@ class ClaimingLedger(SlotLedger):
             return False
         for name, value in inventory.take_lost(PORTION).items():
             self._topic.write(ENTRY, name, value)
-        for entry in states.take_again(PORTION):
-            self.write(entry)
+        states.write_again(PORTION)
         return bool(inventory.lost or states.again)
 
     def ready(self, due: float, moment: float) -> float:

@@ -35,7 +35,7 @@ from celery_neli.schedule_topic.codec import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.schedule.heap import DueHeap
@@ -109,22 +109,21 @@ class States:
         """Take over the entries of beat_schedule, of which nothing was read yet."""
         self._initial = dict.fromkeys(self._table.schedule)
 
-    def apply(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
-        """Apply what was read. With ``leading``, this process knows the states better; ``many`` are logged at DEBUG."""
+    def apply(self, kind: Kind, name: str, value: bytes | None, *, leading: bool, many: bool) -> None:
+        """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
         self._level = logging.DEBUG if many else logging.INFO
-        for (kind, name), value in changes.items():
-            with self._alone(kind, name, leading=leading):
-                if not self._owns(name):
-                    continue
-                if kind == STATE:
-                    self._read_state(name, value, leading=leading)
-                elif kind == ENTRY and value is None:
-                    self._remove(name)
-                elif kind == ENTRY and value is not None:
-                    self.inventory.seen(name)
-                    definition = decode_definition(value)
-                    self.inventory.keep(name, value)
-                    self._read_entry(name, definition)
+        with self._alone(kind, name, leading=leading):
+            if not self._owns(name):
+                return
+            if kind == STATE:
+                self._read_state(name, value, leading=leading)
+            elif kind == ENTRY and value is None:
+                self._remove(name)
+            elif kind == ENTRY and value is not None:
+                self.inventory.seen(name)
+                definition = decode_definition(value)
+                self.inventory.keep(name, value)
+                self._read_entry(name, definition)
 
     def caught_up(self) -> None:
         """Forget all but the newest records of entries that are not here: the topic was read to its end."""
@@ -137,10 +136,6 @@ class States:
         self.inventory.recount()
         if torn:
             self.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
-
-    def take_again(self, most: int) -> list[Any]:
-        """Return up to ``most`` entries whose states are to be written again; the caller writes them."""
-        return self._taken(self.again, islice(self.again, most))
 
     def counted(self, *, torn: bool) -> None:
         """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
@@ -194,22 +189,23 @@ class States:
         """Write the initial states of what a claim at ``moment`` (Unix seconds) reaches, ``interval`` seconds ahead."""
         if self._written_until < moment + interval:
             self._written_until = moment + 2 * interval  # looked for once an interval
-            self._write_initial(list(heap.until(self._written_until)))
+            self._write_taken(self.unwritten, heap.until(self._written_until))
 
     def write_some(self) -> bool:
         """Write a small batch of the other initial states; return True if more are left."""
-        self._write_initial(list(islice(self.unwritten, PORTION)))
+        self._write_taken(self.unwritten, islice(self.unwritten, PORTION))
         return bool(self.unwritten)
 
-    def _write_initial(self, names: Iterable[str]) -> None:
-        for entry in self._taken(self.unwritten, names):
-            self._write(entry)
+    def write_again(self, most: int) -> None:
+        """Write up to ``most`` of the states that the topic has lost."""
+        self._write_taken(self.again, islice(self.again, most))
 
-    def _taken(self, waiting: dict[str, None], names: Iterable[str]) -> list[Any]:
+    def _write_taken(self, waiting: dict[str, None], names: Iterable[str]) -> None:
         found = [name for name in names if name in waiting]
         for name in found:
             del waiting[name]
-        return [entry for entry in map(self._table.find, found) if entry is not None]
+            if (entry := self._table.find(name)) is not None:
+                self._write(entry)
 
     def finished_once(self) -> dict[str, float]:
         """Return the entries of one slot that ran and are still defined: by name, since when."""
@@ -227,7 +223,7 @@ class States:
 
     @property
     def led(self) -> bool:
-        """Return True if any state that was read is of a leader; an import has no term."""
+        """True if any state that was read is of a leader; an import has no term."""
         return self.newest > NO_TERM
 
     def ran(self, name: str, last: float) -> None:
