@@ -41,14 +41,7 @@ class RoleRunner:
     None of them raises what a host raises, but for `LeaseEnded`. ``progress`` is called when a message has left.
     """
 
-    def __init__(
-        self,
-        *,
-        role: Role,
-        host: Host,
-        wakeup: Wakeup,
-        progress: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, *, role: Role, host: Host, wakeup: Wakeup, progress: Callable[[], None]) -> None:
         self.role, self.host = role, host
         #: True while a term is served.
         self.serves = False
@@ -70,8 +63,9 @@ class RoleRunner:
         Raises:
             LeaseEnded: In the middle of an entry. Call `put_down` next.
         """
-        if self._tenure is not None and (self._is_fenced() or not self._tenure.may_start()):
-            self._stand_by()
+        if (tenure := self._tenure) is not None and (tenure.is_fenced() or not tenure.may_start()):
+            self.put_down()
+            logger.debug("beat stands by election=beat role=%s term=%s", self.role.name, tenure.term)
         if (left := self._retry_at - time.monotonic()) > 0 and self.role.leading_term() is not None:
             return left
         self.failing = False
@@ -97,14 +91,11 @@ class RoleRunner:
 
     def put_down(self) -> None:
         """End the term in the host, which writes only if the lease holds, and let a hand-over go on. Never raises."""
-        tenure = self._tenure
         try:
-            if tenure is not None:
-                held = not self._is_fenced() and tenure.may_finish()
-                try:
-                    self.host.end(held=held)
-                except Exception:
-                    logger.exception("beat: closing %r failed", self.host.scheduler)
+            if (tenure := self._tenure) is not None:
+                self.host.end(held=not tenure.is_fenced() and tenure.may_finish())
+        except Exception:
+            logger.exception("beat: closing %r failed", self.host.scheduler)
         finally:
             self._tenure, self.serves = None, False
             self._wakeup.down[self.role.name].set()
@@ -144,14 +135,6 @@ class RoleRunner:
                 self.role.name, term, qualname(type(self.host.scheduler)),
             )  # fmt: skip
         return self.serves
-
-    def _stand_by(self) -> None:
-        term = None if self._tenure is None else self._tenure.term
-        self.put_down()
-        logger.debug("beat stands by election=beat role=%s term=%s", self.role.name, term)
-
-    def _is_fenced(self) -> bool:
-        return self._tenure is not None and self._wakeup.fenced.get(self.role.name) == self._tenure.term
 
     # -- failures --
 

@@ -104,7 +104,7 @@ class Tenure:
     (:attr:`headers`) and whether its message has left (:attr:`left`): both belong to the thread that sends.
     """
 
-    def __init__(self, role: Role, term: int, *, wakeup: Wakeup, progress: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, role: Role, term: int, *, wakeup: Wakeup, progress: Callable[[], None]) -> None:
         self.role, self.term = role, term
         self._wakeup, self._progress = wakeup, progress
         #: The neli_beat_* headers of the entry that is being sent; None between entries.
@@ -127,6 +127,10 @@ class Tenure:
     def may_finish(self) -> bool:
         """Return True if work in flight may finish in this term (R3, *held*: also while a hand-over drains)."""
         return self.role.may_finish(self.term)
+
+    def is_fenced(self) -> bool:
+        """Return True if the term was lost; late heartbeats may have brought it back since."""
+        return self._wakeup.fenced.get(self.role.name) == self.term
 
     def ask_start(self) -> None:
         """Raise `LeaseEnded` unless :meth:`may_start`."""

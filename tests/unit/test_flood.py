@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from celery_neli.beat.replicated import host
-from celery_neli.beat.replicated.states import ORPHANS
+from celery_neli.beat.replicated.inventory import ORPHANS
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import EntryLines
 from celery_neli.schedule_topic.codec import (

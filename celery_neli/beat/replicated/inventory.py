@@ -12,7 +12,7 @@ import logging
 import time
 from datetime import datetime, timezone
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_neli.beat.replicated.claims import ASTRAY
 from celery_neli.logs import escaping
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from celery_neli.logs import LogLimit
 
-__all__ = ["Ahead", "Inventory"]
+__all__ = ["ORPHANS", "Ahead", "Inventory", "trim"]
 
+#: How many records of entries that are not here are kept after the topic was read to its end.
+ORPHANS = 1000
 #: Names of entries in one line.
 SHOWN = 10
 #: Seconds in which a leader writes back some of what was lost, if it knows it.
@@ -47,9 +49,7 @@ class Inventory:
         self._seen: set[str] | None = None
 
     def overdue(self, now: float) -> bool:
-        """Return True if a leader that knows what the topic has lost would have written some of it back by `now`
-        (monotonic seconds), and none has.
-        """
+        """Return True if a leader that knows what is lost would have written of it by `now` (monotonic seconds)."""
         return bool(self.lost) and now - self._lost_at > PATIENCE
 
     def seen(self, name: str) -> None:
@@ -77,7 +77,7 @@ class Inventory:
         """Compare what is known with what the topic holds, which was read to its end since `recount`.
 
         Return the names of the definitions that were removed while this process did not hear of it. If the topic is
-        ``torn``, all that is missing counts as lost: `take_lost` returns it, and no names are returned here.
+        ``torn``, all that is missing counts as lost instead: `take_lost` returns it.
         """
         seen, self._seen = self._seen, None
         missing = [] if seen is None else [name for name in self._records if name not in seen]
@@ -98,10 +98,18 @@ class Inventory:
 
     def take_lost(self, most: int) -> dict[str, bytes]:
         """Return up to so many of the definitions that the topic has lost; the caller writes them."""
-        taken = list(islice(self.lost, most))
+        taken = {name: self._records[name] for name in islice(self.lost, most)}
         for name in taken:
             del self.lost[name]
-        return {name: self._records[name] for name in taken}
+        return taken
+
+
+def trim(records: dict[str, Any]) -> list[str]:
+    """Forget all but the `ORPHANS` newest records of entries that are not here; return the names of the others."""
+    names = list(records)[:-ORPHANS]
+    for name in names:
+        del records[name]
+    return names
 
 
 class Ahead:

@@ -13,7 +13,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.inventory import Ahead, Inventory
+from celery_neli.beat.replicated.inventory import Ahead, Inventory, trim
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
@@ -44,8 +44,6 @@ __all__ = ["PORTION", "States"]
 
 #: Initial states that are written at the end of a turn: some 5 ms.
 PORTION = 500
-#: How many records of entries that are not here are kept after the topic was read to its end.
-ORPHANS = 1000
 #: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
 LOGGED_EVERY, LOGGED_APART = 60.0, 1000
 #: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
@@ -127,8 +125,8 @@ class States:
 
     def caught_up(self) -> None:
         """Forget all but the newest records of entries that are not here: the topic was read to its end."""
-        _trim(self._orphan_states)
-        for name in _trim(self._pending_overrides):
+        trim(self._orphan_states)
+        for name in trim(self._pending_overrides):
             self.inventory.forget(name)
 
     def recount(self, *, torn: bool) -> None:
@@ -393,14 +391,6 @@ class States:
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
             self._table.remove(name)
-
-
-def _trim(records: dict[str, Any]) -> list[str]:
-    """Forget all but the `ORPHANS` newest; return the names of the others."""
-    names = list(records)[:-ORPHANS]
-    for name in names:
-        del records[name]
-    return names
 
 
 def _defined_at(definition: Definition) -> float:
