@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.host import NotReady
 from celery_neli.beat.publish import is_unconfirmed, leased_producer, release_connection
 from celery_neli.beat.replicated.member_notes import MemberNotes, fingerprint
 from celery_neli.beat.replicated.outcomes import ClaimingLedger
 from celery_neli.beat.replicated.term import begin, version_of
+from celery_neli.beat.role_runner import NotReady
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import MEMBER, Note, encode_note
 from celery_neli.threads import spawn
@@ -177,34 +178,32 @@ class SharedSchedule:
         self.topic.stop()
 
 
+@dataclass(kw_only=True, eq=False)
 class ReplicatedHost:
-    """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`celery_neli.beat.host.Host`).
+    """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`role_runner.Host`).
 
     ``roles`` are those of all shards; ``made`` is called once, with the scheduler that was made from ``options``.
     """
 
-    stands_by = True
+    app: Any
+    cls: Any
+    roles: list[Role]
+    shard: int
+    shared: SharedSchedule
+    options: Mapping[str, Any]
+    made: Callable[[Any], None]
 
-    def __init__(
-        self,
-        *,
-        app: Any,
-        cls: type[Any],
-        roles: list[Role],
-        shard: int,
-        shared: SharedSchedule,
-        options: Mapping[str, Any],
-        made: Callable[[Any], None],
-    ) -> None:
-        self.scheduler: Any = None
-        self.ledger: ClaimingLedger
-        self._app, self._cls, self._roles, self._shard, self._shared = app, cls, roles, shard, shared
-        self._role, self._options, self._made = roles[shard], options, made
-        #: True in a term that goes on.
-        self.leads = False
-        self._asked = float("-inf")
-        self._warned = False
-        shared.hosts.append(self)
+    stands_by = True
+    scheduler: Any = field(default=None, init=False)
+    ledger: ClaimingLedger = field(init=False)
+    #: True in a term that goes on.
+    leads: bool = field(default=False, init=False)
+    _asked: float = field(default=float("-inf"), init=False)
+    _warned: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.role = self.roles[self.shard]
+        self.shared.hosts.append(self)
 
     @property
     def stuck(self) -> bool:
@@ -215,26 +214,25 @@ class ReplicatedHost:
         """Have the scheduler. Raises what its construction raises."""
         if self.scheduler is not None:
             return
-        cls: Any = self._cls
-        shared = self._shared
-        scheduler = cls.__new__(cls, app=self._app, **self._options)
+        cls, shared = self.cls, self.shared
+        scheduler = cls.__new__(cls, app=self.app, **self.options)
         scheduler.neli_make_ledger = partial(
-            ClaimingLedger, app=self._app, shard=self._shard, role=self._role, config=shared.config,
+            ClaimingLedger, app=self.app, shard=self.shard, role=self.role, config=shared.config,
             settings=shared.settings, topic=shared.topic,
         )  # fmt: skip
-        type(scheduler).__init__(scheduler, app=self._app, **self._options)
+        type(scheduler).__init__(scheduler, app=self.app, **self.options)
         self.ledger = scheduler.neli_engine.ledger
         self.ledger.states.load()
         self.scheduler = scheduler
-        self._made(scheduler)
+        self.made(scheduler)
 
     def prepare(self) -> bool:
         """Apply what was read, and have every change in the heap, so that a term which begins need not.
 
         The first time, that takes a look at every entry. Return False if more of what was read is waiting.
         """
-        self._shared.make_all()
-        caught_up = self._shared.pull()
+        self.shared.make_all()
+        caught_up = self.shared.pull()
         self.scheduler.neli_engine.table.heap()
         _ = self._is_unconfirmed  # imports the broker's driver, which takes as long as an election
         self._prefer_newest()
@@ -251,19 +249,19 @@ class ReplicatedHost:
             ConfigurationError: This beat has fewer shards than others had before.
         """
         self.prepare()
-        shared, ledger, engine = self._shared, self.ledger, self.scheduler.neli_engine
+        shared, ledger, engine = self.shared, self.ledger, self.scheduler.neli_engine
         generation = shared.topic.generation
         if not shared.topic.read_to_end(CATCH_UP):
             raise NotReady("the schedule topic cannot be read to its end: nothing is sent before")
         shared.pull_all(generation)
         if ledger.term is not None and ledger.term.number == tenure.term:
-            self._role.resign()
+            self.role.resign()
             return False
-        shards = len(self._roles)
-        beginning = begin(self._shard, shards, lambda shard: self._roles[shard].last_payload, now=engine.table.moment())
+        shards = len(self.roles)
+        beginning = begin(self.shard, shards, lambda shard: self.roles[shard].last_payload, now=engine.table.moment())
         if beginning is None:
             return False  # another shard still serves the entries of this one
-        base = self._options.get("Producer") or self._app.amqp.Producer
+        base = self.options.get("Producer") or self.app.amqp.Producer
         self.scheduler.Producer = leased_producer(base, tenure)
         engine.begin(tenure, publishers=shared.settings.parallel, producer=base)
         ledger.begin(tenure.term, beginning)
@@ -278,12 +276,12 @@ class ReplicatedHost:
 
     @cached_property
     def _is_unconfirmed(self) -> bool:
-        return is_unconfirmed(self._app)
+        return is_unconfirmed(self.app)
 
     def tick(self) -> float:
         """Send what is due. Asks nothing of Kafka that it would have to wait for."""
         ledger, engine = self.ledger, self.scheduler.neli_engine
-        caught_up = self._shared.pull()
+        caught_up = self.shared.pull()
         more = ledger.begin_turn() or not caught_up
         engine.collect()
         ledger.remove_finished()
@@ -307,19 +305,19 @@ class ReplicatedHost:
                 self.scheduler.close()
             release_connection(self.scheduler)
         if not held:
-            self._shared.forget_unsaved()
+            self.shared.forget_unsaved()
 
     def _prefer_newest(self) -> None:
         """Ask for a role that is led with an older version of the schedule than this member's, or by a beat that writes
         nothing back of what the schedule topic has lost, and this member still knows: it may have started since.
         """
-        mine, now = self._shared.settings.version, time.monotonic()
+        mine, now = self.shared.settings.version, time.monotonic()
         missing = self.ledger.states.inventory.overdue(now)
-        if (mine is None and not missing) or now - self._asked < self._shared.config.heartbeat_timeout:
+        if (mine is None and not missing) or now - self._asked < self.shared.config.heartbeat_timeout:
             return
-        found = self._role.last_payload
+        found = self.role.last_payload
         if found.known and not found.own and found.term is not None:
             older = mine is not None and version_of(found.data) < mine
-            if older or (missing and not self._shared.topic.away):
+            if older or (missing and not self.shared.topic.away):
                 self._asked = now
-                self._role.ask()
+                self.role.ask()
