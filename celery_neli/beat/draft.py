@@ -63,12 +63,6 @@ class Draft:
         self.entries.settle(entry.name)
         self._was[entry.name] = _fields(entry)
 
-    def replace(self, schedule: Mapping[str, Any]) -> None:
-        """Have these entries and no others."""
-        new = dict(schedule)
-        self.entries.clear()
-        self.entries.update(new)
-
     def amend(self, scheduler: Any, *, stored: bool = False, learns: bool = False) -> None:
         """Make the changes in a scheduler that was built. Log each entry that cannot be changed, once per process.
 

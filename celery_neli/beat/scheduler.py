@@ -100,9 +100,7 @@ class Scheduler(celery.beat.Scheduler):
         self._leader = leadership
         self._shared: SharedSchedule | None = None
         self._wakeup: Wakeup | None = None
-        self._ticking = False
-        self._close_asked = False
-        self._closing = False
+        self._ticking = self._close_asked = self._closing = False
 
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
@@ -145,7 +143,6 @@ class Scheduler(celery.beat.Scheduler):
         try:
             if self._close_asked:
                 self._finish()
-            if self._closing:
                 return self._longest_wait()
             self._turn(*self._join())
         finally:
@@ -153,20 +150,19 @@ class Scheduler(celery.beat.Scheduler):
         return 0.0
 
     def _turn(self, leader: Leadership, wakeup: Wakeup) -> None:
-        intervals: list[float] = []
+        intervals: list[float] = [self._longest_wait()]
         for runner in self._runners:
             try:
-                interval = runner.turn()
+                if (interval := runner.turn()) is not None:
+                    intervals.append(interval)
             except LeaseEnded:  # whatever the lease says by now: an entry was cut off in the middle
                 runner.put_down()
-                interval = 0.0
-            intervals.append(self._longest_wait() if interval is None else interval)
+                intervals.append(0.0)
         if not any(runner.failing for runner in self._runners):
             leader.progress()
         if self._shared is not None:
             self._shared.note()  # also by a beat that is busy all the time
-        wait = min(*intervals, self._longest_wait())
-        if wait > 0:
+        if (wait := min(intervals)) > 0:
             wakeup.wait(wait)
             for runner in self._runners:
                 runner.waited()
@@ -241,37 +237,29 @@ class Scheduler(celery.beat.Scheduler):
         return added[0]
 
     def get_schedule(self) -> Any:
-        """Return the schedule that a host runs; of several, one view. While there is none, return the draft: its
-        changes are made again in each scheduler that is built.
-        """
+        """Return the schedule that a host runs; of several, one view. While there is none, return the draft."""
         schedules = [scheduler.schedule for scheduler in self._schedulers] or [self._draft.entries]
         return schedules[0] if len(schedules) == 1 else Shards(*schedules)
 
     def set_schedule(self, schedule: Any) -> None:
         """Replace it; of several, each entry in its shard."""
-        schedulers = self._schedulers
-        if not schedulers:
-            self._draft.replace(schedule)
-        elif len(schedulers) == 1:
+        if len(schedulers := self._schedulers) == 1:
             schedulers[0].schedule = schedule
         else:
-            shards = self.get_schedule()
-            shards.clear()
-            shards.update(schedule)
+            shown, new = self.get_schedule(), dict(schedule)
+            shown.clear()
+            shown.update(new)
 
     schedule = property(get_schedule, set_schedule)
 
-    @property
-    def data(self) -> Any:
-        """The schedule, as Celery's scheduler keeps it."""
-        return self.get_schedule()
-
-    @data.setter
-    def data(self, schedule: Any) -> None:
-        if self._given is None:
+    def _set_data(self, schedule: Any) -> None:
+        if self._given is None:  # Celery's constructor sets it
             self._given = schedule
         else:
             self.set_schedule(schedule)
+
+    #: The schedule, as Celery's scheduler keeps it.
+    data = property(get_schedule, _set_data)
 
     @property
     def _draft(self) -> Draft:
@@ -349,11 +337,11 @@ class Scheduler(celery.beat.Scheduler):
             for runner in self._runners:
                 runner.put_down()
         finally:
-            leader, wakeup = self._leader, self._wakeup
-            if wakeup is not None:
+            if self._wakeup is not None:
+                leader = self._leader
                 leader.stop()
                 leader.on_readback = leader.fit = None
-                wakeup.disconnect(leader)
+                self._wakeup.disconnect(leader)
             if self._shared is not None:
                 self._shared.stop()
 
