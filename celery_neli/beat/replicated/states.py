@@ -130,7 +130,7 @@ class States:
             self.inventory.forget(name)
 
     def recount(self, *, torn: bool) -> None:
-        """Prepare for reading the topic from its beginning again; ``torn``: it has lost records."""
+        """Get ready to read the topic from its beginning again; ``torn``: it has lost records."""
         self.inventory.recount()
         if torn:
             self.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
@@ -226,8 +226,7 @@ class States:
 
     def ran(self, name: str, last: float) -> None:
         """Note that the entry ran for a slot after it was defined again or paused."""
-        entry = self._table.find(name)
-        if entry is not None:
+        if (entry := self._table.find(name)) is not None:
             entry.total_run_count += 1
             if at_of(entry) < last:
                 place(entry, last)
