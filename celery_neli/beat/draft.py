@@ -17,7 +17,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.replicated.entries import Entries
-from celery_neli.beat.replicated.term import owner
+from celery_neli.config import owner
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static

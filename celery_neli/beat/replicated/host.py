@@ -232,10 +232,14 @@ class ReplicatedHost:
         The first time, that takes a look at every entry. Return False if more of what was read is waiting.
         """
         self.shared.make_all()
-        caught_up = self.shared.pull()
-        self.scheduler.neli_engine.table.heap()
+        caught_up = self._follow()
         _ = self._is_unconfirmed  # imports the broker's driver, which takes as long as an election
         self._prefer_newest()
+        return caught_up
+
+    def _follow(self) -> bool:
+        caught_up = self.shared.pull()
+        self.scheduler.neli_engine.table.heap()
         return caught_up
 
     def begin(self, tenure: Tenure, *, first_seen: datetime) -> bool:
@@ -281,7 +285,7 @@ class ReplicatedHost:
     def tick(self) -> float:
         """Send what is due. Asks nothing of Kafka that it would have to wait for."""
         ledger, engine = self.ledger, self.scheduler.neli_engine
-        caught_up = self.shared.pull()
+        caught_up = self._follow()
         more = ledger.begin_turn() or not caught_up
         engine.collect()
         ledger.remove_finished()

@@ -16,7 +16,8 @@ from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
 from celery_neli.beat.replicated.states import PORTION, States
-from celery_neli.beat.replicated.term import Term, owner, pass_settled
+from celery_neli.beat.replicated.term import Term, pass_settled
+from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.once import once

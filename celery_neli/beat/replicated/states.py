@@ -382,8 +382,9 @@ class States:
         return max(at_of(entry), self._ahead.begins(entry.name, since))
 
     def _log(self, name: str, what: str) -> None:
-        suppressed = self._limit.ask((what, name))
-        if suppressed is not None:
+        if not logger.isEnabledFor(self._level):
+            return  # nor does it use up the limit of the lines that are shown
+        if (suppressed := self._limit.ask((what, name))) is not None:
             more = f" suppressed={suppressed}" if suppressed else ""
             logger.log(self._level, "schedule: entry=%s was %s%s", name, what, more)
 

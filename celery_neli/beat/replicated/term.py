@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 from celery_neli.beat.replicated.claims import MICROSECOND, NEVER, Claims, Watermarks
+from celery_neli.config import parent
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from celery_neli.election.role_state import Payload
     from celery_neli.schedule.slots import Owed
 
-__all__ = ["Beginning", "Term", "begin", "owner", "parent", "pass_settled", "version_of"]
+__all__ = ["Beginning", "Term", "begin", "pass_settled", "version_of"]
 
 #: The key of `neli_schedule_version` in the records of a beat's roles.
 VERSION = "version"
@@ -188,27 +188,11 @@ def version_of(data: Mapping[str, Any] | None) -> int:
     return _whole((data or {}).get(VERSION), most=VERSION_MOST, otherwise=-1)
 
 
-# -- shards: linear hashing, so that one shard more splits one shard only --
+# -- shards (`config.owner`) --
 #
-# A shard is the role of the same place (`config.shard_roles`). The hash is of the entry's name alone, and is the same
-# in every process and release. Beats may be started with a higher number while others run with the lower one. So the
-# records of each role say which number its leader uses. A new shard begins when the shard that it is split from is led
-# by that number, and with the watermarks that were found there when it changed: what was published or claimed until
-# then.
-
-
-def owner(name: str, shards: int) -> int:
-    """Return the shard (from 0) of the entry ``name`` where there are so many shards."""
-    if shards == 1:
-        return 0
-    size = 1 << (shards - 1).bit_length()
-    shard = crc32(name.encode("utf-8", "surrogatepass")) & (size - 1)
-    return shard if shard < shards else shard - size // 2
-
-
-def parent(shard: int) -> int:
-    """Return the shard that ``shard`` (above 0) is split from, which owned its entries before there were so many."""
-    return shard & ~(1 << (shard.bit_length() - 1))
+# Beats may be started with a higher number of shards while others run with the lower one. So the records of each role
+# say which number its leader uses. A new shard begins when the shard that it is split from is led by that number, and
+# with the watermarks that were found there when it changed: what was published or claimed until then.
 
 
 @dataclass(frozen=True, slots=True)
