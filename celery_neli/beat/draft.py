@@ -63,7 +63,7 @@ class Draft:
         self.entries.settle(entry.name)
         self._was[entry.name] = _fields(entry)
 
-    def amend(self, scheduler: Any, *, stored: bool = False, learns: bool = False) -> None:
+    def amend(self, scheduler: Any, *, stored: bool, learns: bool) -> None:
         """Make the changes in a scheduler that was built. Log each entry that cannot be changed, once per process.
 
         ``stored``: the scheduler keeps its entries in a store, which is no mapping. ``learns``: `learn` is called when

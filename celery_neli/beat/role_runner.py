@@ -118,8 +118,7 @@ class RoleRunner:
             self.put_down()
             self.failing = True
             self._say(str(exc))
-            if self._fails_for_long():
-                self._back_off()
+            self._back_off_in_time()
             return 0.0
         except Exception as exc:  # noqa: BLE001 - of any scheduler, store or driver; _failed logs it
             return self._failed(exc)
@@ -150,8 +149,8 @@ class RoleRunner:
             term = self.role.leading_term()
             if term is None:
                 down.set()
-                if self._reason and self._fails_for_long():  # this beat led the term and did not serve it
-                    self._back_off()
+                if self._reason:  # this beat led the term and did not serve it
+                    self._back_off_in_time()
                 return None if self.host.prepare() else 0.0
             if not self._begin(term):
                 self._tenure = None
@@ -206,8 +205,9 @@ class RoleRunner:
             logger.error("beat: %s; %s", reason, then, exc_info=trace)
         self._reason = reason
 
-    def _fails_for_long(self) -> bool:
-        return time.monotonic() - self._failing_since > UNREAD
+    def _back_off_in_time(self) -> None:
+        if time.monotonic() - self._failing_since > UNREAD:
+            self._back_off()
 
     def _back_off(self) -> None:
         """Let another beat lead the role, and do not claim it again at once."""
