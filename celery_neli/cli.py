@@ -184,7 +184,7 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
 
 def _unled(app: Any, name: str) -> str | None:
     """Return why no beat runs the entry of this name, if Kafka says so."""
-    from celery_neli.beat.replicated.sharding import owner
+    from celery_neli.config import owner
     from celery_neli.status import look
 
     config = from_app(app, "beat")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import Masked, closest
@@ -195,6 +196,23 @@ def from_app(app: Celery, election: str) -> Config:
 def shard_roles(shards: int) -> tuple[str, ...]:
     """Return the roles of a beat election with so many shards. A role keeps its name and place when more are added."""
     return ("leader", *(f"leader-{index}" for index in range(1, shards)))
+
+
+def owner(name: str, shards: int) -> int:
+    """Return the shard (from 0) of the entry ``name`` where there are so many shards: linear hashing.
+
+    One shard more splits one shard only. The hash is the same in every process and release.
+    """
+    if shards == 1:
+        return 0
+    size = 1 << (shards - 1).bit_length()
+    shard = crc32(name.encode("utf-8", "surrogatepass")) & (size - 1)
+    return shard if shard < shards else shard - size // 2
+
+
+def parent(shard: int) -> int:
+    """Return the shard that ``shard`` (above 0) is split from, which owned its entries before there were so many."""
+    return shard & ~(1 << (shard.bit_length() - 1))
 
 
 def _group(app: Celery) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 from confluent_kafka import KafkaException
 
 from celery_neli.beat.replicated.claims import Watermarks
-from celery_neli.beat.replicated.sharding import BASE, SHARDS, parent
-from celery_neli.config import Config, shard_roles
+from celery_neli.beat.replicated.term import BASE, SHARDS
+from celery_neli.config import Config, parent, shard_roles
 from celery_neli.election.lease import boottime
 from celery_neli.election.member import Member
 from celery_neli.election.records import Record, encode

@@ -23,8 +23,8 @@ lease, and a `Host` does the work of a term:
 - *Fenced.* The lease is over. An entry in the middle of a tick is cut off by `LeaseEnded`, and what was not sent counts
   as not run. A message that was on the wire is in doubt for the next leader.
 
-Two seams carry this: `host.Host` (what serves a role; two kinds, `wrapped` and `replicated`) and
+Two seams carry this: `role_runner.Host` (what serves a role; two kinds, `wrapped` and `replicated`) and
 `replicated.ledger.SlotLedger` (what learns of each slot; one claims, one does nothing and belongs to a
-`ReplicatedScheduler` that stands alone). Read `tenure`, `publish`, `host`, `role_runner`, `scheduler`; then
+`ReplicatedScheduler` that stands alone). Read `tenure`, `publish`, `role_runner`, `scheduler`; then
 `replicated`: `ledger`, `entries`, `sender`, `engine`, `standalone`, `claims`, `term`, `states`, `outcomes`, `host`.
 """

@@ -9,6 +9,7 @@ lead has to make them.
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
@@ -16,7 +17,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.replicated.entries import Entries
-from celery_neli.beat.replicated.sharding import owner
+from celery_neli.config import owner
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static
@@ -31,6 +32,7 @@ __all__ = ["Draft", "Shards"]
 logger = escaping(get_logger(__name__))
 
 FIELDS = ("task", "schedule", "args", "kwargs", "options", "last_run_at", "total_run_count")
+RUNS_FROM = 5  # what follows changes with each run
 
 
 class Draft:
@@ -61,13 +63,7 @@ class Draft:
         self.entries.settle(entry.name)
         self._was[entry.name] = _fields(entry)
 
-    def replace(self, schedule: Mapping[str, Any]) -> None:
-        """Have these entries and no others."""
-        new = dict(schedule)
-        self.entries.clear()
-        self.entries.update(new)
-
-    def amend(self, scheduler: Any, *, stored: bool = False, learns: bool = False) -> None:
+    def amend(self, scheduler: Any, *, stored: bool, learns: bool) -> None:
         """Make the changes in a scheduler that was built. Log each entry that cannot be changed, once per process.
 
         ``stored``: the scheduler keeps its entries in a store, which is no mapping. ``learns``: `learn` is called when
@@ -105,9 +101,8 @@ class Draft:
         self._changed.update(self.entries.changes())
         configured = self._configuration()
         for name, was in self._was.items():
-            if name in self._changed or configured.get(name) is not self._configured.get(name):
-                continue
-            if _fields(self.entries[name]) != was:
+            as_before = name not in self._changed and configured.get(name) is self._configured.get(name)
+            if as_before and _fields(self.entries[name]) != was:
                 self._changed[name] = None
         return list(self._changed)
 
@@ -150,15 +145,8 @@ class Shards(ChainMap[str, Any]):
     def __delitem__(self, name: str) -> None:
         del self._of(name)[name]
 
-    def pop(self, name: str, *default: Any) -> Any:
-        """As a dict's."""
-        return self._of(name).pop(name, *default)
-
-    def popitem(self) -> tuple[str, Any]:
-        """As a dict's."""
-        for name in self:
-            return name, self.pop(name)
-        raise KeyError("the schedule is empty")
+    pop = MutableMapping.pop  # type: ignore[assignment]  # ChainMap's looks into the first mapping alone
+    popitem = MutableMapping.popitem
 
     def clear(self) -> None:
         """As a dict's."""
@@ -169,10 +157,10 @@ class Shards(ChainMap[str, Any]):
         return self.maps[owner(name, len(self.maps))]
 
 
-def _fields(entry: Any, names: tuple[str, ...] = FIELDS) -> tuple[Any, ...]:
-    values = [getattr(entry, name, None) for name in names]
+def _fields(entry: Any) -> tuple[Any, ...]:
+    values = [getattr(entry, name, None) for name in FIELDS]
     return tuple([dict(value) if isinstance(value, dict) else value for value in values])
 
 
 def _defined(entry: Any) -> tuple[Any, ...]:
-    return _fields(entry, FIELDS[:5])
+    return _fields(entry)[:RUNS_FROM]

@@ -71,25 +71,8 @@ class _LeasedProducer:
 
     neli_tenure: Tenure
 
-    def _publish(
-        self,
-        body: Any,
-        priority: Any,
-        content_type: Any,
-        content_encoding: Any,
-        headers: dict[str, Any],
-        properties: Any,
-        routing_key: Any,
-        mandatory: Any,
-        immediate: Any,
-        exchange: Any,
-        declare: Any,
-        timeout: float | None = None,
-        confirm_timeout: float | None = None,
-        retry: bool = False,
-        retry_policy: dict[str, Any] | None = None,
-    ) -> Any:
-        """Send one message if the lease still allows it (kombu.messaging.Producer._publish).
+    def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: dict[str, Any], *rest: Any) -> Any:
+        """Send one message if the lease still allows it (kombu.messaging.Producer._publish, whose arguments these are).
 
         ``publish`` retries below itself by calling this again, so every attempt asks. Connecting and declaring come
         first because both may wait for the task broker; nothing waits between the question and the wire.
@@ -97,6 +80,7 @@ class _LeasedProducer:
         Raises:
             LeaseEnded: The term is over; nothing was sent.
         """
+        *address, declare, timeout, confirm_timeout, retry, retry_policy = rest
         producer: Any = self
         tenure = self.neli_tenure
         tenure.in_transport = True
@@ -109,9 +93,8 @@ class _LeasedProducer:
         tenure.ask_finish()
         tenure.wired = True
         result = super()._publish(  # type: ignore[misc]  # the base is the app's Producer
-            body, priority, content_type, content_encoding, headers, properties, routing_key, mandatory, immediate,
-            exchange, None, timeout, confirm_timeout, retry, retry_policy,
-        )  # fmt: skip
+            body, priority, kind, encoding, headers, *address, None, timeout, confirm_timeout, retry, retry_policy
+        )
         tenure.message_left()
         return result
 
@@ -307,12 +290,6 @@ def _of_redis() -> tuple[type[BaseException], ...]:
 
 def _of_connection(connection: Any) -> tuple[type[BaseException], ...]:
     """Return the errors that the transport names, but for Python's own: any code may raise KeyError or OSError."""
-    if connection is None:
-        return ()
-    named = (
-        *connection.connection_errors,
-        *connection.channel_errors,
-        *connection.recoverable_connection_errors,
-        *connection.recoverable_channel_errors,
-    )
+    kinds = ("connection_errors", "channel_errors", "recoverable_connection_errors", "recoverable_channel_errors")
+    named = () if connection is None else (error for kind in kinds for error in getattr(connection, kind))
     return tuple(each for each in named if each.__module__ != "builtins")

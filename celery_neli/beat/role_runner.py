@@ -1,15 +1,19 @@
-"""Run the host of one role while this process leads it: begin and end its terms, and back off after failures."""
+"""Run the host of one role while this process leads it: begin and end its terms, and back off after failures.
+
+A `Host` is the seam between a role and what serves it: it runs one kind of Celery scheduler for as long as a term
+lasts. There are two kinds: `celery_neli.beat.wrapped.host` for any Celery scheduler, built for each term and closed at
+its end, and `celery_neli.beat.replicated.host` for our own, which stands by between terms.
+"""
 
 from __future__ import annotations
 
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery.utils.imports import qualname
 from celery.utils.log import get_logger
 
-from celery_neli.beat.host import NotReady
 from celery_neli.beat.tenure import Tenure
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
@@ -17,11 +21,10 @@ from celery_neli.logs import LogLimit, escaping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from celery_neli.beat.host import Host
-    from celery_neli.beat.wakeup import Wakeup
+    from celery_neli.beat.tenure import Wakeup
     from celery_neli.election.neli import Role
 
-__all__ = ["RoleRunner"]
+__all__ = ["Host", "NotReady", "RoleRunner"]
 
 logger = escaping(get_logger(__name__))
 
@@ -35,20 +38,53 @@ UNREAD = 10.0
 SAID_EVERY = 60.0
 
 
+class NotReady(Exception):
+    """The host lacks something from outside to begin a term, and says what; it may have it in a moment."""
+
+
+class Host(Protocol):
+    """Serves one role, by a scheduler. The thread that ticks calls it, and it may raise whatever a scheduler raises."""
+
+    #: The scheduler, also while it stands by; None while there is none.
+    scheduler: Any
+    #: True if the scheduler outlives its term, so that a term in which it failed is not begun again.
+    stands_by: bool
+
+    def prepare(self) -> bool:
+        """Get ready for a term while another beat leads; return False if more of that is left to do at once."""
+
+    def begin(self, tenure: Tenure, *, first_seen: datetime) -> bool:
+        """Begin to serve a term; return False if that is not possible yet.
+
+        Args:
+            tenure: The term; every message asks it.
+            first_seen: Until when the entries are known to have been served (UTC).
+
+        Raises:
+            NotReady: Something is missing that may come.
+        """
+
+    def tick(self) -> float:
+        """Send what is due; return the seconds until the next call. Raises `LeaseEnded` in the middle of an entry."""
+
+    def end(self, *, held: bool) -> None:
+        """Stop serving. If the lease is still ``held``, write what a successor needs to know; otherwise write nothing.
+
+        Also called after a `begin` that raised.
+        """
+
+    @property
+    def stuck(self) -> bool:
+        """True if messages are on their way and nothing comes of them."""
+
+
 class RoleRunner:
     """Runs ``host`` while this process leads ``role``. All methods belong to the thread that ticks.
 
     None of them raises what a host raises, but for `LeaseEnded`. ``progress`` is called when a message has left.
     """
 
-    def __init__(
-        self,
-        *,
-        role: Role,
-        host: Host,
-        wakeup: Wakeup,
-        progress: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, *, role: Role, host: Host, wakeup: Wakeup, progress: Callable[[], None]) -> None:
         self.role, self.host = role, host
         #: True while a term is served.
         self.serves = False
@@ -70,8 +106,9 @@ class RoleRunner:
         Raises:
             LeaseEnded: In the middle of an entry. Call `put_down` next.
         """
-        if self._tenure is not None and (self._is_fenced() or not self._tenure.may_start()):
-            self._stand_by()
+        if (tenure := self._tenure) is not None and (tenure.is_fenced() or not tenure.may_start()):
+            self.put_down()
+            logger.debug("beat stands by election=beat role=%s term=%s", self.role.name, tenure.term)
         if (left := self._retry_at - time.monotonic()) > 0 and self.role.leading_term() is not None:
             return left
         self.failing = False
@@ -81,8 +118,7 @@ class RoleRunner:
             self.put_down()
             self.failing = True
             self._say(str(exc))
-            if self._fails_for_long():
-                self._back_off()
+            self._back_off_in_time()
             return 0.0
         except Exception as exc:  # noqa: BLE001 - of any scheduler, store or driver; _failed logs it
             return self._failed(exc)
@@ -97,14 +133,11 @@ class RoleRunner:
 
     def put_down(self) -> None:
         """End the term in the host, which writes only if the lease holds, and let a hand-over go on. Never raises."""
-        tenure = self._tenure
         try:
-            if tenure is not None:
-                held = not self._is_fenced() and tenure.may_finish()
-                try:
-                    self.host.end(held=held)
-                except Exception:
-                    logger.exception("beat: closing %r failed", self.host.scheduler)
+            if (tenure := self._tenure) is not None:
+                self.host.end(held=not tenure.is_fenced() and tenure.may_finish())
+        except Exception:
+            logger.exception("beat: closing %r failed", self.host.scheduler)
         finally:
             self._tenure, self.serves = None, False
             self._wakeup.down[self.role.name].set()
@@ -116,8 +149,8 @@ class RoleRunner:
             term = self.role.leading_term()
             if term is None:
                 down.set()
-                if self._reason and self._fails_for_long():  # this beat led the term and did not serve it
-                    self._back_off()
+                if self._reason:  # this beat led the term and did not serve it
+                    self._back_off_in_time()
                 return None if self.host.prepare() else 0.0
             if not self._begin(term):
                 self._tenure = None
@@ -144,14 +177,6 @@ class RoleRunner:
                 self.role.name, term, qualname(type(self.host.scheduler)),
             )  # fmt: skip
         return self.serves
-
-    def _stand_by(self) -> None:
-        term = None if self._tenure is None else self._tenure.term
-        self.put_down()
-        logger.debug("beat stands by election=beat role=%s term=%s", self.role.name, term)
-
-    def _is_fenced(self) -> bool:
-        return self._tenure is not None and self._wakeup.fenced.get(self.role.name) == self._tenure.term
 
     # -- failures --
 
@@ -180,8 +205,9 @@ class RoleRunner:
             logger.error("beat: %s; %s", reason, then, exc_info=trace)
         self._reason = reason
 
-    def _fails_for_long(self) -> bool:
-        return time.monotonic() - self._failing_since > UNREAD
+    def _back_off_in_time(self) -> None:
+        if time.monotonic() - self._failing_since > UNREAD:
+            self._back_off()
 
     def _back_off(self) -> None:
         """Let another beat lead the role, and do not claim it again at once."""

@@ -8,7 +8,7 @@ signals, but each entry and each message asks the lease itself (:mod:`celery_nel
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import celery.beat
 from celery.utils.log import get_logger
@@ -16,9 +16,9 @@ from celery.utils.log import get_logger
 from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
-from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.beat.wakeup import Wakeup
-from celery_neli.beat.wrapped.host import WrappedHost, add_to, is_database, is_redbeat
+from celery_neli.beat.tenure import LeaseEnded, Wakeup
+from celery_neli.beat.wrapped.host import WrappedHost, add_to
+from celery_neli.beat.wrapped.mixin import is_database, is_redbeat
 from celery_neli.config import beat_settings, enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
@@ -44,19 +44,6 @@ LONGEST_WAIT = 5.0
 _CELERYS = (celery.beat.Scheduler, celery.beat.PersistentScheduler)
 
 
-def _leadership(app: Any) -> Any:
-    from celery_neli.election.leadership import leadership_for  # threads and Kafka begin there, with the first tick
-    from celery_neli.kafka.connect import connect
-
-    return leadership_for(app, "beat", connect)
-
-
-def _topic(config: Config, changed: Callable[[], None]) -> ScheduleTopic:
-    from celery_neli.schedule_topic.topic import ScheduleTopic  # likewise
-
-    return ScheduleTopic(config, log=logging.getLogger("celery_neli.schedule"), changed=changed)
-
-
 class Scheduler(celery.beat.Scheduler):
     """Celery's scheduler interface around hosts whose schedulers come and go with this process's terms.
 
@@ -67,12 +54,23 @@ class Scheduler(celery.beat.Scheduler):
     All methods belong to the thread that ticks, except :meth:`close`.
     """
 
-    #: Makes the leadership at the first tick: ``factory(app)``.
-    leadership_factory: ClassVar[Callable[[Any], Any]] = staticmethod(_leadership)
-    #: Makes the schedule topic's client, likewise: ``factory(config, changed)``.
-    topic_factory: ClassVar[Callable[[Config, Callable[[], None]], ScheduleTopic]] = staticmethod(_topic)
     #: RedBeat's receiver of ``beat_init`` takes RedBeat's lock unless the scheduler says that it has none.
     lock_key = None
+
+    @staticmethod
+    def leadership_factory(app: Any) -> Any:
+        """Make the leadership, at the first tick: threads and Kafka begin there."""
+        from celery_neli.election.leadership import leadership_for
+        from celery_neli.kafka.connect import connect
+
+        return leadership_for(app, "beat", connect)
+
+    @staticmethod
+    def topic_factory(config: Config, changed: Callable[[], None]) -> ScheduleTopic:
+        """Make the schedule topic's client, likewise."""
+        from celery_neli.schedule_topic.topic import ScheduleTopic
+
+        return ScheduleTopic(config, log=logging.getLogger("celery_neli.schedule"), changed=changed)
 
     def __new__(cls, app: Any, *args: Any, leadership: Any = None, **kwargs: Any) -> Any:
         """Return an instance of `neli_scheduler`, whose ``__init__`` has run, if celery-neli is switched off."""
@@ -102,13 +100,11 @@ class Scheduler(celery.beat.Scheduler):
         self._leader = leadership
         self._shared: SharedSchedule | None = None
         self._wakeup: Wakeup | None = None
-        self._ticking = False
-        self._close_asked = False
-        self._closing = False
+        self._ticking = self._close_asked = self._closing = False
 
     def neli_check(self) -> None:
         """Raise `ConfigurationError` for settings with which this scheduler could not run. Starts nothing."""
-        cls = resolve(self.app.conf.get("neli_scheduler"))
+        cls = self._kind()
         if self._leader is None:
             from celery_neli.kafka.properties import validate  # it loads confluent_kafka
 
@@ -117,6 +113,9 @@ class Scheduler(celery.beat.Scheduler):
             beat_settings(self.app)
             Misfire.of_app(self.app)
             validate(config)
+
+    def _kind(self) -> type[Any]:
+        return resolve(self.app.conf.get("neli_scheduler"))
 
     @property
     def info(self) -> str:
@@ -144,7 +143,6 @@ class Scheduler(celery.beat.Scheduler):
         try:
             if self._close_asked:
                 self._finish()
-            if self._closing:
                 return self._longest_wait()
             self._turn(*self._join())
         finally:
@@ -152,20 +150,19 @@ class Scheduler(celery.beat.Scheduler):
         return 0.0
 
     def _turn(self, leader: Leadership, wakeup: Wakeup) -> None:
-        intervals: list[float] = []
+        intervals: list[float] = [self._longest_wait()]
         for runner in self._runners:
             try:
-                interval = runner.turn()
+                if (interval := runner.turn()) is not None:
+                    intervals.append(interval)
             except LeaseEnded:  # whatever the lease says by now: an entry was cut off in the middle
                 runner.put_down()
-                interval = 0.0
-            intervals.append(self._longest_wait() if interval is None else interval)
+                intervals.append(0.0)
         if not any(runner.failing for runner in self._runners):
             leader.progress()
         if self._shared is not None:
             self._shared.note()  # also by a beat that is busy all the time
-        wait = min(*intervals, self._longest_wait())
-        if wait > 0:
+        if (wait := min(intervals)) > 0:
             wakeup.wait(wait)
             for runner in self._runners:
                 runner.waited()
@@ -173,51 +170,47 @@ class Scheduler(celery.beat.Scheduler):
     def _join(self) -> tuple[Leadership, Wakeup]:
         if self._wakeup is not None:
             return self._leader, self._wakeup
-        cls = resolve(self.app.conf.get("neli_scheduler"))
-        leader = self._leader or type(self).leadership_factory(self.app)
-        _check_shards(cls, leader.config)
-        wakeup = Wakeup(leader.config.roles)
-        roles = [leader.role(name) for name in leader.config.roles]
+        app, cls, options = self.app, self._kind(), self._options
+        leader = self._leader or self.leadership_factory(app)
+        config = leader.config
+        _check_shards(cls, config)
+        wakeup = Wakeup(config.roles)
+        roles = [leader.role(name) for name in config.roles]
         hosts: list[Any]
+        shared = None
         if is_replicated(cls):
-            self._shared = shared = SharedSchedule(
-                config=leader.config,
-                settings=beat_settings(self.app),
-                topic=type(self).topic_factory(leader.config, wakeup.wake),
-                app=self.app.main,
-            )
+            topic = self.topic_factory(config, wakeup.wake)
+            shared = SharedSchedule(config=config, settings=beat_settings(app), topic=topic, app=app.main)
+            self._shared = shared
             hosts = [
                 ReplicatedHost(
-                    app=self.app, cls=cls, roles=roles, shard=shard, shared=shared, options=self._options,
-                    made=self._made,
+                    app=app, cls=cls, roles=roles, shard=shard, shared=shared, options=options, made=self._made
                 )
                 for shard in range(len(roles))
-            ]  # fmt: skip
+            ]
         else:
-            hosts = [WrappedHost(app=self.app, cls=cls, options=self._options, made=self._made, learn=self._learn)]
+            hosts = [WrappedHost(app=app, cls=cls, options=options, made=self._made, learn=self._learn)]
         self._runners = [
             RoleRunner(role=role, host=host, wakeup=wakeup, progress=leader.progress)
             for role, host in zip(roles, hosts, strict=True)
         ]
-        if self._shared is not None:
-            self._shared.make_all()  # a schedule that cannot be built ends the process before it takes part
-        wakeup.connect(leader, drain_timeout=leader.config.drain_timeout)
+        if shared is not None:
+            shared.make_all()  # a schedule that cannot be built ends the process before it takes part
+        wakeup.connect(leader)
         leader.on_readback = self._on_readback
         self._leader, self._wakeup = leader, wakeup
         wakeup.closing = self._close_asked
-        if self._shared is not None:
-            leader.fit = self._shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
-            self._shared.topic.start()
+        if shared is not None:
+            leader.fit = shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
+            shared.topic.start()
         leader.start()
         return leader, wakeup
 
     def _on_readback(self) -> None:
         """Wake the thread that ticks, which may wait for what was read back. The thread that renews calls it."""
-        for runner in self._runners:
-            data = runner.role.last_payload.data or {}
-            if self._wakeup is not None and data.get("claimed") != data.get("done"):
-                self._wakeup.wake()
-                return
+        found = [runner.role.last_payload.data or {} for runner in self._runners]
+        if self._wakeup is not None and any(data.get("claimed") != data.get("done") for data in found):
+            self._wakeup.wake()
 
     def _longest_wait(self) -> float:
         stall_timeout = self.app.conf.get("neli_stall_timeout") or 3 * LONGEST_WAIT
@@ -244,39 +237,29 @@ class Scheduler(celery.beat.Scheduler):
         return added[0]
 
     def get_schedule(self) -> Any:
-        """Return the schedule that a host runs; of several, one view. While there is none, return the draft: its
-        changes are made again in each scheduler that is built.
-        """
-        schedules = [scheduler.schedule for scheduler in self._schedulers]
-        if not schedules:
-            return self._draft.entries
+        """Return the schedule that a host runs; of several, one view. While there is none, return the draft."""
+        schedules = [scheduler.schedule for scheduler in self._schedulers] or [self._draft.entries]
         return schedules[0] if len(schedules) == 1 else Shards(*schedules)
 
     def set_schedule(self, schedule: Any) -> None:
         """Replace it; of several, each entry in its shard."""
-        schedulers = self._schedulers
-        if not schedulers:
-            self._draft.replace(schedule)
-        elif len(schedulers) == 1:
+        if len(schedulers := self._schedulers) == 1:
             schedulers[0].schedule = schedule
         else:
-            shards = self.get_schedule()
-            shards.clear()
-            shards.update(schedule)
+            shown, new = self.get_schedule(), dict(schedule)
+            shown.clear()
+            shown.update(new)
 
     schedule = property(get_schedule, set_schedule)
 
-    @property
-    def data(self) -> Any:
-        """The schedule, as Celery's scheduler keeps it."""
-        return self.get_schedule()
-
-    @data.setter
-    def data(self, schedule: Any) -> None:
-        if self._given is None:
+    def _set_data(self, schedule: Any) -> None:
+        if self._given is None:  # Celery's constructor sets it
             self._given = schedule
         else:
             self.set_schedule(schedule)
+
+    #: The schedule, as Celery's scheduler keeps it.
+    data = property(get_schedule, _set_data)
 
     @property
     def _draft(self) -> Draft:
@@ -287,7 +270,7 @@ class Scheduler(celery.beat.Scheduler):
 
     def _rows(self) -> Mapping[str, Any]:
         """Return the entries of a database. RedBeat shows only what is due; another process may have a file open."""
-        cls = resolve(self.app.conf.get("neli_scheduler"))
+        cls = self._kind()
         if not is_database(cls):
             return {}
         try:
@@ -299,7 +282,7 @@ class Scheduler(celery.beat.Scheduler):
     def _made(self, scheduler: Any) -> None:
         """Change in a scheduler that was built what code has changed in the schedule."""
         add_to(scheduler, self._added)
-        cls = resolve(self.app.conf.get("neli_scheduler"))
+        cls = self._kind()
         learns = cls in _CELERYS
         if self._drafted is not None or learns:
             self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
@@ -354,11 +337,11 @@ class Scheduler(celery.beat.Scheduler):
             for runner in self._runners:
                 runner.put_down()
         finally:
-            leader, wakeup = self._leader, self._wakeup
-            if wakeup is not None:
+            if self._wakeup is not None:
+                leader = self._leader
                 leader.stop()
                 leader.on_readback = leader.fit = None
-                wakeup.disconnect()
+                self._wakeup.disconnect(leader)
             if self._shared is not None:
                 self._shared.stop()
 

@@ -1,26 +1,34 @@
 """One term of leadership, as the code that sends tasks sees it: may it start, may it finish, or is it over.
 
 A :class:`Tenure` is bound to the term that was in force when it was made. A later term of the same process is another
-tenure, so that what was begun in one is never finished in the next.
+tenure, so that what was begun in one is never finished in the next. The `Wakeup` is what a beat hears of its terms
+while it waits: nothing is safe because of it.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
 
+from celery_neli import signals
 from celery_neli.logs import escaping
+from celery_neli.threads import patched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from celery_neli.beat.wakeup import Wakeup
+    from celery_neli.election.leadership import Leadership
     from celery_neli.election.neli import Role
 
-__all__ = ["LeaseEnded", "Tenure"]
+__all__ = ["LeaseEnded", "Tenure", "Wakeup"]
 
 logger = escaping(get_logger(__name__))
+
+#: Seconds that a greenlet waits at a time.
+GREEN_WAIT = 0.05
 
 
 class LeaseEnded(BaseException):
@@ -31,6 +39,64 @@ class LeaseEnded(BaseException):
     """
 
 
+class Wakeup:
+    """Wakes the thread that ticks, and holds a hand-over until its hosts have ended, at the leadership's signals."""
+
+    def __init__(self, roles: Iterable[str]) -> None:
+        # Not a condition: put() is reentrant, so a signal handler may call wake in whatever the owner is doing.
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        #: True once the beat is closing: it starts nothing more. A plain attribute, for a signal handler sets it.
+        self.closing = False
+        self._drain_timeout = 0.0
+        #: The last term of each role that was fenced.
+        self.fenced: dict[str, int] = {}
+        #: By role: set while a hand-over has nothing to wait for.
+        self.down = {role: threading.Event() for role in roles}
+        for each in self.down.values():
+            each.set()
+
+    def wake(self, **_: Any) -> None:
+        """Wake the thread that ticks. Any thread, and signal handlers."""
+        self._calls.put(None)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until `wake` is called or ``timeout`` seconds are over. The thread that ticks."""
+        if patched():
+            timeout = min(timeout, GREEN_WAIT)  # a real thread cannot wake a greenlet
+        try:
+            self._calls.get(timeout=timeout)
+            while True:
+                self._calls.get_nowait()
+        except queue.Empty:
+            return
+
+    def connect(self, leader: Leadership) -> None:
+        """Listen to the signals of ``leader``; hold its hand-overs for its `drain_timeout` at most."""
+        self._drain_timeout = leader.config.drain_timeout
+        for signal, receiver in self._receivers():
+            signal.connect(receiver, sender=leader, weak=False, dispatch_uid=id(self))
+
+    def disconnect(self, leader: Leadership) -> None:
+        """Stop listening."""
+        for signal, _ in self._receivers():
+            signal.disconnect(sender=leader, dispatch_uid=id(self))
+
+    def _receivers(self) -> tuple[tuple[Any, Callable[..., None]], ...]:
+        return (
+            (signals.leadership_acquired, self.wake),
+            (signals.leadership_revoked, self._revoked),
+            (signals.leadership_fenced, self._fenced),
+        )
+
+    def _revoked(self, role: str, **_: Any) -> None:
+        self.wake()
+        self.down[role].wait(self._drain_timeout)
+
+    def _fenced(self, role: str, term: int, **_: Any) -> None:
+        self.fenced[role] = term  # even if late heartbeats bring the term back: what was done in it was to stop
+        self.wake()
+
+
 class Tenure:
     """Term ``term`` of ``role``, for the beat that ``wakeup`` wakes: once that is closing, it starts nothing more.
 
@@ -38,7 +104,7 @@ class Tenure:
     (:attr:`headers`) and whether its message has left (:attr:`left`): both belong to the thread that sends.
     """
 
-    def __init__(self, role: Role, term: int, *, wakeup: Wakeup, progress: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, role: Role, term: int, *, wakeup: Wakeup, progress: Callable[[], None]) -> None:
         self.role, self.term = role, term
         self._wakeup, self._progress = wakeup, progress
         #: The neli_beat_* headers of the entry that is being sent; None between entries.
@@ -61,6 +127,10 @@ class Tenure:
     def may_finish(self) -> bool:
         """Return True if work in flight may finish in this term (R3, *held*: also while a hand-over drains)."""
         return self.role.may_finish(self.term)
+
+    def is_fenced(self) -> bool:
+        """Return True if the term was lost; late heartbeats may have brought it back since."""
+        return self._wakeup.fenced.get(self.role.name) == self.term
 
     def ask_start(self) -> None:
         """Raise `LeaseEnded` unless :meth:`may_start`."""

@@ -16,8 +16,7 @@ from kombu import Producer
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.role_runner import RoleRunner
-from celery_neli.beat.tenure import LeaseEnded
-from celery_neli.beat.wakeup import Wakeup
+from celery_neli.beat.tenure import LeaseEnded, Wakeup
 from celery_neli.beat.wrapped.host import add_to
 from celery_neli.config import Config, beat_settings, shard_roles
 from celery_neli.periodic.editor import ScheduleEditor

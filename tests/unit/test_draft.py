@@ -14,8 +14,8 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule
 from celery.signals import beat_init
 
-from celery_neli.beat.replicated.sharding import owner
 from celery_neli.beat.scheduler import Scheduler
+from celery_neli.config import owner
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership, FakeTopic
 from tests.unit.schedulers import Beat, Database, Kind, RedBeat, an_hour_ago, eventually, make_app

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from celery_neli import periodic
 from celery_neli.beat.replicated.claims import Watermarks
-from celery_neli.beat.replicated.sharding import begin
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
+from celery_neli.beat.replicated.term import begin
 from celery_neli.election.records import decode as decode_leader_record
 from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import ConfigurationError, RecordError

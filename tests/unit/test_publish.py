@@ -13,8 +13,7 @@ from celery.schedules import crontab, schedule
 from kombu.transport.memory import Channel, Transport
 
 from celery_neli.beat.publish import NAMESPACE, due_slot, leased_producer, slot_id
-from celery_neli.beat.tenure import LeaseEnded, Tenure
-from celery_neli.beat.wakeup import Wakeup
+from celery_neli.beat.tenure import LeaseEnded, Tenure, Wakeup
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import make_app
 

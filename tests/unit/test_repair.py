@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from celery_neli import Neli
-from celery_neli.beat.replicated.sharding import begin, owner
+from celery_neli.beat.replicated.term import begin
 from celery_neli.cli import neli
-from celery_neli.config import Config, from_app
+from celery_neli.config import Config, from_app, owner
 from celery_neli.election.records import Record, encode
 from celery_neli.handover import plan
 from tests.unit.schedulers import make_app

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.beat.replicated.claims import Watermarks
-from celery_neli.beat.replicated.sharding import begin, owner, parent
+from celery_neli.beat.replicated.term import begin
+from celery_neli.config import owner, parent
 from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import ConfigurationError
 from tests.unit.beats import NOON, World

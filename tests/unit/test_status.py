@@ -16,9 +16,8 @@ from celery.schedules import schedule
 from click.testing import CliRunner
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from celery_neli.beat.replicated.sharding import owner
 from celery_neli.cli import neli
-from celery_neli.config import from_app
+from celery_neli.config import from_app, owner
 from celery_neli.election.records import Record, decode, encode
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError

@@ -9,15 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.host import NotReady
 from celery_neli.beat.publish import is_unconfirmed, leased_producer, release_connection
 from celery_neli.beat.replicated.member_notes import MemberNotes, fingerprint
 from celery_neli.beat.replicated.outcomes import ClaimingLedger
-from celery_neli.beat.replicated.sharding import begin
-from celery_neli.beat.replicated.term import version_of
+from celery_neli.beat.replicated.term import begin, version_of
+from celery_neli.beat.role_runner import NotReady
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import MEMBER, Note, encode_note
 from celery_neli.threads import spawn
@@ -64,8 +64,8 @@ class SharedSchedule:
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many, self._resume_at = 0, 0.0
         self._noted = float("-inf")
+        #: The fingerprint of beat_schedule: None until it is asked for, empty until it is there.
         self._fingerprint: str | None = None
-        self._asked_fingerprint = False
         self._app = app[:LONGEST_APP] if app else None
         self._notes_of_others = MemberNotes(config.name, self._app, config.group)
 
@@ -93,14 +93,16 @@ class SharedSchedule:
         """Apply everything that was read by now, however long that takes. This generation of the topic was read to its
         end.
         """
-        while self._backlog:
-            self._apply_next()
+        self._apply_all()
         self._refill()
         if self._generation == generation:
             self._whole = generation
+        self._apply_all()
+        self._caught_up()
+
+    def _apply_all(self) -> None:
         while self._backlog:
             self._apply_next()
-        self._caught_up()
 
     def _refill(self) -> bool:
         """Take over what was read since; return False if there is nothing."""
@@ -125,9 +127,9 @@ class SharedSchedule:
         return bool(changes)
 
     def _apply_next(self) -> None:
-        change = dict((self._backlog.popleft(),))
+        (kind, name), value = self._backlog.popleft()
         for each in self.hosts:
-            each.ledger.states.apply(change, leading=each.leads, many=self._many > 0)
+            each.ledger.states.apply(kind, name, value, leading=each.leads, many=self._many > 0)
         if not self._backlog:
             self._caught_up()
 
@@ -152,18 +154,17 @@ class SharedSchedule:
         now = time.monotonic()
         if now - self._noted < NOTE_EVERY or any(each.scheduler is None for each in self.hosts):
             return
-        if not self._asked_fingerprint:
-            self._asked_fingerprint = True
+        if self._fingerprint is None:
+            self._fingerprint = ""
             entries = [entry for each in self.hosts for entry in each.ledger.states.static()]
             if len(entries) > FEW:
                 spawn(lambda: self._take_fingerprint(entries), name="neli-fingerprint")
             else:
                 self._take_fingerprint(entries)
-        if self._fingerprint is None:
-            return
-        self._noted = now
-        note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
-        self.topic.write(MEMBER, self.config.name, encode_note(note))
+        if self._fingerprint:
+            self._noted = now
+            note = Note(schedule=self._fingerprint, version=self.settings.version, at=time.time(), app=self._app)
+            self.topic.write(MEMBER, self.config.name, encode_note(note))
 
     def _take_fingerprint(self, entries: list[Any]) -> None:
         self._fingerprint = fingerprint(entries)
@@ -177,39 +178,32 @@ class SharedSchedule:
         self.topic.stop()
 
 
+@dataclass(kw_only=True, eq=False)
 class ReplicatedHost:
-    """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`celery_neli.beat.host.Host`).
+    """Serves the role of one shard by the class ``cls``, a `ReplicatedScheduler` (`role_runner.Host`).
 
-    ``roles`` are those of all shards, ``options`` what `celery_neli.Scheduler` was constructed with; ``made`` is called
-    once, with the scheduler that was made.
+    ``roles`` are those of all shards; ``made`` is called once, with the scheduler that was made from ``options``.
     """
 
+    app: Any
+    cls: Any
+    roles: list[Role]
+    shard: int
+    shared: SharedSchedule
+    options: Mapping[str, Any]
+    made: Callable[[Any], None]
+
     stands_by = True
+    scheduler: Any = field(default=None, init=False)
+    ledger: ClaimingLedger = field(init=False)
+    #: True in a term that goes on.
+    leads: bool = field(default=False, init=False)
+    _asked: float = field(default=float("-inf"), init=False)
+    _warned: bool = field(default=False, init=False)
 
-    def __init__(
-        self,
-        *,
-        app: Any,
-        cls: type[Any],
-        roles: list[Role],
-        shard: int,
-        shared: SharedSchedule,
-        options: Mapping[str, Any],
-        made: Callable[[Any], None],
-    ) -> None:
-        self.scheduler: Any = None
-        self.ledger: ClaimingLedger
-        self._app, self._cls, self._roles, self._shard, self._shared = app, cls, roles, shard, shared
-        self._role, self._options, self._made = roles[shard], options, made
-        self._serves = False
-        self._asked = float("-inf")
-        self._warned = False
-        shared.hosts.append(self)
-
-    @property
-    def leads(self) -> bool:
-        """True in a term that goes on."""
-        return self._serves
+    def __post_init__(self) -> None:
+        self.role = self.roles[self.shard]
+        self.shared.hosts.append(self)
 
     @property
     def stuck(self) -> bool:
@@ -220,29 +214,32 @@ class ReplicatedHost:
         """Have the scheduler. Raises what its construction raises."""
         if self.scheduler is not None:
             return
-        cls: Any = self._cls
-        shared = self._shared
-        scheduler = cls.__new__(cls, app=self._app, **self._options)
+        cls, shared = self.cls, self.shared
+        scheduler = cls.__new__(cls, app=self.app, **self.options)
         scheduler.neli_make_ledger = partial(
-            ClaimingLedger, app=self._app, shard=self._shard, role=self._role, config=shared.config,
+            ClaimingLedger, app=self.app, shard=self.shard, role=self.role, config=shared.config,
             settings=shared.settings, topic=shared.topic,
         )  # fmt: skip
-        type(scheduler).__init__(scheduler, app=self._app, **self._options)
+        type(scheduler).__init__(scheduler, app=self.app, **self.options)
         self.ledger = scheduler.neli_engine.ledger
         self.ledger.states.load()
         self.scheduler = scheduler
-        self._made(scheduler)
+        self.made(scheduler)
 
     def prepare(self) -> bool:
         """Apply what was read, and have every change in the heap, so that a term which begins need not.
 
         The first time, that takes a look at every entry. Return False if more of what was read is waiting.
         """
-        self._shared.make_all()
-        caught_up = self._shared.pull()
-        self.scheduler.neli_engine.table.heap()
+        self.shared.make_all()
+        caught_up = self._follow()
         _ = self._is_unconfirmed  # imports the broker's driver, which takes as long as an election
         self._prefer_newest()
+        return caught_up
+
+    def _follow(self) -> bool:
+        caught_up = self.shared.pull()
+        self.scheduler.neli_engine.table.heap()
         return caught_up
 
     def begin(self, tenure: Tenure, *, first_seen: datetime) -> bool:
@@ -256,23 +253,23 @@ class ReplicatedHost:
             ConfigurationError: This beat has fewer shards than others had before.
         """
         self.prepare()
-        shared, ledger, engine = self._shared, self.ledger, self.scheduler.neli_engine
+        shared, ledger, engine = self.shared, self.ledger, self.scheduler.neli_engine
         generation = shared.topic.generation
         if not shared.topic.read_to_end(CATCH_UP):
             raise NotReady("the schedule topic cannot be read to its end: nothing is sent before")
         shared.pull_all(generation)
         if ledger.term is not None and ledger.term.number == tenure.term:
-            self._role.resign()
+            self.role.resign()
             return False
-        shards = len(self._roles)
-        beginning = begin(self._shard, shards, lambda shard: self._roles[shard].last_payload, now=engine.table.moment())
+        shards = len(self.roles)
+        beginning = begin(self.shard, shards, lambda shard: self.roles[shard].last_payload, now=engine.table.moment())
         if beginning is None:
             return False  # another shard still serves the entries of this one
-        base = self._options.get("Producer") or self._app.amqp.Producer
+        base = self.options.get("Producer") or self.app.amqp.Producer
         self.scheduler.Producer = leased_producer(base, tenure)
         engine.begin(tenure, publishers=shared.settings.parallel, producer=base)
         ledger.begin(tenure.term, beginning)
-        self._serves = True
+        self.leads = True
         if self._is_unconfirmed and not self._warned:
             self._warned = True
             logger.warning(
@@ -283,24 +280,24 @@ class ReplicatedHost:
 
     @cached_property
     def _is_unconfirmed(self) -> bool:
-        return is_unconfirmed(self._app)
+        return is_unconfirmed(self.app)
 
     def tick(self) -> float:
         """Send what is due. Asks nothing of Kafka that it would have to wait for."""
         ledger, engine = self.ledger, self.scheduler.neli_engine
-        caught_up = self._shared.pull()
+        caught_up = self._follow()
         more = ledger.begin_turn() or not caught_up
         engine.collect()
         ledger.remove_finished()
-        wait = float(engine.turn(self.scheduler.tick))
+        wait = engine.turn(self.scheduler.tick)
         ledger.end_turn()
         return 0.0 if ledger.states.write_some() or more else wait
 
     def end(self, *, held: bool) -> None:
         """End the term, and stand by: for a second, and for what publishers are sending, if the lease is ``held``."""
-        if not self._serves:
+        if not self.leads:
             return
-        self._serves = False
+        self.leads = False
         engine = self.scheduler.neli_engine
         release_connection(self.scheduler)  # first: a broker that does not answer shall not delay what follows
         left = bool(engine.sender.lease.left)
@@ -312,19 +309,19 @@ class ReplicatedHost:
                 self.scheduler.close()
             release_connection(self.scheduler)
         if not held:
-            self._shared.forget_unsaved()
+            self.shared.forget_unsaved()
 
     def _prefer_newest(self) -> None:
         """Ask for a role that is led with an older version of the schedule than this member's, or by a beat that writes
         nothing back of what the schedule topic has lost, and this member still knows: it may have started since.
         """
-        mine, now = self._shared.settings.version, time.monotonic()
+        mine, now = self.shared.settings.version, time.monotonic()
         missing = self.ledger.states.inventory.overdue(now)
-        if (mine is None and not missing) or now - self._asked < self._shared.config.heartbeat_timeout:
+        if (mine is None and not missing) or now - self._asked < self.shared.config.heartbeat_timeout:
             return
-        found = self._role.last_payload
-        older = mine is not None and version_of(found.data) < mine
-        foreign = found.known and not found.own and found.term is not None
-        if foreign and (older or (missing and not self._shared.topic.away)):
-            self._asked = now
-            self._role.ask()
+        found = self.role.last_payload
+        if found.known and not found.own and found.term is not None:
+            older = mine is not None and version_of(found.data) < mine
+            if older or (missing and not self.shared.topic.away):
+                self._asked = now
+                self.role.ask()

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from datetime import datetime, timezone
 from itertools import islice
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from celery_neli.beat.replicated.claims import ASTRAY
 from celery_neli.logs import escaping
@@ -25,13 +24,11 @@ if TYPE_CHECKING:
 
     from celery_neli.logs import LogLimit
 
-__all__ = ["ORPHANS", "Ahead", "Inventory", "Orphans"]
-
-_Record = TypeVar("_Record")
+__all__ = ["ORPHANS", "Ahead", "Inventory", "trim"]
 
 #: How many records of entries that are not here are kept after the topic was read to its end.
 ORPHANS = 1000
-
+#: Names of entries in one line.
 SHOWN = 10
 #: Seconds in which a leader writes back some of what was lost, if it knows it.
 PATIENCE = 15.0
@@ -52,17 +49,13 @@ class Inventory:
         self._seen: set[str] | None = None
 
     def overdue(self, now: float) -> bool:
-        """Return True if a leader that knows what the topic has lost would have written some of it back by `now`
-        (monotonic seconds), and none has.
-        """
+        """Return True if a leader that knows what is lost would have written of it by `now` (monotonic seconds)."""
         return bool(self.lost) and now - self._lost_at > PATIENCE
 
-    def seen(self, name: str, value: bytes | None) -> None:
-        """Note that the topic has a definition of this name, readable or not; None: it was removed."""
-        if value is None:
-            self.forget(name)
+    def seen(self, name: str) -> None:
+        """Note that the topic has a definition of this name, readable or not."""
         if self._seen is not None:
-            (self._seen.discard if value is None else self._seen.add)(name)
+            self._seen.add(name)
 
     def keep(self, name: str, value: bytes) -> None:
         """Keep the definition that was read."""
@@ -84,7 +77,7 @@ class Inventory:
         """Compare what is known with what the topic holds, which was read to its end since `recount`.
 
         Return the names of the definitions that were removed while this process did not hear of it. If the topic is
-        ``torn``, all that is missing counts as lost: `take_lost` returns it, and no names are returned here.
+        ``torn``, all that is missing counts as lost instead: `take_lost` returns it.
         """
         seen, self._seen = self._seen, None
         missing = [] if seen is None else [name for name in self._records if name not in seen]
@@ -105,30 +98,18 @@ class Inventory:
 
     def take_lost(self, most: int) -> dict[str, bytes]:
         """Return up to so many of the definitions that the topic has lost; the caller writes them."""
-        taken = list(islice(self.lost, most))
+        taken = {name: self._records[name] for name in islice(self.lost, most)}
         for name in taken:
             del self.lost[name]
-        return {name: self._records[name] for name in taken}
+        return taken
 
 
-class Orphans(Generic[_Record]):
-    """Records of entries that are not here (yet), by name."""
-
-    def __init__(self) -> None:
-        self._records: OrderedDict[str, _Record] = OrderedDict()
-
-    def keep(self, name: str, record: _Record) -> None:
-        """Keep the newest record of that name."""
-        self._records.pop(name, None)
-        self._records[name] = record
-
-    def take(self, name: str) -> _Record | None:
-        """Return the record and forget it; None if there is none."""
-        return self._records.pop(name, None)
-
-    def trim(self) -> list[str]:
-        """Forget all but the newest `ORPHANS`; return the names of the others."""
-        return [self._records.popitem(last=False)[0] for _ in range(len(self._records) - ORPHANS)]
+def trim(records: dict[str, Any]) -> list[str]:
+    """Forget all but the `ORPHANS` newest records of entries that are not here; return the names of the others."""
+    names = list(records)[:-ORPHANS]
+    for name in names:
+        del records[name]
+    return names
 
 
 class Ahead:

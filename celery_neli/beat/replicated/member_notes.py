@@ -5,13 +5,13 @@ apps in one group elect one leader, which sends the schedule of its own app alon
 here, the schedule of the other app would stop in silence. The leader repeats it; a standby, in whose log the users of
 the other app look, logs it once.
 
-The fingerprint is a hash that is the same in every process that has the same entries. It is made of text like that of
-`repr`, but for what differs between processes and releases of Python: the order of sets and dicts, addresses of
-objects, functions.
+The fingerprint is the same in every process that has the same entries. It is a hash of text like that of `repr`, but
+for the order of sets and dicts, addresses of objects, and functions, which differ between processes or releases.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -57,6 +57,7 @@ class MemberNotes:
     def __init__(self, name: str, app: str | None, group: str, *, clock: Callable[[], float] = time.time) -> None:
         """`name` and `app` are those of this member; `clock` returns Unix seconds."""
         self._name, self._app, self._group, self._clock = name, app, group, clock
+        #: The notes of the others, and whether one of them is of another app.
         self._notes: dict[str, Note] = {}
         self._strangers = False
         self._standby_logged = False
@@ -66,15 +67,12 @@ class MemberNotes:
     def read(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
         """Take over the notes among records that were read; None deletes one. A note that cannot be read is ignored."""
         for (kind, name), value in changes.items():
-            if kind != MEMBER:
+            if kind != MEMBER or name == self._name:
                 continue
             self._notes.pop(name, None)
-            if value is None:
-                continue
-            try:
-                self._notes[name] = decode_note(value)
-            except RecordError:
-                continue  # of a newer release or of a stranger
+            with contextlib.suppress(RecordError):  # of a newer release or of a stranger
+                if value is not None:
+                    self._notes[name] = decode_note(value)
             if len(self._notes) > MOST:
                 del self._notes[next(iter(self._notes))]
         self._strangers = any(note.app not in (None, self._app) for note in self._notes.values())
@@ -87,9 +85,8 @@ class MemberNotes:
             self._since = None
             return
         now = self._clock()
-        others = {name: note for name, note in self._notes.items() if name != self._name}
         apps = {self._app: [self._name]}
-        for app, names in apps_of(living(others, None, now)).items():
+        for app, names in apps_of(living(self._notes, None, now)).items():
             apps.setdefault(app, []).extend(names)
         apps_shared = sharing(apps, self._group)
         if apps_shared is None:
@@ -157,8 +154,8 @@ def _of_crontab(value: Any, inside: Callable[[Any], str]) -> str:
     text = f"<crontab: {shown} (m/h/dM/MY/d)>"
     if type(value) is crontab:
         return text
-    plain = vars(crontab()).keys()
-    return f"<{type(value).__qualname__} {text} {inside({k: v for k, v in vars(value).items() if k not in plain})}>"
+    added = {name: each for name, each in vars(value).items() if name not in vars(crontab())}
+    return f"<{type(value).__qualname__} {text} {inside(added)}>"
 
 
 def _of_interval(value: Any) -> str:

@@ -15,9 +15,9 @@ from celery_neli.beat.publish import slot_id
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
-from celery_neli.beat.replicated.sharding import owner
 from celery_neli.beat.replicated.states import PORTION, States
 from celery_neli.beat.replicated.term import Term, pass_settled
+from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.once import once
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from celery_neli.beat.replicated.engine import LeftOut
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.beat.replicated.ledger import Run
-    from celery_neli.beat.replicated.sharding import Beginning
+    from celery_neli.beat.replicated.term import Beginning
     from celery_neli.config import BeatSettings, Config
     from celery_neli.election.neli import Role
     from celery_neli.schedule.due import Look
@@ -97,7 +97,8 @@ class ClaimingLedger(SlotLedger):
 
     def check(self, entry: Any) -> None:
         """Raise `ConfigurationError` if the entry asks whether its last task has finished, and cannot."""
-        Overlap.of(entry).check(self._app, entry)
+        if entry.options:
+            Overlap.of(entry).check(self._app, entry)
 
     def added(self, name: str) -> None:
         """Apply what the schedule topic says of the entry."""
@@ -184,8 +185,7 @@ class ClaimingLedger(SlotLedger):
             return False
         for name, value in inventory.take_lost(PORTION).items():
             self._topic.write(ENTRY, name, value)
-        for entry in states.take_again(PORTION):
-            self.write(entry)
+        states.write_again(PORTION)
         return bool(inventory.lost or states.again)
 
     def ready(self, due: float, moment: float) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery.utils.log import get_logger
 
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule.overlap import Overlap, unfinished
 
 if TYPE_CHECKING:
@@ -50,15 +50,14 @@ class OverlapCheck:
     def __init__(self, app: Any, *, patience: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         #: Questions without an answer, all of which counted as finished.
         self.unanswered = 0
-        self._app = app
-        self._patience = patience
-        self._clock = clock
-        self._spare = patience  # seconds that slow answers may take
-        self._spare_at = clock()
-        self._warned_at: float | None = None
+        self._app, self._patience, self._clock = app, patience, clock
+        #: Seconds that slow answers may take, as of when.
+        self._spare, self._spare_at = patience, clock()
+        self._warnings = LogLimit(WARNING_INTERVAL, clock=clock)
         self._sent: dict[str, tuple[str, float]] = {}
         self._known: dict[str, _Known] = {}
-        self._asker = _Asker()
+        #: The thread's questions while there is one, and the question that was put last.
+        self._questions: queue.SimpleQueue[Any] | None = None
         self._asked: tuple[str, futures.Future[_Known]] | None = None
 
     def holds(self, entry: Any, task_id: str | None, started: float, now: float) -> bool:
@@ -71,8 +70,7 @@ class OverlapCheck:
         rule = Overlap.of(entry)
         if not rule.skips or self._app.conf.task_always_eager:
             return False
-        if entry.name in self._sent:
-            task_id, started = self._sent[entry.name]
+        task_id, started = self._sent.get(entry.name, (task_id, started))
         if task_id is None or now - started > rule.age:
             return False
         known = self._recall(entry.name)
@@ -96,70 +94,36 @@ class OverlapCheck:
 
     def close(self) -> None:
         """Let the helper thread end when it has its answer. Returns at once; any number of times."""
-        self._asker.close()
+        if self._questions is not None:
+            self._questions.put(None)
+            self._questions = None
 
     def _recall(self, name: str) -> _Known | None:
         if self._asked is not None and self._asked[1].done():
             (asked, answer), self._asked = self._asked, None
             if answer.exception() is None:
-                self._keep(asked, answer.result())
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                self._known[asked] = answer.result()
         return self._known.get(name)
-
-    def _keep(self, name: str, known: _Known) -> None:
-        if len(self._known) >= REMEMBERED:
-            self._known.clear()
-        self._known[name] = known
 
     def _ask(self, name: str, task_id: str, question: Callable[[], bool]) -> _Known | None:
         if self._asked is not None:
-            self._silent(name, f"the question for entry {self._asked[0]!r} is still open")
-            return None
+            return self._silent(name, f"the question for entry {self._asked[0]!r} is still open")
         began, clock = self._clock(), self._clock
-
-        def ask() -> _Known:
-            return _Known(task_id, question(), clock())
-
-        self._asked = name, self._asker.put(ask)
-        answer = self._asked[1]
+        answer = self._put(lambda: _Known(task_id, question(), clock()))
+        self._asked = name, answer
         futures.wait([answer], timeout=self._bound(began))
         took = self._clock() - began
         if took > QUICK:
             self._spare = max(0.0, self._spare - took)
         if not answer.done():
-            self._silent(name, f"it did not answer within {took:.2f} s")
-            return None
+            return self._silent(name, f"it did not answer within {took:.2f} s")
         if (error := answer.exception()) is not None:
-            self._silent(name, repr(error))
-            return None
-        self._keep(name, answer.result())
-        return answer.result()
+            return self._silent(name, repr(error))
+        return self._recall(name)
 
-    def _bound(self, now: float) -> float:
-        """Return how long to wait: an outage costs the patience once, a slow backend a tenth of the time."""
-        self._spare = min(self._patience, self._spare + SHARE * (now - self._spare_at))
-        self._spare_at = now
-        return max(min(QUICK, self._patience), self._spare)
-
-    def _silent(self, name: str, reason: str) -> None:
-        self.unanswered += 1
-        now = self._clock()
-        if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL:
-            self._warned_at = now
-            logger.warning(
-                "beat: overlap unknown entry=%s unanswered=%s: its last task counts as finished, for the result"
-                " backend does not tell: %s", name, self.unanswered, reason,
-            )  # fmt: skip
-
-
-class _Asker:
-    """A daemon thread that answers one question after the other, with a result backend of its own (Celery's are per
-    thread). Under gevent it is a greenlet, as is everything else that talks to the result backend there.
-    """
-
-    def __init__(self) -> None:
-        self._questions: queue.SimpleQueue[Any] | None = None
-
-    def put(self, question: Callable[[], _Known]) -> futures.Future[_Known]:
+    def _put(self, question: Callable[[], _Known]) -> futures.Future[_Known]:
         if self._questions is None:
             self._questions = queue.SimpleQueue()
             threading.Thread(target=_answer, args=(self._questions,), name="neli-overlap", daemon=True).start()
@@ -167,13 +131,24 @@ class _Asker:
         self._questions.put((future, question))
         return future
 
-    def close(self) -> None:
-        if self._questions is not None:
-            self._questions.put(None)
-            self._questions = None
+    def _bound(self, now: float) -> float:
+        """Return how long to wait: an outage costs the patience once, a slow backend a tenth of the time."""
+        self._spare = min(self._patience, self._spare + SHARE * (now - self._spare_at))
+        self._spare_at = now
+        return max(min(QUICK, self._patience), self._spare)
+
+    def _silent(self, name: str, reason: str) -> _Known | None:
+        self.unanswered += 1
+        if self._warnings.allows("unknown"):
+            logger.warning(
+                "beat: overlap unknown entry=%s unanswered=%s: its last task counts as finished, for the result"
+                " backend does not tell: %s", name, self.unanswered, reason,
+            )  # fmt: skip
+        return None
 
 
 def _answer(questions: queue.SimpleQueue[Any]) -> None:
+    """Answer one question after the other, with a result backend of this thread (under gevent, of this greenlet)."""
     while (asked := questions.get()) is not None:
         future, question = asked
         try:

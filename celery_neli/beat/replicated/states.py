@@ -13,7 +13,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.beat.replicated.inventory import Ahead, Inventory, Orphans
+from celery_neli.beat.replicated.inventory import Ahead, Inventory, trim
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
@@ -35,7 +35,7 @@ from celery_neli.schedule_topic.codec import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.schedule.heap import DueHeap
@@ -57,7 +57,7 @@ logger = escaping(logging.getLogger(__name__))
 class States:
     """The entries of ``table``, as far as they are known from the schedule topic. The thread that ticks.
 
-    ``owns`` returns True if an entry of that name is this scheduler's at all; ``write`` writes the state of an entry;
+    ``owns`` returns True if an entry of that name is this scheduler's; ``write`` writes the state of an entry;
     ``forgotten`` is called with the name of one that is gone, and ``refuse`` with a record that cannot be read.
     """
 
@@ -88,8 +88,8 @@ class States:
         #: Entries that were defined at runtime.
         self.defined: set[str] = set()
         #: States, and pauses of entries of beat_schedule, that are not here (yet); kept, for their entries may come.
-        self._orphan_states: Orphans[State] = Orphans()
-        self._pending_overrides: Orphans[Definition] = Orphans()
+        self._orphan_states: dict[str, State] = {}
+        self._pending_overrides: dict[str, Definition] = {}
         self.inventory = Inventory()
         #: The highest epoch of a term that wrote a state.
         self.newest = -1
@@ -104,52 +104,51 @@ class States:
         self._lines = LogLimit(REFUSED_EVERY)
 
     def load(self) -> None:
-        """Take over the entries of beat_schedule; nothing was read of them yet."""
+        """Take over the entries of beat_schedule, of which nothing was read yet."""
         self._initial = dict.fromkeys(self._table.schedule)
 
-    def apply(self, changes: Mapping[tuple[Kind, str], bytes | None], *, leading: bool, many: bool = False) -> None:
-        """Apply what was read. With ``leading``, this process knows the states better; ``many`` are logged at DEBUG."""
+    def apply(self, kind: Kind, name: str, value: bytes | None, *, leading: bool, many: bool) -> None:
+        """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
         self._level = logging.DEBUG if many else logging.INFO
-        for (kind, name), value in changes.items():
-            with self._alone(kind, name, leading=leading):
-                if not self._owns(name):
-                    continue
-                if kind == STATE:
-                    self._read_state(name, value, leading=leading)
-                elif kind == ENTRY:
-                    self.inventory.seen(name, value)
-                    definition = None if value is None else decode_definition(value)
-                    if value is not None:  # and it can be read
-                        self.inventory.keep(name, value)
-                    self._read_entry(name, definition)
+        with self._alone(kind, name, leading=leading):
+            if not self._owns(name):
+                return
+            if kind == STATE:
+                self._read_state(name, value, leading=leading)
+            elif kind == ENTRY and value is None:
+                self._remove(name)
+            elif kind == ENTRY and value is not None:
+                self.inventory.seen(name)
+                definition = decode_definition(value)
+                self.inventory.keep(name, value)
+                self._read_entry(name, definition)
 
     def caught_up(self) -> None:
         """Forget all but the newest records of entries that are not here: the topic was read to its end."""
-        self._orphan_states.trim()
-        for name in self._pending_overrides.trim():
+        trim(self._orphan_states)
+        for name in trim(self._pending_overrides):
             self.inventory.forget(name)
 
     def recount(self, *, torn: bool) -> None:
-        """Prepare for reading the topic from its beginning again; ``torn``: it has lost records."""
+        """Get ready to read the topic from its beginning again; ``torn``: it has lost records."""
         self.inventory.recount()
         if torn:
             self.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
 
-    def take_again(self, most: int) -> list[Any]:
-        """Return up to ``most`` entries whose states are to be written again; the caller writes them."""
-        return self._taken(self.again, islice(self.again, most))
-
     def counted(self, *, torn: bool) -> None:
         """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
         for name in self.inventory.counted(torn=torn):
-            self.inventory.forget(name)
-            self._read_entry(name, None)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        self.inventory.forget(name)
+        self._read_entry(name, None)
 
     def adopt(self, name: str) -> None:
         """Take over an entry that code has added, perhaps after the topic was read."""
         self._initial[name] = None
         self._take_orphan(self._table.schedule[name])
-        if (override := self._pending_overrides.take(name)) is not None:
+        if (override := self._pending_overrides.get(name)) is not None:
             with self._alone(ENTRY, name):
                 self._read_entry(name, override)
 
@@ -170,9 +169,9 @@ class States:
     def begin(self, settled: float | None) -> None:
         """Know, from now on, the entries of which no state was written; theirs are `unwritten`.
 
-        They begin now, or count as served until ``settled`` (Unix seconds), where another beat has led before. No task
-        of the term waits for their initial states, as writing 100,000 takes seconds. But the slots of an interval are
-        counted from what is in the state, so it is written before a slot of the entry is claimed.
+        They begin now, or count as served until ``settled`` (Unix seconds), where another beat has led before. Writing
+        100,000 initial states takes seconds, for which no task waits. But the slots of an interval are counted from
+        what is in the state, so it is written before a slot of the entry is claimed.
         """
         self._written_until = float("-inf")
         self.unwritten.update(self._initial)
@@ -188,22 +187,23 @@ class States:
         """Write the initial states of what a claim at ``moment`` (Unix seconds) reaches, ``interval`` seconds ahead."""
         if self._written_until < moment + interval:
             self._written_until = moment + 2 * interval  # looked for once an interval
-            self._write_initial(list(heap.until(self._written_until)))
+            self._write_taken(self.unwritten, heap.until(self._written_until))
 
     def write_some(self) -> bool:
         """Write a small batch of the other initial states; return True if more are left."""
-        self._write_initial(list(islice(self.unwritten, PORTION)))
+        self._write_taken(self.unwritten, islice(self.unwritten, PORTION))
         return bool(self.unwritten)
 
-    def _write_initial(self, names: Iterable[str]) -> None:
-        for entry in self._taken(self.unwritten, names):
-            self._write(entry)
+    def write_again(self, most: int) -> None:
+        """Write up to ``most`` of the states that the topic has lost."""
+        self._write_taken(self.again, islice(self.again, most))
 
-    def _taken(self, waiting: dict[str, None], names: Iterable[str]) -> list[Any]:
+    def _write_taken(self, waiting: dict[str, None], names: Iterable[str]) -> None:
         found = [name for name in names if name in waiting]
         for name in found:
             del waiting[name]
-        return [entry for entry in map(self._table.find, found) if entry is not None]
+            if (entry := self._table.find(name)) is not None:
+                self._write(entry)
 
     def finished_once(self) -> dict[str, float]:
         """Return the entries of one slot that ran and are still defined: by name, since when."""
@@ -221,13 +221,12 @@ class States:
 
     @property
     def led(self) -> bool:
-        """Return True if any state that was read is of a leader; an import has no term."""
+        """True if any state that was read is of a leader; an import has no term."""
         return self.newest > NO_TERM
 
     def ran(self, name: str, last: float) -> None:
         """Note that the entry ran for a slot after it was defined again or paused."""
-        entry = self._table.find(name)
-        if entry is not None:
+        if (entry := self._table.find(name)) is not None:
             entry.total_run_count += 1
             if at_of(entry) < last:
                 place(entry, last)
@@ -239,10 +238,12 @@ class States:
         self._table.remove(name)
         for names in (self.open, self.defined):
             names.discard(name)
-        for known in (self._initial, self.unwritten, self.again, self.since, self.sent, self.imported):
-            known.pop(name, None)
-        self._orphan_states.take(name)
-        self._pending_overrides.take(name)
+        known: tuple[dict[str, Any], ...] = (
+            self._initial, self.unwritten, self.again, self.since, self.sent, self.imported, self._orphan_states,
+            self._pending_overrides,
+        )  # fmt: skip
+        for each in known:
+            each.pop(name, None)
         self.inventory.forget(name)
         self._forgotten(name)
 
@@ -267,13 +268,13 @@ class States:
     # -- states --
 
     def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
-        entry = self._table.find(name)
-        if value is None:
-            self._orphan_states.take(name)
+        state = None if value is None else decode_state(value)
+        self._orphan_states.pop(name, None)
+        if state is None:
             return
-        state = decode_state(value)
+        entry = self._table.find(name)
         if entry is None:
-            self._orphan_states.keep(name, state)
+            self._orphan_states[name] = state
         elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
         elif state.term != NO_TERM or state.last > at_of(entry):
@@ -282,7 +283,7 @@ class States:
 
     def _take_orphan(self, entry: Any) -> None:
         """Apply the state that was read before its entry was there."""
-        if (orphan := self._orphan_states.take(entry.name)) is not None:
+        if (orphan := self._orphan_states.pop(entry.name, None)) is not None:
             with self._alone(STATE, entry.name):
                 self._apply(entry, orphan)
 
@@ -319,28 +320,29 @@ class States:
     # -- definitions --
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
-        static = name not in self.defined and self._table.find(name) is not None
+        self._pending_overrides.pop(name, None)
+        before = self._table.find(name)
+        static = name not in self.defined and before is not None
         if static and (definition is None or definition.static):
-            self._pause(name, definition)
+            self._pause(before, definition)
         elif definition is None:
-            self._pending_overrides.take(name)
             if name in self.defined:
                 self.forget(name)
                 self._log(name, "removed")
         elif definition.static:
             # This version of the schedule does not have it.
-            self._pending_overrides.keep(name, replace(definition, args=[], kwargs={}, options={}, changes=()))
+            self._pending_overrides[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
             if self._limit.allows(("hidden", name)):
                 logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
         else:
-            self._define(name, definition)
+            self._define(name, definition, before)
 
-    def _define(self, name: str, definition: Definition) -> None:
-        before = self._table.find(name)
+    def _define(self, name: str, definition: Definition, before: Any) -> None:
         entry = entry_of(definition, name, self._app)
         self._table.check(entry)
-        if before is not None and definition.since == self.since.get(name) and _FIELDS(before) == _FIELDS(entry):
+        again = before is not None and definition.since == self.since.get(name)
+        if again and _FIELDS(before) == _FIELDS(entry):
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
@@ -351,7 +353,7 @@ class States:
         else:
             entry.total_run_count = before.total_run_count
             place(entry, self._not_before(before, definition.since))
-        if before is None or definition.since != self.since.get(name):
+        if not again:
             self.open.add(name)
         self.since[name] = definition.since
         self.defined.add(name)
@@ -359,14 +361,12 @@ class States:
         self._take_orphan(entry)
         self._log(name, "defined" if before is None else "changed")
 
-    def _pause(self, name: str, definition: Definition | None) -> None:
+    def _pause(self, entry: Any, definition: Definition | None) -> None:
         """Apply a pause, or its end, to an entry of beat_schedule."""
-        entry = self._table.find(name)
-        assert entry is not None, "entries of beat_schedule are shown or paused"
         paused = definition is not None and definition.paused
-        if definition is not None and definition.since != self.since.get(name, 0.0):
-            self.since[name] = definition.since
-            self.open.add(name)
+        if definition is not None and definition.since != self.since.get(entry.name, 0.0):
+            self.since[entry.name] = definition.since
+            self.open.add(entry.name)
             if not paused:
                 place(entry, self._not_before(entry, definition.since))
         self._pause_or_go_on(entry, paused=paused)
@@ -382,8 +382,9 @@ class States:
         return max(at_of(entry), self._ahead.begins(entry.name, since))
 
     def _log(self, name: str, what: str) -> None:
-        suppressed = self._limit.ask((what, name))
-        if suppressed is not None:
+        if not logger.isEnabledFor(self._level):
+            return  # nor does it use up the limit of the lines that are shown
+        if (suppressed := self._limit.ask((what, name))) is not None:
             more = f" suppressed={suppressed}" if suppressed else ""
             logger.log(self._level, "schedule: entry=%s was %s%s", name, what, more)
 

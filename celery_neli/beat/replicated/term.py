@@ -1,33 +1,37 @@
-"""One term of a role: which slots it has claimed, which are in doubt, and which are not settled yet.
+"""One term of a role: what it begins with, which slots it has claimed, which are in doubt or not settled yet.
 
 The rules are in docs/protocol.md ("Slots"). Belongs to the thread that ticks; never waits.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.beat.replicated.claims import MICROSECOND, NEVER, Claims, Watermarks
-from celery_neli.beat.replicated.sharding import BASE
+from celery_neli.config import parent
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
 from celery_neli.schedule_topic.codec import RANK_MOST
-from celery_neli.settings import VERSION_MOST
+from celery_neli.settings import SHARDS_MOST, VERSION_MOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
     from celery_neli.beat.replicated.entries import EntryTable
-    from celery_neli.beat.replicated.sharding import Beginning
     from celery_neli.election.neli import Role
+    from celery_neli.election.role_state import Payload
     from celery_neli.schedule.slots import Owed
 
-__all__ = ["Term", "pass_settled", "version_of"]
+__all__ = ["Beginning", "Term", "begin", "pass_settled", "version_of"]
 
 #: The key of `neli_schedule_version` in the records of a beat's roles.
 VERSION = "version"
+#: Further keys: how many shards the leader uses; the watermarks that new shards begin with; what is to be added to a
+#: term for the epoch of its states.
+SHARDS, SPLIT, BASE = "shards", "split", "base"
 #: Slots in doubt that are counted one by one.
 COUNTED = 100
 
@@ -181,5 +185,68 @@ def _never_ran(entry: Any, marks: Watermarks) -> int:
 
 def version_of(data: Mapping[str, Any] | None) -> int:
     """Return the `neli_schedule_version` in a record's data, or -1 for none and for what the setting cannot be."""
-    value = (data or {}).get(VERSION)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= VERSION_MOST else -1
+    return _whole((data or {}).get(VERSION), most=VERSION_MOST, otherwise=-1)
+
+
+# -- shards (`config.owner`) --
+#
+# Beats may be started with a higher number of shards while others run with the lower one. So the records of each role
+# say which number its leader uses. A new shard begins when the shard that it is split from is led by that number, and
+# with the watermarks that were found there when it changed: what was published or claimed until then.
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a term of a shard begins with: the watermarks that it found, and what its records say besides."""
+
+    marks: Watermarks | None
+    data: Mapping[str, Any]
+
+
+def begin(shard: int, shards: int, payload: Callable[[int], Payload], *, now: float) -> Beginning | None:
+    """Return what a leader of ``shard``, one of ``shards``, begins with at ``now`` (Unix seconds).
+
+    ``payload`` returns the last payload of each shard's role. Returns None while the shard that it is split from still
+    serves its entries. Raises `ConfigurationError` if the entries were spread over more shards already.
+    """
+    found = payload(shard).data or {}
+    before = _count(found)
+    if before > shards:
+        raise ConfigurationError(
+            f"neli_shards = {shards}, but the schedule is spread over {before} already: set neli_shards = {before}; "
+            f"or, if it is to be {shards} from now on, stop the beats with another number and run `celery neli repair`"
+        )
+    marks, split = Watermarks.of(found, now=now), _split(found, shard)
+    if marks is None and shard > 0:
+        of_parent = payload(parent(shard))
+        if not of_parent.known or _count(of_parent.data or {}) <= shard:
+            return None
+        marks = Watermarks.of(_split(of_parent.data or {}, parent(shard)).get(str(shard)), now=now)
+    if marks is not None:
+        for child in range(max(before, shard + 1), shards):
+            if parent(child) == shard:
+                split[str(child)] = marks.as_data()
+    more: dict[str, Any] = {SHARDS: shards}
+    if split:
+        more[SPLIT] = split
+    if _whole(found.get(BASE), most=RANK_MOST) > 0:
+        more[BASE] = found[BASE]
+    return Beginning(marks, more)
+
+
+def _count(data: Mapping[str, Any]) -> int:
+    return _whole(data.get(SHARDS, 1 if data else 0), most=SHARDS_MOST)
+
+
+def _whole(value: Any, *, most: int, otherwise: int = 0) -> int:
+    """Return the number, or ``otherwise`` for anything but one from 0 to ``most``: the log may hold anything."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most else otherwise
+
+
+def _split(data: Mapping[str, Any], shard: int) -> dict[str, Any]:
+    """Return the watermarks that shards split from `shard` begin with, and nothing else that may stand there."""
+    value = data.get(SPLIT)
+    found = value if isinstance(value, dict) else {}
+    children = (each for each in range(shard + 1, SHARDS_MOST) if parent(each) == shard)
+    marks = {str(child): Watermarks.of(found.get(str(child))) for child in children}
+    return {child: each.as_data() for child, each in marks.items() if each is not None}

@@ -6,6 +6,7 @@ It knows what each known scheduler needs to be built, retired (its state is writ
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -14,45 +15,39 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import leased_producer, release_connection
-from celery_neli.beat.wrapped.mixin import LeasedMixin
-from celery_neli.beat.wrapped.stores import Ledger, reservation_class
+from celery_neli.beat.wrapped.mixin import LeasedMixin, Ledger, is_database, is_redbeat, reservation_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.scheduler_class import derives_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from celery_neli.beat.tenure import Tenure
 
-__all__ = ["WrappedHost", "is_database", "is_redbeat"]
+__all__ = ["WrappedHost", "add_to"]
 
 logger = escaping(get_logger(__name__))
 
 
+@dataclass(kw_only=True, eq=False)
 class WrappedHost:
-    """Serves a role by the scheduler class ``cls`` (`celery_neli.beat.host.Host`).
+    """Serves a role by the scheduler class ``cls`` (`role_runner.Host`).
 
     ``options`` are what `celery_neli.Scheduler` was constructed with. ``made`` is called with each scheduler that was
     built, ``learn`` with each one whose term is over: they keep the changes that code made to the schedule.
     """
 
+    app: Any
+    cls: type[Any]
+    options: Mapping[str, Any]
+    made: Callable[[Any], None]
+    learn: Callable[[Any], None]
+
     stands_by = False
     stuck = False
-
-    def __init__(
-        self,
-        *,
-        app: Any,
-        cls: type[Any],
-        options: Mapping[str, Any],
-        made: Callable[[Any], None],
-        learn: Callable[[Any], None],
-    ) -> None:
-        self.scheduler: Any = None
-        self._app, self._cls, self._options, self._made, self._learn = app, cls, options, made, learn
-        #: Outlives the schedulers: what was sent from here, and what could not be written.
-        self._ledger = Ledger()
+    scheduler: Any = field(default=None, init=False)
+    #: Outlives the schedulers: what was sent from here, and what could not be written.
+    ledger: Ledger = field(default_factory=Ledger, init=False)
 
     def prepare(self) -> bool:
         """Do nothing: a standby has no scheduler."""
@@ -62,7 +57,7 @@ class WrappedHost:
         """Build the scheduler. Reads and writes its store; may block and raise anything."""
         began = datetime.now(timezone.utc)
         self.scheduler = scheduler = self._build(tenure)
-        self._made(scheduler)
+        self.made(scheduler)
         self._count_initial_runs(began=began, since=first_seen)
         return True
 
@@ -74,20 +69,20 @@ class WrappedHost:
         """Retire the scheduler if the lease is ``held``, otherwise abandon it. May block and raise."""
         scheduler, self.scheduler = self.scheduler, None
         if scheduler is not None:
-            self._learn(scheduler)
+            self.learn(scheduler)
             (_retire if held else _abandon)(scheduler)
 
     def _build(self, tenure: Tenure) -> Any:
-        cls, app = self._cls, self._app
+        cls, app = self.cls, self.app
         attributes = {
             "neli_tenure": tenure,
-            "neli_ledger": self._ledger,
+            "neli_ledger": self.ledger,
             "neli_reservation_class": reservation_class(cls),
             "__module__": cls.__module__,
         }
         leased = type(cls.__name__, (LeasedMixin, cls), attributes)
-        producer = self._options.get("Producer") or app.amqp.Producer
-        options = dict(self._options, Producer=leased_producer(producer, tenure))
+        producer = self.options.get("Producer") or app.amqp.Producer
+        options = dict(self.options, Producer=leased_producer(producer, tenure))
         if is_database(cls) and not app.conf.beat_sync_every:
             # It writes its rows every three minutes: after a kill the successor would send those minutes again.
             options["sync_every_tasks"] = 1
@@ -115,7 +110,7 @@ class WrappedHost:
             for name, entry in scheduler.schedule.items():
                 if maybe_make_aware(entry.last_run_at) >= began:
                     entry.last_run_at = _earlier(entry.last_run_at, since)
-                sent = self._ledger.sent.get(name)
+                sent = self.ledger.sent.get(name)
                 if sent is not None and sent > entry.last_run_at:
                     entry.last_run_at = sent
 
@@ -165,13 +160,3 @@ def _forget(scheduler: Any) -> None:
     if finalizer is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(scheduler)
-
-
-def is_database(cls: type[Any]) -> bool:
-    """Return True if ``cls`` is django-celery-beat's scheduler or derives from it."""
-    return derives_from(cls, "django_celery_beat.schedulers", "DatabaseScheduler")
-
-
-def is_redbeat(cls: type[Any]) -> bool:
-    """Return True if ``cls`` is RedBeat's scheduler or derives from it."""
-    return derives_from(cls, "redbeat.schedulers", "RedBeatScheduler")

@@ -2,27 +2,107 @@
 
 Celery's own code decides what is due; :class:`LeasedMixin` asks the lease at the moments that count: before an entry
 advances, before it is applied, and before anything is written. The last question, before a message leaves, is asked in
-:mod:`celery_neli.beat.publish`.
+:mod:`celery_neli.beat.publish`. A `Reservation` undoes what Celery has done of an entry whose message never left.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from celery.beat import SchedulingError
+from celery.beat import ScheduleEntry, SchedulingError
 from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, wait_for_broker
-from celery_neli.beat.wrapped.stores import Ledger, Reservation
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static, log_mistakes
+from celery_neli.scheduler_class import derives_from
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
     from celery_neli.beat.tenure import Tenure
 
-__all__ = ["LeasedMixin"]
+__all__ = ["LeasedMixin", "Ledger", "is_database", "is_redbeat", "reservation_class"]
 
 logger = escaping(get_logger(__name__))
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What this process remembers of its runs from one scheduler to the next."""
+
+    #: When each entry was last sent from here.
+    sent: dict[str, datetime] = field(default_factory=dict)
+    #: A run of term ``owed_term`` that could not be written yet.
+    owed: Reservation | None = None
+    owed_term: int | None = None
+
+
+class Reservation:
+    """Undoes the advance of an entry whose message never left, of a scheduler that has its entries in ``schedule``.
+
+    Celery advances an entry (``last_run_at``, ``total_run_count``) before its message leaves. If the term ends in
+    between, the successor would believe that the task ran, and it would be lost. A reservation is made before the entry
+    advances, so that the advance can be undone whenever a signal handler cuts in.
+    """
+
+    #: The entry after this run; None before :meth:`take`.
+    advanced: Any = None
+
+    def __init__(self, *, scheduler: Any, entry: Any) -> None:
+        self.scheduler = scheduler
+        self.entry = entry
+
+    def take(self, advance: Callable[[Any], Any]) -> Any:
+        """Advance the entry by ``advance`` (the scheduler's own ``reserve``), and return the advanced one."""
+        self.advanced = advance(self.entry)
+        return self.advanced
+
+    def confirm(self) -> None:
+        """Make the run known: its message left, or Celery gave it up for good. May write, block and raise."""
+
+    def cancel(self) -> None:
+        """Undo the advance: nothing was sent."""
+        self.scheduler.schedule[self.entry.name] = self.entry
+
+
+class RowReservation(Reservation):
+    """Holds an entry of DatabaseScheduler: ``next(entry)`` changes the object of the row, which ``sync`` writes."""
+
+    FIELDS = ("last_run_at", "total_run_count", "no_changes")  # those that ModelEntry.__next__ sets
+
+    def __init__(self, *, scheduler: Any, entry: Any) -> None:
+        super().__init__(scheduler=scheduler, entry=entry)
+        self._was = {name: getattr(self.entry.model, name) for name in self.FIELDS}
+        self._was_dirty = self.entry.name in self.scheduler._dirty
+
+    def cancel(self) -> None:
+        """Restore the row's object; it is not written for this run."""
+        for name, value in self._was.items():
+            setattr(self.entry.model, name, value)
+        if not self._was_dirty:
+            self.scheduler._dirty.discard(self.entry.name)
+
+
+class DeferredReservation(Reservation):
+    """Holds an entry of RedBeat, which writes to Redis as it advances: that waits until the message has left.
+
+    Taking it back afterwards would race with the successor. A crash in between sends the task twice; it is never lost.
+    """
+
+    def take(self, advance: Callable[[Any], Any]) -> Any:
+        """Advance the entry in memory only."""
+        self.advanced = ScheduleEntry._next_instance(self.entry)  # RedBeat's override is this, and the write
+        return self.advanced
+
+    def confirm(self) -> None:
+        """Write the run to Redis."""
+        self.entry._next_instance(last_run_at=self.advanced.last_run_at)
+
+    def cancel(self) -> None:
+        """Do nothing: nothing was written."""
 
 
 class LeasedMixin:
@@ -164,3 +244,20 @@ class LeasedMixin:
     def _ensure_connected(self) -> Any:
         scheduler: Any = self
         return wait_for_broker(scheduler.connection, self.neli_tenure)
+
+
+def is_database(cls: type[Any]) -> bool:
+    """Return True if ``cls`` is django-celery-beat's scheduler or derives from it."""
+    return derives_from(cls, "django_celery_beat.schedulers", "DatabaseScheduler")
+
+
+def is_redbeat(cls: type[Any]) -> bool:
+    """Return True if ``cls`` is RedBeat's scheduler or derives from it."""
+    return derives_from(cls, "redbeat.schedulers", "RedBeatScheduler")
+
+
+def reservation_class(cls: type[Any]) -> type[Reservation]:
+    """Return the reservation for entries of the scheduler class ``cls``."""
+    if is_database(cls):
+        return RowReservation
+    return DeferredReservation if is_redbeat(cls) else Reservation
