@@ -79,7 +79,7 @@ class LeftOut:
 class Engine:
     """Runs the entries of ``scheduler``. The thread that ticks; nothing blocks but publishing.
 
-    ``make_ledger`` is called once, with the table, the log of slots that never run, and what forgets an entry.
+    ``make_ledger`` is called with the table, the log of slots that never run, and what forgets an entry.
     """
 
     def __init__(self, scheduler: Any, make_ledger: Callable[..., SlotLedger]) -> None:
@@ -98,13 +98,14 @@ class Engine:
     def turn(self, tick: Callable[[], float | None]) -> float:
         """Call ``tick`` until nothing is due, for `TURN` seconds; return the seconds until the next turn."""
         end = time.monotonic() + TURN
-        with self.sender.templates.one_look():
-            while True:
-                wait = float(tick() or 0)
-                if wait > 0:
-                    return wait
+        self.sender.templates.answers = {}  # asked once in a turn whether something is overridden or patched
+        try:
+            while not (wait := float(tick() or 0)) > 0:
                 if (self.pool.runs and not self.pool.free()) or time.monotonic() > end:
                     return 0.0
+            return wait
+        finally:
+            self.sender.templates.answers = None
 
     def tick(self) -> float:
         """Run what is due next, one slot of one entry at most; return the seconds until the next tick is wanted."""

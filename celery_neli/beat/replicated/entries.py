@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import Iterable, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from celery_neli.schedule.due import Next
-
 __all__ = ["Entries", "EntryTable", "HeapView"]
 
 logger = escaping(get_logger(__name__))
@@ -40,15 +38,12 @@ NEVER_INTERVAL = 3600.0
 #: The priority of every event, as in Celery.
 PRIORITY = 5
 
-_MISSING = object()
-
 
 class Entries(dict[str, Any]):
     """A schedule that knows which of its entries were changed, so that a tick need not compare them all.
 
-    A dict that keeps the names that were set or deleted until :meth:`changes` is called; it begins to with the first
-    call. It behaves as a dict in every other way; a copy and a pickle of it are plain dicts. An entry that is changed
-    in place is not seen: call :meth:`note`.
+    A dict that keeps the names that were set or deleted until `changes` is called; it begins to with the first call. A
+    copy and a pickle of it are plain dicts. An entry that is changed in place is not seen: call `note`.
     """
 
     __slots__ = ("_changed", "_watched")
@@ -79,7 +74,9 @@ class Entries(dict[str, Any]):
         return bool(self._changed)
 
     def __setitem__(self, name: str, entry: Any) -> None:
-        _name(entry, name)
+        # A tick advances an entry by the name that the entry has, and would find this one due for ever.
+        if getattr(entry, "name", name) != name:
+            entry.name = name
         super().__setitem__(name, entry)
         if self._watched:
             self._changed[name] = None
@@ -88,58 +85,27 @@ class Entries(dict[str, Any]):
         super().__delitem__(name)
         self.note((name,))
 
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        """As a dict's."""
-        if name not in self:
-            self[name] = default
-        return self[name]
+    # By way of the two above, where a dict would pass them by.
+    setdefault, clear, update = MutableMapping.setdefault, MutableMapping.clear, MutableMapping.update
 
-    def pop(self, name: str, default: Any = _MISSING) -> Any:
-        """As a dict's."""
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove and return an entry, or return the default."""
         if name in self:
             self.note((name,))
-            return super().pop(name)
-        if default is _MISSING:
-            raise KeyError(name)
-        return default
+        return super().pop(name, *default)
 
     def popitem(self) -> tuple[str, Any]:
-        """As a dict's."""
+        """Remove and return the last item."""
         name, entry = super().popitem()
         self.note((name,))
         return name, entry
-
-    def clear(self) -> None:
-        """As a dict's."""
-        self.note(self)
-        super().clear()
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """As a dict's."""
-        new = dict(*args, **kwargs)
-        for name, entry in new.items():
-            _name(entry, name)
-        super().update(new)
-        self.note(new)
 
     def __ior__(self, other: Any) -> Entries:  # type: ignore[misc,override]  # typeshed has overloads
         self.update(other)
         return self
 
-    def copy(self) -> dict[str, Any]:
-        """Return a plain dict."""
-        return dict(self)
-
-    __copy__ = copy
-
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
-
-
-def _name(entry: Any, name: str) -> None:
-    # A tick advances an entry by the name that the entry has, and would find this one due for ever.
-    if getattr(entry, "name", name) != name:
-        entry.name = name
 
 
 class HeapView(MutableSequence[Any]):
@@ -346,7 +312,7 @@ class EntryTable:
         """Return when to look at an entry that is new or was changed, in Unix seconds."""
         scheduler = self._scheduler
         try:
-            found = self._next(entry)
+            found = (self._forecast or Forecast()).next(entry) if self._asks_nobody() else None
             if found is not None:
                 if found.delay == math.inf:
                     self._warn_of_never(entry)
@@ -373,9 +339,6 @@ class EntryTable:
         """Let the slots up to ``slot`` never run; return the entry after them."""
         passed = self.schedule[entry.name] = pass_over(entry, slot, now)
         return passed
-
-    def _next(self, entry: Any) -> Next | None:
-        return (self._forecast or Forecast()).next(entry) if self._asks_nobody() else None
 
     def _asks_nobody(self) -> bool:
         return type(self._scheduler).is_due is CelerysScheduler.is_due
