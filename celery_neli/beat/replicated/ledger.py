@@ -91,8 +91,8 @@ class SlotLedger:
     def outdated(self, run: Run, *, ran: bool) -> None:
         """Note that its entry was defined again, paused or removed after it was submitted; ``ran``: it was sent."""
 
-    def passed(self, entry: Any) -> None:
-        """Note that slots of the entry will never run; ``entry`` is the one after them."""
+    def write(self, entry: Any) -> None:
+        """Note what an entry has come to of which slots will never run."""
 
     def retry_at(self, name: str) -> float | None:
         """Return when the entry's failed slot is retried; None if no slot of it failed."""

@@ -93,11 +93,13 @@ class ClaimingLedger(SlotLedger):
 
     def owns(self, name: str) -> bool:
         """Return True if the entry of that name is this shard's."""
-        return owner(name, len(self._config.roles)) == self.shard
+        shards = len(self._config.roles)
+        return shards == 1 or owner(name, shards) == self.shard
 
     def check(self, entry: Any) -> None:
         """Raise `ConfigurationError` if the entry asks whether its last task has finished, and cannot."""
-        Overlap.of(entry).check(self._app, entry)
+        if entry.options:
+            Overlap.of(entry).check(self._app, entry)
 
     def added(self, name: str) -> None:
         """Apply what the schedule topic says of the entry."""
@@ -115,8 +117,7 @@ class ClaimingLedger(SlotLedger):
             marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
         self.term = Term(
             self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,
-            interval=self._config.heartbeat_interval, version=self._settings.version,
-            unsaved=lambda: bool(self._topic.unsaved), now=now,
+            interval=self._config.heartbeat_interval, version=self._settings.version, topic=self._topic, now=now,
         )  # fmt: skip
         states.newest = self.term.epoch
         for name in self._retries:  # at its time again
@@ -237,8 +238,9 @@ class ClaimingLedger(SlotLedger):
         term = self._present
         doubtful = term.in_doubt(entry, None if found.owed is None else found.owed.first, defined=defined)
         sends = self._settings.sends_in_doubt
-        if doubtful is None or (term.was_logged(entry.name) and sends):
+        if doubtful is None or (sends and entry.name in term.logged):
             return False
+        term.logged.add(entry.name)
         self.in_doubt += doubtful.total
         self._left_out.lines.warning(
             "slots in doubt", entry.name, "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
@@ -259,7 +261,7 @@ class ClaimingLedger(SlotLedger):
         if not self._overlaps.holds(entry, last_id, last or 0.0, self._table.moment()):
             return False
         if found.left_out:
-            self._left_out.log(entry, found, self._table.policy(entry).policy)
+            self._left_out.log(entry, found)
         self._left_out.total += 1
         self._left_out.lines.warning(
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
@@ -270,7 +272,7 @@ class ClaimingLedger(SlotLedger):
 
     def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> None:
         self._left_out.over(entry.name)
-        self.passed(self._table.pass_over(entry, slot, now))
+        self.write(self._table.pass_over(entry, slot, now))
 
     def task_id(self, entry: Any, slot: datetime | None) -> str | None:
         """Return the task id of the slot, the same for every leader."""
@@ -350,10 +352,6 @@ class ClaimingLedger(SlotLedger):
             if self._table.first_look(each) <= self._present.claims.settled:
                 self.states.open.add(each.name)
                 self.write(each)
-
-    def passed(self, entry: Any) -> None:
-        """Write the state of an entry of which slots will never run."""
-        self.write(entry)
 
     def write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""

@@ -18,6 +18,7 @@ from celery.utils.log import get_logger
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
 from celery_neli.beat.replicated.ledger import Run
 from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
+from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
@@ -64,6 +65,11 @@ class NoLease:
         return False
 
 
+class _Thread(threading.local):
+    #: The run that the calling thread, a publisher's, sends.
+    run: Run | None = None
+
+
 class _Attempt(NamedTuple):
     """One attempt to send a slot of ``entry`` as ``sent``; ``task_id`` identifies the slot."""
 
@@ -89,7 +95,7 @@ class Sender:
         #: `apply_entry` or `apply_async` (Sentry reports a check-in there and writes its id into the headers): only the
         #: first attempt goes that way, a retry has the headers already.
         self._attempts: dict[str, _Attempt] = {}
-        self._thread = threading.local()
+        self._thread = _Thread()
 
     def send(self, entry: Any, found: Look, now: datetime) -> Any:
         """Send the entry for the slot that was found; return the entry after it. Blocks as publishing does.
@@ -135,7 +141,7 @@ class Sender:
         """Return True unless the term is over, an entry is half done, or a publisher's thread asks."""
         half_done = self._run is not None and not self.lease.left
         alone = isinstance(self.lease, NoLease)
-        return alone or (not half_done and self._job is None and self.lease.may_finish())
+        return alone or (not half_done and self._thread.run is None and self.lease.may_finish())
 
     # -- the way to the broker --
 
@@ -149,7 +155,7 @@ class Sender:
             LeaseEnded: The term ended first; nothing was sent.
             celery.beat.SchedulingError: It could not be sent.
         """
-        if (run := self._job) is not None:
+        if (run := self._thread.run) is not None:
             return self._transmit_run(run, entry, producer)
         scheduler, lease = self._scheduler, self.lease
         lease.ask_finish()
@@ -242,29 +248,27 @@ class Sender:
             self._count_sent()
 
     def _count_sent(self) -> None:
-        if self._job is None:
+        if self._thread.run is None:
             self._scheduler._tasks_since_sync += 1
             if self._scheduler.should_sync():
                 self._scheduler._do_sync()
 
     # -- side by side --
 
-    def publishable(self, sent: Any) -> bool:
-        """Return True if a publisher's thread may send it: no code of the application runs there."""
-        return self.templates.key(self._scheduler, sent, self._scheduler.producer) is not None
-
     def send_run(self, run: Run, producer: Any) -> None:
-        """Send a run of the pool. On a publisher's thread."""
+        """Send a run of the pool; raise what went wrong unless it was refused. On a publisher's thread."""
+        tenure: Tenure = producer.neli_tenure
+        tenure.reset(run.headers)
         self._thread.run = run
         try:
             self._apply(run.sent, producer)
         finally:
-            self._thread.run = None
-
-    @property
-    def _job(self) -> Run | None:
-        """The run that the calling thread, a publisher's, sends."""
-        return getattr(self._thread, "run", None)
+            self._thread.run = tenure.headers = None
+            run.wired = tenure.wired
+        if run.error is not None:
+            raise run.error
+        if run.refused is None and not tenure.left:
+            raise LeaseEnded("nothing left")
 
     def _transmit_run(self, run: Run, entry: Any, producer: Any) -> Any:
         try:
