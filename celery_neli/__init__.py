@@ -15,78 +15,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from celery_neli.beat.replicated.standalone import ReplicatedScheduler
-    from celery_neli.beat.scheduler import Scheduler
-    from celery_neli.config import Config
-    from celery_neli.election.renewal import State
-    from celery_neli.election.role_state import LeaderAcquired, LeaderFenced, LeaderRevoked
-    from celery_neli.exceptions import (
-        ClosedError,
-        ConfigurationError,
-        LeadershipLost,
-        NeliError,
-        NotLeader,
-        TopicError,
-    )
-    from celery_neli.kafka.connect import Neli
-    from celery_neli.singletons.decorator import singleton
-    from celery_neli.worker.bootsteps import install
-    from celery_neli.worker.leader_only import current_term, leader_only, roles, still_leader
+    from celery_neli.beat.replicated.standalone import ReplicatedScheduler as ReplicatedScheduler
+    from celery_neli.beat.scheduler import Scheduler as Scheduler
+    from celery_neli.config import Config as Config
+    from celery_neli.election.renewal import State as State
+    from celery_neli.election.role_state import LeaderAcquired as LeaderAcquired
+    from celery_neli.election.role_state import LeaderFenced as LeaderFenced
+    from celery_neli.election.role_state import LeaderRevoked as LeaderRevoked
+    from celery_neli.exceptions import ClosedError as ClosedError
+    from celery_neli.exceptions import ConfigurationError as ConfigurationError
+    from celery_neli.exceptions import LeadershipLost as LeadershipLost
+    from celery_neli.exceptions import NeliError as NeliError
+    from celery_neli.exceptions import NotLeader as NotLeader
+    from celery_neli.exceptions import TopicError as TopicError
+    from celery_neli.kafka.connect import Neli as Neli
+    from celery_neli.singletons.decorator import singleton as singleton
+    from celery_neli.worker.bootsteps import install as install
+    from celery_neli.worker.leader_only import current_term as current_term
+    from celery_neli.worker.leader_only import leader_only as leader_only
+    from celery_neli.worker.leader_only import roles as roles
+    from celery_neli.worker.leader_only import still_leader as still_leader
 
 __version__ = "0.1.0"
-__all__ = [
-    "ClosedError",
-    "Config",
-    "ConfigurationError",
-    "LeaderAcquired",
-    "LeaderFenced",
-    "LeaderRevoked",
-    "LeadershipLost",
-    "Neli",
-    "NeliError",
-    "NotLeader",
-    "ReplicatedScheduler",
-    "Scheduler",
-    "State",
-    "TopicError",
-    "current_term",
-    "install",
-    "leader_only",
-    "roles",
-    "singleton",
-    "still_leader",
-]
 
-_HOMES = {
-    "Config": "config",
-    "ConfigurationError": "exceptions",
-    "ClosedError": "exceptions",
-    "NeliError": "exceptions",
-    "TopicError": "exceptions",
-    "LeaderAcquired": "election.role_state",
-    "LeaderFenced": "election.role_state",
-    "LeaderRevoked": "election.role_state",
-    "Neli": "kafka.connect",
-    "State": "election.renewal",
-    "ReplicatedScheduler": "beat.replicated.standalone",
-    "Scheduler": "beat.scheduler",
-    "install": "worker.bootsteps",
-    "LeadershipLost": "exceptions",
-    "NotLeader": "exceptions",
-    "current_term": "worker.leader_only",
-    "leader_only": "worker.leader_only",
-    "roles": "worker.leader_only",
-    "still_leader": "worker.leader_only",
-    "singleton": "singletons.decorator",
+_PUBLIC = {
+    "beat.replicated.standalone": ("ReplicatedScheduler",),
+    "beat.scheduler": ("Scheduler",),
+    "config": ("Config",),
+    "election.renewal": ("State",),
+    "election.role_state": ("LeaderAcquired", "LeaderFenced", "LeaderRevoked"),
+    "exceptions": ("ClosedError", "ConfigurationError", "LeadershipLost", "NeliError", "NotLeader", "TopicError"),
+    "kafka.connect": ("Neli",),
+    "singletons.decorator": ("singleton",),
+    "worker.bootsteps": ("install",),
+    "worker.leader_only": ("current_term", "leader_only", "roles", "still_leader"),
 }
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used (PEP 562), since every `celery` command imports this package."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

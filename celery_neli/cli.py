@@ -6,12 +6,10 @@ Every `celery` command imports this module, so it loads confluent_kafka only whe
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +21,29 @@ from celery.bin.worker import worker
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
 from celery_neli.config import ELECTIONS, enabled, from_app
 from celery_neli.exceptions import NeliError
-from celery_neli.ordinary_beat import guard
+from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, schedule
 from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
 
 hide_from_reports()
 guard(beat, worker)
+_SECONDS = click.FloatRange(min=1)
+_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _GONE = "  does not answer: its lease has run out"
+
+
+class _Command(CeleryCommand):
+    """A command that ends with one line if it raises an error of ours."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NeliError as exc:
+            raise failure(exc) from None
 
 
 @click.group(name="neli")
@@ -49,7 +57,7 @@ def neli(ctx: click.Context) -> None:
 neli.add_command(schedule)
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--election", type=click.Choice(ELECTIONS), help="Show only this one; by default, every one whose topic exists."
@@ -67,7 +75,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
             raise NeliError(shown[0].missing_rights[0])
     except NeliError as exc:
         if not as_json:
-            raise failure(exc) from None
+            raise
         say_json(json.dumps({"led": False, "error": str(exc), "elections": []}))
         ctx.exit(1)
     led = all(each.led for each in shown)
@@ -82,59 +90,49 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
 @click.option("--role", help="The role; you may leave it out if there is only one.")
 @click.option("--to", help="Name of the member that should lead next; by default, the one that the group prefers.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=15.0,
-    show_default=True,
-    help="Seconds to wait for the next leader.",
-)
+@click.option("--timeout", type=_SECONDS, default=15.0, show_default=True, help="Seconds to wait for the next leader.")
 @click.pass_context
 def resign(ctx: click.Context, election: str, role: str | None, to: str | None, timeout: float) -> None:
     """Ask the leader to hand over, and wait for the next one. The exit status is 1 if none leads in time."""
-    from celery_neli.resign import hand_over
+    from celery_neli.handover import hand_over
 
-    with _errors_in_one_line():
-        config = from_app(ctx.obj.app, election)
-        _note_switched_off(ctx.obj.app)
-        before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=_log())
-        if to not in (None, after.leader):
-            raise NeliError(
-                f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
-                f"not {to}"
-            )
+    config = from_app(ctx.obj.app, election)
+    _note_switched_off(ctx.obj.app)
+    before, after, seconds = hand_over(config, election, role=role, to=to, timeout=timeout, log=logger_of(__name__))
+    if to not in (None, after.leader):
+        raise NeliError(
+            f"{before.leader} handed role {before.role} over, but {after.leader} leads it now (term {after.term}), "
+            f"not {to}"
+        )
     say(
         f"{election} role {before.role}: {printable(before.leader)} (term {before.term}) handed over to "
         f"{printable(after.leader)} (term {after.term}) in {seconds:.1f} s"
     )
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds to wait for the roles."
-)
+@click.option("--timeout", type=_SECONDS, default=30.0, show_default=True, help="Seconds to wait for the roles.")
 @click.pass_context
 def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     """Make the records of the beats' roles fit neli_shards, after you lowered it or if a record was forged. The command
     refuses while a beat serves a role: to lower neli_shards, stop all beats first.
     """
-    from celery_neli.repair import repair as run
+    from celery_neli.handover import repair as run
 
-    with _errors_in_one_line():
-        config = from_app(ctx.obj.app, "beat")
-        changes = run(config, dry_run=dry_run, timeout=timeout, log=_log())
+    config = from_app(ctx.obj.app, "beat")
+    changes = run(config, dry_run=dry_run, timeout=timeout, log=logger_of(__name__))
     for each in changes:
         say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
     say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
-@neli.command(cls=CeleryCommand)
+@neli.command(cls=_Command)
 @click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
@@ -145,29 +143,15 @@ def kafka(ctx: click.Context, port: int) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    with _errors_in_one_line(), EmbeddedKafka(port=port) as running:
+    with EmbeddedKafka(port=port) as running:
         _make_topics(ctx.obj.app, running)
         print(f"embedded Kafka on {running.bootstrap_servers}; press Ctrl-C to stop it", flush=True)
         threading.Event().wait()
 
 
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except NeliError as exc:
-        raise failure(exc) from None
-
-
 def _note_switched_off(app: Any) -> None:
     if not enabled(app):
         say("note: neli_enabled = False: processes with this setting take part in no election", err=True)
-
-
-def _log() -> logging.Logger:
-    from celery_neli.logs import escaping
-
-    return escaping(logging.getLogger("celery_neli.cli"))
 
 
 def _make_topics(app: Any, running: EmbeddedKafka) -> None:
@@ -176,14 +160,13 @@ def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """
     from celery_neli.kafka.topic_spec import schedule_topic
 
-    if app.conf.get("neli_group"):
-        for election in ELECTIONS:
-            config = from_app(app, election)
-            if len(config.roles) > 1:
-                running.create_topic(config.topic, partitions=len(config.roles))
-            if election == "beat":
-                spec = schedule_topic(config)
-                running.create_topic(spec.name, partitions=spec.partitions)
+    if not app.conf.get("neli_group"):
+        return
+    for config in (from_app(app, election) for election in ELECTIONS):
+        if len(config.roles) > 1:
+            running.create_topic(config.topic, partitions=len(config.roles))
+    spec = schedule_topic(from_app(app, "beat"))
+    running.create_topic(spec.name, partitions=spec.partitions)
 
 
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:
@@ -192,9 +175,11 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
     from celery_neli.status import look
 
     names = [election] if election else list(ELECTIONS)
-    configs = {name: from_app(app, name) for name in names}
+    configs, log = [from_app(app, name) for name in names], logger_of(__name__)
     with ThreadPoolExecutor(len(names)) as pool:
-        return list(pool.map(lambda name: look(configs[name], name, log=_log(), schedules=name == "beat"), names))
+        return list(
+            pool.map(lambda config, name: look(config, name, log=log, schedules=name == "beat"), configs, names)
+        )
 
 
 def _unled(app: Any, name: str) -> str | None:
@@ -204,7 +189,7 @@ def _unled(app: Any, name: str) -> str | None:
 
     config = from_app(app, "beat")
     try:
-        found = look(config, "beat", log=_log(), schedules=True)
+        found = look(config, "beat", log=logger_of(__name__), schedules=True)
     except NeliError:
         return None  # Kafka answered before, and stored the entry
     if not found.exists:
@@ -225,20 +210,18 @@ def _print(status: ElectionStatus) -> None:
     if not status.exists:
         say("  the leader topic does not exist: no member has started yet")
         return
-    width = max((len(role.role) for role in status.roles), default=0) + 1
+    width = max(len(role.role) for role in status.roles) + 1
     for role in status.roles:
         name = f"{role.role}:".ljust(width)
         if role.leader is None:
-            say(f"  role {name} NO LEADER ({role.reason}) last term {_or_dash(role.term)}")
+            say(f"  role {name} NO LEADER ({role.reason}) last term {'-' if role.term is None else role.term}")
         else:
             since = "?" if role.since is None else _when(role.since)
-            age = 0.0 if role.heartbeat_age is None else role.heartbeat_age
-            leader = printable(role.leader)
-            say(f"  role {name} {leader} leads  term {role.term}  since {since}  last heartbeat {age:.1f} s ago")
+            leads = f"{printable(role.leader)} leads  term {role.term}  since {since}"
+            say(f"  role {name} {leads}  last heartbeat {role.heartbeat_age or 0:.1f} s ago")
     _print_members(status)
-    for line in (status.sharing, status.disagreement):
-        if line is not None:
-            say(f"  {line}")
+    for line in filter(None, (status.sharing, status.disagreement)):
+        say(f"  {line}")
     for right in status.missing_rights:
         say(f"  could not be checked: {right}")
 
@@ -268,15 +251,6 @@ def _when(seconds: float) -> str:
         moment = datetime.fromtimestamp(seconds, timezone.utc)
     except (ValueError, OverflowError, OSError):  # a record's time may be anything
         return f"{seconds:g}"
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({_span(time.time() - seconds)})"
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
-
-
-def _or_dash(value: int | None) -> str:
-    return "-" if value is None else str(value)
+    ago = max(0.0, time.time() - seconds)
+    unit, size = next((each for each in _UNITS if ago >= 2 * each[1]), ("s", 1))
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({ago / size:.0f} {unit})"

@@ -6,13 +6,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import Masked, closest
-from celery_neli.settings import MAX_LEASE, NAME_MOST, SETTINGS, TOPIC_MOST, Setting, kafka_name
+from celery_neli.settings import NAME_MOST, SETTINGS, TOPIC_MOST, Setting, kafka_name
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 ELECTIONS: Final = ("beat", "worker")
 SCHEDULE: Final = ".schedule"
 """The end of a schedule topic's name, behind the name of the leader topic."""
-SESSION_MOST: Final = 3_600
-"""librdkafka's limit, in seconds, for the session of a consumer group."""
 #: The settings of an app are parts of these names.
 _WHOLE_NAMES: Mapping[str, Setting] = {
     "group": Setting("neli_group", kafka_name(NAME_MOST)),
@@ -47,7 +45,6 @@ _FOLLOWS_FROM: Mapping[str, str] = {
 
 
 def _default_name() -> str:
-    """Return a name for this process: host, process id, and the time in seconds."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}_{os.getpid()}_{int(time.time())}")[-200:]
 
 
@@ -57,13 +54,10 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
-    """The configuration of one member of one election. Times are seconds.
+    """The configuration of one member of one election. Times are seconds. `kafka` may hold secrets: `repr` and errors
+    show only its names and addresses.
 
-    `kafka` may hold secrets: `repr` and the errors of this package show only its names and addresses.
-
-    Raises:
-        ConfigurationError: A value is unfit or contradicts another. The message names the setting, its value and what
-            to do.
+    Raises `ConfigurationError` if a value is unfit or contradicts another.
     """
 
     group: str
@@ -85,38 +79,18 @@ class Config:
         for each in fields(self):
             check = (_WHOLE_NAMES.get(each.name) or SETTINGS[f"neli_{each.name}"]).checked
             object.__setattr__(self, each.name, check(getattr(self, each.name)))
-        self._check_times()
-        self._check_properties()
-
-    def _check_times(self) -> None:
         if 3 * self.heartbeat_interval > self.heartbeat_timeout:
             raise ConfigurationError(
                 f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is less than 3 × neli_heartbeat_interval = "
                 f"{self.heartbeat_interval:g} s: one late heartbeat would cost the leadership; "
                 "raise the timeout or lower the interval"
             )
-        if self.heartbeat_timeout > MAX_LEASE:
-            raise ConfigurationError(
-                f"neli_heartbeat_timeout = {self.heartbeat_timeout:g} s is above the protocol's limit of "
-                f"{MAX_LEASE:g} s; lower it"
-            )
         if self.takeover_delay >= self.heartbeat_timeout:
             raise ConfigurationError(
                 f"neli_takeover_delay = {self.takeover_delay:g} s is not below neli_heartbeat_timeout = "
                 f"{self.heartbeat_timeout:g} s; lower it"
             )
-        if self.session_timeout < 1:
-            raise ConfigurationError(
-                f"neli_session_timeout = {self.session_timeout:g} s is below 1 s; "
-                "brokers refuse less than 6 s by default"
-            )
-        if self.session_timeout > SESSION_MOST:
-            raise ConfigurationError(
-                f"neli_session_timeout = {self.session_timeout:g} s is above {SESSION_MOST} s, which Kafka's client "
-                "refuses, and brokers by default above 1800 s; lower it"
-            )
-        if self.stall_timeout < 1:
-            raise ConfigurationError(f"neli_stall_timeout = {self.stall_timeout:g} s is below 1 s; raise it")
+        self._check_properties()
 
     def _check_properties(self) -> None:
         for reason, names in _REFUSED.items():
@@ -192,10 +166,8 @@ def _comparable(name: str, value: Any) -> str:
 
 
 def setting(app: Celery, name: str) -> Any:
-    """Return the app's value of the setting `name`, or its default. Loads the app's configuration.
-
-    Raises:
-        ConfigurationError: The value is unfit.
+    """Return the app's value of the setting `name`, or its default. Loads the app's configuration. Raises
+    `ConfigurationError` if the value is unfit.
     """
     value = app.conf.get(name)
     return SETTINGS[name].default if value is None else SETTINGS[name].checked(value)
@@ -203,26 +175,21 @@ def setting(app: Celery, name: str) -> Any:
 
 def enabled(app: Celery) -> bool:
     """Return True if `neli_enabled` is on, as it is by default. Raises `ConfigurationError`."""
-    found: bool = setting(app, "neli_enabled")
-    return found
+    return bool(setting(app, "neli_enabled"))
 
 
 def from_app(app: Celery, election: str) -> Config:
-    """Return the configuration of `election` ("beat" or "worker") from the app's settings, which it loads.
-
-    Raises:
-        ConfigurationError: A setting is unfit, missing, or does not exist.
+    """Return the configuration of `election` ("beat" or "worker") from the app's settings, which it loads. Raises
+    `ConfigurationError` if a setting is unfit, missing, or does not exist.
     """
     check_names(app)
-    given: dict[str, Any] = {"group": f"{_group(app)}.{election}"}
-    for each in fields(Config):
-        if each.name not in ("group", "topic", "roles") and app.conf.get(f"neli_{each.name}") is not None:
-            given[each.name] = app.conf.get(f"neli_{each.name}")
-    topic = setting(app, "neli_topic")
-    if topic is not None:
-        given["topic"] = topic.replace("{election}", election)
-    given["roles"] = setting(app, "neli_roles") if election == "worker" else shard_roles(setting(app, "neli_shards"))
-    return Config(**given)
+    same = {each.name for each in fields(Config)} - {"group", "topic", "roles"}
+    return Config(
+        group=f"{_group(app)}.{election}",
+        topic=(setting(app, "neli_topic") or "").replace("{election}", election),
+        roles=setting(app, "neli_roles") if election == "worker" else shard_roles(setting(app, "neli_shards")),
+        **{name: value for name in same if (value := app.conf.get(f"neli_{name}")) is not None},
+    )
 
 
 def shard_roles(shards: int) -> tuple[str, ...]:
@@ -233,25 +200,18 @@ def shard_roles(shards: int) -> tuple[str, ...]:
 def _group(app: Celery) -> str:
     group: str | None = setting(app, "neli_group")
     if group is None:
-        hint = not_read(app, "neli_group")
-        example = "name this deployment, e.g. neli_group = 'shop-production'"
-        raise ConfigurationError(
-            f"neli_group is not set: {hint or f'{example}; two environments on one Kafka must differ'}"
-        )
+        example = "name this deployment, e.g. neli_group = 'shop-production'; two environments on one Kafka must differ"
+        raise ConfigurationError(f"neli_group is not set: {not_read(app, 'neli_group') or example}")
     return group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeatSettings:
-    """The settings of a beat beside its `Config`.
+    """The settings of a beat beside its `Config`."""
 
-    `sends_in_doubt`: it sends slots in doubt again. `parallel`: the number of its publishers. `version`: that of its
-    schedule, None if it has none.
-    """
-
-    sends_in_doubt: bool
-    parallel: int
-    version: int | None
+    sends_in_doubt: bool  # it sends slots in doubt again
+    parallel: int  # publishers
+    version: int | None  # of its schedule, if it has one
 
 
 def beat_settings(app: Celery) -> BeatSettings:
@@ -276,46 +236,44 @@ _NAME = re.compile(r"(?:(?P<prefix>\w+)_)?(?P<name>neli_\w+)", re.IGNORECASE)
 def check_names(app: Celery) -> None:
     """Check the names of the `neli_*` settings that the user gave, since Celery ignores unknown ones. Loads them.
 
-    Raises:
-        ConfigurationError: A name does not exist, or Celery would not read it: it is in the wrong case, or its prefix
-            is not the app's namespace. In an app with a namespace, another prefix may be that of another app.
+    Raises `ConfigurationError` if a name does not exist, or if Celery would not read it: it is in the wrong case, or
+    its prefix is not the app's namespace. In an app with a namespace, another prefix may be that of another app.
     """
-    namespace = getattr(app, "namespace", None) or ""
-    for key in _text_keys(app):
-        found = _NAME.fullmatch(key)
-        if found is None:
-            continue
-        name, prefix = found["name"].lower(), found["prefix"]
-        right = _with_namespace(name, namespace)
-        if key in (name, right):
+    namespace = app.namespace or ""
+    for key, prefix, name, is_read in _given(app):
+        if is_read:
             if name not in SETTINGS:
                 raise ConfigurationError(
                     f"{name} is not a setting of celery-neli; did you mean {closest(name, SETTINGS)}?"
                 )
         elif prefix is None or prefix.lower() == namespace.lower() or (not namespace and name in SETTINGS):
-            raise ConfigurationError(f"{key} is not read: {_remedy(key, name, right)}")
+            raise ConfigurationError(f"{key} is not read: {_remedy(app, prefix, name)}")
 
 
 def not_read(app: Celery, name: str) -> str | None:
     """Return a hint if the app lacks the setting `name` and the user gave it with another prefix or in capitals."""
-    right = _with_namespace(name, getattr(app, "namespace", None) or "")
-    for key in _text_keys(app):
-        if key not in (name, right) and f"_{key}".lower().endswith(f"_{name}"):
-            return f"{key} is set, which this app does not read: {_remedy(key, name, right)}"
+    for key, prefix, found, is_read in _given(app):
+        if found == name and not is_read:
+            return f"{key} is set, which this app does not read: {_remedy(app, prefix, name)}"
     return None
 
 
-def _text_keys(app: Celery) -> Iterable[str]:
-    return [key for key in list(app.conf.keys()) if isinstance(key, str)]
+def _given(app: Celery) -> Iterator[tuple[str, str | None, str, bool]]:
+    """Yield each key that looks like ours, its prefix, the setting's name in it, and True if Celery reads it."""
+    for key in list(app.conf.keys()):
+        if isinstance(key, str) and (found := _NAME.fullmatch(key)):
+            name = found["name"].lower()
+            yield key, found["prefix"], name, key in (name, _right(app, name))
 
 
-def _with_namespace(name: str, namespace: str) -> str:
+def _right(app: Celery, name: str) -> str:
+    """Return how the user has to write the setting `name`."""
+    namespace = app.namespace or ""
     full = f"{namespace}_{name}" if namespace else name
     return full.upper() if namespace.isupper() else full
 
 
-def _remedy(key: str, name: str, right: str) -> str:
-    prefix = key[: -len(name)].rstrip("_")
-    if right == name and prefix:
+def _remedy(app: Celery, prefix: str | None, name: str) -> str:
+    if prefix and not app.namespace:
         return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
-    return f"write {right}"
+    return f"write {_right(app, name)}"

@@ -1,17 +1,16 @@
 """A Kafka inside this process for development and tests, with nothing to install or to start.
 
-confluent-kafka contains librdkafka, and librdkafka contains the mock cluster of its own tests (``rdkafka_mock.h``): a
-TCP server on the loopback interface that speaks Kafka's protocol to any client of any process on this machine. It
-supports produce, fetch, metadata, consumer groups and transactions. Its brokers can go down and come back, answer
-slowly, move leaders and coordinators, and fail chosen requests, so our tests inject faults with it. This module calls
-it with ctypes, in the librdkafka that the clients of this process use.
+librdkafka, which confluent-kafka contains, has a mock cluster for its own tests (``rdkafka_mock.h``): a TCP server on
+the loopback interface that speaks Kafka's protocol to any client on this machine. It supports produce, fetch, metadata,
+consumer groups and transactions. Its brokers can go down and come back, answer slowly, move leaders and coordinators,
+and fail chosen requests, so our tests inject faults with it. This module calls it with ctypes.
 
 It is never for production. It forgets everything when it ends, keeps 5 MB or 100 000 records per partition, and has no
 replication behind its replication factor, no authentication and no CreateTopics request. A topic that a client creates
-by asking for it has 4 partitions; :meth:`EmbeddedKafka.create_topic` lets you choose. (Members of an election in this
-process call it themselves; ``celery -A <app> neli kafka`` does so for members in other processes.) An empty consumer
-group admits its first member at once. Every later rebalance takes the group's ``session.timeout.ms`` less a second, and
-so does the wait for a killed member. All members must name the same assignor first, or librdkafka ends the process.
+by asking for it has 4 partitions; :meth:`EmbeddedKafka.create_topic` lets you choose, as members of an election in this
+process and ``celery -A <app> neli kafka`` do. An empty consumer group admits its first member at once. Every later
+rebalance takes the group's ``session.timeout.ms`` less a second, and so does the wait for a killed member. All members
+must name the same assignor first, or librdkafka ends the process.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import logging
 import os
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import confluent_kafka.cimpl
 from confluent_kafka import KafkaError
@@ -31,14 +29,11 @@ from celery_neli.kafka.mock_cluster import MockCluster, load
 from celery_neli.logs import escaping
 from celery_neli.printable import did_you_mean
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 __all__ = ["EmbeddedKafka"]
 
 logger = escaping(logging.getLogger(__name__))
 
-ALL_BROKERS = -1  # rdkafka_mock.h: "Use -1 for all brokers"
+ALL_BROKERS = -1  # rdkafka_mock.h: "Use -1 for all brokers"; as the leader of a partition, none
 
 #: The requests that the mock brokers answer, by their names in the Kafka protocol: only these can be made to fail.
 API_KEYS = {
@@ -66,19 +61,13 @@ API_KEYS = {
 class EmbeddedKafka:
     """librdkafka's mock Kafka cluster as a context manager, with its faults as methods.
 
-    The constructor only checks its arguments. All methods may be called from any thread; they wait milliseconds for the
-    mock cluster's own thread, with the GIL released. A forked child has no Kafka: it loses the inherited sockets at
-    once, and all methods raise except :meth:`start`, which starts a new one, and :meth:`close`.
+    All methods may be called from any thread; they wait milliseconds for the mock cluster's own thread, with the GIL
+    released. A forked child has no Kafka: it loses the inherited sockets at once, and all methods raise except
+    :meth:`start`, which starts a new one, and :meth:`close`.
 
-    Args:
-        port: The port on 127.0.0.1 at which clients find it; by default any free one. The mock brokers always listen on
-            free ports: a small relay on the chosen port forwards a client's first connection to one of them, and the
-            metadata that the client reads there names the brokers' own ports.
-        brokers: How many brokers it has, with the ids 1, 2, ...
-        library: The path of another librdkafka; by default the one that confluent-kafka uses.
-
-    Raises:
-        ConfigurationError: An argument is out of range.
+    Clients find it at ``port`` on 127.0.0.1, by default any free one: the mock brokers always listen on free ports, and
+    a relay on the chosen one leads a client to them. The ids of the ``brokers`` are 1, 2, ... ``library`` is the path
+    of another librdkafka than confluent-kafka's. Raises `ConfigurationError` if one is out of range.
     """
 
     def __init__(
@@ -96,17 +85,12 @@ class EmbeddedKafka:
     def __enter__(self) -> EmbeddedKafka:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def start(self) -> EmbeddedKafka:
-        """Start the brokers and return self. A second start does nothing; a start after a close begins with no topics.
-
-        Raises:
-            EmbeddedKafkaUnavailable: librdkafka lacks the mock cluster.
-            ConfigurationError: The chosen port is not free.
+        """Start the brokers, without topics, and return self. A second start does nothing. Raises `ConfigurationError`
+        if the port is not free, and `EmbeddedKafkaUnavailable` if librdkafka lacks the mock cluster.
         """
         if self._running is None or self._running.pid != os.getpid():
             self._running = running = MockCluster(load(self._path), port=self.port, brokers=self.brokers)
@@ -131,11 +115,7 @@ class EmbeddedKafka:
         return self._started().bootstrap_servers
 
     def create_topic(self, name: str, *, partitions: int = 1, replication_factor: int = 1) -> None:
-        """Create a topic.
-
-        Raises:
-            NeliError: It exists, or librdkafka refuses its shape.
-        """
+        """Create a topic. Raises `NeliError` if it exists, or if librdkafka refuses its shape."""
         if partitions < 1 or not 1 <= replication_factor <= self.brokers:
             raise ConfigurationError(
                 f"topic {name!r}: partitions={partitions} must be at least 1 and replication_factor="
@@ -149,35 +129,31 @@ class EmbeddedKafka:
 
     def broker_down(self, broker: int | None = None) -> None:
         """Close a broker's connections (default: all brokers') and refuse new ones. Leaders stay where they are."""
-        self._do("take a broker down", "broker_set_down", self._id(broker, ALL_BROKERS))
+        self._do("take a broker down", "broker_set_down", self._id(broker))
 
     def broker_up(self, broker: int | None = None) -> None:
         """Let a broker (default: all) accept connections again, at the same port and with its records."""
-        self._do("bring a broker up", "broker_set_up", self._id(broker, ALL_BROKERS))
+        self._do("bring a broker up", "broker_set_up", self._id(broker))
 
     def slow(self, seconds: float, broker: int | None = None) -> None:
         """Delay the answer to every request by so many seconds; 0 ends the delay (default: all brokers)."""
         if not 0 <= seconds < 86400:
             raise ConfigurationError(f"slow({seconds!r}): give a round-trip time in seconds, from 0 to a day")
-        self._do("slow a broker", "broker_set_rtt", self._id(broker, ALL_BROKERS), round(seconds * 1000))
+        self._do("slow a broker", "broker_set_rtt", self._id(broker), round(seconds * 1000))
 
     def move_leader(self, topic: str, partition: int, broker: int | None) -> None:
         """Make a broker the leader of a partition; None leaves it without a leader."""
-        target = self._id(broker, -1)
-        self._do(f"move {topic} [{partition}]", "partition_set_leader", topic.encode(), partition, target)
+        self._do(f"move {topic} [{partition}]", "partition_set_leader", topic.encode(), partition, self._id(broker))
 
     def move_coordinator(self, group: str, broker: int) -> None:
         """Make a broker the coordinator of a consumer group. The group's members notice it and go there."""
-        self._do(f"move group {group!r}", "coordinator_set", b"group", group.encode(), self._id(broker, ALL_BROKERS))
+        self._do(f"move group {group!r}", "coordinator_set", b"group", group.encode(), self._id(broker))
 
     def push_errors(self, api: str, *errors: str | int, count: int = 1) -> None:
         """Fail the next requests of one kind, on any broker, with the given errors in turn, ``count`` times over.
 
-        Args:
-            api: A request of :data:`API_KEYS`, e.g. ``"Produce"``.
-            errors: Names or numbers of :class:`confluent_kafka.KafkaError`, e.g. ``"NOT_COORDINATOR"``;
-                ``"_TRANSPORT"`` breaks the connection.
-            count: How many times to go through the errors.
+        ``api`` is a request of :data:`API_KEYS`, e.g. ``"Produce"``; errors are names or numbers of
+        :class:`confluent_kafka.KafkaError`, e.g. ``"NOT_COORDINATOR"``; ``"_TRANSPORT"`` breaks the connection.
         """
         codes = [_error_code(error) for error in errors] * count
         if not codes:
@@ -189,9 +165,9 @@ class EmbeddedKafka:
         """Forget the errors that were pushed for one kind of request and have not failed one yet."""
         self._started().call("clear_request_errors", _api_key(api))
 
-    def _id(self, broker: int | None, default: int) -> int:
+    def _id(self, broker: int | None) -> int:
         if broker is None:
-            return default
+            return ALL_BROKERS
         if broker not in range(1, self.brokers + 1):
             raise ConfigurationError(f"broker {broker!r} does not exist: the ids are {[*range(1, self.brokers + 1)]}")
         return broker
@@ -215,11 +191,10 @@ class EmbeddedKafka:
 def _librdkafka() -> str:
     """Return a path from which ctypes loads the librdkafka in use."""
     extension = Path(confluent_kafka.cimpl.__file__)
-    if os.name == "nt":  # Windows finds a symbol only in its own DLL, which the wheel keeps beside the package
-        dlls = sorted(extension.parent.parent.glob("confluent_kafka.libs/librdkafka-*.dll"))
-        return str(dlls[0] if dlls else extension)
-    # Other systems also look in the libraries that it is linked to, be they the wheel's, the system's or conda's.
-    return str(extension)
+    # Windows finds a symbol only in its own DLL, which the wheel keeps beside the package. Other systems also look in
+    # the libraries that the extension is linked to, be they the wheel's, the system's or conda's.
+    dlls = sorted(extension.parent.parent.glob("confluent_kafka.libs/librdkafka-*.dll"))
+    return str(dlls[0] if dlls else extension)
 
 
 def _api_key(api: str) -> int:

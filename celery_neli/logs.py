@@ -1,10 +1,8 @@
 """Loggers that escape what others wrote, loggers for a thread that must not wait, and limits on repeated lines.
 
-Names, tasks, reasons and errors in a line may come from others: from a topic, a message or a broker. `escaping` makes a
-logger escape them, whichever handler writes the line.
-
-A handler may block: on its lock, on a full pipe, on a disk. The thread that renews the lease therefore only queues its
-lines in a `BackgroundLog`, whose own thread passes them to the ordinary loggers, in order.
+Names, tasks, reasons and errors in a line may come from a topic, a message or a broker: `escaping` makes a logger
+escape them, whichever handler writes the line. A handler may block: on its lock, on a full pipe, on a disk. So the
+thread that renews the lease only queues its lines in a `BackgroundLog`, whose own thread passes them on, in order.
 """
 
 from __future__ import annotations
@@ -13,14 +11,13 @@ import logging
 import queue
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import Any, Final
 
 from celery_neli.printable import printable
 from celery_neli.threads import original, spawn
-
-__all__ = ["BackgroundLog", "EntryLines", "Lines", "LogLimit", "escaping"]
 
 MOST_QUEUED: Final = 10_000
 """Lines that may wait for a handler that blocks; further ones are dropped."""
@@ -30,45 +27,40 @@ REMEMBERED: Final = 256
 
 
 def escaping(logger: logging.Logger) -> logging.Logger:
-    """Return `logger`, which escapes the arguments of its lines from now on.
-
-    None of them can begin another line or control the terminal. Its level and handlers stay as they are. May be called
-    from any thread.
+    """Return `logger`, which escapes the arguments of its lines from now on: none can begin another line or control the
+    terminal. Its level and handlers stay as they are. May be called from any thread.
     """
-    logger.addFilter(_ESCAPE)
+    logger.addFilter(_escape)
     return logger
 
 
+@dataclass(frozen=True, slots=True)
 class Lines:
     """An argument that stays several lines, such as a stack. Each of the lines is escaped."""
 
-    def __init__(self, text: object) -> None:
-        self.text = text
+    text: object
 
     def __str__(self) -> str:
         return "\n".join(printable(line, LONGEST_ARGUMENT) for line in str(self.text).split("\n"))
 
 
-class _Escape(logging.Filter):
-    """Escapes a line's arguments, except numbers and `Lines`, and the messages of errors in its traceback."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(_escaped, record.args))
-        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
-            record.exc_text = _traceback(record.exc_info[1])
-        return True
+def _escape(record: logging.LogRecord) -> bool:
+    """Escape a line's arguments, except numbers and `Lines`, and the messages of errors in its traceback."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(map(_escaped, record.args))
+    if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
+        record.exc_text = _traceback(record.exc_info[1])
+    return True
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class _Escaped:
     """An argument that is escaped when the line is formatted, with `%s` or with `%r`."""
 
-    def __init__(self, value: object) -> None:
-        self.value = value
+    value: object
 
     def __str__(self) -> str:
-        value = self.value
-        return printable(value if isinstance(value, bytes) else str(value), LONGEST_ARGUMENT)
+        return printable(self.value if isinstance(self.value, bytes) else str(self.value), LONGEST_ARGUMENT)
 
     def __repr__(self) -> str:
         return printable(repr(self.value), LONGEST_ARGUMENT)
@@ -87,9 +79,6 @@ def _traceback(error: BaseException) -> str:
         frame = part.startswith((" ", "\n", "Traceback (")) and "\x1b" not in part  # source, or text between errors
         lines.append(part if frame else f"{printable(part[:-1], LONGEST_ARGUMENT)}\n")
     return "".join(lines).rstrip("\n")
-
-
-_ESCAPE = _Escape()
 
 
 class BackgroundLog:
@@ -132,10 +121,7 @@ class BackgroundLog:
 
 
 class _Queued(logging.Logger):
-    """A logger outside logging's tree: it takes no lock, formats nothing and runs no user code.
-
-    It lets every level pass; the target's level counts when the line is passed on.
-    """
+    """A logger outside logging's tree: it takes no lock, formats nothing, runs no user code, lets every level pass."""
 
     def __init__(self, name: str, lines: queue.SimpleQueue[logging.LogRecord | None]) -> None:
         super().__init__(name)
@@ -158,7 +144,7 @@ class _Queued(logging.Logger):
 class LogLimit:
     """Allows the first line of each key, then one every `every` seconds. Never blocks or raises; for one thread.
 
-    It remembers at most `remembered` keys. It forgets those that it allowed longest ago, and allows them again.
+    It remembers the `remembered` keys that it allowed last, and allows others again.
     """
 
     def __init__(
@@ -171,8 +157,8 @@ class LogLimit:
     def ask(self, key: Hashable) -> int | None:
         """Return None to suppress a line of this key, else how many were suppressed since the last allowed one."""
         now = self._clock()
-        at, suppressed = self._allowed.get(key, (None, 0))
-        if at is not None and 0 <= now - at < self._every:
+        at, suppressed = self._allowed.get(key, (float("-inf"), 0))
+        if 0 <= now - at < self._every:
             self._allowed[key] = at, suppressed + 1
             return None
         self._allowed[key] = now, 0
@@ -185,7 +171,7 @@ class LogLimit:
         """Return True if a line of this key may be logged now."""
         return self.ask(key) is not None
 
-    def expired(self) -> Iterator[tuple[Hashable, int]]:
+    def expired(self) -> Iterator[tuple[Any, int]]:
         """Forget the keys whose time is over. Yield those of which lines were suppressed, with how many."""
         now = self._clock()
         while self._allowed:
@@ -200,11 +186,8 @@ class LogLimit:
 class EntryLines:
     """Logs each kind of warning once a minute for each entry, as an entry may cause one with each slot.
 
-    The next line says how many were suppressed; if there is none, `summarize` does. For one thread.
-
-    Args:
-        log: Where the lines go.
-        clock: The clock of the entries' slots, in seconds.
+    The next line says how many were suppressed; if there is none, `summarize` does. `clock` is that of the entries'
+    slots, in seconds. For one thread.
     """
 
     EVERY: Final = 60.0
@@ -224,18 +207,13 @@ class EntryLines:
             self._log.warning(msg, *args)
 
     def summarize(self, now: float) -> None:
-        """Log one line per kind about suppressed lines that no later line has counted, once a minute at most.
-
-        Args:
-            now: The time by the clock.
-        """
+        """Log a line per kind about suppressed lines that no later one has counted, once a minute (`now`: the time)."""
         if 0 <= self._summary_at - now <= self.EVERY:
             return
         self._summary_at = now + self.EVERY
-        found: dict[str, dict[str, int]] = {}
-        for key, suppressed in self._limit.expired():
-            kind, entry = cast("tuple[str, str]", key)
-            found.setdefault(kind, {})[entry] = suppressed
+        found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for (kind, entry), suppressed in self._limit.expired():
+            found[kind][entry] = suppressed
         for kind, counts in found.items():
             shown = ", ".join(printable(each, 60) for each in list(counts)[:5]) + (", …" if len(counts) > 5 else "")
             text, count = "beat: lines suppressed about=%s count=%d entries=%d: %s", sum(counts.values())

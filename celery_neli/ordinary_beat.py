@@ -1,27 +1,27 @@
 """Refuse an ordinary beat where elected beats of the same group run: it would send each task a second time.
 
-The `celery` command loads this with the plug-in (`cli.py`), whatever scheduler its beat has. It asks Kafka once, when a
-beat starts, and only where `neli_group` is set. Beside workers that hold an election alone, one ordinary beat is right;
-several of them are not, and each warns of that.
+The `celery` command loads this with the plug-in, whatever scheduler its beat has. It asks Kafka once, when a beat
+starts, and only where `neli_group` is set. Where only workers hold an election, one ordinary beat is right; several of
+them are not, and each warns of that.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from celery.signals import beat_init, celeryd_init
+from celery.utils.imports import load_extension_class_names, symbol_by_name
 
+from celery_neli.config import Config, from_app, not_read
+from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import closest, failure, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from celery_neli.config import Config
     from celery_neli.status import ElectionStatus
-
-__all__ = ["OrdinaryBeat", "guard", "in_one_line", "misspelt"]
 
 PATIENCE: Final = 2.0
 """Seconds that Kafka has to answer."""
@@ -30,13 +30,9 @@ NAMES: Final = ("celery_neli.Scheduler", "celery_neli.beat.scheduler:Scheduler",
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:
-    """Guard the commands `celery beat` and `celery worker` of this process.
-
-    A wrong setting of ours, a misspelt scheduler of ours, or an ordinary beat beside elected ones ends them with one
-    line.
+    """Let `celery beat` and `celery worker` in this process end with one line if a setting of ours is wrong, if a
+    scheduler of ours is misspelt, or if an ordinary beat starts beside elected ones.
     """
-    from celery.signals import beat_init, celeryd_init
-
     watch = OrdinaryBeat()
     beat_init.connect(watch.on_beat, weak=False, dispatch_uid="neli-ordinary-beat")
     celeryd_init.connect(watch.on_worker, weak=False, dispatch_uid="neli-ordinary-beat")
@@ -51,11 +47,8 @@ def in_one_line(command: click.Command) -> None:
 
     @functools.wraps(run)
     def guarded(*arguments: Any, **options: Any) -> Any:
-        from celery_neli.exceptions import ConfigurationError
-
         try:
-            reason = misspelt(options.get("scheduler"))
-            if reason is not None:
+            if reason := misspelt(options.get("scheduler")):
                 raise ConfigurationError(reason)
             return run(*arguments, **options)
         except ConfigurationError as exc:
@@ -68,10 +61,7 @@ def in_one_line(command: click.Command) -> None:
 
 def misspelt(name: Any) -> str | None:
     """Return the reason to refuse a scheduler that does not exist and whose name resembles one of ours, else None."""
-    if not isinstance(name, str) or name in NAMES:
-        return None
-    close = closest(name, NAMES, least=0.8)
-    if close is None:
+    if not isinstance(name, str) or name in NAMES or (close := closest(name, NAMES, least=0.8)) is None:
         return None
     try:
         if isinstance(_resolve(name), type):
@@ -83,33 +73,26 @@ def misspelt(name: Any) -> str | None:
 
 
 class OrdinaryBeat:
-    """Receives Celery's signals of a starting beat.
-
-    Args:
-        look: Asks Kafka for the state of the beat election; by default `status.look`.
-        patience: Seconds that Kafka has to answer.
+    """Receives Celery's signals of a starting beat. `look` asks Kafka for the state of the beat election, by default
+    `status.look`; `patience` is the time that Kafka has to answer, in seconds.
     """
 
     def __init__(self, look: Callable[[Config], ElectionStatus] | None = None, *, patience: float = PATIENCE) -> None:
-        self._look, self._patience = look or _look, patience
+        self._look, self._patience = look, patience
         self._asked = False
 
     def on_beat(self, sender: Any, **_: Any) -> None:
         """End a starting `celery beat` with a line in its log if elected beats run. Blocks for 2 s at most."""
         if self._asked:
             return
-        scheduler = sender.scheduler
-        _warn_of_group_not_read(scheduler.app)
-        reason = self._reason_against(scheduler.app, type(scheduler))
-        if reason is not None:
-            _logger().critical("%s", reason)
+        app, cls = sender.scheduler.app, type(sender.scheduler)
+        _warn_of_group_not_read(app)
+        if reason := self._reason_against(app, cls):
+            logger_of(__name__).critical("%s", reason)
             raise SystemExit(1)  # celery.signals swallows every Exception
 
     def on_worker(self, instance: Any, options: Any, sender: Any = None, **_: Any) -> None:
-        """End a starting `celery worker -B` with a line if its beat could not run, or is one beside elected beats.
-
-        Its beat is another process, whose end the worker does not notice.
-        """
+        """End a starting `celery worker -B` with a line if its beat, whose end it would not notice, must not run."""
         app = instance.app
         if not any(getattr(step, "__module__", "") == "celery_neli.worker.bootsteps" for step in app.steps["worker"]):
             _warn_of_group_not_read(app)  # with our steps, the worker ends with an error that says so
@@ -124,7 +107,7 @@ class OrdinaryBeat:
                 return  # Celery reports it
             reason = _refused_settings(app, cls) or self._reason_against(app, cls)
             self._asked = True  # the beat will be forked from this process
-        if reason is not None:
+        if reason:
             _write_to_logfile(app, reason, {**options, "hostname": sender})
             raise SystemExit(f"Error: {reason}")
 
@@ -139,7 +122,7 @@ class OrdinaryBeat:
         leaders = [each.leader for each in found.roles if each.leader is not None]
         members = leaders or [each.name for each in found.members or () if each.answers]
         if not members:
-            _logger().warning(
+            logger_of(__name__).warning(
                 "beat: neli_group is set, but this beat has the scheduler %s.%s, which takes part in no election: if "
                 "several such beats run, each of them sends every task. To elect one, start all of them with "
                 "--scheduler celery_neli.Scheduler, or set beat_scheduler to that and leave --scheduler out",
@@ -155,29 +138,27 @@ class OrdinaryBeat:
 
     def _ask(self, app: Any) -> ElectionStatus | None:
         """Return the state of the beat election. If Kafka does not answer, log a warning and return None."""
-        import celery_neli.status  # noqa: F401 - loads confluent_kafka, which must not cost Kafka's time to answer
-        from celery_neli.config import from_app
-        from celery_neli.exceptions import NeliError
+        from celery_neli.status import look  # loads confluent_kafka, which must not cost Kafka's time to answer
         from celery_neli.threads import spawn
 
-        answers: list[ElectionStatus] = []
-        reasons: list[str] = []
+        answers: list[ElectionStatus | str] = []
 
         def ask() -> None:
             try:
-                answers.append(self._look(from_app(app, "beat")))
+                config = from_app(app, "beat")
+                answers.append(self._look(config) if self._look else look(config, "beat", log=logger_of(__name__)))
             except NeliError as exc:
-                reasons.append(str(exc))
+                answers.append(str(exc))
 
         spawn(ask, name="neli-ask").join(self._patience)
-        if answers:
-            return answers[0]
-        _logger().warning(
+        answer = answers[0] if answers else f"no answer within {self._patience:g} s"
+        if not isinstance(answer, str):
+            return answer
+        logger_of(__name__).warning(
             "beat: elected beats of neli_group=%s may be running, which would send each task a second time: this beat "
             "could not ask Kafka and starts: %s",
-            app.conf.neli_group,
-            reasons[0] if reasons else f"no answer within {self._patience:g} s",
-        )
+            app.conf.neli_group, answer,
+        )  # fmt: skip
         return None
 
 
@@ -189,8 +170,6 @@ def _refused_settings(app: Any, cls: type[Any]) -> str | None:
     """Return why a scheduler of this package cannot run with the app's settings, None if it can."""
     if not any(each.__module__.startswith("celery_neli.") for each in cls.__mro__):
         return None
-    from celery_neli.exceptions import ConfigurationError
-
     try:
         made = cls(app, lazy=True)
         if _is_elected(type(made)):
@@ -202,38 +181,27 @@ def _refused_settings(app: Any, cls: type[Any]) -> str | None:
 
 def _warn_of_group_not_read(app: Any) -> None:
     """Warn if the group has a name that Celery does not read, so that the process takes part in no election."""
-    if app.conf.get("neli_group") or getattr(app, "namespace", None):
+    if app.conf.get("neli_group") or app.namespace:
         return  # beside a namespace, another prefix may be that of another app
-    from celery_neli.config import not_read
-
-    hint = not_read(app, "neli_group")
-    if hint is not None:
-        _logger().warning("neli_group is not set, so this process takes part in no election: %s", hint)
+    if hint := not_read(app, "neli_group"):
+        logger_of(__name__).warning("neli_group is not set, so this process takes part in no election: %s", hint)
 
 
 def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
-    """Write the line with which a command ends to its log file, if it has one.
-
-    A command that `celery multi` or `--detach` started has no terminal, and has not set up its logging yet.
+    """Write the line with which a command ends to its log file, if it has one: a command that `celery multi` or
+    `--detach` started has no terminal, and has not set up its logging yet.
     """
     if options.get("logfile"):
         app.log.setup_logging_subsystem(logfile=options["logfile"], hostname=options.get("hostname"))
-        _logger().critical("%s", line)
-
-
-def _look(config: Config) -> ElectionStatus:
-    from celery_neli.status import look
-
-    return look(config, "beat", log=_logger())
+        logger_of(__name__).critical("%s", line)
 
 
 def _resolve(name: Any) -> Any:
-    from celery.utils.imports import load_extension_class_names, symbol_by_name
-
     return symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
 
 
-def _logger() -> logging.Logger:
+def logger_of(module: str) -> logging.Logger:
+    """Return the logger of a module that every `celery` command imports: what escapes its lines is loaded only here."""
     from celery_neli.logs import escaping
 
-    return escaping(logging.getLogger(__name__))
+    return escaping(logging.getLogger(module))

@@ -10,25 +10,6 @@ from typing import Any, Final
 
 import click
 
-__all__ = [
-    "HIDDEN",
-    "MOST_CHARACTERS",
-    "PUBLIC",
-    "Masked",
-    "closest",
-    "did_you_mean",
-    "failure",
-    "hide_from_reports",
-    "is_secret",
-    "masked",
-    "printable",
-    "printable_error",
-    "say",
-    "say_json",
-    "secrets_of",
-    "shown",
-]
-
 MOST_CHARACTERS: Final = 200
 LONGEST_LINE: Final = 10_000
 
@@ -45,18 +26,17 @@ _ALSO_HIDDEN = r"JAAS|\bPEM\b|OAUTHBEARER\.CONFIG|CREDENTIAL"  # Celery itself k
 def printable(text: object, most: int = MOST_CHARACTERS) -> str:
     r"""Return ``text`` as one line of at most ``most`` characters that no terminal or log file can misread.
 
-    Line breaks, control characters, escape sequences, marks that change the direction of text and lone surrogates are
-    written as Python escapes (``\n``, ``\x1b``, ``\u202e``, ``\ud800``); all other characters stay as they are.
-    Bytes are read as UTF-8, and bytes that are not UTF-8 become escapes, too. A longer text ends in ``…``. Text and
-    bytes never raise; any other object is shown by its ``repr``.
+    Line breaks, control characters, marks that change the direction of text, lone surrogates and bytes that are not
+    UTF-8 become Python escapes (``\n``, ``\x1b``, ``\u202e``, ``\ud800``, ``\xff``). A longer text ends in ``…``. Text
+    and bytes never raise; any other object is shown by its ``repr``.
     """
     if isinstance(text, (bytes, bytearray)):
-        line = bytes(text[: 4 * most + 4]).decode("utf-8", "backslashreplace")
-    else:
-        line = text if isinstance(text, str) else repr(text)
-    line = line[: most + 1]
+        text = bytes(text[: 4 * most + 4]).decode("utf-8", "backslashreplace")
+    line = (text if isinstance(text, str) else repr(text))[: most + 1]
     if not line.isprintable():
-        line = "".join(each if each.isprintable() else _escaped(each) for each in line)
+        line = "".join(
+            each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in line
+        )
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
@@ -73,15 +53,8 @@ def shown(value: object) -> str:
         return f"<{type(value).__name__}>"
 
 
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
 def closest(name: str, known: Iterable[str], *, least: float = 0.0) -> str | None:
-    """Return the one of the `known` names that looks most like `name`, whatever its case.
-
-    Returns None if their likeness (0 to 1) is below `least`, or if there is no known name.
-    """
+    """Return the known name that looks most like `name`, whatever its case; None if no likeness (0 to 1) is `least`."""
     by_folded = {each.casefold(): each for each in sorted(known)}
     found = difflib.get_close_matches(name.casefold(), by_folded, n=1, cutoff=least)
     return by_folded[found[0]] if found else None
@@ -106,10 +79,7 @@ def is_secret(name: str) -> bool:
 
 
 def secrets_of(properties: Mapping[str, Any]) -> list[str]:
-    """Return the values that must never be shown, the longest first.
-
-    Values of up to three characters occur in any text and are left out.
-    """
+    """Return the values that must never be shown, the longest first; up to three characters occur in any text."""
     found: set[str] = set()
     for name, value in properties.items():
         if is_secret(name):
@@ -122,11 +92,8 @@ def secrets_of(properties: Mapping[str, Any]) -> list[str]:
 
 def _texts(value: Any) -> Iterator[str]:
     """Yield every text that `value` is or holds."""
-    if isinstance(value, Mapping):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for each in value:
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        for each in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(each)
     elif isinstance(value, (bytes, bytearray)):
         yield value.decode(errors="replace")
@@ -142,10 +109,7 @@ def masked(text: str, secrets: Iterable[str]) -> str:
 
 
 def hide_from_reports() -> None:
-    """Make `celery report` and `celery inspect conf` hide our secrets, too.
-
-    Celery decides by the names of settings and of the keys in them.
-    """
+    """Make `celery report` and `celery inspect conf`, which know a secret by its name, hide ours, too."""
     from celery.app import utils  # an election needs no Celery
 
     pattern = utils.HIDDEN_SETTINGS.pattern
@@ -154,13 +118,10 @@ def hide_from_reports() -> None:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print one line to standard output, or to standard error with `err`.
+    """Print one line to standard output, or to standard error with `err`; raise `ClickException` if a disk is full.
 
     It escapes what could begin another line or control the terminal, and characters that the encoding of the stream
     lacks. If the reader of a pipe has gone, click ends the command without a line.
-
-    Raises:
-        click.ClickException: The stream takes nothing, such as a file on a full disk.
     """
     encoding = getattr(sys.stderr if err else sys.stdout, "encoding", None) or "utf-8"
     text = printable(line, LONGEST_LINE)

@@ -1,7 +1,5 @@
-"""The scheduler class that `neli_scheduler` names, and of what kind it is.
-
-The names of base classes tell the kind, so that the runtime API can ask what a beat runs without importing the
-beat, and the beat can ask without importing django-celery-beat or RedBeat.
+"""The scheduler class that `neli_scheduler` names, and of what kind it is: the names of its bases tell, so that nothing
+is imported to ask.
 """
 
 from __future__ import annotations
@@ -14,8 +12,6 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, shown
 from celery_neli.settings import SETTINGS
-
-__all__ = ["DEFAULT", "derives_from", "is_replicated", "resolve"]
 
 #: The scheduler that runs if `neli_scheduler` is not set.
 DEFAULT: Final[str] = SETTINGS["neli_scheduler"].default
@@ -32,10 +28,7 @@ KNOWN = (
 
 def resolve(name: Any) -> type[Any]:
     """Return the scheduler class of ``name``: a dotted path, an alias (entry point), the class itself, or None for the
-    default. Imports it.
-
-    Raises:
-        ConfigurationError: it is not a scheduler, or it is `celery_neli.Scheduler` itself.
+    default. Imports it. Raises `ConfigurationError` if it is no scheduler, or `celery_neli.Scheduler` itself.
     """
     try:
         aliases = dict(load_extension_class_names("celery.beat_schedulers"))

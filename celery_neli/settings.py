@@ -5,29 +5,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import Masked, shown
 
-MAX_LEASE: Final = 300.0
+MAX_LEASE: Final = 300
 """Seconds. One record can make other members wait for so long, and no longer."""
 NAME_MOST: Final = 249
 """Characters of a name in Kafka."""
 TOPIC_MOST: Final = NAME_MOST - len(".schedule")
 GROUP_MOST: Final = TOPIC_MOST - len(".worker.neli")
+SESSION_MOST: Final = 3_600
+"""Seconds: librdkafka's limit for the session of a consumer group. Brokers have one of 1800 s by default."""
 SECONDS_MOST: Final = 1_000_000_000
 """A wait of Python's threads must not be much longer."""
 SHARDS_MOST: Final = 256
 VERSION_MOST: Final = 1 << 53
 MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")
 
-_KAFKA_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_KAFKA_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]+")
 _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka takes any other for an unreachable server
 #: Second names of librdkafka's properties (its CONFIGURATION.md), and the main ones.
@@ -46,59 +47,45 @@ class Check:
 
     fits: Callable[[Any], bool]
     remedy: str
-    unit: str = ""
     convert: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One `neli_*` setting. `documented`: its default as the documentation shows it, if that is not the plain value."""
+    """One `neli_*` setting; `documented` is its default in the documentation, if that is not the plain value."""
 
     name: str
     check: Check
     default: Any = None
     documented: str = ""
-    meaning: str = ""
 
     def checked(self, value: Any) -> Any:
-        """Return the value in the form that the package uses.
-
-        Raises:
-            ConfigurationError: The value is unfit; the message names the setting, the value and what to give.
-        """
+        """Return the value in the form that the package uses. Raises `ConfigurationError`, which says what to give."""
         if not self.check.fits(value):
             raise ConfigurationError(f"{self.name} = {shown(value)}: {self.check.remedy}")
         return value if self.check.convert is None else self.check.convert(value)
 
-    def row(self) -> str:
-        """Return the setting as a row of the documentation's table."""
-        default = self.documented
-        if not default and self.default is None:
-            default = "none"
-        elif not default and _is_number(self.default):
-            default = f"{self.default:g} {self.check.unit}".rstrip()
-        elif not default:
-            default = f"`{self.default if isinstance(self.default, bool) else json.dumps(self.default)}`"
-        return f"| `{self.name}` | {default} | {self.meaning} |"
+    def row(self, meaning: str) -> str:
+        """Return the setting as a row of the documentation's table. A default that is a float is in seconds."""
+        default = f"{self.default:g} s" if isinstance(self.default, float) else f"`{self.default!r}`"
+        return f"| `{self.name}` | {self.documented or default} | {meaning} |"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _seconds(least: float) -> Check:
+def _seconds(least: float, most: float = SECONDS_MOST) -> Check:
     return Check(
-        lambda value: _is_number(value) and least <= value <= SECONDS_MOST,
-        f"give a number of seconds from {least:g} to {SECONDS_MOST}",
-        unit="s",
+        lambda value: _is_number(value) and least <= value <= most,
+        f"give a number of seconds from {least:g} to {most}",
         convert=float,
     )
 
 
-def _whole(least: int, most: int, what: str = "whole number") -> Check:
+def _whole(least: int, most: int) -> Check:
     return Check(
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most,
-        f"give a {what} from {least} to {most}",
+        lambda value: _is_number(value, int) and least <= value <= most, f"give a whole number from {least} to {most}"
     )
 
 
@@ -116,12 +103,7 @@ def _template(placeholder: str, reason: str) -> Check:
 def kafka_name(most: int) -> Check:
     """Return the check of a name of at most `most` characters for a topic or a group."""
     return Check(
-        lambda value: (
-            isinstance(value, str)
-            and len(value) <= most
-            and value not in (".", "..")
-            and _KAFKA_NAME.fullmatch(value) is not None
-        ),
+        lambda value: isinstance(value, str) and len(value) <= most and _KAFKA_NAME.fullmatch(value) is not None,
         f"use 1 to {most} of the characters that Kafka allows in names: A-Z a-z 0-9 . _ -",
     )
 
@@ -163,210 +145,131 @@ def _properties(value: Any) -> Mapping[str, Any]:
 
 _FLAG = Check(lambda value: isinstance(value, bool), "give True or False")
 _GRACE = Check(
-    lambda value: _is_number(value) and 0 < value <= SECONDS_MOST, "give a number of seconds above 0, or None", unit="s"
+    lambda value: _is_number(value) and 0 < value <= SECONDS_MOST, "give a number of seconds above 0, or None"
 )
-_KAFKA = Check(lambda _: True, "", convert=_properties)
+_ANYTHING = Check(lambda _: True, "")
 _ROLES = Check(
     _are_roles,
     "give a list of one or more names, each once, of at most 100 of the characters A-Z a-z 0-9 . _ -",
     convert=tuple,
 )
-_SCHEDULER = Check(lambda _: True, "")  # the beat checks it, which can import it
 
-_BY_SUBJECT: Mapping[str, tuple[Setting, ...]] = {
-    "The election": (
-        Setting(
-            "neli_group",
-            kafka_name(GROUP_MOST),
-            documented="required",
-            meaning="names the deployment; the consumer groups are `<group>.beat` and `<group>.worker`. Give every "
-            "app and every environment its own: beats that share one compete, and only the winner's schedule runs",
+_BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
+    "The election": {
+        Setting("neli_group", kafka_name(GROUP_MOST), documented="required"): (
+            "names the deployment; the consumer groups are `<group>.beat` and `<group>.worker`. Give every app and "
+            "every environment its own: beats that share one compete, and only the winner's schedule runs"
         ),
-        Setting(
-            "neli_kafka",
-            _KAFKA,
-            default="localhost:9092",
-            meaning="Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients",
+        Setting("neli_kafka", replace(_ANYTHING, convert=_properties), default="localhost:9092"): (
+            "Kafka's bootstrap servers, or a dict of librdkafka properties (TLS, SASL, …) for all clients"
         ),
         Setting(
             "neli_topic",
             _template("{election}", "beats and workers need a topic each"),
             documented="`<group>.<election>.neli`",
-            meaning="the leader topic; `{election}` in it stands for `beat` or `worker`",
+        ): ("the leader topic; `{election}` in it stands for `beat` or `worker`"),
+        Setting("neli_name", kafka_name(NAME_MOST), documented="`<host>_<pid>_<time>`"): (
+            "this process's name in logs and in `neli status`; must differ between processes"
+        ),
+        Setting("neli_heartbeat_interval", _seconds(0.001), default=0.5): "time between two heartbeats of a leader",
+        Setting("neli_heartbeat_timeout", _seconds(0.001, MAX_LEASE), default=4.0): (
+            "the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of a second"
+        ),
+        Setting("neli_session_timeout", _seconds(1, SESSION_MOST), default=6.0): (
+            "session timeout of the consumer group (the brokers' default minimum is 6 s)"
+        ),
+        Setting("neli_takeover_delay", _seconds(0), default=0.1): (
+            "how long other members wait before claiming a vacant role, so that the member to which the consumer "
+            "group has assigned the role goes first"
+        ),
+        Setting("neli_drain_timeout", _seconds(0), default=10.0): "maximum time a handover waits for running work",
+        Setting("neli_stall_timeout", _seconds(1), default=60.0): (
+            "a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack and resigns"
+        ),
+        Setting("neli_enabled", _FLAG, default=True): (
+            "`False` makes an ordinary beat and worker, without Kafka, for tests and development"
+        ),
+    },
+    "The schedule": {
+        Setting("neli_scheduler", _ANYTHING, default="celery_neli.ReplicatedScheduler"): (
+            "the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the state of "
+            "the schedule in Kafka; any other keeps it where it always does"
+        ),
+        Setting("neli_misfire", _one_of(*MISFIRE_POLICIES), default="fire_once"): (
+            "what happens to missed slots: `fire_once` runs one for all of them, `fire_all` runs each (oldest first), "
+            "`skip` runs none that is later than its grace. An entry may have its own in its `options`"
+        ),
+        Setting("neli_misfire_max", _whole(1, 100_000), default=100): (
+            "how many missed slots of an entry `fire_all` runs"
+        ),
+        Setting("neli_misfire_grace", _GRACE, documented="none; with `skip` 60 s"): (
+            "how late a slot may run; a later one is left out and logged"
+        ),
+        Setting("neli_in_doubt", _one_of("send", "skip"), default="send"): (
+            "what happens to slots that a crashed leader may or may not have sent: `send` sends them again with the "
+            "same task id, `skip` leaves them out and logs each"
+        ),
+        Setting("neli_least_interval", _seconds(0.001), default=1.0): (
+            "the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be shorter"
+        ),
+        Setting("neli_publish_parallel", _whole(1, 64), default=1): (
+            "how many connections to the task broker a beat uses while many entries are due (1 to 64). More help "
+            "where the broker takes its time to answer: RabbitMQ with `confirm_publish`, another data centre"
+        ),
+        Setting("neli_schedule_version", _whole(0, VERSION_MOST)): (
+            "a whole number that you raise with each version of `beat_schedule`: the leader makes way for a beat with "
+            "a higher one"
+        ),
+    },
+    "Several leading beats": {
+        Setting("neli_shards", _whole(1, SHARDS_MOST), default=1): (
+            "how many roles the beat election has (1 to 256). Entries are spread over them by name, and that many "
+            "beats can send side by side. May be raised; to lower it, stop all beats and run `celery neli repair`"
+        ),
+    },
+    "Workers": {
+        Setting("neli_roles", _ROLES, default=("leader",)): (
+            "the roles that workers may lead, each led separately. A role is its place in this list, so only append"
+        ),
+        Setting("neli_rebalance_after", _seconds(0.001), default=30.0): (
+            "with several roles: how long the consumer group's assignment and the leader must have been stable before "
+            "the worker to which the group has assigned a role asks for it"
         ),
         Setting(
-            "neli_name",
-            kafka_name(NAME_MOST),
-            documented="`<host>_<pid>_<time>`",
-            meaning="this process's name in logs and in `neli status`; must differ between processes",
+            "neli_leader_queue", _template("{role}", "roles need a queue each"), documented="`<group>.leader.<role>`"
+        ): ("the queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role"),
+        Setting("neli_fence_kills", _FLAG, default=False): (
+            "whether the prefork children that run leader-only tasks are terminated when the leader is fenced"
         ),
-        Setting(
-            "neli_heartbeat_interval", _seconds(0.001), default=0.5, meaning="time between two heartbeats of a leader"
-        ),
-        Setting(
-            "neli_heartbeat_timeout",
-            _seconds(0.001),
-            default=4.0,
-            meaning="the lease that a heartbeat buys. After a crash, a successor leads after this and a few tenths of "
-            "a second",
-        ),
-        Setting(
-            "neli_session_timeout",
-            _seconds(0.001),
-            default=6.0,
-            meaning="session timeout of the consumer group (the brokers' default minimum is 6 s)",
-        ),
-        Setting(
-            "neli_takeover_delay",
-            _seconds(0),
-            default=0.1,
-            meaning="how long other members wait before claiming a vacant role, so that the member to which the "
-            "consumer group has assigned the role goes first",
-        ),
-        Setting(
-            "neli_drain_timeout", _seconds(0), default=10.0, meaning="maximum time a handover waits for running work"
-        ),
-        Setting(
-            "neli_stall_timeout",
-            _seconds(0.001),
-            default=60.0,
-            meaning="a leader that makes no progress for this long (or, a worker, has no task broker) logs a stack "
-            "and resigns",
-        ),
-        Setting(
-            "neli_enabled",
-            _FLAG,
-            default=True,
-            meaning="`False` makes an ordinary beat and worker, without Kafka, for tests and development",
-        ),
-    ),
-    "The schedule": (
-        Setting(
-            "neli_scheduler",
-            _SCHEDULER,
-            default="celery_neli.ReplicatedScheduler",
-            meaning="the scheduler that the leading beat runs: a class, a path or an alias. The default keeps the "
-            "state of the schedule in Kafka; any other keeps it where it always does",
-        ),
-        Setting(
-            "neli_misfire",
-            _one_of(*MISFIRE_POLICIES),
-            default="fire_once",
-            meaning="what happens to missed slots: `fire_once` runs one for all of them, `fire_all` runs each (oldest "
-            "first), `skip` runs none that is later than its grace. An entry may have its own in its `options`",
-        ),
-        Setting(
-            "neli_misfire_max",
-            _whole(1, 100_000, "number of slots"),
-            default=100,
-            meaning="how many missed slots of an entry `fire_all` runs",
-        ),
-        Setting(
-            "neli_misfire_grace",
-            _GRACE,
-            documented="none; with `skip` 60 s",
-            meaning="how late a slot may run; a later one is left out and logged",
-        ),
-        Setting(
-            "neli_in_doubt",
-            _one_of("send", "skip"),
-            default="send",
-            meaning="what happens to slots that a crashed leader may or may not have sent: `send` sends them again "
-            "with the same task id, `skip` leaves them out and logs each",
-        ),
-        Setting(
-            "neli_least_interval",
-            _seconds(0.001),
-            default=1.0,
-            meaning="the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be "
-            "shorter",
-        ),
-        Setting(
-            "neli_publish_parallel",
-            _whole(1, 64),
-            default=1,
-            meaning="how many connections to the task broker a beat uses while many entries are due (1 to 64). More "
-            "help where the broker takes its time to answer: RabbitMQ with `confirm_publish`, another data centre",
-        ),
-        Setting(
-            "neli_schedule_version",
-            _whole(0, VERSION_MOST),
-            meaning="a whole number that you raise with each version of `beat_schedule`: the leader makes way for a "
-            "beat with a higher one",
-        ),
-    ),
-    "Several leading beats": (
-        Setting(
-            "neli_shards",
-            _whole(1, SHARDS_MOST),
-            default=1,
-            meaning="how many roles the beat election has (1 to 256). Entries are spread over them by name, and that "
-            "many beats can send side by side. May be raised; to lower it, stop all beats and run `celery neli repair`",
-        ),
-    ),
-    "Workers": (
-        Setting(
-            "neli_roles",
-            _ROLES,
-            default=("leader",),
-            meaning="the roles that workers may lead, each led separately. A role is its place in this list, so only "
-            "append",
-        ),
-        Setting(
-            "neli_rebalance_after",
-            _seconds(0.001),
-            default=30.0,
-            meaning="with several roles: how long the consumer group's assignment and the leader must have been "
-            "stable before the worker to which the group has assigned a role asks for it",
-        ),
-        Setting(
-            "neli_leader_queue",
-            _template("{role}", "roles need a queue each"),
-            documented="`<group>.leader.<role>`",
-            meaning="the queue of the tasks that only the leader of a role runs; `{role}` in it stands for the role",
-        ),
-        Setting(
-            "neli_fence_kills",
-            _FLAG,
-            default=False,
-            meaning="whether the prefork children that run leader-only tasks are terminated when the leader is fenced",
-        ),
-    ),
+    },
 }
 
-SETTINGS: Final[Mapping[str, Setting]] = {each.name: each for listed in _BY_SUBJECT.values() for each in listed}
+SETTINGS: Final[Mapping[str, Setting]] = {each.name: each for table in _BY_SUBJECT.values() for each in table}
 
 
-_HEAD = (
-    "# Settings",
-    "",
-    (
-        "Set these in Celery's configuration, in lower case. Under a namespace such as Django's, write "
-        "`CELERY_NELI_…`. Times are in seconds."
-    ),
-    "",
-    (
-        "A misspelt `neli_*` setting is refused, with the nearest name, where an election or a leader queue is used: "
-        "in beats and workers, by `celery neli`, and when a `@leader_only` task is called. This page is the output of "
-        "`python -m celery_neli.settings`."
-    ),
-    "",
-    (
-        "An entry may have options of its own, in its `options`: `neli_misfire`, `neli_misfire_max` and "
-        "`neli_misfire_grace` ([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` "
-        "([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and "
-        "`neli_overlap` and `neli_overlap_age` "
-        "([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy))."
-    ),
-)
+_HEAD = """\
+# Settings
+
+Set these in Celery's configuration, in lower case. Under a namespace such as Django's, write `CELERY_NELI_…`. Times \
+are in seconds.
+
+A misspelt `neli_*` setting is refused, with the nearest name, where an election or a leader queue is used: in beats \
+and workers, by `celery neli`, and when a `@leader_only` task is called. This page is the output of `python -m \
+celery_neli.settings`.
+
+An entry may have options of its own, in its `options`: `neli_misfire`, `neli_misfire_max` and `neli_misfire_grace` \
+([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` \
+([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and `neli_overlap` \
+and `neli_overlap_age` \
+([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy))."""
 
 
 def page() -> str:
     """Return the settings as the Markdown page `docs/settings.md`, by subject."""
-    lines = list(_HEAD)
+    lines = [_HEAD]
     for subject, settings in _BY_SUBJECT.items():
         lines += ["", f"## {subject}", "", "| setting | default | meaning |", "|---|---|---|"]
-        lines += [each.row() for each in settings]
+        lines += [each.row(meaning) for each, meaning in settings.items()]
     return "\n".join(lines)
 
 

@@ -1,36 +1,31 @@
 """Who leads, read from Kafka alone: the end of every role's journal, the consumer group, and members' notes.
 
 An observer folds the journal as a member does (lease.py), but writes nothing and joins nothing. What it says of a lease
-rests on the times that records carry (the broker's, where the topic was made by celery-neli), so it is for people:
-members never trust them.
+rests on the times that records carry, so it is for people: members never trust them.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent import futures
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from celery_neli.config import Config
 from celery_neli.election.lease import Lease, Timing, name_of
 from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
-from celery_neli.kafka.reader import EndOfLog, Event, OutOfRange, RawRecord, Reader
+from celery_neli.kafka.reader import Event, RawRecord, Reader
 from celery_neli.schedule_topic.codec import MemberSchedule, Note, apps_of, disagreement, living, sharing
 from celery_neli.schedule_topic.one_shot import read_notes
-
-if TYPE_CHECKING:
-    import logging
-    from collections.abc import Collection
-
-    from celery_neli.config import Config
 
 TAIL = 400  # records of each role that are read, from the end
 
@@ -56,10 +51,9 @@ class RoleStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberStatus:
-    """One member of the consumer group; `leads`: the roles that it leads, `induced`: those that the group has assigned
-    to it, both in the order of the configuration. Members of one name are shown as leading the same roles. `answers`
-    is False if the member is known to be gone though its session has not ended: its lease has run out, or its notes
-    have ended.
+    """One member of the consumer group, which has assigned the roles in `induced` to it. Members of one name are shown
+    as leading the same roles. `answers` is False if the member is known to be gone though its session has not ended:
+    its lease has run out, or its notes have ended.
     """
 
     name: str
@@ -80,7 +74,7 @@ class ElectionStatus:
     election: str
     topic: str
     group: str
-    exists: bool
+    exists: bool = False
     roles: list[RoleStatus] = field(default_factory=list)
     members: list[MemberStatus] | None = None
     group_state: str | None = None
@@ -118,51 +112,39 @@ class ElectionStatus:
 
 def look(config: Config, election: str, *, log: logging.Logger, schedules: bool = False) -> ElectionStatus:
     """Look at one election, with `schedules` at its members' schedules, too; takes some tenths of a second, two seconds
-    at most.
-
-    Raises:
-        NeliError: no broker answers.
+    at most. Raises `NeliError` if no broker answers.
     """
     client_log = ClientLog(log, config.properties, one_shot=True)
-    with ThreadPoolExecutor(1) as pool:
+    found = ElectionStatus(election=election, topic=config.topic, group=config.group)
+    with futures.ThreadPoolExecutor(1) as pool:
         notes = pool.submit(_notes, config, log) if schedules else None
         try:
-            found = _look(config, election, client_log)
+            found = _look(config, found, client_log)
         except KafkaException as exc:
             error = exc.args[0]
             if not is_denied(error.name()):
                 raise client_log.failure(error, config.topic) from None
-            right = client_log.lacks(["Read"], "topic", config.topic)
-            return ElectionStatus(
-                election=election, topic=config.topic, group=config.group, exists=False, missing_rights=[right]
-            )
-        if notes is None:
-            return found
-        names = None if found.members is None else {each.name for each in found.members}
-        notes_read, why = notes.result()
-        now = time.time()
-        found = _with_notes(found, living(notes_read, names, now), now)
-        return replace(found, missing_rights=[*found.missing_rights, *why])
+            return replace(found, missing_rights=[client_log.lacks(["Read"], "topic", config.topic)])
+        return found if notes is None else _with_notes(found, *notes.result())
 
 
-def _with_notes(found: ElectionStatus, schedules: list[MemberSchedule], now: float) -> ElectionStatus:
+def _with_notes(found: ElectionStatus, notes: dict[str, Note], why: list[str]) -> ElectionStatus:
     """Add what members' notes say: a member whose note is younger than the end of its lease is there again."""
+    now = time.time()
+    names = None if found.members is None else {each.name for each in found.members}
+    schedules = living(notes, names, now)
     heard = {each.name: now - each.age for each in schedules}
     gone = {name: since for name, since in found.gone.items() if heard.get(name, since) <= since}
-    silent = {each.name for each in schedules if each.silent}
+    back, silent = heard.keys() - gone.keys(), {each.name for each in schedules if each.silent}
     members = found.members and [
-        replace(
-            each, answers=(each.answers or (each.name in heard and each.name not in gone)) and each.name not in silent
-        )
-        for each in found.members
+        replace(each, answers=(each.answers or each.name in back) and each.name not in silent) for each in found.members
     ]
-    return replace(found, schedules=schedules, members=members, gone=gone)
+    missing_rights = [*found.missing_rights, *why]
+    return replace(found, schedules=schedules, members=members, gone=gone, missing_rights=missing_rights)
 
 
 def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:
-    """Return the members' notes, and why there are none if a right is missing. If they take too long, the election is
-    returned without them.
-    """
+    """Return the members' notes, and why there are none if a right is missing. No other failure matters."""
     try:
         return read_notes(config, log=log, timeout=TIMEOUT), []
     except NotAllowed as exc:
@@ -171,35 +153,28 @@ def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[s
         return {}, []
 
 
-def _look(config: Config, election: str, log: ClientLog) -> ElectionStatus:
+def _look(config: Config, found: ElectionStatus, log: ClientLog) -> ElectionStatus:
     admin = log.client(AdminClient, admin_properties(config))
     group = admin.describe_consumer_groups([config.group], request_timeout=TIMEOUT)[config.group]
     with closing(Reader(config, log, config.topic, reader_properties(config))) as reader:
-        partitions = reader.partitions(TIMEOUT)
+        partitions = min(reader.partitions(TIMEOUT), len(config.roles))
         if not partitions:
-            return ElectionStatus(election=election, topic=config.topic, group=config.group, exists=False)
-        roles, seen, gone = _roles(reader, config, min(partitions, len(config.roles)), group)
-    # A member that is still in the group a session after its lease has run out stands by: others are put out by then.
-    over = time.time() - config.session_timeout
-    members, state = _members(group, config, roles, gone=[name for name, since in gone.items() if since > over])
-    denied = members is None and _is_refused(group)
-    return ElectionStatus(
-        election=election,
-        topic=config.topic,
-        group=config.group,
-        exists=True,
-        roles=roles,
-        members=members,
-        group_state=state,
-        missing_rights=[log.lacks(["Describe"], "group", config.group)] if denied else [],
-        seen=sorted(seen - gone.keys()),
-        gone=gone,
-    )
-
-
-def _is_refused(group: Future[Any]) -> bool:
-    error = group.exception() if group.done() else None
-    return isinstance(error, KafkaException) and is_denied(error.args[0].name())
+            return found
+        observers = _observe(reader, config, partitions, group)
+    roles = [_role(config.roles[index], each) for index, each in observers.items()]
+    missing = "its partition does not exist yet: a member that has the role in neli_roles will add it"
+    roles += [RoleStatus(role=role, reason=missing) for role in config.roles[partitions:]]
+    gone = {name: since for each in observers.values() for name, since in each.all_gone().items()}
+    for role in roles:
+        gone.pop(role.leader or "", None)
+    seen = {name for each in observers.values() for name in each.authors}
+    found = replace(found, exists=True, roles=roles, seen=sorted(seen - gone.keys()), gone=gone)
+    try:
+        described = group.result(TIMEOUT)
+    except (KafkaException, futures.TimeoutError) as exc:
+        denied = isinstance(exc, KafkaException) and is_denied(exc.args[0].name())
+        return replace(found, missing_rights=[log.lacks(["Describe"], "group", config.group)] if denied else [])
+    return replace(found, members=_members(described, config, found), group_state=described.state.name.lower())
 
 
 class _Observer:
@@ -208,45 +183,52 @@ class _Observer:
     def __init__(self, start: int, *, oldest: bool) -> None:
         self.lease = Lease("/", Timing(heartbeat_interval=1, heartbeat_timeout=3, takeover_delay=1, drain_timeout=1))
         self.lease.begin(start, 0.0, oldest=oldest)
-        self.last: tuple[Record, float] | None = None  # last effective record, when (Unix seconds)
+        self.heard = float("-inf")  # when the last effective record came (Unix seconds)
+        self.bought = 0.0  # the lease in it
         self.times: dict[int, float] = {}
         self.ended = False
         self.authors: set[str] = set()
         self.gone: dict[str, float] = {}  # who let a lease run out, and when (Unix seconds)
 
     def read(self, event: Event) -> None:
-        if isinstance(event, EndOfLog | OutOfRange):
+        if not isinstance(event, RawRecord):
             self.ended = True
             return
-        offset, seconds = event.offset, event.time
-        try:
-            record: Record | None = decode(event.value or b"")
-        except RecordError:
-            record = None
+        record: Record | None = None
+        with suppress(RecordError):
+            record = decode(event.value or b"")
         before, holder = self.lease.last, self.lease.holder
-        self.lease.read(offset, record, 0.0)
+        self.lease.read(event.offset, record, 0.0)
         if self.lease.lost is not None:
             self.lease.restart("/", 0.0)
-        if record is not None and record.kind == "claim":
-            self.times[offset] = seconds
-        if record is not None:
-            self.authors.add(name_of(record.member))
-            self.gone.pop(name_of(record.member), None)
-        if self.lease.last != before and record is not None:
-            self.last = (record, seconds)
+        if record is None:
+            return
+        name = name_of(record.member)
+        self.authors.add(name)
+        self.gone.pop(name, None)
+        if record.kind == "claim":
+            self.times[event.offset] = event.time
+        if self.lease.last != before:
+            self.heard, self.bought = event.time, record.lease
             if record.kind == "claim" and holder not in (None, record.member):
-                self.gone[name_of(holder or "")] = seconds
+                self.gone[name_of(holder or "")] = event.time
+
+    def all_gone(self) -> dict[str, float]:
+        """Return `gone` with the last holder, if its lease has run out."""
+        if not self.expired:
+            return self.gone
+        return {**self.gone, name_of(self.lease.holder or ""): self.heard + self.bought}
 
     @property
     def age(self) -> float:
-        return float("inf") if self.last is None else time.time() - self.last[1]
+        return time.time() - self.heard
 
     @property
     def expired(self) -> bool:
         """Return True if the lease of the last holder has run out."""
-        return self.lease.holder is not None and self.last is not None and self.age > self.last[0].lease
+        return self.lease.holder is not None and self.age > self.bought
 
-    def sure(self, group: Future[Any]) -> bool:
+    def sure(self, group: futures.Future[Any]) -> bool:
         """Return True if who leads can be said without watching: a heartbeat came of late, or its lease has run out and
         the group has lost the holder, too. The clocks alone may mislead.
         """
@@ -256,22 +238,21 @@ class _Observer:
         return -0.5 <= self.age <= FRESH or (self.expired and has_lost(group, name_of(holder)))
 
 
-def has_lost(group: Future[Any], name: str) -> bool:
+def has_lost(group: futures.Future[Any], name: str) -> bool:
     """Return True if Kafka has described the group already, and no member of this name is in it."""
     if not group.done() or group.exception() is not None:
         return False
     return all(member.client_id != name for member in group.result().members)
 
 
-def _roles(
-    reader: Reader, config: Config, partitions: int, group: Future[Any]
-) -> tuple[list[RoleStatus], set[str], dict[str, float]]:
-    """Return the roles; who wrote the records that were read; and who of them let a lease run out since, and when."""
+def _observe(reader: Reader, config: Config, partitions: int, group: futures.Future[Any]) -> dict[int, _Observer]:
+    """Read the end of each role's journal, until it is plain who leads."""
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
         low, high = reader.bounds(index, TIMEOUT)
-        observers[index] = _Observer(max(low, high - TAIL), oldest=high - TAIL <= low)
-        reader.place(index, max(low, high - TAIL))
+        start = max(low, high - TAIL)
+        observers[index] = _Observer(start, oldest=start == low)
+        reader.place(index, start)
     end = time.monotonic() + TIMEOUT
     watched = time.monotonic() + config.heartbeat_interval + WATCH
     while time.monotonic() < end:
@@ -281,17 +262,7 @@ def _roles(
         if ended and (time.monotonic() > watched or all(each.sure(group) for each in observers.values())):
             break
     _find_claims(reader, observers)
-    roles = [_role(config.roles[index], each) for index, each in observers.items()]
-    missing = "its partition does not exist yet: a member that has the role in neli_roles will add it"
-    roles += [RoleStatus(role=role, reason=missing) for role in config.roles[partitions:]]
-    seen = {name for each in observers.values() for name in each.authors}
-    gone: dict[str, float] = {}
-    for each in observers.values():
-        gone.update(each.gone)
-        if each.expired and each.last is not None:
-            gone[name_of(each.lease.holder or "")] = each.last[1] + each.last[0].lease
-    leaders = {role.leader for role in roles}
-    return roles, seen, {name: since for name, since in gone.items() if name not in leaders}
+    return observers
 
 
 def _role(role: str, observer: _Observer) -> RoleStatus:
@@ -300,19 +271,13 @@ def _role(role: str, observer: _Observer) -> RoleStatus:
         return RoleStatus(role=role, reason="no leader in the last records of the topic")
     if lease.term < 0:
         return RoleStatus(role=role, reason="no member has led yet")
-    if lease.holder is None or observer.last is None:
+    if lease.holder is None:
         return RoleStatus(role=role, term=lease.term, reason="the last leader handed over")
-    record, _ = observer.last
     name = name_of(lease.holder)
-    common: dict[str, Any] = {
-        "role": role,
-        "term": lease.term,
-        "heartbeat_age": max(0.0, observer.age),
-        "lease": record.lease,
-    }
+    found = RoleStatus(role=role, term=lease.term, heartbeat_age=max(0.0, observer.age), lease=observer.bought)
     if observer.expired:
-        return RoleStatus(reason=f"the lease of {name} has run out", **common)
-    return RoleStatus(leader=name, since=observer.times.get(lease.term), **common)
+        return replace(found, reason=f"the lease of {name} has run out")
+    return replace(found, leader=name, since=observer.times.get(lease.term))
 
 
 def _find_claims(reader: Reader, observers: dict[int, _Observer]) -> None:
@@ -333,27 +298,22 @@ def _find_claims(reader: Reader, observers: dict[int, _Observer]) -> None:
             term = wanted.pop(event.partition, -1)
             if isinstance(event, RawRecord) and event.offset == term:
                 observers[event.partition].times[term] = event.time
-            if not wanted:
-                break
 
 
-def _members(
-    group: Future[Any], config: Config, roles: list[RoleStatus], *, gone: Collection[str]
-) -> tuple[list[MemberStatus] | None, str | None]:
-    try:
-        described = group.result(TIMEOUT)
-    except (KafkaException, TimeoutError):
-        return None, None
+def _members(group: Any, config: Config, found: ElectionStatus) -> list[MemberStatus]:
+    # A member that is still in the group a session after its lease has run out stands by: others are put out by then.
+    over = time.time() - config.session_timeout
     members = []
-    for member in described.members:
+    for member in group.members:
         owned = member.assignment.topic_partitions if member.assignment is not None else []
         indexes = sorted(each.partition for each in owned if each.partition < len(config.roles))
-        induced = [config.roles[index] for index in indexes]
-        leads = [each.role for each in roles if each.leader == member.client_id]
         members.append(
             MemberStatus(
-                name=member.client_id, host=member.host, leads=leads, induced=induced,
-                answers=member.client_id not in gone,
+                name=member.client_id,
+                host=member.host,
+                leads=[each.role for each in found.roles if each.leader == member.client_id],
+                induced=[config.roles[index] for index in indexes],
+                answers=found.gone.get(member.client_id, 0.0) <= over,
             )
-        )  # fmt: skip
-    return sorted(members, key=lambda each: each.name), described.state.name.lower()
+        )
+    return sorted(members, key=lambda each: each.name)

@@ -5,16 +5,11 @@ Write ``pytest_plugins = ["celery_neli.testing"]`` in a ``conftest.py``, or impo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
 
 from celery_neli.embedded import EmbeddedKafka
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["embedded_kafka"]
 
 
 @pytest.fixture

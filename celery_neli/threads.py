@@ -36,14 +36,12 @@ class Thread:
     """A running daemon thread of the operating system."""
 
     def __init__(self, target: Callable[[], None], name: str) -> None:
-        self.name = name
         self.ended = False
         self._target = target
-        self._thread: threading.Thread | None = None
-        if patched():
+        self._thread = None if patched() else threading.Thread(target=self._run, name=name, daemon=True)
+        if self._thread is None:
             original("_thread", "start_new_thread")(self._run, ())
         else:
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
@@ -54,12 +52,18 @@ class Thread:
 
     def join(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for its end. Return True if it has ended. Other greenlets run in that time."""
-        deadline = time.monotonic() + timeout
         if self._thread is not None:
             self._thread.join(timeout)
-        while not self.ended and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(GREEN_WAIT, left))
+        else:
+            _poll(lambda: self.ended, timeout)
         return self.ended
+
+
+def _poll(done: Callable[[], bool], timeout: float) -> None:
+    """Let other greenlets run until `done`, for up to `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not done() and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(GREEN_WAIT, left))
 
 
 def spawn(target: Callable[[], None], *, name: str) -> Thread:
@@ -68,10 +72,7 @@ def spawn(target: Callable[[], None], *, name: str) -> Thread:
 
 
 def stack_of(thread_id: int) -> str:
-    """Return where the thread of that `threading.get_ident()` is, as a traceback shows it.
-
-    May be called from any thread. Blocks for milliseconds.
-    """
+    """Return where the thread of that `threading.get_ident()` is, as a traceback shows it. Blocks for milliseconds."""
     # Python 3.11 holds a lock while it looks up the frames. A garbage collection at that moment may request the same
     # lock, and then the process hangs forever (CPython #106883).
     collects = gc.isenabled()
@@ -102,10 +103,8 @@ class Bell:
 
     def wait(self, seen: int, timeout: float) -> None:
         """Return when the bell has rung more than `seen` times, or after `timeout` seconds."""
-        if self._condition is not None:
-            with self._condition:
-                self._condition.wait_for(lambda: self.rings != seen, timeout)
+        if self._condition is None:
+            _poll(lambda: self.rings != seen, timeout)
             return
-        deadline = time.monotonic() + timeout
-        while self.rings == seen and (left := deadline - time.monotonic()) > 0:
-            time.sleep(min(GREEN_WAIT, left))
+        with self._condition:
+            self._condition.wait_for(lambda: self.rings != seen, timeout)

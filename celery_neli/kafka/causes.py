@@ -1,8 +1,7 @@
 """Why Kafka does not work: what librdkafka says, as a reason and a remedy that an operator can act on.
 
-This is the only place that knows librdkafka's texts. They were taken from librdkafka 2.16 against Apache Kafka 4.3
-(tests/smoke/test_secured.py meets each of them again); a text that is not known here is passed on as it is. Pure, but
-for `examine`, which asks a broker for its certificate.
+Only this file knows librdkafka's texts. They are those of librdkafka 2.16 against Apache Kafka 4.3; others are passed
+on. Pure, but for `examine`, which asks a broker for its certificate.
 """
 
 from __future__ import annotations
@@ -16,30 +15,15 @@ from typing import Any, Final
 from celery_neli.printable import HIDDEN, closest, is_secret, printable
 from celery_neli.threads import original
 
-__all__ = [
-    "AWAY",
-    "GONE",
-    "OF_NO_READER",
-    "Cause",
-    "examine",
-    "is_denied",
-    "missing_right",
-    "of_connection",
-    "refused",
-    "untrusted",
-]
-
 AWAY: Final = "away"  # the key of every cause that may go away by itself: brokers are down, or out of reach
 
+# About the group of a client that only reads and writes: librdkafka looks for a coordinator all the same.
 OF_NO_READER: Final = frozenset({"GROUP_AUTHORIZATION_FAILED", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"})
-"""Errors about the group of a client that only reads and writes: librdkafka looks for a coordinator all the same."""
-
+# Of a client whose topic may have been deleted: brokers must be asked.
 GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_ID"})
-"""Errors of a client whose topic may have been deleted: brokers must be asked."""
-
 EXAMINE: Final = 2.0  # seconds that a broker has to show its certificate
 
-_DENIED = frozenset({"TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
+DENIED: Final = frozenset({"TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
 _STATE = re.compile(r" \(after \d+ms in state (\w+)\)")
 _REPEATED = re.compile(r"[,:]? ?\(?\d+ identical error\(s\) suppressed\)?", re.IGNORECASE)
 _FAIL = re.compile(r"^FAIL \[[^\]]*\](?: \[thrd:.*?\])?:? ?")
@@ -69,8 +53,8 @@ _UNTRUSTED: tuple[tuple[Collection[int], str, str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why brokers cannot be used. `key` is the same for the same kind of cause; `where` is the broker's "host:port" if
-    `examine` can say more.
+    """Why brokers cannot be used. `key` is the kind of cause; `where` is the broker's "host:port" if `examine` can say
+    more. `guess`: a proxy without a broker behind it may look the same.
     """
 
     key: str
@@ -78,7 +62,6 @@ class Cause:
     remedy: str
     where: str = ""
     guess: bool = False
-    """A proxy without a broker behind it may look the same."""
 
     @property
     def lasting(self) -> bool:
@@ -91,7 +74,7 @@ class Cause:
 
 def is_denied(name: str) -> bool:
     """Return True if the error of this name says that a right is missing."""
-    return name in _DENIED
+    return name in DENIED
 
 
 def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
@@ -101,24 +84,19 @@ def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
     bare = _STATE.sub("", text)
     place = _PLACE.match(bare)
     words = bare[place.end() :] if place else bare
-    where = place["place"] if place else str(properties.get("bootstrap.servers", ""))
-    return _explain(words, where, state[1] if state else "", properties)
-
-
-def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) -> Cause | None:
-    protocol = _protocol(properties)
-    for explain in (_of_login, _of_tls):
-        found = explain(words, where, properties)
-        if found is not None:
-            return found
-    if "Disconnected" in words and "ssl" not in protocol and state.startswith("APIVERSION"):
+    where = place["place"] if place else servers_of(properties)
+    if (found := _of_login(words, where, properties) or _of_tls(words, where, properties)) is not None:
+        return found
+    protocol, closed = _protocol(properties), state[1] if state and "Disconnected" in words else ""
+    if closed.startswith("APIVERSION") and "ssl" not in protocol:
+        with_tls = "SASL_SSL" if protocol.startswith("sasl") else "SSL (with a login: SASL_SSL)"
         return Cause(
             "plaintext",
             f"{where} closes the connection at the first request, as a port for TLS does",
-            f"set security.protocol, which is {protocol}, to {_with_tls(protocol)}, or use the port for {protocol}",
+            f"set security.protocol, which is {protocol}, to {with_tls}, or use the port for {protocol}",
             guess=True,
         )
-    if "Disconnected" in words and not protocol.startswith("sasl") and state == "UP":
+    if closed == "UP" and not protocol.startswith("sasl"):
         return Cause(
             "no login",
             f"{where} closes the connection at the first request without a login",
@@ -128,16 +106,16 @@ def _explain(words: str, where: str, state: str, properties: Mapping[str, Any]) 
         )
     if "resolve" in words:
         return Cause("host", f"{where}: {words}", "check the spelling in bootstrap.servers, and this host's DNS")
+    remedy = ""
     if "refused" in words:
-        return Cause(AWAY, f"{where}: {words}", "check that Kafka runs there, and bootstrap.servers")
-    if re.search("timed out|No route|unreachable", words, re.IGNORECASE):
-        return Cause(AWAY, f"{where}: {words}", "check bootstrap.servers, and firewalls on the way")
-    return Cause(AWAY, f"{where}: {words}", "") if words else None
+        remedy = "check that Kafka runs there, and bootstrap.servers"
+    elif re.search("timed out|No route|unreachable", words, re.IGNORECASE):
+        remedy = "check bootstrap.servers, and firewalls on the way"
+    return Cause(AWAY, f"{where}: {words}", remedy) if words else None
 
 
 def _of_login(words: str, where: str, properties: Mapping[str, Any]) -> Cause | None:
     mechanism = _mechanism(properties)
-    user = properties.get("sasl.username")
     if "OAUTHBEARER token" in words:
         return Cause("token", printable(words), "check sasl.oauthbearer.config and the server that gives the tokens")
     if "Request not valid in current SASL state" in words:
@@ -157,10 +135,9 @@ def _of_login(words: str, where: str, properties: Mapping[str, Any]) -> Cause | 
     if "SASL" not in words and "authentication" not in words.lower():
         return None
     if re.search("invalid credentials|Invalid username|Authentication failed", words, re.IGNORECASE):
-        who = f"the user {printable(user)}" if user else "this client"
         return Cause(
             "login",
-            f"{where} refuses {who} or the password ({mechanism})",
+            f"{where} refuses {_who(properties)} or the password ({mechanism})",
             f"check sasl.username and sasl.password, and that Kafka knows this user for {mechanism}",
         )
     return Cause("login", f"{where}: {printable(words)}", "check the sasl properties")
@@ -206,15 +183,17 @@ def untrusted(where: str, code: int, message: str, properties: Mapping[str, Any]
 
 def examine(where: str, properties: Mapping[str, Any]) -> Cause | None:
     """Return why the certificate of the broker at `where` ("host:port") is refused, which librdkafka does not say; None
-    if it is not, or if that cannot be found out.
-
-    Python's own TLS connects to the broker and sends nothing but the beginning of a handshake. Blocks for two seconds
-    or so; any thread.
+    if it is not, or if that cannot be found out. Python's own TLS begins a handshake, with the CAs that librdkafka
+    trusts. Blocks for two seconds or so; any thread.
     """
     host, _, port = where.rpartition(":")
     host = host.strip("[]")
+    location, pem = properties.get("ssl.ca.location"), properties.get("ssl.ca.pem")
+    file = str(location) if location and location != "probe" else None
     try:
-        context = _context(properties)
+        context = ssl.create_default_context(cadata=str(pem)) if pem else ssl.create_default_context(cafile=file)
+        if str(properties.get("ssl.endpoint.identification.algorithm", "https")).lower() == "none":
+            context.check_hostname = False
         connection = original("socket", "create_connection")((host, int(port)), EXAMINE)
         with connection, context.wrap_socket(connection, server_hostname=host):
             return None
@@ -224,44 +203,26 @@ def examine(where: str, properties: Mapping[str, Any]) -> Cause | None:
         return None  # the broker is gone, or refuses us for another reason
 
 
-def _context(properties: Mapping[str, Any]) -> ssl.SSLContext:
-    """Return a context that trusts the same CAs as librdkafka does."""
-    location, pem = properties.get("ssl.ca.location"), properties.get("ssl.ca.pem")
-    file = str(location) if location and location != "probe" else None
-    context = ssl.create_default_context(cadata=str(pem)) if pem else ssl.create_default_context(cafile=file)
-    if str(properties.get("ssl.endpoint.identification.algorithm", "https")).lower() == "none":
-        context.check_hostname = False
-    return context
-
-
-def missing_right(properties: Mapping[str, Any], operations: Iterable[str], kind: str, name: str) -> str:
-    """Return the sentence for rights that are missing. `operations` as in `kafka-acls.sh`: "Read", "DescribeConfigs";
-    `kind`: "topic" or "group".
-    """
-    wanted = list(operations)
+def missing_right(properties: Mapping[str, Any], operations: Collection[str], kind: str, name: str) -> str:
+    """Return the sentence for missing rights, named as `kafka-acls.sh` does. `kind`: "topic" or "group"."""
     user = properties.get("sasl.username")
     principal = printable(user) if user else "<user>"
-    flags = " ".join(f"--operation {each}" for each in wanted)
-    who = f"the user {principal}" if user else "this client"
+    flags = " ".join(f"--operation {each}" for each in operations)
     return (
-        f"{who} lacks the right {' and '.join(wanted)} on the {kind} {name}: kafka-acls.sh --bootstrap-server "
-        f"{properties.get('bootstrap.servers', '')} --add --allow-principal User:{principal} {flags} --{kind} {name}"
+        f"{_who(properties)} lacks the right {' and '.join(operations)} on the {kind} {name}: kafka-acls.sh "
+        f"--bootstrap-server {servers_of(properties)} --add --allow-principal User:{principal} {flags} --{kind} {name}"
     )
 
 
 def refused(
     text: str, properties: Mapping[str, Any], *, names: Callable[[], Iterable[str]], readable: Callable[[str], bool]
 ) -> str:
-    """Return why librdkafka made no client from `properties`, as one line that names the property and what to do.
-
-    `names` gives the properties that librdkafka knows; `readable` returns whether a file can be read.
-    """
+    """Return why librdkafka made no client, naming the property and what to do. `names` returns those that it knows."""
     text = re.sub(r"^Failed to create [a-z ]+: ", "", " ".join(text.split()))
     for name, value in properties.items():
         if isinstance(value, str) and _FILE.match(name) and value not in ("probe", "") and not readable(value):
             return f"neli_kafka has {name} = {value!r}, a file that cannot be read: give the path of one that can"
-    unknown = _UNKNOWN.search(text)
-    if unknown is not None:
+    if (unknown := _UNKNOWN.search(text)) is not None:
         meant = closest(unknown["name"], names())
         name = printable(unknown["name"])
         return f"neli_kafka has {name!r}, which is not a property of librdkafka; did you mean {meant}?"
@@ -289,8 +250,14 @@ def _protocol(properties: Mapping[str, Any]) -> str:
     return str(properties.get("security.protocol", "plaintext")).lower()
 
 
-def _with_tls(protocol: str) -> str:
-    return "SASL_SSL" if protocol.startswith("sasl") else "SSL (with a login: SASL_SSL)"
+def servers_of(properties: Mapping[str, Any]) -> str:
+    """Return the bootstrap servers."""
+    return str(properties.get("bootstrap.servers", ""))
+
+
+def _who(properties: Mapping[str, Any]) -> str:
+    user = properties.get("sasl.username")
+    return f"the user {printable(user)}" if user else "this client"
 
 
 def _ca(properties: Mapping[str, Any]) -> str:

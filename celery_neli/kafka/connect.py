@@ -12,10 +12,7 @@ from celery_neli.election.renewal import Barrier
 
 
 def connect(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
-    """Return the journal and the group of one member. Load confluent_kafka; do not wait for a broker.
-
-    Raises `ConfigurationError` if Kafka's client refuses `config.kafka`.
-    """
+    """Return the journal and the group of one member. Does not wait for a broker. Raises `ConfigurationError`."""
     from celery_neli.kafka.group import KafkaGroup
     from celery_neli.kafka.journal import KafkaJournal
 

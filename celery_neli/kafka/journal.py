@@ -8,23 +8,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
+from celery_neli.config import Config
 from celery_neli.election.ports import End, Entry, Event, Lost, Started
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import producer_properties, reader_properties
-from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, RawRecord, Reader, tail
+from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, Reader, tail
 from celery_neli.kafka.topic_admin import TopicAdmin
 from celery_neli.kafka.topic_spec import leader_topic
 from celery_neli.kafka.writer import Writer
-
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-
-__all__ = ["KafkaJournal"]
 
 TAIL: Final = 200  # records that are read at first, from the end
 FURTHER: Final = 1_000  # records that `look_back` goes back
@@ -38,27 +34,21 @@ class _Log:
     """How far the log of one role was read."""
 
     role: int
-    sought: int = BEGINNING
-    """Where reading was to begin: an offset, or librdkafka's word for one."""
-    started: int | None = None
-    """The offset that `Started` reported; None: it was not reported yet."""
-    awaited: bytes | None = None
-    """The last own append, until it is read."""
-    asked: bool = False
-    """The end was asked for, and is not reported yet."""
+    sought: int = BEGINNING  # where reading was to begin: an offset, or librdkafka's word for one
+    started: int | None = None  # the offset that `Started` reported; None: it was not reported yet
+    awaited: bytes | None = None  # the last own append, until it is read
+    asked: bool = False  # the end was asked for, and is not reported yet
 
 
 class KafkaJournal:
-    """The journals of all roles. After the constructor for one thread only, and never in a forked child.
-
-    `log`: a `logging.Logger` or the like whose calls only enqueue. The constructor waits for nothing. It raises
-    `ConfigurationError` if the Kafka properties are malformed or contradict an election's needs.
+    """The journals of all roles. After the constructor for one thread only, and never in a forked child. `log` only
+    enqueues. The constructor waits for nothing; it raises `ConfigurationError`.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger) -> None:
         self._log = ClientLog(log, config.properties)
         self._closed = False
-        self._logs = {role: _Log(role) for role in range(len(config.roles))}
+        self._logs = [_Log(role) for role in range(len(config.roles))]
         self._reader = Reader(config, self._log, config.topic, reader_properties(config), report=self._log.error)
         self._writer = Writer(config, self._log, config.topic, producer_properties(config))
         self._topic = TopicAdmin(config, self._log, self._reader, leader_topic(config))
@@ -66,9 +56,8 @@ class KafkaJournal:
     def read(self, timeout: float) -> list[Event]:
         """Wait up to `timeout` seconds for the first event, then take what is there, some 500 events at most.
 
-        Until the topic is found (at first, and after it was deleted) it may take half a second instead, and while
-        records are being lost half a second more. Raises `TopicError` if the operator must do something to the topic;
-        each later call looks again, and raises the same object for as long as it is the same trouble.
+        Until the topic is found it may take half a second instead, and while records are being lost half a second more.
+        Raises `TopicError` if an operator must mend the topic; later calls raise the same object for the same trouble.
         """
         if self._closed:
             return []
@@ -79,14 +68,15 @@ class KafkaJournal:
         if self._reader.denied:
             self._reader.denied = False
             self._topic.deny("Read")
-        self._topic.raise_denied()
         events: list[Event] = []
-        if not self._topic.found:
+        searching = not self._topic.found
+        if searching:
             self._take(min(timeout, SEARCH), events)  # serves librdkafka's log lines and errors
-            if not self._topic.poll():
-                return events
+        if not self._topic.poll():
+            return events
+        if searching:
             self._reader.missing = ""
-            for each in self._logs.values():
+            for each in self._logs:
                 self._begin(each, tail(TAIL))
         self._take(timeout, events)
         if self._reader.missing:
@@ -94,10 +84,7 @@ class KafkaJournal:
         return events
 
     def append(self, role: int, key: str, value: bytes) -> None:
-        """Hand a record of `role` to the writer. Never blocks, never raises.
-
-        A record that is lost, now or later, is logged at most every ten seconds.
-        """
+        """Hand a record of `role` to the writer. Never blocks, never raises; a loss, now or later, is logged."""
         if self._closed:
             return
         try:
@@ -114,19 +101,13 @@ class KafkaJournal:
             self._logs[role].awaited = value
 
     def look_back(self, role: int) -> None:
-        """Read `role` again from 1000 records before its start, or from the log's beginning; a `Started` follows.
-
-        Its offset is lower, or it is the same and `oldest` is set.
-        """
+        """Read `role` again from 1000 records earlier; a `Started` follows, with a lower offset, or with `oldest`."""
         log = self._logs[role]
         if log.started is not None:
             self._begin(log, log.started - FURTHER if log.started > FURTHER else BEGINNING)
 
     def ask_end(self, role: int) -> None:
-        """Have the broker say again where the end is; an `End` follows after whatever is before it.
-
-        Asking again before it was reported changes nothing: it would only put the answer off.
-        """
+        """Have the broker say again where the end is; an `End` follows. To ask once more before it does nothing."""
         log = self._logs[role]
         if log.started is not None and not log.asked:
             self._ask_end(log)
@@ -152,24 +133,17 @@ class KafkaJournal:
                 log.started, log.awaited = event.offset, None
                 oldest = log.sought == BEGINNING or event.offset == 0
                 events.append(Started(log.role, event.offset, oldest))
-            if isinstance(event, EndOfLog):
-                self._take_end(log, events)
+            if not isinstance(event, EndOfLog):
+                value = event.value or b""
+                if value == log.awaited:
+                    log.awaited = None
+                key = None if event.key is None else event.key.decode(errors="replace")
+                events.append(Entry(log.role, event.offset, value, key))
+            elif log.awaited is not None:
+                self._ask_end(log)  # this one may have been found before the own append
             else:
-                self._take_record(log, event, events)
-
-    def _take_record(self, log: _Log, record: RawRecord, events: list[Event]) -> None:
-        value = record.value or b""
-        if value == log.awaited:
-            log.awaited = None
-        key = None if record.key is None else record.key.decode(errors="replace")
-        events.append(Entry(log.role, record.offset, value, key))
-
-    def _take_end(self, log: _Log, events: list[Event]) -> None:
-        if log.awaited is not None:
-            self._ask_end(log)  # this one may have been found before the own append
-        else:
-            log.asked = False
-            events.append(End(log.role))
+                log.asked = False
+                events.append(End(log.role))
 
     def _ask_end(self, log: _Log) -> None:
         log.asked, log.awaited = True, None
@@ -188,9 +162,8 @@ class KafkaJournal:
         self._begin(log, BEGINNING)
 
     def _look_for_topic(self, events: list[Event]) -> None:
-        """If brokers say when asked that the topic is gone, every position is lost, and the topic is created again.
-
-        One broker's stale view must not cost a leader its term, so this asks first; it may block for half a second.
+        """If brokers say that the topic is gone, every position is lost. One broker's stale view must not cost a leader
+        its term, so this asks first; it may block for half a second.
         """
         gone = self._topic.is_gone()
         if gone is None:
@@ -199,7 +172,7 @@ class KafkaJournal:
         if not gone:
             return
         self._reader.drop()
-        for log in self._logs.values():
+        for log in self._logs:
             events.append(Lost(log.role, f"leader topic gone: {reason}"))
             log.started = None
 
@@ -214,5 +187,5 @@ class KafkaJournal:
         elif is_denied(error.name()):
             self._topic.deny("Write")
         elif not self._closed:
-            level = logging.DEBUG if self._log.unreachable else logging.WARNING
+            level = logging.DEBUG if self._log.reachability.unreachable else logging.WARNING
             self._log.say(level, f"append lost role={role} reason={error.name()} {error.str()}")

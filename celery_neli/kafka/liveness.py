@@ -1,9 +1,8 @@
 """Notice that a Kafka client has lost all its brokers, although brokers answer: only a new client helps.
 
 A client that asks for metadata while the last broker is being stopped may be given an empty list of brokers. It then
-drops the one that it knew and never goes back to its bootstrap servers (librdkafka 2.13 and later;
-confluentinc/librdkafka issue 5301). It reports nothing, not even that all brokers are down. So each client is watched
-from outside: when did it last hear from a broker, and does a client that is made for the question hear from one?
+drops the one that it knew, never goes back to its bootstrap servers and reports nothing (librdkafka 2.13 and later,
+issue 5301). So each client is watched: when did it last hear from a broker, and does a new client hear from one?
 """
 
 from __future__ import annotations
@@ -12,19 +11,17 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing
+from functools import partial
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException
 
+from celery_neli.config import Config
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import reader_properties
 from celery_neli.threads import spawn
-
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-    from celery_neli.kafka.client_log import ClientLog
-
-__all__ = ["ASK_EVERY", "PATIENCE", "PATIENCE_MOST", "QUIET", "Brokers", "Probe", "Step", "Watch", "hears"]
 
 QUIET: Final = 3.0  # seconds without a word from a broker until something is done
 PATIENCE: Final = 2.0  # seconds that a client has to hear something after brokers were found to answer
@@ -49,11 +46,10 @@ class Watch:
         self._brokers, self._rereads, self._clock = brokers, rereads, clock
         self._moved = self._replaced = float("-inf")
         self._moved_for: float | None = None  # when the client had last heard something then
-        self._answered: float | None = None  # since when brokers answer and the client hears nothing
+        self._answered = float("inf")  # since when brokers answer and the client hears nothing
         self._patience = PATIENCE
         self._ask_at = float("-inf")
-        self.first = True
-        """The client was not replaced since it last heard something: so far it is worth a warning."""
+        self.first = True  # it was not replaced since it last heard something: so far it is worth a warning
 
     def look(self, heard: float) -> Step:
         """Return what to do now with a client that last heard something at `heard` (the clock's seconds)."""
@@ -61,20 +57,18 @@ class Watch:
         if heard > self._replaced:
             self.first, self._patience = True, PATIENCE
         if now - heard < QUIET:
-            self._answered = None
+            self._answered = float("inf")
             return Step.WAIT
         if self._rereads and self._moved_for != heard:
-            self._moved, self._moved_for, self._answered = now, heard, None
+            self._moved, self._moved_for, self._answered = now, heard, float("inf")
             return Step.REREAD
         if now - self._moved < QUIET:
             return Step.WAIT
         answer = self._brokers.answer()
-        if answer is False:
-            self._answered = None
-        elif answer and self._answered is None:
-            self._answered = now
-        elif answer and self._answered is not None and now - self._answered >= self._patience:
-            return Step.REPLACE
+        if answer is not None:
+            self._answered = min(now, self._answered) if answer else float("inf")
+            if now - self._answered >= self._patience:
+                return Step.REPLACE
         if now >= self._ask_at:
             self._ask_at = now + ASK_EVERY
             self._brokers.ask()
@@ -83,23 +77,14 @@ class Watch:
     def replaced(self) -> None:
         """Note that the client was replaced. The new one has its time to hear something, the next one twice that."""
         self._replaced = self._moved = self._clock()
-        self._answered, self.first = None, False
+        self._answered, self.first = float("inf"), False
         self._patience = min(2 * self._patience, PATIENCE_MOST)
 
     def let_go(self, client: Any, log: ClientLog, what: str) -> None:
-        """Close the client that was replaced, on a thread of its own: it may wait long for brokers. Log it, as a
-        warning the first time. Returns at once.
-        """
-
-        def close() -> None:
-            try:
-                client.close()
-            except (KafkaException, RuntimeError):
-                pass  # nothing was expected of it any more
-
+        """Close the client that was replaced, on another thread, for it may wait long. Warn of it the first time."""
         log.say(logging.WARNING if self.first else logging.DEBUG, f"kafka client deaf: {what}: replaced")
         self.replaced()
-        spawn(close, name="neli-lost-client")
+        spawn(partial(log.copy().close, client, "lost kafka client", logging.DEBUG), name="neli-lost-client")
 
 
 class Probe:
@@ -107,20 +92,20 @@ class Probe:
 
     def __init__(self, config: Config, log: ClientLog, topic: str) -> None:
         self.watch = Watch(Brokers(config, log, topic))
-        self.heard = time.monotonic()
-        """When the client was last known to reach a broker (monotonic seconds)."""
+        self.heard = time.monotonic()  # when the client was last known to reach a broker
         self._topic, self._wait, self._ask_at = topic, min(0.5, config.heartbeat_timeout / 8), 0.0
 
     def is_lost(self, client: Any) -> bool:
-        """Return True if the client must be replaced: it finds no broker, although brokers answer. Waits for half a
-        second at most, every two seconds.
-        """
+        """Return True if the client finds no broker although brokers answer. May wait for half a second, every two."""
         if time.monotonic() < self._ask_at:
             return False
         self._ask_at = time.monotonic() + 4 * self._wait
-        if hears(client, self._topic, self._wait):
-            self.heard = time.monotonic()
-            return False
+        try:
+            if client.list_topics(self._topic, timeout=self._wait).brokers:
+                self.heard = time.monotonic()
+                return False
+        except KafkaException:
+            pass  # it has no broker to ask
         return self.watch.look(self.heard) is Step.REPLACE
 
 
@@ -149,15 +134,10 @@ class Brokers:
         return answer
 
     def find(self) -> bool:
-        """Return True if a new client finds brokers, and leaders of the topic's partitions. Blocks for two seconds or
-        so at most; any real thread.
-        """
+        """Return True if a new client finds brokers, and leaders of the topic. Blocks for two seconds at most."""
         try:
-            client = self._log.client(self._make, reader_properties(self._config))
-            try:
+            with closing(self._log.client(self._make, reader_properties(self._config))) as client:
                 metadata = client.list_topics(self._topic, timeout=ASK)
-            finally:
-                client.close()
         except (KafkaException, NeliError, RuntimeError) as exception:
             self._log.say(logging.DEBUG, f"brokers do not answer: {exception}")
             return False
@@ -169,11 +149,3 @@ class Brokers:
             self._answer = self.find()
         finally:
             self._asking = False
-
-
-def hears(client: Any, topic: str, timeout: float) -> bool:
-    """Ask `client` for its brokers and return True if it knows one. Blocks for `timeout` seconds at most."""
-    try:
-        return bool(client.list_topics(topic, timeout=timeout).brokers)
-    except KafkaException:
-        return False

@@ -1,8 +1,7 @@
 """librdkafka's mock cluster: its functions, its start and its end, a chosen port for it, and what a fork must not keep.
 
-Its brokers always bind free ports. A Kafka client connects to a bootstrap server only to learn the brokers' addresses,
-and then goes to these; so a TCP relay on the chosen port is enough, and no record of a client that has learnt the
-addresses passes through it. Loopback only.
+Its brokers always bind free ports. A client connects to a bootstrap server only to learn the brokers' addresses, and
+then goes to these: a TCP relay on the chosen port is enough. Loopback only.
 """
 
 from __future__ import annotations
@@ -22,15 +21,12 @@ from typing import Any, Final
 
 from celery_neli.exceptions import ConfigurationError, EmbeddedKafkaUnavailable, NeliError
 
-__all__ = ["MockCluster", "create_topic", "load"]
-
 RD_KAFKA_PRODUCER: Final = 0
 LOOPBACK: Final = "127.0.0.1"
 CHUNK: Final = 65536  # bytes that the relay copies at a time
+# Seconds. The cluster's thread empties its wake-up pipe after it has answered: a call that follows at once may lose its
+# own wake-up, and would wait for the thread's next look, a second later.
 SETTLE: Final = 0.002
-"""Seconds. The mock cluster's thread empties its wake-up pipe after it has answered: a call that follows at once on
-another's answer may lose its own wake-up, and would wait for the thread's next look, a second later.
-"""
 
 _P, _I32, _STR = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -49,19 +45,16 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_mock_broker_set_rtt": (ctypes.c_int, (_P, _I32, ctypes.c_int)),
     "rd_kafka_mock_push_request_errors_array": (None, (_P, ctypes.c_int16, ctypes.c_size_t, _P)),
     "rd_kafka_mock_clear_request_errors": (None, (_P, ctypes.c_int16)),
-}
-# Younger than the rest: without them a group's first rebalance takes 3 s, and a topic cannot be deleted.
-_OPTIONAL: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "rd_kafka_mock_group_initial_rebalance_delay_ms": (None, (_P, _I32)),
     "rd_kafka_mock_topic_delete": (ctypes.c_int, (_P, _STR)),
 }
+# Younger than the rest: without them a group's first rebalance takes 3 s, and a topic cannot be deleted.
+_OPTIONAL = {"rd_kafka_mock_group_initial_rebalance_delay_ms", "rd_kafka_mock_topic_delete"}
 
 
 def load(path: str) -> ctypes.CDLL:
     """Load the library at `path` and declare the functions used here; its calls release the GIL (CDLL, not PyDLL).
-
-    Raises:
-        EmbeddedKafkaUnavailable: it cannot be loaded, or a function is missing; the message names it.
+    Raises `EmbeddedKafkaUnavailable` if it cannot be loaded or lacks a function, which the message names.
     """
     remedy = (
         "install confluent-kafka from its wheel (pip install confluent-kafka), pass library= the path of a librdkafka "
@@ -71,13 +64,12 @@ def load(path: str) -> ctypes.CDLL:
         library = ctypes.CDLL(path)
     except OSError as exc:
         raise EmbeddedKafkaUnavailable(f"librdkafka cannot be loaded from {path}: {exc}; {remedy}") from exc
-    missing = [name for name in _PROTOTYPES if not hasattr(library, name)]
-    if missing:
-        raise EmbeddedKafkaUnavailable(f"librdkafka's mock cluster is not in {path} (no {missing[0]}); {remedy}")
-    for name, (restype, argtypes) in (_PROTOTYPES | _OPTIONAL).items():
+    for name, (restype, argtypes) in _PROTOTYPES.items():
         if hasattr(library, name):
             function = getattr(library, name)
             function.restype, function.argtypes = restype, argtypes
+        elif name not in _OPTIONAL:
+            raise EmbeddedKafkaUnavailable(f"librdkafka's mock cluster is not in {path} (no {name}); {remedy}")
     return library
 
 
@@ -89,11 +81,6 @@ class MockCluster:
         self._library = library
         self._lock = threading.Lock()
         self._relay: _Relay | None = None
-        if port is not None:  # bound before there is anything to take down again
-            try:
-                self._relay = _Relay((LOOPBACK, port), _Connection)
-            except OSError as exc:
-                raise ConfigurationError(f"port={port} on 127.0.0.1 cannot be had: {exc}; choose another") from exc
         conf = library.rd_kafka_conf_new()
         library.rd_kafka_conf_set_log_cb(conf, None)  # else it prints to stderr that it has no bootstrap.servers
         error = ctypes.create_string_buffer(512)
@@ -102,31 +89,28 @@ class MockCluster:
         if not self._cluster:
             if self._client:
                 library.rd_kafka_destroy(self._client)
-            if self._relay is not None:
-                self._relay.stop()
             raise NeliError(f"librdkafka could not start a mock cluster of {brokers} brokers {error.value.decode()!r}")
-        if hasattr(library, "rd_kafka_mock_group_initial_rebalance_delay_ms"):
+        if self.has("group_initial_rebalance_delay_ms"):
             # A first rebalance waits 3 s for more members, as Kafka's default does; a broker of tests need not.
             library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
         self.bootstrap_servers: str = library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
         addresses = [(host, int(p)) for host, _, p in (b.rpartition(":") for b in self.bootstrap_servers.split(","))]
         self._ports = frozenset(number for _, number in addresses)
-        if self._relay is not None:
-            self._relay.start(addresses)
+        if port is not None:
+            try:
+                self._relay = _Relay(port, addresses)
+            except OSError as exc:
+                self.stop()
+                raise ConfigurationError(f"port={port} on 127.0.0.1 cannot be had: {exc}; choose another") from exc
             self.bootstrap_servers = f"{LOOPBACK}:{port}"
-        if hasattr(os, "register_at_fork"):
-            _close_in_forks(self)
+        _running.add(self)
 
     def has(self, function: str) -> bool:
         """Return True if this librdkafka has `rd_kafka_mock_<function>`."""
         return hasattr(self._library, f"rd_kafka_mock_{function}")
 
     def call(self, function: str, *args: object) -> int | None:
-        """Call `rd_kafka_mock_<function>` on the cluster, one call at a time, and return librdkafka's error code.
-
-        Raises:
-            NeliError: the cluster was stopped.
-        """
+        """Call `rd_kafka_mock_<function>`, one at a time; return librdkafka's code. Raises `NeliError` after `stop`."""
         with self._lock:
             if not self._cluster:
                 raise NeliError("this embedded Kafka was closed")
@@ -147,43 +131,32 @@ class MockCluster:
             self._library.rd_kafka_destroy(self._client)
 
     def drop_inherited_sockets(self) -> None:
-        """In a forked child: close the brokers' sockets, and the relay's without waiting for its thread.
-
-        A listening socket that lives on in a child keeps its port: the parent's clients would wait for an answer there
-        after the parent has ended, and a broker that was taken down could not bind again (librdkafka aborts).
+        """In a forked child: close the brokers' sockets, and the relay's without waiting for its thread. A listening
+        socket that lives on in a child keeps its port: the parent's clients would wait for an answer there after the
+        parent has ended, and a broker that was taken down could not bind again (librdkafka aborts).
         """
         if self._relay is not None:
             self._relay.socket.close()
         for entry in Path("/dev/fd").iterdir():
             with contextlib.suppress(OSError):  # not a socket, or the descriptor of this very listing
-                _close_if_bound_to(int(entry.name), self._ports)
+                inherited = socket.socket(fileno=int(entry.name))
+                try:
+                    ours = inherited.family == socket.AF_INET and inherited.getsockname()[1] in self._ports
+                finally:
+                    inherited.detach()
+                if ours:
+                    os.close(int(entry.name))
 
 
 def create_topic(bootstrap_servers: str, topic: str, partitions: int) -> bool:
-    """Create `topic` on the cluster of this process at `bootstrap_servers`. Return False if there is none, or if it
-    refuses. Waits some milliseconds for the cluster's thread.
-    """
+    """Create `topic` on the cluster of this process at `bootstrap_servers`, if there is one; return True if it did."""
     address = bootstrap_servers.replace("localhost", LOOPBACK)
-    for cluster in list(_running):
-        if cluster.pid == os.getpid() and cluster.bootstrap_servers == address:
-            return cluster.call("topic_create", topic.encode(), partitions, 1) == 0
-    return False
+    here = [cluster for cluster in list(_running) if cluster.bootstrap_servers == address]
+    return bool(here) and here[0].call("topic_create", topic.encode(), partitions, 1) == 0
 
-
-# A fork
 
 _running: weakref.WeakSet[MockCluster] = weakref.WeakSet()
-_hooks: list[bool] = []
 _forking = threading.local()
-
-
-def _close_in_forks(cluster: MockCluster) -> None:
-    _running.add(cluster)
-    if not _hooks:  # a hook cannot be taken away again: one set for all, and only once a mock cluster was started
-        _hooks.append(True)
-        os.register_at_fork(
-            before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-        )
 
 
 def _before_fork() -> None:
@@ -209,37 +182,26 @@ def _after_fork_in_child() -> None:
             os.close(end)
 
 
-def _close_if_bound_to(descriptor: int, ports: frozenset[int]) -> None:
-    sock = socket.socket(fileno=descriptor)
-    try:
-        ours = sock.family == socket.AF_INET and sock.getsockname()[1] in ports
-    finally:
-        sock.detach()
-    if ours:
-        os.close(descriptor)
-
-
-# The relay
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class _Relay(socketserver.ThreadingTCPServer):
-    """Holds its port from the constructor on, and forwards connections from `start` on."""
+    """Forwards each connection to its port, to the first of `brokers` that accepts it, on daemon threads."""
 
     allow_reuse_address = os.name != "nt"  # connections of a stopped relay may linger; on Windows it would steal ports
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
-    brokers: Sequence[tuple[str, int]] = ()
 
-    def start(self, brokers: Sequence[tuple[str, int]]) -> None:
-        """Forward each connection to the first of `brokers` that accepts it, on daemon threads; returns at once."""
+    def __init__(self, port: int, brokers: Sequence[tuple[str, int]]) -> None:
+        super().__init__((LOOPBACK, port), _Connection)
         self.brokers = brokers
         threading.Thread(target=self.serve_forever, args=(0.2,), name="neli-embedded-kafka-relay", daemon=True).start()
 
     def stop(self) -> None:
         """Free the port. Connections under way end with the brokers'. Waits up to 0.2 s."""
-        if self.brokers:
-            self.shutdown()
+        self.shutdown()
         self.server_close()
 
 

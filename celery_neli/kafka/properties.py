@@ -13,60 +13,54 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, Producer
 
-from celery_neli.config import required_of_members, required_of_readers, required_of_writers
+from celery_neli.config import Config, required_of_members, required_of_readers, required_of_writers
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.causes import refused
 from celery_neli.printable import Masked, masked, secrets_of
 
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-
-Properties = dict[str, Any]
-
+# How soon every client of a member notices and forgives a broker's trouble.
+_SHARED: Mapping[str, Any] = {
+    # A request to a frozen broker is given up after this, so that another broker can be asked within a lease.
+    "socket.timeout.ms": 4_000,
+    "socket.connection.setup.timeout.ms": 4_000,
+    "reconnect.backoff.ms": 100,
+    "reconnect.backoff.max.ms": 1_000,
+    "retry.backoff.ms": 50,
+    "retry.backoff.max.ms": 500,
+    # A new partition leader or a new topic is noticed within this, even if no broker reports it.
+    "topic.metadata.refresh.interval.ms": 1_000,
+    "topic.metadata.refresh.fast.interval.ms": 50,
+    # A topic that is deleted or not created yet is reported at once; the reader's owner decides what to do.
+    "topic.metadata.propagation.max.ms": 2_000,
+    "enable.metrics.push": False,
+}
 # Of clients on which no lease depends: errors report a new partition leader before this does.
 _UNHURRIED: Mapping[str, Any] = {"topic.metadata.refresh.interval.ms": 10_000}
 
 
-def _properties(config: Config, required: Mapping[str, Any], preferred: Mapping[str, Any]) -> Properties:
-    """Add what every client of a member shares: how soon it notices and forgives a broker's trouble."""
-    shared = {
-        "client.id": config.name,
-        # A request to a frozen broker is given up after this, so that another broker can be asked within a lease.
-        "socket.timeout.ms": 4_000,
-        "socket.connection.setup.timeout.ms": 4_000,
-        "reconnect.backoff.ms": 100,
-        "reconnect.backoff.max.ms": 1_000,
-        "retry.backoff.ms": 50,
-        "retry.backoff.max.ms": 500,
-        # A new partition leader or a new topic is noticed within this, even if no broker reports it.
-        "topic.metadata.refresh.interval.ms": 1_000,
-        "topic.metadata.refresh.fast.interval.ms": 50,
-        # A topic that is deleted or not created yet is reported at once; the reader's owner decides what to do.
-        "topic.metadata.propagation.max.ms": 2_000,
-        "enable.metrics.push": False,
-    }
-    return Masked({**shared, **preferred, **config.properties, **required})
+def _properties(config: Config, required: Mapping[str, Any], preferred: Mapping[str, Any]) -> Masked:
+    return Masked({**_SHARED, "client.id": config.name, **preferred, **config.properties, **required})
 
 
-def reader_properties(config: Config) -> Properties:
+def _writer_properties(config: Config, preferred: Mapping[str, Any], **required: Any) -> Masked:
+    ours = {**required_of_writers(config), **required}
+    return _properties(config, ours, {"request.timeout.ms": ours["delivery.timeout.ms"], **preferred})
+
+
+def reader_properties(config: Config) -> Masked:
     """Return the properties of the consumer that reads the journal."""
     # The embedded broker does not wake a waiting fetch, so `fetch.wait.max.ms` bounds its latency, and on any broker it
     # bounds how soon the end of the log is reported. Against the default of 500 ms it costs 0.1 % of a core.
-    preferred = {
-        "fetch.wait.max.ms": 100,
-        "fetch.min.bytes": 1,
-        "fetch.error.backoff.ms": 50,
-        "fetch.queue.backoff.ms": 50,
-    }
+    preferred = {"fetch.wait.max.ms": 100, "fetch.error.backoff.ms": 50, "fetch.queue.backoff.ms": 50}
     return _properties(config, required_of_readers(config), preferred)
 
 
-def schedule_reader_properties(config: Config) -> Properties:
+def schedule_reader_properties(config: Config) -> Masked:
     """Return the properties of the consumer that reads the schedule topic."""
     preferred = {
         "fetch.wait.max.ms": 200,  # bounds how late the embedded broker reports a change
@@ -80,29 +74,20 @@ def schedule_reader_properties(config: Config) -> Properties:
     return _properties(config, required_of_readers(config), preferred)
 
 
-def producer_properties(config: Config) -> Properties:
+def producer_properties(config: Config) -> Masked:
     """Return the properties of the producer that appends to the journal."""
-    preferred = {
-        "linger.ms": 0,
-        "request.timeout.ms": max(1, round(config.heartbeat_timeout * 1000)),
-        "queue.buffering.max.messages": 1_000,
-    }
-    return _properties(config, required_of_writers(config), preferred)
+    return _writer_properties(config, {"linger.ms": 0, "queue.buffering.max.messages": 1_000})
 
 
-def schedule_producer_properties(config: Config) -> Properties:
+def schedule_producer_properties(config: Config) -> Masked:
     """Return the properties of the producer that writes to the schedule topic."""
-    preferred = {
-        "linger.ms": 50,  # nothing waits for these records: many in a request
-        "request.timeout.ms": max(1, round(config.heartbeat_timeout * 1000)),
-        "queue.buffering.max.messages": 20_000,
-        **_UNHURRIED,
-    }
+    # Nothing waits for these records: many in a request.
+    preferred = {"linger.ms": 50, "queue.buffering.max.messages": 20_000, **_UNHURRIED}
     # A topic that brokers create when a client asks for it is not compacted.
-    return _properties(config, {**required_of_writers(config), "allow.auto.create.topics": False}, preferred)
+    return _writer_properties(config, preferred, **{"allow.auto.create.topics": False})
 
 
-def group_properties(config: Config) -> Properties:
+def group_properties(config: Config) -> Masked:
     """Return the properties of the consumer that is a member of the group."""
     preferred = {
         "heartbeat.interval.ms": 200,  # how soon a member learns of a rebalance
@@ -114,16 +99,14 @@ def group_properties(config: Config) -> Properties:
     return _properties(config, required_of_members(config), preferred)
 
 
-def admin_properties(config: Config) -> Properties:
+def admin_properties(config: Config) -> Masked:
     """Return the properties of the short-lived client that looks after a topic."""
     return _properties(config, {}, {})
 
 
 def validate(config: Config) -> None:
-    """Raise `ConfigurationError`, which names the property, if librdkafka makes no client from `config`.
-
-    Makes two clients without brokers and ends them: takes milliseconds, reads the files that the properties name, and
-    connects to nothing. No thread is left: safe before a fork.
+    """Raise `ConfigurationError`, which names the property, if librdkafka makes no client from `config`. Reads the
+    files that the properties name, connects to nothing, takes milliseconds, leaves no thread: safe before a fork.
     """
     silent = logging.Logger("celery_neli.validate")  # noqa: LOG001 - not of logging's tree
     silent.addHandler(logging.NullHandler())

@@ -6,24 +6,18 @@ A position that is not in the log any more is reported, never mended in silence:
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
 
+from celery_neli.config import Config
 from celery_neli.kafka.causes import GONE, OF_NO_READER
+from celery_neli.kafka.client_log import ClientLog, Report
 from celery_neli.kafka.liveness import QUIET, Brokers, Step, Watch
-
-if TYPE_CHECKING:
-    from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
-
-    from celery_neli.config import Config
-    from celery_neli.kafka.client_log import ClientLog
-
-__all__ = ["BEGINNING", "EndOfLog", "Event", "OutOfRange", "RawRecord", "Reader", "tail"]
 
 BEGINNING: Final = OFFSET_BEGINNING  # the position of the oldest record that the log holds
 ASK: Final = 0.5  # seconds that one question for the topic may block, if it may be asked again
@@ -33,13 +27,13 @@ _OF_PARTITION = frozenset({"_PARTITION_EOF", "_AUTO_OFFSET_RESET"})
 
 
 class RawRecord(NamedTuple):
-    """One record. `time`: its timestamp in Unix seconds."""
+    """One record."""
 
     partition: int
     offset: int
     key: bytes | None
     value: bytes | None
-    time: float
+    time: float  # its timestamp in Unix seconds
 
 
 class EndOfLog(NamedTuple):
@@ -66,40 +60,24 @@ def tail(count: int) -> int:
 
 @dataclass(slots=True)
 class _Position:
-    next: int
-    """The offset of the record to read next, or librdkafka's word for where to begin."""
-    heard: float
-    """When anything was last reported of it, or it was placed (monotonic seconds)."""
-    epoch: int = _NO_EPOCH
-    """The leader epoch of the last record that was read."""
+    next: int  # the offset of the record to read next, or librdkafka's word for where to begin
+    heard: float  # when anything was last reported of it, or it was placed (monotonic seconds)
+    epoch: int = _NO_EPOCH  # the leader epoch of the last record that was read
 
 
 class Reader:
-    """A consumer of one topic's partitions. For one thread, and never in a forked child.
-
-    The constructor waits for nothing. It raises `ConfigurationError` if librdkafka refuses a property.
-    """
+    """A consumer of one topic's partitions. For one thread, never in a forked child. The constructor does not wait."""
 
     def __init__(
-        self,
-        config: Config,
-        log: ClientLog,
-        topic: str,
-        properties: Mapping[str, Any],
-        *,
-        report: Callable[[KafkaError], None] | None = None,
+        self, config: Config, log: ClientLog, topic: str, properties: Mapping[str, Any], *, report: Report | None = None
     ) -> None:
-        """`report` is called with errors that concern more than one partition, and is for a reader that goes on
-        whatever happens. Without it `read` raises them.
-        """
+        """`report` is called with errors that concern more than one partition; without it `read` raises them."""
         self._log, self._topic, self._properties, self._report = log, topic, properties, report
         self._positions: dict[int, _Position] = {}
         self._watch = Watch(Brokers(config, log, topic), rereads=True)
         self._answered = time.monotonic()  # when brokers last answered a question for metadata
-        self.missing = ""
-        """Why the topic may not exist any more; brokers must be asked."""
-        self.denied = False
-        """A broker refused to let this client read the topic."""
+        self.missing = ""  # why the topic may not exist any more; brokers must be asked
+        self.denied = False  # a broker refused to let this client read the topic
         self._client = self._make()
 
     def place(self, partition: int, offset: int) -> None:
@@ -107,9 +85,7 @@ class Reader:
         self._place(partition, _Position(offset, time.monotonic()))
 
     def place_again(self, partition: int) -> None:
-        """Read this partition again from where it stands: librdkafka drops what it fetched or asked before, and reports
-        the end that it then finds.
-        """
+        """Read it again from where it stands: librdkafka drops what it fetched or asked, and reports the end again."""
         self._place(partition, self._positions[partition])
 
     def drop(self) -> None:
@@ -123,7 +99,7 @@ class Reader:
         """Wait up to `timeout` seconds for the first message, then take what is there, at most `most` messages.
 
         `singly`: take each message when the iterator is advanced, so that a partition that is placed in between gives
-        nothing from where it stood before; all at once is faster. Raises `KafkaException` if no `report` was given.
+        nothing from where it stood before; all at once is faster. Raises `KafkaException` without a `report`.
         """
         try:
             message = self._client.poll(timeout)
@@ -141,11 +117,9 @@ class Reader:
             self._on_error(exception.args[0])
 
     def bounds(self, partition: int, timeout: float) -> tuple[int, int]:
-        """Return the offsets of the oldest record of a partition and of the next one to be written, by the broker's
-        word. Blocks for `timeout` seconds at most. Raises `KafkaException`.
-        """
+        """Return the offsets of the oldest record and of the next one. Blocks. Raises `KafkaException`."""
         low, high = self._client.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout)
-        return int(low), int(high)
+        return low, high
 
     def metadata(self, timeout: float) -> ClusterMetadata:
         """Return what brokers know of the topic. Blocks for `timeout` seconds at most. Raises `KafkaException`."""
@@ -154,10 +128,8 @@ class Reader:
         return metadata
 
     def partitions(self, timeout: float) -> int:
-        """Return how many partitions the topic has, 0 if it does not exist.
-
-        Blocks for `timeout` seconds at most, and for less if brokers cannot be used and waiting would not help. Raises
-        `KafkaException`.
+        """Return how many partitions the topic has, 0 if it does not exist. Blocks for `timeout` seconds at most, or
+        until it is clear that brokers cannot be used. Raises `KafkaException`.
         """
         began = time.monotonic()
         deadline = began + timeout
@@ -176,7 +148,6 @@ class Reader:
 
     def heal(self) -> bool:
         """Read again, or replace the client, where nothing was heard of for long although brokers answer. Never waits.
-
         Return True if the client was replaced; it reads on from where the other one stood.
         """
         now = time.monotonic()
@@ -198,10 +169,7 @@ class Reader:
 
     def close(self) -> None:
         """End; takes milliseconds."""
-        try:
-            self._client.close()
-        except (KafkaException, RuntimeError) as exception:
-            self._log.say(logging.WARNING, f"kafka client close failed: {exception}")
+        self._log.close(self._client)
 
     def _make(self) -> Consumer:
         return self._log.client(Consumer, self._properties, self._on_error if self._report else None)
@@ -228,21 +196,18 @@ class Reader:
             return None  # left over from before it was dropped
         offset = message.offset() or 0
         if error is None:
-            position.next = offset + 1
+            key: Any = message.key()
+            value: Any = message.value()
             epoch = message.leader_epoch()
-            position.epoch = _NO_EPOCH if epoch is None else epoch
-            return RawRecord(
-                partition, offset, _bytes(message.key()), _bytes(message.value()), message.timestamp()[1] / 1000
-            )
+            position.next, position.epoch = offset + 1, _NO_EPOCH if epoch is None else epoch
+            return RawRecord(partition, offset, key, value, message.timestamp()[1] / 1000)
         if name == "_PARTITION_EOF":
             position.next = max(position.next, offset)
             return EndOfLog(partition, offset)
         return OutOfRange(partition, error.str())
 
     def _on_error(self, error: KafkaError) -> None:
-        """Take an error that concerns more than one partition: librdkafka calls this while it is polled, or returned
-        the error as a message.
-        """
+        """Take an error that concerns more than one partition, from a callback or a message of librdkafka."""
         if error.name() in OF_NO_READER:
             return
         if self._report is None:
@@ -253,7 +218,3 @@ class Reader:
             self.denied = True
         else:
             self._report(error)
-
-
-def _bytes(value: bytes | str | None) -> bytes | None:
-    return value if isinstance(value, bytes) else None

@@ -1,7 +1,7 @@
 """Find a topic of an election, verify it, create it if it is missing, and notice that it is gone.
 
-A member may start before its Kafka does, so it is no error here that Kafka cannot be reached: `TopicAdmin` goes on
-asking. What an operator must mend (rights, partitions, the topic's configuration) raises `TopicError`, which says how.
+While Kafka cannot be reached, `TopicAdmin` goes on asking: a member may start before its Kafka does. What an operator
+must mend (rights, partitions, the topic's configuration) raises `TopicError`, which says how.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeVar
 
-from confluent_kafka import KafkaException, Producer, TopicCollection
+from confluent_kafka import KafkaException, TopicCollection
 
 # Documented as part of this module, though not re-exported in the way that mypy asks for.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -26,46 +26,31 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     NewTopic,
 )
 
+from celery_neli.config import Config
 from celery_neli.exceptions import TopicError
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED, is_denied
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties
-
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-    from celery_neli.kafka.client_log import ClientLog
-    from celery_neli.kafka.reader import Reader
-    from celery_neli.kafka.topic_spec import TopicSpec
-    from celery_neli.kafka.writer import Writer
-
-__all__ = ["TopicAdmin"]
+from celery_neli.kafka.reader import Reader
+from celery_neli.kafka.topic_spec import TopicSpec
+from celery_neli.kafka.writer import Writer
 
 ASK: Final = 0.5  # seconds that one question for metadata may block
 REQUEST: Final = 5.0  # seconds for one admin request, which does not block
 PAUSE: Final = 0.1  # seconds between two attempts
 LOOK_EVERY: Final = 1.0  # seconds between two questions for a topic that seems to be gone
 
+# The rights on a topic without which a member can do nothing; each of them implies Describe.
 NEEDED: Final = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
-"""The rights on a topic without which a member can do nothing; each of them implies Describe."""
+_NOT_ALLOWED = DENIED | {"POLICY_VIOLATION", "INVALID_CONFIG", "TOPIC_EXCEPTION", "INVALID_REPLICATION_FACTOR"}
 
-_NOT_ALLOWED = frozenset(
-    {
-        "TOPIC_AUTHORIZATION_FAILED",
-        "CLUSTER_AUTHORIZATION_FAILED",
-        "POLICY_VIOLATION",
-        "INVALID_CONFIG",
-        "TOPIC_EXCEPTION",
-        "INVALID_REPLICATION_FACTOR",
-    }
-)
-
-Steps = Generator["Future[Any] | float", Any, None]
+_Result = TypeVar("_Result")
+Steps = Generator[None, None, _Result]  # yields while it waits
 
 
 class TopicAdmin:
-    """Looks after one topic, step by step. For one thread.
-
-    `poll` and `is_gone` block for half a second at most (while brokers do not answer a question for metadata): call
-    `poll` only while no lease depends on the thread.
+    """Looks after one topic, step by step. For one thread. `poll` and `is_gone` block for half a second at most, while
+    brokers do not answer: call `poll` only while no lease depends on the thread.
     """
 
     def __init__(
@@ -96,52 +81,36 @@ class TopicAdmin:
     def search(self) -> None:
         """Look for the topic again. Drops the admin client, but does not wait for what that was asked."""
         self._admin = None
-        self.identity: str | None = None
-        """Kafka's id of the topic that was found, which no other topic of the same name has; None: it is not known."""
-        self._steps: Steps | None = self._run()
-        self._future: Future[Any] | None = None
-        self._resume_at = float("-inf")
+        self.identity: str | None = None  # Kafka's id of the topic that was found, which no other one has
+        self._steps: Steps[None] | None = self._run()
 
     def poll(self) -> bool:
-        """Go on with the search, if there is anything to go on with, and return True if the topic is found and fit.
-
-        Raises:
-            TopicError: it is unfit, or may not be created. The next call begins again, and raises the same object for
-                as long as it is the same trouble.
+        """Go on with the search, if there is one, and return True if the topic is found and fit. Raises `TopicError` if
+        it is unfit, may not be created, or was denied since the last call. The next call begins again, and raises the
+        same object for the same trouble.
         """
+        if self._news is not None:
+            news, self._news = self._news, None
+            raise self._same(news)
         if self._admin is not None:
             self._admin.poll(0)
-        while self._steps is not None:
-            future = self._future
-            if self._clock() < self._resume_at or (future is not None and not future.done()):
-                return False
-            self._future = None
+        if self._steps is not None:
             try:
-                if future is not None and (error := future.exception()) is not None:
-                    step = self._steps.throw(error)
-                else:
-                    step = self._steps.send(None if future is None else future.result())
+                next(self._steps)
             except StopIteration:
                 self._steps = self._admin = None
                 self._denied.clear()  # a right that is still missing will be refused again
             except TopicError as problem:
                 self.search()
                 raise self._same(problem) from None
-            else:
-                if isinstance(step, Future):
-                    self._future = step
-                else:
-                    self._resume_at = self._clock() + step
-        return True
+        return self.found
 
     def is_gone(self) -> bool | None:
-        """Ask if the topic that was found still exists, at most once a second, and return True if it does not: then it
-        is searched for. None: there is no answer yet.
-        """
+        """Return True if the topic that was found is gone: it is searched for then. None: there is no answer yet."""
         if self._clock() < self._look_at:
             return None
         self._look_at = self._clock() + LOOK_EVERY
-        metadata = self._metadata()
+        metadata = self._metadata(self._client)
         if metadata is None:
             return None
         error = metadata.topics[self._spec.name].error
@@ -151,9 +120,7 @@ class TopicAdmin:
         return gone
 
     def identify(self, timeout: float) -> str | None:
-        """Return Kafka's id of the topic that exists now, or None if no broker gives it. Blocks for `timeout` seconds
-        at most.
-        """
+        """Return Kafka's id of the topic that exists now, None if no broker gives it. Blocks for up to `timeout` s."""
         try:
             return str(self._describe(timeout).result(timeout).topic_id)
         except (KafkaException, FutureTimeout):
@@ -162,9 +129,9 @@ class TopicAdmin:
             self._admin = None
 
     def deny(self, operation: str) -> None:
-        """Note that a broker refused to let this member "Read" or "Write"; `raise_denied` raises it."""
+        """Note that a broker refused to let this member "Read" or "Write"; the next `poll` raises it."""
         self._denied.add(operation)
-        self._news = TopicError(self._log.denied([operation], self._spec.what, self._spec.name))
+        self._news = self._lacking([operation])
 
     def allow(self, operation: str) -> None:
         """Note that this member could "Read" or "Write", and log it if that ends some trouble."""
@@ -175,21 +142,15 @@ class TopicAdmin:
             self._trouble = None
             self._log.say(logging.INFO, f"{self._spec.what} usable again topic={self._spec.name}")
 
-    def raise_denied(self) -> None:
-        """Raise the `TopicError` of what was denied since the last call, if anything was."""
-        if self._news is not None:
-            news, self._news = self._news, None
-            raise self._same(news)
-
     def _same(self, problem: TopicError) -> TopicError:
         """Return `problem`, or the error that was raised before if it says the same: it must be logged only once."""
         if self._trouble is None or str(self._trouble) != str(problem):
             self._trouble = problem
         return self._trouble.with_traceback(None)
 
-    def _run(self) -> Steps:
+    def _run(self) -> Steps[None]:
         while True:
-            metadata = self._metadata()
+            metadata = self._metadata(self._client)
             if metadata is not None:
                 found = self._partitions(metadata)
                 administered = metadata.controller_id in metadata.brokers  # the embedded Kafka has no controller
@@ -202,11 +163,13 @@ class TopicAdmin:
                     yield from self._grow(found) if found else self._create(len(metadata.brokers))
                 else:
                     self._create_embedded(found)
-            yield PAUSE
+            resume_at = self._clock() + PAUSE
+            while self._clock() < resume_at:
+                yield
 
-    def _metadata(self) -> ClusterMetadata | None:
+    def _metadata(self, client: Reader | Writer) -> ClusterMetadata | None:
         try:
-            return self._client.metadata(ASK)
+            return client.metadata(ASK)
         except KafkaException as exception:
             self._log.say(logging.DEBUG, f"topic metadata not read: {exception}")
             return None
@@ -224,8 +187,8 @@ class TopicAdmin:
         return 0
 
     def _create_embedded(self, found: int) -> None:
-        """Create the topic on the embedded Kafka, which answers no admin request. In this process it can be called;
-        elsewhere a producer that asks for the topic creates it, with four partitions.
+        """Create the topic on the embedded Kafka, which answers no admin request: with a call within this process; else
+        by a producer that asks for it, with four partitions.
         """
         topic, wanted = self._spec.name, self._spec.partitions
         if found:
@@ -236,13 +199,10 @@ class TopicAdmin:
             )
         here = sys.modules.get("celery_neli.kafka.mock_cluster")
         if here is None or not here.create_topic(self._spec.servers, topic, wanted):
-            asking = self._log.client(Producer, {**admin_properties(self._config), "allow.auto.create.topics": True})
-            try:
-                asking.list_topics(topic, timeout=ASK)
-            except KafkaException as exception:
-                self._log.say(logging.DEBUG, f"topic metadata not read: {exception}")
+            properties = {**admin_properties(self._config), "allow.auto.create.topics": True}
+            self._metadata(Writer(self._config, self._log, topic, properties))
 
-    def _grow(self, found: int) -> Steps:
+    def _grow(self, found: int) -> Steps[None]:
         """Add the partitions that are missing: roles were appended to the list."""
         topic, wanted = self._spec.name, self._spec.partitions
         asked = self._admin_client().create_partitions([NewPartitions(topic, wanted)], request_timeout=REQUEST)
@@ -251,11 +211,11 @@ class TopicAdmin:
             done=f"enlarged topic={topic} partitions={wanted} before={found}",
             taken="INVALID_PARTITIONS",
             refused=f"has {found} partition(s), but {self._spec.each}, and this member could not add any",
-            remedy=f"Have them added: {self._spec.enlarge_command()}",
+            remedy=f"Have them added: {self._spec.partitions_command()}",
             right="Alter",
         )
 
-    def _create(self, brokers: int) -> Steps:
+    def _create(self, brokers: int) -> Steps[None]:
         topic, partitions = self._spec.name, self._spec.partitions
         # The brokers' default is often 1, and then one broker's end is everybody's.
         replicas = 3 if brokers >= 3 else None
@@ -269,11 +229,13 @@ class TopicAdmin:
             right="Create",
         )
 
-    def _change(self, asked: Future[Any], *, done: str, taken: str, refused: str, remedy: str, right: str) -> Steps:
+    def _change(
+        self, asked: Future[Any], *, done: str, taken: str, refused: str, remedy: str, right: str
+    ) -> Steps[None]:
         """Wait for an admin request. `taken` is the error that says that another member was faster."""
         what, topic = self._spec.what, self._spec.name
         try:
-            yield asked
+            yield from _answer(asked)
         except KafkaException as exception:
             error = exception.args[0]
             reason = f"{error.name()} {error.str()}"
@@ -281,16 +243,15 @@ class TopicAdmin:
                 allow = f" (or allow it: {self._log.lacks([right], 'topic', topic)})" if is_denied(error.name()) else ""
                 raise TopicError(f"The {what} {topic} {refused} ({reason}). {remedy}{allow}") from exception
             if error.name() != taken:
-                line = f"{what} not {done.split()[0]} yet topic={topic} reason={reason!r}"
-                self._log.say(logging.WARNING, line)
+                self._log.say(logging.WARNING, f"{what} not {done.split()[0]} yet topic={topic} reason={reason!r}")
         else:
             self._log.say(logging.INFO, f"{what} {done}")
 
-    def _check_rights(self) -> Steps:
+    def _check_rights(self) -> Steps[None]:
         """Ask which rights there are: a client finds out about a missing one only when it reads or writes, too late."""
         topic = self._spec.name
         try:
-            described = yield self._describe(REQUEST)
+            described = yield from _answer(self._describe(REQUEST))
         except KafkaException as exception:
             self._log.say(logging.DEBUG, f"rights not read topic={topic} reason={exception.args[0].name()}")
             return
@@ -298,13 +259,19 @@ class TopicAdmin:
         found = described.authorized_operations or NEEDED.values()
         missing = [name for name, operation in NEEDED.items() if operation not in found]
         if missing:
-            raise TopicError(self._log.denied(missing, self._spec.what, topic))
+            raise self._lacking(missing)
 
-    def _check_configuration(self) -> Steps:
+    def _lacking(self, operations: list[str]) -> TopicError:
+        verbs, what, topic = " and ".join(operations).lower(), self._spec.what, self._spec.name
+        lacks = self._log.lacks(operations, "topic", topic)
+        return TopicError(f"Kafka does not let this member {verbs} the {what} {topic}: {lacks}")
+
+    def _check_configuration(self) -> Steps[None]:
         topic = self._spec.name
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         try:
-            entries = yield self._admin_client().describe_configs([resource], request_timeout=REQUEST)[resource]
+            asked = self._admin_client().describe_configs([resource], request_timeout=REQUEST)[resource]
+            entries = yield from _answer(asked)
         except KafkaException as exception:
             # Not allowed, or no answer: the topic exists, and a member need not know more to work.
             error = exception.args[0]
@@ -312,18 +279,23 @@ class TopicAdmin:
             more = f": {self._log.lacks(['DescribeConfigs'], 'topic', topic)}" if is_denied(error.name()) else ""
             self._log.say(logging.INFO, line + more)
             return
-        for risk in self._spec.judge(self._spec, {name: entry.value for name, entry in entries.items()}):
+        for risk in self._spec.risks({name: entry.value for name, entry in entries.items()}):
             self._log.say(logging.WARNING, f"{self._spec.what} at risk topic={topic} {risk}")
 
     def _describe(self, timeout: float) -> Future[Any]:
-        topic = self._spec.name
-        described = self._admin_client().describe_topics(
-            TopicCollection([topic]), include_authorized_operations=True, request_timeout=timeout
+        wanted = TopicCollection([self._spec.name])
+        asked: dict[str, Future[Any]] = self._admin_client().describe_topics(
+            wanted, include_authorized_operations=True, request_timeout=timeout
         )
-        future: Future[Any] = described[topic]
-        return future
+        return asked[self._spec.name]
 
     def _admin_client(self) -> AdminClient:
         if self._admin is None:
             self._admin = self._log.client(self._administer, admin_properties(self._config))
         return self._admin
+
+
+def _answer(asked: Future[_Result]) -> Steps[_Result]:
+    while not asked.done():
+        yield
+    return asked.result()

@@ -7,22 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from celery_neli.config import Config
 from celery_neli.exceptions import TopicError
 
-if TYPE_CHECKING:
-    from celery_neli.config import Config
+SHORT_RETENTION: Final = 3_600_000  # ms; the longest lease allowed is 300 s, and R7 needs records to outlive it by far
+LARGE_SEGMENT: Final = 1 << 26  # bytes; only closed segments are compacted, and each beat that starts reads the rest
 
-SHORT_RETENTION: Final = 3_600_000
-"""Milliseconds. The longest lease allowed is 300 s, and R7 needs records to outlive it by far."""
-LARGE_SEGMENT: Final = 1 << 26
-"""Bytes. What is not compacted yet is read by every beat that starts, and only closed segments are compacted."""
-
+# A leader from outside the ISR would take records back that bought a lease, or said that a slot is settled. A member's
+# clock may be wrong, and brokers refuse records from the future.
 COMMON: Final = {"message.timestamp.type": "LogAppendTime", "unclean.leader.election.enable": "false"}
-"""What both topics are created with. A leader from outside the ISR would take records back that bought a lease, or said
-that a slot is settled. A member's clock may be wrong, and brokers refuse records from the future.
-"""
 LEADER: Final = {"cleanup.policy": "delete", "retention.ms": "86400000", **COMMON}
 SCHEDULE: Final = {
     "cleanup.policy": "compact",
@@ -39,10 +34,7 @@ SCHEDULE_PARTITIONS: Final = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TopicSpec:
-    """A topic as it should be. `what` it is called in messages, `each` says what its partitions are for.
-
-    `judge` takes the values of the topic's configuration; it yields the risks, and raises `TopicError` if it is unfit.
-    """
+    """A topic as it should be: what it is called, what each partition is for, how to judge a configuration."""
 
     what: str
     name: str
@@ -60,11 +52,20 @@ class TopicSpec:
         """Return the `kafka-topics.sh` command that creates it as a member would."""
         factor = f" --replication-factor {replicas}" if replicas else ""
         settings = "".join(f" --config {name}={value}" for name, value in self.config(replicas).items())
-        return f"{self._topics('create')}{factor}{settings}"
+        return f"{self.partitions_command('create')}{factor}{settings}"
 
-    def enlarge_command(self) -> str:
-        """Return the `kafka-topics.sh` command that adds the partitions that it lacks."""
-        return self._topics("alter")
+    def partitions_command(self, verb: str = "alter") -> str:
+        """Return the `kafka-topics.sh` command that gives it the partitions that it lacks."""
+        return (
+            f"kafka-topics.sh --bootstrap-server {self.servers} --{verb} --topic {self.name} "
+            f"--partitions {self.partitions}"
+        )
+
+    def risks(self, values: Mapping[str, str]) -> Iterator[str]:
+        """Yield what is risky in these values of its configuration. Raises `TopicError` if they make it unfit."""
+        yield from self.judge(self, values)
+        if values.get("unclean.leader.election.enable") == "true":
+            yield "unclean.leader.election.enable=true may take records back: set it to false"
 
     def configure_command(self, settings: Mapping[str, str]) -> str:
         """Return the `kafka-configs.sh` command that changes its configuration."""
@@ -72,12 +73,6 @@ class TopicSpec:
         return (
             f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics "
             f"--entity-name {self.name} --add-config {values}"
-        )
-
-    def _topics(self, verb: str) -> str:
-        return (
-            f"kafka-topics.sh --bootstrap-server {self.servers} --{verb} --topic {self.name} "
-            f"--partitions {self.partitions}"
         )
 
 
@@ -114,7 +109,6 @@ def _judge_leader(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
             f"The leader topic {topic.name} has cleanup.policy={policy}, which removes the proof of who leads; set "
             f"it to delete: {topic.configure_command({'cleanup.policy': 'delete'})}"
         )
-    yield from _unclean(values)
     retention = int(values.get("retention.ms", -1))
     if 0 <= retention < SHORT_RETENTION:
         yield f"retention.ms={retention} is short: an hour at least, a day is usual"
@@ -128,15 +122,9 @@ def _judge_schedule(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str
             f"The schedule topic {topic.name} has cleanup.policy={policy}, which deletes the schedule in time; set "
             f"it to compact: {topic.configure_command(fix)}"
         )
-    yield from _unclean(values)
     segment = int(values.get("segment.bytes", 0))
     if segment > LARGE_SEGMENT:
         yield (
             f"segment.bytes={segment} is large: it is not compacted before, and every beat that starts reads it all; "
             f"{SCHEDULE['segment.bytes']} is usual"
         )
-
-
-def _unclean(values: Mapping[str, str]) -> Iterator[str]:
-    if values.get("unclean.leader.election.enable") == "true":
-        yield "unclean.leader.election.enable=true may take records back: set it to false"

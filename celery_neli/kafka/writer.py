@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
 
+from celery_neli.config import Config
 from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.liveness import Probe
-
-if TYPE_CHECKING:
-    from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
-
-    from celery_neli.config import Config
-    from celery_neli.kafka.client_log import ClientLog
-
-__all__ = ["Writer"]
 
 _TIMED_OUT = frozenset({"_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT"})
 
@@ -28,10 +22,9 @@ Done = Callable[[KafkaError | None], None]
 
 
 class Writer:
-    """A producer for one topic. Never in a forked child.
-
-    `send`, `poll`, `flush`, `purge` and `len` may be called from any thread; the others are for one thread, and for no
-    time at which others use the writer. The constructor raises `ConfigurationError` if librdkafka refuses a property.
+    """A producer for one topic. Never in a forked child. `send`, `poll`, `flush`, `purge` and `len` may be called from
+    any thread; the others are for one thread, and for no time at which others use the writer. The constructor raises
+    `ConfigurationError` if librdkafka refuses a property.
     """
 
     def __init__(self, config: Config, log: ClientLog, topic: str, properties: Mapping[str, Any]) -> None:
@@ -46,11 +39,8 @@ class Writer:
         return len(self._client)
 
     def send(self, partition: int, key: bytes | str, value: bytes | None, done: Done) -> None:
-        """Hand a record to librdkafka; never blocks.
-
-        Raises:
-            BufferError: librdkafka has too many records.
-            KafkaException: it refuses this one. After a fatal error it takes no other: see `is_lost`.
+        """Hand a record to librdkafka; never blocks. Raises `BufferError` if it has too many, `KafkaException` if it
+        refuses this one; after a fatal error it takes no other (see `is_lost`).
         """
         try:
             self._client.produce(
@@ -62,23 +52,17 @@ class Writer:
             raise
 
     def send_all(self, records: Iterable[tuple[int, bytes | str, bytes | None]], timeout: float) -> str:
-        """Send records (partition, key and value) and wait until all are acknowledged.
-
-        Return "", or why not all were within `timeout` seconds. Those that were not are dropped; some of them may have
-        been written, or will be yet.
+        """Send records (partition, key and value); return "", or why not all were acknowledged within `timeout`
+        seconds. Those that were not are dropped; some of them may have been written, or will be yet.
         """
-        failed: list[KafkaError] = []
-
-        def done(error: KafkaError | None) -> None:
-            if error is not None:
-                failed.append(error)
-
+        outcomes: list[KafkaError | None] = []
         try:
             for partition, key, value in records:
-                self.send(partition, key, value, done)
+                self.send(partition, key, value, outcomes.append)
         except KafkaException as exception:
-            failed.append(exception.args[0])
-        waiting = 0 if failed else self.flush(max(0.0, timeout))
+            outcomes.append(exception.args[0])
+        waiting = 0 if any(outcomes) else self.flush(max(0.0, timeout))
+        failed = [error for error in outcomes if error is not None]
         if not failed and not waiting:
             return ""
         self.purge()
@@ -94,7 +78,7 @@ class Writer:
 
     def flush(self, timeout: float) -> int:
         """Wait up to `timeout` seconds for acknowledgements, and return how many records still wait for theirs."""
-        return int(self._client.flush(timeout))
+        return self._client.flush(timeout)
 
     def purge(self) -> None:
         """Drop what was not acknowledged; its outcomes are reported as errors by the next polls."""
@@ -106,10 +90,7 @@ class Writer:
         return metadata
 
     def is_lost(self) -> bool:
-        """Return True if the client must be replaced: it failed, or it finds no broker although brokers answer.
-
-        Waits for half a second at most, and only while records are being lost.
-        """
+        """Return True if the client failed, or finds no broker although brokers answer. May wait for half a second."""
         if not self._doubted:
             return self._failed != ""
         heard = self._probe.heard
@@ -128,13 +109,10 @@ class Writer:
 
     def close(self, timeout: float = 0.0) -> None:
         """Wait up to `timeout` seconds for acknowledgements, drop the rest, and end."""
-        try:
-            if self._client.flush(timeout):
-                self.purge()
-                self._client.flush(0)
-            self._client.close()
-        except (KafkaException, RuntimeError) as exception:
-            self._log.say(logging.WARNING, f"kafka client close failed: {exception}")
+        if self._client.flush(timeout):
+            self.purge()
+            self._client.flush(0)
+        self._log.close(self._client)
 
     def _delivered(self, done: Done, error: KafkaError | None, message: Message) -> None:
         if error is None:

@@ -18,29 +18,62 @@ refused, and entries that are read have a `problem`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.config import enabled, from_app
-from celery_neli.exceptions import ConfigurationError
-from celery_neli.logs import escaping
-from celery_neli.periodic.call import check_app
+from celery.utils.time import maybe_make_aware
+
+from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.periodic.definition import entry_of, moment, reason_of
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
-from celery_neli.periodic.view import RUNTIME, Periodic, entry_names, view_of
-from celery_neli.schedule_topic.codec import Change
-from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
+from celery_neli.periodic.text import text_of
+from celery_neli.printable import printable, printable_error
+from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
+from celery_neli.schedule_topic.values import shown
 
 if TYPE_CHECKING:
     import builtins
 
     from celery.result import AsyncResult
 
-    from celery_neli.periodic.editor import Record
-    from celery_neli.schedule_topic.codec import Kind
-
 __all__ = ["Change", "Periodic", "get", "list", "pause", "put", "remove", "resume", "run_now"]
+
+UNSHOWN = "cannot be shown"
+BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Periodic:
+    """One entry of the schedule and its state. Times are Unix seconds.
+
+    `schedule`: its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
+    `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often it ran. `next`: the next
+    slot, in the past if it is overdue; None if there is none, the entry is paused, or only the schedule itself knows.
+    `since`: no slot at or before it runs (of an entry of `beat_schedule`, the end of its last pause). `changes`: who
+    did what and when, oldest first, the last 20. `problem`: why this process cannot make an entry of it, if so.
+    """
+
+    name: str
+    task: str | None
+    schedule: str | None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: str = RUNTIME
+    paused: bool = False
+    last: float | None = None
+    runs: int = 0
+    next: float | None = None
+    since: float | None = None
+    changes: tuple[Change, ...] = ()
+    problem: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values; what `args`, `kwargs` and `options` hold stays as it is."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "changes": [asdict(each) for each in self.changes]}
 
 
 def put(
@@ -75,39 +108,40 @@ def put(
     Returns:
         The entry as it is now.
     """
-    editor = _changing(app, by=by)
-    entry = editor.put(name, task, schedule, args, kwargs, options)
-    return view_of(editor, entry_name(name), entry=entry)
+    editor = ScheduleEditor(app, by=by)
+    editor.put(name, task, schedule, args, kwargs, options)
+    return view_of(editor, name)
 
 
 def pause(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """Let the slots of an entry pass until it is resumed, also of one in `beat_schedule`. Return it as it is now."""
-    editor = _changing(app, by=by)
+    editor = ScheduleEditor(app, by=by)
     editor.pause(name)
-    return view_of(editor, entry_name(name))
+    return view_of(editor, name)
 
 
 def resume(app: Any, name: str, *, by: str | None = None) -> Periodic:
     """End the pause of an entry, whose slots during the pause never run. Return it as it is now."""
-    editor = _changing(app, by=by)
+    editor = ScheduleEditor(app, by=by)
     editor.resume(name)
-    return view_of(editor, entry_name(name))
+    return view_of(editor, name)
 
 
 def remove(app: Any, name: str, *, by: str | None = None) -> None:
     """Delete a runtime entry and its state. A task that was sent already runs."""
-    editor_of(app, by=by).remove(name)
+    ScheduleEditor(app, by=by).remove(name)
 
 
 def get(app: Any, name: str) -> Periodic | None:
     """Return one entry, None if there is none of this name."""
-    return find(editor_of(app), name)
+    editor = ScheduleEditor(app)
+    return view_of(editor, name) if entry_name(name) in entry_names(editor) else None
 
 
 def list(app: Any) -> builtins.list[Periodic]:  # noqa: A001 - is read as periodic.list
     """Return all entries, of this process's `beat_schedule` and of the runtime schedule, by name."""
-    editor = editor_of(app)
-    return [_as_run(app, view_of(editor, name)) for name in sorted(entry_names(editor))]
+    editor = ScheduleEditor(app)
+    return [view_of(editor, name) for name in sorted(entry_names(editor))]
 
 
 def run_now(app: Any, name: str, *, by: str | None = None) -> AsyncResult:
@@ -118,61 +152,88 @@ def run_now(app: Any, name: str, *, by: str | None = None) -> AsyncResult:
     Raises:
         celery.beat.SchedulingError: the task could not be sent.
     """
-    return editor_of(app, by=by).run_now(name)
+    return ScheduleEditor(app, by=by).run_now(name)
 
 
-class Topic:
-    """The schedule topic as a store. The first read loads Kafka's client."""
-
-    def __init__(self, app: Any) -> None:
-        if not enabled(check_app(app)):
-            raise ConfigurationError("neli_enabled = False: there is no runtime schedule without Kafka; switch it on")
-        self._config = from_app(app, "beat")
-        self._log = escaping(logging.getLogger(__name__))
-
-    def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        from celery_neli.schedule_topic.one_shot import read_all
-
-        return read_all(self._config, log=self._log)
-
-    def write(self, records: builtins.list[Record]) -> None:
-        from celery_neli.schedule_topic.one_shot import write
-
-        write(self._config, records, log=self._log)
+def entry_names(editor: ScheduleEditor) -> set[str]:
+    """Return the names of all entries, of `beat_schedule` and of the runtime schedule. The first call blocks."""
+    known = editor.known
+    runtime = (name for name in known.definitions if editor.runtime(name))
+    return {*editor.static, *editor.refused, *known.unreadable, *runtime}
 
 
-def editor_of(app: Any, *, by: str | None = None) -> ScheduleEditor:
-    """Return an editor of the app's schedule in its topic, for one change by ``by``."""
-    return ScheduleEditor(app, Topic(app), by=by)
-
-
-def _changing(app: Any, *, by: str | None) -> ScheduleEditor:
-    """Return an editor for a change that a beat must follow; refuse it if no beat of ``app`` does."""
-    editor = editor_of(app, by=by)
-    reason = not_run(app)
-    if reason is not None:
-        raise ConfigurationError(
-            f"{reason}: nothing was changed. Leave neli_scheduler out, or keep the entry where that scheduler keeps "
-            "its own"
-        )
-    return editor
-
-
-def find(editor: ScheduleEditor, name: str) -> Periodic | None:
-    """Return one entry that the editor reads, None if there is none of this name."""
+def view_of(editor: ScheduleEditor, name: str) -> Periodic:
+    """Return one of the `entry_names`, with what is wrong with it as its `problem`. The first call blocks."""
     name = entry_name(name)
-    return _as_run(editor.app, view_of(editor, name)) if name in entry_names(editor) else None
+    try:
+        found = _view_of(editor, name)
+    except NeliError:
+        raise  # of Kafka
+    except Exception as exc:  # noqa: BLE001 - a user's class may raise anything: the other entries are shown
+        found = _unshown(name, printable_error(exc))
+    if found.source == RUNTIME and editor.not_run is not None:
+        return replace(found, next=None, problem=f"not run: {editor.not_run}")
+    return found
 
 
-def not_run(app: Any) -> str | None:
-    """Return why the beats of ``app`` do not run the runtime schedule, None if they do. Imports ``neli_scheduler``."""
-    name = app.conf.get("neli_scheduler")
-    if name is None or is_replicated(resolve(name)):
+def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
+    found = editor.known.definitions.get(name)
+    static, problem = name in editor.static, None
+    entry: Any
+    if name in editor.refused:
+        return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
+    if static:
+        entry = editor.static[name]
+        problem = "; ".join(editor.checked.doubts.get(name, ())) or None
+        if found is not None and not found.static:
+            problem = "hides a runtime entry of this name: remove that one"
+        if found is None or not found.static:
+            found = Definition(task=None, schedule=None)
+        try:
+            text = text_of(entry.schedule)
+        except ConfigurationError:
+            text = shown(entry.schedule)
+        task = entry.task
+    elif found is None:
+        return _unshown(name, editor.known.unreadable[name])
+    else:
+        task, text = str(found.task), str(found.schedule)
+        try:
+            entry = entry_of(found, name, editor.app)
+        except ConfigurationError as exc:
+            entry, task, text = found, printable(found.task), printable(found.schedule)
+            problem = f"{UNSHOWN}: {reason_of(exc, name)}"
+    state = editor.known.states.get(name)
+    return Periodic(
+        name=name,
+        task=task,
+        schedule=text,
+        args=tuple(entry.args or ()),
+        kwargs=entry.kwargs,
+        options=entry.options,
+        source=BEAT_SCHEDULE if static else RUNTIME,
+        paused=found.paused,
+        next=None if entry is found or found.paused else _next(editor, state, entry.schedule, found.since),
+        last=state.last if state and state.runs else None,
+        runs=state.runs if state else 0,
+        since=found.since or None,
+        changes=found.changes,
+        problem=problem,
+    )
+
+
+def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
+    """Return an entry that no beat runs because it cannot be read."""
+    return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
+
+
+def _next(editor: ScheduleEditor, state: State | None, when: Any, since: float) -> float | None:
+    # A beat does not believe what is further ahead, either.
+    begins = since if since <= editor.now + START_AHEAD else 0.0
+    last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
+    after = max(begins, last) or editor.now
+    try:
+        slot = next_slot(when, moment(after))
+    except Exception:  # noqa: BLE001 - a user's schedule may raise anything; the beat logs it
         return None
-    return f"neli_scheduler = {name!r}, and only {DEFAULT} runs entries of the runtime schedule"
-
-
-def _as_run(app: Any, entry: Periodic) -> Periodic:
-    """Return ``entry``, without a next slot and with a problem if no beat runs it."""
-    reason = not_run(app) if entry.source == RUNTIME else None
-    return entry if reason is None else replace(entry, next=None, problem=f"not run: {reason}")
+    return None if slot is None else maybe_make_aware(slot).timestamp()

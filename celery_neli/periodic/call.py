@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from types import MethodType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from celery import Celery, Task
 from celery.canvas import Signature
@@ -24,24 +23,7 @@ from celery_neli.printable import closest, did_you_mean, printable
 from celery_neli.schedule import misfire, overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
-__all__ = [
-    "OPTIONS",
-    "OWN_OPTIONS",
-    "PASSED_ON",
-    "Call",
-    "call_of",
-    "check_app",
-    "check_arguments",
-    "check_here",
-    "is_mapping",
-    "option_mistakes",
-    "plain",
-    "shape_mistakes",
-]
-
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
-#: Names of Celery's that stand for several tasks.
-_SEVERAL = ("celery.chain", "celery.group")
 #: Options of a runtime entry that cannot be set, and why.
 _NOT = {
     "task_id": "each slot has an id of its own",
@@ -57,8 +39,7 @@ MOST_SECONDS = 2**31 - 1
 SHORT = 255
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """The name of a task, and what to send it with."""
 
     task: str
@@ -81,18 +62,15 @@ def plain(text: Any) -> Any:
 
 def is_mapping(value: Any) -> bool:
     """Return True for a dict whose keys are strings. A signature is a dict, too, but not meant as one."""
-    return (
-        isinstance(value, Mapping) and not isinstance(value, Signature) and all(isinstance(key, str) for key in value)
-    )
+    plain_dict = isinstance(value, Mapping) and not isinstance(value, Signature)
+    return plain_dict and all(isinstance(key, str) for key in value)
 
 
 def call_of(app: Any, task: Any, args: Any, kwargs: Any, options: Any) -> Call:
     """Return what ``task`` means, together with what is given beside it.
 
-    A signature brings its arguments and options. Arguments in two places, or one keyword or option in two, are refused.
-
-    Raises:
-        ConfigurationError: it names the field, what is wrong with it and what to give.
+    A signature brings its arguments and options. Arguments in two places, or one keyword or option in two, are refused
+    by a `ConfigurationError`, as is what is no task.
     """
     if isinstance(task, str):
         return Call(_task_name(plain(task), task), args, kwargs, options)
@@ -113,35 +91,34 @@ def _of_signature(app: Any, signature: Any, args: Any, kwargs: Any, options: Any
         name = str(signature.get("task"))
         what = name.removeprefix("celery.") if name.startswith("celery.") else type(signature).__name__
         _refuse(signature, f"a {what} cannot be an entry: give a task that calls it")
-    name = signature.get("task")
-    held = {field: signature.get(field) for field in ("args", "kwargs", "options")}
-    given = {"args": args, "kwargs": kwargs, "options": options}
-
-    def refuse(field: str, why: str) -> NoReturn:
-        raise ConfigurationError(
-            f"{field} = {shown(given[field])}: the signature {shown(signature)} {why} in one place"
-        )
-
-    if signature.get("immutable") and (given["args"] or given["kwargs"]):
-        field = "args" if given["args"] else "kwargs"
-        refuse(field, "is immutable and takes no more arguments: give all of them")
-    if held["args"] and given["args"]:
-        refuse("args", "has arguments, too: give all of them")
-    for field in ("kwargs", "options"):
-        if given[field] and held[field] and is_mapping(given[field]):  # `shape_mistakes` finds any other
-            both = sorted(given[field].keys() & held[field].keys())
-            if both:
-                refuse(field, f"says {', '.join(both)}, too: give it")
-            given[field] = {**held[field], **given[field]}
+    name, fields = signature.get("task"), []
+    for field, given in {"args": args, "kwargs": kwargs, "options": options}.items():
+        held, why = signature.get(field), None
+        whole = given or held or given
+        if given and field != "options" and signature.get("immutable"):
+            why = "is immutable and takes no more arguments"
+        elif given and held and field == "args":
+            why = "has arguments, too"
+        elif given and held and is_mapping(given):  # `shape_mistakes` finds any other
+            if both := sorted(given.keys() & held.keys()):
+                why = f"says {', '.join(both)}, too"
+            whole = {**held, **given}
+        if why is not None:
+            raise ConfigurationError(
+                f"{field} = {shown(given)}: the signature {shown(signature)} {why}: give all of it in one place"
+            )
+        fields.append(whole)
     _check_home(app, signature, name, getattr(signature, "_app", None))
-    return Call(_task_name(plain(name), signature), *(given[field] or held[field] or given[field] for field in given))
+    return Call(_task_name(plain(name), signature), *fields)
 
 
 def _check_home(app: Any, given: Any, name: Any, home: Any) -> None:
     """Refuse a task of another app: only workers of that app may have it. A shared task belongs to every app."""
-    if not (isinstance(home, Celery) and isinstance(app, Celery)) or _behind(home) is _behind(app):
+    if not (isinstance(home, Celery) and isinstance(app, Celery)):
         return
-    if name not in app.tasks:
+    # Either may be a proxy, such as `current_app`.
+    one, other = (getattr(each, "_get_current_object", lambda each=each: each)() for each in (home, app))
+    if one is not other and name not in app.tasks:
         _refuse(
             given,
             f"it belongs to the app {home.main!r}, and {app.main!r} has no task of that name; if its workers do, give "
@@ -149,16 +126,10 @@ def _check_home(app: Any, given: Any, name: Any, home: Any) -> None:
         )
 
 
-def _behind(app: Any) -> Any:
-    """Return the app behind a proxy such as `current_app`."""
-    behind = getattr(app, "_get_current_object", None)
-    return app if behind is None else behind()
-
-
 def _task_name(name: Any, given: Any) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > MAX_TASK:
         _refuse(given, EXAMPLE)
-    if name in _SEVERAL:  # `add_periodic_task` makes these of a chain or a group
+    if name in ("celery.chain", "celery.group"):  # `add_periodic_task` makes these of a chain or a group
         _refuse(given, "no worker runs it: give a task that calls the chain or the group")
     return name
 
@@ -199,32 +170,28 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
             yield f"options: there is no option {printable(name)}; did you mean {near}?"
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
-    for check in _POLICIES:
+    checks: tuple[Callable[[Any], Any], ...] = misfire.Misfire().changed_by, overlap.Overlap.from_options
+    for check in checks:
         try:
             check(options)
         except ConfigurationError as exc:
             yield str(exc)
 
 
-def check_arguments(app: Any, call: Call) -> None:
-    """Raise `ConfigurationError` if this app knows the task, and the task does not take these arguments."""
+def mistakes_here(app: Any, call: Call) -> Iterator[str]:
+    """Yield what is wrong with a call in this process: the task, if the app knows it, does not take the arguments; the
+    serializer, compression or queue of its message does not exist.
+    """
     task = app.tasks.get(call.task)
-    if task is None or not task.typing or type(task).apply_async is not Task.apply_async:
-        return  # an apply_async of its own may add arguments
     header = getattr(task, "__header__", None)
-    if header is None:
-        return
-    try:
-        header(*(call.args or ()), **(call.kwargs or {}))
-    except TypeError as exc:
-        field = "kwargs" if "keyword" in str(exc) else "args"
-        value = call.kwargs if field == "kwargs" else call.args
-        given = shown((list if field == "args" else dict)(value or ()))
-        raise ConfigurationError(f"{field} = {given}: {call.task} does not take these arguments: {exc}") from None
-
-
-def check_here(app: Any, options: Mapping[str, Any]) -> None:
-    """Raise `ConfigurationError` if this process does not know the serializer, compression or queue of a message."""
+    if header is not None and task.typing and type(task).apply_async is Task.apply_async:  # its own may add arguments
+        args, kwargs = list(call.args or ()), dict(call.kwargs or {})
+        try:
+            header(*args, **kwargs)
+        except TypeError as exc:
+            given = f"kwargs = {shown(kwargs)}" if "keyword" in str(exc) else f"args = {shown(args)}"
+            yield f"{given}: {call.task} does not take these arguments: {exc}"
+    options = call.options or {}
     encode: Any = dumps  # they come without types
     compress: Any = get_encoder
     for name, attempt in (("serializer", lambda name: encode([], name)), ("compression", compress)):
@@ -233,13 +200,13 @@ def check_here(app: Any, options: Mapping[str, Any]) -> None:
             if value is not None:
                 attempt(value)
         except Exception:  # noqa: BLE001 - kombu's registries and an application's codec may raise anything
-            raise ConfigurationError(
+            yield (
                 f"options: {name} = {shown(value)}: this process has none of that name: register it here, too, or "
                 "leave it out"
-            ) from None
+            )
     queue = options.get("queue")
     if isinstance(queue, str) and not app.conf.task_create_missing_queues and queue not in app.amqp.queues:
-        raise ConfigurationError(
+        yield (
             f"options: queue = {shown(queue)}: is none of task_queues, and task_create_missing_queues is off: name one "
             "of those, or add it"
         )
@@ -256,14 +223,6 @@ def _value_mistakes(options: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, int)) and value in (True, False)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
 
 
 def _is_short(value: Any) -> bool:
@@ -294,71 +253,47 @@ def _is_signature(value: Any) -> bool:
     """Return True for a signature, or a dict that JSON made of one and a worker can make a signature again."""
     if not isinstance(value, Mapping) or not isinstance(value.get("task"), str) or not value["task"].strip():
         return False
-    args, kwargs, options = (value.get(field) for field in ("args", "kwargs", "options"))
-    if not (
-        (args is None or isinstance(args, (list, tuple)))
-        and (kwargs is None or isinstance(kwargs, Mapping))
-        and (options is None or (isinstance(options, Mapping) and not any(_value_mistakes(options))))
-    ):
+    fields: Any = (("args", (list, tuple)), ("kwargs", Mapping), ("options", Mapping))
+    if any(value.get(name) is not None and not isinstance(value[name], kind) for name, kind in fields):
+        return False
+    if any(_value_mistakes(value.get("options") or {})):
         return False
     if isinstance(value, Signature) or value.get("subtask_type") is None:
         return True
     try:
-        Signature.from_dict(copy.deepcopy(dict(value)))
+        return bool(Signature.from_dict(copy.deepcopy(dict(value))))
     except Exception:  # noqa: BLE001 - of a chain, a group or a chord, Celery may raise anything
         return False
-    return True
 
 
 _RETRY_POLICY = ("max_retries", "interval_start", "interval_step", "interval_max", "retry_errors")
-_MODES = (1, 2, "transient", "persistent")
 _Takes = tuple[Callable[[Any], bool], str]
-_SECONDS: _Takes = _is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}"
-_FLAG: _Takes = _is_flag, "True or False"
-_TEXT: _Takes = _is_text, "a string"
 _SHORT: _Takes = _is_short, f"a string of 1 to {SHORT} bytes"
-_LINK: _Takes = _is_link, "a signature (task, args, kwargs, options), or a list of signatures"
+_FLAGS = ("mandatory", "immediate", "retry", "ignore_result", "add_to_parent")
+_TIMES = ("countdown", "expiration", "time_limit", "soft_time_limit", "timeout", "confirm_timeout")
 #: What `Task.apply_async` takes beside the arguments, and kombu's `publish`.
 _TAKES: Mapping[str, _Takes] = {
-    # where the message goes
     "queue": (lambda value: isinstance(value, Queue) or _is_short(value), "the name of a queue"),
     "exchange": (lambda value: isinstance(value, Exchange) or _is_short(value), "the name of an exchange"),
     "exchange_type": _SHORT,
+    "reply_to": _SHORT,
     "routing_key": (lambda value: value == "" or _is_short(value), f"a string of at most {SHORT} bytes"),
     "priority": (lambda value: type(value) is int and 0 <= value <= 255, "a whole number from 0 to 255"),
     "delivery_mode": (
-        lambda value: type(value) in (int, str) and value in _MODES,
+        lambda value: type(value) in (int, str) and value in (1, 2, "transient", "persistent"),
         "1 or 'transient', 2 or 'persistent'",
     ),
-    "mandatory": _FLAG,
-    "immediate": _FLAG,
-    # when
+    **dict.fromkeys(_FLAGS, (lambda value: isinstance(value, int) and value in (True, False), "True or False")),
+    **dict.fromkeys(_TIMES, (_is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}")),
     "expires": (_is_expiry, f"a number of seconds from 0 to {MOST_SECONDS}, or a datetime of the years 2 to 9998"),
-    **dict.fromkeys(
-        ("countdown", "expiration", "time_limit", "soft_time_limit", "timeout", "confirm_timeout"), _SECONDS
-    ),
-    # how
-    "headers": (
-        lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value),
-        "a dict with names for keys",
-    ),
-    "serializer": _TEXT,
-    "compression": _TEXT,
-    "retry": _FLAG,
+    "headers": (is_mapping, "a dict with names for keys"),
+    **dict.fromkeys(("serializer", "compression"), (lambda value: isinstance(value, str) and value != "", "a string")),
     "retry_policy": (_is_retry_policy, f"a dict with some of {', '.join(_RETRY_POLICY)}, in numbers"),
-    "ignore_result": _FLAG,
     "shadow": (lambda value: _is_short(value) and value.isprintable(), f"a name of 1 to {SHORT} bytes"),
-    "add_to_parent": _FLAG,
-    # what follows
-    "link": _LINK,
-    "link_error": _LINK,
-    "reply_to": _SHORT,
+    **dict.fromkeys(
+        ("link", "link_error"), (_is_link, "a signature (task, args, kwargs, options), or a list of signatures")
+    ),
 }
-#: The checks of an entry's own policies.
-_POLICIES: tuple[Callable[[Mapping[str, Any]], Any], ...] = (
-    misfire.Misfire().changed_by,
-    overlap.Overlap.from_options,
-)
 #: Entry options that are ours: no part of a message.
 OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
 OPTIONS = OWN_OPTIONS.union(_TAKES)

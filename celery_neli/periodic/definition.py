@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery.beat import ScheduleEntry
 from celery.schedules import schedule
@@ -20,8 +20,7 @@ from celery_neli.periodic.call import (
     OWN_OPTIONS,
     Call,
     call_of,
-    check_arguments,
-    check_here,
+    mistakes_here,
     option_mistakes,
     plain,
     shape_mistakes,
@@ -33,93 +32,70 @@ from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
 from celery_neli.schedule_topic.values import check_made, check_plain, shown
 
-__all__ = ["Defined", "check_comes", "define", "entry_of", "moment", "reason_of", "schedule_of_text"]
-
-
-class Defined(NamedTuple):
-    """A runtime entry that was checked: as it is stored, and as Celery's entry."""
-
-    definition: Definition
-    entry: ScheduleEntry
-
 
 def define(
     app: Any, name: Any, task: Any, schedule: Any, *, args: Any = (), kwargs: Any = None, options: Any = None
-) -> Defined:
+) -> Definition:
     """Check all of an entry but its size, which `encode_definition` checks; its `since` is 0, its `changes` are empty.
 
-    Args:
-        app: the Celery app. It need not know the task; if it does, the task is asked whether it takes the arguments.
-        name: the name of the entry.
-        task: a name, a task, or a signature, which brings arguments and options.
-        schedule: what `text.parse` takes.
-        args: the positional arguments: a list of what JSON can hold.
-        kwargs: the keyword arguments: a dict of what JSON can hold.
-        options: the options of the message, and the policies.
+    ``task`` is a name, a task, or a signature, which brings arguments and options; if ``app`` knows the task, it is
+    asked whether it takes the arguments. ``schedule`` is what `text.parse` takes. JSON can hold ``args``, ``kwargs``
+    and ``options``, which are those of the message and the policies.
 
     Raises:
         ConfigurationError: it names the field, what is wrong with it and what to give.
     """
     name = check_name(name)
     call = call_of(app, task, args, kwargs, options)
-    text, when = parse(schedule, app=app)
-    _check_interval(text, when, app)
-    given = {"kwargs": call.kwargs, "options": call.options}
-    _refuse_first(shape_mistakes({"args": call.args, **{key: each for key, each in given.items() if each is not None}}))
-    message = _plain_keys(call.options)
-    _refuse_first(option_mistakes(message, runtime=True))
+    text = parse(schedule, app=app)
+    schedule_of_text(text, app)  # an error of it names no entry
+    kwargs, options = ({} if each is None else each for each in (call.kwargs, call.options))
+    _refuse_first(shape_mistakes({"args": call.args, "kwargs": kwargs, "options": options}))
+    kwargs, options = ({plain(key): each for key, each in given.items()} for given in (kwargs, options))
+    _refuse_first(option_mistakes(options, runtime=True))
     definition = Definition(
         task=call.task,
         schedule=text,
         args=_as_json("args", list(call.args)),
-        kwargs=_as_json("kwargs", _plain_keys(call.kwargs)),
-        options=_as_json("options", message),
+        kwargs=_as_json("kwargs", kwargs),
+        options=_as_json("options", options),
     )
     check_definition(definition)
-    entry = entry_of(definition, name, app, when=when)
+    entry = entry_of(definition, name, app)
     if not OWN_OPTIONS.isdisjoint(entry.options):
         Overlap.of(entry).check(app, entry)
-    check_arguments(app, Call(call.task, entry.args, entry.kwargs, entry.options))
-    check_here(app, entry.options)
-    return Defined(definition, entry)
+    _refuse_first(mistakes_here(app, Call(call.task, entry.args, entry.kwargs, entry.options)))
+    return definition
 
 
-def entry_of(definition: Definition, name: str, app: Any, *, when: Any = None) -> ScheduleEntry:
-    """Return Celery's entry of a runtime entry, as if it had run at `since` and never before.
+def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
+    """Return Celery's entry of a runtime entry, as if it had run at `since` and never before. Entries may share their
+    schedule.
 
-    ``when`` is its schedule if the caller has it; otherwise its text is read, and entries may share the schedule.
-
-    Raises:
-        ConfigurationError: this process cannot read it (a schedule that its Celery does not know; solar without ephem;
-            a pause of an entry of `beat_schedule`, which is not an entry of its own).
+    Raises `ConfigurationError` if this process cannot read it (a schedule that its Celery does not know; solar without
+    ephem; a pause of an entry of `beat_schedule`, which is not an entry of its own).
     """
-    if definition.task is None or definition.schedule is None:
+    task = definition.task
+    if task is None or definition.schedule is None:
         raise ConfigurationError(f"beat entry {shown(name)}: is defined in beat_schedule, not here")
     try:
         check_name(name)
-        if when is None:
-            when = schedule_of_text(definition.schedule, app)
-        return _entry_of(definition.task, when, definition, name, app)
+        when = schedule_of_text(definition.schedule, app)
+        if not task.strip() or not task.isprintable():
+            raise ConfigurationError(f"task = {shown(task)}: give the name of a task, such as 'shop.tasks.tidy_up'")
+        args = _revive(definition.args)
+        kwargs, options = (_revive(each) if each else each for each in (definition.kwargs, definition.options))
+        if type(kwargs) is not dict or type(options) is not dict:  # kombu's decoders may make objects of any type
+            _refuse_first(shape_mistakes({"kwargs": kwargs, "options": options}))
+        if options:
+            _refuse_first(option_mistakes(options, runtime=True))
+        last = moment(definition.since).astimezone(when.tz)
+        return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
     except ConfigurationError as exc:
         reason = str(exc)
     except Exception as exc:  # noqa: BLE001 - kombu's decoders and Celery's classes may raise anything
         reason = f"cannot be read: {printable_error(exc)}"
     raise ConfigurationError(f"beat entry {shown(name)}: {reason}")
-
-
-def _entry_of(task: str, when: Any, definition: Definition, name: str, app: Any) -> ScheduleEntry:
-    if not task.strip() or not task.isprintable():
-        raise ConfigurationError(f"task = {shown(task)}: give the name of a task, such as 'shop.tasks.tidy_up'")
-    revived: list[Any] = [
-        _revive(each) if each else each for each in (definition.args, definition.kwargs, definition.options)
-    ]
-    args, kwargs, options = revived
-    if type(kwargs) is not dict or type(options) is not dict:  # kombu's decoders may make objects of any type
-        _refuse_first(shape_mistakes({"kwargs": kwargs, "options": options}))
-    if options:
-        _refuse_first(option_mistakes(options, runtime=True))
-    last = moment(definition.since).astimezone(when.tz)
-    return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
 
 
 def reason_of(error: ConfigurationError, name: str) -> str:
@@ -130,31 +106,27 @@ def reason_of(error: ConfigurationError, name: str) -> str:
 @lru_cache(maxsize=1024)  # most of a hundred thousand entries have one of a few schedules
 def schedule_of_text(text: str, app: Any) -> Any:
     """Return the schedule of a definition, the same object for the same text. Raises `ConfigurationError`."""
-    when = read(text, app=app)
-    _check_interval(text, when, app)
+    when, least = read(text, app=app), setting(app, "neli_least_interval")
+    if type(when) is schedule and when.run_every.total_seconds() < least:
+        raise ConfigurationError(
+            f"schedule = {text!r}: every {when.run_every.total_seconds():g} s is more often than an entry put at "
+            f"runtime may run: neli_least_interval = {least:g} s; give a longer interval, or lower that setting for "
+            "all beats"
+        )
     return when
 
 
-def _check_interval(text: str, when: Any, app: Any) -> None:
-    least = setting(app, "neli_least_interval")
-    if type(when) is not schedule:
+def check_comes(definition: Definition, app: Any, *, after: float) -> None:
+    """Raise `ConfigurationError` if a runtime entry has no slot after ``after`` (Unix seconds)."""
+    if definition.schedule is None:
         return
-    every = when.run_every.total_seconds()
-    if every < least:
-        raise ConfigurationError(
-            f"schedule = {text!r}: every {every:g} s is more often than an entry put at runtime may run: "
-            f"neli_least_interval = {least:g} s; give a longer interval, or lower that setting for all beats"
-        )
-
-
-def check_comes(text: str, when: Any, *, after: float) -> None:
-    """Raise `ConfigurationError`, which names the text, if a schedule has no slot after ``after`` (Unix seconds)."""
+    when = schedule_of_text(definition.schedule, app)
     try:
-        comes = next_slot(when, moment(after)) is not None
+        slot = next_slot(when, moment(after))
     except Exception:  # noqa: BLE001 - a schedule's own search may raise anything
-        comes = False
-    if not comes:
-        raise ConfigurationError(f"schedule = {text!r}: its time never comes; give one that is ahead")
+        slot = None
+    if slot is None:
+        raise ConfigurationError(f"schedule = {definition.schedule!r}: its time never comes; give one that is ahead")
 
 
 def moment(seconds: float) -> datetime:
@@ -165,10 +137,6 @@ def moment(seconds: float) -> datetime:
 def _refuse_first(mistakes: Any) -> None:
     for mistake in mistakes:
         raise ConfigurationError(mistake)
-
-
-def _plain_keys(value: Any) -> dict[str, Any]:
-    return {plain(key): each for key, each in (value or {}).items()}
 
 
 def _as_json(field: str, value: Any) -> Any:

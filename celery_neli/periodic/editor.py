@@ -1,4 +1,4 @@
-"""The runtime schedule, read and changed: what each change means, apart from where it is kept.
+"""The runtime schedule, read and changed: what each change means.
 
 An entry is of `beat_schedule` or was put at runtime, never both. Of the former only a pause is kept here.
 """
@@ -6,21 +6,23 @@ An entry is of `beat_schedule` or was put at runtime, never both. Of the former 
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import celery.beat
 from celery.utils.log import get_logger
 
+from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS, check_app, plain
-from celery_neli.periodic.definition import check_comes, define, entry_of, schedule_of_text
+from celery_neli.periodic.definition import check_comes, define, entry_of
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.printable import closest
 from celery_neli.schedule.due import expires_of
@@ -38,27 +40,38 @@ from celery_neli.schedule_topic.codec import (
     encode_definition,
 )
 from celery_neli.schedule_topic.values import shown
-
-__all__ = ["Known", "Record", "ScheduleEditor", "Store", "default_author", "entry_name"]
+from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 logger = escaping(get_logger(__name__))
 
 Record: TypeAlias = "tuple[Kind, str, bytes | None]"
 
 
-class Store(Protocol):
-    """Where the schedule is kept: the schedule topic. Both methods block, and raise `NeliError`."""
+class Topic:
+    """The schedule topic. The first read loads Kafka's client. Both methods block, and raise `NeliError`."""
+
+    def __init__(self, app: Any) -> None:
+        if not enabled(app):
+            raise ConfigurationError("neli_enabled = False: there is no runtime schedule without Kafka; switch it on")
+        self._config = from_app(app, "beat")
+        self._log = escaping(logging.getLogger("celery_neli.periodic.api"))
 
     def read(self) -> Mapping[tuple[Kind, str], bytes]:
         """Return all states and definitions."""
+        from celery_neli.schedule_topic.one_shot import read_all
+
+        return read_all(self._config, log=self._log)
 
     def write(self, records: list[Record]) -> None:
         """Write all records; None deletes."""
+        from celery_neli.schedule_topic.one_shot import write
+
+        write(self._config, records, log=self._log)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What the store holds. `unreadable`: why a definition could not be read (a newer release wrote it)."""
+    """What the topic holds. `unreadable`: why a definition could not be read (a newer release wrote it)."""
 
     states: dict[str, State] = field(default_factory=dict)
     definitions: dict[str, Definition] = field(default_factory=dict)
@@ -66,35 +79,31 @@ class Known:
 
 
 class ScheduleEditor:
-    """Reads and changes the schedule of an app, for one change: it reads the store once.
+    """Reads and changes the schedule of an app, for one change by ``by`` (user@host by default): it reads the topic
+    once. ``clock`` tells the time in Unix seconds.
 
-    Args:
-        app: the Celery app.
-        store: where the schedule is kept.
-        by: who makes the change; by default user@host.
-        clock: tells the time in Unix seconds.
-
-    Raises:
-        ConfigurationError: a value is wrong. The methods raise it, too, and `NeliError` if the store does not answer or
-            there is no such entry; nothing was changed then.
+    It raises `ConfigurationError` if a value is wrong. So do its methods, and `NeliError` if Kafka does not answer or
+    there is no such entry; nothing was changed then.
     """
 
-    def __init__(self, app: Any, store: Store, *, by: object = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, app: Any, topic: Topic | None = None, *, by: object = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.app = check_app(app)
+        self._topic = topic or Topic(app)
         by = plain(by)
         if by is not None and (not isinstance(by, str) or not by.strip() or not by.isprintable() or len(by) > 200):
             raise ConfigurationError(f"by = {shown(by)}: say who makes the change, in 1 to 200 printable characters")
-        self.app = check_app(app)
         self.by: str = default_author() if by is None else by
         self.now = clock()
-        self._store = store
 
     # -- what there is --
 
     @cached_property
     def known(self) -> Known:
-        """What the store holds. The first read blocks."""
+        """What the topic holds. The first read blocks."""
         known = Known()
-        for (kind, name), value in self._store.read().items():
+        for (kind, name), value in self._topic.read().items():
             try:
                 if kind == STATE:
                     known.states[name] = decode_state(value)
@@ -108,9 +117,8 @@ class ScheduleEditor:
     @cached_property
     def static(self) -> Mapping[str, Any]:
         """Celery's entries of `beat_schedule` and its default entries. Loads the app's configuration."""
-        self.app.finalize()
         lazy = celery.beat.Scheduler(self.app, schedule={}, lazy=True)
-        lazy.merge_inplace(self._checked.entries)
+        lazy.merge_inplace(self.checked.entries)
         lazy.install_default_entries(lazy.schedule)
         entries: Mapping[str, Any] = lazy.schedule
         return entries
@@ -118,17 +126,21 @@ class ScheduleEditor:
     @cached_property
     def refused(self) -> Mapping[str, str]:
         """The entries of `beat_schedule` that every beat leaves out: all mistakes in each, by name."""
-        return {name: "; ".join(mistakes) for name, mistakes in self._checked.mistakes.items()}
-
-    @property
-    def doubts(self) -> Mapping[str, str]:
-        """The doubts about entries of `beat_schedule` that beats run all the same, by name."""
-        return {name: "; ".join(doubts) for name, doubts in self._checked.doubts.items()}
+        return {name: "; ".join(mistakes) for name, mistakes in self.checked.mistakes.items()}
 
     @cached_property
-    def _checked(self) -> StaticEntries:
+    def checked(self) -> StaticEntries:
+        """The entries of `beat_schedule`, as every beat checks them."""
         self.app.finalize()
         return check_static(self.app.conf.beat_schedule, self.app)
+
+    @cached_property
+    def not_run(self) -> str | None:
+        """Why the beats of the app do not run the runtime schedule, None if they do. Imports ``neli_scheduler``."""
+        name = self.app.conf.get("neli_scheduler")
+        if name is None or is_replicated(resolve(name)):
+            return None
+        return f"neli_scheduler = {name!r}, and only {DEFAULT} runs entries of the runtime schedule"
 
     def runtime(self, name: str) -> Definition | None:
         """Return the definition of the runtime entry of this name, None if there is none."""
@@ -140,64 +152,61 @@ class ScheduleEditor:
         self._check_not_refused(name)
         if name in self.static:
             return self.static[name]
-        definition = self.runtime(name)
-        if definition is None:
+        if (definition := self.runtime(name)) is None:
             raise self.unknown(name)
         return entry_of(definition, name, self.app)
 
     def unknown(self, name: object) -> NeliError:
         """Return the error to raise for a name that no entry has."""
-        names = [*self.static, *(each for each in self.known.definitions if self.runtime(each))]
-        near = closest(str(name), names, least=0.6)
+        near = closest(str(name), [*self.static, *filter(self.runtime, self.known.definitions)], least=0.6)
         return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
     # -- changes --
 
-    def put(
-        self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any
-    ) -> celery.beat.ScheduleEntry:
-        """Add an entry, or replace what it is; return Celery's entry. It stays paused if it was.
-
-        Writes nothing if nothing would change.
-        """
+    def put(self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any) -> None:
+        """Add an entry, or replace what it is. It stays paused if it was. Writes nothing if nothing would change."""
+        self._check_run()
         name = check_name(name)
         if name in self.static or name in self.refused:
             raise ConfigurationError(f"name = {name!r}: beat_schedule has an entry of that name; change it there")
-        new, entry = define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options)
-        succeeding = self._succeeding(new, self.runtime(name))
-        if succeeding is not None:
-            assert new.schedule is not None, "runtime entries have one"
-            check_comes(new.schedule, entry.schedule, after=self.now)
-            self._store_definition(name, succeeding)
-        return entry
+        new = define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options)
+        old, what = self.runtime(name), "added"
+        since = self.now
+        if old is not None:
+            fields = ("task", "schedule", "args", "kwargs", "options")
+            different = [each for each in fields if getattr(new, each) != getattr(old, each)]
+            if not different:
+                return
+            since = self.now if "schedule" in different else old.since
+            new = replace(new, paused=old.paused, changes=old.changes)
+            what = f"changed {', '.join(different)}".replace("schedule", f"schedule {old.schedule} -> {new.schedule}")
+        check_comes(new, self.app, after=self.now)
+        self._store(name, replace(new, since=since), what)
 
     def pause(self, name: str) -> None:
         """Let its slots pass. Writes nothing if it is paused."""
-        name = entry_name(name)
-        found = self._definition(name)
+        name, found = self._pausable(name)
         if not found.paused:
-            self._store_definition(name, self.changed(replace(found, paused=True), "paused"))
+            self._store(name, replace(found, paused=True), "paused")
 
     def resume(self, name: str) -> None:
         """End the pause: the next slot is the first one after now. Writes nothing if it is not paused."""
-        name = entry_name(name)
-        found = self._definition(name)
+        name, found = self._pausable(name)
         if found.paused:
-            if found.schedule is not None:
-                check_comes(found.schedule, schedule_of_text(found.schedule, self.app), after=self.now)
-            self._store_definition(name, self.changed(replace(found, paused=False, since=self.now), "resumed"))
+            check_comes(found, self.app, after=self.now)
+            self._store(name, replace(found, paused=False, since=self.now), "resumed")
 
     def remove(self, name: str) -> None:
         """Delete a runtime entry and its state."""
         name = entry_name(name)
-        tombstones: list[Record] = [(ENTRY, name, None)]
-        if name not in self.static and name not in self.refused:
-            if name not in self.known.definitions and name not in self.known.unreadable:
-                raise self.unknown(name)
-            tombstones.append((STATE, name, None))
-        elif self.runtime(name) is None and name not in self.known.unreadable:
-            raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
-        self.write(tombstones)
+        static = name in self.static or name in self.refused
+        found = self.runtime(name) if static else self.known.definitions.get(name)
+        if found is None and name not in self.known.unreadable:
+            if static:
+                raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
+            raise self.unknown(name)
+        kinds: tuple[Kind, ...] = (ENTRY,) if static else (ENTRY, STATE)
+        self.write([(kind, name, None) for kind in kinds])
         logger.info("schedule entry=%s what=removed by=%s", name, self.by)
 
     def run_now(self, name: str) -> Any:
@@ -206,7 +215,7 @@ class ScheduleEditor:
         entry = self.entry(name)
         found = self.runtime(name)
         if found is not None:
-            self._store_definition(name, self.changed(found, "run now"))
+            self._store(name, found, "run now")
         expires = expires_of(entry.options, None, self.app.timezone)
         entry.options = {key: value for key, value in entry.options.items() if key not in OWN_OPTIONS}
         if expires is not None:
@@ -217,49 +226,47 @@ class ScheduleEditor:
     def write(self, records: list[Record]) -> None:
         """Write records as they are. `known` stays what was read."""
         if records:
-            self._store.write(records)
+            self._topic.write(records)
 
     def changed(self, definition: Definition, what: str) -> Definition:
         """Return the definition with one more change, by the author of this one."""
         changes = (*definition.changes, Change(at=self.now, by=self.by, what=what))
         return replace(definition, changes=changes[-MAX_CHANGES:])
 
-    def _succeeding(self, new: Definition, old: Definition | None) -> Definition | None:
-        """Return ``new`` in place of ``old``, as it is stored; None if they are the same."""
-        if old is None:
-            return self.changed(replace(new, since=self.now), "added")
-        fields = ("task", "schedule", "args", "kwargs", "options")
-        different = [name for name in fields if getattr(new, name) != getattr(old, name)]
-        if not different:
-            return None
-        since = self.now if "schedule" in different else old.since
-        new = replace(new, since=since, paused=old.paused, changes=old.changes)
-        what = [f"schedule {old.schedule} -> {new.schedule}" if name == "schedule" else name for name in different]
-        return self.changed(new, f"changed {', '.join(what)}")
+    def _store(self, name: str, definition: Definition, what: str) -> None:
+        definition = self.changed(definition, what)
+        self.write([(ENTRY, name, encode_definition(definition))])
+        self.known.definitions[name] = definition
+        self.known.unreadable.pop(name, None)
+        logger.info("schedule entry=%s what=%r by=%s", name, what, self.by)
+
+    def _check_run(self) -> None:
+        """Refuse a change that a beat must follow if no beat of the app does."""
+        if self.not_run is not None:
+            raise ConfigurationError(
+                f"{self.not_run}: nothing was changed. Leave neli_scheduler out, or keep the entry where that scheduler"
+                " keeps its own"
+            )
 
     def _check_not_refused(self, name: str) -> None:
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")
 
-    def _definition(self, name: str) -> Definition:
-        """Return the definition that holds the pause of an entry."""
+    def _pausable(self, name: str) -> tuple[str, Definition]:
+        """Return the plain name of an entry, and the definition that holds its pause."""
+        self._check_run()
+        name = entry_name(name)
         self._check_not_refused(name)
         if name in self.known.unreadable:
             raise NeliError(f"the definition of {name!r} cannot be read here: {self.known.unreadable[name]}")
-        found = self.known.definitions.get(name)
-        if name in self.static:
-            if found is not None and not found.static:
-                raise NeliError(f"{name!r} is in beat_schedule and was put at runtime, too: remove the latter first")
-            return found or Definition(task=None, schedule=None, static=True)
-        if found is None or found.static:
+        static, found = name in self.static, self.runtime(name)
+        if static and found is not None:
+            raise NeliError(f"{name!r} is in beat_schedule and was put at runtime, too: remove the latter first")
+        if static:
+            found = self.known.definitions.get(name) or Definition(task=None, schedule=None, static=True)
+        if found is None:
             raise self.unknown(name)
-        return found
-
-    def _store_definition(self, name: str, definition: Definition) -> None:
-        self.write([(ENTRY, name, encode_definition(definition))])
-        self.known.definitions[name] = definition
-        self.known.unreadable.pop(name, None)
-        logger.info("schedule entry=%s what=%r by=%s", name, definition.changes[-1].what, self.by)
+        return name, found
 
 
 def entry_name(name: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,9 +22,8 @@ from celery_neli.periodic.call import (
     PASSED_ON,
     Call,
     call_of,
-    check_arguments,
-    check_here,
     is_mapping,
+    mistakes_here,
     option_mistakes,
     plain,
     shape_mistakes,
@@ -33,8 +32,6 @@ from celery_neli.periodic.text import schedule_of
 from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
-
-__all__ = ["StaticEntries", "check_static", "log_mistakes", "with_sound_schedule"]
 
 #: The most bytes of an entry's name, which is the key of its state but for two bytes.
 MAX_NAME_BYTES = MAX_KEY - 2
@@ -65,10 +62,12 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
         doubts: list[str] = []
         fields: dict[str, Any] = {}
         try:
-            fields = _checked_fields(name, entry, app, takes, wrong)
+            wrong.extend(_mistakes(name, entry, fields, app, takes))
             if not wrong:
                 doubts.extend(_doubts(fields, app))
-                if takes is not None and not _is_celerys_interval(kind, fields):
+                # To make Celery's own entry of an interval runs no code of an application.
+                quick = kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
+                if takes is not None and not quick:
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
         except Exception as exc:  # noqa: BLE001 - a user's class may raise anything
             wrong.append(f"Celery can make no entry of {shown(entry)}: {printable_error(exc)}")
@@ -113,42 +112,47 @@ def _fields_of(kind: type[Any]) -> frozenset[str] | None:
     except (TypeError, ValueError):
         return None
     names = frozenset(each.name for each in parameters)
-    if "schedule" not in names or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
-        return None
-    return names
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    return None if takes_any or "schedule" not in names else names
 
 
-def _is_celerys_interval(kind: type[Any], fields: Mapping[str, Any]) -> bool:
-    """Return True for an interval in Celery's own class: making such an entry runs no code of an application."""
-    return kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
-
-
-def _checked_fields(name: Any, entry: Any, app: Any, takes: frozenset[str] | None, wrong: list[str]) -> dict[str, Any]:
-    """Return the entry's fields, a task, a signature or a text replaced by what it means. Add mistakes to ``wrong``."""
+def _mistakes(name: Any, entry: Any, fields: dict[str, Any], app: Any, takes: frozenset[str] | None) -> Iterator[str]:
+    """Yield what is wrong with an entry. Set ``fields``, a task, a signature or a text replaced by what it means."""
     if not isinstance(name, str):
-        wrong.append(f"name = {shown(name)}: give a string")
+        yield f"name = {shown(name)}: give a string"
     elif len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
-        wrong.append(f"name = {shown(name)}: give at most {MAX_NAME_BYTES} bytes")
+        yield f"name = {shown(name)}: give at most {MAX_NAME_BYTES} bytes"
     if not isinstance(entry, (Mapping, celery.beat.ScheduleEntry)) or isinstance(entry, Signature):
-        wrong.append(f"{shown(entry)}: give a dict with a task and a schedule")
-        return {}
-    fields: dict[str, Any] = dict(entry)
-    if takes is not None:
-        wrong.extend(
-            f"{printable(each)} = {shown(fields[each])}: there is no such field; {did_you_mean(str(each), takes)}"
-            for each in fields
-            if each not in takes
-        )
-    if fields.get("schedule") is None:
-        wrong.append("schedule is missing: give a number of seconds, a crontab, or text such as '*/5 * * * *' or '5m'")
-    else:
-        try:
-            fields["schedule"] = _sound_schedule(fields, app)
-        except ConfigurationError as exc:
-            wrong.append(str(exc))
-    wrong.extend(_past_mistakes(fields))
-    _check_call(fields, app, wrong)
-    return fields
+        yield f"{shown(entry)}: give a dict with a task and a schedule"
+        return
+    fields.update(entry)
+    for each in fields:
+        if takes is not None and each not in takes:
+            yield f"{printable(each)} = {shown(fields[each])}: there is no such field; {did_you_mean(str(each), takes)}"
+    try:
+        if fields.get("schedule") is None:
+            raise ConfigurationError(
+                "schedule is missing: give a number of seconds, a crontab, or text such as '*/5 * * * *' or '5m'"
+            )
+        fields["schedule"] = _sound_schedule(fields, app)
+    except ConfigurationError as exc:
+        yield str(exc)
+    yield from _past_mistakes(fields)
+    given = {each: fields.get(each) for each in ("args", "kwargs", "options")}
+    shapes = list(shape_mistakes({each: value for each, value in given.items() if value is not None}))
+    yield from shapes
+    options: Any = given["options"]
+    try:
+        if fields.get("task") is None:
+            raise ConfigurationError("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
+        call = call_of(app, fields["task"], *(((), None, None) if shapes else given.values()))
+        if not shapes:
+            options = call.options
+            fields.update((each, value) for each, value in call._asdict().items() if value is not None)
+    except ConfigurationError as exc:
+        yield str(exc)
+    if is_mapping(options):
+        yield from option_mistakes(options, runtime=False)
 
 
 def _sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
@@ -169,39 +173,10 @@ def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"total_run_count = {shown(count)}: give a whole number from 0 to {RUNS_MOST}, or leave it out"
 
 
-def _check_call(fields: dict[str, Any], app: Any, wrong: list[str]) -> None:
-    given = {each: fields.get(each) for each in ("args", "kwargs", "options")}
-    shapes = list(shape_mistakes({each: value for each, value in given.items() if value is not None}))
-    wrong.extend(shapes)
-    call = None
-    if fields.get("task") is None:
-        wrong.append("task is missing: give the name of a task, such as 'shop.tasks.tidy_up'")
-    else:
-        try:
-            call = call_of(app, fields["task"], *(((), None, None) if shapes else given.values()))
-        except ConfigurationError as exc:
-            wrong.append(str(exc))
-    options = given["options"] if call is None or shapes else call.options
-    if options is not None and is_mapping(options):
-        wrong.extend(option_mistakes(options, runtime=False))
-    if call is None or shapes:
-        return
-    fields["task"] = call.task
-    fields.update((each, value) for each in given if (value := getattr(call, each)) is not None)
-
-
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:
     """Yield what may be wrong: a task's own class may take it, and if it does not, a slot is lost, not the entry."""
     call = Call(fields["task"], *(fields.get(each) for each in ("args", "kwargs", "options")))
-    checks: tuple[tuple[Callable[[Any, Any], None], Any], ...] = (
-        (check_arguments, call),
-        (check_here, call.options or {}),
-    )
-    for check, asked in checks:
-        try:
-            check(app, asked)
-        except ConfigurationError as exc:
-            yield str(exc)
+    yield from mistakes_here(app, call)
     for name in call.options or ():
         if name not in PASSED_ON:
             yield f"options: Celery knows no option {printable(name)}: it is passed on as it is"

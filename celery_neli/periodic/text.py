@@ -26,23 +26,19 @@ from celery.schedules import ParseException, crontab, schedule, solar
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
-from celery_neli.schedule.crontabs import to_utc
+from celery_neli.schedule.crontabs import FIELDS, to_utc
 from celery_neli.schedule.once import once
 from celery_neli.schedule_topic.values import is_moment, shown
-
-__all__ = ["human", "parse", "read", "schedule_of", "text_of"]
 
 FORMS = (
     "write a crontab ('*/5 * * * *'), an interval ('30s', '5m', 'every 2 hours', 'P1DT2H'), a solar event "
     "('solar:sunset,-37.81,144.96') or a time ('at:2026-12-01T10:00:00Z')"
 )
 NICKNAMES = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
+    **dict.fromkeys(("@yearly", "@annually"), "0 0 1 1 *"),
     "@monthly": "0 0 1 * *",
     "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
+    **dict.fromkeys(("@daily", "@midnight"), "0 0 * * *"),
     "@hourly": "0 * * * *",
 }
 OUT_OF_RANGE = "not every time zone has it: give a time of the years 2 to 9998"
@@ -67,32 +63,21 @@ _UNIT_WORDS = {
     **dict.fromkeys(("ms", "millisecond", "milliseconds"), "milliseconds"),
 }
 _LONG_WORDS = frozenset(("month", "months", "mon", "mo", "year", "years", "y", "yr", "yrs"))
-_YEARS_OR_MONTHS = re.compile(r"P[^T]*\d[YM]", re.IGNORECASE)
+LONG = "years and months differ in length; write days ('30d'), or a crontab ('0 0 1 * *')"
 _MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,6}))?)?(Z|[+-]\d{2}(?::?\d{2})?)?", re.IGNORECASE
 )
 _NUMBER = re.compile(r"[0-9]+(?:[.,][0-9]+)?")
-_FIELDS = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 
 
-def parse(value: Any, *, app: Any) -> tuple[str, Any]:
-    """Return the text of a schedule, and the schedule.
+def parse(value: Any, *, app: Any) -> str:
+    """Return the text of a schedule, which `read` makes a schedule.
 
-    Args:
-        value: text as above; or a number of seconds, a `timedelta`, a `datetime` (naive: in the app's time zone), a
-            `once`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however it
-            was written; the schedule is never the caller's own object.
-        app: the Celery app.
-
-    Raises:
-        ConfigurationError: it is not a schedule, or text cannot express it (a class of one's own, or a `nowfun`).
+    ``value`` is text as above; or a number of seconds, a `timedelta`, a `datetime` (naive: in the app's time zone), a
+    `once`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however it was
+    written. Raises `ConfigurationError` if text cannot express it (a class of one's own, a `nowfun`).
     """
-    if isinstance(value, str):
-        when = _from_text(str.__str__(value).strip(), value, app)
-        when.app = app
-        return text_of(when), when
-    text = text_of(_from_object(value, app))
-    return text, read(text, app=app)
+    return text_of(schedule_of(value, app=app) if isinstance(value, str) else _from_object(value, app))
 
 
 def read(text: str, *, app: Any) -> Any:
@@ -110,7 +95,7 @@ def text_of(when: Any) -> str:
     if when.nowfun is not None:
         _refuse(when, "a nowfun cannot be written as text; put it into beat_schedule, or leave the nowfun out")
     if kind is crontab:
-        return " ".join(_field(getattr(when, f"_orig_{name}")) for name in _FIELDS)
+        return " ".join(_field(getattr(when, f"_orig_{name}")) for name in FIELDS)
     if kind is solar:
         return f"{_SOLAR}{when.event},{float(when.lat)!r},{float(when.lon)!r}"
     if kind is once:
@@ -144,30 +129,30 @@ def human(text: str) -> str:
     """Return the text of a schedule in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81,
     144.96`. A crontab and other text stay as they are.
     """
-    body = text[len(_RELATIVE) :] if text.startswith(_RELATIVE) else text
+    body = text.removeprefix(_RELATIVE)
     if (found := _DURATION.fullmatch(body)) is not None:
         parts = zip(found.groups(), ("w", "d", "h", "min", "s"), strict=True)
         words = " ".join(f"{number} {unit}" for number, unit in parts if number)
-        return f"every {words}" + (", rounded" if body is not text else "")
+        return f"every {words}" + (", rounded" if body != text else "")
     if text.startswith(_AT):
-        return f"at {text[len(_AT) :].replace('T', ' ').replace('Z', ' UTC')}"
+        return f"at {text.removeprefix(_AT).replace('T', ' ').replace('Z', ' UTC')}"
     if text.startswith(_SOLAR) and text.count(",") == 2:
-        event, latitude, longitude = text[len(_SOLAR) :].split(",")
+        event, latitude, longitude = text.removeprefix(_SOLAR).split(",")
         return f"{event} at {latitude}, {longitude}"
     return text
 
 
 def _from_object(value: Any, app: Any) -> Any:
+    every = value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             every = timedelta(seconds=value)
         except (OverflowError, ValueError):
             _refuse(value, "no number of seconds that a timedelta can hold")
-        return schedule(_checked(every, value))
-    if isinstance(value, timedelta):
-        return schedule(_checked(timedelta.__add__(timedelta(), value), value))  # a plain one, of subclasses too
+    if isinstance(every, timedelta):
+        return schedule(_checked(timedelta.__add__(timedelta(), every), value))  # a plain one, of subclasses too
     if isinstance(value, datetime):
-        return _once(value if value.utcoffset() is not None else _in_zone_of(app, value, value), value)
+        return _once(value, value, app)
     if type(value) is schedule:
         if not isinstance(value.run_every, timedelta):
             _refuse(value, f"its interval is {shown(value.run_every)}; give a number of seconds or a timedelta")
@@ -184,7 +169,7 @@ def _from_text(text: str, given: str, app: Any) -> Any:
     if lower.startswith(_SOLAR):
         return _solar(text[len(_SOLAR) :], given)
     if lower.startswith(_AT) or _MOMENT.match(text):
-        return _once(_moment(text[len(_AT) :] if lower.startswith(_AT) else text, given, app), given)
+        return _once(_moment(text[len(_AT) :] if lower.startswith(_AT) else text, given), given, app)
     relative = lower.startswith(_RELATIVE)
     body = text[len(_RELATIVE) :].strip() if relative else text
     if _WORDS.fullmatch(body):
@@ -192,7 +177,7 @@ def _from_text(text: str, given: str, app: Any) -> Any:
     elif relative or re.match(r"P[\dT]", body, re.IGNORECASE):
         numbers = _duration(body, given)
     else:
-        if len(text.split()) != len(_FIELDS):
+        if len(text.split()) != len(FIELDS):
             _refuse(given, f"a number needs a unit, such as '{text}s'" if _NUMBER.fullmatch(text) else FORMS)
         return _crontab(text, given)
     try:
@@ -224,37 +209,32 @@ def _solar(text: str, given: str) -> solar:
         _refuse(given, f"no solar event ({printable(str(exc))}); {example}")
 
 
-def _moment(text: str, given: str, app: Any) -> datetime:
+def _moment(text: str, given: str) -> datetime:
     found = _MOMENT.fullmatch(text.strip())
     if found is None:
         _refuse(given, "no time; write 'at:2026-12-01T10:00:00Z', or without the Z in the app's time zone")
     day, minute, second, fraction, zone = found.groups()
-    zone = {"Z": "+00:00"}.get((zone or "").upper(), zone or "")
-    if zone and ":" not in zone:
-        zone = f"{zone[:3]}:{zone[3:] or '00'}"
+    if zone is not None:  # Python 3.10 reads one form only
+        zone = "+00:00" if zone in "Zz" else f"{zone[:3]}:{zone[3:].lstrip(':') or '00'}"
     try:
-        at = datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone}")
+        return datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone or ''}")
     except ValueError as exc:
         _refuse(given, f"no time ({exc}); write 'at:2026-12-01T10:00:00Z'")
-    return at if zone else _in_zone_of(app, at, given)
 
 
-def _in_zone_of(app: Any, local: datetime, given: Any) -> datetime:
+def _once(at: datetime, given: Any, app: Any) -> once:
     try:
-        return to_utc(app.timezone, local)
+        at = to_utc(app.timezone, at) if at.utcoffset() is None else at
+        if is_moment(at):
+            return once(at)
     except OverflowError:
-        _refuse(given, OUT_OF_RANGE)
-
-
-def _once(at: datetime, given: Any) -> once:
-    if not is_moment(at):
-        _refuse(given, OUT_OF_RANGE)
-    return once(at)
+        pass
+    return _refuse(given, OUT_OF_RANGE)
 
 
 def _duration(text: str, given: str) -> Mapping[str, str]:
-    if _YEARS_OR_MONTHS.match(text):
-        _refuse(given, "years and months differ in length; write days ('P30D'), or a crontab ('0 0 1 * *')")
+    if re.match(r"P[^T]*\d[YM]", text, re.IGNORECASE):
+        _refuse(given, LONG)
     found = _DURATION.fullmatch(text)
     if found is None or not any(found.groups()):
         _refuse(given, "no ISO 8601 duration; write e.g. 'PT30S', 'PT1H30M', 'P1D', 'P2W'")
@@ -265,7 +245,7 @@ def _in_words(text: str, given: str) -> Mapping[str, str]:
     numbers: dict[str, str] = {}
     for number, word in _WORD.findall(text):
         if word.lower() in _LONG_WORDS:
-            _refuse(given, "years and months differ in length; write days ('30 d'), or a crontab ('0 0 1 * *')")
+            _refuse(given, LONG)
         unit = _UNIT_WORDS.get(word.lower())
         if unit is None:
             _refuse(given, f"there is no unit {word}; write w, d, h, m, s or ms: '5m', '1h30m', 'every 2 hours'")

@@ -22,20 +22,15 @@ from typing import TYPE_CHECKING, Any
 from cronsim import CronSim, CronSimError
 
 if TYPE_CHECKING:
-    from collections.abc import Set as AbstractSet
     from datetime import tzinfo
 
-__all__ = ["follows_real_time", "next_change", "next_time", "offset_at", "to_utc"]
-
-_SECOND, _DAY, _EPOCH = timedelta(seconds=1), timedelta(days=1), datetime(1970, 1, 1, tzinfo=timezone.utc)
+_SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 _FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)
 #: The fields in cron's order, and how many numbers each has when it restricts nothing.
-_FIELDS = (("minute", 60), ("hour", 24), ("day_of_month", 31), ("month_of_year", 12), ("day_of_week", 7))
+FIELDS = {"minute": 60, "hour": 24, "day_of_month": 31, "month_of_year": 12, "day_of_week": 7}
 #: Two changes within this time that cancel each other go unnoticed. Since 1970 the shortest time between two changes
 #: was a week (a summer of seven days in north-eastern Brazil, October 2000).
 _STEP = timedelta(days=6)
-#: The time that one cached list of changes covers.
-_SPAN = 60 * _STEP
 
 
 def follows_real_time(when: Any) -> bool:
@@ -47,9 +42,8 @@ def follows_real_time(when: Any) -> bool:
 
 
 def next_time(when: Any, after: datetime) -> datetime | None:
-    """Return the first slot (UTC) of crontab ``when`` after ``after`` (aware).
-
-    None if it has no slot within fifty years, or none that a datetime can hold.
+    """Return the first slot (UTC) of crontab ``when`` after ``after`` (aware); None if it has none within fifty years,
+    or none that a datetime can hold.
     """
     try:
         return _next_time(when, after.astimezone(timezone.utc).replace(microsecond=0))
@@ -81,35 +75,25 @@ def _next_time(when: Any, begin: datetime) -> datetime | None:
 
 def _next_local(when: Any, reached: datetime) -> datetime | None:
     """Return the first time that the crontab names after local time ``reached``, on a clock that never changes."""
-    numbers: list[AbstractSet[int] | None] = []
-    for name, size in _FIELDS:
-        field = getattr(when, name)
-        if not field:
-            return None
-        numbers.append(None if len(field) == size else frozenset(field))
-    *fields, weekdays = numbers
-    if fields[2] is None:
-        fields.append(weekdays)
-        weekdays = None
-    else:
-        fields.append(None)
-    calendar = _calendar(*fields)
+    numbers = [getattr(when, name) for name in FIELDS]
+    if not all(numbers):
+        return None
+    minutes, hours, days, months, weekdays = (
+        None if len(field) == size else frozenset(field) for field, size in zip(numbers, FIELDS.values(), strict=True)
+    )
+    # Celery takes the days that both day fields name, cron those that either names: cronsim sees only one field.
+    calendar = _calendar(minutes, hours, days, months, weekdays if days is None else None)
     if calendar is None:
         return None
-    if fields[1] is not None and reached.hour > max(fields[1]):
-        reached = _end_of_day(reached)  # cronsim goes hour by hour
+    if hours is not None and reached.hour > max(hours):
+        reached = reached.replace(hour=23, minute=59, second=59)  # cronsim goes hour by hour
     while True:
         times = copy(calendar)
         times.dt = reached
         due = next(times, None)
-        # Celery takes the days that both day fields name, cron those that either names: cronsim sees only one field.
         if due is None or weekdays is None or due.isoweekday() % 7 in weekdays:
             return due
-        reached = _end_of_day(due)
-
-
-def _end_of_day(at: datetime) -> datetime:
-    return at.replace(hour=23, minute=59, second=59)
+        reached = due.replace(hour=23, minute=59, second=59)
 
 
 @lru_cache(maxsize=1024)
@@ -146,57 +130,21 @@ def to_utc(zone: tzinfo, local: datetime) -> datetime:
 def next_change(zone: tzinfo, begin: datetime, end: datetime) -> datetime | None:
     """Return the first moment after ``begin`` and not after ``end`` at which clocks in ``zone`` change, or None.
 
-    Args:
-        zone: the time zone.
-        begin: an aware datetime in UTC.
-        end: an aware datetime in UTC.
-
-    Raises:
-        OverflowError: a datetime cannot hold the time around ``begin`` or ``end``.
+    Both are aware and in UTC. Raises `OverflowError` if a datetime cannot hold the time around one of them.
     """
-    key = _ZoneKey(zone)
-    for number in range((begin - _EPOCH) // _SPAN, (end - _EPOCH) // _SPAN + 1):
-        for change in _changes_of_span(key, number):
-            if begin < change <= end:
-                return change
+    if isinstance(zone, timezone):
+        return None  # it has one offset
+    begin, end = begin.replace(microsecond=0), end.replace(microsecond=0)
+    before = offset_at(zone, begin)
+    while begin < end:
+        reached = min(begin + _STEP, end)
+        if offset_at(zone, reached) != before:
+            while reached - begin > _SECOND:
+                middle = begin + (reached - begin) // _SECOND // 2 * _SECOND
+                if offset_at(zone, middle) == before:
+                    begin = middle
+                else:
+                    reached = middle
+            return reached
+        begin = reached
     return None
-
-
-class _ZoneKey:
-    """A time zone as a key of a cache: those of dateutil cannot be hashed."""
-
-    __slots__ = ("zone",)
-
-    def __init__(self, zone: tzinfo) -> None:
-        self.zone = zone
-
-    def __hash__(self) -> int:
-        return id(self.zone)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ZoneKey) and other.zone is self.zone
-
-
-@lru_cache(maxsize=4096)
-def _changes_of_span(key: _ZoneKey, number: int) -> tuple[datetime, ...]:
-    """Return the changes after the beginning of a span and not after its end."""
-    found, zone = [], key.zone
-    moment = _EPOCH + number * _SPAN
-    offset = offset_at(zone, moment)
-    for _ in range(_SPAN // _STEP):
-        begin, moment = moment, moment + _STEP
-        before, offset = offset, offset_at(zone, moment)
-        if offset != before:
-            found.append(_change_between(zone, begin, before, moment))
-    return tuple(found)
-
-
-def _change_between(zone: tzinfo, begin: datetime, before: timedelta, end: datetime) -> datetime:
-    """Return the moment, a whole second, from which the offset is no longer ``before``."""
-    while (apart := (end - begin) // _SECOND) > 1:
-        middle = begin + timedelta(seconds=apart // 2)
-        if offset_at(zone, middle) == before:
-            begin = middle
-        else:
-            end = middle
-    return end

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
-from celery_neli.schedule.crontabs import to_utc
+from celery_neli.schedule.crontabs import FIELDS, to_utc
 from celery_neli.schedule.misfire import decide
 from celery_neli.schedule.slots import LOOK_AGAIN, has_slots, is_over, last_run, missed, next_slot
 
@@ -25,28 +26,13 @@ if TYPE_CHECKING:
     from celery_neli.schedule.misfire import Misfire
     from celery_neli.schedule.slots import Owed
 
-__all__ = [
-    "Forecast",
-    "Look",
-    "Next",
-    "advance",
-    "at_of",
-    "entry_has_slots",
-    "expires_of",
-    "look",
-    "pass_over",
-    "place",
-    "restart",
-    "seconds_to_next",
-]
-
 #: An entry whose class overrides any of these decides itself when it is due, or advances itself.
 _DECIDES = ("is_due", "default_now", "_default_now")
 _ADVANCES = ("__next__", "next", "_next_instance")
-_CRONTAB_TEXT = attrgetter(
-    "_orig_minute", "_orig_hour", "_orig_day_of_week", "_orig_day_of_month", "_orig_month_of_year"
-)
-_UTC = timezone.utc
+_CRONTAB_TEXT = attrgetter(*(f"_orig_{name}" for name in FIELDS))
+#: The fields that stay as they are when an entry advances.
+_KEPT = ("app", "name", "task", "args", "kwargs", "options", "schedule")
+_UTC, _NEVER = timezone.utc, datetime.min.replace(tzinfo=timezone.utc)
 
 
 class Look(NamedTuple):
@@ -81,17 +67,10 @@ def look(entry: Any, now: datetime, policy: Misfire) -> Look | None:
     if not owed.total:
         return Look(due=False, delay=delay, exact=True)
     deadline = entry.schedule.app.conf.beat_cron_starting_deadline if isinstance(entry.schedule, crontab) else None
-    decision = decide(policy, owed, now, deadline=deadline)
-    if not decision.run:
-        return Look(due=False, delay=delay, exact=True, owed=owed, left_out=decision.left_out, passed=owed.newest[-1])
-    return Look(
-        due=True,
-        delay=0 if len(decision.run) > 1 else delay,
-        exact=True,
-        slot=decision.run[0],
-        owed=owed,
-        left_out=decision.left_out,
-    )
+    run, left_out = decide(policy, owed, now, deadline=deadline)
+    if not run:
+        return Look(due=False, delay=delay, exact=True, owed=owed, left_out=left_out, passed=owed.newest[-1])
+    return Look(due=True, delay=0 if len(run) > 1 else delay, exact=True, slot=run[0], owed=owed, left_out=left_out)
 
 
 def seconds_to_next(entry: Any) -> float | None:
@@ -120,15 +99,9 @@ def advance(entry: Any, slot: datetime | None, now: datetime | None) -> Any:
         return entry._next_instance(last_run_at=at)  # noqa: SLF001 - what next(entry) calls
     # What `next` would return, without the work of making an entry from what a user wrote.
     advanced: Any = object.__new__(ScheduleEntry)
-    advanced.app = entry.app
-    advanced.name = entry.name
-    advanced.task = entry.task
-    advanced.args = entry.args
-    advanced.kwargs = entry.kwargs
-    advanced.options = entry.options
-    advanced.schedule = entry.schedule
-    advanced.last_run_at = at
-    advanced.total_run_count = entry.total_run_count + 1
+    for field in _KEPT:
+        setattr(advanced, field, getattr(entry, field))
+    advanced.last_run_at, advanced.total_run_count = at, entry.total_run_count + 1
     return advanced
 
 
@@ -146,8 +119,7 @@ def restart(entry: Any, *, before: float) -> None:
     if not isinstance(entry.schedule, schedule) or not entry_has_slots(entry) or entry.schedule.nowfun is not None:
         return
     now: datetime = entry.default_now()
-    last: datetime = maybe_make_aware(entry.last_run_at)
-    if maybe_make_aware(now) < last and last.timestamp() <= before:
+    if maybe_make_aware(now).timestamp() < at_of(entry) <= before:
         entry.last_run_at = now
 
 
@@ -158,30 +130,24 @@ def at_of(entry: Any) -> float:
 
 def place(entry: Any, at: float) -> None:
     """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
-    zone = entry.last_run_at.tzinfo
-    moment = datetime.fromtimestamp(at, _UTC)
-    entry.last_run_at = moment.replace(tzinfo=None) if zone is None else moment.astimezone(zone)
+    entry.last_run_at = _in_zone_of(entry.last_run_at, datetime.fromtimestamp(at, _UTC))
 
 
 def expires_of(options: Mapping[str, Any], slot: datetime | None, zone: tzinfo) -> Any:
     """Return the `expires` of a message: an aware datetime, seconds from the time of sending, or None.
 
-    Args:
-        options: the checked options of its entry. `neli_expires` counts from the slot, `expires` from the sending.
-        slot: the slot that the message is for; if None, `neli_expires` counts from the sending, too.
-        zone: the time zone of a time without an offset. Celery takes such a time for UTC when it sends the message, and
-            for the worker's local time when it runs the task.
+    Of the checked ``options``, `neli_expires` counts from the slot if there is one, and `expires` from the sending. A
+    time without an offset is in ``zone``: Celery would take it for UTC when it sends the message, and for the worker's
+    local time when it runs the task.
     """
     seconds = options.get("neli_expires")
     if seconds is not None:
         return seconds if slot is None else slot + timedelta(seconds=seconds)
     expires = options.get("expires")
-    at = expires
-    if isinstance(at, str):
-        try:
-            at = datetime.fromisoformat(at)
-        except ValueError:
-            return expires  # Celery reads it, or says what is wrong with it
+    try:
+        at = datetime.fromisoformat(expires) if isinstance(expires, str) else expires
+    except ValueError:
+        return expires  # Celery reads it, or says what is wrong with it
     return to_utc(zone, at) if isinstance(at, datetime) and at.utcoffset() is None else expires
 
 
@@ -190,21 +156,6 @@ class Next(NamedTuple):
 
     delay: float
     now: float
-
-
-class _Clock(NamedTuple):
-    app: Any
-    now: datetime
-    moment: float
-    zone: tzinfo
-
-
-class _Stretch(NamedTuple):
-    """Every entry that ran last from ``begin`` on and before ``slot`` is due at ``slot``."""
-
-    begin: datetime
-    slot: datetime
-    next: Next
 
 
 class Forecast:
@@ -216,57 +167,46 @@ class Forecast:
     """
 
     def __init__(self) -> None:
-        self._clocks: dict[int, _Clock] = {}
-        self._stretches: dict[Any, _Stretch] = {}
+        self._clock = cache(_clock)
+        #: For the text and time zone of a crontab: an entry that ran last from one time on and before the other, which
+        #: is a slot, is due at the latter.
+        self._stretches: dict[Any, tuple[datetime, datetime]] = {}
 
     def next(self, entry: Any) -> Next | None:
         """Return what `seconds_to_next` says of the entry; None also for an entry that has no slots."""
-        found = None
-        if type(entry) is ScheduleEntry:
-            when, last = entry.schedule, entry.last_run_at
-            kind = type(when)
-            if (
-                (kind is schedule or kind is crontab)
-                and when.nowfun is None
-                and has_slots(when)
-                and last.tzinfo is not None
-            ):
-                found = self._of_interval(when, last) if kind is schedule else self._of_crontab(when, last)
-        if found is None and entry_has_slots(entry) and (delay := seconds_to_next(entry)) is not None:
-            return Next(delay, maybe_make_aware(entry.default_now()).timestamp())
-        return found
-
-    def _of_interval(self, when: Any, last: datetime) -> Next | None:
-        if when.relative:
+        if not entry_has_slots(entry):
             return None
-        clock = self._clock(when.app)
-        return Next((last.astimezone(_UTC) + when.run_every - clock.now).total_seconds(), clock.moment)
+        when, last, slot = entry.schedule, entry.last_run_at, None
+        if type(entry) is ScheduleEntry and when.nowfun is None and last.tzinfo is not None:
+            if type(when) is schedule and not when.relative:
+                slot = last.astimezone(_UTC) + when.run_every
+            elif type(when) is crontab:
+                slot = self._of_crontab(when, last)
+        if slot is not None:
+            now, _ = self._clock(when.app)
+            return Next((slot - now).total_seconds(), now.timestamp())
+        delay = seconds_to_next(entry)
+        return None if delay is None else Next(delay, maybe_make_aware(entry.default_now()).timestamp())
 
-    def _of_crontab(self, when: Any, last: datetime) -> Next | None:
-        zone = vars(when).get("tz") or self._clock(when.app).zone  # reading `tz` would store it in the crontab
+    def _of_crontab(self, when: Any, last: datetime) -> datetime | None:
+        zone = vars(when).get("tz") or self._clock(when.app)[1]  # reading `tz` would store it in the crontab
         key = _CRONTAB_TEXT(when), zone
         try:
-            known = self._stretches.get(key)
+            begin, slot = self._stretches.get(key, (_NEVER, _NEVER))
         except TypeError:
             return None  # a field was given as a list or a set
-        if known is not None and known.begin <= last < known.slot:
-            return known.next
-        slot = next_slot(when, last)
-        if slot is None:
-            return None
-        clock = self._clock(when.app)
-        found = Next((slot - clock.now).total_seconds(), clock.moment)
-        # Crontabs ignore seconds.
-        begin = last.astimezone(zone).replace(second=0, microsecond=0).astimezone(_UTC)
-        self._stretches[key] = _Stretch(begin, slot, found)
-        return found
+        if begin <= last < slot:
+            return slot
+        following = next_slot(when, last)
+        if following is not None:
+            # Crontabs ignore seconds.
+            begin = last.astimezone(zone).replace(second=0, microsecond=0).astimezone(_UTC)
+            self._stretches[key] = begin, following
+        return following
 
-    def _clock(self, app: Any) -> _Clock:
-        clock = self._clocks.get(id(app))
-        if clock is None:
-            now = maybe_make_aware(app.now()).astimezone(_UTC)
-            clock = self._clocks[id(app)] = _Clock(app, now, now.timestamp(), app.timezone)
-        return clock
+
+def _clock(app: Any) -> tuple[datetime, tzinfo]:
+    return maybe_make_aware(app.now()).astimezone(_UTC), app.timezone
 
 
 def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
@@ -279,9 +219,11 @@ def _run_at(entry: Any, slot: datetime, now: datetime) -> datetime:
         following = next_slot(entry.schedule, at)
         if following is None or following > aware:
             at = max(at, aware)
-    if now.tzinfo is None:
-        return at.astimezone(_UTC).replace(tzinfo=None)
-    return at.astimezone(now.tzinfo)
+    return _in_zone_of(now, at)
+
+
+def _in_zone_of(other: datetime, at: datetime) -> datetime:
+    return at.astimezone(_UTC).replace(tzinfo=None) if other.tzinfo is None else at.astimezone(other.tzinfo)
 
 
 def _is_celerys(entry: Any, names: tuple[str, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 A binary heap whose places are indexed by name, so that one of a hundred thousand entries moves or leaves without a
 search. It is kept in arrays, which take a third of the memory of as many objects, and which the garbage collector does
-not scan. Pure: no clock, no thread, no Celery.
+not scan. Pure.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-
-__all__ = ["DueHeap", "Node"]
 
 
 class Node(NamedTuple):
@@ -44,26 +42,18 @@ class DueHeap:
     def __len__(self) -> int:
         return len(self._names)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
     def __iter__(self) -> Iterator[Node]:
         """Iterate over all nodes: `peek()` first, the others in the heap's order, not sorted."""
         return map(Node, self._times, self._orders, self._names)
 
     def fill(self, times: Iterable[tuple[str, float]]) -> None:
         """Replace all that is there by these names and times, each name once: O(N log N), at the speed of a sort."""
-        names: list[str] = []
-        unsorted = array("d")
-        for name, time in times:
-            names.append(name)
-            unsorted.append(time)
-        orders = sorted(range(len(names)), key=unsorted.__getitem__)
-        self._times = array("d", map(unsorted.__getitem__, orders))
-        self._orders = array("q", orders)
-        self._names = [names[order] for order in orders]
-        self._places = dict(zip(self._names, range(len(names)), strict=True))
-        self._next = len(names)
+        nodes = sorted((time, order, name) for order, (name, time) in enumerate(times))
+        self._times = array("d", [time for time, _, _ in nodes])
+        self._orders = array("q", [order for _, order, _ in nodes])
+        self._names = [name for _, _, name in nodes]
+        self._places = {name: place for place, name in enumerate(self._names)}
+        self._next = len(nodes)
         self._first = None
 
     def put(self, name: str, time: float) -> None:
@@ -114,40 +104,26 @@ class DueHeap:
 
     def _settle(self, place: int, time: float, order: int, name: str) -> None:
         """Put a node at ``place``, then move it up or down to where it belongs."""
-        if not place or not (place := self._rise(place, time, order)):
-            self._first = None
-        place = self._sink(place, time, order)
-        self._times[place] = time
-        self._orders[place] = order
-        self._names[place] = name
-        self._places[name] = place
-
-    def _rise(self, place: int, time: float, order: int) -> int:
-        """Make room for a node at ``place`` or above; return its place."""
         times, orders = self._times, self._orders
+        changes_first = not place
         while place:
             above = (place - 1) >> 1
-            other = times[above]
-            if other < time or (other == time and orders[above] < order):
+            if (times[above], orders[above]) < (time, order):
                 break
             self._move(above, place)
             place = above
-        return place
-
-    def _sink(self, place: int, time: float, order: int) -> int:
-        """Make room for a node at ``place`` or below; return its place."""
-        times, orders = self._times, self._orders
-        size = len(times)
-        while (below := 2 * place + 1) < size:
-            other = times[below]
+        if changes_first or not place:
+            self._first = None
+        while (below := 2 * place + 1) < len(times):
             right = below + 1
-            if right < size and (times[right], orders[right]) < (other, orders[below]):
-                below, other = right, times[right]
-            if time < other or (time == other and order < orders[below]):
+            if right < len(times) and (times[right], orders[right]) < (times[below], orders[below]):
+                below = right
+            if (time, order) < (times[below], orders[below]):
                 break
             self._move(below, place)
             place = below
-        return place
+        times[place], orders[place], self._names[place] = time, order, name
+        self._places[name] = place
 
     def _move(self, source: int, target: int) -> None:
         self._times[target] = self._times[source]

@@ -6,6 +6,7 @@ many. The caller logs and counts the slots that are left out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from celery_neli.schedule.slots import Owed
 
-__all__ = ["OPTIONS", "Decision", "Misfire", "decide"]
-
 #: The settings, which the options of an entry override, by the fields of the policy.
 _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "neli_misfire_grace"}
 #: Entry options that set the policy of one entry; never part of its message.
@@ -34,16 +33,10 @@ LONGEST = 100 * 365.25 * 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misfire:
-    """A misfire policy.
+    """A misfire policy: `fire_once`, `fire_all`, which runs ``most`` slots at most, or `skip`. Checks its values.
 
-    Args:
-        policy: `fire_once`, `fire_all` or `skip`.
-        most: how many slots `fire_all` runs at most.
-        grace: how many seconds late a slot may run; None for no limit, or a minute under `skip`.
-        expires: after how many seconds a task is no longer worth running; None if it always is.
-
-    Raises:
-        ConfigurationError: a value is wrong.
+    ``grace``: how many seconds late a slot may run; None for no limit, or a minute under `skip`. ``expires``: after how
+    many seconds a task is no longer worth running; None if it always is.
     """
 
     policy: str = SETTINGS["neli_misfire"].default
@@ -55,10 +48,12 @@ class Misfire:
         for field, name in _SETTINGS.items():
             if (value := getattr(self, field)) is not None:
                 SETTINGS[name].checked(value)
-        if self.expires is not None and not _is_seconds(self.expires):
-            raise ConfigurationError(
-                f"neli_expires = {shown(self.expires)}: give a number of seconds above 0, at most a hundred years"
-            )
+        seconds: Any = self.expires
+        if seconds is None or (isinstance(seconds, (int, float)) and seconds is not True and 0 < seconds <= LONGEST):
+            return
+        raise ConfigurationError(
+            f"neli_expires = {shown(seconds)}: give a number of seconds above 0, at most a hundred years"
+        )
 
     @classmethod
     def of_app(cls, app: Any) -> Misfire:
@@ -76,7 +71,7 @@ class Misfire:
             )
         names = zip((*_SETTINGS, "expires"), OPTIONS, strict=True)
         fields = {field: options[name] for field, name in names if options.get(name) is not None}
-        return replace(self, **fields) if fields else self
+        return replace(self, **fields)
 
     @property
     def limit(self) -> int:
@@ -98,16 +93,7 @@ def decide(policy: Misfire, owed: Owed, now: datetime, *, deadline: float | None
     the policy's grace, or expired never runs. Of the others, `fire_all` runs the newest ``most``, and `fire_once` and
     `skip` run the newest one.
     """
-    grace = policy.grace
-    if grace is None and policy.policy == "skip":
-        grace = SKIP_GRACE
-    slots = owed.newest[-policy.limit :]
-    bounds = [bound for bound in (grace, deadline, policy.expires) if bound is not None]
-    if bounds:
-        late = min(bounds)
-        slots = tuple([slot for slot in slots if (now - slot).total_seconds() <= late])
-    return Decision(run=slots, left_out=owed.total - len(slots))
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= LONGEST
+    grace = SKIP_GRACE if policy.grace is None and policy.policy == "skip" else policy.grace
+    latest = min(bound for bound in (grace, deadline, policy.expires, math.inf) if bound is not None)
+    slots = [slot for slot in owed.newest[-policy.limit :] if (now - slot).total_seconds() <= latest]
+    return Decision(run=tuple(slots), left_out=owed.total - len(slots))

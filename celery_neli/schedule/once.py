@@ -14,25 +14,19 @@ from celery_neli.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["once"]
-
 
 class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and solar
     """A schedule that is due at ``at`` (an aware datetime), unless the entry ran then or later. For any thread.
 
     A beat without state counts an entry of `beat_schedule` as run when it starts, so a time before that never comes.
-
-    Raises:
-        ConfigurationError: ``at`` is not an aware datetime.
+    Raises `ConfigurationError` if ``at`` is not an aware datetime.
     """
 
     def __init__(self, at: datetime, *, nowfun: Callable[[], datetime] | None = None, app: Any = None) -> None:
-        if not isinstance(at, datetime):
-            raise ConfigurationError(f"once({at!r}): give a datetime")
-        if at.utcoffset() is None:
+        given: Any = at
+        if not isinstance(given, datetime) or given.utcoffset() is None:
             raise ConfigurationError(f"once({at!r}): give a datetime with a time zone, such as timezone.utc")
         try:
-            #: The due time, in UTC.
             self.at = at.astimezone(timezone.utc)
         except OverflowError:
             raise ConfigurationError(f"once({at!r}): in UTC, no datetime can hold it") from None
@@ -40,8 +34,7 @@ class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         """Return the time until `at`, negative once that is past."""
-        now: datetime = maybe_make_aware(self.now())
-        return self.at - now
+        return self.at - maybe_make_aware(self.now())  # type: ignore[no-any-return]
 
     def is_due(self, last_run_at: datetime) -> schedstate:
         """Return whether it is due now, and the seconds until the next look, infinite once it ran."""

@@ -23,8 +23,6 @@ from celery_neli.printable import shown
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["OPTIONS", "Overlap", "unfinished"]
-
 POLICIES = ("allow", "skip")
 #: Entry options that set the policy; never part of its message.
 OPTIONS = ("neli_overlap", "neli_overlap_age")
@@ -32,14 +30,8 @@ OPTIONS = ("neli_overlap", "neli_overlap_age")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """The overlap policy of an entry.
-
-    Args:
-        policy: `allow` or `skip`.
-        age: for how many seconds an unfinished task counts under `skip`.
-
-    Raises:
-        ConfigurationError: a value is wrong.
+    """The overlap policy of an entry: `allow`, or `skip`, under which an unfinished task counts for ``age`` seconds.
+    Checks its values.
     """
 
     policy: str = "allow"
@@ -74,12 +66,9 @@ class Overlap:
         return self.policy == "skip"
 
     def check(self, app: Any, entry: Any) -> None:
-        """Check that the result backend can tell whether the entry's tasks have finished. Opens no connection.
+        """Raise `ConfigurationError` if the result backend cannot tell whether the entry's tasks have finished.
 
-        A task that this process has not imported may ignore its results all the same.
-
-        Raises:
-            ConfigurationError: it cannot.
+        Opens no connection. A task that this process has not imported may ignore its results all the same.
         """
         if self.skips and (reason := _why_not(app, entry, self.age)) is not None:
             raise ConfigurationError(f"beat entry {entry.name!r}: neli_overlap = 'skip', but {reason}")
@@ -97,8 +86,7 @@ def unfinished(app: Any, task_id: str, started: float, now: float, age: float, *
     """
     if now - started > age:
         return False
-    known = None if task is None else app.tasks.get(task)
-    backend = app.backend if known is None else known.backend
+    backend = (app.tasks.get(task) or app).backend
     # The backend's cache would keep the results of all these tasks.
     state = backend.get_task_meta(task_id, cache=False)["status"]
     return state not in READY_STATES and state != IGNORED
@@ -113,7 +101,7 @@ def _why_not(app: Any, entry: Any, age: float) -> str | None:
     if ignores or (ignores is None and task is not None and task.ignore_result):
         return f"results of {entry.task} are ignored: set ignore_result to False"
     try:
-        backend = app.backend if task is None else task.backend
+        backend = (task or app).backend
     except Exception as exc:  # noqa: BLE001 - a missing package, a bad URL: it may raise anything
         return f"the result backend cannot be made: {exc}"
     if isinstance(backend, DisabledBackend):
@@ -122,10 +110,11 @@ def _why_not(app: Any, entry: Any, age: float) -> str | None:
         return "the result backend rpc:// answers only the process that sent the task: take another"
     if isinstance(backend, CacheBackend) and backend.backend == "memory":
         return "the result backend cache+memory:// answers only the process that ran the task: take another"
-    for name, value in (
-        ("result_expires", getattr(backend, "expires", None)),
-        ("result_failure_expires", app.conf.get("result_failure_expires")),
-    ):
+    failures = app.conf.get("result_failure_expires")
+    for name, value in {
+        "result_expires": getattr(backend, "expires", None),
+        "result_failure_expires": failures,
+    }.items():
         seconds = value.total_seconds() if isinstance(value, timedelta) else value
         if isinstance(seconds, (int, float)) and 0 < seconds < age:
             return (

@@ -1,29 +1,23 @@
 """The slots of Celery's schedules: their due times after any moment.
 
 Celery's schedules answer `is_due(last_run_at)` for the present only. This module answers for any moment: the first due
-time after it, and those that were due until now. Intervals count elapsed time, :mod:`celery_neli.schedule.crontabs`
-finds the slots of crontabs, and a search for the next event finds those of solar schedules. A relative interval is
-asked for its own slot (`remaining_estimate`, on a schedule whose clock is stopped), which may differ between releases
-of Celery; nothing else does. A class that overrides how it decides has no slots, only `is_due`. All slots are aware
-datetimes in UTC. Pure, apart from the schedules' own settings; nothing blocks.
+time after it, and those that were due until now. The slots of a relative interval are Celery's own
+(`remaining_estimate`, on a schedule whose clock is stopped), and may differ between its releases; no others do. A class
+that overrides how it decides has no slots, only `is_due`. All slots are aware datetimes in UTC. Pure, apart from the
+schedules' own settings; nothing blocks.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.schedule.crontabs import next_time
 from celery_neli.schedule.once import once
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable
-
-__all__ = ["LOOK_AGAIN", "Owed", "has_slots", "is_over", "last_run", "missed", "next_slot"]
 
 #: The number of slots that are counted one by one; above it, a count is a lower bound.
 COUNTED = 100
@@ -68,11 +62,9 @@ def has_slots(when: Any) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _is_celerys(kind: Hashable) -> bool:
-    for base in (schedule, crontab, solar, once):
-        if isinstance(kind, type) and issubclass(kind, base):
-            return all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
-    return False
+def _is_celerys(kind: Any) -> bool:
+    base = next((each for each in (schedule, crontab, solar, once) if issubclass(kind, each)), None)
+    return base is not None and all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
 
 
 def next_slot(when: Any, after: datetime) -> datetime | None:
@@ -119,31 +111,28 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
     if isinstance(when, once):
         return Owed(newest=(first,), first=first, total=1, exact=True, upcoming=None)
     if isinstance(when, schedule) and not when.relative:
-        return _missed_interval(when, start, now, first, limit)
+        total = (now - start) // when.run_every
+        newest = tuple(first + (n - 1) * when.run_every for n in range(max(1, total - limit + 1), total + 1))
+        return Owed(newest=newest, first=first, total=total, exact=True, upcoming=newest[-1] + when.run_every)
     return _missed_one_by_one(when, start.tzinfo, now, first, limit)
-
-
-def _missed_interval(when: Any, start: datetime, now: datetime, first: datetime, limit: int) -> Owed:
-    total = (now - start) // when.run_every
-    newest = tuple(first + (n - 1) * when.run_every for n in range(max(1, total - limit + 1), total + 1))
-    return Owed(newest=newest, first=first, total=total, exact=True, upcoming=newest[-1] + when.run_every)
 
 
 def _missed_one_by_one(when: Any, zone: tzinfo | None, now: datetime, first: datetime, limit: int) -> Owed:
     found, upcoming = _until(when, zone, first, now, COUNTED)
-    if upcoming is not None:
-        return Owed(newest=tuple(found[-limit:]), first=first, total=len(found), exact=True, upcoming=upcoming)
-    # There are too many: search the end only, from further back until there are enough.
+    total, exact = len(found), upcoming is not None
+    # If there are too many, search the end only, from further back until there are enough.
     span = max(limit * (found[-1] - first) / COUNTED, timedelta(minutes=1))
     begin = now
-    while upcoming is None or (len(found) < limit and begin > first):
+    while upcoming is None or (not exact and len(found) < limit and begin > first):
         span *= 2
-        begin = max(_in_phase(when, first, now - span), first)
-        start = next_slot(when, begin.astimezone(zone))
-        found, upcoming = _until(when, zone, start or now + LOOK_AGAIN, now, None)
-    return Owed(
-        newest=tuple(found[-limit:]), first=first, total=max(COUNTED, len(found)), exact=False, upcoming=upcoming
-    )
+        begin = now - span
+        if isinstance(when, schedule):  # a relative interval counts from its last run
+            begin = first + (begin - first) // when.run_every * when.run_every
+        begin = max(begin, first)
+        slot = _next(when, begin.astimezone(zone)) or now + LOOK_AGAIN
+        found, upcoming = _until(when, zone, slot, now, None)
+        total = max(COUNTED, len(found))
+    return Owed(newest=tuple(found[-limit:]), first=first, total=total, exact=exact, upcoming=upcoming)
 
 
 def _until(
@@ -156,16 +145,8 @@ def _until(
             return found, None
         found.append(slot)
         # A relative interval is rounded on the clock of its last run. If there is no further slot, search again later.
-        slot = next_slot(when, last_run(when, slot).astimezone(zone)) or now + LOOK_AGAIN
+        slot = _next(when, last_run(when, slot).astimezone(zone)) or now + LOOK_AGAIN
     return found, slot
-
-
-def _in_phase(when: Any, anchor: datetime, near: datetime) -> datetime:
-    """Return ``near``, or for a relative interval, which counts from its last run, the multiple of it before that."""
-    if isinstance(when, schedule):
-        every: timedelta = when.run_every
-        return anchor + (near - anchor) // every * every
-    return near
 
 
 def _next(when: Any, start: datetime) -> datetime | None:

@@ -8,47 +8,23 @@ exactly as written here raises `RecordError`, and nothing else, whatever the byt
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.printable import printable, printable_error, shown
-from celery_neli.schedule_topic.values import (
-    EARLIEST,
-    LATEST,
-    MAX_AUTHOR,
-    MAX_CHANGE,
-    MAX_INT,
-    MAX_SCHEDULE,
-    MAX_TASK,
-    VERSION,
-    check_plain,
-    check_text,
-    check_time,
-    field_to_json,
-    instant,
-    number,
-    parse,
-    to_json,
-    typed,
-)
+from celery_neli.schedule_topic import values
 
-MAX_BYTES = 1 << 18
-"""Of a definition. A message of Kafka's default limit, 1 MB, has room for it."""
+MAX_BYTES = 1 << 18  # of a definition; a message of Kafka's default limit, 1 MB, has room for it
 MAX_SMALL = 1 << 12  # bytes of a state or a note; ours have some hundred
 MAX_NAME = 512
-RANK_MOST = 1 << 53
-"""The highest term that a state may have. Ranks come from Kafka's offsets, which stay far below it."""
-RUNS_MOST = 1 << 53
-"""The highest count of runs that is written. Readers accept higher ones."""
-FAR_AHEAD = 86_400.0
-"""Seconds. A last run that is further ahead of the reader's clock is not believed, unless the entry begins then."""
-START_AHEAD = 3650 * 86_400.0
-"""Seconds. The same for the time at which an entry begins, which may be ahead on purpose."""
-MAX_KEY = 1 << 13
-"""Bytes. The names of `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps the names that it reads."""
+MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps what it reads
 MAX_CHANGES = 20  # how many of its changes a definition remembers
+RANK_MOST = 1 << 53  # the highest term of a state; ranks come from Kafka's offsets, which stay far below it
+RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
+FAR_AHEAD = 86_400.0  # seconds; no last run further ahead of the clock is believed, unless the entry begins then
+START_AHEAD = 3650 * 86_400.0  # the same for the time at which an entry begins, which may be ahead on purpose
 
 Kind: TypeAlias = Literal["s", "e", "m"]
 _Value = TypeVar("_Value")
@@ -61,20 +37,14 @@ _PREFIXES: Mapping[bytes, Kind] = {b"s/": STATE, b"e/": ENTRY, b"m/": MEMBER}
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an entry has come to. Times are Unix seconds.
+    """What an entry has come to. Times are Unix seconds."""
 
-    `last`: the last slot that is settled. `runs`: how often it ran (`total_run_count`). `term`: of the leader that
-    wrote this; the higher one wins. `since`: the definition's `since` that it ran under, 0 for an entry of
-    `beat_schedule`. `open`: the leader's settled watermark does not cover this entry: `last` alone counts. `sent`: the
-    last slot whose task was sent, if the entry must not overlap; slots may have been left out since.
-    """
-
-    last: float
-    runs: int
-    term: int
-    since: float = 0.0
-    open: bool = False
-    sent: float | None = None
+    last: float  # the last slot that is settled
+    runs: int  # how often it ran (`total_run_count`)
+    term: int  # of the leader that wrote this; the higher one wins
+    since: float = 0.0  # the definition's `since` that it ran under, 0 for an entry of `beat_schedule`
+    open: bool = False  # the leader's settled watermark does not cover this entry: `last` alone counts
+    sent: float | None = None  # the last slot whose task was sent, if it must not overlap; later ones may be left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,32 +58,26 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """An entry made at runtime; or, `static`, the pause of one of `beat_schedule`, which has neither task nor schedule.
-
-    `schedule` is its text. `options` are those of the message. `since`: when it was defined so (Unix seconds); its
-    state refers to it. Of `changes`, oldest first, the last 20 are kept.
-    """
+    """An entry made at runtime; or, `static`, the pause of one of `beat_schedule`, without task and schedule."""
 
     task: str | None
-    schedule: str | None
+    schedule: str | None  # its text
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # of the message
     paused: bool = False
-    since: float = 0.0
+    since: float = 0.0  # when it was defined so (Unix seconds); its state refers to it
     static: bool = False
-    changes: tuple[Change, ...] = ()
+    changes: tuple[Change, ...] = ()  # oldest first, the last 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """Which schedule a member has: its hash, its `neli_schedule_version` if it has one, when it said so (Unix
-    seconds), and the name of its Celery app (None if that has none, or an older release wrote the note).
-    """
+    """A member's schedule, and the name of its Celery app (None if an older release wrote the note)."""
 
-    schedule: str
-    version: int | None
-    at: float
+    schedule: str  # its hash
+    version: int | None  # its `neli_schedule_version`
+    at: float  # when the member said so (Unix seconds)
     app: str | None = None
 
 
@@ -124,7 +88,7 @@ def key_of(kind: Kind, name: str) -> bytes:
 
 def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
     """Return what `key_of` made the key from, or None if it did not make this key."""
-    kind = None if key is None else _PREFIXES.get(key[:2])
+    kind = _PREFIXES.get((key or b"")[:2])
     if key is None or kind is None or len(key) > MAX_KEY:
         return None
     try:
@@ -146,8 +110,8 @@ def check_name(name: object) -> str:
 
 
 def encode_state(state: State) -> bytes:
-    """Encode compactly. Takes any finite numbers."""
-    text = f'{{"v":{VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.term}'
+    """Return the state as bytes. Takes any finite numbers."""
+    text = f'{{"v":{values.VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.term}'
     if state.since:
         text += f',"since":{state.since!r}'
     if state.sent is not None:
@@ -157,18 +121,14 @@ def encode_state(state: State) -> bytes:
 
 def encode_note(note: Note) -> bytes:
     """Return the note as bytes."""
-    fields = {"v": VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}
+    fields = {"v": values.VERSION, "schedule": note.schedule, "version": note.version, "at": note.at}
     if note.app is not None:
         fields["app"] = note.app
-    return to_json(fields).encode()
+    return values.to_json(fields).encode()
 
 
 def encode_definition(definition: Definition) -> bytes:
-    """Return the definition as bytes, which every process can read: `decode_definition` makes the same checks.
-
-    Raises:
-        ConfigurationError: it names a field that no process could read or send, or that is too long.
-    """
+    """Return the definition as bytes. Raises `ConfigurationError`, which names a field that no process could read."""
     if not isinstance(definition.args, (list, tuple)):
         raise ConfigurationError(f"args: {shown(definition.args)} is not a list")
     for name in ("kwargs", "options"):
@@ -176,12 +136,9 @@ def encode_definition(definition: Definition) -> bytes:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise ConfigurationError(f"{name}: {shown(value)} is not a dict whose keys are strings")
     check_definition(definition)
-    parts = {
-        name: field_to_json(name, getattr(definition, name))
-        for name in ("task", "schedule", "args", "kwargs", "options")
-    }
-    changes = [{"at": each.at, "by": each.by, "what": each.what} for each in definition.changes[-MAX_CHANGES:]]
-    parts["changes"] = field_to_json("changes", changes)
+    fields = {name: getattr(definition, name) for name in ("task", "schedule", "args", "kwargs", "options")}
+    fields["changes"] = [asdict(each) for each in definition.changes[-MAX_CHANGES:]]
+    parts = {name: values.field_to_json(name, value) for name, value in fields.items()}
     length = sum(map(len, parts.values()))
     if length > MAX_BYTES - 256:
         longest = max(parts, key=lambda name: len(parts[name]))
@@ -189,24 +146,24 @@ def encode_definition(definition: Definition) -> bytes:
             f"{longest}: the definition has {length} bytes as JSON, {len(parts[longest])} of them here; "
             f"{MAX_BYTES >> 10} KiB are allowed: keep the data elsewhere, and pass where it is"
         )
-    flags = to_json({"paused": definition.paused, "since": definition.since, "static": definition.static})
+    flags = values.to_json({"paused": definition.paused, "since": definition.since, "static": definition.static})
     body = ",".join(f'"{name}":{text}' for name, text in parts.items())
-    return f'{{"v":{VERSION},{body},{flags[1:]}'.encode()
+    return f'{{"v":{values.VERSION},{body},{flags[1:]}'.encode()
 
 
 def check_definition(definition: Definition) -> None:
     """Check all that can be checked without an app. Raises `ConfigurationError`, which names the field."""
     if not definition.static:
-        check_text("task", definition.task, MAX_TASK)
-        check_text("schedule", definition.schedule, MAX_SCHEDULE)
+        values.check_text("task", definition.task, values.MAX_TASK)
+        values.check_text("schedule", definition.schedule, values.MAX_SCHEDULE)
     for name in ("args", "kwargs", "options"):
         if value := getattr(definition, name):
-            check_plain(name, value)
-    check_time("since", definition.since)
+            values.check_plain(name, value)
+    values.check_time("since", definition.since)
     for change in definition.changes:
-        check_time("changes", change.at)
-        check_text("changes", change.by, MAX_AUTHOR, least=0)
-        check_text("changes", change.what, MAX_CHANGE, least=0)
+        values.check_time("changes", change.at)
+        values.check_text("changes", change.by, values.MAX_AUTHOR, least=0)
+        values.check_text("changes", change.what, values.MAX_CHANGE, least=0)
 
 
 def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
@@ -218,6 +175,8 @@ def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
             return decoder(value)
         except RecordError:
             raise
+        except ConfigurationError as exc:
+            raise RecordError(str(exc)) from None
         except Exception as exc:
             raise RecordError(f"cannot be read: {printable_error(exc)}") from exc
 
@@ -226,78 +185,60 @@ def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
 
 @_strictly
 def decode_state(value: bytes) -> State:
-    """Return the state in `value`. Takes some 3 µs.
-
-    Raises:
-        RecordError: it cannot be read; `UnknownVersion` if a newer version wrote it.
-    """
-    fields = parse(value, most=MAX_SMALL)
-    try:
-        last, runs, term = fields["last"], fields["runs"], fields["term"]
-    except KeyError as exc:
-        raise RecordError(f"no {exc.args[0]!r}") from None
+    """Return the state in `value`. Raises `RecordError`, `UnknownVersion` if a newer version wrote it. Takes 3 µs."""
+    fields = values.parse(value, most=MAX_SMALL)
+    last, runs, term = fields.get("last"), fields.get("runs"), fields.get("term")
     since, open_, sent = fields.get("since", 0.0), fields.get("open", False), fields.get("sent")
     # Types are compared, not asked for: bool is an int, and this is read a hundred thousand times.
-    if type(runs) is not int or type(term) is not int or not 0 <= runs <= MAX_INT or not -1 <= term <= RANK_MOST:
+    if type(runs) is not int or type(term) is not int or not 0 <= runs <= values.MAX_INT or not -1 <= term <= RANK_MOST:
         raise RecordError("bad 'runs' or 'term'")
     if type(open_) is not bool:
         raise RecordError("bad 'open'")
     return State(
-        last if type(last) is float and EARLIEST <= last <= LATEST else instant("last", last),
+        last if type(last) is float and values.EARLIEST <= last <= values.LATEST else values.instant("last", last),
         runs,
         term,
-        0.0 if since is None or since == 0 else instant("since", since),
+        0.0 if since is None or since == 0 else values.instant("since", since),
         open_,
-        None if sent is None else instant("sent", sent),
+        None if sent is None else values.instant("sent", sent),
     )
 
 
 @_strictly
 def decode_definition(value: bytes) -> Definition:
     """Return the definition in `value`. Raises as `decode_state`, also for all that `encode_definition` refuses."""
-    fields = parse(value, most=MAX_BYTES)
-    static = typed(fields, "static", bool)
+    fields = values.parse(value, most=MAX_BYTES)
+    static = values.typed(fields, "static", bool)
     definition = Definition(
-        task=None if static else typed(fields, "task", str),
-        schedule=None if static else typed(fields, "schedule", str),
-        args=typed(fields, "args", list),
-        kwargs=typed(fields, "kwargs", dict),
-        options=typed(fields, "options", dict),
-        paused=typed(fields, "paused", bool),
-        since=instant("since", fields.get("since")),
+        task=None if static else values.typed(fields, "task", str),
+        schedule=None if static else values.typed(fields, "schedule", str),
+        args=values.typed(fields, "args", list),
+        kwargs=values.typed(fields, "kwargs", dict),
+        options=values.typed(fields, "options", dict),
+        paused=values.typed(fields, "paused", bool),
+        since=values.instant("since", fields.get("since")),
         static=static,
-        changes=tuple(map(_change, typed(fields, "changes", list)[-MAX_CHANGES:])),
+        changes=tuple(map(_change, values.typed(fields, "changes", list)[-MAX_CHANGES:])),
     )
-    try:
-        check_definition(definition)
-    except ConfigurationError as exc:
-        raise RecordError(str(exc)) from None
+    check_definition(definition)
     return definition
 
 
 @_strictly
 def decode_note(value: bytes) -> Note:
     """Return the note in `value`. Raises as `decode_state`."""
-    fields = parse(value, most=MAX_SMALL)
+    fields = values.parse(value, most=MAX_SMALL)
     version = fields.get("version")
-    if version is not None and (type(version) is not int or not 0 <= version <= MAX_INT):
+    if version is not None and (type(version) is not int or not 0 <= version <= values.MAX_INT):
         raise RecordError("bad 'version'")
-    app = None if fields.get("app") is None else typed(fields, "app", str)
-    at = instant("at", fields.get("at"))
-    return Note(schedule=typed(fields, "schedule", str), version=version, at=at, app=app)
-
-
-def decode(kind: Kind, value: bytes) -> State | Definition | Note:
-    """Return what is in the value of a record of this kind. Raises as `decode_state`."""
-    if kind == STATE:
-        return decode_state(value)
-    return decode_definition(value) if kind == ENTRY else decode_note(value)
+    app = None if fields.get("app") is None else values.typed(fields, "app", str)
+    at = values.instant("at", fields.get("at"))
+    return Note(schedule=values.typed(fields, "schedule", str), version=version, at=at, app=app)
 
 
 def outdated(value: bytes | None, by: bytes | None) -> bool:
-    """Return True if a state that was read later in the log, `value`, is of an older term than one read before, `by`.
-
-    A leader that was frozen may write behind its successor. Tombstones and what cannot be read have no term.
+    """Return True if a state that was read later, `value`, is of an older term than one read before, `by`: a leader
+    that was frozen may write behind its successor. Tombstones and what cannot be read have no term.
     """
     if value is None or by is None:
         return False
@@ -310,7 +251,11 @@ def outdated(value: bytes | None, by: bytes | None) -> bool:
 def _change(value: Any) -> Change:
     if not isinstance(value, dict):
         raise RecordError("bad 'changes'")
-    return Change(at=number("changes", value.get("at")), by=typed(value, "by", str), what=typed(value, "what", str))
+    return Change(
+        at=values.instant("changes", value.get("at")),
+        by=values.typed(value, "by", str),
+        what=values.typed(value, "what", str),
+    )
 
 
 # What members' notes say together: `celery neli status` shows it, and the beat that leads looks at it.
@@ -323,14 +268,12 @@ SHOWN = 8  # hexadecimal digits of a hash
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSchedule:
-    """The schedule of one living member: the beginning of its hash, its `neli_schedule_version`, how long ago (seconds,
-    by two clocks) the member said so, and the name of its app if it has one.
-    """
+    """The schedule of a living member, and the name of its app."""
 
     name: str
-    schedule: str
-    version: int | None
-    age: float
+    schedule: str  # the beginning of its hash
+    version: int | None  # its `neli_schedule_version`
+    age: float  # seconds, by two clocks, since the member said so
     app: str | None = None
 
     @property
@@ -345,9 +288,7 @@ class MemberSchedule:
 
 
 def living(notes: Mapping[str, Note], members: Collection[str] | None, now: float) -> list[MemberSchedule]:
-    """Return the schedules of those whose note is young and who are in the group, by name. `members`: the names in the
-    group, None if they are not known. `now` is in Unix seconds.
-    """
+    """Return the schedules, by name, of those whose note is young and who are among `members` (None: not known)."""
     return [
         MemberSchedule(
             name=name, schedule=note.schedule[:SHOWN], version=note.version, age=max(0.0, now - note.at), app=note.app
@@ -358,7 +299,7 @@ def living(notes: Mapping[str, Note], members: Collection[str] | None, now: floa
 
 
 def apps_of(schedules: Sequence[MemberSchedule]) -> dict[str, list[str]]:
-    """Return the names of the members of each app, by the app's name; members whose app has no name are left out."""
+    """Return the names of the members of each app that has a name, by that name."""
     apps: dict[str, list[str]] = {}
     for each in schedules:
         if each.app is not None:
@@ -378,7 +319,6 @@ def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
 
 
 def _some(words: Sequence[str], separator: str = ", ") -> str:
-    """Return the first few words, and how many more there are."""
     more = len(words) - NAMED
     return separator.join([*words[:NAMED], *([f"{more} more"] if more > 0 else [])])
 
@@ -387,9 +327,7 @@ def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
     """Return a line that says who has which schedule; None if all have the same."""
     having: dict[str, list[str]] = {}
     for each in schedules:
-        having.setdefault(each.shown, []).append(each.name)
+        having.setdefault(printable(each.shown), []).append(printable(each.name))
     if len(having) < 2:
         return None
-    return "members disagree on the schedule: " + "; ".join(
-        f"{printable(each)}: {', '.join(map(printable, having[each]))}" for each in having
-    )
+    return "members disagree on the schedule: " + "; ".join(f"{each}: {', '.join(having[each])}" for each in having)

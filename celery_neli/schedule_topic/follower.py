@@ -6,24 +6,20 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from confluent_kafka import KafkaException
 
+from celery_neli.config import Config
 from celery_neli.election.lease import boottime
 from celery_neli.exceptions import TopicError
+from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import schedule_producer_properties, schedule_reader_properties
 from celery_neli.kafka.reader import BEGINNING, OutOfRange, RawRecord, Reader
 from celery_neli.kafka.topic_admin import TopicAdmin
 from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
 from celery_neli.kafka.writer import Writer
-
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-    from celery_neli.kafka.client_log import ClientLog
-    from celery_neli.schedule_topic.pending import PendingReads, PendingWrites
-
-__all__ = ["Follower"]
+from celery_neli.schedule_topic.pending import PendingReads, PendingWrites
 
 BATCH: Final = 500  # messages that are taken at a time
 
@@ -40,10 +36,8 @@ CUT_OFF: Final = 3600.0  # after which removals may have been missed: Kafka keep
 
 
 class Follower:
-    """Reads the topic into `reads`, and gives `writes` a writer while the topic is there and fit.
-
-    For one real thread, but for the public attributes. `on_read` is called on it after each step of the reading, with
-    True if there is something new in `reads`.
+    """Reads the topic into `reads`, and gives `writes` a writer while the topic is there and fit. For one real thread,
+    on which `on_read` is called after each step, with True if there is something new in `reads`.
     """
 
     def __init__(
@@ -55,18 +49,12 @@ class Follower:
         on_read: Callable[[bool], None],
     ) -> None:
         self._config, self._log, self._reads, self._writes, self._on_read = config, log, reads, writes, on_read
-        self.stopping = False
-        """Any thread may set it; `serve` and `rest` return within a second."""
-        self.next = [-1] * SCHEDULE_PARTITIONS
-        """The offsets of the records to be read next: replaced, never changed."""
-        self.whole = -1
-        """The generation of `reads` that was last read to its end."""
-        self.torn = False
-        """Why the present generation began: records were lost, or (False) may have been missed."""
-        self.away = False
-        """The present generation began because this process was away: what others removed then, it may not know."""
-        self.fit = False
-        """The topic was found, and as far as is known it can be read and written."""
+        self.stopping = False  # any thread may set it; `serve` and `rest` return within a second
+        self.next = [-1] * SCHEDULE_PARTITIONS  # the offsets of the records to be read next: replaced, never changed
+        self.whole = -1  # the generation of `reads` that was last read to its end
+        self.torn = False  # the present generation began because records were lost; False: they may have been missed
+        self.away = False  # ... because this process was away: what others removed then, it may not know
+        self.fit = False  # the topic was found, and as far as is known it can be read and written
         self._first = -1  # the first offset of the entries that was read of this generation
         self._heard = self._turned = boottime()  # when something was read, and when this was last tried
         self._watch_at = self._identify_at = 0.0
@@ -121,11 +109,15 @@ class Follower:
         for _ in self._reader.read(SEARCH):
             pass  # nothing is read yet but log lines and errors
         try:
-            self._topic.raise_denied()
             if not self._topic.poll():
                 return
         except TopicError as problem:
-            self._unfit(problem)
+            self.fit = False
+            self._writes.use(None)
+            if problem is not self._trouble:
+                self._trouble = problem
+                self._log.say(logging.ERROR, f"{problem}; this beat does not lead")
+            self.rest(PAUSE)
             return
         self._topic.allow("Read")
         self._reader.missing, self._trouble, self.fit = "", None, True
@@ -136,15 +128,6 @@ class Follower:
         self._identity, self._identify_at = self._topic.identity, time.monotonic() + IDENTIFY_EVERY
         self._writes.use(self._writer)
         self._on_read(False)
-
-    def _unfit(self, problem: TopicError) -> None:
-        """Log once what an operator must do, and look again after a pause."""
-        self.fit = False
-        self._writes.use(None)
-        if problem is not self._trouble:
-            self._trouble = problem
-            self._log.say(logging.ERROR, f"{problem}; this beat does not lead")
-        self.rest(PAUSE)
 
     def _begin(self) -> None:
         self.next, self._first = [-1] * SCHEDULE_PARTITIONS, -1
@@ -163,9 +146,7 @@ class Follower:
         self._on_read(False)
 
     def _come_back(self, why: str) -> None:
-        """Read from the beginning again: the topic may be another one by now, whose records were never read up to this
-        position. After long, what is missing was removed, unless the log shows that it lost records.
-        """
+        """Read from the beginning again. After long, what is missing was removed, unless the log lost records."""
         long = boottime() - self._heard > CUT_OFF
         lost = self._what_is_lost() if long else ""
         self._heard = boottime()
@@ -177,13 +158,12 @@ class Follower:
         if gap > STOOD_STILL and max(self.next) > 0:
             self._come_back(f"this process stood still for {gap:.0f} s")
             return
-        following, heard, new, ended = self.next[:], False, False, False
+        following, event, new, ended = self.next[:], None, False, False
         for event in self._reader.read(SLICE, BATCH):
             if isinstance(event, OutOfRange):
                 self._heard = boottime()
                 self._begin_again(event.reason)
                 return
-            heard = True
             if isinstance(event, RawRecord):
                 new |= self._reads.add(event.key, event.value)
                 following[event.partition] = event.offset + 1
@@ -192,7 +172,7 @@ class Follower:
             else:
                 following[event.partition] = max(following[event.partition], event.offset)
                 ended |= event.partition == 0
-        if not heard:
+        if event is None:
             return
         silence, self._heard = boottime() - self._heard, boottime()
         if silence > AWAY and max(self.next) > 0:
@@ -206,9 +186,7 @@ class Follower:
         self._on_read(new)
 
     def _watch_log(self) -> None:
-        """Read from the beginning again if the log lost records that were read, which Kafka does not tell a reader that
-        is past them. Asks every few seconds; takes half a second at most.
-        """
+        """Read from the beginning again if the log lost what was read, as Kafka does not say. Takes half a second."""
         if time.monotonic() < self._watch_at or self._first < 0:
             return
         self._watch_at = time.monotonic() + WATCH_EVERY
@@ -225,8 +203,8 @@ class Follower:
         return f"the log ends at offset {high}, and was read to {self.next[0]}" if high < self.next[0] else ""
 
     def _is_another(self) -> str:
-        """Return that this is another topic than the one that was read. One that was deleted and created again at once
-        may hold more records by now than the one before; then its offsets prove nothing.
+        """Return that this is another topic than the one that was read: one that was deleted and created again at once
+        may hold more records by now, and then its offsets prove nothing.
         """
         before = self._identity
         if before is None or time.monotonic() < self._identify_at:
@@ -237,8 +215,8 @@ class Follower:
         return "the topic was deleted and created again" if before and now not in (None, before) else ""
 
     def _look_for_topic(self) -> None:
-        """The topic seems to be gone. If brokers say so when asked, it is created again; if not, another member may
-        have created it again already, and the old position says nothing.
+        """Create it again if brokers say that it is gone; if not, another member may have: the old position says
+        nothing.
         """
         gone = self._topic.is_gone()
         if gone is None:

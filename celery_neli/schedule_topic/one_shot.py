@@ -5,13 +5,15 @@ Each call makes its clients, blocks, and ends them. A topic that does not exist 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from confluent_kafka import KafkaException
 
+from celery_neli.config import Config
 from celery_neli.exceptions import NeliError, RecordError
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import schedule_producer_properties, schedule_reader_properties
@@ -22,31 +24,16 @@ from celery_neli.kafka.writer import Writer
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Kind, Note, decode_note, key_of, kind_of, partition_of
 from celery_neli.schedule_topic.pending import Entries, fold
 
-if TYPE_CHECKING:
-    import logging
-
-    from celery_neli.config import Config
-
-__all__ = ["read_all", "read_notes", "write"]
-
 SLICE: Final = 0.05  # seconds between two steps of the search for the topic
 
 
 def read_all(config: Config, *, log: logging.Logger, timeout: float = 10.0) -> dict[tuple[Kind, str], bytes]:
-    """Return every state and definition in the topic, in the order in which they were last written.
-
-    Raises:
-        NeliError: the topic was not read to its end within `timeout` seconds.
-    """
+    """Return every state and definition, in the order in which they were last written. Raises `NeliError`."""
     return _read(config, partition_of(ENTRY), log, timeout)
 
 
 def read_notes(config: Config, *, log: logging.Logger, timeout: float = 1.5) -> dict[str, Note]:
-    """Return the members' notes, by name of the member; those that cannot be read are left out.
-
-    Raises:
-        NeliError: as `read_all`.
-    """
+    """Return the members' notes, by name of the member; without those that cannot be read. Raises as `read_all`."""
     notes = {}
     for (_, name), value in _read(config, partition_of(MEMBER), log, timeout).items():
         try:
@@ -59,26 +46,21 @@ def read_notes(config: Config, *, log: logging.Logger, timeout: float = 1.5) -> 
 def write(
     config: Config, records: Sequence[tuple[Kind, str, bytes | None]], *, log: logging.Logger, timeout: float = 10.0
 ) -> None:
-    """Write the records, None to delete, and wait until Kafka has acknowledged every one.
-
-    Raises:
-        NeliError: Kafka did not acknowledge them within `timeout` seconds. Some may have been written nevertheless, or
-            will be yet.
+    """Write the records, None to delete, and wait until Kafka has acknowledged every one. Raises `NeliError` if it did
+    not in time; some may have been written nevertheless, or will be yet.
     """
     deadline = time.monotonic() + timeout
     client_log = ClientLog(log, config.properties, one_shot=True)
-    ours = {
+    properties = {
+        **schedule_producer_properties(config),
         "linger.ms": 0,
         "delivery.timeout.ms": max(1, round(timeout * 1000)),
         "queue.buffering.max.messages": len(records) + 1,
     }
-    properties = {**schedule_producer_properties(config), **ours}
     with closing(Writer(config, client_log, config.schedule_topic, properties)) as writer:
         _find_topic(config, client_log, writer, deadline)
-        reason = writer.send_all(
-            ((partition_of(kind), key_of(kind, name), value) for kind, name, value in records),
-            deadline - time.monotonic(),
-        )
+        encoded = [(partition_of(kind), key_of(kind, name), value) for kind, name, value in records]
+        reason = writer.send_all(encoded, deadline - time.monotonic())
     if reason:
         raise NeliError(f"the schedule topic {config.schedule_topic} was not written: {reason}")
 
@@ -91,10 +73,9 @@ def _find_topic(config: Config, log: ClientLog, writer: Writer, deadline: float)
         writer.poll()  # takes its log lines and errors, which say why there is no answer
         if time.monotonic() > deadline or log.reachability.is_hopeless(began):
             cause = log.reachability.explanation()
-            reason = "does not answer" if cause is None else f"does not answer: {cause}"
             raise NeliError(
-                f"the schedule topic {config.schedule_topic} was not found and not created in time: "
-                f"Kafka at {config.properties['bootstrap.servers']} {reason}"
+                f"the schedule topic {config.schedule_topic} was not found and not created in time: Kafka at "
+                f"{config.properties['bootstrap.servers']} does not answer{'' if cause is None else f': {cause}'}"
             )
         time.sleep(SLICE)
 

@@ -1,7 +1,4 @@
-"""Records on their way between a beat and the schedule topic, on both sides the latest value of each key.
-
-`PendingReads`: read, and not taken yet. `PendingWrites`: written, and not acknowledged yet.
-"""
+"""Records on their way between a beat and the schedule topic, on both sides the latest value of each key."""
 
 from __future__ import annotations
 
@@ -11,21 +8,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.client_log import ClientLog
+from celery_neli.kafka.writer import Writer
 from celery_neli.logs import LogLimit
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule_topic.codec import STATE, Kind, kind_of, outdated
 from celery_neli.threads import original
-
-if TYPE_CHECKING:
-    from celery_neli.kafka.client_log import ClientLog
-    from celery_neli.kafka.writer import Writer
-
-__all__ = ["Entries", "PendingReads", "PendingWrites", "fold"]
 
 REFUSED_EVERY: Final = 60.0  # seconds between two lines about one record
 REFUSED_LINES: Final = 20  # lines about one kind of record in that time, however many there are
@@ -53,10 +46,8 @@ class PendingReads:
         self._is_own, self._log = is_own, log
         self._lock: Any = original("_thread", "allocate_lock")()  # for greenlets and threads alike
         self._entries: Entries = {}
-        self.generation = 0
-        """How often the topic has been read from its beginning again."""
-        self.taken = 0
-        """The generation of what `take` returned last."""
+        self.generation = 0  # how often the topic has been read from its beginning again
+        self.taken = 0  # the generation of what `take` returned last
         self._limit, self._lines = LogLimit(REFUSED_EVERY), LogLimit(REFUSED_EVERY)
 
     def add(self, key: bytes | None, value: bytes | None) -> bool:
@@ -66,20 +57,20 @@ class PendingReads:
             if own and not self._entries:
                 return False
             entry = kind_of(key)
-            if entry is None:
-                self.refuse("", f"key={printable(key)}: nothing of ours")
-                return False
-            with self._lock:
-                new = fold(self._entries, entry, value)
-                if new and own:
-                    del self._entries[entry]
-            return new and not own
+            if entry is not None:
+                with self._lock:
+                    new = fold(self._entries, entry, value)
+                    if new and own:
+                        del self._entries[entry]
+                return new and not own
+            why = "nothing of ours"
         except Exception as exc:  # noqa: BLE001 - unforeseen: the other records are still read
-            self.refuse("", f"key={printable(key)}: {printable_error(exc)}")
-            return False
+            why = printable_error(exc)
+        self.refuse("", f"key={printable(key)}: {why}")
+        return False
 
     def take(self) -> Entries:
-        """Return what was added since the last call, except own records and what they replaced."""
+        """Return what was added since the last call, but not own records and what they replaced."""
         with self._lock:
             entries, self._entries = self._entries, {}
             self.taken = self.generation
@@ -92,27 +83,22 @@ class PendingReads:
             self.generation += 1
 
     def refuse(self, kind: str, what: str) -> None:
-        """Log that a record is skipped: one line a minute about each record, at most twenty about one `kind`, and one
-        about records of no kind of ours, "".
-        """
+        """Log that a record is skipped: a line a minute about each, at most twenty about a `kind`, one if it is ""."""
         lines = REFUSED_LINES if kind else 1
         if self._limit.allows((kind, what)) and any(self._lines.allows((kind, line)) for line in range(lines)):
             self._log.warning("schedule record skipped %s", what)
 
 
 class PendingWrites:
-    """Writes that are not acknowledged. Any thread; nothing blocks but `flush`, and nothing raises.
-
-    Not in a signal handler that may have interrupted a call: there is a lock, held for microseconds, and for real
-    threads and greenlets alike.
+    """Writes that are not acknowledged. Any thread, but no signal handler; nothing blocks but `flush`, and nothing
+    raises.
     """
 
     def __init__(self, log: ClientLog) -> None:
         self._log = log
         self._lock: Any = original("_thread", "allocate_lock")()
         self._writer: Writer | None = None
-        self.denied = False
-        """A record was refused because rights are missing; the thread that follows the topic logs that."""
+        self.denied = False  # a record was refused because rights are missing; the follower logs it
         # By key:
         self._unsaved: dict[bytes, tuple[int, bytes | None]] = {}  # partition and value, the latest
         self._waiting: OrderedDict[bytes, None] = OrderedDict()  # what librdkafka does not have
@@ -221,5 +207,5 @@ class PendingWrites:
             self.denied = True
             return
         purged = error.name() in ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
-        level = logging.DEBUG if purged or self._log.unreachable else logging.WARNING
+        level = logging.DEBUG if purged or self._log.reachability.unreachable else logging.WARNING
         self._log.say(level, f"schedule not saved yet reason={error.name()} {error.str()}")

@@ -11,10 +11,11 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaException
 
+from celery_neli.config import Config
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import schedule_reader_properties
@@ -27,11 +28,6 @@ from celery_neli.schedule_topic.follower import Follower
 from celery_neli.schedule_topic.pending import Entries, PendingReads, PendingWrites
 from celery_neli.threads import Bell, Thread, spawn
 
-if TYPE_CHECKING:
-    from celery_neli.config import Config
-
-__all__ = ["ScheduleTopic"]
-
 # Seconds:
 FLUSH: Final = 1.0  # that `stop` waits for acknowledgements
 JOIN: Final = 2.0  # ... and for the thread
@@ -41,15 +37,13 @@ ASK_END_AGAIN: Final = 0.05
 
 
 class ScheduleTopic:
-    """The schedule topic of `config`, as one beat reads and writes it.
-
-    Any thread; only `read_to_end`, `flush` and `stop` block, and nothing raises. Not from a signal handler that may
-    have interrupted a call. In a forked child it is void: nothing is read or written there, and no client is touched.
+    """The schedule topic of `config`, for one beat. Any thread, but no signal handler; only `read_to_end`, `flush` and
+    `stop` block, and nothing raises. It is void in a forked child.
     """
 
     def __init__(self, config: Config, *, log: logging.Logger, changed: Callable[[], None] | None = None) -> None:
         """`log` names the logger; its handlers run on another thread. `changed` is called on the topic's own thread
-        after something was read for `drain`; it must not block. Nothing is started yet.
+        when there is something to drain; it must not block.
         """
         self._config, self._changed = config, changed
         self._lines = BackgroundLog()
@@ -60,8 +54,8 @@ class ScheduleTopic:
         self._follower = Follower(config, self._client_log, self._reads, self._writes, self._on_read)
         self._bell = Bell()
         self._thread: Thread | None = None
-        self._stopping = False
-        self._pid = os.getpid()
+        self.stopping = False
+        self.inherited = False  # this is a forked child: no client, thread or lock may be touched
         # On a connection of its own: the follower's is busy waiting for records, up to a fifth of a second. It is kept:
         # a successor that asks should not have to connect first.
         self._end_reader: Reader | None = None
@@ -77,9 +71,7 @@ class ScheduleTopic:
 
     @property
     def generation(self) -> int:
-        """How often the topic has been read from its beginning again, because the position or the topic was lost. What
-        was drained before and does not come again before the end is gone.
-        """
+        """How often it was read from its beginning again: what does not come again before its end is gone."""
         return self._reads.generation
 
     @property
@@ -99,21 +91,16 @@ class ScheduleTopic:
 
     @property
     def away(self) -> bool:
-        """Return True if this generation began because this process did not hear of the topic for a while: of what is
-        missing some may have been removed before the rest was lost.
-        """
+        """Return True if it began because this process was away: some of what is missing may have been removed."""
         return self._follower.away
 
     def fit(self) -> bool:
-        """Return True if the topic was found, and can be read and written as far as is known. Otherwise this beat
-        should not lead. Any thread; takes no lock.
-        """
+        """Return True if the topic can be used, as far as is known; else this beat should not lead. Takes no lock."""
         return self._follower.fit
 
     def start(self) -> None:
         """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
-        if self._thread is None and not self._stopping:
-            self._pid = os.getpid()
+        if self._thread is None and not self.stopping:
             _alive.add(self)
             self._lines.start()
             self._thread = spawn(self._run, name="neli-schedule")
@@ -122,22 +109,18 @@ class ScheduleTopic:
         """Return what was read since the last call: the latest value of each key, None where it was deleted, in the
         order of reading. Of two states of one entry that of the higher term counts. Own writes are left out.
         """
-        return {} if self._inherited else self._reads.take()
+        return {} if self.inherited else self._reads.take()
 
     def refuse(self, kind: Kind, name: str, error: RecordError) -> None:
         """Log that a drained value cannot be read: one line a minute about each, at most twenty of a kind."""
         self._reads.refuse(kind, f"kind={kind} name={printable(repr(name))}: {error}")
 
     def read_to_end(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until everything is read that is in the topic now, by the broker's word, and
-        return True if it is. Takes about a round trip if nothing is new.
-        """
-        if self._inherited or self._stopping:
-            return False
+        """Wait until all is read that is in the topic now, and return True if it is. Takes about a round trip."""
         deadline = time.monotonic() + timeout
         asked: int | None = None  # the generation whose ends were asked for
         ends: list[int] = []
-        while not self._stopping:
+        while not self.stopping:
             seen = self._bell.rings
             if asked != self.generation:
                 asked, ends = self.generation, []
@@ -152,44 +135,37 @@ class ScheduleTopic:
 
     def write(self, kind: Kind, name: str, value: bytes | None) -> None:
         """Write it soon, None to delete. While Kafka is away the latest value of each key is kept, and sent later."""
-        if not self._inherited and not self._stopping:
+        if not self.stopping:
             self._writes.put(key_of(kind, name), partition_of(kind), value)
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything written is acknowledged, and return True if it is."""
-        return not self._inherited and self._writes.flush(timeout)
+        return not self.inherited and self._writes.flush(timeout)
 
     def forget_unsaved(self) -> None:
-        """The term is over: states and definitions that were not acknowledged are not written any more, unless they are
-        on their way. Notes are.
-        """
-        if not self._inherited:
-            member = key_of(MEMBER, "")
-            self._writes.forget(lambda key: not key.startswith(member))
+        """Do not write states and definitions any more that are not on their way: the term is over. Notes stay."""
+        if not self.inherited:
+            self._writes.forget(lambda key: not key.startswith(key_of(MEMBER, "")))
 
     def stop(self) -> None:
         """Write what is left for up to a second, and end. May be repeated."""
-        if self._inherited or self._stopping:
+        if self.stopping:
             return
         if self._thread is None:
-            self._stopping = True
+            self.stopping = True
             return
         self._writes.flush(FLUSH)
-        self._stopping = self._follower.stopping = True
+        self.stopping = self._follower.stopping = True
         self._end_reader = None  # it ends when no thread asks it any more
         self._bell.ring()
         self._thread.join(JOIN)
-
-    @property
-    def _inherited(self) -> bool:
-        return os.getpid() != self._pid
 
     # On threads of its own
 
     def _run(self) -> None:
         pause = RETRY_LEAST
         try:
-            while not self._stopping:
+            while not self.stopping:
                 began = time.monotonic()
                 try:
                     self._follower.serve()
@@ -212,13 +188,12 @@ class ScheduleTopic:
         """Fill in the offsets after the last record of each partition, by the broker's word."""
         config, log = self._config, self._client_log
         try:
-            while not ends and not self._stopping and (left := deadline - time.monotonic()) > 0:
+            while not ends and not self.stopping and (left := deadline - time.monotonic()) > 0:
                 try:
-                    reader = self._end_reader
-                    if reader is None:
-                        properties = schedule_reader_properties(config)
-                        reader = self._end_reader = Reader(config, log, config.schedule_topic, properties)
-                    timeout = min(left, ASK_END)
+                    reader = self._end_reader or Reader(
+                        config, log, config.schedule_topic, schedule_reader_properties(config)
+                    )
+                    self._end_reader, timeout = reader, min(left, ASK_END)
                     ends[:] = [reader.bounds(each, timeout)[1] for each in range(SCHEDULE_PARTITIONS)]
                 except (KafkaException, NeliError) as exception:
                     log.say(logging.DEBUG, f"the end of the schedule topic is not known: {exception}")
@@ -235,6 +210,8 @@ _inherited: list[Any] = []
 def _after_fork() -> None:
     """In a child: keep the topics for ever, for the clients' finalisers must not run here."""
     _inherited.append(list(_alive))
+    for topic in _alive:
+        topic.inherited = topic.stopping = True
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,5 +1,4 @@
-"""What a record of the schedule topic may hold: one check for `put`, which refuses, and for every reader, which skips;
-and strict, quick JSON.
+"""What a record of the schedule topic may hold: one check for `put`, which refuses, and for readers, which skip it.
 
 Pure. What passes here, every process can read, make an entry of, and send.
 """
@@ -8,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -20,37 +20,31 @@ from celery_neli.printable import shown as shown  # with what else may be in an 
 VERSION: Final = 1
 MAX_INT: Final = 1 << 62
 
-MAX_DEPTH: Final = 64
-"""How deep lists and dicts may be nested. Parsers and serializers follow some hundreds, depending on their stack."""
+MAX_DEPTH: Final = 64  # of lists and dicts; parsers and serializers follow some hundreds, depending on their stack
 MAX_TASK: Final = 512
 MAX_SCHEDULE: Final = 2048
 MAX_AUTHOR: Final = 512
 MAX_CHANGE: Final = 2 * MAX_SCHEDULE + 512
+# Unix seconds: times of the years 1 to 9999, two days apart from their ends, so that every time zone has them.
 EARLIEST: Final = -62135596800.0 + 172800.0
 LATEST: Final = 253402300799.0 - 172800.0
-"""Unix seconds: times of the years 1 to 9999, two days apart from their ends, so that every time zone has them."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_plain(field: str, value: Any) -> None:
-    """Check a value of JSON's types.
-
-    Raises:
-        ConfigurationError: it is nested too deeply, or holds a number that is not finite or half of a surrogate pair.
-    """
+    """Raise `ConfigurationError` if a value is nested too deeply, or holds a number or text that is not JSON."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         following: list[Any] = []
         for each in level:
             if isinstance(each, dict):
-                for key in each:
-                    if isinstance(key, str) and _has_surrogates(key):
-                        _refuse_surrogates(field, key)
+                following.extend(key for key in each if isinstance(key, str))
                 following.extend(each.values())
             elif isinstance(each, (list, tuple)):
                 following.extend(each)
-            elif isinstance(each, str):
-                if _has_surrogates(each):
-                    _refuse_surrogates(field, each)
+            elif isinstance(each, str) and _has_surrogates(each):
+                held = f"{shown(each)} holds half of a surrogate pair, which UTF-8 does not have"
+                raise ConfigurationError(f"{field}: {held}")
             elif isinstance(each, float) and not math.isfinite(each):
                 raise ConfigurationError(f"{field}: {each!r} is not JSON: give a finite number, or None")
         if not following:
@@ -63,11 +57,7 @@ def check_plain(field: str, value: Any) -> None:
 
 
 def check_made(value: Any) -> None:
-    """Check what kombu's JSON made of a marked value.
-
-    Raises:
-        ValueError: a decimal that is not finite, or a datetime that is out of range in UTC.
-    """
+    """Raise `ValueError` if a decimal that kombu made is not finite, or a datetime is out of range in UTC."""
     if isinstance(value, Decimal) and not value.is_finite():
         raise ValueError(f"{value!r} is not a finite number")
     if isinstance(value, datetime) and value.tzinfo is not None and not is_moment(value):
@@ -81,37 +71,23 @@ def is_moment(value: datetime) -> bool:
 
 
 def check_text(field: str, value: Any, most: int, *, least: int = 1) -> None:
-    """Check a text.
-
-    Raises:
-        ConfigurationError: it does not have `least` to `most` characters, or UTF-8 does not have them all.
-    """
+    """Raise `ConfigurationError` if a text does not have `least` to `most` characters, or UTF-8 does not have them."""
     if not isinstance(value, str) or not least <= len(value) <= most or _has_surrogates(value):
         raise ConfigurationError(f"{field} = {shown(value)}: give a string of {least} to {most} characters")
 
 
 def check_time(field: str, value: Any) -> None:
-    """Check a time in Unix seconds.
-
-    Raises:
-        ConfigurationError: it is not a number, or not in the years 1 to 9999.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not EARLIEST <= value <= LATEST:
+    """Raise `ConfigurationError` if a value is not a number of Unix seconds in the years 1 to 9999."""
+    if not _is_time(value):
         raise ConfigurationError(f"{field}: {shown(value)} is not a time in the years 1 to 9999: give Unix seconds")
 
 
 def _has_surrogates(text: str) -> bool:
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return not text.isascii() and _SURROGATE.search(text) is not None
 
 
-def _refuse_surrogates(field: str, text: str) -> None:
-    raise ConfigurationError(f"{field}: {shown(text)} holds half of a surrogate pair, which UTF-8 does not have")
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and EARLIEST <= value <= LATEST
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -124,9 +100,7 @@ _SCAN = json.JSONDecoder(parse_constant=_refuse).scan_once  # type: ignore[attr-
 
 
 def parse(value: bytes, *, most: int) -> dict[str, Any]:
-    """Return the fields of the object in `value`, which may have `most` bytes. Raises `RecordError`, and
-    `UnknownVersion` if a newer version wrote it.
-    """
+    """Return the fields of the object in `value`. Raises `RecordError`, `UnknownVersion` for a newer version."""
     if len(value) > most:
         raise RecordError(f"longer than {most} bytes")
     try:
@@ -154,19 +128,11 @@ def typed(fields: Mapping[str, Any], name: str, wanted: type) -> Any:
     return value
 
 
-def number(name: str, value: Any) -> float:
-    """Return a finite number. Raises `RecordError`, which names the field."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -MAX_INT <= value <= MAX_INT:
-        raise RecordError(f"bad {name!r}")
-    return float(value)
-
-
 def instant(name: str, value: Any) -> float:
     """Return the field's value as Unix seconds. Raises `RecordError`, which names the field, if it is no date."""
-    seconds = number(name, value)
-    if not EARLIEST <= seconds <= LATEST:
-        raise RecordError(f"bad {name!r}: {value!r} is not a date in the years 1 to 9999")
-    return seconds
+    if not _is_time(value):
+        raise RecordError(f"bad {name!r}: {shown(value)} is not a date in the years 1 to 9999")
+    return float(value)
 
 
 def to_json(value: Any) -> str:

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import celery
@@ -22,7 +21,7 @@ F = TypeVar("F", bound=Callable[[], Any])
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Singleton:
     """One registered function. `name` is `module:qualified.name`; `role` None stands for the only one; `path` is the
-    `sys.path` by which its module was imported, which may be more than there is later (see `process.py`).
+    `sys.path` by which its module was imported, which may be more than there is later.
     """
 
     function: Callable[[], Any]
@@ -66,8 +65,8 @@ def singleton(
     """Register a function without arguments, to be called again and again by the worker of `app` that leads `role`.
 
     In the function, `current_term()` is the term, a fencing token, and `still_leader()` returns True while the lease
-    holds. It does not load the app's configuration and starts nothing. With `neli_enabled = False` every worker runs
-    the function, in term 0, and retries failures without an end.
+    holds. Registering does not load the app's configuration and starts nothing. With `neli_enabled = False` every
+    worker runs the function, in term 0, and retries failures without an end.
 
     Args:
         app: the Celery app.
@@ -81,54 +80,43 @@ def singleton(
         max_failures: after so many failures in a row the worker resigns the role. Any exception is a failure, also of
             `setup`; the next run follows after 0.1 s, doubled with each failure up to 10 s, and not before `every`.
 
-    Returns:
-        A decorator that returns the function as it is: calling it is an ordinary call.
-
-    Raises:
-        ConfigurationError: a parameter is wrong; the message names it.
+    Returns a decorator that returns the function as it is. Raises `ConfigurationError`, which names a wrong parameter.
     """
     found: Any = app._get_current_object() if issubclass(type(app), Proxy) else app  # noqa: SLF001 - Celery's name, for current_app
-    if not isinstance(found, Celery):
-        raise ConfigurationError(f"@singleton: app = {app!r}: give the Celery app, as in @singleton(app)")
-    if not isinstance(role, (str, type(None))):
-        raise ConfigurationError(f"@singleton: role = {role!r}: give one of the names in neli_roles")
-    _check_numbers(every, max_failures)
-    if not isinstance(isolate, bool):
-        raise ConfigurationError(f"@singleton: isolate = {isolate!r}: give True or False")
+    for parameter, value, fits, wanted in (
+        ("app", app, isinstance(found, Celery), "the Celery app, as in @singleton(app)"),
+        ("role", role, role is None or isinstance(role, str), "one of the names in neli_roles"),
+        ("every", every, _is_positive(every, (int, float)), "a number of seconds above 0"),
+        ("max_failures", max_failures, _is_positive(max_failures, int), "a whole number, at least 1"),
+        ("isolate", isolate, isinstance(isolate, bool), "True or False"),
+    ):
+        if not fits:
+            raise ConfigurationError(f"@singleton: {parameter} = {value!r}: give {wanted}")
     for parameter, hook in (("setup", setup), ("teardown", teardown)):
         if hook is not None:
             _check_callable(parameter, hook)
-
-    make = partial(
-        Singleton, role=role, every=float(every), isolate=isolate, setup=setup, teardown=teardown,
-        max_failures=max_failures,
-    )  # fmt: skip
 
     def register(function: F) -> F:
         _check_callable("function", function)
         name = _name(function)
         if isolate:
             _check_importable(name)
-        _register(found, make(function=function, name=name, path=tuple(map(str, sys.path))))
+        made = Singleton(
+            function=function, name=name, role=role, every=float(every), isolate=isolate, setup=setup,
+            teardown=teardown, max_failures=max_failures, path=tuple(map(str, sys.path)),
+        )  # fmt: skip
+        of_app: list[Singleton] = vars(found).setdefault("neli_singletons", [])  # `worker/control.py` reads it
+        if "<" not in name:  # its module was loaded again; a lambda's name is not its own
+            of_app[:] = [each for each in of_app if (each.name, each.role) != (name, role)]
+        of_app.append(made)
+        found.steps["worker"].add("celery_neli.singletons.supervisor:SingletonsStep")  # loaded by a worker only
         return function
 
     return register
 
 
-def _register(app: Celery, singleton: Singleton) -> None:
-    """Replace one of the same name and role, whose module was loaded again. A lambda's name is not its own."""
-    of_app: list[Singleton] = vars(app).setdefault("neli_singletons", [])  # `worker/control.py` reads it
-    if "<" not in singleton.name:
-        of_app[:] = [each for each in of_app if (each.name, each.role) != (singleton.name, singleton.role)]
-    of_app.append(singleton)
-    app.steps["worker"].add("celery_neli.singletons.supervisor:SingletonsStep")  # loaded by a worker only
-
-
-def _check_numbers(every: Any, max_failures: Any) -> None:
-    if isinstance(every, bool) or not isinstance(every, (int, float)) or not 0 < every < math.inf:
-        raise ConfigurationError(f"@singleton: every = {every!r}: give a number of seconds above 0")
-    if isinstance(max_failures, bool) or not isinstance(max_failures, int) or max_failures < 1:
-        raise ConfigurationError(f"@singleton: max_failures = {max_failures!r}: give a whole number, at least 1")
+def _is_positive(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_callable(parameter: str, value: Any) -> None:
@@ -140,8 +128,7 @@ def _check_callable(parameter: str, value: Any) -> None:
         raise ConfigurationError(f"@singleton: {parameter} = {value!r}: give a function without arguments")
     if inspect.iscoroutinefunction(value):
         raise ConfigurationError(
-            f"@singleton: {parameter} = {_name(value)} is a coroutine function: give an ordinary one, "
-            "which may call asyncio.run"
+            f"@singleton: {parameter} = {_name(value)} is a coroutine function: give one that calls asyncio.run"
         )
     try:
         inspect.signature(value).bind()
@@ -159,14 +146,10 @@ def _name(function: Any) -> str:
 
 
 def _check_importable(name: str) -> None:
-    module, _, qualified = name.partition(":")
-    if module == "__main__":
-        raise ConfigurationError(
-            f"@singleton: isolate = True on {name}: a new process cannot import the script that was started; "
-            "move the function into a module that the script imports"
-        )
-    if "<" in qualified:
-        raise ConfigurationError(
-            f"@singleton: isolate = True on {name}: a new process must find it by import; "
-            "make it a function of a module, with a name (no lambda, not inside a function)"
-        )
+    if name.startswith("__main__:"):
+        why = "cannot import the script that was started; move the function into a module that the script imports"
+    elif "<" in name:
+        why = "must find it by import; make it a function of a module, with a name (no lambda, not inside a function)"
+    else:
+        return
+    raise ConfigurationError(f"@singleton: isolate = True on {name}: a new process {why}")

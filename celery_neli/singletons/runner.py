@@ -12,11 +12,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from celery_neli.logs import Lines, escaping
 from celery_neli.singletons.decorator import Singleton
-from celery_neli.worker.context import Lease, in_term
+from celery_neli.worker.leader_only import Lease, in_term
 
 POLL_INTERVAL = 0.5
 """Seconds between two looks at the lease, for a runner that receives no signal."""
@@ -33,53 +34,49 @@ class ChildFailed(Exception):
 
 
 class Session(Protocol):
-    """A time in which this worker leads without a break: a `ThreadSession`, or a `process.ProcessSession` that has one
-    in a process.
-    """
+    """A time in which this worker leads without a break: a `ThreadSession`, or one in a process (`ProcessSession`)."""
 
     def run(self) -> bool:
-        """Set up if need be, and call the function. Return False, and call nothing, if the lease is over. Raises what
-        they raise.
-        """
+        """Set up if need be, and call the function. Return False, and call nothing, if the lease is over."""
 
     def end(self) -> None:
         """Tear down after the last run. Raises nothing."""
 
 
+@dataclass(eq=False)
 class ThreadSession:
     """The runs of one singleton in one term, in the calling thread."""
 
-    def __init__(self, singleton: Singleton, lease: Lease, term: int) -> None:
-        self._singleton, self._lease, self._term = singleton, lease, term
-        self._ready = False
+    singleton: Singleton
+    lease: Lease
+    term: int
+    _ready = False
 
     def run(self) -> bool:
         """See `Session`. `setup` is called before the first run, and again until it has returned once."""
         if not self._ready:
-            if not self._lease.may_start(self._term):
+            if not self._call(self.singleton.setup):
                 return False
-            if self._singleton.setup is not None:
-                self._call(self._singleton.setup)
             self._ready = True
-        if not self._lease.may_start(self._term):
+        return self._call(self.singleton.function)
+
+    def _call(self, function: Callable[[], Any] | None) -> bool:
+        if not self.lease.may_start(self.term):
             return False
-        self._call(self._singleton.function)
+        if function is not None:
+            with in_term(self.lease, self.term):
+                function()
         return True
 
     def end(self) -> None:
         """Call `teardown` if `setup` had returned, even if the lease is gone; an exception of it is logged."""
-        if self._ready and self._singleton.teardown is not None:
+        if self._ready and self.singleton.teardown is not None:
             try:
-                self._call(self._singleton.teardown)
+                with in_term(self.lease, self.term):
+                    self.singleton.teardown()
             except BaseException:  # SystemExit, too: a singleton must not end the worker
-                logger.exception(
-                    "singleton teardown failed singleton=%s role=%s", self._singleton.name, self._lease.name
-                )
+                logger.exception("singleton teardown failed singleton=%s role=%s", self.singleton.name, self.lease.name)
         self._ready = False
-
-    def _call(self, function: Callable[[], Any]) -> None:
-        with in_term(self._lease, self._term):
-            function()
 
 
 def doubled(least: float, most: float, times: int) -> float:
@@ -88,45 +85,38 @@ def doubled(least: float, most: float, times: int) -> float:
 
 
 def backoff(failures: int, every: float, share: float) -> float:
-    """Return the seconds to wait after so many failures in a row: doubled each time, capped, never less than `every`.
-
-    `share` in 0..1 spreads it over the upper half, so that what failed together is not retried together.
+    """Return the seconds to wait after so many failures in a row: doubled each time, capped, never less than `every`,
+    and spread over the upper half by `share` (0..1), so that what failed together is not retried together.
     """
     return max(every, doubled(BACKOFF_LEAST, BACKOFF_MOST, failures - 1) * (1 + share) / 2)
 
 
+@dataclass(eq=False)
 class Runner:
     """Runs one singleton whenever its role is led, on the thread that calls `run`.
 
-    Args:
-        singleton: the function and its options.
-        lease: of its role.
-        begin: makes the session of a term.
-        resign: requests a handover of the role; None without an election: then failures are retried without an end.
-        wait: waits up to so many seconds to be woken; like `clock` and `jitter` for tests.
+    `begin` makes the session of a term. `resign` requests a handover of the role; without it, as there is no election,
+    failures are retried without an end. `wait` waits up to so many seconds, by default to be woken.
     """
 
-    def __init__(
-        self,
-        singleton: Singleton,
-        lease: Lease,
-        begin: Callable[[int], Session],
-        resign: Callable[[], None] | None,
-        *,
-        wait: Callable[[float], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        self.singleton, self.role = singleton, lease.name
-        self._lease, self._begin, self._resign = lease, begin, resign
-        self._clock, self._jitter = clock, jitter
+    singleton: Singleton
+    lease: Lease
+    begin: Callable[[int], Session]
+    resign: Callable[[], None] | None
+    wait: Callable[[float], object] | None = None
+    clock: Callable[[], float] = time.monotonic
+    jitter: Callable[[], float] = random.random
+    _closed = False
+    _gave_up: int | None = field(default=None, init=False)
+    """The term in which it gave up."""
+    _in_a_row = 0
+    """How often it gave up since a run last returned."""
+    _rest_until = -math.inf
+
+    def __post_init__(self) -> None:
+        self.role = self.lease.name
         self._woken, self._idle = threading.Event(), threading.Event()
-        self._wait = self._woken.wait if wait is None else wait
         self._idle.set()
-        self._closed = False
-        self._gave_up: int | None = None
-        self._in_a_row = 0  # times that it gave up since a run last returned
-        self._rest_until = -math.inf
 
     def wake(self) -> None:
         """Look at the lease now. Any thread."""
@@ -137,38 +127,34 @@ class Runner:
         self._closed = True
         self.wake()
 
-    def wait_idle(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until nothing runs, and return True if so. After the role was lost (or after
-        `close`) it means that nothing will start either.
+    def wait_idle(self, end: float) -> bool:
+        """Wait until nothing runs, and return True, or until `end` (monotonic seconds). Once the role is lost, or after
+        `close`, nothing will start either.
         """
-        return self._idle.wait(timeout)
+        return self._idle.wait(max(0.0, end - time.monotonic()))
 
     def run(self) -> None:
         """Wait for the role, run while it is led, and repeat until `close`. Blocks; its thread calls the functions."""
-        while True:
+        while not self._closed:
             self._idle.clear()  # before the lease is checked: see wait_idle
-            if self._closed:
-                break
-            term = self._lease.leading_term()
+            term = self.lease.leading_term()
             if term is not None:
                 self._lead(term)
             self._idle.set()
             self._sleep(POLL_INTERVAL)
-        self._idle.set()
 
     def _lead(self, term: int) -> None:
-        """Run a session, unless the singleton rests; and resign the role if it gave up in this term."""
         if term != self._gave_up:
-            if self._clock() < self._rest_until:
+            if self.clock() < self._rest_until:
                 return
             self._run_session(term)
-        if term == self._gave_up and self._resign is not None:
-            self._resign()  # again as long as it is led: a fence may have come between, and taken the first with it
+        if term == self._gave_up and self.resign is not None:
+            self.resign()  # again as long as it is led: a fence may have come between, and taken the first with it
 
     def _run_session(self, term: int) -> None:
         name, failures = self.singleton.name, 0
         logger.info("singleton started singleton=%s role=%s term=%s", name, self.role, term)
-        session = self._begin(term)
+        session = self.begin(term)
         try:
             while self._may_start(term):
                 try:
@@ -176,9 +162,9 @@ class Runner:
                         break
                 except BaseException as exc:  # noqa: BLE001 - logged; SystemExit, too: it must not end the worker
                     failures += 1
-                    pause = backoff(failures, self.singleton.every, self._jitter())
+                    pause = backoff(failures, self.singleton.every, self.jitter())
                     self._report(exc, term, failures)
-                    if failures >= self.singleton.max_failures and self._resign is not None:
+                    if failures >= self.singleton.max_failures and self.resign is not None:
                         self._gave_up = term
                         break
                 else:
@@ -189,7 +175,7 @@ class Runner:
         logger.info("singleton ended singleton=%s role=%s term=%s", name, self.role, term)
         if self._gave_up == term:
             rest = doubled(REST_LEAST, REST_MOST, self._in_a_row)
-            self._in_a_row, self._rest_until = self._in_a_row + 1, self._clock() + rest
+            self._in_a_row, self._rest_until = self._in_a_row + 1, self.clock() + rest
             line = (
                 "singleton gave up singleton=%s role=%s term=%s: %d failures in a row (max_failures); resigning, "
                 "and not starting again here for %g s"
@@ -204,14 +190,14 @@ class Runner:
         logger.error(line, *arguments, exc_info=None if elsewhere else exc)
 
     def _may_start(self, term: int) -> bool:
-        return not self._closed and self._lease.may_start(term)
+        return not self._closed and self.lease.may_start(term)
 
     def _pause(self, term: int, seconds: float) -> None:
         """Wait, but no longer than the term lasts."""
-        end = self._clock() + seconds
-        while (left := end - self._clock()) > 0 and self._may_start(term):
+        end = self.clock() + seconds
+        while (left := end - self.clock()) > 0 and self._may_start(term):
             self._sleep(min(left, POLL_INTERVAL))
 
     def _sleep(self, seconds: float) -> None:
-        self._wait(seconds)
+        (self.wait or self._woken.wait)(seconds)
         self._woken.clear()

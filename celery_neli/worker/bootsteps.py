@@ -1,8 +1,7 @@
 """`install`, the steps that celery-neli adds to a worker, and the settings with which a worker refuses to start.
 
-The election begins after the pool has forked its children, and the lease is released after the pool has drained or was
-killed. Steps stop in the reverse order of their start, so one step cannot do both: `LeaseStep`, the first of all to
-start, makes the lease, which the children inherit, and is the last to stop. `ElectionStep` joins late.
+Steps stop in the reverse order of their start. `LeaseStep`, the first to start, makes the lease, which the pool's
+children inherit, and is the last to stop: it releases the lease after the pool. `ElectionStep` joins after the forks.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka.connect import connect
 from celery_neli.periodic.call import check_app
-from celery_neli.worker.consumer_step import LeadershipReceivers
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
@@ -28,30 +26,22 @@ from celery_neli.worker.task_marking import role_queues
 
 
 class Refusal(click.ClickException, ConfigurationError):
-    """Raised by `app.Worker(...)`; the command `celery worker` prints its message in one line and ends, as beat
-    does.
-    """
+    """Raised by `app.Worker(...)`; the command `celery worker` prints its message in one line and ends."""
 
 
 class LeaseStep(bootsteps.StartStopStep):
-    """The worker's lease: made before the pool, handed over after it.
-
-    It is in the worker's blueprint, not in the consumer's, which restarts whenever the connection to the task broker is
-    lost.
+    """The worker's lease: made before the pool, handed over after it. The consumer's blueprint is no place for it: it
+    restarts whenever the connection to the task broker is lost.
     """
 
     name = "celery_neli.LeaseStep"
     label = "Lease"
 
     _in_flight: InFlight
-    _receivers: LeadershipReceivers
 
     def include_if(self, worker: Any) -> bool:
-        """Return True unless `neli_enabled` is off.
-
-        Raises:
-            ConfigurationError: the worker cannot run with its settings. This ends its start before anything has begun,
-                also for tasks that the worker itself would look at only when it has found the task broker.
+        """Return True unless `neli_enabled` is off. Raises `Refusal`, which ends the start before anything has begun,
+        also for tasks at which Celery looks only when it has found the task broker.
         """
         app, pool = worker.app, pool_of(worker)
         try:
@@ -61,8 +51,7 @@ class LeaseStep(bootsteps.StartStopStep):
 
             fence_kills = setting(app, "neli_fence_kills")
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
-            refuse_consumed_by_all(app)
-            refuse_lone_quorum(app)
+            refuse_queues(app)
             check_all(app)
             leadership = leadership_for(app, "worker", connect)
             validate(leadership.config)
@@ -71,7 +60,6 @@ class LeaseStep(bootsteps.StartStopStep):
         leases = shared(app)
         assert leases is not None, "a worker's leadership shares its leases"
         self._in_flight = InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo")
-        self._receivers = LeadershipReceivers(self._in_flight)
         leadership.working = self._in_flight.progressing
         app.neli_in_flight = self._in_flight
         return True
@@ -85,35 +73,29 @@ class LeaseStep(bootsteps.StartStopStep):
         return included
 
     def start(self, worker: Any) -> None:
-        """Receive the transitions of the leadership; it has not joined the election yet."""
+        """Report the transitions of the leadership; it has not joined the election yet."""
         import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
-        self._receivers.connect()
         send_transitions(worker, self._in_flight.leadership)
-        worker_shutdown.connect(self.finish, sender=worker, weak=False)  # sent even if the start was cut short
+        worker_shutdown.connect(self.stop, sender=worker, weak=False)  # sent even if the start was cut short
 
     def close(self, worker: Any) -> None:
         """Hand over while the tasks drain, as the worker begins to stop."""
         self._in_flight.leadership.close()
 
-    def stop(self, worker: Any) -> None:
-        """Release the lease: the pool has drained, and nothing runs any more."""
-        self.finish()
-
     def terminate(self, worker: Any) -> None:
-        """Release the lease in a cold shutdown. Prefork's children were killed; threads and greenlets cannot be, so
-        they are waited for as long as the lease is held.
+        """Release the lease in a cold shutdown. Prefork's children were killed; threads and greenlets are waited for as
+        long as the lease is held.
         """
         if pool_of(worker) == "prefork":
-            self.finish()
+            self.stop(worker)
         else:
             self._in_flight.leadership.stop()
 
-    def finish(self, **_: Any) -> None:
-        """Release the lease if it is still held, and end the leadership."""
+    def stop(self, worker: Any = None, **_: Any) -> None:
+        """Release the lease if it is still held: the pool has drained, and nothing runs any more."""
         self._in_flight.pool_ended()
         self._in_flight.leadership.stop()
-        self._receivers.disconnect()
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
@@ -140,16 +122,10 @@ class ElectionStep(bootsteps.StartStopStep):
 
 
 def install(app: Celery) -> Celery:
-    """Let every worker of `app` join the worker election.
+    """Let every worker of `app` join the worker election, and return `app`.
 
     `imports = ["celery_neli.auto"]` in the configuration does the same. Beats need neither: `beat_scheduler =
     "celery_neli.Scheduler"`. It does not load the app's configuration and starts nothing; repeating it is safe.
-
-    Args:
-        app: the Celery app.
-
-    Returns:
-        `app`.
 
     Raises:
         ConfigurationError: `app` is no Celery app.
@@ -187,11 +163,24 @@ def refuse_pool(pool: str, *, fence_kills: bool, spawn: bool) -> None:
         )
 
 
-def refuse_consumed_by_all(app: Any) -> None:
-    """Raise `ConfigurationError` if this worker is configured to consume a role queue whether it leads or not."""
+def refuse_queues(app: Any) -> None:
+    """Raise `ConfigurationError` if this worker is configured to consume a role queue whether it leads or not, or if
+    RabbitMQ would refuse it: a quorum queue, and no other queue of the app is, so that Celery limits the prefetch for
+    all consumers together (global QoS).
+    """
     consumed = app.amqp.queues.consume_from
     declared = {each if isinstance(each, str) else each.name for each in app.conf.get("task_queues") or ()}
+    # By the class: a transport of kombu's Redis opens a descriptor, and as garbage closes its number in a forked beat.
+    driver = app.connection_for_read().get_transport_cls().driver_type
+    queue: Any  # what kombu's types know of it lacks the arguments
     for role, queue in role_queues(app):
+        quorum = (queue.queue_arguments or {}).get("x-queue-type") == "quorum"
+        if driver == "amqp" and quorum and not detect_quorum_queues(app, driver)[0]:
+            raise ConfigurationError(
+                f"task_create_missing_queue_type = 'quorum' makes {queue.name!r} a quorum queue, and "
+                f"task_default_queue_type = {app.conf.task_default_queue_type!r}: RabbitMQ lets a worker consume both "
+                "kinds only if Celery knows of one; set task_default_queue_type = 'quorum' too"
+            )
         if queue.name not in consumed:
             continue
         if queue.name in declared:
@@ -204,20 +193,3 @@ def refuse_consumed_by_all(app: Any) -> None:
             f"the queue {queue.name!r} is for the leader of role {role!r}, and this worker would consume it "
             f"whether it leads or not; {where}"
         )
-
-
-def refuse_lone_quorum(app: Any) -> None:
-    """Raise `ConfigurationError` if RabbitMQ would refuse the role queues: they are quorum queues, and no other queue
-    of the app is, so that Celery limits the prefetch for all consumers together (global QoS).
-    """
-    # By the class: a transport of kombu's Redis opens a descriptor, and as garbage closes its number in a forked beat.
-    driver = app.connection_for_read().get_transport_cls().driver_type
-    queue: Any  # what kombu's types know of it lacks the arguments
-    for _, queue in role_queues(app):
-        quorum = (queue.queue_arguments or {}).get("x-queue-type") == "quorum"
-        if driver == "amqp" and quorum and not detect_quorum_queues(app, driver)[0]:
-            raise ConfigurationError(
-                f"task_create_missing_queue_type = 'quorum' makes {queue.name!r} a quorum queue, and "
-                f"task_default_queue_type = {app.conf.task_default_queue_type!r}: RabbitMQ lets a worker consume both "
-                "kinds only if Celery knows of one; set task_default_queue_type = 'quorum' too"
-            )

@@ -1,7 +1,4 @@
-"""The consumer receives from a role's queue while this worker leads the role.
-
-`RoleQueues` applies that with each connection to the task broker, `LeadershipReceivers` with each transition.
-"""
+"""The consumer receives from a role's queue while this worker leads the role."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import Any, NoReturn
 
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
 from celery.utils.quorum_queues import detect_quorum_queues
 from kombu.entity import Queue
 from kombu.transport.native_delayed_delivery import (
@@ -24,16 +22,11 @@ from celery_neli.logs import escaping
 from celery_neli.worker.in_flight import POLL_INTERVAL, InFlight, in_flight_of
 from celery_neli.worker.task_marking import role_queues
 
-EX_FAILURE = 1
-
 logger = escaping(logging.getLogger(__name__))
 
 
 class RoleQueues(bootsteps.StartStopStep):
-    """Consumes the queues of the roles that this worker leads, from each new connection to the task broker.
-
-    In the consumer's blueprint, after `Tasks`, which makes the consumer of tasks; before the event loop.
-    """
+    """Applies the leases with each transition and each connection: after `Tasks`, before the event loop."""
 
     name = "celery_neli.RoleQueues"
     label = "Role queues"
@@ -49,11 +42,18 @@ class RoleQueues(bootsteps.StartStopStep):
             self._in_flight = in_flight
         return in_flight is not None
 
-    def start(self, consumer: Any) -> None:
-        """Consume what this worker leads; the loop begins to receive messages later.
+    def create(self, consumer: Any) -> None:
+        """Receive the transitions, on the leadership's thread. A handover waits for `hand_over` after all receivers."""
+        leadership = self._in_flight.leadership
+        leadership.barrier = self.hand_over
+        signals.leadership_acquired.connect(self.changed, sender=leadership, weak=False)
+        signals.leadership_revoked.connect(self.changed, sender=leadership, weak=False)
+        signals.leadership_fenced.connect(self.fenced, sender=leadership, weak=False)
 
-        All role queues are declared, since a standby forwards to them. A worker that can never consume one of them ends
-        when it starts, before it is elected for that; later the worker's other queues need it.
+    def start(self, consumer: Any) -> None:
+        """Consume what this worker leads, and declare all role queues, since a standby forwards to them.
+
+        A worker that can never consume one of them ends when it starts; later its other queues need it.
         """
         for _, queue in role_queues(consumer.app):
             try:
@@ -68,9 +68,7 @@ class RoleQueues(bootsteps.StartStopStep):
         consume_led_roles(consumer, self._in_flight)
 
     def stop(self, consumer: Any) -> None:
-        """Note that the connection is lost; or send back what has not begun, as the worker stops, before it waits for
-        the pool.
-        """
+        """Note that the connection is lost; or, as the worker stops and is to wait for the pool, send back the rest."""
         if self._in_flight.consumer is None:
             return
         if consumer.blueprint.state == bootsteps.RUN:
@@ -79,12 +77,36 @@ class RoleQueues(bootsteps.StartStopStep):
             self._in_flight.send_back(everything=True)
             self._in_flight.consumer = None
 
+    def changed(self, **_: Any) -> None:
+        """Begin or cease to consume the role's queue, and send back what has not begun."""
+        self._in_flight.call_soon(self._apply)
+
+    def hand_over(self, role: str) -> None:
+        """Return when no task of the role runs, or with the lease, also after an error: it must not release early."""
+        try:
+            self.changed()
+            self._in_flight.wait_until_idle(role)
+        except Exception:
+            logger.exception("handover failed role=%s: the lease is kept to its end", role)
+            while self._in_flight.leases.role(role).may_finish():
+                time.sleep(POLL_INTERVAL)
+
+    def fenced(self, *, role: str, term: int, **_: Any) -> None:
+        """Leave the role's queue, send back, and kill what runs if the settings say so."""
+        self.changed()
+        self._in_flight.fenced(role, term)
+
+    def _apply(self) -> None:
+        consumer = self._in_flight.consumer
+        if consumer is not None:
+            consume_led_roles(consumer, self._in_flight)
+            self._in_flight.send_back()
+
 
 def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:
-    """Consume the queue of each role that this worker leads now, and of no other role.
+    """Consume the queue of each role that this worker leads now, and of no other role. On the consumer's thread.
 
-    Call it on the consumer's thread. Waits for the broker. A role whose queue the broker refuses is resigned; other
-    errors are raised.
+    Waits for the broker. A role whose queue the broker refuses is resigned; other errors are raised.
     """
     tasks = consumer.task_consumer
     if tasks is None:
@@ -111,8 +133,8 @@ def consume_led_roles(consumer: Any, in_flight: InFlight) -> None:
 
 
 def declare(consumer: Any, queue: Queue) -> None:
-    """Declare `queue`, on a channel of its own, since RabbitMQ closes the one on which it refuses. Waits for the
-    broker. Raises `ConfigurationError` with the broker's answer if it refuses.
+    """Declare `queue`, on a channel of its own, since RabbitMQ closes the one on which it refuses: that raises
+    `ConfigurationError` with its answer. Waits for the broker.
     """
     channel = consumer.connection.channel()
     bound: Any = queue(channel)
@@ -128,17 +150,13 @@ def declare(consumer: Any, queue: Queue) -> None:
 
 
 def end_worker(error: ConfigurationError) -> NoReturn:
-    """End a running worker in an orderly way: it would log any other error with its traceback. On the consumer's
-    thread.
-    """
+    """End a running worker in an orderly way, where another error would be logged with its traceback."""
     logger.critical("%s", error)
     raise WorkerShutdown(EX_FAILURE) from error
 
 
 def _bind_delayed(consumer: Any) -> None:
-    """Let RabbitMQ deliver messages to the role queues that it holds back until their ETA (quorum queues). Celery's own
-    step binds the queues that it knows.
-    """
+    """Bind the role queues to RabbitMQ's delays (ETAs with quorum queues), as Celery does with the queues it knows."""
     app = consumer.app
     if not detect_quorum_queues(app, app.connection_for_write().transport.driver_type)[0]:
         return
@@ -151,57 +169,3 @@ def _bind_delayed(consumer: Any) -> None:
                 bound: Any = queue(connection.default_channel)
                 bound.declare()
                 bind_queue_to_native_delayed_delivery_exchange(connection, queue)
-
-
-class LeadershipReceivers:
-    """What each transition makes the worker do. They run on the leadership's thread."""
-
-    def __init__(self, in_flight: InFlight) -> None:
-        self._in_flight = in_flight
-        self._receivers = (
-            (signals.leadership_acquired, self.changed),
-            (signals.leadership_revoked, self.changed),
-            (signals.leadership_fenced, self.fenced),
-        )
-
-    def connect(self) -> None:
-        """Receive the signals. A handover waits for `hand_over` after all receivers of the signal have returned."""
-        self._in_flight.leadership.barrier = self.hand_over
-        for signal, receiver in self._receivers:
-            signal.connect(receiver, sender=self._in_flight.leadership, weak=False)
-
-    def disconnect(self) -> None:
-        """Receive no more signals."""
-        for signal, receiver in self._receivers:
-            signal.disconnect(receiver, sender=self._in_flight.leadership)
-
-    def changed(self, **_: Any) -> None:
-        """Begin or cease to consume the role's queue, and send back what has not begun."""
-        consumer = self._in_flight.consumer
-        if consumer is not None:
-            consumer.call_soon(self._apply)
-
-    def hand_over(self, role: str) -> None:
-        """Return when no task of the role runs any more.
-
-        An error in here must not bring the release forward: then wait until the lease has ended.
-        """
-        try:
-            self.changed()
-            self._in_flight.wait_until_idle(role)
-        except Exception:
-            logger.exception("handover failed role=%s: the lease is kept to its end", role)
-            while self._in_flight.leases.role(role).may_finish():
-                time.sleep(POLL_INTERVAL)
-
-    def fenced(self, *, role: str, term: int, **_: Any) -> None:
-        """Leave the role's queue, send back, and kill what runs if the settings say so."""
-        self.changed()
-        self._in_flight.fenced(role, term)
-
-    def _apply(self) -> None:
-        """Apply the lease on the consumer's thread, unless the connection was lost in the meantime."""
-        consumer = self._in_flight.consumer
-        if consumer is not None:
-            consume_led_roles(consumer, self._in_flight)
-            self._in_flight.send_back()

@@ -1,9 +1,8 @@
 """`celery inspect neli` and `celery control neli_resign` on workers.
 
-Every `celery` command imports this file (cli.py), since it refuses a name that its own process does not know, and so
-does every worker in an election (bootsteps.py). So it loads the rest of the package only when a command arrives.
-Handlers run on the consumer's thread, between two tasks: they read memory, or ask the leadership's thread and do not
-wait for it.
+Every `celery` command imports this file (cli.py), since it refuses a name that its own process does not know. So it
+loads the rest of the package only when a command arrives. Handlers run on the consumer's thread, between two tasks:
+they read memory, or ask the leadership's thread and do not wait for it.
 """
 
 from __future__ import annotations
@@ -24,14 +23,26 @@ OFF = (
 @inspect_command()
 def neli(state: Any, **kwargs: Any) -> dict[str, Any]:
     """Show which roles this worker leads, in which term and until when, and what happened to tasks it could not run."""
+    from celery_neli.election.lease import boottime
+    from celery_neli.worker.redelivery import counts
+
     leadership = _leadership(state.app)
     if leadership is None:
         return dict(nok(OFF))
-    return {
-        "name": leadership.config.name,
-        "group": leadership.config.group,
-        "roles": {each: _describe(leadership, each) for each in leadership.roles},
-    }
+    singletons = getattr(state.app, "neli_singletons", ())  # `celery_neli.singletons` notes them there
+    roles = {}
+    for name in leadership.roles:
+        role, standing = leadership.role(name), leadership.role(name).standing()
+        roles[name] = {  # docs/workers.md ("Watching workers") explains the keys
+            "leader": role.leader(),
+            "leading": standing.leading,
+            "held": standing.held,
+            "term": standing.term,
+            "until": round(standing.until - boottime(), 3) if standing.held else None,
+            "tasks": counts.of_role(name),
+            "singletons": [each.name for each in singletons if (each.role or leadership.roles[0]) == name],
+        }
+    return {"name": leadership.config.name, "group": leadership.config.group, "roles": roles}
 
 
 @control_command(args=[("role", str)], signature="[role]")
@@ -54,28 +65,8 @@ def neli_resign(state: Any, role: str | None = None, **kwargs: Any) -> dict[str,
 
 
 def _leadership(app: Any) -> Leadership | None:
-    """Return the worker's leadership; None if it takes part in no election."""
     from celery_neli.election.leadership import leadership_for
     from celery_neli.election.shared_lease import shared
     from celery_neli.kafka.connect import connect
 
     return None if shared(app) is None else leadership_for(app, "worker", connect)
-
-
-def _describe(leadership: Leadership, name: str) -> dict[str, Any]:
-    """Return the state of one role; docs/workers.md ("Watching workers") explains the keys."""
-    from celery_neli.election.lease import boottime
-    from celery_neli.worker.redelivery import counts
-
-    role = leadership.role(name)
-    standing = role.standing()
-    singletons = getattr(leadership.app, "neli_singletons", ())  # `celery_neli.singletons` notes them there
-    return {
-        "leader": role.leader(),
-        "leading": standing.leading,
-        "held": standing.held,
-        "term": standing.term,
-        "until": round(standing.until - boottime(), 3) if standing.held else None,
-        "tasks": counts.of_role(name),
-        "singletons": [each.name for each in singletons if (each.role or leadership.roles[0]) == name],
-    }

@@ -1,5 +1,4 @@
-"""A worker's transitions as Celery's worker events: `worker-neli-acquired`, `worker-neli-revoked`,
-`worker-neli-fenced`.
+"""A worker's transitions as worker events: `worker-neli-acquired`, `worker-neli-revoked`, `worker-neli-fenced`.
 
 A thread and a connection of their own send them: the worker's event dispatcher takes a lock and may wait for a task
 broker that is gone, and a handover must not wait for those who only watch.
@@ -22,15 +21,8 @@ from celery_neli import signals
 from celery_neli.election.leadership import Leadership
 from celery_neli.logs import escaping
 
-KINDS = {
-    "worker-neli-acquired": signals.leadership_acquired,
-    "worker-neli-revoked": signals.leadership_revoked,
-    "worker-neli-fenced": signals.leadership_fenced,
-}
 KEPT = 100
 """Events that wait for a task broker that is away; further ones are dropped."""
-RETRY = 2.0
-CLOSE_TIMEOUT = 2.0
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -40,12 +32,10 @@ logger = escaping(logging.getLogger(__name__))
 class Outbox:
     """Sends events in order, on a thread that exists only while there are any.
 
-    Args:
-        connect: gives what sends one event. Both may block, and raise: then the event is retried.
-        retry: seconds until the retry.
+    `connect` gives what sends one event. Both may block, and raise: then the event is sent again after `retry` seconds.
     """
 
-    def __init__(self, connect: Callable[[], AbstractContextManager[Send]], *, retry: float = RETRY) -> None:
+    def __init__(self, connect: Callable[[], AbstractContextManager[Send]], *, retry: float = 2.0) -> None:
         self._connect, self._retry = connect, retry
         self._events: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()
@@ -61,7 +51,7 @@ class Outbox:
                     self._thread = threading.Thread(target=self._run, name="neli-events", daemon=True)
                     self._thread.start()
 
-    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+    def close(self, timeout: float = 2.0) -> None:
         """Send what is left, for up to `timeout` seconds; give up what cannot be sent at once."""
         with self._lock:
             self._closed.set()
@@ -92,15 +82,13 @@ def send_transitions(worker: Any, leadership: Leadership) -> None:
     """
     outbox = Outbox(lambda: _dispatcher(worker))
 
-    def receiver(kind: str) -> Callable[..., None]:
-        def on_transition(election: str, role: str, term: int, **_: Any) -> None:
-            if _wanted(worker):
-                outbox.put({"type": kind, "election": election, "role": role, "term": term, "timestamp": time.time()})
+    def on_transition(signal: Any, election: str, role: str, term: int, **_: Any) -> None:
+        if _wanted(worker):
+            kind = signal.name.replace("leadership_", "worker-neli-")
+            outbox.put({"type": kind, "election": election, "role": role, "term": term, "timestamp": time.time()})
 
-        return on_transition
-
-    for kind, signal in KINDS.items():
-        signal.connect(receiver(kind), sender=leadership, weak=False)
+    for signal in (signals.leadership_acquired, signals.leadership_revoked, signals.leadership_fenced):
+        signal.connect(on_transition, sender=leadership, weak=False)
     worker_shutdown.connect(lambda **_: outbox.close(), sender=worker, weak=False)
 
 

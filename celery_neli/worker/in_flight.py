@@ -14,7 +14,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -30,9 +31,7 @@ from celery_neli.worker.task_marking import role_queue
 POLL_INTERVAL = 0.02
 """Seconds between two looks at the lease while a handover waits."""
 LOOP_TIMEOUT = 5.0
-"""Seconds after which a consumer's loop that did not turn hangs: it waits for a message for 2 s at most (pools without
-an event loop).
-"""
+"""Seconds after which a consumer's loop that did not turn hangs; without an event loop it waits 2 s for a message."""
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -40,8 +39,8 @@ logger = escaping(logging.getLogger(__name__))
 class InFlight:
     """The leader-only requests of one worker process.
 
-    A request changes hands by `del self._waiting[request]`, which succeeds on one thread only. It is entered as running
-    before the lease is asked, so a handover that begins after the lease was revoked sees each one that may have begun.
+    A request is entered as running before the lease is asked, so a handover that begins after the lease was revoked
+    sees each one that may have begun.
     """
 
     def __init__(
@@ -66,18 +65,21 @@ class InFlight:
         self.consumer, self._pool = consumer, consumer.pool
         self._note_turn()  # an earlier question may have gone with the last loop
 
+    def call_soon(self, call: Callable[..., None], *args: Any) -> None:
+        """Have the consumer's thread make this call, if it is connected. From any thread; returns at once."""
+        consumer = self.consumer
+        if consumer is not None:
+            consumer.call_soon(call, *args)
+
     def progressing(self) -> bool:
         """Return False if no leader task can be received: without a task broker, or if the consumer's loop hangs.
 
         A long task in a solo worker is no hang. Call it repeatedly, from any thread.
         """
-        consumer = self.consumer
-        if consumer is None:
-            return False
         if not self._loop_asked:
             self._loop_asked = True
-            consumer.call_soon(self._note_turn)
-        return self._loop_turns()
+            self.call_soon(self._note_turn)
+        return self.consumer is not None and self._loop_turns()
 
     def _note_turn(self) -> None:
         self._loop_turned, self._loop_asked = time.monotonic(), False
@@ -94,12 +96,12 @@ class InFlight:
     def begin(self, request: Any) -> bool:
         """Return True if the request may be handed to the pool. If this worker does not lead, it goes back soon."""
         self._running[request] = None
-        if self._claim(request):  # else it went back, or the broker has it as its connection is gone
+        if self.leave(request):  # else it went back, or the broker has it as its connection is gone
             request.term = self.leases.role(request.role).leading_term()
             if request.term is not None:
                 return True
             self._waiting[request] = None
-            self.send_back_soon()
+            self.call_soon(self.send_back)
         self._running.pop(request, None)
         self._changed.set()
         return False
@@ -118,9 +120,9 @@ class InFlight:
         request.job = None  # which refers to the request
         self._changed.set()
 
-    def dropped(self, request: Any) -> None:
-        """Forget a request that was acknowledged or rejected while it waited: it will not run."""
-        self._claim(request)
+    def leave(self, request: Any) -> bool:
+        """Take a request from those that wait. Return True on one thread only, which decides what becomes of it."""
+        return self._waiting.pop(request, False) is None
 
     def accepted(self, request: Any, time_accepted: float) -> None:
         """Note that the pool began to run the request at `time_accepted` (monotonic seconds)."""
@@ -139,66 +141,61 @@ class InFlight:
     def message_rejected(self, message: Any) -> None:
         """Forget a message that was rejected before it ran. On the consumer's thread."""
         for request in [each for each in list(self._waiting) if each.message is message]:
-            self.dropped(request)
+            self.leave(request)
             state.task_ready(request)
-
-    def _claim(self, request: Any) -> bool:
-        try:
-            del self._waiting[request]
-        except KeyError:
-            return False
-        return True
 
     # Sending back
 
-    def send_back_soon(self) -> None:
-        """Let the consumer's thread send back what this worker may not run."""
-        consumer = self.consumer
-        if consumer is not None:
-            consumer.call_soon(self.send_back)
-
     def send_back(self, *, everything: bool = False) -> None:
-        """Return the waiting requests whose role this worker does not lead, or all as it stops. On the consumer's
-        thread.
-        """
+        """Return the waiting requests of roles that this worker does not lead, or all. On the consumer's thread."""
         consumer = self.consumer
         if consumer is None:
             return
-        leave = [each for each in list(self._waiting) if everything or not self.leases.role(each.role).may_start()]
-        timers = _timers(consumer, leave)
-        number = 0
-        for request in leave:
-            if not self._claim(request):
-                continue
-            number += 1
-            _forget(consumer, request, timers.get(id(request)))
+        withdrawn = self._withdraw(consumer, lambda each: everything or not self.leases.role(each.role).may_start())
+        for request in withdrawn:
             give_back(request.message, role_queue(self.app, request.role))
             counts.sent_back[request.role] += 1
-        if number:
-            logger.info("leader tasks sent back number=%d", number)
+        if withdrawn:
+            logger.info("leader tasks sent back number=%d", len(withdrawn))
 
     def disconnected(self) -> None:
-        """Note that the connection to the task broker is lost, on the consumer's thread. The broker delivers again what
-        was not acknowledged.
-        """
+        """Note on the consumer's thread that the connection is lost: what was not acknowledged is delivered again."""
         consumer, self.consumer = self.consumer, None
-        lost = [each for each in list(self._waiting) if self._claim(each)]
-        timers = _timers(consumer, lost)
-        for request in lost:
-            _forget(consumer, request, timers.get(id(request)))
+        self._withdraw(consumer, lambda _: True)
         for request in list(self._running):
-            if request.job is not None and _never_written(request.job):
+            # Prefork's pool drops a job of which no child has got anything (`AsynPool.flush`).
+            if all(getattr(request.job, each, True) is None for each in ("_write_to", "_scheduled_for")):
                 self._running.pop(request, None)
         for role, (term, _) in self._fenced.items():
             self._abandon_all(role, term, broker_lost=True)  # what this thread was asked may have gone as well
         self._changed.set()
 
+    def _withdraw(self, consumer: Any, chosen: Callable[[Any], bool]) -> list[Any]:
+        """Undo what the worker knows of the chosen waiting requests, and return them: their timers, with their share of
+        the prefetch count; their places in a bucket, where they would use up tokens; their entries in the worker's
+        state. They give up their slots of the pool by themselves (`strategy.LeaderRequest`).
+        """
+        timers = {id(each.entry.args[0]): each for each in list(consumer.timer.queue) if each.entry.args}
+        found = []
+        for request in list(self._waiting):
+            if not chosen(request) or not self.leave(request):
+                continue
+            found.append(request)
+            if (item := timers.get(id(request))) is not None:
+                # Under gevent the item is a greenlet that only its own `cancel` stops.
+                getattr(item, "cancel", item.entry.cancel)()
+                consumer.qos.decrement_eventually()
+            bucket = consumer.task_buckets.get(request.task.name)
+            if bucket is not None:
+                with suppress(ValueError, IndexError):  # it waits for something else
+                    bucket.contents.remove((request, 1))
+            state.task_ready(request)
+        return found
+
     # Handover
 
     def wait_until_idle(self, role: str) -> None:
-        """Return when no task of `role` runs, or when the lease has ended. The handover waits for it, on the
-        leadership's thread.
-        """
+        """Return when no task of `role` runs, or when the lease has ended. On the leadership's thread."""
         while self.runs(role) and self.leases.role(role).may_finish():
             self._changed.clear()
             if self.runs(role):
@@ -221,18 +218,17 @@ class InFlight:
         """Kill the tasks that run in `term` of `role`, if `neli_fence_kills` is on. On the leadership's thread."""
         if self.fence_kills:
             self._fenced[role] = (term, time.monotonic())
-            consumer = self.consumer
-            if consumer is not None:
-                consumer.call_soon(self._kill_all, role, term)
-            if consumer is None or not self._loop_turns():  # the consumer's thread hangs, who knows for how long
-                self._abandon_all(role, term, broker_lost=consumer is None)
+            disconnected = self.consumer is None
+            self.call_soon(self._kill_all, role, term)
+            if disconnected or not self._loop_turns():  # the consumer's thread hangs, who knows for how long
+                self._abandon_all(role, term, broker_lost=disconnected)
 
     def _kill_all(self, role: str, term: int) -> None:
         for request in self._begun(role, term):
             self._kill(request)
 
     def _abandon_all(self, role: str, term: int, *, broker_lost: bool) -> None:
-        """Kill their children while the consumer's thread hangs or the task broker is away. Any thread.
+        """Kill the children while the consumer's thread hangs or the task broker is away. Any thread.
 
         Without the broker, a message that was to be acknowledged late is the broker's again. Otherwise Celery finds the
         child dead when it can, and the task fails (`WorkerLostError`), unless `_kill` comes first.
@@ -256,7 +252,7 @@ class InFlight:
         """Kill the child that runs the request, and report what became of the task. On the consumer's thread.
 
         By SIGKILL: SIGTERM is an exception in the body, which may catch it. With acks_late the message goes back to its
-        queue. Acknowledged early, no broker has it, and the task fails with `LeadershipLost`. Celery's own ways would
+        queue; acknowledged early, it is gone, and the task fails with `LeadershipLost`. Celery's own ways would
         acknowledge either (`terminate`) or announce a retry (`cancel`, 5.5).
         """
         if request.killed:
@@ -278,42 +274,6 @@ class InFlight:
 
 def _log_kill(request: Any) -> None:
     logger.warning("leader task killed id=%s name=%s role=%s", request.id, request.name, request.role)
-
-
-def _timers(consumer: Any, requests: Iterable[Any]) -> dict[int, Callable[[], None]]:
-    """Return, by the id() of a request, the function that cancels its timer."""
-    wanted = {id(each) for each in requests}
-    found: dict[int, Callable[[], None]] = {}
-    if wanted:
-        for item in list(consumer.timer.queue):
-            if item.entry.args and id(item.entry.args[0]) in wanted:
-                # Under gevent the item is a greenlet that only its own `cancel` stops.
-                found[id(item.entry.args[0])] = getattr(item, "cancel", item.entry.cancel)
-    return found
-
-
-def _forget(consumer: Any, request: Any, cancel: Callable[[], None] | None) -> None:
-    """Undo what the worker knows of a waiting request: its timer, with its share of the prefetch count; its place in a
-    bucket, where it would use up a token; its entry in the worker's state. It gives up its slot of the pool by itself
-    (`strategy.LeaderRequest`).
-    """
-    if cancel is not None:
-        cancel()
-        consumer.qos.decrement_eventually()
-    bucket = consumer.task_buckets.get(request.task.name)
-    if bucket is not None:
-        try:
-            bucket.contents.remove((request, 1))
-        except (ValueError, IndexError):
-            pass  # it waits for something else
-    state.task_ready(request)
-
-
-def _never_written(job: Any) -> bool:
-    """Return True if prefork's pool dropped the job with the connection (`AsynPool.flush`) before a child got any of
-    it.
-    """
-    return getattr(job, "_write_to", job) is None and getattr(job, "_scheduled_for", job) is None
 
 
 def in_flight_of(app: Any) -> InFlight | None:

@@ -1,15 +1,17 @@
 """`@leader_only`: work that one process of the fleet does at a time, and the check of the lease before each body.
 
 The check runs in the process that runs the body, a pool's child or the worker itself, through the memory that they
-share (`election/shared_lease.py`): the decision when the message arrived may be old by now. `task_marking.py` sends
-such a task to its queue, `strategy.py` takes its message in the worker.
+share (`election/shared_lease.py`): the decision when the message arrived may be old by now.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final, NoReturn, TypeVar, overload
 
@@ -18,14 +20,13 @@ from celery.app.task import Task
 from celery.exceptions import Ignore, Reject
 from kombu.entity import Queue
 
-from celery_neli.config import enabled
+from celery_neli.config import enabled, setting
 from celery_neli.election.shared_lease import RoleLease, shared
-from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.exceptions import ConfigurationError, LeadershipLost, NotLeader
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.worker.context import WORK, Unelected, current_term, in_term, still_leader
 from celery_neli.worker.redelivery import counts, published_to
-from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue, roles_of
+from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue
 
 __all__ = ["current_term", "leader_only", "roles", "still_leader"]
 
@@ -33,6 +34,41 @@ T = TypeVar("T", bound=Callable[..., Any])
 _UNSET: Final[Any] = object()
 
 logger = escaping(logging.getLogger(__name__))
+
+
+@dataclass(frozen=True)
+class Unelected:
+    """The lease of a role where `neli_enabled` is off: every process leads, in term 0. See `RoleLease`."""
+
+    name: str
+
+    def leading_term(self) -> int:
+        """Return term 0."""
+        return 0
+
+    def may_finish(self, term: int | None = None) -> bool:
+        """Return True."""
+        return True
+
+    may_start = may_finish
+
+
+Lease = RoleLease | Unelected
+
+Work = tuple[Lease, int, bool, object]
+"""Lease, term, True if a loss is raised, and the mark of what began the work."""
+
+WORK: Final[ContextVar[Work | None]] = ContextVar("celery_neli_work", default=None)
+
+
+@contextmanager
+def in_term(lease: Lease, term: int) -> Iterator[None]:
+    """Let what runs inside be leader-only work of the role, begun in `term`. The caller has checked the lease."""
+    token = WORK.set((lease, term, False, None))
+    try:
+        yield
+    finally:
+        WORK.reset(token)
 
 
 @overload
@@ -68,8 +104,7 @@ def leader_only(
 
     A plain function, a task called directly, `.apply()` and `task_always_eager` run if this process, or the worker that
     forked it, leads. Leader-only work may call other leader-only work of its role until it ends, also during a
-    handover. With `neli_enabled = False` everything runs, everywhere. The check takes no lock and no system call; it
-    may be made from any thread.
+    handover. With `neli_enabled = False` everything runs, everywhere. Any thread may call it.
 
     Args:
         target: the task, class or function; None if the decorator is called with options.
@@ -88,42 +123,40 @@ def leader_only(
         ValueError: when decorating with another `on_standby`.
         ConfigurationError: at the first use, for an unknown role; it lists the roles.
     """
-    mark = Mark(role=role, on_standby=on_standby, stop_on_loss=stop_on_loss)
 
     def wrap(body: Callable[..., Any], cls: type[Task] | None) -> Callable[..., Any]:
         return _with_check(body, mark, cls, app, default)
 
     def decorate(target: Any) -> Any:
-        return target if mark_target(target, mark, wrap) else _checked_function(target, mark, wrap)
+        return target if mark_target(target, mark) else _checked_function(target, mark)
+
+    mark = Mark(role=role, on_standby=on_standby, stop_on_loss=stop_on_loss, wrap=wrap)
 
     return decorate if target is None else decorate(target)
 
 
-def _checked_function(function: Any, mark: Mark, wrap: Callable[..., Any]) -> Any:
+def _checked_function(function: Any, mark: Mark) -> Any:
     if isinstance(function, (type, staticmethod, classmethod, dict)) or not callable(function):
         raise TypeError(
             f"@leader_only takes a function, a task or a task class, not {function!r}"
             + (": put it below" if isinstance(function, (staticmethod, classmethod)) else "")
         )
     inner = inspect.unwrap(function)
-    for runs_later in (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction):
-        if runs_later(inner):
-            raise TypeError(
-                f"@leader_only takes functions that do their work when called: {function!r} only begins it, "
-                "and the lease may be gone when it goes on"
-            )
-    checked = wrap(function, None)
-    mark_function(checked, mark, wrap)
+    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner):
+        raise TypeError(
+            f"@leader_only takes functions that do their work when called: {function!r} only begins it, "
+            "and the lease may be gone when it goes on"
+        )
+    checked = mark.wrap(function, None)
+    mark_function(checked, mark)
     return checked
 
 
 def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, default: Any) -> Callable[..., Any]:
-    """Return the body with the check before it. `cls` is the task's class, whose app counts; None for a function. The
-    way of a leader is short on purpose: `benchmarks/gate.py` measures it.
-    """
+    """Return the body with the check before it, whose way is short for a leader: `benchmarks/gate.py` measures it."""
     wanted, stop_on_loss = mark.role, mark.stop_on_loss
 
-    def run(lease: RoleLease, term: int, args: Any, kwargs: Any) -> Any:
+    def run(lease: Lease, term: int, args: Any, kwargs: Any) -> Any:
         token = WORK.set((lease, term, stop_on_loss, mark))
         try:
             return body(*args, **kwargs)
@@ -158,8 +191,7 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
             if term is not None:
                 return run(lease, term, args, kwargs)
         elif not enabled(mine):
-            with in_term(Unelected(wanted or ""), 0, stop_on_loss=stop_on_loss, mark=mark):
-                return body(*args, **kwargs)
+            return run(Unelected(wanted or ""), 0, args, kwargs)
         task = _state.get_current_task()
         if task is not None and mark_of(task) is mark and _by_message(type(task)):
             reject_or_redirect(task, mark)
@@ -173,8 +205,8 @@ def _with_check(body: Callable[..., Any], mark: Mark, cls: Any, app: Any, defaul
 
 
 def _by_message(cls: Any) -> bool:
-    """Return True if a message asked for this run of a task of class `cls`. A task that calls itself, or is its own
-    errback, has the message's request too, but beneath one of its own.
+    """Return True if a message asked for this run. A task that calls itself, or is its own errback, has the message's
+    request too, but beneath one of its own.
     """
     stack = cls.request_stack.stack
     return len(stack) == 1 and not stack[0].called_directly and not stack[0].is_eager
@@ -193,10 +225,7 @@ def _reason(app: Any, role: str | None) -> str:
 def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
     """End a task that a worker has begun and must not run: send it to its role's queue again, or do what `mark` says.
 
-    Raises:
-        Ignore: for Celery's tracer: the message is acknowledged, and no result is stored.
-        Reject: for Celery's tracer: the message is rejected.
-        NotLeader: stored as the task's failure.
+    For Celery's tracer it raises `Ignore` (the message is acknowledged, no result is stored), `Reject` or `NotLeader`.
     """
     app, request = task.app, task.request
     role, queue = role_of(app, mark.role), role_queue(app, mark.role)
@@ -223,9 +252,8 @@ def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
 
 
 def _send_to(task: Task, queue: Queue) -> None:
-    """Publish the task that runs to its role's queue, as `Task.retry` does, but with the same number of retries.
-
-    By Celery's own `apply_async`: that of a base class which refuses doubles would refuse the task as its own double.
+    """Publish the running task to its role's queue as `Task.retry` does, but not as a retry, and by Celery's own
+    `apply_async`: that of a base class which refuses doubles would refuse it as its own double.
     """
     request = task.request
     given = {"ignore_result": request.ignore_result} if "ignore_result" in vars(request) else {}
@@ -239,13 +267,41 @@ def _send_to(task: Task, queue: Queue) -> None:
 
 
 def roles() -> tuple[str, ...]:
-    """Return the roles of the current app that this process, or the worker that forked it, leads now.
-
-    They are in the order of `neli_roles`. With `neli_enabled = False` it returns all of them. It takes no lock, and may
-    be called from any thread.
+    """Return the roles of the current app that this process, or the worker that forked it, leads now: all of them with
+    `neli_enabled = False`. They are in the order of `neli_roles`. It takes no lock; any thread may call it.
     """
     app = _state.get_current_app()
     leases = shared(app)
     if leases is not None:
         return tuple(role for role in leases.roles if leases.role(role).may_start())
-    return () if enabled(app) else roles_of(app)
+    return () if enabled(app) else tuple(setting(app, "neli_roles"))
+
+
+def current_term() -> int:
+    """Return the term in which the calling leader-only work began: a fencing token for whatever the work writes to.
+
+    The term rises from one leader of the role to the next; with `neli_enabled = False` it is 0. Raises LookupError if
+    no leader-only work calls it; a thread that such work starts must be run in `contextvars.copy_context()`.
+    """
+    return _work()[1]
+
+
+def still_leader() -> bool:
+    """Return True if the calling leader-only work may go on: its lease holds, or a handover waits for it (R3).
+
+    After a fence it returns False for good, since another process may lead already; with `stop_on_loss` it raises
+    `LeadershipLost` instead. It does not block. Raises LookupError as `current_term` does.
+    """
+    lease, term, stop_on_loss, _ = _work()
+    if lease.may_finish(term):
+        return True
+    if stop_on_loss:
+        raise LeadershipLost(f"the lease of {lease.name!r}, term {term}, ended while its work ran: stopped")
+    return False
+
+
+def _work() -> Work:
+    work = WORK.get()
+    if work is None:
+        raise LookupError("no leader-only work runs here: call it in a @leader_only task or function, or a singleton")
+    return work

@@ -23,9 +23,7 @@ _compress: Any = compression.compress  # kombu's comes without types
 _PROPERTIES: Final = (
     "correlation_id", "reply_to", "delivery_mode", "expiration", "message_id", "timestamp", "type", "app_id",
 )  # fmt: skip
-"""AMQP properties that are copied, beside the priority. The broker sets the others, or refuses them (user_id) when
-another user sends them.
-"""
+"""The AMQP properties that are copied; the broker sets the others, or refuses them of another user (user_id)."""
 _BROKERS_HEADERS: Final = ("x-death", "x-delivery-count", "x-acquired-count")
 DELIVERIES: Final = 10
 """RabbitMQ drops a quorum queue's message after 20 returns (its delivery limit). Publishing it resets the count."""
@@ -51,10 +49,7 @@ counts = Counts()
 
 
 def published_to(message: Any, queue: Queue) -> bool:
-    """Return True if `message` was published to `queue`, or if RabbitMQ held it back until its ETA on the way there.
-
-    `message` may also be a task's request: only its `delivery_info` counts.
-    """
+    """Return True if this message (or that of a request) was published to `queue`, maybe for RabbitMQ to delay it."""
     info = message.delivery_info if isinstance(message.delivery_info, dict) else {}
     exchange, key = (info.get(name) or "" for name in ("exchange", "routing_key"))
     if not isinstance(exchange, str) or not isinstance(key, str):
@@ -67,12 +62,12 @@ def published_to(message: Any, queue: Queue) -> bool:
 def forward(message: Any, queue: Queue) -> None:
     """Publish `message` to `queue`, which `consumer_step.py` has declared, then acknowledge it.
 
-    Id, headers (ETA, expiry, retries, links), body, priority and the other properties stay as they came, whether they
-    make sense or not. So this works below kombu's Producer, which would convert them, and fail.
+    Headers (id, ETA, expiry, retries, links), body, priority and the other properties stay as they came, whether they
+    make sense or not: kombu's Producer would convert them, and fail.
 
-    Call it on the consumer's thread. It blocks as a publish and an acknowledgement do, but must not wait for an answer
-    of the broker: py-amqp takes further deliveries while it waits, and each of them would come here and wait in turn.
-    If the publish raises, the error is passed on, and the message is not acknowledged.
+    Call it on the consumer's thread. It must not wait for an answer of the broker: py-amqp takes further deliveries
+    while it waits, and each of them would come here and wait in turn. If the publish raises, the error is passed on,
+    and the message is not acknowledged.
     """
     headers = {key: value for key, value in message.headers.items() if not str(key).startswith(_BROKERS_HEADERS)}
     body = message.body
@@ -82,15 +77,9 @@ def forward(message: Any, queue: Queue) -> None:
     properties = {key: given[key] for key in _PROPERTIES if given.get(key) is not None}
     properties.setdefault("delivery_mode", exchange.delivery_mode or PERSISTENT_DELIVERY_MODE)
     priority = given.get("priority")
-    channel = message.channel
-    copy = channel.prepare_message(
-        body,
-        priority if isinstance(priority, int) else 0,  # kombu makes an int of it, and cannot of infinity
-        message.content_type,
-        message.content_encoding,
-        headers,
-        properties,
-    )
+    priority = priority if isinstance(priority, int) else 0  # kombu makes an int of it, and cannot of infinity
+    kind, channel = (message.content_type, message.content_encoding), message.channel
+    copy = channel.prepare_message(body, priority, *kind, headers, properties)
     channel.basic_publish(copy, exchange=exchange.name, routing_key=queue.routing_key)
     message.ack()
 
@@ -98,23 +87,15 @@ def forward(message: Any, queue: Queue) -> None:
 def give_back(message: Any, queue: Queue) -> None:
     """Return an unstarted message to the queue that it came from, or to `queue`, the role's, where the broker cannot.
 
-    Call it on the consumer's thread. An error is logged: the message stays unacknowledged, and the broker redelivers it
-    when the connection ends.
+    Call it on the consumer's thread. An error is logged: the broker redelivers the message when the connection ends.
     """
     try:
-        if _returnable(message):
-            message.requeue()
-        else:
+        deliveries = message.headers.get("x-delivery-count", 0)
+        worn = isinstance(deliveries, int) and deliveries >= DELIVERIES
+        # kombu's Kafka transport would seek to the last message acknowledged, and run others again.
+        if worn or getattr(message.channel.connection, "driver_type", None) == "kafka":
             forward(message, queue)
+        else:
+            message.requeue()
     except Exception as exc:  # noqa: BLE001 - on a connection that is gone kombu's Redis raises AttributeError
         logger.warning("message not returned id=%s: %r; the broker redelivers it", message.headers.get("id"), exc)
-
-
-def _returnable(message: Any) -> bool:
-    """Return True if the broker takes a message back. kombu's Kafka transport seeks to the last message acknowledged
-    instead, and would run others again.
-    """
-    if getattr(message.channel.connection, "driver_type", None) == "kafka":
-        return False
-    deliveries = message.headers.get("x-delivery-count", 0)
-    return not isinstance(deliveries, int) or deliveries < DELIVERIES

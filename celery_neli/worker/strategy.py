@@ -1,7 +1,5 @@
 """What a worker's main process does with a message of a leader-only task, before the pool (Celery: `Task.Strategy`).
 
-`leader_only` makes the handler of such messages, and `LeaderRequest` reports to `InFlight` what becomes of each.
-
 A message that is wrong must cost nothing but itself. Celery rejects one for which a handler raises `InvalidTaskError`,
 but most other errors that a message can cause end a worker, and some count as a lost connection (kombu's Redis lists
 KeyError): the worker reconnects, and receives the same message again. So these errors become an `InvalidTaskError`
@@ -10,60 +8,52 @@ here, or reject the request where no caller would catch that.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
-from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.utils.imports import symbol_by_name
 from celery.worker import state
 from celery.worker.request import Request
-from celery.worker.strategy import default, hybrid_to_proto2
+from celery.worker.strategy import default
 from kombu.entity import Queue
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_neli.beat.publish import DATA_ERRORS, is_transport_error
 from celery_neli.config import enabled
-from celery_neli.exceptions import ConfigurationError, NotLeader
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
 from celery_neli.worker.consumer_step import consume_led_roles, end_worker
 from celery_neli.worker.in_flight import InFlight, in_flight_of
 from celery_neli.worker.redelivery import counts, forward, give_back, published_to
-from celery_neli.worker.task_marking import mark_of, role_of, role_queue
-
-Handler = Callable[..., Any]
+from celery_neli.worker.task_marking import Mark, mark_of, role_of, role_queue
 
 MESSAGE_ERRORS: Final = (*DATA_ERRORS, AttributeError)
-MOST_OF_AN_ERROR: Final = 300
-"""Characters of an error that are shown."""
 TERMINATION: Final = 1.0
-"""Seconds after which a child that exceeded its hard time limit is dead: Celery reports it twice (`on_failure`,
-`on_timeout`), then kills it (SIGTERM, 0.1 s later SIGKILL; billiard's `on_hard_timeout`).
+"""Seconds after which a child that exceeded its hard time limit is dead: Celery reports it twice, then kills it by
+SIGTERM and, 0.1 s later, SIGKILL (billiard's `on_hard_timeout`).
 """
 
 logger = escaping(logging.getLogger(__name__))
 
 
-def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
-    """Return the handler of messages of a task marked `@leader_only`; Celery asks for one with each connection.
+def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
+    """Return the handler of a marked task's messages; Celery asks for one with each connection.
 
-    While this worker leads, it is Celery's own handler. Otherwise a message that came from the role's queue goes back
-    there, for the leader, and one from another queue meets what `on_standby` says. Ends a worker whose settings are
-    wrong.
+    While this worker leads, it is Celery's own. Otherwise a message from the role's queue goes back there, and one from
+    another queue meets what `on_standby` says. Ends a worker whose settings are wrong.
     """
     if not enabled(app):
-        handler: Handler = default(task, app, consumer, **options)
-        return handler
+        return default(task, app, consumer, **options)
     mark = mark_of(task)
     assert mark is not None, f"{task.name} has the strategy of @leader_only and no mark"
     try:
-        role, in_flight = check(task, app), in_flight_of(app)
+        role, in_flight = check(task, mark, app), in_flight_of(app)
         if in_flight is None:
             raise ConfigurationError(
                 f"{task.name} is @leader_only, and this worker takes part in no election: call "
@@ -73,20 +63,15 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
         end_worker(exc)
     queue, lease = role_queue(app, role), in_flight.leases.role(role)
     base = symbol_by_name(task.Request)
-    untracked, tracked = (
-        type("LeaderRequest", (LeaderRequest, base), {"in_flight": each, "role": role})
-        for each in (Untracked(), in_flight)
-    )
 
-    def handler_with(request_class: type) -> Handler:
-        task.Request = request_class
+    def reporting_to(reporter: InFlight | Untracked) -> Any:
+        task.Request = type("LeaderRequest", (LeaderRequest, base), {"in_flight": reporter, "role": role})
         try:
-            handler: Handler = default(task, app, consumer, **options)
+            return default(task, app, consumer, **options)
         finally:
             task.Request = base
-        return handler
 
-    run, fail = handler_with(tracked), handler_with(untracked)
+    run, fail = reporting_to(in_flight), reporting_to(Untracked())
 
     def leave(message: Any) -> None:
         consume_led_roles(consumer, in_flight)
@@ -95,52 +80,35 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Handler:
 
     # Nothing in here may wait for the broker: py-amqp delivers the next messages during such a wait, and then takes one
     # answer for another.
-    def on_message(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
+    def on_message(message: Any, *rest: Any) -> Any:
         if message.body is None:
             message.body = b""  # Celery takes its length when it rejects the message
         try:
-            return take(message, body, ack, reject, callbacks)
+            if lease.may_start():
+                with rejecting():
+                    return run(message, *rest)
+            if published_to(message, queue):
+                consumer.call_soon(leave, message)  # it would come again at once as long as we consume
+            elif mark.on_standby == "forward":
+                _forward(message, queue, consumer.connection)
+                counts.forwarded[role] += 1
+            else:
+                with rejecting():
+                    if mark.on_standby == "fail" or _awaited(message):
+                        return fail(message, *rest)  # the check before the body raises NotLeader
+                message.ack_log_error(logger, consumer.connection_errors)
+                counts.skipped[role] += 1
         except InvalidTaskError:
             in_flight.message_rejected(message)
             raise
-
-    def take(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:
-        if lease.may_start():
-            with rejecting():
-                return run(message, body, ack, reject, callbacks)
-        if published_to(message, queue):
-            consumer.call_soon(leave, message)  # it would come again at once as long as we consume
-        elif mark.on_standby == "forward":
-            _forward(message, queue, consumer.connection)
-            counts.forwarded[role] += 1
-        elif mark.on_standby == "fail":
-            with rejecting():
-                return fail(message, body, ack, reject, callbacks)  # the check before the body raises NotLeader
-        else:
-            with rejecting():
-                request = _request(untracked, task, app, consumer, message, ack, reject) if _awaited(message) else None
-            if request is not None:
-                _fail(request)
-            else:
-                message.ack_log_error(logger, consumer.connection_errors)
-                counts.skipped[role] += 1
         return None
 
     return on_message
 
 
-def check(task: Any, app: Any) -> str:
-    """Return the role of a marked task.
-
-    Raises:
-        ConfigurationError: there is no such role, or the mark contradicts the task.
-    """
-    mark = mark_of(task)
-    assert mark is not None
-    try:
-        role = role_of(app, mark.role)
-    except ConfigurationError as exc:
-        raise ConfigurationError(f"{task.name}: {exc}") from None
+def check(task: Any, mark: Mark, app: Any) -> str:
+    """Return the role of a marked task. Raises `ConfigurationError` for no such role, or a mark against its options."""
+    role = role_of(app, mark.role, f"{task.name}: @leader_only")
     if mark.on_standby == "skip" and not task.ignore_result:
         raise ConfigurationError(
             f"{task.name} is @leader_only(on_standby='skip') and has a result, which no caller would ever get: "
@@ -152,14 +120,13 @@ def check(task: Any, app: Any) -> str:
 def check_all(app: Any) -> None:
     """Raise `ConfigurationError` for the first task of `app`, by name, that no worker could run. Finalises `app`."""
     for _, task in sorted(app.tasks.items()):
-        if mark_of(task) is not None:
-            check(task, app)
+        if (mark := mark_of(task)) is not None:
+            check(task, mark, app)
 
 
 def _forward(message: Any, queue: Queue, connection: Any) -> None:
-    """Forward a message. What the broker does wrong ends the connection: Celery reconnects after a pause, and the
-    broker delivers the message again. Most errors of a broker would end the worker instead. What the message does wrong
-    does not end the connection: the message would come again and again.
+    """Forward a message. What the broker does wrong becomes the end of the connection, where it would end the worker:
+    Celery reconnects, and receives the message again. What the message does wrong must not end the connection.
     """
     try:
         forward(message, queue)
@@ -181,47 +148,21 @@ def _awaited(message: Any) -> bool:
     return bool(chord) or message.headers.get("ignore_result") is False
 
 
-def _request(kind: Any, task: Any, app: Any, consumer: Any, message: Any, ack: Any, reject: Any) -> Any:
-    body, headers, decoded, utc = message.body, message.headers, False, True
-    if isinstance(message.payload, dict):
-        body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
-    options = {"body": body, "headers": headers, "decoded": decoded, "utc": utc, "on_ack": ack, "on_reject": reject}
-    return kind(
-        message, app=app, hostname=consumer.hostname, eventer=consumer.event_dispatcher, task=task,
-        connection_errors=consumer.connection_errors, **options,
-    )  # fmt: skip
-
-
-def _fail(request: Any) -> None:
-    """Fail a task that a standby would skip, although a caller or a chord waits for its result."""
-    request.acknowledge()
-    name = f"{request.task.name}[{printable(request.id)}]"
-    try:
-        raise NotLeader(f"{name} was to be skipped by a standby, and its result is awaited")
-    except NotLeader:
-        failure = ExceptionInfo()
-    try:
-        request.on_failure(failure)
-    except Exception as exc:  # noqa: BLE001 - any result backend's; the message is acknowledged
-        logger.error("result not stored task=%s: %r", name, exc)
-
-
 @contextmanager
 def rejecting() -> Iterator[None]:
     """Turn an error that a message caused inside into an `InvalidTaskError`; those that Celery knows stay as they are.
 
-    Use it only for code that does not wait for the broker: otherwise these errors may come from the broker.
+    What runs inside must not wait for the broker, which may cause such errors too.
     """
     try:
         yield
     except (InvalidTaskError, ContentDisallowed, DecodeError):
         raise
     except MESSAGE_ERRORS as exc:
-        raise InvalidTaskError(printable(f"the message is not a task's: {exc!r}", MOST_OF_AN_ERROR)) from exc
+        raise InvalidTaskError(printable(f"the message is not a task's: {exc!r}", 300)) from exc
 
 
 def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(execute)
     def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
         if not self.in_flight.begin(self):
             state.task_ready(self)
@@ -244,7 +185,6 @@ def _wrap_execute(execute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wrap_success(success: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(success)
     def on_success(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return success(self, *args, **kwargs)
@@ -263,15 +203,15 @@ class Untracked:
 
     def _ignore(self, *_: Any) -> None: ...
 
-    arrived = submitted = ended = dropped = accepted = dying = _ignore
+    arrived = submitted = ended = leave = accepted = dying = _ignore
 
 
 class LeaderRequest(Request):
     """A request that rejects its message if no request can be made of it, and reports to `InFlight` what becomes of it.
 
     It stands before the task's own class. Celery makes a subclass for speed (`create_request_cls`), whose methods do
-    not call ours: so they are wrapped. All of it runs in the worker's main process. The timer's thread may run
-    `execute_using_pool` (pools without an event loop), and a pool's thread may report the end.
+    not call ours: so they are wrapped. In the worker's main process, the timer's thread may run `execute_using_pool`
+    (pools without an event loop), and a pool's thread may report the end.
     """
 
     in_flight: ClassVar[InFlight | Untracked]
@@ -293,18 +233,21 @@ class LeaderRequest(Request):
         with rejecting():
             super().__init__(*args, **kwargs)
             hash((self.id, self.name))  # Celery looks them up
-            _check_time_limits(self.time_limits)
+            _hard, _soft = self.time_limits
+            for limit in self.time_limits:  # the pool reads them while the task runs: an error would end the worker
+                if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
+                    raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
         self.in_flight.arrived(self)
 
     def acknowledge(self) -> None:
-        """Acknowledge the message. Celery also does so when it drops it: expired, revoked."""
+        """Acknowledge the message, as Celery also does when it drops it: expired, revoked."""
         super().acknowledge()
-        self.in_flight.dropped(self)
+        self.in_flight.leave(self)
 
     def reject(self, requeue: bool = False) -> None:
-        """Reject the message. Celery also does so when it drops it: an ETA that is no date."""
+        """Reject the message, as Celery also does when it drops it: an ETA that is no date."""
         super().reject(requeue=requeue)
-        self.in_flight.dropped(self)
+        self.in_flight.leave(self)
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note that a child (thread, greenlet) has begun the task; maybe one that must be killed by now."""
@@ -312,7 +255,7 @@ class LeaderRequest(Request):
         self.in_flight.accepted(self, time_accepted)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> None:
-        """Note that the task failed. `InFlight` has reported the end of a child that it killed."""
+        """Note that the task failed; `InFlight` has reported that of a child that it killed."""
         try:
             if not self.killed:
                 super().on_failure(exc_info, *args, **kwargs)
@@ -329,11 +272,3 @@ class LeaderRequest(Request):
         finally:
             if not soft:
                 self.in_flight.dying(self, TERMINATION)
-
-
-def _check_time_limits(limits: Any) -> None:
-    """Check the limits now: the pool reads them while the task runs, and an error would then end the worker."""
-    for limit in limits:
-        if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
-            raise InvalidTaskError(f"invalid time limit: {printable(limit)}")
-    _hard, _soft = limits

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from celery_neli import periodic
 from celery_neli.config import from_app
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.api import Topic
 from celery_neli.periodic.cli import schedule
-from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode, encode_state
+from celery_neli.periodic.editor import Topic
+from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode_definition, decode_state, encode_state
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def run(app: Celery) -> Any:
 
 
 def stored(app: Celery) -> dict[tuple[str, str], Any]:
-    return {key: decode(key[0], value) for key, value in Topic(app).read().items()}
+    decoders = {ENTRY: decode_definition, STATE: decode_state}
+    return {key: decoders[key[0]](value) for key, value in Topic(app).read().items()}
 
 
 # -- the API --

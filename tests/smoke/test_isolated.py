@@ -20,7 +20,7 @@ from celery_neli.election.shared_lease import SharedLease
 from celery_neli.singletons.decorator import Singleton
 from celery_neli.singletons.process import ProcessSession
 from celery_neli.singletons.runner import ChildFailed
-from celery_neli.worker.context import Unelected
+from celery_neli.worker.leader_only import Unelected
 from tests.processes import start_process, stop_process, wait_until
 
 pytestmark = pytest.mark.smoke

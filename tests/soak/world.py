@@ -207,7 +207,7 @@ class World:
             self.leader.win()
 
     def _put(self, name: str, when: str) -> None:
-        definition = define(self.app, name, "soak.task", when, args=[name]).definition
+        definition = define(self.app, name, "soak.task", when, args=[name])
         since = {"since": self.now.timestamp()}
         self.topic.put(ENTRY, name, encode_definition(type(definition)(**{**_fields(definition), **since})))
 

@@ -148,7 +148,8 @@ class World:
     def edit(self) -> ScheduleEditor:
         """For one change of the runtime schedule by another process."""
         least = self.conf.get("neli_least_interval", 1.0)
-        app = make_app(beat_schedule=self.schedule, timezone="UTC", neli_least_interval=least)
+        conf = {"timezone": "UTC", "neli_least_interval": least, "neli_scheduler": None}
+        app = make_app(beat_schedule=self.schedule, **conf)
         return ScheduleEditor(app, _Store(self.log), by="test", clock=self.clock)
 
     def put(self, name: str, schedule: Any, **fields: Any) -> None:

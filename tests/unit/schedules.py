@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery_neli.periodic.api import Periodic, view_of
 from celery_neli.periodic.editor import ScheduleEditor
-from celery_neli.periodic.view import Periodic, view_of
-from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode, encode_definition, encode_state
+from celery_neli.schedule_topic.codec import (
+    ENTRY,
+    STATE,
+    Definition,
+    State,
+    decode_definition,
+    decode_state,
+    encode_definition,
+    encode_state,
+)
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -41,11 +50,11 @@ class FakeStore:
 
     def definition(self, name: str) -> Any:
         value = self.values.get((ENTRY, name))
-        return None if value is None else decode(ENTRY, value)
+        return None if value is None else decode_definition(value)
 
     def state(self, name: str) -> Any:
         value = self.values.get((STATE, name))
-        return None if value is None else decode(STATE, value)
+        return None if value is None else decode_state(value)
 
     def set(self, name: str, value: State | Definition) -> None:
         """As if somebody else had written it."""
@@ -60,6 +69,7 @@ class Desk:
 
     def __init__(self, app: Celery | None = None) -> None:
         self.app = app or make_app(beat_schedule={"static": {"task": "t", "schedule": 60.0}})
+        self.app.conf.neli_scheduler = None  # the one that runs runtime entries
         self.store = FakeStore()
         self.now = NOON
 

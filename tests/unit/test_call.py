@@ -48,7 +48,7 @@ class Names(str, enum.Enum):
 
 
 def put(task: Any, **given: Any) -> tuple[str | None, list[Any], dict[str, Any], dict[str, Any]]:
-    found = define(APP, "x", task, given.pop("schedule", 60), **given).definition
+    found = define(APP, "x", task, given.pop("schedule", 60), **given)
     return found.task, found.args, found.kwargs, found.options
 
 
@@ -139,12 +139,12 @@ def test_a_shared_task_is_of_every_app() -> None:
 
     app = make_app()
     app.finalize()
-    assert define(app, "x", shared, 60).definition.task == "lib.shared"
+    assert define(app, "x", shared, 60).task == "lib.shared"
 
 
 def test_the_app_may_be_behind_a_proxy() -> None:
     """Such as `celery.current_app`."""
-    assert define(Proxy(lambda: APP), "x", tidy, 60, args=[7]).definition.task == "shop.tidy"
+    assert define(Proxy(lambda: APP), "x", tidy, 60, args=[7]).task == "shop.tidy"
 
 
 @pytest.mark.parametrize("app", [None, "shop", object(), Celery, types.SimpleNamespace(conf={}, steps={})])
@@ -185,7 +185,7 @@ def test_an_interval_of_a_subclass_is_the_interval_that_it_is() -> None:
         def days(self) -> int:  # type: ignore[override]
             return 99
 
-    assert define(APP, "x", tidy, Odd(minutes=5), args=[7]).definition.schedule == "PT5M"
+    assert define(APP, "x", tidy, Odd(minutes=5), args=[7]).schedule == "PT5M"
 
 
 # -- arguments that the task does not take --
@@ -228,7 +228,7 @@ def test_arguments_are_not_judged_where_the_task_is_not_known_or_does_not_want_i
         """Is given its argument by its class."""
 
     for task in ("unknown", loose, own):
-        assert define(app, "x", task, 60).definition.args == []
+        assert define(app, "x", task, 60).args == []
 
 
 Point = namedtuple("Point", "x y")

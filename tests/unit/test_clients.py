@@ -150,7 +150,7 @@ def test_an_outage_is_one_warning_and_its_end_one_line():
         client_log.log(logging.ERROR, "%s", "FAIL [x] [thrd:k:9092]: k:9092: Connect failed: Connection refused")
         client_log.error(KafkaTrouble("_TRANSPORT", "k:9092: Connection refused"))
         client_log.error(KafkaTrouble("_ALL_BROKERS_DOWN", "1/1 brokers are down"))
-    assert client_log.unreachable
+    assert client_log.reachability.unreachable
     client_log.reachable()
     client_log.reachable()
     assert log.loud() == [

@@ -7,7 +7,7 @@ import logging
 import pytest
 from celery.exceptions import WorkerShutdown
 
-from celery_neli.worker.consumer_step import LeadershipReceivers, consume_led_roles
+from celery_neli.worker.consumer_step import consume_led_roles
 from tests.unit.workers import Worker
 
 
@@ -22,7 +22,7 @@ def test_an_acquisition_begins_to_consume_and_a_revocation_ends_it() -> None:
     """On the consumer's own thread."""
     worker = Worker()
     worker.connect()
-    receivers = LeadershipReceivers(worker.in_flight)
+    receivers = worker.step
     worker.lease.lead()
     receivers.changed()
     assert worker.consumes() == {worker.ordinary}
@@ -49,7 +49,7 @@ def test_what_is_consumed_is_not_consumed_again(caplog: pytest.LogCaptureFixture
     worker.lease.lead()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
-            LeadershipReceivers(worker.in_flight).changed()
+            worker.step.changed()
             worker.turn()
     assert caplog.text.count("leader queue consumed") == 1
 
@@ -92,7 +92,7 @@ def test_changes_while_disconnected_wait_for_the_connection() -> None:
     """A transition then touches nothing."""
     worker = Worker()
     worker.connect()
-    receivers = LeadershipReceivers(worker.in_flight)
+    receivers = worker.step
     worker.lease.lead()
     receivers.changed()
     worker.step.stop(worker.consumer)
@@ -123,7 +123,7 @@ def test_a_role_whose_queue_is_refused_later_is_resigned(caplog: pytest.LogCaptu
     worker.refused.add(worker.queue("billing"))
     worker.lease.lead(role="billing")
     worker.lease.lead(role="mail")
-    LeadershipReceivers(worker.in_flight).changed()
+    worker.step.changed()
     worker.turn()
     assert worker.leadership.resigned == ["billing"]
     assert worker.consumes() == {worker.ordinary, worker.queue("mail")}

@@ -21,7 +21,7 @@ APP = make_app(timezone="Europe/Berlin")
 
 def defined(**given: Any) -> Definition:
     fields = {"name": "e", "task": "shop.t", "schedule": "PT1M", **given}
-    definition = define(APP, fields.pop("name"), fields.pop("task"), fields.pop("schedule"), **fields).definition
+    definition = define(APP, fields.pop("name"), fields.pop("task"), fields.pop("schedule"), **fields)
     encode_definition(definition)  # checks its size
     return definition
 
@@ -96,7 +96,7 @@ def test_a_task_may_be_given_itself() -> None:
     def own() -> None:
         """Nothing."""
 
-    assert define(app, "e", own, "PT1M").definition.task == "shop.own"
+    assert define(app, "e", own, "PT1M").task == "shop.own"
 
 
 def test_entries_of_one_schedule_share_it() -> None:

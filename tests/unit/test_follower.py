@@ -170,8 +170,6 @@ class FoundTopic:
 
     def allow(self, operation: str) -> None: ...
 
-    def raise_denied(self) -> None: ...
-
 
 @pytest.fixture
 def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:

@@ -121,7 +121,7 @@ def test_a_codec_and_a_queue_that_this_process_knows_are_taken() -> None:
     """Also by another of its names. No queue is added by the question."""
     for app in (make_app(task_create_missing_queues=False, task_default_queue="celery"), make_app()):
         for options in ({"serializer": "json"}, {"compression": "gzip"}, {"queue": "celery"}):
-            assert define(app, "e", "t", 60, options=options).definition.options == options
+            assert define(app, "e", "t", 60, options=options).options == options
     app = make_app()
     define(app, "e", "t", 60, options={"queue": "elsewhere"})
     assert "elsewhere" not in app.amqp.queues

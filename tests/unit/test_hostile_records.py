@@ -21,8 +21,8 @@ from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.election.records import decode as decode_leader_record
 from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.periodic.api import entry_names, view_of
 from celery_neli.periodic.definition import define, entry_of
-from celery_neli.periodic.view import entry_names, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     MEMBER,
@@ -32,8 +32,9 @@ from celery_neli.schedule_topic.codec import (
     Kind,
     Note,
     State,
-    decode,
     decode_definition,
+    decode_note,
+    decode_state,
     encode_definition,
     encode_note,
     encode_state,
@@ -45,6 +46,7 @@ from tests.unit.beats import START, World
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
 
+DECODERS = {STATE: decode_state, ENTRY: decode_definition, MEMBER: decode_note}
 APP = make_app(timezone="Europe/Berlin")
 GOOD = Definition(task="t", schedule="PT1M", since=NOON)
 FIELDS: dict[str, Any] = json.loads(encode_definition(GOOD))
@@ -301,9 +303,10 @@ SLOW = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCh
 def test_what_put_accepts_every_reader_can_read(task: Any, schedule: Any, args: Any, kwargs: Any, options: Any) -> None:
     """Whatever is put is refused by its field, or comes back as it was from the bytes, as an entry."""
     try:
-        definition, made = define(APP, "e", task, schedule, args=args, kwargs=kwargs, options=options)
+        definition = define(APP, "e", task, schedule, args=args, kwargs=kwargs, options=options)
     except ConfigurationError:
         return
+    made = entry_of(definition, "e", APP)
     entry = entry_of(decode_definition(encode_definition(definition)), "e", APP)
     assert (entry.args, entry.kwargs, entry.options) == (made.args, made.kwargs, made.options)
     assert entry.schedule == made.schedule
@@ -318,7 +321,7 @@ def test_put_refuses_what_is_nested_too_deeply(depth: int) -> None:
     for _ in range(depth):
         value = [value]
     if depth < 63:
-        assert list(entry_of(define(APP, "e", "t", 60, args=[value]).definition, "e", APP).args) == [value]
+        assert list(entry_of(define(APP, "e", "t", 60, args=[value]), "e", APP).args) == [value]
         return
     with pytest.raises(ConfigurationError, match=r"args = .*nested more than 64 deep"):
         define(APP, "e", "t", 60, args=[value])
@@ -351,7 +354,7 @@ def test_what_no_reader_accepts_is_not_written(field: str, value: Any) -> None:
 def test_a_decoder_raises_one_error_only_whatever_it_is_given(kind: Kind, value: Any) -> None:
     """Also what no record can be."""
     with pytest.raises(RecordError):
-        decode(kind, value)
+        DECODERS[kind](value)
 
 
 def test_what_put_refuses_the_reader_refuses_with_the_same_words() -> None:
@@ -395,7 +398,7 @@ BYTES = (
 def test_a_decoder_raises_one_error_only(value: bytes, kind: Kind) -> None:
     """So a reader knows what to catch; and of what it accepts, an entry comes or one error."""
     try:
-        found = decode(kind, value)
+        found = DECODERS[kind](value)
     except RecordError:
         return
     if isinstance(found, Definition):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from celery_neli.periodic.importers import Found, LeftOut, Source, of_entry
-from celery_neli.periodic.importers.run import Row, carry_over
+from celery_neli.exceptions import NeliError
+from celery_neli.periodic.importers import Found, Row, Source, carry_over, left_out
+from celery_neli.periodic.importers.redbeat import of_entry
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State
 from tests.unit.schedules import NOON, Desk
 
@@ -21,7 +22,7 @@ def desk() -> Desk:
     return Desk()
 
 
-def carried(desk: Desk, *found: Found | LeftOut, mirrors: bool = False, **options: bool) -> list[Row]:
+def carried(desk: Desk, *found: Found | Row, mirrors: bool = False, **options: bool) -> list[Row]:
     source = Source(what="elsewhere", entries=found, mirrors=mirrors)
     return carry_over(source, desk.editor(), **options)
 
@@ -113,7 +114,7 @@ def test_what_cannot_be_carried_over_is_listed_with_its_reason(desk: Desk) -> No
         entry("a", schedule="often"),
         entry("b", args=[object()]),
         entry("c", schedule="at:2026-06-01T10:00:00Z"),  # before its last run
-        LeftOut(name="d", why="it expired"),
+        left_out("d", NeliError("it expired")),
         entry("new"),
         entry("hidden"),
         entry("good"),
@@ -194,7 +195,7 @@ def test_an_entry_that_beat_schedule_leaves_out_is_told(desk: Desk) -> None:
 @pytest.mark.parametrize("stored", [None, 5, "e", object(), {"task": "t"}, SimpleNamespace(name="e", task="t")])
 def test_what_is_no_entry_of_celerys_is_left_out(stored: Any) -> None:
     """By the name that its source has for it."""
-    found = of_entry(stored, name="e", app=Desk().app)
-    assert isinstance(found, LeftOut)
+    found = of_entry(stored, "e")
+    assert isinstance(found, Row)
     assert found.name == "e"
-    assert "is not an entry of Celery's" in found.why
+    assert "cannot be read" in found.notes[0]

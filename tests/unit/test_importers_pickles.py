@@ -22,9 +22,8 @@ from celery.utils.time import LocalTimezone
 from click.testing import CliRunner
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.importers import Found, LeftOut, shelf
+from celery_neli.periodic.importers import Found, Row, carry_over, shelf
 from celery_neli.periodic.importers.pickles import load, parts
-from celery_neli.periodic.importers.run import carry_over
 from celery_neli.schedule.once import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
@@ -165,11 +164,11 @@ def test_nothing_in_the_file_runs(path: Path, where: str, trust: tuple[str, ...]
     found = read(write(path, entries), trust=trust)
     assert not touched.path.exists()
     assert (found["good"].last, found["good"].runs) == (LAST.timestamp(), 7)
-    (left,) = [each for each in found.values() if isinstance(each, LeftOut) and each.name != "tides"]
+    (left,) = [each for each in found.values() if isinstance(each, Row) and each.name != "tides"]
     if where != "its name":
-        assert "posix.mkdir" in left.why
-        assert "--trust posix.mkdir" in left.why
-    assert isinstance(found["tides"], Found if trust else LeftOut)
+        assert "posix.mkdir" in left.notes[0]
+        assert "--trust posix.mkdir" in left.notes[0]
+    assert isinstance(found["tides"], Found if trust else Row)
 
 
 CODE = b"\x8c\x04code"
@@ -219,8 +218,8 @@ def test_an_entry_that_is_none_is_one_line(path: Path, value: bytes) -> None:
     if b")R" in value:
         assert found["bad"].last is None
     else:
-        assert isinstance(found["bad"], LeftOut)
-        assert found["bad"].why.isprintable()
+        assert isinstance(found["bad"], Row)
+        assert found["bad"].notes[0].isprintable()
 
 
 def test_one_object_that_is_in_itself_many_times_costs_once(path: Path) -> None:
@@ -253,7 +252,7 @@ def test_what_is_trusted_is_taken_over(path: Path) -> None:
     write(path, entries)
     found = read(path)
     assert [name for name in entries if isinstance(found[name], Found)] == ["plain"]
-    assert f"--trust {HERE}.OwnEntry" in found["own"].why
+    assert f"--trust {HERE}.OwnEntry" in found["own"].notes[0]
     found = read(path, trust=[f"{HERE}.{name}" for name in ("Tides", "OwnEntry", "Colour")])
     assert {name: (each.last, each.runs) for name, each in found.items()} == {
         "tides": (LAST.timestamp(), 7),
@@ -269,7 +268,7 @@ def test_a_trusted_class_that_fails_costs_its_entry_alone(path: Path) -> None:
     gone = b"\x80\x02}(\x8c\x04goneclost_module\nLost\n)Ru."
     write(path, gone)
     found = read(path, trust=["lost_module.Lost"])
-    assert "lost_module" in found["gone"].why
+    assert "lost_module" in found["gone"].notes[0]
 
 
 @pytest.mark.parametrize("name", ["", "os", "os.", "a b.c", "os.system()", "x\n.y"])

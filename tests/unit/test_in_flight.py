@@ -21,7 +21,6 @@ from celery.worker import state
 from celery_neli import leader_only
 from celery_neli.exceptions import ConfigurationError, LeadershipLost
 from celery_neli.worker.bootsteps import refuse_pool
-from celery_neli.worker.consumer_step import LeadershipReceivers
 from tests.processes import wait_until
 from tests.unit.workers import Worker
 
@@ -154,7 +153,7 @@ def test_tasks_that_begin_while_others_are_sent_back_disturb_nothing() -> None:
 
     class Meanwhile:
         def role(self, name: str) -> Any:
-            worker.in_flight.dropped(later)
+            worker.in_flight.leave(later)
             return leases.role(name)
 
     assert first is not later
@@ -212,7 +211,7 @@ def test_other_roles_keep_their_tasks() -> None:
         worker.app.tasks[name].apply_async(countdown=60)
     worker.receive()
     worker.lease.drain(role="mail")
-    worker.in_flight.send_back_soon()
+    worker.in_flight.call_soon(worker.in_flight.send_back)
     worker.turn()
     assert worker.size(worker.queue("mail")) == 1
     assert worker.size(worker.queue("billing")) == 0
@@ -296,7 +295,7 @@ def test_a_hand_over_returns_when_nothing_runs() -> None:
             return leases.role(name)
 
     worker.in_flight.leases = Watched()  # type: ignore[assignment]
-    receivers = LeadershipReceivers(worker.in_flight)
+    receivers = worker.step
     barrier = threading.Thread(target=receivers.hand_over, kwargs={"role": "leader"}, daemon=True)
     barrier.start()
     wait_until(lambda: len(looks) > 3, timeout=5, what="the barrier")
@@ -314,7 +313,7 @@ def test_a_change_of_the_lease_sends_back(kind: str) -> None:
     task.apply_async(countdown=60)
     worker.receive()
     worker.lease.lose()
-    getattr(LeadershipReceivers(worker.in_flight), kind)(role="leader", term=7)
+    getattr(worker.step, kind)(role="leader", term=7)
     worker.turn()
     assert worker.size(worker.queue()) == 1
 
@@ -325,7 +324,7 @@ def test_a_hand_over_returns_when_the_lease_ends() -> None:
     task.delay()
     worker.receive()
     worker.lease.lose()
-    LeadershipReceivers(worker.in_flight).hand_over(role="leader")
+    worker.step.hand_over(role="leader")
     assert waits(worker)
 
 
@@ -339,7 +338,7 @@ def test_an_error_in_a_hand_over_does_not_release_early(caplog: pytest.LogCaptur
     worker.in_flight.wait_until_idle = broken  # type: ignore[method-assign]
     ends = time.monotonic() + 0.1
     worker.lease.lead(until=0.1, resigning=True)
-    LeadershipReceivers(worker.in_flight).hand_over(role="leader")
+    worker.step.hand_over(role="leader")
     assert time.monotonic() >= ends
     assert "a bug" in caplog.text
 
@@ -397,7 +396,7 @@ def test_a_pool_that_has_ended_runs_nothing() -> None:
 
 def fence(worker: Worker) -> None:
     worker.lease.lose()
-    LeadershipReceivers(worker.in_flight).fenced(role="leader", term=7)
+    worker.step.fenced(role="leader", term=7)
     worker.turn()
 
 
@@ -478,7 +477,7 @@ def test_a_fence_kills_with_the_task_broker_away(order: str, child: subprocess.P
     job, sent = begun(worker, task, child)
     steps = [
         lambda: worker.step.stop(worker.consumer),
-        lambda: LeadershipReceivers(worker.in_flight).fenced(role="leader", term=7),
+        lambda: worker.step.fenced(role="leader", term=7),
     ]
     worker.lease.lose()
     for step in steps if order == "connection, lease" else reversed(steps):
@@ -507,7 +506,7 @@ def test_a_lost_connection_kills_nothing_of_a_later_term(child: subprocess.Popen
     worker, task = killing()
     fence(worker)
     worker.lease.lead(8)
-    LeadershipReceivers(worker.in_flight).changed()
+    worker.step.changed()
     begun(worker, task, child)
     worker.step.stop(worker.consumer)
     assert child.poll() is None
@@ -535,7 +534,7 @@ def test_a_fence_kills_while_the_consumer_hangs(
     worker, task = killing(acks_late=True)
     begun(worker, task, child)
     worker.lease.lose()
-    LeadershipReceivers(worker.in_flight).fenced(role="leader", term=7)
+    worker.step.fenced(role="leader", term=7)
     assert child.wait(5) == -signal.SIGKILL
     assert worker.size(worker.queue()) == 0
     worker.turn()

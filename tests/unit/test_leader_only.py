@@ -23,7 +23,7 @@ from celery_neli import (
     roles,
     still_leader,
 )
-from celery_neli.worker.context import in_term
+from celery_neli.worker.leader_only import in_term
 from tests.unit.leases import Lease, make_app, own_world
 
 if TYPE_CHECKING:

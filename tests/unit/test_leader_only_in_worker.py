@@ -274,10 +274,12 @@ class TestOnStandby:
         assert counts.skipped == {"leader": 1}
         assert take(app) is None
 
-    def test_what_is_awaited_is_not_skipped(self, app: Celery, lease: Lease, send: Any):
+    @pytest.mark.parametrize("waits", ["caller", "chord"])
+    def test_what_is_awaited_is_not_skipped(self, app: Celery, lease: Lease, waits: str, send: Any):
         """Whoever waits for it, a caller or a chord, is told by a failure: an ignored task never ends."""
         task = below(app, {"on_standby": "skip"}, ignore_result=True, store_errors_even_if_ignored=True)
-        message, _ = send(task, ignore_result=False)
+        chord = {"chord": task.s(9).set(task_id="callback"), "group_id": "group"}
+        message, _ = send(task, **({"ignore_result": False} if waits == "caller" else chord))
         assert isinstance(app.AsyncResult(message.headers["id"]).result, NotLeader)
         assert counts.skipped == {}
 

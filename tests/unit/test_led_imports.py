@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from celery.schedules import crontab
 
-from celery_neli.periodic.importers import Found, Source
-from celery_neli.periodic.importers.run import carry_over
+from celery_neli.periodic.importers import Found, Source, carry_over
 from celery_neli.schedule_topic.codec import STATE
 from tests.unit.beats import NOON, START, Crash, World
 

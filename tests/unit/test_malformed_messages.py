@@ -261,10 +261,11 @@ def test_a_standby_gives_back_an_odd_message_that_came_by_the_roles_queue(odd: s
 def test_a_result_that_cannot_be_stored_costs_one_line(
     awaited: str, odd_id: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody awaits a run that a standby was to skip, and what would tell him is broken."""
+    """A caller awaits a run that a standby was to skip, and what would tell him is broken."""
     bench = Bench(leads=False, on_standby="skip", result_backend="cache+memory://")
     odd = wire(headers={"id": odd_id, "ignore_result": False}, body=awaited.encode())
     receive_between_neighbours(bench, odd)
+    bench.succeed()
     assert bench.worker.unacked() == 0
     assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) <= 1
 

@@ -105,7 +105,7 @@ def test_every_slot_runs_or_is_counted(
     ("given", "said"),
     [
         ({"neli_misfire": "once"}, "neli_misfire = 'once': give one of fire_once, fire_all, skip"),
-        ({"neli_misfire_max": 0}, "neli_misfire_max = 0: give a number of slots from 1 to 100000"),
+        ({"neli_misfire_max": 0}, "neli_misfire_max = 0: give a whole number from 1 to 100000"),
         ({"neli_misfire_max": True}, "neli_misfire_max = True"),
         ({"neli_misfire_grace": 0}, "neli_misfire_grace = 0: give a number of seconds above 0, or None"),
         ({"neli_misfire_grace": "1 h"}, "neli_misfire_grace = '1 h'"),

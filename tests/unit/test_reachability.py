@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from celery_neli.kafka.causes import Cause, untrusted
-from celery_neli.kafka.client_log import ClientLog
-from celery_neli.kafka.reachability import FORGET, REMIND, SETTLE, Reachability
+from celery_neli.kafka.client_log import FORGET, REMIND, SETTLE, ClientLog, Reachability
 from tests.processes import wait_until
 
 LOG = logging.getLogger("celery_neli.kafka")
@@ -257,9 +256,9 @@ def test_a_forked_child_begins_afresh() -> None:
     parent.error(DOWN)
     child = os.fork()
     if not child:
-        os._exit(ClientLog(LOG, properties).unreachable)
+        os._exit(ClientLog(LOG, properties).reachability.unreachable)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert parent.unreachable
+    assert parent.reachability.unreachable
 
 
 @pytest.mark.parametrize("facility", ["PARTCNT", "SESSTMOUT", "SSL"])

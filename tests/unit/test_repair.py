@@ -14,7 +14,7 @@ from celery_neli.beat.replicated.sharding import begin, owner
 from celery_neli.cli import neli
 from celery_neli.config import Config, from_app
 from celery_neli.election.records import Record, encode
-from celery_neli.repair import plan
+from celery_neli.handover import plan
 from tests.unit.schedulers import make_app
 from tests.unit.test_shards import tells
 
@@ -148,7 +148,7 @@ def test_a_forged_claim_is_got_rid_of(app: Celery) -> None:
 @pytest.mark.integration
 def test_a_role_that_is_served_is_not_touched(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command names who leads, and what to do first."""
-    monkeypatch.setattr("celery_neli.repair.SETTLED", -1.0)
+    monkeypatch.setattr("celery_neli.handover.SETTLED", -1.0)
     config = from_app(app, "beat")
     with Neli(config) as member:
         pulser = member.background(lambda: None)

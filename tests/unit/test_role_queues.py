@@ -7,7 +7,7 @@ from celery.local import Proxy
 from kombu import Exchange
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.worker.bootsteps import refuse_consumed_by_all, refuse_lone_quorum
+from celery_neli.worker.bootsteps import refuse_queues
 from celery_neli.worker.task_marking import role_of, role_queue
 from tests.unit.leases import make_app
 
@@ -77,14 +77,14 @@ def test_a_role_may_be_left_out_if_there_is_one() -> None:
 def test_a_worker_told_to_consume_a_leader_queue_is_refused() -> None:
     """By `-Q`, by `task_queues`, by the default queue: the message says which."""
     app = make_app("shop")
-    refuse_consumed_by_all(app)
+    refuse_queues(app)
     app.amqp.queues.select(["celery", "shop.leader.leader"])  # what -Q does
     with pytest.raises(ConfigurationError, match=r"'shop.leader.leader'.*'leader'.*-Q names it"):
-        refuse_consumed_by_all(app)
+        refuse_queues(app)
     with pytest.raises(ConfigurationError, match="task_queues names it"):
-        refuse_consumed_by_all(make_app("shop", task_queues=[role_queue(make_app("shop"))]))
+        refuse_queues(make_app("shop", task_queues=[role_queue(make_app("shop"))]))
     with pytest.raises(ConfigurationError, match="task_default_queue names it"):
-        refuse_consumed_by_all(make_app("shop", task_default_queue="shop.leader.leader"))
+        refuse_queues(make_app("shop", task_default_queue="shop.leader.leader"))
 
 
 def test_quorum_queues_for_leaders_alone_are_refused() -> None:
@@ -93,10 +93,8 @@ def test_quorum_queues_for_leaders_alone_are_refused() -> None:
     alone = make_app("shop", **settings)
     if "x-queue-type" not in (role_queue(alone).queue_arguments or {}):
         pytest.skip("this Celery makes no quorum queues by itself")
-    refuse_lone_quorum(alone)  # on the memory transport there are none
+    refuse_queues(alone)  # on the memory transport there are none
     alone = make_app("shop", **settings, broker_url="amqp://127.0.0.1:1//")
     with pytest.raises(ConfigurationError, match="set task_default_queue_type = 'quorum' too"):
-        refuse_lone_quorum(alone)
-    refuse_lone_quorum(
-        make_app("shop", **settings, broker_url="amqp://127.0.0.1:1//", task_default_queue_type="quorum")
-    )
+        refuse_queues(alone)
+    refuse_queues(make_app("shop", **settings, broker_url="amqp://127.0.0.1:1//", task_default_queue_type="quorum"))

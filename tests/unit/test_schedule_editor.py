@@ -9,8 +9,8 @@ import pytest
 from celery.schedules import crontab
 
 from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.periodic.api import entry_names
 from celery_neli.periodic.editor import default_author
-from celery_neli.periodic.view import entry_names
 from celery_neli.schedule_topic.codec import ENTRY, Definition, State
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk

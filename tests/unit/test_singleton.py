@@ -26,8 +26,8 @@ from celery_neli.singletons.runner import (
     ThreadSession,
     backoff,
 )
-from celery_neli.singletons.supervisor import SingletonsStep, Supervisor, refuse_isolation, refuse_unfindable
-from celery_neli.worker.context import Unelected
+from celery_neli.singletons.supervisor import SingletonsStep, refuse_isolated
+from celery_neli.worker.leader_only import Unelected
 from tests.processes import wait_until
 
 if TYPE_CHECKING:
@@ -348,6 +348,12 @@ class Sender:
     """Whose signals they are."""
 
 
+def supervisor(runner: Any, leadership: Any, drain_timeout: float) -> SingletonsStep:
+    step = SingletonsStep(None)
+    step.runners, step.leadership, step.drain_timeout = [runner], leadership, drain_timeout
+    return step
+
+
 class Blocked:
     """A supervisor of one runner, in a run that does not return until `go` is set."""
 
@@ -360,9 +366,9 @@ class Blocked:
         runner = Runner(
             self.scene.singleton, lease, lambda term: ThreadSession(self.scene.singleton, lease, term), None
         )
-        self.supervisor = Supervisor([runner], self.leadership, drain_timeout=drain_timeout)
+        self.supervisor = supervisor(runner, self.leadership, drain_timeout)
         self.scene.lead(1)
-        self.supervisor.start()
+        self.supervisor.start(Sender())
         assert self.entered.wait(10)
 
     def run(self) -> None:
@@ -416,7 +422,7 @@ def test_an_acquisition_is_heard_at_once() -> None:
     leadership: Any = Sender()
     rung: list[int] = []
     runner: Any = SimpleNamespace(role="leader", singleton=Scene().singleton, run=nothing, wake=lambda: rung.append(1))
-    Supervisor([runner], leadership, drain_timeout=1.0).start()
+    supervisor(runner, leadership, 1.0).start(Sender())
     for signal in (signals.leadership_acquired, signals.leadership_fenced):
         signal.send(sender=leadership, election="worker", role="leader", term=1)
         signal.send(sender=leadership, election="worker", role="other", term=1)
@@ -542,9 +548,9 @@ def test_gevent_with_a_process_needs_python_3_11(app: Celery) -> None:
     """Before, the worker would crash at its end."""
     singleton(app, isolate=True)(work)
     with pytest.raises(ConfigurationError, match=r"@singleton\(isolate=True\) on .*:work with worker_pool = 'gevent'"):
-        refuse_isolation(registered(app), "gevent", (3, 10))
+        refuse_isolated(registered(app), "gevent", (3, 10))
     for pool, python in (("gevent", (3, 11)), ("prefork", (3, 10))):
-        refuse_isolation(registered(app), pool, python)
+        refuse_isolated(registered(app), pool, python)
 
 
 def test_a_module_that_no_new_process_would_find_is_refused(
@@ -556,7 +562,8 @@ def test_a_module_that_no_new_process_would_find_is_refused(
 
     relay.__qualname__, relay.__module__ = "relay", "neli_sought.shop"
     singleton(app)(relay)
-    refuse_unfindable(registered(app))
+    off = worker(app, "celery_neli.ElectionStep")
+    assert SingletonsStep(off).include_if(off)
     singleton(app, isolate=True)(relay)
     with pytest.raises(ConfigurationError, match=r"neli_sought\.shop:relay: a new process cannot find that module"):
         SingletonsStep(worker(app)).include_if(worker(app))
@@ -565,7 +572,7 @@ def test_a_module_that_no_new_process_would_find_is_refused(
     with monkeypatch.context() as importing:
         importing.syspath_prepend(tmp_path)
         singleton(app, isolate=True)(relay)
-    refuse_unfindable(registered(app))
+    refuse_isolated(registered(app), "prefork", (3, 10))
 
 
 @pytest.mark.parametrize("role", [None, "mial"])
@@ -574,7 +581,7 @@ def test_a_role_that_is_unknown_is_refused(role: str | None, app: Celery) -> Non
     app.conf.neli_roles = ["billing", "mail"]
     singleton(app, role=role)(work)
     of = worker(app, "celery_neli.ElectionStep")
-    with pytest.raises(ConfigurationError, match="name one of the roles in neli_roles: 'billing', 'mail'"):
+    with pytest.raises(ConfigurationError, match=r"@singleton on .*:work .* neli_roles has .*'billing', 'mail'"):
         SingletonsStep(of).include_if(of)
 
 

@@ -10,7 +10,7 @@ import dateutil.tz
 import pytest
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.periodic.text import parse
+from celery_neli.periodic.text import parse, read
 from celery_neli.schedule.crontabs import next_change, offset_at, to_utc
 from celery_neli.schedule.due import expires_of
 from tests.unit.schedulers import make_app
@@ -79,7 +79,7 @@ def test_a_time_without_an_offset_is_in_the_zone_of_the_app(zone: str, text: str
     for kind in kinds(zone):
         app = make_app(timezone=kind)
         for given in (text, naive):
-            assert parse(given, app=app)[1].at == expected
+            assert read(parse(given, app=app), app=app).at == expected
         assert expires_of({"expires": naive}, None, app.timezone) == expected
         assert expires_of({"expires": "2026-12-01T10:00:00"}, None, app.timezone) == expected
     aware = naive.replace(tzinfo=UTC)

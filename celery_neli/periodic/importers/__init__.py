@@ -1,20 +1,37 @@
-"""Import from other schedulers: what an importer finds in RedBeat, django-celery-beat and the file of celery beat.
+"""Import the schedule of another scheduler: check all of its entries, then write all that can be imported, or nothing.
 
-`run` checks all that was found, and then writes all of it or nothing.
+An entry becomes a runtime entry; when and how often it ran becomes its state. So the slots since its last run are
+missed ones, and the misfire policy applies to them as if there had been no move: none is lost, none runs twice. If
+`beat_schedule` has an entry, too, only its state and its pause are imported. The modules of this package read what
+RedBeat, django-celery-beat and the file of celery beat keep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
+from celery_neli.periodic.definition import check_comes, define
 from celery_neli.printable import printable_error
+from celery_neli.schedule_topic.codec import (
+    ENTRY,
+    NO_TERM,
+    STATE,
+    Definition,
+    State,
+    decode_state,
+    encode_definition,
+    encode_state,
+)
+from celery_neli.schedule_topic.values import check_time, shown
 
-__all__ = ["Found", "LeftOut", "Source", "of_entry", "seconds"]
+if TYPE_CHECKING:
+    from celery_neli.periodic.editor import Record, ScheduleEditor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,49 +56,135 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """An entry of a source that cannot be imported, and why."""
+class Row:
+    """What becomes of one entry. `action`: added, replaced, state (alone), kept (as it is here) or left out."""
 
     name: str
-    why: str
+    action: str
+    schedule: str | None = None
+    last: float | None = None
+    runs: int = 0
+    notes: tuple[str, ...] = ()
+    records: Sequence[Record] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What a scheduler keeps. `mirrors`: only entries of `beat_schedule`. `warning`: what to know before an import."""
+    """What a scheduler keeps; a row is of an entry that is left out.
+
+    `mirrors`: only entries of `beat_schedule`. `warning`: what to know before an import.
+    """
 
     what: str
-    entries: Sequence[Found | LeftOut]
+    entries: Sequence[Found | Row]
     mirrors: bool = False
     warning: str | None = None
 
 
-def of_entry(entry: Any, *, name: str | None = None, paused: bool = False, app: Any = None) -> Found | LeftOut:
-    """Return a Celery entry as `Found`, and any other object as `LeftOut`.
-
-    ``name`` is what its source calls it; ``app`` is for an entry that has none.
-    """
+def found_or_left_out(name: str, find: Callable[[], Found]) -> Found | Row:
+    """Return what ``find`` returns; if it raises, only this entry is left out."""
     try:
-        if app is not None:
-            entry.app = entry.schedule.app = app
-        options: Mapping[str, Any] = entry.options or {}
-        arguments: Iterable[Any] = entry.args or ()
-        return Found(
-            name=entry.name,
-            task=entry.task,
-            schedule=entry.schedule,
-            args=list(arguments),
-            kwargs=entry.kwargs or {},
-            options=options,
-            paused=paused,
-            last=seconds(entry.last_run_at),
-            runs=entry.total_run_count or 0,
-        )
-    except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; only this entry is left out
-        why = f"is not an entry of Celery's: cannot be read: {printable_error(exc)}"
-        return LeftOut(name=str(name or getattr(entry, "name", "?")), why=why)
+        return find()
+    except Exception as exc:  # noqa: BLE001 - what is stored may raise anything
+        return left_out(name, exc)
+
+
+def left_out(name: str, error: Exception) -> Row:
+    """Return the row of an entry that cannot be imported, with the reason. A `NeliError` says it."""
+    why = str(error) if isinstance(error, NeliError) else f"cannot be read: {printable_error(error)}"
+    return Row(name=name, action="left out", notes=(why,))
 
 
 def seconds(at: datetime | None) -> float | None:
     """Return a time as Celery keeps it (a naive one is UTC) in Unix seconds."""
     return None if at is None else maybe_make_aware(at).timestamp()
+
+
+def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = False, dry_run: bool = False) -> list[Row]:
+    """Import what can be imported, unless it is a ``dry_run``; return what becomes of each entry, in their order.
+
+    With ``replacing``, entries that are here already are replaced. Blocks for the schedule topic.
+    """
+    editor.known  # noqa: B018 - read it now: an error of Kafka concerns no single entry
+    rows = [_row_of(source, editor, found, replacing) for found in source.entries]
+    if not dry_run:
+        editor.write([record for row in rows for record in row.records])
+    return rows
+
+
+def _row_of(source: Source, editor: ScheduleEditor, found: Found | Row, replacing: bool) -> Row:
+    if isinstance(found, Row):
+        return found
+    try:
+        for name, at in (("last", found.last), ("since", found.since)):
+            if at is not None:
+                check_time(name, at)
+        if found.name in editor.refused:
+            raise NeliError(f"beat_schedule has it, and leaves it out: {editor.refused[found.name]}")
+        if found.name in editor.static:
+            row = _of_static(source, editor, found)
+        elif source.mirrors:
+            raise NeliError("beat_schedule has no such entry any more")
+        else:
+            row = _of_runtime(source, editor, found, replacing)
+    except Exception as exc:  # noqa: BLE001 - a class of the source may raise anything; only this entry is left out
+        row = left_out(str(found.name), exc)
+    return replace(row, last=found.last, runs=found.runs)
+
+
+def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing: bool) -> Row:
+    old = editor.runtime(found.name)
+    if found.name in editor.known.unreadable:
+        raise NeliError(f"the entry here cannot be read: {editor.known.unreadable[found.name]}")
+    if old is not None and not replacing:
+        return Row(name=found.name, action="kept", schedule=old.schedule, notes=("is here already; see --replace",))
+    since = next(each for each in (found.since, found.last, editor.now) if each is not None)
+    new = define(
+        editor.app, found.name, found.task, found.schedule, args=found.args, kwargs=found.kwargs, options=found.options
+    )
+    check_comes(new, editor.app, after=since)
+    new = replace(new, since=since, paused=found.paused, changes=old.changes if old else ())
+    definition = encode_definition(editor.changed(new, f"imported from {source.what}"))
+    return Row(
+        name=found.name,
+        action="added" if old is None else "replaced",
+        schedule=new.schedule,
+        notes=(*(("paused",) if found.paused else ()), *found.notes),
+        # The state comes first: a leading beat would make one of its own for a definition without a state.
+        records=(*_state(editor, found, since=since), (ENTRY, found.name, definition)),
+    )
+
+
+def _of_static(source: Source, editor: ScheduleEditor, found: Found) -> Row:
+    """Return the state of an entry of `beat_schedule`; and its pause, and the time after which its slots count if it
+    has a state here already, as a definition.
+    """
+    records = _state(editor, found, since=0.0)
+    here, old = editor.known.states.get(found.name), editor.known.definitions.get(found.name)
+    if old is not None and not old.static:
+        raise NeliError("is in beat_schedule, and was put at runtime, too: remove the latter first")
+    pause = old or Definition(task=None, schedule=None, static=True)
+    behind = here is not None and found.last is not None and here.last < found.last
+    since = max(pause.since, found.last or 0.0) if behind else pause.since
+    new = replace(pause, paused=pause.paused or found.paused, since=since)
+    if new != pause:
+        new = editor.changed(new, f"imported from {source.what}")
+        records.append((ENTRY, found.name, encode_definition(new)))
+    return Row(
+        name=found.name,
+        action="state" if records else "kept",
+        notes=("is in beat_schedule", *(("paused",) if found.paused else ())),
+        records=records,
+    )
+
+
+def _state(editor: ScheduleEditor, found: Found, *, since: float) -> list[Record]:
+    """Return the state to write: none if the entry never ran, or has a state here, which is newer or says the same."""
+    if found.last is None or found.name in editor.known.states:
+        return []
+    state = encode_state(State(last=found.last, runs=found.runs, term=NO_TERM, since=since, open=True))
+    try:
+        decode_state(state)  # what cannot be read is not written
+    except RecordError:
+        raise ConfigurationError(f"its count is none: {shown(found.runs)}") from None
+    return [(STATE, found.name, state)]

@@ -8,32 +8,24 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 from celery.schedules import crontab, schedule, solar
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers import Found, LeftOut, Source
-from celery_neli.printable import printable_error
+from celery_neli.periodic.importers import Found, Source, found_or_left_out
 from celery_neli.schedule.crontabs import offset_at, to_utc
 from celery_neli.schedule.once import once
 from celery_neli.schedule.slots import next_slot
-
-__all__ = ["read"]
 
 WARNING = "a DatabaseScheduler that runs goes on sending, and is not carried over: stop it, then import"
 _LEAST = timedelta(microseconds=1)
 
 
-class _CannotImport(Exception):
-    """Why an entry cannot be imported."""
-
-
 def read(app: Any) -> Source:
-    """Return all periodic tasks of the database. Sets Django up if that was not done. Blocks for the database.
-
-    Raises:
-        NeliError: Django or django-celery-beat is missing or not set up, or the database does not answer.
+    """Return all periodic tasks of the database, for which it blocks. Sets Django up if that was not done; raises
+    `NeliError` if Django, django-celery-beat or the database does not work.
     """
     try:
         import django
@@ -53,23 +45,18 @@ def read(app: Any) -> Source:
         ) from None
     try:
         rows = PeriodicTask.objects.select_related("interval", "crontab", "solar", "clocked").order_by("name")
-        entries = [_entry(row, app) for row in rows]
+        now = datetime.now(timezone.utc)
+        entries = [found_or_left_out(row.name, partial(_found, row, app, now)) for row in rows]
     except Error as exc:
         raise NeliError(f"django-celery-beat's database cannot be read: {exc}") from None
     return Source(what="django-celery-beat", entries=entries, warning=WARNING)
 
 
-def _entry(row: Any, app: Any) -> Found | LeftOut:
-    try:
-        return _found(row, app, datetime.now(timezone.utc))
-    except _CannotImport as exc:
-        return LeftOut(name=row.name, why=str(exc))
-    except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; only this entry is left out
-        return LeftOut(name=row.name, why=f"cannot be read: {printable_error(exc)}")
-
-
 def _found(row: Any, app: Any, now: datetime) -> Found:
-    last, changed = _last_run(row), _aware(row.date_changed) or now
+    last = row.last_run_at
+    if last is not None and last.tzinfo is None and not _zones_are_kept():
+        last = last.replace(tzinfo=timezone.utc)
+    last = _aware(last)
     when: Any = _schedule(row, app)
     since, notes = None, []
     start = _aware(row.start_time)
@@ -77,9 +64,9 @@ def _found(row: Any, app: Any, now: datetime) -> Found:
         # An interval is due at its start; the others at their first time from then on.
         since = start - (when.run_every if isinstance(when, schedule) else _LEAST)
     elif last is None:
-        since = changed  # as DatabaseScheduler has it
+        since = _aware(row.date_changed) or now  # as DatabaseScheduler has it
     if row.one_off:
-        when, since = _one_off(row, when, max(each for each in (since, last) if each is not None))
+        when, since = _one_off(row, when, max(each for each in (since, last) if each is not None), now)
         notes.append("runs one time")
     options = _options(row, now)
     if row.expires is not None:
@@ -110,70 +97,50 @@ def _schedule(row: Any, app: Any) -> Any:
         return solar(row.solar.event, float(row.solar.latitude), float(row.solar.longitude), app=app)
     if row.clocked is not None:
         return once(_aware(row.clocked.clocked_time), app=app)
-    raise _CannotImport("it has no schedule")
+    raise NeliError("it has no schedule")
+
+
+def _zones_are_kept() -> bool:
+    from django.conf import settings
+
+    return bool(getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True))
 
 
 def _crontab(row: Any, app: Any) -> crontab:
     """Return a crontab in the app's time zone; refuse one of another zone unless it means the same there."""
-    from django.conf import settings
-
     names = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
     fields = {name: str(getattr(row, name)).replace(" ", "") for name in names}
-    if getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True) and str(row.timezone) != str(app.timezone):
-        hourly = all(fields[name] == "*" for name in names[1:])
-        if not _same_offsets(row.timezone, app.timezone, hourly=hourly):
-            raise _CannotImport(
+    if _zones_are_kept() and str(row.timezone) != str(app.timezone):
+        # A crontab that restricts the minute only needs the same minute.
+        apart = timedelta(hours=1) if all(fields[name] == "*" for name in names[1:]) else timedelta.max
+        days = (datetime.now(timezone.utc) + timedelta(days=each) for each in range(3660))
+        if any((offset_at(row.timezone, day) - offset_at(app.timezone, day)) % apart for day in days):
+            raise NeliError(
                 f"its crontab is in {row.timezone}, and the app in {app.timezone}: write it in the app's time zone, or "
                 "set the app's `timezone` to this one"
             )
     return crontab(**fields, app=app)
 
 
-def _same_offsets(one: Any, other: Any, *, hourly: bool) -> bool:
-    """Return True if clocks in both zones show the same time (the same minute if ``hourly``), every day of the next ten
-    years.
-    """
-    now = datetime.now(timezone.utc)
-    for days in range(3660):
-        at = now + timedelta(days=days)
-        apart = offset_at(one, at) - offset_at(other, at)
-        if apart % timedelta(hours=1) if hourly else apart:
-            return False
-    return True
-
-
-def _one_off(row: Any, when: Any, since: datetime) -> tuple[once, datetime]:
+def _one_off(row: Any, when: Any, since: datetime, now: datetime) -> tuple[once, datetime]:
     """Return the one time at which an entry runs that runs one time, and a moment before it."""
-    if row.total_run_count > 0:
-        raise _CannotImport("runs one time, and did")
-    if isinstance(when, once):
-        if not row.enabled and when.at <= datetime.now(timezone.utc):
-            raise _CannotImport("runs one time, and did")
-        at: datetime | None = when.at
-    else:
-        at = next_slot(when, since)
+    at: datetime | None = when.at if isinstance(when, once) else next_slot(when, since)
+    if row.total_run_count > 0 or (isinstance(when, once) and not row.enabled and when.at <= now):
+        raise NeliError("runs one time, and did")
     if at is None:
-        raise _CannotImport("runs one time, which never comes")
+        raise NeliError("runs one time, which never comes")
     return once(at), min(since, at - _LEAST)
 
 
 def _options(row: Any, now: datetime) -> dict[str, Any]:
-    if row.expires is not None and (_aware(row.expires) or now) <= now:
-        raise _CannotImport("it has expired")
+    expires = _aware(row.expires)
+    if expires is not None and expires <= now:
+        raise NeliError("it has expired")
     options = {name: getattr(row, name) for name in ("queue", "exchange", "routing_key", "priority")}
-    options["expires"] = _aware(row.expires) if row.expires is not None else row.expire_seconds
+    options["expires"] = row.expire_seconds if expires is None else expires
     given = {name: value for name, value in options.items() if value is not None}
     # django-celery-results stores this one with the result.
     return {**given, "headers": {**json.loads(row.headers or "{}"), "periodic_task_name": row.name}}
-
-
-def _last_run(row: Any) -> Any:
-    from django.conf import settings
-
-    at = row.last_run_at
-    if at is not None and at.tzinfo is None and not getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True):
-        return at.replace(tzinfo=timezone.utc)
-    return _aware(at)
 
 
 def _aware(at: Any) -> Any:
