@@ -52,8 +52,8 @@ FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 class ClaimingLedger(SlotLedger):
     """Knows the slots of the entries of one shard, from term to term. The thread that ticks.
 
-    The records of ``role`` tell of the slots of ``shard``, the schedule ``topic`` has the states of the entries in
-    ``table``. ``forget`` is called with the name of an entry that is gone.
+    The records of ``role`` tell of them, the schedule ``topic`` has the states of the entries in ``table``. ``forget``
+    is called with the name of an entry that is gone.
     """
 
     exact = True
@@ -144,15 +144,15 @@ class ClaimingLedger(SlotLedger):
         term = self._present
         try:
             for run in lost:
-                if run.entry.name in self._table.schedule and run.slot is not None:
-                    term.maybe_sent[run.entry.name] = run.slot.timestamp()
+                run.wired = True
+                if run.entry.name in self._table.schedule:
+                    term.doubt(run)
             term.unsettled.clear()
             if cut_off is not None and left and cut_off.advanced is not None:
                 self.sent(cut_off)
             elif cut_off is not None and not left:
                 self._table.schedule[cut_off.entry.name] = cut_off.entry
-                if cut_off.wired and cut_off.slot is not None:
-                    term.maybe_sent[cut_off.entry.name] = cut_off.slot.timestamp()
+                term.doubt(cut_off)
             self._overlaps.begin()
             for name in term.maybe_sent:  # a successor must know that a leader had it
                 if (entry := self._table.find(name)) is not None:
@@ -299,8 +299,8 @@ class ClaimingLedger(SlotLedger):
         self._present.unsettled.pop(name := run.entry.name, None)
         if ran:
             self.states.ran(name, at_of(run.advanced))
-        elif run.wired and run.slot is not None:
-            self._present.maybe_sent[name] = run.slot.timestamp()
+        else:
+            self._present.doubt(run)
 
     def sent(self, run: Run) -> None:
         """Settle a slot that was published and confirmed, as far as the transport can."""
@@ -334,8 +334,7 @@ class ClaimingLedger(SlotLedger):
         self.states.open.add(name)
         if run.slot is not None:
             term.unsettled[name] = self._table.first_look(entry)
-            if run.wired:
-                term.maybe_sent[name] = run.slot.timestamp()
+            term.doubt(run)
         self.write(entry)
 
     def retry_at(self, name: str) -> float | None:

@@ -90,6 +90,7 @@ class Publishers(Generic[Job]):
         """Hand out a job. Raises `RuntimeError` if none may be submitted."""
         if not self.free():
             raise RuntimeError("no publisher is free: ask free() first")
+        publisher = None
         with self._changed:
             self.in_flight += 1
             self._jobs.append(job)
@@ -97,7 +98,8 @@ class Publishers(Generic[Job]):
             if len(self._publishers) < min(self._count, self.in_flight):
                 publisher = _Publisher(self._run)
                 self._publishers.append(publisher)
-                publisher.thread.start()
+        if publisher is not None:  # outside of the lock, so that it begins at once
+            publisher.thread.start()
 
     def finished(self) -> list[tuple[Job, Any]]:
         """Return the jobs that finished since the last call, each with its result or the BaseException it raised."""

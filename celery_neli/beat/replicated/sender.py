@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import celery.beat
@@ -25,6 +26,8 @@ from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.due import advance, expires_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.beat.replicated.ledger import SlotLedger
     from celery_neli.beat.tenure import Tenure
@@ -139,9 +142,9 @@ class Sender:
 
     def may_sync(self) -> bool:
         """Return True unless the term is over, an entry is half done, or a publisher's thread asks."""
-        half_done = self._run is not None and not self.lease.left
-        alone = isinstance(self.lease, NoLease)
-        return alone or (not half_done and self._thread.run is None and self.lease.may_finish())
+        lease = self.lease
+        half_done = self._run is not None and not lease.left
+        return isinstance(lease, NoLease) or (not half_done and self._thread.run is None and lease.may_finish())
 
     # -- the way to the broker --
 
@@ -192,7 +195,7 @@ class Sender:
         if run is not None and lease.left:
             logger.error(
                 "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
-                run.entry.name, "-" if run.slot is None else run.slot.isoformat(), repr(without_wrapper(exc)),
+                run.entry.name, _iso(run.slot), repr(without_wrapper(exc)),
             )  # fmt: skip
             self._settle(run)
         elif run is not None and (self.now is not None or not isinstance(lease, NoLease)):
@@ -211,10 +214,7 @@ class Sender:
     def _apply(self, entry: Any, producer: Any) -> None:
         """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot."""
         attempt = self._failed_attempt(entry)
-        retries = attempt is not None and (
-            attempt.sent is entry or attempt.task_id == self._ledger.task_id(entry, self.slot)
-        )
-        if not retries:
+        if attempt is None or (attempt.sent is not entry and attempt.task_id != self._ledger.task_id(entry, self.slot)):
             self._scheduler.apply_entry(entry, producer=producer)
             return
         logger.info("beat: retrying entry=%s task=%s", entry.name, entry.task)
@@ -225,33 +225,29 @@ class Sender:
 
     def transmit(self, entry: Any, producer: Any) -> Any:
         """Send the entry by a template if there is one for its kind, else as Celery does. Any thread."""
-        scheduler = self._scheduler
+        scheduler, templates = self._scheduler, self.templates
         keep_client(producer)
-        kind = self.templates.key(scheduler, entry, producer)
-        if kind is None and (attempt := self._failed_attempt(entry)) is not None and attempt.sent is entry:
-            try:
-                return publish_below(scheduler, entry, producer)
-            finally:
-                self._count_sent()
+        kind = templates.key(scheduler, entry, producer)
         if kind is None:
-            return CelerysScheduler.apply_async(scheduler, entry, producer=producer, advance=False)
-        template = self.templates.get(kind)
-        if template is None:
-            with self.templates.recording(kind, producer) as recorder:
+            attempt = self._failed_attempt(entry)
+            if attempt is None or attempt.sent is not entry:
+                return CelerysScheduler.apply_async(scheduler, entry, producer=producer, advance=False)
+            send: Callable[[], Any] = partial(publish_below, scheduler, entry, producer)
+        elif (template := templates.get(kind)) is None:
+            with templates.recording(kind, producer) as recorder:
                 return CelerysScheduler.apply_async(scheduler, entry, producer=recorder, advance=False)
+        else:
+            send = partial(templates.send, template, entry, producer)
         try:
-            return self.templates.send(template, entry, producer)
+            return send()
         except Exception as exc:  # noqa: BLE001 - as Celery does
             error = SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}")
             reraise(SchedulingError, error, exc.__traceback__)
         finally:
-            self._count_sent()
-
-    def _count_sent(self) -> None:
-        if self._thread.run is None:
-            self._scheduler._tasks_since_sync += 1
-            if self._scheduler.should_sync():
-                self._scheduler._do_sync()
+            if self._thread.run is None:
+                scheduler._tasks_since_sync += 1
+                if scheduler.should_sync():
+                    scheduler._do_sync()
 
     # -- side by side --
 
@@ -316,8 +312,13 @@ class Sender:
 
     def refused(self, run: Run, error: BaseException) -> None:
         """Note that the application refused to send it: the slot is over, without a run."""
-        self.forget(run.entry.name)
-        _log_refusal(run.entry.name, run.slot, error)
+        name = run.entry.name
+        self.forget(name)
+        celery.beat.error(  # in Celery's logger, where users look for such lines
+            "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
+            printable(name), _iso(run.slot), printable_error(error, MOST_OF_AN_ERROR),
+        )  # fmt: skip
+        logger.debug("beat: what refused entry=%s", name, exc_info=error)
         run.advanced.total_run_count = run.entry.total_run_count
         self._ledger.refused(run)
 
@@ -346,11 +347,5 @@ def _with_options(entry: Any, options: dict[str, Any]) -> Any:
     return changed
 
 
-def _log_refusal(name: str, slot: datetime | None, error: BaseException) -> None:
-    """Log that the application refused to send a slot, in Celery's logger, where users look for such lines."""
-    celery.beat.error(
-        "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
-        printable(name), "-" if slot is None else slot.isoformat(),
-        printable_error(error, MOST_OF_AN_ERROR),
-    )  # fmt: skip
-    logger.debug("beat: what refused entry=%s", name, exc_info=error)
+def _iso(slot: datetime | None) -> str:
+    return "-" if slot is None else slot.isoformat()

@@ -32,6 +32,8 @@ SHARDS, SPLIT, BASE = "shards", "split", "base"
 
 def owner(name: str, shards: int) -> int:
     """Return the shard (from 0) of the entry ``name`` where there are so many shards."""
+    if shards == 1:
+        return 0
     size = 1 << (shards - 1).bit_length()
     shard = crc32(name.encode("utf-8", "surrogatepass")) & (size - 1)
     return shard if shard < shards else shard - size // 2

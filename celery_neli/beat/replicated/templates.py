@@ -326,20 +326,17 @@ def keep_client(producer: Any) -> None:
 def publish_below(scheduler: Any, entry: Any, producer: Any) -> Any:
     """Send an entry as Celery's `Scheduler.apply_async` does, but not through it.
 
-    Instrumentation around that method has seen this slot, and has added its headers to the entry. Blocks as
-    `Task.apply_async` does. Raises `celery.beat.SchedulingError`.
+    Instrumentation around that method has seen this slot, and has added its headers to the entry. Blocks and raises as
+    `Task.apply_async` does.
     """
     task = scheduler.app.tasks.get(entry.task)
     options = dict(entry.options)
     if _BEAT_HEADER:
         options["headers"] = dict(options.get("headers") or {}, celery_beat_task=True)
-    try:
-        args, kwargs = _evaluated_args(entry.args), _evaluated_kwargs(entry.kwargs)
-        if task is None:
-            return scheduler.send_task(entry.task, args, kwargs, producer=producer, **options)
-        return task.apply_async(args, kwargs, producer=producer, **options)
-    except Exception as exc:
-        raise celery.beat.SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}") from exc
+    args, kwargs = _evaluated_args(entry.args), _evaluated_kwargs(entry.kwargs)
+    if task is None:
+        return scheduler.send_task(entry.task, args, kwargs, producer=producer, **options)
+    return task.apply_async(args, kwargs, producer=producer, **options)
 
 
 def _expires(options: Any, task: Any) -> Any:

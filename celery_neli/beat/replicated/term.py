@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
     from celery_neli.beat.replicated.entries import EntryTable
+    from celery_neli.beat.replicated.ledger import Run
     from celery_neli.beat.replicated.sharding import Beginning
     from celery_neli.election.neli import Role
     from celery_neli.schedule.slots import Owed
@@ -80,6 +81,11 @@ class Term:
         #: No earlier term has sent a slot of an entry that was defined later, and that no leader wrote a state of.
         self._reached = found.claimed
         self._doubt, self._saved = found.doubtful, found.saved
+
+    def doubt(self, run: Run) -> None:
+        """Note that the run may have been published, if it was given to the transport."""
+        if run.wired and run.slot is not None:
+            self.maybe_sent[run.entry.name] = run.slot.timestamp()
 
     def announce(self, now: float, due: float | None) -> None:
         """Write at once what this term goes by; nothing is claimed yet."""
