@@ -76,7 +76,7 @@ class Publishers(Generic[Job]):
         self._seen: list[tuple[Job, Any]] = []
         #: How many jobs were submitted and not yet returned by `finished` or `close`.
         self.in_flight = 0
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         # Behind its lock:
         self._jobs: deque[Job] = deque()
         self._publishers: list[_Publisher] = []
