@@ -22,7 +22,6 @@ def test_the_question_may_i_send_passes_few_files(journeys: trace.Journeys) -> N
     assert len(journeys.may_send) <= trace.MOST_MAY_SEND, journeys.may_send
 
 
-@pytest.mark.xfail(strict=True, reason="the beat is being rebuilt")
 def test_a_new_entry_passes_few_files(journeys: trace.Journeys) -> None:
     """From `periodic.put` to the heap of the beat that leads."""
     assert len(journeys.put) <= trace.MOST_PUT, journeys.put
