@@ -21,10 +21,9 @@ from celery_neli.election.role_state import Payload
 
 __all__ = ["Claims", "Offer", "Watermarks"]
 
+#: Seconds. A clock that goes back by more was wrong, and so are watermarks that are further ahead: no heartbeat
+#: interval is longer, nor does a clock that is kept in step jump so far.
 ASTRAY = 120.0
-"""Seconds. A clock that goes back by more was wrong, and so are watermarks that are further ahead. (No heartbeat
-interval is longer, nor does a clock that is kept in step jump so far.)
-"""
 DENSE = 0.9  # below 1: a lone slot, claimed half an interval ahead, needs no second claim when its time comes
 LAST_SECOND = 253402300799.0  # of the year 9999: there are no dates behind it
 MICROSECOND = 1e-6

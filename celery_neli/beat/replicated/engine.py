@@ -44,6 +44,8 @@ SHORTEST = 0.001
 BACKLOG = 0.05
 #: Seconds after which a turn returns although more is due.
 TURN = 0.02
+#: Seconds to wait at a time for a run that a publisher completes.
+PATIENCE = 0.05
 #: Seconds that the end of a term waits for messages that publishers are sending.
 DRAIN = 5.0
 
@@ -103,7 +105,7 @@ class Engine:
         self.sender.templates.answers = {}  # asked once in a turn whether something is overridden or patched
         try:
             while not (wait := float(tick() or 0)) > 0:
-                if (self.pool.runs and not self.pool.free()) or time.monotonic() > end:
+                if (self.pool.runs and not self.pool.publishers.free()) or time.monotonic() > end:
                     return 0.0
             return wait
         finally:
@@ -136,7 +138,7 @@ class Engine:
 
     def _act(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
         if entry.name in self.pool.runs:  # it was defined again in the meantime
-            self.pool.wait()
+            self.pool.publishers.wait(PATIENCE)
             return 0.0
         wait = self.ledger.admit(entry, found, now)
         if wait is not None:
@@ -157,7 +159,7 @@ class Engine:
     def _rest(self, due: float | None, wait: float) -> float:
         wait = self.ledger.rest(due, wait)
         if self.pool.runs:
-            self.pool.wait()
+            self.pool.publishers.wait(PATIENCE)
             return 0.0
         return wait
 
@@ -231,8 +233,8 @@ class Engine:
         sent, scheduler = self.sender.message_of(entry, found.slot), self._scheduler
         if self.sender.templates.key(scheduler, sent, scheduler.producer) is None:
             return False  # code of the application would run there
-        if not self.pool.free():
-            self.pool.wait()
+        if not self.pool.publishers.free():
+            self.pool.publishers.wait(PATIENCE)
             return True
         lease = self.sender.lease
         assert not isinstance(lease, NoLease), "only a term has publishers"
@@ -263,10 +265,7 @@ class Engine:
         elif error is None:
             schedule[name] = run.advanced
             self.table.settle(name)
-            if run.refused is None:
-                sender.sent(run)
-            else:
-                sender.refused(run, run.refused)
+            sender.settled(run)
             if name in schedule:
                 heap.put(name, self._next_look(run.advanced, run.found, run.now))
         elif isinstance(error, (LeaseEnded, Unsent)):
@@ -282,7 +281,7 @@ class Engine:
         Return the run that was cut off in the middle, if there is one, and those of which it is unknown what came.
         """
         cut_off = self.sender.cut_off()
-        self.pool.drain(DRAIN if wait else 0.0)
+        self.pool.publishers.close(DRAIN if wait else 0.0)  # `collect` knows what it has sent
         with suppress(LeaseEnded):
             self.collect()
         lost = list(self.pool.runs.values())

@@ -35,6 +35,7 @@ logger = escaping(get_logger(__name__))
 
 #: Seconds between two lines that say that an entry will never run.
 NEVER_INTERVAL = 3600.0
+NEVER_DUE = "beat: entry never due entry=%s schedule=%s: it names no time that comes; give it another schedule"
 #: The priority of every event, as in Celery.
 PRIORITY = 5
 
@@ -299,10 +300,8 @@ class EntryTable:
     def look(self, entry: Any, now: datetime) -> Look:
         """Return what is due of an entry that may be. Never raises."""
         try:
-            if self.has_slots(entry):
-                found = look(entry, maybe_make_aware(now), self.policy(entry))
-                if found is not None:
-                    return found
+            if self.has_slots(entry) and (found := look(entry, maybe_make_aware(now), self.policy(entry))) is not None:
+                return found
             is_due, delay = self._scheduler.is_due(entry)
             return Look(due=is_due, delay=delay)
         except Exception:  # noqa: BLE001 - of a user's schedule; logged
@@ -315,7 +314,8 @@ class EntryTable:
             found = (self._forecast or Forecast()).next(entry) if self._asks_nobody() else None
             if found is not None:
                 if found.delay == math.inf:
-                    self._warn_of_never(entry)
+                    if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
+                        logger.warning(NEVER_DUE, entry.name, str(entry.schedule))
                 elif self.exact:
                     return float(found.now + found.delay)
                 return float(found.now + (scheduler.adjust(max(found.delay, 0.0)) or 0.0))
@@ -342,10 +342,3 @@ class EntryTable:
 
     def _asks_nobody(self) -> bool:
         return type(self._scheduler).is_due is CelerysScheduler.is_due
-
-    def _warn_of_never(self, entry: Any) -> None:
-        if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
-            logger.warning(
-                "beat: entry never due entry=%s schedule=%s: it names no time that comes; give it another schedule",
-                entry.name, str(entry.schedule),
-            )  # fmt: skip

@@ -149,7 +149,7 @@ class ClaimingLedger(SlotLedger):
                     term.doubt(run)
             term.unsettled.clear()
             if cut_off is not None and left and cut_off.advanced is not None:
-                self.sent(cut_off)
+                self.settled(cut_off)
             elif cut_off is not None and not left:
                 self._table.schedule[cut_off.entry.name] = cut_off.entry
                 term.doubt(cut_off)
@@ -302,20 +302,13 @@ class ClaimingLedger(SlotLedger):
         else:
             self._present.doubt(run)
 
-    def sent(self, run: Run) -> None:
-        """Settle a slot that was published and confirmed, as far as the transport can."""
-        entry, slot = run.advanced, run.slot
-        if slot is not None and entry.options and Overlap.of(entry).skips:
-            self.states.sent[entry.name] = slot.timestamp()
-            self._overlaps.sent(entry.name, self._slot_id(entry.name, slot), self._table.moment())
-        self._settle(entry)
-
-    def refused(self, run: Run) -> None:
-        """Settle a slot that the application refused to send: it is neither owed nor in doubt."""
-        self._settle(run.advanced)
-
-    def _settle(self, advanced: Any) -> None:
-        name, term, states = advanced.name, self._present, self.states
+    def settled(self, run: Run) -> None:
+        """Settle a slot that was published, or that the application refused: it is neither owed nor in doubt."""
+        advanced, slot, term, states = run.advanced, run.slot, self._present, self.states
+        name = advanced.name
+        if run.refused is None and slot is not None and advanced.options and Overlap.of(advanced).skips:
+            states.sent[name] = slot.timestamp()
+            self._overlaps.sent(name, self._slot_id(name, slot), self._table.moment())
         self._retries.pop(name, None)
         term.unsettled.pop(name, None)
         term.maybe_sent.pop(name, None)

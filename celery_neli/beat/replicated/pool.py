@@ -1,6 +1,6 @@
 """The pool of publishers: sends entries side by side, while more is due than one connection can send in time.
 
-Only what `Sender.publishable` admits is sent so: no code of the application runs there, but for what is around
+Only what goes by a template is sent so: no code of the application runs there, but for what is around
 `apply_entry`. An entry has one run in the pool at a time, so its slots stay in order; until it is settled, the
 watermark *settled* stays below it.
 """
@@ -30,8 +30,6 @@ logger = escaping(get_logger(__name__))
 
 #: Seconds for which they are left out after one of them failed: the thread that ticks waits for a broker that is gone.
 CALM = 2.0
-#: Seconds to wait for a completed run at a time.
-PATIENCE = 0.05
 #: How many a publisher sends before it waits for the broker's answers, where the transport can.
 BATCH = 20
 #: Seconds after which a run that is not completed counts as stuck.
@@ -49,7 +47,7 @@ class Pool:
         self, app: Any, send: Callable[[Run, Any], None], *, count: int, producer: Any = None, tenure: Any = None
     ) -> None:
         self._app, self._send, self._count, self._producer, self._tenure = app, send, count, producer, tenure
-        self._publishers: Publishers[Run] = Publishers(
+        self.publishers: Publishers[Run] = Publishers(
             count=count, connect=self._connect, send=self._send_all, batch=BATCH
         )
         #: The runs that are not settled, by entry.
@@ -69,33 +67,19 @@ class Pool:
         second = heap.second()
         return second is not None and second <= moment
 
-    def free(self) -> bool:
-        """Return True if another run may be submitted."""
-        return self._publishers.free() > 0
-
     def submit(self, run: Run) -> None:
-        """Have a publisher send the run; the pool is `free`. Does not block."""
+        """Have a publisher send the run; one is free. Does not block."""
         self.runs[run.entry.name] = run
-        self._publishers.submit(run)
+        self.publishers.submit(run)
 
     def completed(self) -> list[tuple[Run, BaseException | None]]:
         """Return the runs completed since the last call, each with None if its message left or was `refused`, or with
         what went wrong. The caller takes them out of `runs` when it has dealt with them. Does not block.
         """
-        finished = self._publishers.finished()
+        finished = self.publishers.finished()
         if any(isinstance(error, Exception) and not isinstance(error, Unsent) for _, error in finished):
             self._calm_until = time.monotonic() + CALM
         return finished
-
-    def wait(self) -> None:
-        """Wait until a run is completed, for a moment at most."""
-        self._publishers.wait(PATIENCE)
-
-    def drain(self, timeout: float) -> None:
-        """Begin nothing more, and wait up to ``timeout`` seconds for what is being sent. `completed` returns that; what
-        becomes of the rest is unknown.
-        """
-        self._publishers.close(timeout)
 
     # -- on a publisher's thread --
 

@@ -103,8 +103,7 @@ class Sender:
     def send(self, entry: Any, found: Look, now: datetime) -> Any:
         """Send the entry for the slot that was found; return the entry after it. Blocks as publishing does.
 
-        Raises:
-            LeaseEnded: The term may start nothing more.
+        Raises `LeaseEnded` if the term may start nothing more.
         """
         scheduler = self._scheduler
         self.slot, self.now = found.slot, now
@@ -121,8 +120,7 @@ class Sender:
     def reserve(self, entry: Any) -> Any:
         """Advance the entry for the slot that is being run, or for the present if it is called outside a tick.
 
-        Raises:
-            LeaseEnded: The term may start nothing more; the entry is as it was.
+        Raises `LeaseEnded` if the term may start nothing more, and leaves the entry as it was.
         """
         lease = self.lease
         lease.ask_start()
@@ -154,9 +152,7 @@ class Sender:
         The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer. In a tick,
         what the application refuses to send is logged in one line; its slot is over, and no run is counted.
 
-        Raises:
-            LeaseEnded: The term ended first; nothing was sent.
-            celery.beat.SchedulingError: It could not be sent.
+        Raises `LeaseEnded` if the term ended first, and `celery.beat.SchedulingError` if it could not be sent.
         """
         if (run := self._thread.run) is not None:
             return self._transmit_run(run, entry, producer)
@@ -199,13 +195,14 @@ class Sender:
             )  # fmt: skip
             self._settle(run)
         elif run is not None and (self.now is not None or not isinstance(lease, NoLease)):
-            self.refused(run, without_wrapper(exc))
+            run.refused = without_wrapper(exc)
+            self.settled(run)
         self._over()
         return run is not None and self.now is not None
 
     def _settle(self, run: Run) -> None:
         if self.lease.may_finish():  # else a successor may know better by now
-            self.sent(run)
+            self.settled(run)
 
     def _over(self) -> None:
         self._run = None  # only now: SystemExit may cut in anywhere
@@ -305,22 +302,18 @@ class Sender:
             options["expires"] = at
         return _with_options(entry, options)
 
-    def sent(self, run: Run) -> None:
-        """Note that the run's message has left."""
-        self.forget(run.entry.name)
-        self._ledger.sent(run)
-
-    def refused(self, run: Run, error: BaseException) -> None:
-        """Note that the application refused to send it: the slot is over, without a run."""
-        name = run.entry.name
+    def settled(self, run: Run) -> None:
+        """Note that the run's message has left, or that the application refused to send it."""
+        name, error = run.entry.name, run.refused
         self.forget(name)
-        celery.beat.error(  # in Celery's logger, where users look for such lines
-            "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
-            printable(name), _iso(run.slot), printable_error(error, MOST_OF_AN_ERROR),
-        )  # fmt: skip
-        logger.debug("beat: what refused entry=%s", name, exc_info=error)
-        run.advanced.total_run_count = run.entry.total_run_count
-        self._ledger.refused(run)
+        if error is not None:
+            celery.beat.error(  # in Celery's logger, where users look for such lines
+                "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
+                printable(name), _iso(run.slot), printable_error(error, MOST_OF_AN_ERROR),
+            )  # fmt: skip
+            logger.debug("beat: what refused entry=%s", name, exc_info=error)
+            run.advanced.total_run_count = run.entry.total_run_count
+        self._ledger.settled(run)
 
     def failed(self, run: Run) -> None:
         """Note that it could not be sent: the ledger may want it retried."""
