@@ -64,10 +64,10 @@ class Side:
     def send(self, entries: list[ScheduleEntry], producer: Any) -> list[Any]:
         batch = producer.batch_of_it
         batch.begin()
-        marks, ids = [batch.mark()], []
+        marks, ids = [batch.mark], []
         for entry in entries:
             ids.append(self.send_one(entry, producer))
-            marks.append(batch.mark())
+            marks.append(batch.mark)
         batch.settle(self.ask)
         return [batch.failure(marks[n], marks[n + 1]) or each for n, each in enumerate(ids)]
 

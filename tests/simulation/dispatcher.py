@@ -133,7 +133,7 @@ class Dispatcher:
         """Have an entry, as its state tells, which is `first` if there is none."""
         state = self.world.slots.topics[self.role].states.get(name, first)
         entry.last_run_at = _utc(state.last)
-        floor = self.claims.inherited.settled_until(state.last, open_=state.open)
+        floor = state.last if state.open else max(state.last, self.claims.inherited.settled)
         while (slot := next_slot(entry.schedule, entry.last_run_at)).timestamp() <= floor:
             entry.last_run_at = slot
         self.entries[name], self.due[name] = entry, slot.timestamp()
@@ -165,7 +165,7 @@ class Dispatcher:
         found = look(entry, _utc(now), RULE)
         if found is None or found.slot is None or found.slot.timestamp() != slot or found.left_out:
             raise Failure("slot", f"{name} is due at {slot}, but a look at it finds {found}")
-        if slots.skip and self.claims.inherited.doubts(slot) and defined <= self.claims.inherited.claimed:
+        if slots.skip and slot <= self.claims.inherited.doubtful and defined <= self.claims.inherited.claimed:
             slots.left_out(self.role, name, slot, self.term)
             self.entries[name] = pass_over(entry, found.slot, _utc(now))
         elif not self.world.calm and slots.rnd.random() < self.world.scenario.publish_fails:

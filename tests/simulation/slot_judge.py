@@ -101,7 +101,7 @@ class Slots:
         if terms - {term}:
             self.doubled += 1
             if marks is not None:  # else nothing was left to know
-                doubt = marks.doubts(slot) and (slot > marks.settled or name in opened)
+                doubt = slot <= marks.doubtful and (slot > marks.settled or name in opened)
                 if self.skip or not doubt:
                     self.fail(f"{what} was published in {terms}; in doubt: {doubt}, {marks}")
         terms.add(term)

@@ -58,10 +58,10 @@ def outcomes(channel: Any, messages: int) -> list[BaseException | None]:
     """What becomes of so many messages in one batch."""
     batch = channel.batch
     batch.begin()
-    marks = [batch.mark()]
+    marks = [batch.mark]
     for n in range(messages):
         channel.basic_publish(n, exchange="")
-        marks.append(batch.mark())
+        marks.append(batch.mark)
     batch.settle(never)
     return [batch.failure(marks[n], marks[n + 1]) for n in range(messages)]
 
@@ -120,7 +120,7 @@ def test_what_did_not_leave_is_not_waited_for(channel: Amqp) -> None:
     with pytest.raises(ValueError, match="no such header"):
         channel.basic_publish("message")
     channel.batch.settle(never)
-    assert channel.batch.failure(0, channel.batch.mark()) is None
+    assert channel.batch.failure(0, channel.batch.mark) is None
 
 
 def test_without_confirms_each_message_is_sent_as_ever() -> None:
@@ -138,9 +138,9 @@ def test_a_transport_without_batches_sends_each_message_as_ever() -> None:
         queue = connection.SimpleQueue("batch")
         batch = batch_of(producer)
         batch.begin()
-        mark = batch.mark()
+        mark = batch.mark
         producer.publish({"n": 1}, routing_key="batch")
         assert queue.qsize() == 1
         batch.settle(never)
-        assert batch.failure(mark, batch.mark()) is None
+        assert batch.failure(mark, batch.mark) is None
         queue.close()

@@ -187,22 +187,12 @@ def test_a_clock_that_is_set_back_far_begins_the_marks_anew() -> None:
     assert term.turn(then + 0.9, then + 1) == Offer(Watermarks(then + 0.9 + INTERVAL, then + 0.9), hurry=True)
 
 
-def test_marks_tell_what_a_slot_of_an_entry_has_come_to() -> None:
-    """Done, in doubt or missed; of an open entry its state alone tells what is done."""
-    marks = Watermarks(claimed=T0 + 5, settled=T0)
-    assert marks.settled_until(T0 - 10, open_=False) == T0
-    assert marks.settled_until(T0 + 3, open_=False) == T0 + 3
-    assert marks.settled_until(T0 - 10, open_=True) == T0 - 10
-    assert marks.doubts(T0 + 5)
-    assert not marks.doubts(T0 + 5.1)
-
-
 def test_after_a_clean_release_there_is_no_doubt_behind_what_was_tried() -> None:
     """Whatever was claimed, and be it done for other entries."""
     marks = Watermarks(claimed=T0, settled=T0, attempted=T0 - 5)
     assert Watermarks.of(marks.as_data()) == marks
-    assert marks.doubts(T0 - 5)
-    assert not marks.doubts(T0 - 4)
+    assert marks.doubtful == T0 - 5
+    assert Watermarks(claimed=T0 + 5, settled=T0).doubtful == T0 + 5
 
 
 @pytest.mark.parametrize("marks", [{"claimed": 9, "done": 8, "tried": "1"}, {"claimed": 5, "done": 9, "tried": 1}])

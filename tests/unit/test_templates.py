@@ -229,19 +229,32 @@ def test_what_is_patched_during_a_turn_is_noticed_in_the_next(
 ) -> None:
     """It is asked once in a turn, however the turn ends; outside of turns, each time."""
     app, _ = app_on_a_wire()
-    scheduler, fast, entry = ReplicatedScheduler(app=app, lazy=True), Templates(app), entry_of(app, "plain")
-    with contextlib.suppress(SystemExit), fast.one_look():
+    scheduler, entry = ReplicatedScheduler(app=app, lazy=True), entry_of(app, "plain")
+    engine = scheduler.neli_engine
+    fast = engine.sender.templates
+
+    def first() -> float:
         assert fast.key(scheduler, entry, scheduler.producer) is not None
         patch(app, monkeypatch)
         assert fast.key(scheduler, entry, scheduler.producer) is not None, "asked before, in this turn"
         if ends == "is cut off":
             raise SystemExit
-    assert fast.key(scheduler, entry, scheduler.producer) is None
-    with fast.one_look():
+        return 1.0
+
+    def second() -> float:
         assert fast.key(scheduler, entry, scheduler.producer) is None
         monkeypatch.undo()
-    with fast.one_look():
+        return 1.0
+
+    def third() -> float:
         assert fast.key(scheduler, entry, scheduler.producer) is not None
+        return 1.0
+
+    with contextlib.suppress(SystemExit):
+        engine.turn(first)
+    assert fast.key(scheduler, entry, scheduler.producer) is None
+    engine.turn(second)
+    engine.turn(third)
 
 
 def test_another_task_and_another_producer_are_asked_about_within_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,11 +264,11 @@ def test_another_task_and_another_producer_are_asked_about_within_a_turn(monkeyp
     monkeypatch.setattr(app.tasks["plain"], "apply_async", MagicMock(), raising=False)
     own = app.amqp.Producer(app.connection_for_write(), auto_declare=False)
     own.publish = MagicMock()
-    with fast.one_look():
-        assert fast.key(scheduler, entry_of(app, "strict"), scheduler.producer) is not None
-        assert fast.key(scheduler, entry_of(app, "plain"), scheduler.producer) is None
-        assert fast.key(scheduler, entry_of(app, "strict"), own) is None
-        assert fast.key(scheduler, entry_of(app, "strict"), scheduler.producer) is not None
+    fast.answers = {}
+    assert fast.key(scheduler, entry_of(app, "strict"), scheduler.producer) is not None
+    assert fast.key(scheduler, entry_of(app, "plain"), scheduler.producer) is None
+    assert fast.key(scheduler, entry_of(app, "strict"), own) is None
+    assert fast.key(scheduler, entry_of(app, "strict"), scheduler.producer) is not None
 
 
 @pytest.mark.parametrize(
@@ -268,14 +281,14 @@ def test_receivers_of_publishing_signals_count_within_a_turn(signal: Any) -> Non
 
     def receiver(**kwargs: Any) -> None: ...
 
-    with fast.one_look():
-        assert fast.key(scheduler, entry, scheduler.producer) is not None
-        signal.connect(receiver, weak=False, dispatch_uid="seen")
-        try:
-            assert fast.key(scheduler, entry, scheduler.producer) is None
-        finally:
-            signal.disconnect(dispatch_uid="seen")
-        assert fast.key(scheduler, entry, scheduler.producer) is not None
+    fast.answers = {}
+    assert fast.key(scheduler, entry, scheduler.producer) is not None
+    signal.connect(receiver, weak=False, dispatch_uid="seen")
+    try:
+        assert fast.key(scheduler, entry, scheduler.producer) is None
+    finally:
+        signal.disconnect(dispatch_uid="seen")
+    assert fast.key(scheduler, entry, scheduler.producer) is not None
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,9 @@ from celery_neli.election.role_state import Payload
 
 __all__ = ["Claims", "Offer", "Watermarks"]
 
+#: Seconds. A clock that goes back by more was wrong, and so are watermarks that are further ahead: no heartbeat
+#: interval is longer, nor does a clock that is kept in step jump so far.
 ASTRAY = 120.0
-"""Seconds. A clock that goes back by more was wrong, and so are watermarks that are further ahead. (No heartbeat
-interval is longer, nor does a clock that is kept in step jump so far.)
-"""
 DENSE = 0.9  # below 1: a lone slot, claimed half an interval ahead, needs no second claim when its time comes
 LAST_SECOND = 253402300799.0  # of the year 9999: there are no dates behind it
 MICROSECOND = 1e-6
@@ -77,16 +76,8 @@ class Watermarks:
 
     @property
     def doubtful(self) -> float:
-        """The moment up to which slots that are not settled are in doubt."""
+        """The moment up to which slots that are not settled are in doubt: they may have been published."""
         return self.claimed if self.attempted is None else self.attempted
-
-    def settled_until(self, last: float, *, open_: bool) -> float:
-        """Return until when the slots of an entry are settled whose state says `last` and is, or is not, `open_`."""
-        return last if open_ else max(last, self.settled)
-
-    def doubts(self, slot: float) -> bool:
-        """Return True if a slot that is not settled may have been published; if not, it was not."""
-        return slot <= self.doubtful
 
 
 class Offer(NamedTuple):
@@ -124,17 +115,16 @@ class Claims:
         self._resolved = True
 
     def turn(self, now: float, next_due: float | None, unsettled: float | None, last: Payload) -> Offer | None:
-        """Return what the records are to carry from now on, if that changes. Called in every turn of the scheduler.
+        """Return what the records are to carry from `now` on, if that changes. Called in every turn of the scheduler.
 
         If the wall clock was set back by more than `ASTRAY`, the watermarks start over at `now`, and entries are
         protected by their states alone. If it was set back by less, they stay and wait for it.
 
         Args:
             now: Unix seconds.
-            next_due: The next slot to publish, which may be past; None if there is none.
+            next_due: The next slot to publish, which may be past.
             unsettled: The earliest slot that is not settled, be it due, being sent, failed or in doubt, but for entries
-                of which an `open` state was written and confirmed. None if there is none; a slot of the future is as
-                good.
+                of which an `open` state was written and confirmed. A slot of the future is as good as None.
             last: The payload of the role's newest record.
         """
         marks = Watermarks.of(last.data) if last.own and last.term == self.term else None

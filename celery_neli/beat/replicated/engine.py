@@ -7,6 +7,7 @@ place. While more is due than one connection can send in time, a pool of publish
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ SHORTEST = 0.001
 BACKLOG = 0.05
 #: Seconds after which a turn returns although more is due.
 TURN = 0.02
+#: Seconds to wait at a time for a run that a publisher completes.
+PATIENCE = 0.05
 #: Seconds that the end of a term waits for messages that publishers are sending.
 DRAIN = 5.0
 
@@ -50,13 +53,14 @@ DRAIN = 5.0
 class LeftOut:
     """Counts and logs the slots that never run, by the entries' policies."""
 
-    def __init__(self, lines: EntryLines) -> None:
+    def __init__(self, table: EntryTable) -> None:
         self.total = 0
-        self.lines = lines
+        self.lines = EntryLines(logger, clock=table.moment)
+        self._table = table
         #: How many slots of an entry were logged, until one of it ran: an entry that fails is looked at repeatedly.
         self._logged: dict[str, int] = {}
 
-    def log(self, entry: Any, found: Look, policy: str) -> None:
+    def log(self, entry: Any, found: Look) -> None:
         """Log the slots that the misfire policy leaves out, unless that was done for this very run."""
         news = found.left_out - self._logged.get(entry.name, 0)
         if news <= 0:
@@ -68,7 +72,8 @@ class LeftOut:
         self.lines.warning(
             "slots missed", entry.name,
             "beat: slots missed entry=%s left_out=%s%s first=%s last=%s policy=%s runs=%s",
-            entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1], policy, found.slot,
+            entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
+            self._table.policy(entry).policy, found.slot,
         )  # fmt: skip
 
     def over(self, name: str) -> None:
@@ -79,17 +84,16 @@ class LeftOut:
 class Engine:
     """Runs the entries of ``scheduler``. The thread that ticks; nothing blocks but publishing.
 
-    ``make_ledger`` is called once, with the table, the log of slots that never run, and what forgets an entry.
+    ``make_ledger`` is called with the table, the log of slots that never run, and what forgets an entry.
     """
 
     def __init__(self, scheduler: Any, make_ledger: Callable[..., SlotLedger]) -> None:
-        app = scheduler.app
-        self.left_out = LeftOut(EntryLines(logger, clock=lambda: maybe_make_aware(app.now()).timestamp()))
         self.table = EntryTable(scheduler)
+        self.left_out = LeftOut(self.table)
         self.ledger = make_ledger(table=self.table, left_out=self.left_out, forget=self.forget)
         self.table.exact = self.ledger.exact
         self.sender = Sender(scheduler, self.table, self.ledger)
-        self.pool = Pool(app, self.sender.send_run, count=1)
+        self.pool = Pool(scheduler.app, self.sender.send_run, count=1)
         self._scheduler = scheduler
         self._latest = 0.0
 
@@ -98,13 +102,14 @@ class Engine:
     def turn(self, tick: Callable[[], float | None]) -> float:
         """Call ``tick`` until nothing is due, for `TURN` seconds; return the seconds until the next turn."""
         end = time.monotonic() + TURN
-        with self.sender.templates.one_look():
-            while True:
-                wait = float(tick() or 0)
-                if wait > 0:
-                    return wait
-                if (self.pool.runs and not self.pool.free()) or time.monotonic() > end:
+        self.sender.templates.answers = {}  # asked once in a turn whether something is overridden or patched
+        try:
+            while not (wait := float(tick() or 0)) > 0:
+                if (self.pool.runs and not self.pool.publishers.free()) or time.monotonic() > end:
                     return 0.0
+            return wait
+        finally:
+            self.sender.templates.answers = None
 
     def tick(self) -> float:
         """Run what is due next, one slot of one entry at most; return the seconds until the next tick is wanted."""
@@ -125,23 +130,26 @@ class Engine:
         found = self.table.look(entry, now)
         first = heap.peek()
         if first is not top:  # the schedule that was asked has changed the heap: come back
-            return 0.0 if first is None else self._until(first.time, first.name)
+            if first is None:
+                return 0.0
+            earlier = self._scheduler._when(self.table.schedule[first.name], 0)
+            return float(min(first.time - earlier, max_interval))
         return self._act(heap, entry, found, now)
 
     def _act(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> float:
         if entry.name in self.pool.runs:  # it was defined again in the meantime
-            self.pool.wait()
+            self.pool.publishers.wait(PATIENCE)
             return 0.0
         wait = self.ledger.admit(entry, found, now)
         if wait is not None:
             return wait
+        if found.left_out:
+            self.left_out.log(entry, found)
         if found.due and found.slot is not None:
             moment = maybe_make_aware(now).timestamp()
             late = moment - found.slot.timestamp() > BACKLOG
             if late and self.pool.is_wanted(heap, moment) and self._submit(heap, entry, found, now):
                 return 0.0
-        if found.left_out:
-            self.left_out.log(entry, found, self.table.policy(entry).policy)
         if not found.due:
             return self._put_off(heap, entry, found, now)
         advanced = self.sender.send(entry, found, now)
@@ -151,13 +159,9 @@ class Engine:
     def _rest(self, due: float | None, wait: float) -> float:
         wait = self.ledger.rest(due, wait)
         if self.pool.runs:
-            self.pool.wait()
+            self.pool.publishers.wait(PATIENCE)
             return 0.0
         return wait
-
-    def _until(self, time_: float, name: str) -> float:
-        scheduler = self._scheduler
-        return float(min(time_ - scheduler._when(self.table.schedule[name], 0), scheduler.max_interval))
 
     def _next_look(self, advanced: Any, found: Look, now: datetime) -> float:
         retry_at = self.ledger.retry_at(advanced.name)
@@ -189,7 +193,7 @@ class Engine:
         """Let the slots up to ``slot`` never run; return the entry after them."""
         self.left_out.over(entry.name)
         passed = self.table.pass_over(entry, slot, now)
-        self.ledger.passed(passed)
+        self.ledger.write(passed)
         return passed
 
     def _was_set_back(self, entry: Any, now: float) -> bool:
@@ -220,20 +224,18 @@ class Engine:
 
     def begin(self, tenure: Tenure, *, publishers: int, producer: Any) -> None:
         """Send in this term, with up to so many publishers, by producers of this class."""
-        self.sender.lease = tenure
-        app = self._scheduler.app
-        self.pool = Pool(app, self.sender.send_run, count=publishers, producer=producer, tenure=tenure)
+        sender, app = self.sender, self._scheduler.app
+        sender.lease = tenure
+        self.pool = Pool(app, sender.send_run, count=publishers, producer=producer, tenure=tenure)
 
     def _submit(self, heap: DueHeap, entry: Any, found: Look, now: datetime) -> bool:
         """Have a publisher send the entry, if it is one of those that may be; return True if that was done, or will."""
-        sent = self.sender.message_of(entry, found.slot)
-        if not self.sender.publishable(sent):
-            return False
-        if not self.pool.free():
-            self.pool.wait()
+        sent, scheduler = self.sender.message_of(entry, found.slot), self._scheduler
+        if self.sender.templates.key(scheduler, sent, scheduler.producer) is None:
+            return False  # code of the application would run there
+        if not self.pool.publishers.free():
+            self.pool.publishers.wait(PATIENCE)
             return True
-        if found.left_out:
-            self.left_out.log(entry, found, self.table.policy(entry).policy)
         lease = self.sender.lease
         assert not isinstance(lease, NoLease), "only a term has publishers"
         lease.ask_start()
@@ -246,17 +248,13 @@ class Engine:
 
     def collect(self) -> None:
         """Settle the runs that publishers have completed. Raises `LeaseEnded` if one found that the term is over."""
-        if self.pool.runs and (ended := self._collect()) is not None:
-            raise ended
-
-    def _collect(self) -> LeaseEnded | None:
-        """Settle the runs that publishers have completed; return what one of them raised if the term is over."""
         ended: LeaseEnded | None = None
-        for run, error in self.pool.completed():
+        for run, error in self.pool.completed() if self.pool.runs else ():
             ended = error if isinstance(error, LeaseEnded) else ended
             self._settle(run, error)
-            self.pool.settled(run)  # last: SystemExit may cut in anywhere
-        return ended
+            del self.pool.runs[run.entry.name]  # last: SystemExit may cut in anywhere
+        if ended is not None:
+            raise ended
 
     def _settle(self, run: Run, error: BaseException | None) -> None:
         name, schedule, sender = run.entry.name, self.table.schedule, self.sender
@@ -267,10 +265,7 @@ class Engine:
         elif error is None:
             schedule[name] = run.advanced
             self.table.settle(name)
-            if run.refused is None:
-                sender.sent(run)
-            else:
-                sender.refused(run, run.refused)
+            sender.settled(run)
             if name in schedule:
                 heap.put(name, self._next_look(run.advanced, run.found, run.now))
         elif isinstance(error, (LeaseEnded, Unsent)):
@@ -286,8 +281,9 @@ class Engine:
         Return the run that was cut off in the middle, if there is one, and those of which it is unknown what came.
         """
         cut_off = self.sender.cut_off()
-        self.pool.drain(DRAIN if wait else 0.0)
-        self._collect()
+        self.pool.publishers.close(DRAIN if wait else 0.0)  # `collect` knows what it has sent
+        with suppress(LeaseEnded):
+            self.collect()
         lost = list(self.pool.runs.values())
         for run in lost:
             if (entry := self.table.schedule.get(run.entry.name)) is not None:

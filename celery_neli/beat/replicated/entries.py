@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import Iterable, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,26 +29,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from celery_neli.schedule.due import Next
-
 __all__ = ["Entries", "EntryTable", "HeapView"]
 
 logger = escaping(get_logger(__name__))
 
 #: Seconds between two lines that say that an entry will never run.
 NEVER_INTERVAL = 3600.0
+NEVER_DUE = "beat: entry never due entry=%s schedule=%s: it names no time that comes; give it another schedule"
 #: The priority of every event, as in Celery.
 PRIORITY = 5
-
-_MISSING = object()
 
 
 class Entries(dict[str, Any]):
     """A schedule that knows which of its entries were changed, so that a tick need not compare them all.
 
-    A dict that keeps the names that were set or deleted until :meth:`changes` is called; it begins to with the first
-    call. It behaves as a dict in every other way; a copy and a pickle of it are plain dicts. An entry that is changed
-    in place is not seen: call :meth:`note`.
+    A dict that keeps the names that were set or deleted until `changes` is called; it begins to with the first call. A
+    copy and a pickle of it are plain dicts. An entry that is changed in place is not seen: call `note`.
     """
 
     __slots__ = ("_changed", "_watched")
@@ -79,7 +75,9 @@ class Entries(dict[str, Any]):
         return bool(self._changed)
 
     def __setitem__(self, name: str, entry: Any) -> None:
-        _name(entry, name)
+        # A tick advances an entry by the name that the entry has, and would find this one due for ever.
+        if getattr(entry, "name", name) != name:
+            entry.name = name
         super().__setitem__(name, entry)
         if self._watched:
             self._changed[name] = None
@@ -88,58 +86,27 @@ class Entries(dict[str, Any]):
         super().__delitem__(name)
         self.note((name,))
 
-    def setdefault(self, name: str, default: Any = None) -> Any:
-        """As a dict's."""
-        if name not in self:
-            self[name] = default
-        return self[name]
+    # By way of the two above, where a dict would pass them by.
+    setdefault, clear, update = MutableMapping.setdefault, MutableMapping.clear, MutableMapping.update
 
-    def pop(self, name: str, default: Any = _MISSING) -> Any:
-        """As a dict's."""
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove and return an entry, or return the default."""
         if name in self:
             self.note((name,))
-            return super().pop(name)
-        if default is _MISSING:
-            raise KeyError(name)
-        return default
+        return super().pop(name, *default)
 
     def popitem(self) -> tuple[str, Any]:
-        """As a dict's."""
+        """Remove and return the last item."""
         name, entry = super().popitem()
         self.note((name,))
         return name, entry
-
-    def clear(self) -> None:
-        """As a dict's."""
-        self.note(self)
-        super().clear()
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        """As a dict's."""
-        new = dict(*args, **kwargs)
-        for name, entry in new.items():
-            _name(entry, name)
-        super().update(new)
-        self.note(new)
 
     def __ior__(self, other: Any) -> Entries:  # type: ignore[misc,override]  # typeshed has overloads
         self.update(other)
         return self
 
-    def copy(self) -> dict[str, Any]:
-        """Return a plain dict."""
-        return dict(self)
-
-    __copy__ = copy
-
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
-
-
-def _name(entry: Any, name: str) -> None:
-    # A tick advances an entry by the name that the entry has, and would find this one due for ever.
-    if getattr(entry, "name", name) != name:
-        entry.name = name
 
 
 class HeapView(MutableSequence[Any]):
@@ -333,10 +300,8 @@ class EntryTable:
     def look(self, entry: Any, now: datetime) -> Look:
         """Return what is due of an entry that may be. Never raises."""
         try:
-            if self.has_slots(entry):
-                found = look(entry, maybe_make_aware(now), self.policy(entry))
-                if found is not None:
-                    return found
+            if self.has_slots(entry) and (found := look(entry, maybe_make_aware(now), self.policy(entry))) is not None:
+                return found
             is_due, delay = self._scheduler.is_due(entry)
             return Look(due=is_due, delay=delay)
         except Exception:  # noqa: BLE001 - of a user's schedule; logged
@@ -346,10 +311,11 @@ class EntryTable:
         """Return when to look at an entry that is new or was changed, in Unix seconds."""
         scheduler = self._scheduler
         try:
-            found = self._next(entry)
+            found = (self._forecast or Forecast()).next(entry) if self._asks_nobody() else None
             if found is not None:
                 if found.delay == math.inf:
-                    self._warn_of_never(entry)
+                    if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
+                        logger.warning(NEVER_DUE, entry.name, str(entry.schedule))
                 elif self.exact:
                     return float(found.now + found.delay)
                 return float(found.now + (scheduler.adjust(max(found.delay, 0.0)) or 0.0))
@@ -374,15 +340,5 @@ class EntryTable:
         passed = self.schedule[entry.name] = pass_over(entry, slot, now)
         return passed
 
-    def _next(self, entry: Any) -> Next | None:
-        return (self._forecast or Forecast()).next(entry) if self._asks_nobody() else None
-
     def _asks_nobody(self) -> bool:
         return type(self._scheduler).is_due is CelerysScheduler.is_due
-
-    def _warn_of_never(self, entry: Any) -> None:
-        if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
-            logger.warning(
-                "beat: entry never due entry=%s schedule=%s: it names no time that comes; give it another schedule",
-                entry.name, str(entry.schedule),
-            )  # fmt: skip

@@ -33,7 +33,7 @@ class Run:
     now: Any = None
     headers: Any = None
     error: Exception | None = None
-    #: What the application raised instead of sending it.
+    #: What the application raised instead of sending it: the slot is over without a run.
     refused: BaseException | None = None
     #: When it was made (`time.monotonic`).
     at: float = field(default_factory=time.monotonic)
@@ -76,11 +76,8 @@ class SlotLedger:
     def submitted(self, run: Run) -> None:
         """Note that a publisher's thread sends the run."""
 
-    def sent(self, run: Run) -> None:
-        """Note that the run's message left, and was confirmed as far as the transport can."""
-
-    def refused(self, run: Run) -> None:
-        """Note that the application refused to send it: the slot is over without a run."""
+    def settled(self, run: Run) -> None:
+        """Note that the run's message left, confirmed as far as the transport can, or that its slot was `refused`."""
 
     def failed(self, run: Run) -> None:
         """Note that it could not be sent."""
@@ -91,8 +88,8 @@ class SlotLedger:
     def outdated(self, run: Run, *, ran: bool) -> None:
         """Note that its entry was defined again, paused or removed after it was submitted; ``ran``: it was sent."""
 
-    def passed(self, entry: Any) -> None:
-        """Note that slots of the entry will never run; ``entry`` is the one after them."""
+    def write(self, entry: Any) -> None:
+        """Note what an entry has come to of which slots will never run."""
 
     def retry_at(self, name: str) -> float | None:
         """Return when the entry's failed slot is retried; None if no slot of it failed."""

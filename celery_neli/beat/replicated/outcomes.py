@@ -52,8 +52,8 @@ FIRST_RETRY, LAST_RETRY = 1.0, 60.0
 class ClaimingLedger(SlotLedger):
     """Knows the slots of the entries of one shard, from term to term. The thread that ticks.
 
-    The records of ``role`` tell of the slots of ``shard``, the schedule ``topic`` has the states of the entries in
-    ``table``. ``forget`` is called with the name of an entry that is gone.
+    The records of ``role`` tell of them, the schedule ``topic`` has the states of the entries in ``table``. ``forget``
+    is called with the name of an entry that is gone.
     """
 
     exact = True
@@ -93,7 +93,8 @@ class ClaimingLedger(SlotLedger):
 
     def owns(self, name: str) -> bool:
         """Return True if the entry of that name is this shard's."""
-        return owner(name, len(self._config.roles)) == self.shard
+        shards = len(self._config.roles)
+        return shards == 1 or owner(name, shards) == self.shard
 
     def check(self, entry: Any) -> None:
         """Raise `ConfigurationError` if the entry asks whether its last task has finished, and cannot."""
@@ -116,8 +117,7 @@ class ClaimingLedger(SlotLedger):
             marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
         self.term = Term(
             self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,
-            interval=self._config.heartbeat_interval, version=self._settings.version,
-            unsaved=lambda: bool(self._topic.unsaved), now=now,
+            interval=self._config.heartbeat_interval, version=self._settings.version, topic=self._topic, now=now,
         )  # fmt: skip
         states.newest = self.term.epoch
         for name in self._retries:  # at its time again
@@ -144,15 +144,15 @@ class ClaimingLedger(SlotLedger):
         term = self._present
         try:
             for run in lost:
-                if run.entry.name in self._table.schedule and run.slot is not None:
-                    term.maybe_sent[run.entry.name] = run.slot.timestamp()
+                run.wired = True
+                if run.entry.name in self._table.schedule:
+                    term.doubt(run)
             term.unsettled.clear()
             if cut_off is not None and left and cut_off.advanced is not None:
-                self.sent(cut_off)
+                self.settled(cut_off)
             elif cut_off is not None and not left:
                 self._table.schedule[cut_off.entry.name] = cut_off.entry
-                if cut_off.wired and cut_off.slot is not None:
-                    term.maybe_sent[cut_off.entry.name] = cut_off.slot.timestamp()
+                term.doubt(cut_off)
             self._overlaps.begin()
             for name in term.maybe_sent:  # a successor must know that a leader had it
                 if (entry := self._table.find(name)) is not None:
@@ -237,8 +237,9 @@ class ClaimingLedger(SlotLedger):
         term = self._present
         doubtful = term.in_doubt(entry, None if found.owed is None else found.owed.first, defined=defined)
         sends = self._settings.sends_in_doubt
-        if doubtful is None or (term.was_logged(entry.name) and sends):
+        if doubtful is None or (sends and entry.name in term.logged):
             return False
+        term.logged.add(entry.name)
         self.in_doubt += doubtful.total
         logger.warning(  # not one a minute: each term may find others in doubt
             "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
@@ -259,7 +260,7 @@ class ClaimingLedger(SlotLedger):
         if not self._overlaps.holds(entry, last_id, last or 0.0, self._table.moment()):
             return False
         if found.left_out:
-            self._left_out.log(entry, found, self._table.policy(entry).policy)
+            self._left_out.log(entry, found)
         self._left_out.total += 1
         self._left_out.lines.warning(
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
@@ -270,7 +271,7 @@ class ClaimingLedger(SlotLedger):
 
     def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> None:
         self._left_out.over(entry.name)
-        self.passed(self._table.pass_over(entry, slot, now))
+        self.write(self._table.pass_over(entry, slot, now))
 
     def task_id(self, entry: Any, slot: datetime | None) -> str | None:
         """Return the task id of the slot, the same for every leader."""
@@ -297,23 +298,16 @@ class ClaimingLedger(SlotLedger):
         self._present.unsettled.pop(name := run.entry.name, None)
         if ran:
             self.states.ran(name, at_of(run.advanced))
-        elif run.wired and run.slot is not None:
-            self._present.maybe_sent[name] = run.slot.timestamp()
+        else:
+            self._present.doubt(run)
 
-    def sent(self, run: Run) -> None:
-        """Settle a slot that was published and confirmed, as far as the transport can."""
-        entry, slot = run.advanced, run.slot
-        if slot is not None and entry.options and Overlap.of(entry).skips:
-            self.states.sent[entry.name] = slot.timestamp()
-            self._overlaps.sent(entry.name, self._slot_id(entry.name, slot), self._table.moment())
-        self._settle(entry)
-
-    def refused(self, run: Run) -> None:
-        """Settle a slot that the application refused to send: it is neither owed nor in doubt."""
-        self._settle(run.advanced)
-
-    def _settle(self, advanced: Any) -> None:
-        name, term, states = advanced.name, self._present, self.states
+    def settled(self, run: Run) -> None:
+        """Settle a slot that was published, or that the application refused: it is neither owed nor in doubt."""
+        advanced, slot, term, states = run.advanced, run.slot, self._present, self.states
+        name = advanced.name
+        if run.refused is None and slot is not None and advanced.options and Overlap.of(advanced).skips:
+            states.sent[name] = slot.timestamp()
+            self._overlaps.sent(name, self._slot_id(name, slot), self._table.moment())
         self._retries.pop(name, None)
         term.unsettled.pop(name, None)
         term.maybe_sent.pop(name, None)
@@ -332,8 +326,7 @@ class ClaimingLedger(SlotLedger):
         self.states.open.add(name)
         if run.slot is not None:
             term.unsettled[name] = self._table.first_look(entry)
-            if run.wired:
-                term.maybe_sent[name] = run.slot.timestamp()
+            term.doubt(run)
         self.write(entry)
 
     def retry_at(self, name: str) -> float | None:
@@ -350,10 +343,6 @@ class ClaimingLedger(SlotLedger):
             if self._table.first_look(each) <= self._present.claims.settled:
                 self.states.open.add(each.name)
                 self.write(each)
-
-    def passed(self, entry: Any) -> None:
-        """Write the state of an entry of which slots will never run."""
-        self.write(entry)
 
     def write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""

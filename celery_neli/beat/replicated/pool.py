@@ -1,6 +1,6 @@
 """The pool of publishers: sends entries side by side, while more is due than one connection can send in time.
 
-Only what `Sender.publishable` admits is sent so: no code of the application runs there, but for what is around
+Only what goes by a template is sent so: no code of the application runs there, but for what is around
 `apply_entry`. An entry has one run in the pool at a time, so its slots stay in order; until it is settled, the
 watermark *settled* stays below it.
 """
@@ -15,7 +15,6 @@ from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import leased_producer
 from celery_neli.beat.replicated.publishers import Publishers, Unsent, batch_of
-from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.logs import escaping
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     from celery_neli.beat.replicated.ledger import Run
     from celery_neli.beat.replicated.publishers import Batch
-    from celery_neli.beat.tenure import Tenure
     from celery_neli.schedule.heap import DueHeap
 
 __all__ = ["Pool", "Unsent"]
@@ -32,8 +30,6 @@ logger = escaping(get_logger(__name__))
 
 #: Seconds for which they are left out after one of them failed: the thread that ticks waits for a broker that is gone.
 CALM = 2.0
-#: Seconds to wait for a completed run at a time.
-PATIENCE = 0.05
 #: How many a publisher sends before it waits for the broker's answers, where the transport can.
 BATCH = 20
 #: Seconds after which a run that is not completed counts as stuck.
@@ -51,7 +47,9 @@ class Pool:
         self, app: Any, send: Callable[[Run, Any], None], *, count: int, producer: Any = None, tenure: Any = None
     ) -> None:
         self._app, self._send, self._count, self._producer, self._tenure = app, send, count, producer, tenure
-        self._publishers: Publishers[Run] | None = None
+        self.publishers: Publishers[Run] = Publishers(
+            count=count, connect=self._connect, send=self._send_all, batch=BATCH
+        )
         #: The runs that are not settled, by entry.
         self.runs: dict[str, Run] = {}
         self._calm_until = 0.0
@@ -69,45 +67,19 @@ class Pool:
         second = heap.second()
         return second is not None and second <= moment
 
-    def free(self) -> bool:
-        """Return True if another run may be submitted."""
-        return self._publishers is None or self._publishers.free() > 0
-
     def submit(self, run: Run) -> None:
-        """Have a publisher send the run; the pool is `free`. Does not block."""
-        if self._publishers is None:
-            self._publishers = Publishers(count=self._count, connect=self._connect, send=self._send_all, batch=BATCH)
+        """Have a publisher send the run; one is free. Does not block."""
         self.runs[run.entry.name] = run
-        self._publishers.submit(run)
+        self.publishers.submit(run)
 
     def completed(self) -> list[tuple[Run, BaseException | None]]:
         """Return the runs completed since the last call, each with None if its message left or was `refused`, or with
-        what went wrong. Each is in the pool until it is `settled`. Does not block.
+        what went wrong. The caller takes them out of `runs` when it has dealt with them. Does not block.
         """
-        if self._publishers is None:
-            return []
-        finished = self._publishers.finished()
-        outcomes = [(run, each if isinstance(each, BaseException) else None) for run, each in finished]
-        for _, error in outcomes:
-            if isinstance(error, Exception) and not isinstance(error, Unsent):
-                self._calm_until = time.monotonic() + CALM
-        return outcomes
-
-    def settled(self, run: Run) -> None:
-        """Note that a completed run was dealt with."""
-        del self.runs[run.entry.name]
-
-    def wait(self) -> None:
-        """Wait until a run is completed, for a moment at most."""
-        if self._publishers is not None:
-            self._publishers.wait(PATIENCE)
-
-    def drain(self, timeout: float) -> None:
-        """Begin nothing more, and wait up to ``timeout`` seconds for what is being sent. `completed` returns that; what
-        becomes of the rest is unknown.
-        """
-        if self._publishers is not None:
-            self._publishers.close(timeout)
+        finished = self.publishers.finished()
+        if any(isinstance(error, Exception) and not isinstance(error, Unsent) for _, error in finished):
+            self._calm_until = time.monotonic() + CALM
+        return finished
 
     # -- on a publisher's thread --
 
@@ -122,36 +94,22 @@ class Pool:
         """Return what came of each: None if its message left (and the broker said so if it can), or was `refused`."""
         batch: Batch = producer.neli_batch
         batch.begin()
-        marks = [batch.mark()]
+        marks = [batch.mark]
         outcomes: list[BaseException | None] = []
         for run in runs:
-            error: BaseException | None = None
             try:
-                self._send_one(run, producer)
+                self._send(run, producer)
+                outcomes.append(None)
             except BaseException as exc:  # noqa: BLE001 - the thread that ticks judges it
-                error = exc
-            outcomes.append(error)
-            marks.append(batch.mark())
-            if error is not None:  # the connection may be gone
+                outcomes.append(exc)
+            marks.append(batch.mark)
+            if outcomes[-1] is not None:  # the connection may be gone
                 break
         batch.settle(producer.neli_tenure.ask_finish)
         for n, (since, until) in enumerate(pairwise(marks)):
             if outcomes[n] is None and runs[n].refused is None:
                 outcomes[n] = batch.failure(since, until)
                 if isinstance(outcomes[n], Exception):
-                    logger.error(
-                        "beat: entry=%s was not confirmed by the task broker: %r", runs[n].entry.name, outcomes[n]
-                    )
+                    text = "beat: entry=%s was not confirmed by the task broker: %r"
+                    logger.error(text, runs[n].entry.name, outcomes[n])
         return outcomes + [Unsent("another one failed before it")] * (len(runs) - len(outcomes))
-
-    def _send_one(self, run: Run, producer: Any) -> None:
-        tenure: Tenure = producer.neli_tenure
-        tenure.reset(run.headers)
-        try:
-            self._send(run, producer)
-        finally:
-            tenure.headers, run.wired = None, tenure.wired
-        if run.error is not None:
-            raise run.error
-        if run.refused is None and not tenure.left:
-            raise LeaseEnded("nothing left")

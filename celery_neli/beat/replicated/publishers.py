@@ -18,6 +18,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Publishers", "Unsent", "batch_of"]
 
 Job = TypeVar("Job")
-_Item = TypeVar("_Item")
 
 #: Batches that a publisher has at hand: the one that it sends, and one so that it does not run dry.
 AHEAD = 2
@@ -42,7 +42,6 @@ IDLE = 30.0
 #: Commands after which kombu would send by itself; a publisher takes far fewer jobs at a time.
 _MOST = 10_000
 
-_NOTHING: Any = object()
 _batch_of_kombus: Any = getattr(Producer, "batch", None)
 
 
@@ -73,46 +72,46 @@ class Publishers(Generic[Job]):
         idle: float = IDLE,
     ) -> None:
         self._count, self._connect, self._send, self._batch, self._idle = count, connect, send, batch, idle
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[list[tuple[Job, Any]]] = queue.SimpleQueue()
         self._seen: list[tuple[Job, Any]] = []
-        self._in_flight = 0
-        self._lock = threading.Lock()
-        # Behind the lock:
+        #: How many jobs were submitted and not yet returned by `finished` or `close`.
+        self.in_flight = 0
+        self._changed = threading.Condition()
+        # Behind its lock:
+        self._jobs: deque[Job] = deque()
         self._publishers: list[_Publisher] = []
         self._closed = False
 
-    @property
-    def in_flight(self) -> int:
-        """How many jobs were submitted and not yet returned by `finished` or `close`."""
-        return self._in_flight
-
     def free(self) -> int:
         """Return how many jobs may be submitted now: enough that no publisher runs dry; 0 once closed."""
-        return 0 if self._closed else max(0, AHEAD * self._batch * self._count - self._in_flight)
+        return 0 if self._closed else max(0, AHEAD * self._batch * self._count - self.in_flight)
 
     def submit(self, job: Job) -> None:
         """Hand out a job. Raises `RuntimeError` if none may be submitted."""
         if not self.free():
             raise RuntimeError("no publisher is free: ask free() first")
-        with self._lock:
-            self._in_flight += 1
-            self._jobs.put(job)
-            if len(self._publishers) < min(self._count, self._in_flight):
+        publisher = None
+        with self._changed:
+            self.in_flight += 1
+            self._jobs.append(job)
+            self._changed.notify()
+            if len(self._publishers) < min(self._count, self.in_flight):
                 publisher = _Publisher(self._run)
                 self._publishers.append(publisher)
-                publisher.thread.start()
+        if publisher is not None:  # outside of the lock, so that it begins at once
+            publisher.thread.start()
 
     def finished(self) -> list[tuple[Job, Any]]:
         """Return the jobs that finished since the last call, each with its result or the BaseException it raised."""
-        finished = self._seen + [each for batch in _emptied(self._done) for each in batch]
-        self._seen = []
-        self._in_flight -= len(finished)
+        finished, self._seen = self._seen, []
+        while not self._done.empty():
+            finished += self._done.get()
+        self.in_flight -= len(finished)
         return finished
 
     def wait(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds, if any job is in flight, until one has finished; return True if one has."""
-        if not self._seen and self._in_flight:
+        if not self._seen and self.in_flight:
             try:
                 self._seen += self._done.get(timeout=max(timeout, 0))
             except queue.Empty:
@@ -126,21 +125,22 @@ class Publishers(Generic[Job]):
         unknown whether they leave; their threads are abandoned, and end when the broker lets them. Safe to call twice.
         """
         deadline = time.monotonic() + timeout
-        with self._lock:
+        with self._changed:
             self._closed = True
             publishers, self._publishers = self._publishers, []
-            if left := _emptied(self._jobs):
-                self._done.put([(job, Unsent("closed before it was begun")) for job in left])
+            unsent = list(self._jobs)
+            self._jobs.clear()
             for publisher in publishers:
-                self._jobs.put(_NOTHING)
-                if publisher.jobs and not publisher.sending:
+                if publisher.jobs and not publisher.sending:  # it is connecting
                     publisher.abandoned = True
-                    unsent = Unsent("closed while its publisher was connecting")
-                    self._done.put([(job, unsent) for job in publisher.jobs])
+                    unsent += publisher.jobs
+            if unsent:
+                self._done.put([(job, Unsent("closed before it was begun")) for job in unsent])
+            self._changed.notify_all()
         waited = [publisher for publisher in publishers if not publisher.abandoned]
         for publisher in waited:
             publisher.thread.join(max(deadline - time.monotonic(), 0))
-        with self._lock:
+        with self._changed:
             hanging = [publisher for publisher in waited if publisher.jobs]
             for publisher in hanging:
                 publisher.abandoned = True
@@ -149,7 +149,7 @@ class Publishers(Generic[Job]):
         for publisher in waited:
             if publisher not in hanging:
                 publisher.thread.join(max(deadline - time.monotonic(), 0))
-        self._in_flight -= len(lost)
+        self.in_flight -= len(lost)
         return lost
 
     # -- on a publisher's thread --
@@ -165,29 +165,11 @@ class Publishers(Generic[Job]):
 
     def _next(self, publisher: _Publisher) -> list[Job]:
         """Return the next jobs, no more than this publisher's share; none if it is to end."""
-        while True:
-            try:
-                first = self._jobs.get(timeout=self._idle)
-                break
-            except queue.Empty:
-                with self._lock:
-                    if not self._jobs.empty():
-                        continue  # it came this very moment, and counts on this publisher
-                    if publisher in self._publishers:
-                        self._publishers.remove(publisher)
-                return []
-        jobs = [] if first is _NOTHING else [first]
-        share = min(self._batch, 1 + self._jobs.qsize() // self._count)
-        while jobs and len(jobs) < share:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if job is _NOTHING:  # for one that ends, and this one has jobs
-                self._jobs.put(job)
-                break
-            jobs.append(job)
-        return jobs
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._jobs or self._closed, self._idle):
+                self._publishers.remove(publisher)
+            share = min(self._batch, 1 + (len(self._jobs) - 1) // self._count)
+            return [self._jobs.popleft() for _ in range(share)]
 
     def _do(self, publisher: _Publisher, jobs: list[Job], producer: Any) -> Any:
         """Send and report; return the producer for the next jobs, or None if they need another."""
@@ -200,7 +182,7 @@ class Publishers(Generic[Job]):
             outcomes = self._send(jobs, producer)
         except BaseException as exc:  # noqa: BLE001 - the coordinator's to judge
             outcomes = [exc] * len(jobs)
-        with self._lock:
+        with self._changed:
             publisher.jobs = []
             if not publisher.abandoned:
                 self._done.put(list(zip(jobs, outcomes, strict=True)))
@@ -210,7 +192,7 @@ class Publishers(Generic[Job]):
         return producer
 
     def _begin(self, publisher: _Publisher, jobs: list[Job], *, sending: bool) -> None:
-        with self._lock:
+        with self._changed:
             if self._closed:
                 raise Unsent("closed before it was begun")
             publisher.jobs, publisher.sending = jobs, sending
@@ -228,27 +210,17 @@ class _Publisher:
         self.abandoned = False
 
 
-def _emptied(full: queue.SimpleQueue[_Item]) -> list[_Item]:
-    taken = []
-    try:
-        while True:
-            taken.append(full.get_nowait())
-    except queue.Empty:
-        return taken
-
-
 class Batch:
     """Messages that are published through one producer between `begin` and `settle`, again and again.
 
     This one lets each message wait for itself.
     """
 
+    #: A mark between two messages.
+    mark = 0
+
     def begin(self) -> None:
         """Wait for no message from now on, if that is possible."""
-
-    def mark(self) -> int:
-        """Return a mark between two messages."""
-        return 0
 
     def settle(self, ask: Callable[[], None]) -> None:
         """Wait until the broker has answered for every message since `begin`. Never raises.
@@ -303,16 +275,12 @@ class _Confirms(Batch):
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
-        self._tag = 0
         self._unconfirmed: set[int] = set()
         self._failures: dict[int, BaseException] = {}
         channel.events["basic_ack"].add(self._confirmed)
         channel.events["basic_nack"].add(self._refused)
         channel.confirm_select()
         channel.basic_publish = self._publish  # as py-amqp does itself, for a publish that waits
-
-    def mark(self) -> int:
-        return self._tag
 
     def settle(self, ask: Callable[[], None]) -> None:
         try:
@@ -326,16 +294,15 @@ class _Confirms(Batch):
             self._unconfirmed.clear()
 
     def failure(self, since: int, until: int) -> BaseException | None:
-        found = (self._failures.get(tag) for tag in range(since + 1, until + 1))
-        return next((each for each in found if each is not None), None)
+        return next((self._failures[tag] for tag in range(since + 1, until + 1) if tag in self._failures), None)
 
     def _publish(self, message: Any, **kwargs: Any) -> Any:
-        self._tag += 1
-        self._unconfirmed.add(self._tag)
+        self.mark += 1
+        self._unconfirmed.add(self.mark)
         try:
             return self._channel._basic_publish(message, **kwargs)
         except BaseException:
-            self._unconfirmed.discard(self._tag)  # what is raised says so; the broker may have nothing to confirm
+            self._unconfirmed.discard(self.mark)  # what is raised says so; the broker may have nothing to confirm
             raise
 
     def _confirmed(self, tag: int, multiple: bool) -> None:

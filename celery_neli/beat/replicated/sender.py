@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import celery.beat
@@ -18,12 +19,15 @@ from celery.utils.log import get_logger
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
 from celery_neli.beat.replicated.ledger import Run
 from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
+from celery_neli.beat.tenure import LeaseEnded
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.due import advance, expires_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_neli.beat.replicated.entries import EntryTable
     from celery_neli.beat.replicated.ledger import SlotLedger
     from celery_neli.beat.tenure import Tenure
@@ -64,6 +68,11 @@ class NoLease:
         return False
 
 
+class _Thread(threading.local):
+    #: The run that the calling thread, a publisher's, sends.
+    run: Run | None = None
+
+
 class _Attempt(NamedTuple):
     """One attempt to send a slot of ``entry`` as ``sent``; ``task_id`` identifies the slot."""
 
@@ -89,13 +98,12 @@ class Sender:
         #: `apply_entry` or `apply_async` (Sentry reports a check-in there and writes its id into the headers): only the
         #: first attempt goes that way, a retry has the headers already.
         self._attempts: dict[str, _Attempt] = {}
-        self._thread = threading.local()
+        self._thread = _Thread()
 
     def send(self, entry: Any, found: Look, now: datetime) -> Any:
         """Send the entry for the slot that was found; return the entry after it. Blocks as publishing does.
 
-        Raises:
-            LeaseEnded: The term may start nothing more.
+        Raises `LeaseEnded` if the term may start nothing more.
         """
         scheduler = self._scheduler
         self.slot, self.now = found.slot, now
@@ -112,8 +120,7 @@ class Sender:
     def reserve(self, entry: Any) -> Any:
         """Advance the entry for the slot that is being run, or for the present if it is called outside a tick.
 
-        Raises:
-            LeaseEnded: The term may start nothing more; the entry is as it was.
+        Raises `LeaseEnded` if the term may start nothing more, and leaves the entry as it was.
         """
         lease = self.lease
         lease.ask_start()
@@ -133,9 +140,9 @@ class Sender:
 
     def may_sync(self) -> bool:
         """Return True unless the term is over, an entry is half done, or a publisher's thread asks."""
-        half_done = self._run is not None and not self.lease.left
-        alone = isinstance(self.lease, NoLease)
-        return alone or (not half_done and self._job is None and self.lease.may_finish())
+        lease = self.lease
+        half_done = self._run is not None and not lease.left
+        return isinstance(lease, NoLease) or (not half_done and self._thread.run is None and lease.may_finish())
 
     # -- the way to the broker --
 
@@ -145,11 +152,9 @@ class Sender:
         The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer. In a tick,
         what the application refuses to send is logged in one line; its slot is over, and no run is counted.
 
-        Raises:
-            LeaseEnded: The term ended first; nothing was sent.
-            celery.beat.SchedulingError: It could not be sent.
+        Raises `LeaseEnded` if the term ended first, and `celery.beat.SchedulingError` if it could not be sent.
         """
-        if (run := self._job) is not None:
+        if (run := self._thread.run) is not None:
             return self._transmit_run(run, entry, producer)
         scheduler, lease = self._scheduler, self.lease
         lease.ask_finish()
@@ -186,17 +191,18 @@ class Sender:
         if run is not None and lease.left:
             logger.error(
                 "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
-                run.entry.name, "-" if run.slot is None else run.slot.isoformat(), repr(without_wrapper(exc)),
+                run.entry.name, _iso(run.slot), repr(without_wrapper(exc)),
             )  # fmt: skip
             self._settle(run)
         elif run is not None and (self.now is not None or not isinstance(lease, NoLease)):
-            self.refused(run, without_wrapper(exc))
+            run.refused = without_wrapper(exc)
+            self.settled(run)
         self._over()
         return run is not None and self.now is not None
 
     def _settle(self, run: Run) -> None:
         if self.lease.may_finish():  # else a successor may know better by now
-            self.sent(run)
+            self.settled(run)
 
     def _over(self) -> None:
         self._run = None  # only now: SystemExit may cut in anywhere
@@ -205,10 +211,7 @@ class Sender:
     def _apply(self, entry: Any, producer: Any) -> None:
         """Send the entry by `apply_entry`; a retry by `apply_async` alone, for instrumentation has seen its slot."""
         attempt = self._failed_attempt(entry)
-        retries = attempt is not None and (
-            attempt.sent is entry or attempt.task_id == self._ledger.task_id(entry, self.slot)
-        )
-        if not retries:
+        if attempt is None or (attempt.sent is not entry and attempt.task_id != self._ledger.task_id(entry, self.slot)):
             self._scheduler.apply_entry(entry, producer=producer)
             return
         logger.info("beat: retrying entry=%s task=%s", entry.name, entry.task)
@@ -219,52 +222,46 @@ class Sender:
 
     def transmit(self, entry: Any, producer: Any) -> Any:
         """Send the entry by a template if there is one for its kind, else as Celery does. Any thread."""
-        scheduler = self._scheduler
+        scheduler, templates = self._scheduler, self.templates
         keep_client(producer)
-        kind = self.templates.key(scheduler, entry, producer)
-        if kind is None and (attempt := self._failed_attempt(entry)) is not None and attempt.sent is entry:
-            try:
-                return publish_below(scheduler, entry, producer)
-            finally:
-                self._count_sent()
+        kind = templates.key(scheduler, entry, producer)
         if kind is None:
-            return CelerysScheduler.apply_async(scheduler, entry, producer=producer, advance=False)
-        template = self.templates.get(kind)
-        if template is None:
-            with self.templates.recording(kind, producer) as recorder:
+            attempt = self._failed_attempt(entry)
+            if attempt is None or attempt.sent is not entry:
+                return CelerysScheduler.apply_async(scheduler, entry, producer=producer, advance=False)
+            send: Callable[[], Any] = partial(publish_below, scheduler, entry, producer)
+        elif (template := templates.get(kind)) is None:
+            with templates.recording(kind, producer) as recorder:
                 return CelerysScheduler.apply_async(scheduler, entry, producer=recorder, advance=False)
+        else:
+            send = partial(templates.send, template, entry, producer)
         try:
-            return self.templates.send(template, entry, producer)
+            return send()
         except Exception as exc:  # noqa: BLE001 - as Celery does
             error = SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}")
             reraise(SchedulingError, error, exc.__traceback__)
         finally:
-            self._count_sent()
-
-    def _count_sent(self) -> None:
-        if self._job is None:
-            self._scheduler._tasks_since_sync += 1
-            if self._scheduler.should_sync():
-                self._scheduler._do_sync()
+            if self._thread.run is None:
+                scheduler._tasks_since_sync += 1
+                if scheduler.should_sync():
+                    scheduler._do_sync()
 
     # -- side by side --
 
-    def publishable(self, sent: Any) -> bool:
-        """Return True if a publisher's thread may send it: no code of the application runs there."""
-        return self.templates.key(self._scheduler, sent, self._scheduler.producer) is not None
-
     def send_run(self, run: Run, producer: Any) -> None:
-        """Send a run of the pool. On a publisher's thread."""
+        """Send a run of the pool; raise what went wrong unless it was refused. On a publisher's thread."""
+        tenure: Tenure = producer.neli_tenure
+        tenure.reset(run.headers)
         self._thread.run = run
         try:
             self._apply(run.sent, producer)
         finally:
-            self._thread.run = None
-
-    @property
-    def _job(self) -> Run | None:
-        """The run that the calling thread, a publisher's, sends."""
-        return getattr(self._thread, "run", None)
+            self._thread.run = tenure.headers = None
+            run.wired = tenure.wired
+        if run.error is not None:
+            raise run.error
+        if run.refused is None and not tenure.left:
+            raise LeaseEnded("nothing left")
 
     def _transmit_run(self, run: Run, entry: Any, producer: Any) -> Any:
         try:
@@ -305,17 +302,18 @@ class Sender:
             options["expires"] = at
         return _with_options(entry, options)
 
-    def sent(self, run: Run) -> None:
-        """Note that the run's message has left."""
-        self.forget(run.entry.name)
-        self._ledger.sent(run)
-
-    def refused(self, run: Run, error: BaseException) -> None:
-        """Note that the application refused to send it: the slot is over, without a run."""
-        self.forget(run.entry.name)
-        _log_refusal(run.entry.name, run.slot, error)
-        run.advanced.total_run_count = run.entry.total_run_count
-        self._ledger.refused(run)
+    def settled(self, run: Run) -> None:
+        """Note that the run's message has left, or that the application refused to send it."""
+        name, error = run.entry.name, run.refused
+        self.forget(name)
+        if error is not None:
+            celery.beat.error(  # in Celery's logger, where users look for such lines
+                "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
+                printable(name), _iso(run.slot), printable_error(error, MOST_OF_AN_ERROR),
+            )  # fmt: skip
+            logger.debug("beat: what refused entry=%s", name, exc_info=error)
+            run.advanced.total_run_count = run.entry.total_run_count
+        self._ledger.settled(run)
 
     def failed(self, run: Run) -> None:
         """Note that it could not be sent: the ledger may want it retried."""
@@ -342,11 +340,5 @@ def _with_options(entry: Any, options: dict[str, Any]) -> Any:
     return changed
 
 
-def _log_refusal(name: str, slot: datetime | None, error: BaseException) -> None:
-    """Log that the application refused to send a slot, in Celery's logger, where users look for such lines."""
-    celery.beat.error(
-        "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
-        printable(name), "-" if slot is None else slot.isoformat(),
-        printable_error(error, MOST_OF_AN_ERROR),
-    )  # fmt: skip
-    logger.debug("beat: what refused entry=%s", name, exc_info=error)
+def _iso(slot: datetime | None) -> str:
+    return "-" if slot is None else slot.isoformat()

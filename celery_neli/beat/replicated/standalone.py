@@ -39,10 +39,6 @@ __all__ = ["ReplicatedScheduler"]
 logger = escaping(get_logger(__name__))
 
 
-def _no_claims(**_: Any) -> SlotLedger:
-    return SlotLedger()
-
-
 class ReplicatedScheduler(celery.beat.Scheduler):
     """Celery's `Scheduler`, constructed and used in the same way. All methods belong to the thread that ticks.
 
@@ -54,17 +50,16 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     """
 
     #: Makes the ledger that learns of each slot. `ReplicatedHost` sets it before it calls the constructor.
-    neli_make_ledger: Callable[..., SlotLedger] = staticmethod(_no_claims)
+    neli_make_ledger: Callable[..., SlotLedger] | None = None
 
     def __init__(self, app: Any, schedule: Any = None, *args: Any, **kwargs: Any) -> None:
-        alone = self.neli_make_ledger is _no_claims
-        if alone and app.conf.get("neli_group") and enabled(app):
+        if self.neli_make_ledger is None and app.conf.get("neli_group") and enabled(app):
             raise ConfigurationError(
                 "celery_neli.ReplicatedScheduler by itself takes part in no election, and every beat that has it "
                 "sends: set beat_scheduler = 'celery_neli.Scheduler', which uses it (or neli_enabled = False)"
             )
         self.app = app
-        self.neli_engine = Engine(self, self.neli_make_ledger)
+        self.neli_engine = Engine(self, self.neli_make_ledger or (lambda **_: SlotLedger()))
         # In front of the class's own, whatever a subclass makes of it: it knows what comes of each message.
         self.__dict__["apply_async"] = self.neli_engine.sender.apply_async
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
@@ -101,19 +96,14 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     def add(self, **kwargs: Any) -> Any:
         """As Celery does; the schedule may be text. An entry of another shard is made, and not added.
 
-        Raises:
-            ConfigurationError: The entry is wrong; nothing was added.
+        Raises `ConfigurationError` for an entry that is wrong, and adds nothing.
         """
         entry = self.Entry(app=self.app, **with_sound_schedule(kwargs.get("name"), kwargs, self.app))
         self.neli_put(entry)
         return entry
 
     def neli_put(self, entry: Any) -> None:
-        """Put an entry that code has made into the schedule, if it is of this shard.
-
-        Raises:
-            ConfigurationError: The entry is wrong; nothing was changed.
-        """
+        """Put an entry that code has made into the schedule, if it is of this shard. Raises `ConfigurationError`."""
         if self.neli_engine.ledger.owns(entry.name):
             self.check(entry)
             self.schedule[entry.name] = entry
@@ -129,11 +119,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         self.neli_engine.ledger.check(entry)
 
     def merge_inplace(self, b: Any) -> None:
-        """As Celery does; what changes in place is noticed, and a schedule may be text.
-
-        Raises:
-            ConfigurationError: One of them is not a schedule; nothing was changed.
-        """
+        """As Celery does; a schedule may be text. Changes nothing and raises `ConfigurationError` if one is wrong."""
         owned = self._owned(b)
         super().merge_inplace({name: with_sound_schedule(name, each, self.app) for name, each in owned.items()})
         if isinstance(self.schedule, Entries):
@@ -145,10 +131,9 @@ class ReplicatedScheduler(celery.beat.Scheduler):
 
     def _owned(self, entries: Any) -> Any:
         """Return those of these entries that are of this shard; what is not a mapping as it is."""
-        owns = self.neli_engine.ledger.owns
         if not isinstance(entries, Mapping):
             return entries
-        return {name: each for name, each in entries.items() if owns(str(name))}
+        return {name: each for name, each in entries.items() if self.neli_engine.ledger.owns(str(name))}
 
     def _maybe_entry(self, name: str, entry: Any) -> Any:
         return super()._maybe_entry(name, with_sound_schedule(name, entry, self.app))
@@ -170,12 +155,8 @@ class ReplicatedScheduler(celery.beat.Scheduler):
 
     def _is_due_failed(self, entry: Any) -> tuple[bool, float]:
         """One entry whose next run cannot be computed stops neither beat nor the others: as Celery 5.7 does."""
-        celery.beat.error(
-            "beat: Cannot calculate the next run of %r, trying again in %s.",
-            entry.name,
-            humanize_seconds(self.max_interval),
-            exc_info=True,
-        )
+        text = "beat: Cannot calculate the next run of %r, trying again in %s."
+        celery.beat.error(text, entry.name, humanize_seconds(self.max_interval), exc_info=True)
         return False, self.max_interval
 
     # -- the tick, and publishing --
@@ -183,7 +164,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Run what is due next, one slot of one entry at most; return the seconds until the next tick is wanted.
 
-        Costs the same whatever the number of entries. Blocks for as long as publishing does.
+        Blocks for as long as publishing does.
         """
         return self.neli_engine.tick()
 

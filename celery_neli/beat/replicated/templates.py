@@ -61,11 +61,26 @@ def is_unpatched(owner: Any, name: str, source: str) -> bool:
 
 TEMPLATES = 1000
 #: Options that say where a message goes and how; `headers` and `task_id` are made for each message.
-_WHERE = ("queue", "exchange", "routing_key", "exchange_type", "delivery_mode", "priority", "retry")
-_HOW = ("expires", "serializer", "compression", "time_limit", "soft_time_limit", "ignore_result", "shadow")
-ROUTING = frozenset((*_WHERE, *_HOW, "add_to_parent"))
-PER_MESSAGE = frozenset(("headers", "task_id"))
+ROUTING = frozenset(
+    (
+        *("queue", "exchange", "routing_key", "exchange_type", "delivery_mode", "priority", "retry", "add_to_parent"),
+        *("expires", "serializer", "compression", "time_limit", "soft_time_limit", "ignore_result", "shadow"),
+    )
+)
+_KNOWN = ROUTING | {"headers", "task_id"}
 _PLAIN = (str, int, float, bool, type(None))
+#: The headers of protocol 2. An entry's own header of such a name would be mistaken for one of them.
+_STANDARD = frozenset(
+    (
+        *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id"),
+        *("parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamps"),
+        "stamped_headers",
+    )
+)
+#: Celery 5.7 marks the messages of beat.
+_BEAT_HEADER = "celery_beat_task" in CelerysScheduler.apply_async.__code__.co_consts
+_evaluated_args = celery.beat._evaluate_entry_args
+_evaluated_kwargs = celery.beat._evaluate_entry_kwargs
 _BASE, _AMQP, _TASK, _BEAT, _KOMBU = map(
     source_of, (celery.app.base, celery.app.amqp, celery.app.task, celery.beat, kombu.messaging)
 )
@@ -132,20 +147,9 @@ class Templates:
     def __init__(self, app: Any) -> None:
         self.app = app
         self._templates: dict[Any, _Template] = {}
-        #: The answers for tasks and producers, by id; kept with the object itself, so that no other gets its id.
-        self._answers: dict[int, tuple[Any, bool]] | None = None
-
-    @contextmanager
-    def one_look(self) -> Iterator[None]:
-        """Until the end of this, ask once whether something is overridden or patched: for a turn of the scheduler.
-
-        The thread that ticks calls it; publishers use the same answers. Receivers of signals count at once.
-        """
-        self._answers = {}
-        try:
-            yield
-        finally:
-            self._answers = None
+        #: Whether something is overridden or patched, which is asked once in a turn of the scheduler, for all threads.
+        #: By the id of a task or producer, and with it, so that no other gets its id. None: it is asked each time.
+        self.answers: dict[int, tuple[Any, bool]] | None = None
 
     def key(self, scheduler: Any, entry: Any, producer: Any) -> Any:
         """Return what identifies the entry's kind of message, or None if it has to go Celery's own way."""
@@ -164,7 +168,7 @@ class Templates:
             given = tuple([(name, type(value), value) for name, value in options.items() if name in ROUTING])
             if not all(kind in _PLAIN for _, kind, _ in given):
                 return None
-            headers = options.get("headers", _NONE)
+            headers = options.get("headers", {})
             if type(headers) is not dict or not _STANDARD.isdisjoint(headers):
                 return None
         expires = _expires(options, task)
@@ -189,24 +193,19 @@ class Templates:
         """Send one message Celery's way, through the recorder, and keep it as the template."""
         recorder = _Recorder(producer)
         yield recorder
-        template = self._learn(recorder, key)
-        if template is not None:
-            if len(self._templates) >= TEMPLATES:
-                self._templates.clear()
-            self._templates[key] = template
-
-    def _learn(self, recorder: _Recorder, key: Any) -> _Template | None:
         if len(recorder.published) != 1:
-            return None
+            return
         body, publish = recorder.published[0]
         headers, queues = publish["headers"], publish.get("declare")
         if not (isinstance(body, tuple) and len(body) == 3 and not any(body[2].values())):
-            return None
+            return
         if not (queues and len(queues) == 1 and self.app.amqp.queues.get(queues[0].name) is queues[0]):
-            return None
+            return
         if headers["root_id"] != headers["id"] or headers["eta"] is not None:
-            return None
-        return _Template(
+            return
+        if len(self._templates) >= TEMPLATES:
+            self._templates.clear()
+        self._templates[key] = _Template(
             headers={name: value for name, value in headers.items() if name in _STANDARD},
             embed=body[2],
             publish=publish,
@@ -230,7 +229,8 @@ class Templates:
         headers["argsrepr"] = self._repr(body[0], app.amqp.argsrepr_maxsize) if args else _NO_ARGS
         headers["kwargsrepr"] = self._repr(body[1], app.amqp.kwargsrepr_maxsize) if kwargs else _NO_KWARGS
         if template.expires is not None:
-            headers["expires"] = self._expires_at(template.expires).isoformat()
+            at: datetime = maybe_make_aware(_add_seconds(app.now(), template.expires), tz=app.timezone)
+            headers["expires"] = at.isoformat()
         own = options.get("headers")
         if _BEAT_HEADER:
             own = {} if own is None else own
@@ -242,15 +242,15 @@ class Templates:
         with producer.connection._reraise_as_library_errors():
             if not ignores:
                 app.backend.on_task_call(producer, task_id)
-            publish["declare"] = [_declared(template.queue, producer)]
+            known: dict[str, _Declared] = vars(producer).setdefault("neli_declared", {})
+            declared = known.get(template.queue.name)
+            if declared is None or declared.queue is not template.queue:
+                declared = known[template.queue.name] = _Declared(template.queue)
+            publish["declare"] = [declared]
             producer.publish(body, **publish)
         result = (app if task is None else task).AsyncResult(task_id)
         result.ignored = ignores
         return result
-
-    def _expires_at(self, seconds: float) -> datetime:
-        at: datetime = maybe_make_aware(_add_seconds(self.app.now(), seconds), tz=self.app.timezone)
-        return at
 
     def _repr(self, value: Any, length: int) -> str:
         conf = self.app.conf
@@ -259,7 +259,7 @@ class Templates:
         return shown
 
     def _once(self, subject: Any, ask: Callable[[Any], bool]) -> bool:
-        answers = self._answers
+        answers = self.answers
         if answers is None:
             return ask(subject)
         known = answers.get(id(subject))
@@ -326,47 +326,20 @@ def keep_client(producer: Any) -> None:
 def publish_below(scheduler: Any, entry: Any, producer: Any) -> Any:
     """Send an entry as Celery's `Scheduler.apply_async` does, but not through it.
 
-    Instrumentation around that method has seen this slot, and has added its headers to the entry. Blocks as
-    `Task.apply_async` does. Raises `celery.beat.SchedulingError`.
+    Instrumentation around that method has seen this slot, and has added its headers to the entry. Blocks and raises as
+    `Task.apply_async` does.
     """
     task = scheduler.app.tasks.get(entry.task)
     options = dict(entry.options)
     if _BEAT_HEADER:
         options["headers"] = dict(options.get("headers") or {}, celery_beat_task=True)
-    try:
-        args, kwargs = _evaluated_args(entry.args), _evaluated_kwargs(entry.kwargs)
-        if task is None:
-            return scheduler.send_task(entry.task, args, kwargs, producer=producer, **options)
-        return task.apply_async(args, kwargs, producer=producer, **options)
-    except Exception as exc:
-        raise celery.beat.SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc}") from exc
-
-
-def _declared(queue: Any, producer: Any) -> _Declared:
-    known: dict[str, _Declared] = vars(producer).setdefault("neli_declared", {})
-    found = known.get(queue.name)
-    if found is None or found.queue is not queue:
-        found = known[queue.name] = _Declared(queue)
-    return found
+    args, kwargs = _evaluated_args(entry.args), _evaluated_kwargs(entry.kwargs)
+    if task is None:
+        return scheduler.send_task(entry.task, args, kwargs, producer=producer, **options)
+    return task.apply_async(args, kwargs, producer=producer, **options)
 
 
 def _expires(options: Any, task: Any) -> Any:
     if "expires" in options:
         return options["expires"]
     return None if task is None else task._get_exec_options().get("expires")
-
-
-_KNOWN = ROUTING | PER_MESSAGE
-_NONE: dict[str, Any] = {}
-#: Celery 5.7 marks the messages of beat.
-_BEAT_HEADER = "celery_beat_task" in CelerysScheduler.apply_async.__code__.co_consts
-_evaluated_args = celery.beat._evaluate_entry_args
-_evaluated_kwargs = celery.beat._evaluate_entry_kwargs
-#: The headers of protocol 2. An entry's own header of such a name would be mistaken for one of them.
-_STANDARD = frozenset(
-    (
-        *("lang", "task", "id", "shadow", "eta", "expires", "group", "group_index", "retries", "timelimit", "root_id"),
-        *("parent_id", "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamps"),
-        "stamped_headers",
-    )
-)

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
     from celery_neli.beat.replicated.entries import EntryTable
+    from celery_neli.beat.replicated.ledger import Run
     from celery_neli.election.neli import Role
     from celery_neli.election.role_state import Payload
     from celery_neli.schedule.slots import Owed
+    from celery_neli.schedule_topic.topic import ScheduleTopic
 
 __all__ = ["Beginning", "Term", "begin", "pass_settled", "version_of"]
 
@@ -41,8 +43,7 @@ class Term:
 
     It is ``blind`` if it found none although a leader has written states: every slot that is past is in doubt.
     ``newest`` is the highest epoch in a state of the role's entries, ``interval`` the heartbeat interval (seconds),
-    ``version`` the `neli_schedule_version` of this beat. ``unsaved`` returns True if something that was written to the
-    schedule topic is not acknowledged yet.
+    ``version`` the `neli_schedule_version` of this beat.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Term:
         newest: int,
         interval: float,
         version: int | None,
-        unsaved: Callable[[], bool],
+        topic: ScheduleTopic,
         now: float,
     ) -> None:
         self.number = number
@@ -72,20 +73,23 @@ class Term:
         #: Slots that may have been published or not, by entry: they stay in doubt after a clean release, which leaves
         #: nothing in doubt behind the last of them.
         self.maybe_sent: dict[str, float] = {}
-        self._role, self._unsaved = role, unsaved
+        #: The entries of which slots in doubt were logged.
+        self.logged: set[str] = set()
+        self._role, self._topic = role, topic
         self._more: dict[str, Any] = dict(more)
         if base := self.epoch - number:
             self._more[BASE] = base
         if version is not None:
             self._more[VERSION] = version
-        if inherited is None:
-            self._doubt = now if blind else NEVER
-        else:
-            self._doubt = inherited.doubtful
+        found = inherited or Watermarks(now if blind else NEVER, NEVER)
         #: No earlier term has sent a slot of an entry that was defined later, and that no leader wrote a state of.
-        self._reached = self._doubt if inherited is None else inherited.claimed
-        self._saved = None if inherited is None else inherited.saved
-        self._logged: set[str] = set()
+        self._reached = found.claimed
+        self._doubt, self._saved = found.doubtful, found.saved
+
+    def doubt(self, run: Run) -> None:
+        """Note that the run may have been published, if it was given to the transport."""
+        if run.wired and run.slot is not None:
+            self.maybe_sent[run.entry.name] = run.slot.timestamp()
 
     def announce(self, now: float, due: float | None) -> None:
         """Write at once what this term goes by; nothing is claimed yet."""
@@ -96,7 +100,7 @@ class Term:
         # An entry that is late may run for a newer slot than the first that it owes: claim up to now.
         until = None if due is None else max(due, now)
         offer = self.claims.turn(now, until, self._first(due), self._role.last_payload)
-        if not self._unsaved():
+        if not self._topic.unsaved:
             self._saved = self.claims.settled
         if offer is not None:
             self._set_payload(offer.marks, at_once=offer.hurry)
@@ -116,23 +120,14 @@ class Term:
     def in_doubt(self, entry: Any, first: datetime | None, *, defined: float) -> Owed | None:
         """Return the slots of an entry that may have been published before this term; None if there are none.
 
-        Args:
-            entry: The entry.
-            first: The first slot that it owes.
-            defined: When it was defined (Unix seconds), if no leader has written a state of it.
+        ``first``: the first slot that it owes; ``defined``: when it was defined (Unix seconds), if no leader has
+        written a state of it.
         """
         if first is None or first.timestamp() > self._doubt or defined > self._reached:
             return None
         until = datetime.fromtimestamp(self._doubt, timezone.utc)
         found = missed(entry.schedule, entry.last_run_at, until, COUNTED)
         return found if found is not None and found.total else None
-
-    def was_logged(self, name: str) -> bool:
-        """Return True if this was asked of the entry before: what is in doubt of it was logged."""
-        if name in self._logged:
-            return True
-        self._logged.add(name)
-        return False
 
     def _first(self, due: float | None) -> float | None:
         return min((*self.unsettled.values(), *(() if due is None else (due,))), default=None)
@@ -152,8 +147,7 @@ def pass_settled(table: EntryTable, marks: Watermarks, open_: Container[str], *,
     The watermark does not cover entries that are ``open_``, and only those count that last ran at ``made`` (Unix
     seconds) or later.
     """
-    heap = table.heap()
-    until = datetime.fromtimestamp(marks.settled, timezone.utc)
+    heap, until = table.heap(), datetime.fromtimestamp(marks.settled, timezone.utc)
     left, passed = [], []
     while (top := heap.peek()) is not None and top.time <= marks.settled:
         entry = table.schedule[top.name]
