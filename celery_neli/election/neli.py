@@ -24,7 +24,7 @@ from celery_neli.election.ports import Connect
 from celery_neli.election.records import sound
 from celery_neli.election.renewal import Barrier, Renewal, State
 from celery_neli.election.role_state import Payload, RoleState
-from celery_neli.election.shared_lease import RoleLease, SharedLease
+from celery_neli.election.shared_lease import RoleLease, SharedLease, own_clock
 from celery_neli.exceptions import ClosedError
 from celery_neli.logs import escaping
 
@@ -226,7 +226,7 @@ class Role(RoleLease):
     """
 
     def __init__(self, renewal: Renewal, leases: SharedLease, name: str) -> None:
-        super().__init__(leases, name, clock=renewal.own_clock)
+        super().__init__(leases, name, clock=partial(own_clock, leases.clock, renewal))
         self._renewal = renewal
         self._payload: tuple[int, Mapping[str, Any]] = 0, {}  # the newest that was set
 

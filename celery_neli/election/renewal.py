@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from celery_neli.config import Config
-from celery_neli.election.lease import FOREVER
 from celery_neli.election.member import Member
 from celery_neli.election.ports import Connect, Group, Journal
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror, RoleState
@@ -111,7 +110,7 @@ class Renewal:
         """`barrier` is called with each change, by a thread that calls `deliver`. `Neli` describes the other ones."""
         self.config, self.clock = config, clock
         self.bell = Bell()  # rings when something changed, or was requested
-        self._pid = os.getpid()  # the process in which it leads
+        self.pid = os.getpid()  # the process in which it leads
         self._events: dict[str, deque[LeaderEvent]] = {role: deque() for role in config.roles}
         self._delivering: dict[str, list[int]] = {}  # role -> the one thread that delivers its events
         self._barrier, self._connect, self._mirror, self._on_readback = barrier, connect, mirror, on_readback
@@ -129,7 +128,7 @@ class Renewal:
     @property
     def inherited(self) -> bool:
         """True in a forked child: another thread may have held any lock in here at the fork, so none may be taken."""
-        return self._thread is not None and os.getpid() != self._pid
+        return self._thread is not None and os.getpid() != self.pid
 
     @property
     def state(self) -> State:
@@ -138,11 +137,7 @@ class Renewal:
 
     def role_state(self, role: str) -> RoleState | None:
         """Return what the member knows of a role; None before the start, and in a forked child."""
-        return self._member.state(role) if self._member is not None and os.getpid() == self._pid else None
-
-    def own_clock(self) -> float:
-        """Return the time on `clock`; in a forked child, where no lease may be used, the end of time."""
-        return self.clock() if os.getpid() == self._pid else FOREVER
+        return self._member.state(role) if self._member is not None and os.getpid() == self.pid else None
 
     def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
         """Have the thread call `action` before its next step; it takes the place of one that waits with this `key`."""
@@ -153,13 +148,13 @@ class Renewal:
     def start(self) -> None:
         """Start the thread, once; see `Neli.start`."""
         if self.inherited:
-            raise ClosedError(f"{self.config.name} belongs to process {self._pid}, which forked; make a new Neli")
+            raise ClosedError(f"{self.config.name} belongs to process {self.pid}, which forked; make a new Neli")
         with self._starting:
             if self._state is not State.LIVE:
                 raise ClosedError(f"{self.config.name} was closed; make a new Neli")
             if self._thread is not None:
                 return
-            self._pid = os.getpid()
+            self.pid = os.getpid()
             self.watchdog.progress()
             try:  # here, so that the caller learns what no retry can mend
                 self._clients = self._make_clients()

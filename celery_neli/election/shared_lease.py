@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from celery_neli.election.lease import NEVER, boottime
+from celery_neli.election.lease import FOREVER, NEVER, boottime
 from celery_neli.election.role_state import Grant
 
 if sys.platform == "win32":  # Celery has no pool with children there: the threads of this process are all
@@ -86,6 +86,11 @@ class _Presence:
                 return True
             lockf(self._fd, LOCK_UN, 1, index)
             return False
+
+
+def own_clock(clock: Callable[[], float], owner: Any) -> float:
+    """Return the time; anywhere but in the process `pid` of the `owner`, where no lease may be used, its end."""
+    return clock() if os.getpid() == owner.pid else FOREVER
 
 
 class RoleLease:
