@@ -35,7 +35,7 @@ PACKAGE = f"{Path(celery_neli.__file__).parent}/"
 TRACED = 3
 ENGINE, HEAP = "beat/replicated/engine.py", "schedule/heap.py"
 PATIENCE = 60.0
-MOST_MESSAGE, MOST_MAY_SEND, MOST_PUT = 15, 3, 22
+MOST_MESSAGE, MOST_MAY_SEND, MOST_PUT = 15, 3, 20
 
 
 class Journeys(NamedTuple):
