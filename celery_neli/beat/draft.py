@@ -9,8 +9,9 @@ lead has to make them.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, MutableMapping
+from datetime import datetime
+from typing import Any
 
 import celery.beat
 from celery.utils.log import get_logger
@@ -22,12 +23,6 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static
 from celery_neli.printable import MOST_CHARACTERS, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-__all__ = ["Draft", "Shards"]
 
 logger = escaping(get_logger(__name__))
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from hashlib import sha1
 from pickle import PicklingError
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import UUID
 
 import amqp.exceptions
@@ -25,17 +26,8 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware, remaining
 from kombu.exceptions import EncodeError, LimitExceeded, OperationalError, SerializerNotInstalled
 
+from celery_neli.beat.tenure import Tenure
 from celery_neli.logs import escaping
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from celery_neli.beat.tenure import Tenure
-
-__all__ = [
-    "DATA_ERRORS", "DROP_TIMEOUT", "beat_headers", "drop_connection", "due_slot", "is_transport_error",
-    "is_unconfirmed", "leased_producer", "release_connection", "slot_id", "wait_for_broker", "without_wrapper",
-]  # fmt: skip
 
 logger = escaping(get_logger(__name__))
 

@@ -8,23 +8,17 @@ its end, and `celery_neli.beat.replicated.host` for our own, which stands by bet
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from celery.utils.imports import qualname
 from celery.utils.log import get_logger
 
-from celery_neli.beat.tenure import Tenure
+from celery_neli.beat.tenure import Tenure, Wakeup
+from celery_neli.election.neli import Role
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from celery_neli.beat.tenure import Wakeup
-    from celery_neli.election.neli import Role
-
-__all__ = ["Host", "NotReady", "RoleRunner"]
 
 logger = escaping(get_logger(__name__))
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from celery_neli.election.leadership import Leadership
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
-__all__ = ["Scheduler"]
-
 logger = escaping(get_logger(__name__))
 
 #: Seconds between two looks at the lease when no signal comes; also keeps ``celery inspect ping`` answered (5.7).

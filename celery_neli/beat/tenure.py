@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from celery.utils.log import get_logger
 
 from celery_neli import signals
+from celery_neli.election.leadership import Leadership
+from celery_neli.election.neli import Role
 from celery_neli.logs import escaping
 from celery_neli.threads import patched
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from celery_neli.election.leadership import Leadership
-    from celery_neli.election.neli import Role
-
-__all__ = ["LeaseEnded", "Tenure", "Wakeup"]
 
 logger = escaping(get_logger(__name__))
 

@@ -7,7 +7,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+from celery import Celery
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
@@ -17,9 +18,6 @@ from celery_neli.election.renewal import State
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked
 from celery_neli.election.shared_lease import share
 from celery_neli.logs import escaping
-
-if TYPE_CHECKING:
-    from celery import Celery
 
 DELIVER_EVERY = 1.0
 JOIN = 1.0

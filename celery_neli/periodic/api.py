@@ -18,10 +18,12 @@ refused, and entries that are read have a `problem`.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from celery.result import AsyncResult
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError
@@ -32,11 +34,6 @@ from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
 from celery_neli.schedule_topic.values import shown
-
-if TYPE_CHECKING:
-    import builtins
-
-    from celery.result import AsyncResult
 
 __all__ = ["Change", "Periodic", "get", "list", "pause", "put", "remove", "resume", "run_now"]
 

@@ -15,14 +15,11 @@ blocks.
 from __future__ import annotations
 
 from copy import copy
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cronsim import CronSim, CronSimError
-
-if TYPE_CHECKING:
-    from datetime import tzinfo
 
 _SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 _FIRST, _LAST = datetime.min.replace(tzinfo=timezone.utc), datetime.max.replace(tzinfo=timezone.utc)

@@ -6,25 +6,19 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, timedelta, timezone
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone, tzinfo
 from functools import cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.schedule.crontabs import FIELDS, to_utc
-from celery_neli.schedule.misfire import decide
-from celery_neli.schedule.slots import LOOK_AGAIN, has_slots, is_over, last_run, missed, next_slot
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import tzinfo
-
-    from celery_neli.schedule.misfire import Misfire
-    from celery_neli.schedule.slots import Owed
+from celery_neli.schedule.misfire import Misfire, decide
+from celery_neli.schedule.slots import LOOK_AGAIN, Owed, has_slots, is_over, last_run, missed, next_slot
 
 #: An entry whose class overrides any of these decides itself when it is due, or advances itself.
 _DECIDES = ("is_due", "default_now", "_default_now")

@@ -8,10 +8,8 @@ not scan. Pure.
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 
 class Node(NamedTuple):

@@ -7,19 +7,16 @@ many. The caller logs and counts the slots that are left out.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import shown
+from celery_neli.schedule.slots import Owed
 from celery_neli.settings import SETTINGS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
-
-    from celery_neli.schedule.slots import Owed
 
 #: The settings, which the options of an entry override, by the fields of the policy.
 _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "neli_misfire_grace"}

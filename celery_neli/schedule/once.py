@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.schedules import BaseSchedule, schedstate
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and solar

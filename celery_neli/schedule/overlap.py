@@ -8,9 +8,10 @@ like one that was lost (`PENDING`). So an unfinished task counts for `neli_overl
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.backends.base import DisabledBackend
 from celery.backends.cache import CacheBackend
@@ -19,9 +20,6 @@ from celery.states import IGNORED, READY_STATES
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import shown
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 POLICIES = ("allow", "skip")
 #: Entry options that set the policy; never part of its message.

@@ -28,8 +28,6 @@ from celery_neli.printable import printable
 from celery_neli.worker.redelivery import counts, published_to
 from celery_neli.worker.task_marking import Mark, mark_function, mark_of, mark_target, role_of, role_queue
 
-__all__ = ["current_term", "leader_only", "roles", "still_leader"]
-
 T = TypeVar("T", bound=Callable[..., Any])
 _UNSET: Final[Any] = object()
 

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 
 from celery_neli.election.role_state import Payload
 
-__all__ = ["Claims", "Offer", "Watermarks"]
-
 #: Seconds. A clock that goes back by more was wrong, and so are watermarks that are further ahead: no heartbeat
 #: interval is longer, nor does a clock that is kept in step jump so far.
 ASTRAY = 120.0

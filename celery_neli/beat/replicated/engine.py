@@ -7,9 +7,10 @@ place. While more is due than one connection can send in time, a pool of publish
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.utils.functional import is_numeric_value
 from celery.utils.log import get_logger
@@ -17,22 +18,14 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.replicated.entries import EntryTable
-from celery_neli.beat.replicated.ledger import Run
-from celery_neli.beat.replicated.pool import Pool, Unsent
+from celery_neli.beat.replicated.ledger import Run, SlotLedger
+from celery_neli.beat.replicated.pool import Pool
+from celery_neli.beat.replicated.publishers import Unsent
 from celery_neli.beat.replicated.sender import NoLease, Sender
-from celery_neli.beat.tenure import LeaseEnded
+from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import EntryLines, escaping
-from celery_neli.schedule.due import advance, restart
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from celery_neli.beat.replicated.ledger import SlotLedger
-    from celery_neli.beat.tenure import Tenure
-    from celery_neli.schedule.due import Look
-    from celery_neli.schedule.heap import DueHeap
-
-__all__ = ["Engine", "LeftOut"]
+from celery_neli.schedule.due import Look, advance, restart
+from celery_neli.schedule.heap import DueHeap
 
 logger = escaping(get_logger(__name__))
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, MutableMapping, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 from celery.beat import Scheduler as CelerysScheduler
 from celery.beat import event_t
@@ -24,12 +25,6 @@ from celery_neli.schedule.due import Forecast, Look, entry_has_slots, look, pass
 from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule.misfire import Misfire
 from celery_neli.schedule.once import once
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from datetime import datetime
-
-__all__ = ["Entries", "EntryTable", "HeapView"]
 
 logger = escaping(get_logger(__name__))
 

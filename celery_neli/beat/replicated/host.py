@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from celery_neli.schedule_topic.codec import Kind
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
-__all__ = ["ReplicatedHost", "SharedSchedule"]
-
 logger = escaping(logging.getLogger(__name__))
 
 #: If more records than this come at once, they are logged in one line.

@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery_neli.beat.replicated.claims import ASTRAY
-from celery_neli.logs import escaping
+from celery_neli.logs import LogLimit, escaping
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from celery_neli.logs import LogLimit
-
-__all__ = ["ORPHANS", "Ahead", "Inventory", "trim"]
 
 #: How many records of entries that are not here are kept after the topic was read to its end.
 ORPHANS = 1000

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from celery_neli.schedule.due import Look
-
-__all__ = ["Run", "SlotLedger"]
+from celery_neli.schedule.due import Look
 
 
 @dataclass(eq=False, slots=True)

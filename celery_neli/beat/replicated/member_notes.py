@@ -30,8 +30,6 @@ from celery_neli.exceptions import RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, apps_of, decode_note, living, sharing
 
-__all__ = ["MemberNotes", "canonical", "fingerprint"]
-
 #: Seconds until the same line may be logged again.
 REPEAT_AFTER: Final = 60.0
 #: Seconds for which a standby must know of another app: while it reads the topic, a member may only seem to be there.

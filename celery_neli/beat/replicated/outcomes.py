@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from celery_neli.schedule.due import Look
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
-__all__ = ["ClaimingLedger"]
-
 logger = escaping(get_logger(__name__))
 
 #: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.

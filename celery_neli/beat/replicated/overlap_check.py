@@ -9,19 +9,15 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent import futures
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from celery.utils.log import get_logger
 
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule.overlap import Overlap, unfinished
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["OverlapCheck"]
 
 logger = escaping(get_logger(__name__))
 

@@ -8,23 +8,17 @@ watermark *settled* stays below it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import leased_producer
-from celery_neli.beat.replicated.publishers import Publishers, Unsent, batch_of
+from celery_neli.beat.replicated.ledger import Run
+from celery_neli.beat.replicated.publishers import Batch, Publishers, Unsent, batch_of
 from celery_neli.logs import escaping
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from celery_neli.beat.replicated.ledger import Run
-    from celery_neli.beat.replicated.publishers import Batch
-    from celery_neli.schedule.heap import DueHeap
-
-__all__ = ["Pool", "Unsent"]
+from celery_neli.schedule.heap import DueHeap
 
 logger = escaping(get_logger(__name__))
 

@@ -19,19 +19,15 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from amqp import Channel as AmqpChannel
 from amqp.exceptions import MessageNacked, RecoverableConnectionError
 from kombu.messaging import Producer
 
 from celery_neli.beat.publish import DROP_TIMEOUT, drop_connection
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Batch", "Publishers", "Unsent", "batch_of"]
 
 Job = TypeVar("Job")
 

@@ -6,9 +6,10 @@ Most of it runs on the thread that ticks. Publishers' threads call `send_run`, a
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import celery.beat
 from celery.beat import Scheduler as CelerysScheduler
@@ -17,23 +18,14 @@ from celery.exceptions import reraise
 from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
-from celery_neli.beat.replicated.ledger import Run
+from celery_neli.beat.replicated.entries import EntryTable
+from celery_neli.beat.replicated.ledger import Run, SlotLedger
 from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
-from celery_neli.beat.tenure import LeaseEnded
+from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.due import advance, expires_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from celery_neli.beat.replicated.entries import EntryTable
-    from celery_neli.beat.replicated.ledger import SlotLedger
-    from celery_neli.beat.tenure import Tenure
-    from celery_neli.schedule.due import Look
-
-__all__ = ["NoLease", "Sender"]
+from celery_neli.schedule.due import Look, advance, expires_of
 
 logger = escaping(get_logger(__name__))
 

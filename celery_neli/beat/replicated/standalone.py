@@ -11,8 +11,9 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
 
 import celery.beat
 from celery.utils.log import get_logger
@@ -29,12 +30,6 @@ from celery_neli.logs import escaping
 from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.printable import closest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-__all__ = ["ReplicatedScheduler"]
 
 logger = escaping(get_logger(__name__))
 

@@ -7,18 +7,21 @@ What a state means to a successor is in docs/protocol.md ("Slots").
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.inventory import Ahead, Inventory, trim
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, place
+from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule.once import once
 from celery_neli.schedule_topic.codec import (
     ENTRY,
@@ -33,14 +36,6 @@ from celery_neli.schedule_topic.codec import (
     decode_definition,
     decode_state,
 )  # fmt: skip
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from celery_neli.beat.replicated.entries import EntryTable
-    from celery_neli.schedule.heap import DueHeap
-
-__all__ = ["PORTION", "States"]
 
 #: Initial states that are written at the end of a turn: some 5 ms.
 PORTION = 500

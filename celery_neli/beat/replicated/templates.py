@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from types import FunctionType, ModuleType
+from typing import Any
 
 import celery.app.amqp
 import celery.app.base
@@ -32,12 +33,6 @@ from celery.signals import after_task_publish, before_task_publish, task_sent
 from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
 from kombu.utils.uuid import uuid
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
-
-__all__ = ["Templates", "is_unpatched", "keep_client", "publish_below", "source_of"]
 
 
 def source_of(module: ModuleType) -> str:

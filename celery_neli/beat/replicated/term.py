@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from celery_neli.schedule.slots import Owed
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
-__all__ = ["Beginning", "Term", "begin", "pass_settled", "version_of"]
-
 #: The key of `neli_schedule_version` in the records of a beat's roles.
 VERSION = "version"
 #: Further keys: how many shards the leader uses; the watermarks that new shards begin with; what is to be added to a

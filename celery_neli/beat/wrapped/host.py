@@ -6,25 +6,20 @@ It knows what each known scheduler needs to be built, retired (its state is writ
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.beat.publish import leased_producer, release_connection
+from celery_neli.beat.tenure import Tenure
 from celery_neli.beat.wrapped.mixin import LeasedMixin, Ledger, is_database, is_redbeat, reservation_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from celery_neli.beat.tenure import Tenure
-
-__all__ = ["WrappedHost", "add_to"]
 
 logger = escaping(get_logger(__name__))
 

@@ -7,24 +7,19 @@ advances, before it is applied, and before anything is written. The last questio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 from celery.beat import ScheduleEntry, SchedulingError
 from celery.utils.log import get_logger
 
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, wait_for_broker
+from celery_neli.beat.tenure import Tenure
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static, log_mistakes
 from celery_neli.scheduler_class import derives_from
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-    from celery_neli.beat.tenure import Tenure
-
-__all__ = ["LeasedMixin", "Ledger", "is_database", "is_redbeat", "reservation_class"]
 
 logger = escaping(get_logger(__name__))
 
