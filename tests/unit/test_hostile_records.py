@@ -142,8 +142,9 @@ def test_a_bad_definition_stops_no_neighbour(hostile: tuple[bytes, str], caplog:
 
 
 @pytest.mark.parametrize("name", ["a decimal that is none", "lists nested 900 deep", "no JSON"])
-def test_an_entry_whose_definition_becomes_bad_runs_on_no_beat(name: str) -> None:
+def test_an_entry_whose_definition_becomes_bad_runs_on_no_beat(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the leader as on its successors, as lists say; and again once it is mended, from then on."""
+    monkeypatch.setattr("celery_neli.beat.replicated.host.PORTION", 60.0)  # of real time, which this clock has not
     world = World({"static": 10.0})
     world.leader()
     world.ticks(until=5)
