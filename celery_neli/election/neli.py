@@ -170,9 +170,9 @@ class Neli:
         """Seconds that `close` takes at most: a barrier, a claim under way, and the end of the clients."""
         return self.config.drain_timeout + self.config.heartbeat_timeout + CLOSE_SLACK
 
-    def wait_closed(self, timeout: float = FOREVER) -> bool:
-        """Wait up to `timeout` seconds until another thread has closed it; return True if it is closed."""
-        self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=timeout)
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait up to `timeout` seconds (None: for ever) until another thread has closed it; return True if it is."""
+        self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=FOREVER if timeout is None else timeout)
         return self.state is State.CLOSED
 
     def __enter__(self: AnyNeli) -> AnyNeli:
