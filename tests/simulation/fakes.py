@@ -1,4 +1,4 @@
-"""The log, journal and group as a member meets them, without Kafka (they promise what `election/events.py` says)."""
+"""The log, journal and group as a member meets them, without Kafka (they promise what `election/ports.py` says)."""
 
 from __future__ import annotations
 

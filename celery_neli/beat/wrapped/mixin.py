@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import celery.beat
 from celery.beat import ScheduleEntry, SchedulingError
 from celery.utils.log import get_logger
 
@@ -100,7 +101,7 @@ class DeferredReservation(Reservation):
         """Do nothing: nothing was written."""
 
 
-class LeasedMixin:
+class LeasedMixin(celery.beat.Scheduler):
     """Stands in front of a user's scheduler class, as a base that `WrappedHost` adds together with the tenure.
 
     Celery's schedulers call their own methods and offer no hooks, so that only a subclass can ask in between.
@@ -114,23 +115,22 @@ class LeasedMixin:
 
     def merge_inplace(self, b: Any) -> None:
         """Leave out entries of `beat_schedule` that would prevent the scheduler from being built."""
-        super().merge_inplace(self._neli_sound(b))  # type: ignore[misc]  # the base is the user's class
+        super().merge_inplace(self._neli_sound(b))
 
     def update_from_dict(self, dict_: Any) -> None:
         """Do the same for schedulers that take over `beat_schedule` by this method."""
-        super().update_from_dict(self._neli_sound(dict_))  # type: ignore[misc]  # likewise
+        super().update_from_dict(self._neli_sound(dict_))
 
     def _neli_sound(self, given: Any) -> Any:
-        scheduler: Any = self
-        if given is not scheduler.app.conf.beat_schedule:
+        if given is not self.app.conf.beat_schedule:
             return given  # the scheduler's own entries
-        found = check_static(given, scheduler.app, kind=scheduler.Entry)
+        found = check_static(given, self.app, kind=self.Entry)
         log_mistakes(found, logger)
         return found.entries
 
     def reserve(self, entry: Any) -> Any:
         """Advance the entry. Raise `LeaseEnded`, and leave the entry as it was, if the term may start nothing more."""
-        advance = super().reserve  # type: ignore[misc]  # likewise
+        advance = super().reserve
         tenure = self.neli_tenure
         tenure.ask_start()
         tenure.reset(beat_headers(entry, term=tenure.term))
@@ -210,7 +210,7 @@ class LeasedMixin:
             if ledger.owed_term == self.neli_tenure.term:  # else a successor may have written since
                 ledger.owed.confirm()
             ledger.owed = None
-        return super().tick(*args, **kwargs)  # type: ignore[misc]  # likewise
+        return super().tick(*args, **kwargs)
 
     def sync(self) -> None:
         """Write the schedule, if the term still holds and no entry is half done (its run would be written too)."""
@@ -218,19 +218,19 @@ class LeasedMixin:
             return
         dirty = set(getattr(self, "_dirty", ()))
         try:
-            super().sync()  # type: ignore[misc]  # likewise
+            super().sync()
         except BaseException:
             # Celery's SIGTERM handler raises anywhere. What was being written is written again by the next sync:
             # DatabaseScheduler has forgotten the row that it was saving, a shelf that it is to write its cache.
             if dirty:
-                vars(self)["_dirty"] |= dirty
+                self._dirty |= dirty
             if (store := getattr(self, "_store", None)) is not None:
                 store.writeback = True
             raise
 
     def _do_sync(self) -> None:
         if self._neli_may_write():
-            super()._do_sync()  # type: ignore[misc]  # likewise
+            super()._do_sync()
 
     def _neli_may_write(self) -> bool:
         half_done = self.neli_reservation is not None and not self.neli_tenure.left
