@@ -170,7 +170,7 @@ class _NoGroup:
 
 
 def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger) -> list[Correction]:
-    """Return what must change, and change it unless it is a `dry_run`. Takes `timeout` seconds and a hand-over at most.
+    """Return what must change, and change it unless it is a `dry_run`. Takes `timeout` seconds and a handover at most.
 
     Raises `NeliError` if a member leads one of the roles, if there is no leader topic, or if Kafka does not answer in
     time. Then nothing was changed, or, of several roles, only some: call it again.

@@ -16,7 +16,7 @@ Late
 
 Slots
     Each entry has one slot a second, from the first slot received until `until` or the last slot received. A slot
-    without a message is missed; in a hand-over, if it lies after the last slot of one term and not after the first
+    without a message is missed; in a handover, if it lies after the last slot of one term and not after the first
     message of the next. Both entries have the misfire policy `fire_all`, so none should be missed. Doubled: a further
     message for a slot that has one, with another task id: none should be. Repeated: with the same id, in another term:
     a leader that was killed may have sent a task, and could not say so any more. Redelivered: the same message again.

@@ -126,7 +126,7 @@ class RoleRunner:
         self._waited = self.serves
 
     def put_down(self) -> None:
-        """End the term in the host, which writes only if the lease holds, and let a hand-over go on. Never raises."""
+        """End the term in the host, which writes only if the lease holds, and let a handover go on. Never raises."""
         try:
             if (tenure := self._tenure) is not None:
                 self.host.end(held=not tenure.is_fenced() and tenure.may_finish())

@@ -35,7 +35,7 @@ class LeaseEnded(BaseException):
 
 
 class Wakeup:
-    """Wakes the thread that ticks, and holds a hand-over until its hosts have ended, at the leadership's signals."""
+    """Wakes the thread that ticks, and holds a handover until its hosts have ended, at the leadership's signals."""
 
     def __init__(self, roles: Iterable[str]) -> None:
         # Not a condition: put() is reentrant, so a signal handler may call wake in whatever the owner is doing.
@@ -45,7 +45,7 @@ class Wakeup:
         self._drain_timeout = 0.0
         #: The last term of each role that was fenced.
         self.fenced: dict[str, int] = {}
-        #: By role: set while a hand-over has nothing to wait for.
+        #: By role: set while a handover has nothing to wait for.
         self.down = {role: threading.Event() for role in roles}
         for each in self.down.values():
             each.set()
@@ -66,7 +66,7 @@ class Wakeup:
             return
 
     def connect(self, leader: Leadership) -> None:
-        """Listen to the signals of ``leader``; hold its hand-overs for its `drain_timeout` at most."""
+        """Listen to the signals of ``leader``; hold its handovers for its `drain_timeout` at most."""
         self._drain_timeout = leader.config.drain_timeout
         for signal, receiver in self._receivers():
             signal.connect(receiver, sender=leader, weak=False, dispatch_uid=id(self))
@@ -120,7 +120,7 @@ class Tenure:
         return self.role.may_start(self.term) and not self._wakeup.closing
 
     def may_finish(self) -> bool:
-        """Return True if work in flight may finish in this term (R3, *held*: also while a hand-over drains)."""
+        """Return True if work in flight may finish in this term (R3, *held*: also while a handover drains)."""
         return self.role.may_finish(self.term)
 
     def is_fenced(self) -> bool:

@@ -8,7 +8,7 @@ agree at the same moment: a leader stops by its own clock before any other may c
 which member tries first: it *induces*.
 
 So leadership is a value with a term and an end, not a flag, and work asks twice: *may I start*, and *may I finish*.
-Between the two lies the hand-over. This is one role, as its owner in one process sees it:
+Between the two lies the handover. This is one role, as its owner in one process sees it:
 
     +---------+   claim read back   +---------+   resign, request,   +----------+
     | standby | ------------------> | leading | -------------------> | draining |

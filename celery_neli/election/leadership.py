@@ -41,7 +41,7 @@ class Leadership:
     working: Callable[[], bool] | None = None
     """Called about once a second on the leadership's thread: while it returns False, the owner makes no progress."""
     barrier: Callable[[str], None] | None = None
-    """Called with a revoked role after all receivers of the signal, on the same thread. The hand-over waits for it."""
+    """Called with a revoked role after all receivers of the signal, on the same thread. The handover waits for it."""
     on_readback: Callable[[], None] | None = None
     """As for `Neli`; it must not block."""
     fit: Callable[[], bool] | None = None
@@ -120,7 +120,7 @@ class Leadership:
         signal = _SIGNALS[type(event)]
         revoked = isinstance(event, LeaderRevoked)
         if revoked and len(self.roles) > 1 and self._thread is threading.current_thread():
-            self._start_thread()  # a hand-over may take its time; another thread goes on with the other roles
+            self._start_thread()  # a handover may take its time; another thread goes on with the other roles
         try:
             signal.send(sender=self, election=self.election, role=event.role, term=event.term)
         except SystemExit as exc:  # Celery lets it pass (WorkerShutdown is one), and it would only end this thread

@@ -114,7 +114,7 @@ class Member:
             try:
                 self._on_readback()
             except Exception:  # noqa: BLE001 - logged, with its traceback; a lease must not end by it
-                self._log.exception("hearing failed name=%s", self.config.name)
+                self._log.exception("on_readback failed name=%s", self.config.name)
         return changes
 
     def wake(self) -> float:

@@ -58,7 +58,7 @@ class Neli:
 
         `barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
         thread that pulses, delivers or closes; several such threads may each serve another role. On `LeaderRevoked` the
-        hand-over waits until it returns, for `drain_timeout` at most, while heartbeats go on. What it raises is logged.
+        handover waits until it returns, for `drain_timeout` at most, while heartbeats go on. What it raises is logged.
 
         The thread that renews calls the other two, which must not block: `on_readback` when it has read back another
         payload than before from a record of this member's own; what it raises is logged; and, often, `fit`: while that

@@ -34,7 +34,7 @@ class LeaderRevoked:
 
 @dataclass(frozen=True, slots=True)
 class LeaderFenced:
-    """This member lost the role without a hand-over, for this `reason`: another may lead already (R5). Stop at once."""
+    """This member lost the role without a handover, for this `reason`: another may lead already (R5). Stop at once."""
 
     role: str
     term: int

@@ -48,7 +48,7 @@ class _Presence:
     """Who does the leader's work where the worker's main process does not see it, by role.
 
     That is an ordinary task that calls a leader-only function, in a pool's child. Its process holds a shared lock on
-    the role's byte of the memory of the leases, which a hand-over waits for. The kernel gives it up with the process.
+    the role's byte of the memory of the leases, which a handover waits for. The kernel gives it up with the process.
     """
 
     def __init__(self, fd: int) -> None:
@@ -60,7 +60,7 @@ class _Presence:
 
     @contextmanager
     def at_work(self, index: int) -> Iterator[None]:
-        """Be at work as that role. Enter it before the lease is asked: a hand-over looks after the end of the lease."""
+        """Be at work as that role. Enter it before the lease is asked: a handover looks after the end of the lease."""
         if self._pid != os.getpid():
             self._start()  # forked: these locks are the parent's
         with self._lock:
@@ -120,7 +120,7 @@ class RoleLease:
         return self._clock() < self._cells[_START] and term in (None, self._cells[_TERM])
 
     def may_finish(self, term: int | None = None) -> bool:
-        """Return True if work of this `term`, or of the one in force, may finish now, also in a hand-over (R3)."""
+        """Return True if work of this `term`, or of the one in force, may finish now, also in a handover (R3)."""
         return self._clock() < self._cells[_FINISH] and term in (None, self._cells[_TERM])
 
     def standing(self) -> Standing:
@@ -133,7 +133,7 @@ class RoleLease:
 
     @contextmanager
     def at_work(self) -> Iterator[int | None]:
-        """Give what `leading_term` returns, in a context that a hand-over waits for (`anyone_at_work`). It locks."""
+        """Give what `leading_term` returns, in a context that a handover waits for (`anyone_at_work`). It locks."""
         with self._presence.at_work(self._index):
             yield self.leading_term()
 

@@ -1,1 +1,1 @@
-"""Fail-overs of beats: no slot is lost, none is sent twice in silence; see `test_failovers.py`."""
+"""Failovers of beats: no slot is lost, none is sent twice in silence; see `test_failovers.py`."""

@@ -1,4 +1,4 @@
-"""The Celery app of the fail-overs: the smoke tests', with a schedule too large, or of too many kinds, for its JSON.
+"""The Celery app of the failovers: the smoke tests', with a schedule too large, or of too many kinds, for its JSON.
 
 Intervals of a second (the setting `failover_entries` tells how many), a crontab of each minute, and `failover_hourly`
 intervals of an hour, which are there to be many.

@@ -97,7 +97,7 @@ def play(rig: Rig, strike: Strike, number: int) -> None:
 
 
 def test_a_scheduler_that_keeps_nothing_loses_slots(rigs: Rigs) -> None:
-    """The control: with Celery's own scheduler inside, a hand-over costs slots, and the judge sees it."""
+    """The control: with Celery's own scheduler inside, a handover costs slots, and the judge sees it."""
     with rigs("redis", neli_scheduler="celery.beat.Scheduler") as rig:
         rig.top_up()
         leader = rig.members.wait_leader()

@@ -1,4 +1,4 @@
-"""The judge of fail-overs finds what it is there to find."""
+"""The judge of failovers finds what it is there to find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several roles over several members on a real broker: spread, fail-over, hand-over, and a list that grows."""
+"""Several roles over several members on a real broker: spread, failover, handover, and a list that grows."""
 
 from __future__ import annotations
 

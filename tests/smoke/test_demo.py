@@ -32,7 +32,7 @@ def environment(tmp_path: Path, **settings: str) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
-    """Three hand-overs, each to the next leader within wide bounds; one leads at all times; nothing is left behind."""
+    """Three handovers, each to the next leader within wide bounds; one leads at all times; nothing is left behind."""
     done = subprocess.run(
         DEMO,
         cwd=ROOT,
@@ -55,7 +55,7 @@ def test_demo(tmp_path: Path) -> None:
     assert summary["slots"]["missed_in_handovers"] == summary["slots"]["missed_otherwise"] == 0
     assert summary["slots"]["doubled"] == 0
     for kind in KINDS:
-        assert summary["handovers"][kind], f"no hand-over after {kind}"
+        assert summary["handovers"][kind], f"no handover after {kind}"
     assert all(0 < took < 10 for took in summary["handovers"]["SIGTERM"])
     # Never before the lease is over: a heartbeat of up to 0.5 s earlier bought 4 s.
     assert all(3 < took < 20 for kind in ("SIGKILL", "SIGSTOP") for took in summary["handovers"][kind])

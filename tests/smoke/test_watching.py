@@ -87,7 +87,7 @@ def answers(members: Members, *words: str) -> dict[str, Any]:
 def test_who_watches_the_workers_sees_who_leads(
     pool: str, broker: str, on_node: Members, request: pytest.FixtureRequest
 ) -> None:
-    """And may ask for a hand-over; every transition is told, also the last of a worker that stops."""
+    """And may ask for a handover; every transition is told, also the last of a worker that stops."""
     url = on_node.settings["broker_url"] = request.getfixturevalue(f"{broker}_url")
     with watching(url) as watch:
         for name in ("one", "two"):

@@ -78,7 +78,7 @@ def test_a_worker_leads_works_and_hands_over(pool: str, how: str, on_node: Membe
     assert leader.wait_end() == 0
     assert releases(on_node) == [leader.name]
     of_it = acquired.at - leader.held()[-1].end
-    print(f"\n{pool}, {how}: hand-over {acquired.at - at:.3f} s after SIGTERM, {of_it:.3f} s after the lease's end")
+    print(f"\n{pool}, {how}: handover {acquired.at - at:.3f} s after SIGTERM, {of_it:.3f} s after the lease's end")
     assert acquired.at - at < 3.5
     run_task(on_node, tmp_path / "trace2")
     (other,) = on_node.alive

@@ -267,7 +267,7 @@ class Process:
         return set() if scheduler is None else {*scheduler.schedule, *self.scheduler.neli_engine.table.paused}
 
     def is_down(self, role: str) -> bool:
-        """Whether a hand-over of the role would wait for nothing."""
+        """Whether a handover of the role would wait for nothing."""
         return self.wakeup.down[role].is_set()
 
     def close(self) -> None:

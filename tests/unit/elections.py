@@ -165,11 +165,11 @@ class FakeMember:
         return self.world.claim(self, role, blind=blind)
 
     def drain(self, role: str = "leader") -> None:
-        """A hand-over begins."""
+        """A handover begins."""
         self.world.role(role).leading = False
 
     def release(self, role: str = "leader") -> None:
-        """The hand-over ends: the release carries what was offered last."""
+        """The handover ends: the release carries what was offered last."""
         found = self.world.role(role)
         for _, data in found.on_their_way:
             found.data = data

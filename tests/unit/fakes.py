@@ -170,7 +170,7 @@ class FakeLeadership:
         return self._send(signals.leadership_fenced)
 
     def drain(self) -> None:
-        """Begin a hand-over that no signal tells of."""
+        """Begin a handover that no signal tells of."""
         self._standing = FakeStanding(self._standing.term, False, True)
 
     def blink(self) -> None:

@@ -93,7 +93,7 @@ def lines_until(process: subprocess.Popen[Any], word: str) -> list[str]:
 def test_sigterm_ends_beat_at_once_and_its_store_tells_the_truth(
     beat_process: subprocess.Popen[Any], runs: int, tmp_path: Path
 ) -> None:
-    """In mid-dispatch (what was not sent is not written) and in mid-wait; the hand-over is done both times."""
+    """In mid-dispatch (what was not sent is not written) and in mid-wait; the handover is done both times."""
     lines_until(beat_process, "dispatching" if runs == 0 else "sent")
     beat_process.send_signal(signal.SIGTERM)
     lines_until(beat_process, "stopped")

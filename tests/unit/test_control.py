@@ -111,7 +111,7 @@ def test_inspect_counts_the_tasks_that_met_no_leader(
 def test_inspect_names_the_singletons_of_each_role(
     ask: Callable[..., Any], app: Celery, lease: SharedLease, leadership: FakeLeadership
 ) -> None:
-    """So that one sees what a hand-over takes along."""
+    """So that one sees what a handover takes along."""
 
     def relay() -> None: ...
 

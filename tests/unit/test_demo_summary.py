@@ -97,7 +97,7 @@ def test_messages_without_a_term(receipts: list[Receipt]) -> None:
 
 
 def test_missed_slots() -> None:
-    """Slots without a leader are what a hand-over costs; one missed within a term, or at a silent end, is not."""
+    """Slots without a leader are what a handover costs; one missed within a term, or at a silent end, is not."""
     first, second = run(3, range(5)), [receipt(9, 5, sent=8.6), *run(9, range(9, 15))]
     del second[3]  # slot 11
     summary = judge([*first, *second], [], until=T0 + 17.2)

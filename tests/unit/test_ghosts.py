@@ -65,7 +65,7 @@ def test_the_leader_writes_back_what_the_topic_has_lost(caplog: pytest.LogCaptur
 
 
 def test_what_was_written_back_can_be_removed() -> None:
-    """By every beat, and it stays so after a hand-over."""
+    """By every beat, and it stays so after a handover."""
     world, leader, standby = two_beats()
     lose(world)
     world.ticks(until=16)

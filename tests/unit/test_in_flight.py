@@ -225,7 +225,7 @@ def waits(worker: Worker) -> bool:
 
 
 def test_a_barrier_waits_for_what_the_pool_has() -> None:
-    """From the hand-over to the pool, not from its acceptance, to the end."""
+    """From the handover to the pool, not from its acceptance, to the end."""
     worker, task = leader()
     task.delay()
     worker.receive()

@@ -175,7 +175,7 @@ def test_beat_sync_every_is_respected(database: Database) -> None:
         beat.turns(2)
         # The first send always syncs (Celery: nothing was synced yet).
         assert sorted(PeriodicTask.objects.values_list("total_run_count", flat=True)) == [0, 0, 1]
-        # A fence drops the others, also at the end of the process; a hand-over writes them.
+        # A fence drops the others, also at the end of the process; a handover writes them.
         database.leadership.fence()
         beat.turns()
         assert sorted(PeriodicTask.objects.values_list("total_run_count", flat=True)) == [0, 0, 1]

@@ -262,7 +262,7 @@ class TestInside:
     """What work may ask while it runs."""
 
     def test_still_leader(self, lease: Lease):
-        """Through a hand-over; no more after the lease, and not in a later term."""
+        """Through a handover; no more after the lease, and not in a later term."""
         said: list[bool] = []
 
         @leader_only

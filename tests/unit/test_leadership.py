@@ -278,7 +278,7 @@ def test_a_leadership_that_does_not_work_resigns(
 
 
 def test_roles_do_not_wait_for_each_other(make: Callable[..., Leadership]) -> None:
-    """While one role's hand-over drains, another role is acquired, announced and handed over."""
+    """While one role's handover drains, another role is acquired, announced and handed over."""
     leadership = make(on=MemoryLog(roles=2), roles=("mail", "billing"))
     go, draining = threading.Event(), threading.Event()
     told: list[tuple[str, str]] = []
@@ -412,7 +412,7 @@ def start_steps(app: Celery, leadership: Leadership, monkeypatch: pytest.MonkeyP
 def test_the_steps_hand_over_when_the_worker_has_stopped(
     end: str, app: Celery, make: Callable[..., Leadership], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hand-over begins with the worker's stop, and is awaited by the last step to stop: also a cold shutdown's."""
+    """The handover begins with the worker's stop, and is awaited by the last step to stop: also a cold shutdown's."""
     leadership = make()
     parent, office = start_steps(app, leadership, monkeypatch)
     assert office.info(parent)["neli"]["leading"]

@@ -82,7 +82,7 @@ def test_the_barrier_of_an_earlier_term_frees_no_later_one() -> None:
 
 
 def test_who_is_fenced_in_a_drain_gives_the_role_up_if_late_beats_bring_it_back() -> None:
-    """Nobody has work in flight any more; waiting for the barrier would hold up the hand-over for nothing."""
+    """Nobody has work in flight any more; waiting for the barrier would hold up the handover for nothing."""
     stage = Stage().lead()
     stage.member.resign()
     stage.turn()

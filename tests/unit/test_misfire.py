@@ -56,7 +56,7 @@ def test_what_is_on_time_runs_whatever_the_policy(policy: str) -> None:
 
 
 def test_skip_has_a_grace_of_a_minute_if_none_is_set() -> None:
-    """A slot that a fail-over delayed is not skipped; one of this morning is."""
+    """A slot that a failover delayed is not skipped; one of this morning is."""
     assert runs(Misfire(policy="skip"), owed(59.0)) == ([59.0], 0)
     assert runs(Misfire(policy="skip"), owed(61.0)) == ([], 1)
 

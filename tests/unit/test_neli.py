@@ -207,7 +207,7 @@ def test_a_barrier_that_overruns_is_fenced(make: Callable[..., Neli]) -> None:
 def test_what_a_barrier_raises_is_logged_and_holds_up_nothing(
     make: Callable[..., Neli], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A failing barrier costs neither leadership nor the hand-over."""
+    """A failing barrier costs neither leadership nor the handover."""
 
     def barrier(event: LeaderEvent) -> None:
         raise RuntimeError("not today")
@@ -611,7 +611,7 @@ def test_what_a_listener_raises_is_logged_and_ends_no_lease(log: MemoryLog, capl
         term = neli.role("leader").term
         assert term is not None
         neli.role("leader").set_payload(term, {"claimed": 1.0})
-        wait_until(lambda: "hearing failed" in caplog.text)
+        wait_until(lambda: "on_readback failed" in caplog.text)
         first = neli.deadline or 0.0
         wait_until(lambda: (neli.deadline or 0.0) > first)
     finally:

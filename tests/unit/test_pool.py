@@ -342,7 +342,7 @@ def test_what_the_misfire_policy_leaves_out_is_told_once(caplog: pytest.LogCaptu
 def test_a_flight_that_a_signal_cuts_off_as_it_lands_is_still_in_flight(
     held: set[str], lands: bool, world: World, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Celery's handlers raise anywhere: what was not dealt with to its end is in doubt at a hand-over, and not lost."""
+    """Celery's handlers raise anywhere: what was not dealt with to its end is in doubt at a handover, and not lost."""
     world.put_state("e2", -4.0)  # the earliest: nothing else holds up the mark
     wire.held = set(held)
     beat = held_up(world, wire, 1)

@@ -1,4 +1,4 @@
-"""Leader's work beside the messages: a hand-over waits for it, wherever in the worker it runs."""
+"""Leader's work beside the messages: a handover waits for it, wherever in the worker it runs."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_a_schedule_that_cannot_be_is_handed_to_another(
 
 
 def test_a_topic_that_cannot_be_read_is_no_progress(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Said once; the hand-over need not wait for anybody."""
+    """Said once; the handover need not wait for anybody."""
     beat = world.leader()
     beat.topic.up = False
     for _ in range(3):

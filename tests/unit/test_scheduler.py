@@ -335,7 +335,7 @@ def test_close_between_ticks_acts_at_once(inner_class: type[Inner]) -> None:
 
 
 def test_receivers_are_gone_after_close(plain: Kind) -> None:
-    """A closed scheduler holds up nobody's hand-over and is not kept alive by the signals."""
+    """A closed scheduler holds up nobody's handover and is not kept alive by the signals."""
     before = [
         len(signal.receivers)
         for signal in (signals.leadership_acquired, signals.leadership_revoked, signals.leadership_fenced)

@@ -1,4 +1,4 @@
-"""`@singleton`: when the function is called, what failures cost, what a hand-over waits for, what is refused."""
+"""`@singleton`: when the function is called, what failures cost, what a handover waits for, what is refused."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_a_name_is_a_string(name: Any) -> None:
 
 
 def test_a_name_is_short_enough_to_be_found_again() -> None:
-    """Readers of the schedule topic refuse longer keys: the state of the entry would be lost at each hand-over."""
+    """Readers of the schedule topic refuse longer keys: the state of the entry would be lost at each handover."""
     assert wrong(entry(), "x" * 8190) == []
     (line,) = wrong(entry(), "ö" * 4096)
     assert re.search(r"^name = 'ööö.*: give at most 8190 bytes$", line)

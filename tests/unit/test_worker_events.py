@@ -44,7 +44,7 @@ def wait(condition: Any) -> None:
 
 
 def test_putting_does_not_wait_for_a_broker_that_hangs() -> None:
-    """The hand-over goes on; the events arrive once the broker answers, in their order."""
+    """The handover goes on; the events arrive once the broker answers, in their order."""
     broker = Broker()
     broker.open.clear()
     outbox = Outbox(broker.connect)

@@ -41,7 +41,7 @@ logger = escaping(get_logger(__name__))
 
 #: Seconds after which a scheduler that waits for a claim to be read back looks again; it is woken when that happens.
 CONFIRM = 0.25
-#: Seconds that a hand-over waits for the states of what ran to be in Kafka.
+#: Seconds that a handover waits for the states of what ran to be in Kafka.
 FLUSH = 1.0
 #: Seconds after which a slot whose publishing failed is retried; doubled each time, up to the last.
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0
