@@ -146,8 +146,11 @@ def _term(values: list[bytes], last: int) -> list[Any]:
     """The records, up to `last`, of the term that the record there belongs to; its claim is the first."""
     of_last = json.loads(values[last])
     first = of_last.get("term", last)
-    term = [json.loads(values[offset]) for offset in range(first, last + 1)]
-    return [each for each in term if each["member"] == of_last["member"] and each.get("term", first) == first]
+    records = [(offset, json.loads(values[offset])) for offset in range(first, last + 1)]
+    # A claim begins a term of its own, also a claim by the same member that lost.
+    return [
+        each for offset, each in records if each["member"] == of_last["member"] and each.get("term", offset) == first
+    ]
 
 
 def _newest(values: list[bytes], last: int) -> object:
