@@ -46,6 +46,13 @@ def but_for_names_and_times(text: str) -> str:
     return text
 
 
+def lines_but_for_names_and_times(text: str) -> list[str]:
+    """Return the lines of `text` as above; members, which are shown in the order of their names, in one order."""
+    lines = but_for_names_and_times(text).splitlines()
+    members = sorted(line for line in lines if line.startswith("    NAME"))
+    return [members.pop(0) if line.startswith("    NAME") else line for line in lines]
+
+
 class FreshEnvironment:
     """A virtual environment and an empty directory. `install` may use the network; `run` has one of its own, in which
     every port is free and nothing outside can be reached.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.smoke.pages import ROOT, FreshEnvironment, blocks, but_for_names_and_times, commands
+from tests.smoke.pages import ROOT, FreshEnvironment, blocks, commands, lines_but_for_names_and_times
 
 README = ROOT / "README.md"
 
@@ -56,9 +56,7 @@ def test_the_quick_start_works_as_pasted(fresh: FreshEnvironment) -> None:
     for (command, shown), text in zip(pasted, printed, strict=True):
         if shown:
             lines = [line for line in text.splitlines() if line and "Killed" not in line]
-            assert [but_for_names_and_times(line) for line in lines] == but_for_names_and_times(shown).splitlines(), (
-                command
-            )
+            assert lines_but_for_names_and_times("\n".join(lines)) == lines_but_for_names_and_times(shown), command
 
 
 def test_the_quick_start_works_under_django(fresh: FreshEnvironment) -> None:
