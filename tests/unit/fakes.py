@@ -275,3 +275,20 @@ class FakeTopic:
     def states(self) -> dict[str, State]:
         """The entries' states."""
         return {name: decode_state(value) for (kind, name), value in self.values().items() if kind == STATE}
+
+
+class FakeBrokers:
+    """Answers the question whether there are brokers at once, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: bool = True
+        self.asked = 0
+        self._pending = False
+
+    def ask(self) -> None:
+        self.asked += 1
+        self._pending = True
+
+    def answer(self) -> bool | None:
+        pending, self._pending = self._pending, False
+        return self.answers if pending else None

@@ -22,6 +22,7 @@ from celery_neli.schedule_topic.codec import STATE, key_of
 from celery_neli.schedule_topic.follower import AWAY, CUT_OFF, IDENTIFY_EVERY, STOOD_STILL, Follower
 from celery_neli.schedule_topic.pending import PendingReads, PendingWrites
 from tests.processes import wait_until
+from tests.unit.fakes import FakeBrokers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,22 +37,19 @@ LOST = 4.0
 SOON = 2 * QUIET + PATIENCE + 2 * ASK_EVERY + LOST + 4
 
 
-class Kafka:
+class Kafka(FakeBrokers):
     """The clock, a broker's log of the first partition, and what each kind of client is reported of them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now = 100.0
         self.records = [(KEY, b"1")]
-        #: Whether a client made for the question is reported of brokers.
-        self.answers = True
         self.deaf_readers = self.deaf_producers = False
         #: No reader is sent anything.
         self.stuck = False
         self.made: list[Client] = []
-        self.asked = 0
         self.identity: str | None = None
         self.meanwhile: Callable[[], object] = lambda: None
-        self._pending = False
         self.first = 0
 
     def monotonic(self) -> float:
@@ -60,14 +58,6 @@ class Kafka:
     def sleep(self, seconds: float) -> None:
         self.now += seconds
         self.meanwhile()
-
-    def ask(self) -> None:
-        self.asked += 1
-        self._pending = True
-
-    def answer(self) -> bool | None:
-        pending, self._pending = self._pending, False
-        return self.answers if pending else None
 
 
 def message(partition: int, offset: int, error: Any = None, key: Any = None, value: Any = None) -> Any:

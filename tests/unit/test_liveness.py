@@ -22,27 +22,11 @@ from celery_neli.kafka import writer as writer_module
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.liveness import PATIENCE, PATIENCE_MOST, QUIET, Brokers, Probe, Step, Watch
+from tests.unit.fakes import FakeBrokers
 
 LOG = logging.getLogger("celery_neli.kafka")
 AT_END, NO_BROKER = KafkaError(-191), KafkaError(-195)  # _PARTITION_EOF, _TRANSPORT
 CONFIG = Config(group="g", topic="t", kafka="k:1")
-
-
-class Cluster:
-    """Answers at once, and counts how often it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: bool = True
-        self.asked = 0
-        self._pending = False
-
-    def ask(self) -> None:
-        self.asked += 1
-        self._pending = True
-
-    def answer(self) -> bool | None:
-        pending, self._pending = self._pending, False
-        return self.answers if pending else None
 
 
 class Clock:
@@ -68,7 +52,7 @@ def steps(watch: Watch, clock: Clock, heard: Callable[[], float], seconds: float
 
 def test_a_client_that_hears_is_left_alone_and_no_broker_is_asked() -> None:
     """A record now and then is enough."""
-    clock, cluster = Clock(), Cluster()
+    clock, cluster = Clock(), FakeBrokers()
     watch = Watch(cluster, rereads=True, clock=clock)
     assert steps(watch, clock, lambda: clock.now - QUIET / 2, 60) == []
     assert cluster.asked == 0
@@ -76,7 +60,7 @@ def test_a_client_that_hears_is_left_alone_and_no_broker_is_asked() -> None:
 
 def test_a_deaf_reader_reads_again_and_is_replaced_within_ten_seconds() -> None:
     """In this order."""
-    clock, cluster = Clock(), Cluster()
+    clock, cluster = Clock(), FakeBrokers()
     done = steps(Watch(cluster, rereads=True, clock=clock), clock, lambda: 100.0, 10)
     assert [step for _, step in done] == [Step.REREAD, Step.REPLACE]
     assert QUIET <= done[0][0] < QUIET + 0.5
@@ -85,7 +69,7 @@ def test_a_deaf_reader_reads_again_and_is_replaced_within_ten_seconds() -> None:
 
 def test_a_reader_that_is_silent_rightly_only_reads_again() -> None:
     """Reading again, it is reported the end: no broker has to be asked."""
-    clock, cluster, last = Clock(), Cluster(), [100.0]
+    clock, cluster, last = Clock(), FakeBrokers(), [100.0]
     watch = Watch(cluster, rereads=True, clock=clock)
     for _ in range(600):
         clock.now += 0.1
@@ -98,7 +82,7 @@ def test_a_reader_that_is_silent_rightly_only_reads_again() -> None:
 
 def test_while_brokers_are_away_nothing_is_replaced() -> None:
     """Once they are back, the client has its time to find them by itself; if it does not, it is replaced."""
-    clock, cluster = Clock(), Cluster()
+    clock, cluster = Clock(), FakeBrokers()
     cluster.answers = False
     watch = Watch(cluster, rereads=True, clock=clock)
     assert [step for _, step in steps(watch, clock, lambda: 100.0, 60)] == [Step.REREAD]
@@ -110,7 +94,7 @@ def test_while_brokers_are_away_nothing_is_replaced() -> None:
 
 def test_a_client_that_finds_the_brokers_by_itself_is_not_replaced() -> None:
     """It hears within its time."""
-    clock, cluster = Clock(), Cluster()
+    clock, cluster = Clock(), FakeBrokers()
     cluster.answers = False
     watch = Watch(cluster, rereads=True, clock=clock)
     steps(watch, clock, lambda: 100.0, 60)
@@ -121,7 +105,7 @@ def test_a_client_that_finds_the_brokers_by_itself_is_not_replaced() -> None:
 
 def test_if_new_clients_hear_nothing_either_they_are_made_ever_less_often_and_warned_of_once() -> None:
     """Some other fault then; hearing something forgets all that."""
-    clock, cluster = Clock(), Cluster()
+    clock, cluster = Clock(), FakeBrokers()
     watch = Watch(cluster, clock=clock)
     assert watch.first
     done = [after for after, _ in steps(watch, clock, lambda: 100.0, 600)]
@@ -216,7 +200,7 @@ def test_a_journal_replaces_a_deaf_reader_where_it_stood(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It goes on where the records ended, no start is reported again, and one warning says it."""
-    clock, cluster = Clock(), Cluster()
+    clock, cluster = Clock(), FakeBrokers()
     Client.made = []
     for module in (reader_module, liveness_module):
         monkeypatch.setattr(module, "Brokers", lambda *_: cluster)
