@@ -59,7 +59,7 @@ class Scheduler(celery.beat.Scheduler):
     def leadership_factory(app: Any) -> Any:
         """Make the leadership, at the first tick: threads and Kafka begin there."""
         from celery_neli.election.leadership import leadership_for
-        from celery_neli.kafka.connect import connect
+        from celery_neli.kafka import connect
 
         return leadership_for(app, "beat", connect)
 

@@ -28,6 +28,6 @@ already, and the owner must stop at once. Safety never depends on an event or a 
 the lease, with the clock, at that moment. And nothing that may block runs on the thread that renews: requests reach it
 through a queue, and events leave it through another.
 
-Read on in this order: `records`, `lease`, `role_state`, `ports`, `member`, `renewal`, `shared_lease`, `neli`,
+Read on in this order: `records`, `lease`, `role_state`, `member`, `renewal`, `shared_lease`, `neli`,
 `leadership`. `docs/protocol.md` states the rules and why they hold.
 """

@@ -15,8 +15,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from celery_neli.config import Config
-from celery_neli.election.member import Member
-from celery_neli.election.ports import Connect, Group, Journal
+from celery_neli.election.member import Connect, Group, Journal, Member
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror, RoleState
 from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, Lines, escaping

@@ -7,8 +7,7 @@ import random
 from typing import Any
 
 from celery_neli.config import Config
-from celery_neli.election.member import Member
-from celery_neli.election.ports import End, Entry, Event, Started
+from celery_neli.election.member import End, Entry, Event, Member, Started
 from celery_neli.election.records import Record, decode, encode
 from celery_neli.election.role_state import Grant, LeaderAcquired
 from celery_neli.exceptions import TopicError

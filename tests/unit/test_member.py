@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from celery_neli.election.lease import CLOCK_RATES
-from celery_neli.election.ports import End, Entry, Lost, Started
+from celery_neli.election.member import End, Entry, Lost, Started
 from celery_neli.election.records import Record, encode
 from celery_neli.election.role_state import LeaderAcquired, LeaderFenced, LeaderRevoked, Payload
 from celery_neli.exceptions import TopicError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.ports import End, Entry, Event, Lost, Started
+from celery_neli.election.member import End, Entry, Event, Lost, Started
 from celery_neli.election.records import Record, encode
 from tests.unit.stage import HandJournal, Stage
 
