@@ -24,7 +24,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import with_sound_schedule
 from celery_neli.printable import failure
-from celery_neli.schedule.misfire import Misfire
+from celery_neli.schedule.policies import Misfire
 from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 if TYPE_CHECKING:

@@ -21,11 +21,12 @@ from celery.utils.log import get_logger
 from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
-from celery_neli.periodic.call import OWN_OPTIONS, check_app, plain
+from celery_neli.periodic.call import check_app, plain
 from celery_neli.periodic.definition import check_comes, define, entry_of
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.printable import closest
 from celery_neli.schedule.due import expires_of
+from celery_neli.schedule.policies import OWN_OPTIONS
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     MAX_CHANGES,

@@ -1,4 +1,4 @@
-"""The schedule topic: what the entries are, and where they are. It is compacted: it holds the latest record of each key.
+"""The schedule topic: what the entries are, and where they are. Compacted, it holds the latest record of each key.
 
 A beat reads it from the beginning and follows it on a thread of its own (`ScheduleTopic`). `read_all`, `read_notes` and
 `write` are for one question or one change from any process: each makes its clients, blocks, and ends them. A topic that
