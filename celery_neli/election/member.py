@@ -1,8 +1,7 @@
 """One member of an election: a lease for each role, fed from the journal and the group, and the changes that follow.
 
 It is the whole protocol without threads and without Kafka: `step` makes one turn, on the thread of `Renewal` or in a
-simulation. All methods but `state` belong to that thread. `Journal` and `Group` are what a member needs: Kafka or a
-simulation provides them.
+simulation. All methods but `state` belong to that thread. Kafka or a simulation provides the `Journal` and the `Group`.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, NEVER, Lease, name_of
-from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.records import End, Entry, Journal, Lost, Record, Started, decode, encode
 from celery_neli.election.role_state import LeaderEvent, Mirror, RoleState
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
 from celery_neli.logs import LogLimit
@@ -24,62 +22,6 @@ from celery_neli.logs import LogLimit
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
 STOOD_STILL = 1.0  # seconds between two steps from which the process stood still; a step waits for less
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """Reading starts: no next record of this role is before `offset`; `oldest`: the log holds nothing older."""
-
-    role: int
-    offset: int
-    oldest: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One record of a role's journal; `key` is its author's name of the role, None if it gave none."""
-
-    role: int
-    offset: int
-    value: bytes
-    key: str | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """All that was in the log at some moment since the last `Started`, `ask_end` or own append was read."""
-
-    role: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The position is gone from the log (truncated, expired, or a new topic); a `Started` follows by itself."""
-
-    role: int
-    reason: str
-
-
-Event = Started | Entry | End | Lost
-
-
-class Journal(Protocol):
-    """The log of every role, as one member reads and appends it. Only the member's thread calls it."""
-
-    def read(self, timeout: float) -> list[Event]:
-        """Wait up to `timeout` seconds for events. Raises `TopicError` while the leader topic is missing or unfit."""
-
-    def append(self, role: int, key: str, value: bytes) -> None:
-        """Give a record to the producer. Never block and never raise: the rules bear the loss of a record."""
-
-    def look_back(self, role: int) -> None:
-        """Start again from further back in the same log; a `Started` with a lower offset follows."""
-
-    def ask_end(self, role: int) -> None:
-        """Return `End` once more, even if nothing new arrives."""
-
-    def close(self) -> None:
-        """Send what was appended, for about a second at most, and end."""
 
 
 class Group(Protocol):
@@ -132,9 +74,9 @@ class Member:
         self.closing = False
         self.candidate = True
         self.progressed: float | None = None  # when the owner last made progress; the records say so, for successors
-        self.aside = False  # a newer version of the protocol was read: this member neither leads nor claims (R9)
-        self.trouble: TopicError | None = None  # why the journal cannot be used
-        self._last_trouble: tuple[float, TopicError | None] = NEVER, None  # when it could not be used, and why
+        self.outdated = False  # it read a newer version of the protocol: it neither leads nor claims any more (R9)
+        self.topic_error: TopicError | None = None  # why the journal cannot be used
+        self._last_topic_error: tuple[float, TopicError | None] = NEVER, None  # when it could not be used, and why
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
         self._on_readback = on_readback
         self._rng = rng or random.SystemRandom()
@@ -159,9 +101,9 @@ class Member:
         """Wait up to `timeout` seconds for records, fold them, send what is due. Return what changed, in order."""
         try:
             events = self._journal.read(max(0.0, min(timeout, self.wake() - self._clock())))
-            self.trouble = None
+            self.topic_error = None
         except TopicError as exc:
-            events, self.trouble, self._last_trouble = [], exc, (self._clock(), exc)
+            events, self.topic_error, self._last_topic_error = [], exc, (self._clock(), exc)
         now = self._clock()  # after the poll returned (R1)
         self._gap, self._stepped = now - self._stepped, now
         for event in events:
@@ -169,12 +111,14 @@ class Member:
         self._group.poll()
         changes: list[LeaderEvent] = []
         read_back = False
-        # The beats of all roles leave in one step: each would cost a turn of its own.
-        early = self.config.heartbeat_interval / 2 if any(state.lease.beating(now) for state in self._states) else 0.0
+        # The heartbeats of all roles leave in one step: each would cost a turn of its own.
+        due = any(state.lease.heartbeat_due(now) for state in self._states)
+        early = self.config.heartbeat_interval / 2 if due else 0.0
+        candidate = self.candidate and not self.closing and not self.outdated
         for state in self._states:
             lease = state.lease
             lease.induced = state.index in self._group.induced
-            lease.candidate = self.candidate and not self.closing and not self.aside and now >= state.stand_back.until
+            lease.candidate = candidate and now >= state.stand_back.until
             if lease.leading(now) and (lease.asked or not lease.candidate):
                 state.resign(asked=lease.asked)
             waiting = lease.start is not None and not lease.caught_up and not lease.claiming(now)
@@ -243,7 +187,7 @@ class Member:
 
     @property
     def expecting(self) -> bool:
-        """True if a claim or an early beat is under way, or a role assigned to this member may become vacant."""
+        """True if a claim or an early heartbeat is under way, or a role assigned to this member may become vacant."""
         now = self._clock()
         return any(
             lease.claiming(now) or lease.awaited(now) or (lease.induced and lease.holder != lease.member)
@@ -282,7 +226,7 @@ class Member:
         elif isinstance(event, Started):
             if not self.closing:
                 self._group.join()  # not before the topic is there: a group that knows no topic assigns nothing
-            if not self.aside:
+            if not self.outdated:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
             self._log.warning("journal lost role=%s reason=%s: reading it again", state.role, event.reason)
@@ -293,8 +237,8 @@ class Member:
             return decode(entry.value)
         except UnknownVersion as exc:
             state.lease.lose(self._identity())  # for good: no `begin` follows
-            if not self.aside:
-                self.aside = True
+            if not self.outdated:
+                self.outdated = True
                 self._log.error(
                     "protocol unknown role=%s offset=%d: %s. "
                     "This process neither leads nor claims any more; upgrade it and start it again",
@@ -337,9 +281,9 @@ class Member:
             if self._gap > STOOD_STILL:
                 return f"this process stood still for {self._gap:.1f} s"
             sent = lease.until - self.config.heartbeat_timeout
-            at, trouble = self._last_trouble
+            at, error = self._last_topic_error
             if at >= sent:
-                return str(trouble).partition(": ")[0]
+                return str(error).partition(": ")[0]
             return f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow"
         if state.draining:
             return f"its work was not done within neli_drain_timeout, {self.config.drain_timeout:g} s"

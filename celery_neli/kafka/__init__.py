@@ -12,7 +12,8 @@ from typing import Any
 
 from celery_neli.config import Config
 from celery_neli.election import neli
-from celery_neli.election.member import Connect, Group, Journal
+from celery_neli.election.member import Connect, Group
+from celery_neli.election.records import Journal
 from celery_neli.election.renewal import Barrier
 
 

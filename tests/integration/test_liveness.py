@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.member import Entry
+from celery_neli.election.records import Entry
 from celery_neli.kafka.group import KafkaGroup
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.schedule_topic import topic as schedule_client
