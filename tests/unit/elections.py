@@ -66,14 +66,14 @@ class FakeElection:
     def next_event(self) -> float:
         """When something is read or sent next."""
         times = [when for role in self.roles.values() for when, _ in role.on_their_way]
-        times += [self._next_beat(role) for role in self.roles.values() if role.unsent is not None]
+        times += [self._next_heartbeat(role) for role in self.roles.values() if role.unsent is not None]
         return min(times, default=NEVER)
 
     def catch_up(self) -> None:
         """Everything happens that is to happen until now."""
         now = self.clock() + 1e-6
         for name, role in self.roles.items():
-            if role.unsent is not None and self._next_beat(role) <= now:
+            if role.unsent is not None and self._next_heartbeat(role) <= now:
                 self.send(role, role.unsent)
             while role.on_their_way and role.on_their_way[0][0] <= now:
                 self._read(name, role, role.on_their_way.pop(0)[1])
@@ -84,7 +84,7 @@ class FakeElection:
         if self.latency < NEVER:
             role.on_their_way.append((role.left + self.latency, data))
 
-    def _next_beat(self, role: Role) -> float:
+    def _next_heartbeat(self, role: Role) -> float:
         return NEVER if role.holder is None else role.left + role.holder.config.heartbeat_interval
 
     def _read(self, name: str, role: Role, data: Mapping[str, Any]) -> None:

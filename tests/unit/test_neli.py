@@ -166,8 +166,8 @@ def test_barrier_holds_up_the_hand_over_while_heartbeats_go_on(make: Callable[..
     closing = threading.Thread(target=first.close)
     closing.start()
     assert seen.wait(5)
-    beats = len(log.records)
-    wait_until(lambda: len(log.records) > beats + 12)  # longer than a lease
+    before = len(log.records)
+    wait_until(lambda: len(log.records) > before + 12)  # longer than a lease
     assert not first.is_leader
     assert first.role("leader").may_finish()
     assert not second.pulse()
