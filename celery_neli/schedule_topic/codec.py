@@ -21,7 +21,7 @@ MAX_SMALL = 1 << 12  # bytes of a state or a note; ours have some hundred
 MAX_NAME = 512
 MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps what it reads
 MAX_CHANGES = 20  # how many of its changes a definition remembers
-RANK_MOST = 1 << 53  # the highest term of a state; ranks come from Kafka's offsets, which stay far below it
+EPOCH_MOST = 1 << 53  # the highest epoch of a state; epochs come from Kafka's offsets, which stay far below it
 RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
 FAR_AHEAD = 86_400.0  # seconds; no last run further ahead of the clock is believed, unless the entry begins then
 START_AHEAD = 3650 * 86_400.0  # the same for the time at which an entry begins, which may be ahead on purpose
@@ -31,17 +31,22 @@ _Value = TypeVar("_Value")
 STATE: Final = "s"
 ENTRY: Final = "e"
 MEMBER: Final = "m"
-NO_TERM: Final = -1  # the term of a state that no leader wrote, such as one that was imported: any leader's is higher
+NO_EPOCH: Final = -1  # of a state that no leader wrote, such as one that was imported: any leader's is higher
 _PREFIXES: Mapping[bytes, Kind] = {b"s/": STATE, b"e/": ENTRY, b"m/": MEMBER}
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an entry has come to. Times are Unix seconds."""
+    """What an entry has come to. Times are Unix seconds.
+
+    `epoch` orders the states of an entry, and the record calls it `term`: of two states, the one of the higher epoch
+    counts. A leader takes the number of its term, and adds what makes it higher than every epoch that it has read: the
+    numbers alone would not do, since entries move from shard to shard, and a new leader topic counts from 0.
+    """
 
     last: float  # the last slot that is settled
     runs: int  # how often it ran (`total_run_count`)
-    term: int  # of the leader that wrote this; the higher one wins
+    epoch: int
     since: float = 0.0  # the definition's `since` that it ran under, 0 for an entry of `beat_schedule`
     open: bool = False  # the leader's settled watermark does not cover this entry: `last` alone counts
     sent: float | None = None  # the last slot whose task was sent, if it must not overlap; later ones may be left out
@@ -111,7 +116,7 @@ def check_name(name: object) -> str:
 
 def encode_state(state: State) -> bytes:
     """Return the state as bytes. Takes any finite numbers."""
-    text = f'{{"v":{values.VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.term}'
+    text = f'{{"v":{values.VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.epoch}'
     if state.since:
         text += f',"since":{state.since!r}'
     if state.sent is not None:
@@ -187,17 +192,19 @@ def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
 def decode_state(value: bytes) -> State:
     """Return the state in `value`. Raises `RecordError`, `UnknownVersion` if a newer version wrote it. Takes 3 µs."""
     fields = values.parse(value, most=MAX_SMALL)
-    last, runs, term = fields.get("last"), fields.get("runs"), fields.get("term")
+    last, runs, epoch = fields.get("last"), fields.get("runs"), fields.get("term")
     since, open_, sent = fields.get("since", 0.0), fields.get("open", False), fields.get("sent")
     # Types are compared, not asked for: bool is an int, and this is read a hundred thousand times.
-    if type(runs) is not int or type(term) is not int or not 0 <= runs <= values.MAX_INT or not -1 <= term <= RANK_MOST:
-        raise RecordError("bad 'runs' or 'term'")
+    if type(runs) is not int or not 0 <= runs <= values.MAX_INT:
+        raise RecordError("bad 'runs'")
+    if type(epoch) is not int or not NO_EPOCH <= epoch <= EPOCH_MOST:
+        raise RecordError("bad 'term'")
     if type(open_) is not bool:
         raise RecordError("bad 'open'")
     return State(
         last if type(last) is float and values.EARLIEST <= last <= values.LATEST else values.instant("last", last),
         runs,
-        term,
+        epoch,
         0.0 if since is None or since == 0 else values.instant("since", since),
         open_,
         None if sent is None else values.instant("sent", sent),
@@ -237,13 +244,13 @@ def decode_note(value: bytes) -> Note:
 
 
 def outdated(value: bytes | None, by: bytes | None) -> bool:
-    """Return True if a state that was read later, `value`, is of an older term than one read before, `by`: a leader
-    that was frozen may write behind its successor. Tombstones and what cannot be read have no term.
+    """Return True if a state that was read later, `value`, has a lower epoch than one read before, `by`: a leader
+    that was frozen may write behind its successor. Tombstones and what cannot be read have no epoch.
     """
     if value is None or by is None:
         return False
     try:
-        return decode_state(value).term < decode_state(by).term
+        return decode_state(value).epoch < decode_state(by).epoch
     except RecordError:
         return False
 

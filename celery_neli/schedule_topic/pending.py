@@ -30,7 +30,7 @@ Entries = dict[tuple[Kind, str], bytes | None]
 
 
 def fold(entries: Entries, entry: tuple[Kind, str], value: bytes | None) -> bool:
-    """Put what was read into `entries`, at their end. Return False if a state of a higher term stays instead."""
+    """Put what was read into `entries`, at their end. Return False if a state of a higher epoch stays instead."""
     before = entries.pop(entry, None)
     if entry[0] == STATE and before is not None and outdated(value, by=before):
         entries[entry] = before

@@ -318,7 +318,7 @@ def test_a_claim_is_judged_as_soon_as_another_record_takes_effect() -> None:
 
 
 def test_a_resigning_leader_holds_until_its_release_is_sent() -> None:
-    """It leads no more at once, sends heartbeats while the barrier runs, and gives the role up when that is done (R3, R4)."""
+    """It leads no more at once, sends heartbeats while the barrier runs, and then gives the role up (R3, R4)."""
     log = Log()
     a = elected(log)
     log.append(a.tick(0.5))

@@ -134,7 +134,7 @@ def test_the_state_of_an_entry_is_written_after_each_run() -> None:
         world.ticks(until=until)
         state = world.state()
         assert (state.since, state.open) == (0, False)
-        seen.append((state.last, state.runs, state.term))
+        seen.append((state.last, state.runs, state.epoch))
     assert seen == [(10, 1, 1), (20, 2, 1), (60, 6, 1)]
     assert (world.state("c").last, world.state("c").runs) == (60, 1)
 

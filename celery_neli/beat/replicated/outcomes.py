@@ -350,7 +350,7 @@ class ClaimingLedger(SlotLedger):
             if following is None or following.timestamp() > term.claims.settled:
                 states.open.discard(entry.name)
         states.unwritten.pop(entry.name, None)
-        self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, term=term.epoch)))
+        self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, epoch=term.epoch)))
 
     def flush(self) -> None:
         """Wait until the states of what ran are in Kafka; for a second at most."""

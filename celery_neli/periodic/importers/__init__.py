@@ -20,7 +20,7 @@ from celery_neli.periodic.definition import check_comes, define
 from celery_neli.printable import printable_error
 from celery_neli.schedule_topic.codec import (
     ENTRY,
-    NO_TERM,
+    NO_EPOCH,
     STATE,
     Definition,
     State,
@@ -182,7 +182,7 @@ def _state(editor: ScheduleEditor, found: Found, *, since: float) -> list[Record
     """Return the state to write: none if the entry never ran, or has a state here, which is newer or says the same."""
     if found.last is None or found.name in editor.known.states:
         return []
-    state = encode_state(State(last=found.last, runs=found.runs, term=NO_TERM, since=since, open=True))
+    state = encode_state(State(last=found.last, runs=found.runs, epoch=NO_EPOCH, since=since, open=True))
     try:
         decode_state(state)  # what cannot be read is not written
     except RecordError:
