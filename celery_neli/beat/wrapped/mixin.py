@@ -16,6 +16,7 @@ import celery.beat
 from celery.beat import ScheduleEntry, SchedulingError
 from celery.utils.log import get_logger
 
+from celery_neli import hooks
 from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, wait_for_broker
 from celery_neli.beat.tenure import Tenure
 from celery_neli.logs import escaping
@@ -162,10 +163,19 @@ class LeasedMixin(celery.beat.Scheduler):
                 # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
                 # counted as progress.
                 release_connection(self)
+            self._neli_tell(hooks.FAILED, entry, hooks.error_text(exc))
             self._neli_settle()
             raise
+        self._neli_tell(hooks.SENT, entry)
         self._neli_settle()
         return result
+
+    def _neli_tell(self, outcome: str, entry: Any, error: str = "") -> None:
+        """Tell those who look on what became of the slot in flight."""
+        tenure = self.neli_tenure
+        if hooks.slot and tenure.headers is not None:
+            slot = datetime.fromisoformat(tenure.headers["neli_beat_slot"])
+            hooks.slot(hooks.SlotEvent.of(outcome, entry, slot, tenure.role.name, tenure.term, error=error))
 
     def _neli_settle(self) -> None:
         """Record the entry in flight as run. May raise (its store is down): that is retried before the next tick."""
