@@ -18,7 +18,7 @@ from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafka.connect import connect
+from celery_neli.kafka import connect
 from celery_neli.periodic.call import check_app
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
