@@ -250,7 +250,7 @@ class Process:
 
     @property
     def left_out(self) -> int:
-        return int(self.scheduler.neli_left_out)
+        return int(self.scheduler.neli_engine.left_out.total)
 
     @property
     def last_sent(self) -> dict[str, float]:
