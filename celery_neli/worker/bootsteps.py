@@ -10,15 +10,17 @@ from typing import Any
 
 import click
 from celery import Celery, bootsteps
-from celery.signals import worker_shutdown
+from celery.signals import worker_shutdown, worker_shutting_down
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from celery_neli import observability
 from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka import connect
 from celery_neli.periodic.call import check_app
+from celery_neli.threads import original
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.strategy import check_all
@@ -38,6 +40,7 @@ class LeaseStep(bootsteps.StartStopStep):
     label = "Lease"
 
     _in_flight: InFlight
+    _observability: observability.Observability
 
     def include_if(self, worker: Any) -> bool:
         """Return True unless `neli_enabled` is off. Raises `Refusal`, which ends the start before anything has begun,
@@ -53,6 +56,7 @@ class LeaseStep(bootsteps.StartStopStep):
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
             refuse_queues(app)
             check_all(app)
+            observability.check(app)
             leadership = leadership_for(app, "worker", connect)
             validate(leadership.config)
         except ConfigurationError as exc:
@@ -62,6 +66,7 @@ class LeaseStep(bootsteps.StartStopStep):
         self._in_flight = InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo")
         leadership.working = self._in_flight.progressing
         app.neli_in_flight = self._in_flight
+        self._observability = worker.neli_observability = observability.Observability(app, leadership)
         return True
 
     def include(self, parent: Any) -> Any:
@@ -96,6 +101,7 @@ class LeaseStep(bootsteps.StartStopStep):
         """Release the lease if it is still held: the pool has drained, and nothing runs any more."""
         self._in_flight.pool_ended()
         self._in_flight.leadership.stop()
+        self._observability.stop()
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
@@ -117,8 +123,21 @@ class ElectionStep(bootsteps.StartStopStep):
         return enabled(worker.app)
 
     def start(self, worker: Any) -> None:
-        """Join; the pool's children have been forked by now."""
-        leadership_for(worker.app, "worker", connect).start()
+        """Join; the pool's children have been forked by now. From now on, a signal to stop begins the handover.
+
+        `LeaseStep.close` may come seconds later: without an event loop (gevent), Celery waits for a message once or
+        twice more, 2 s each time (Redis: 3 s). A solo worker first ends its task, under its lease.
+        """
+        leadership = leadership_for(worker.app, "worker", connect)
+        leadership.start()
+        worker.neli_observability.start()
+
+        def hand_over(**_: Any) -> None:
+            """Called in a signal handler, which must take no lock; `threading` takes some to start a thread."""
+            original("_thread", "start_new_thread")(leadership.close, ())
+
+        if pool_of(worker) != "solo":
+            worker_shutting_down.connect(hand_over, sender=worker.hostname, weak=False)
 
 
 def install(app: Celery) -> Celery:
