@@ -1,4 +1,4 @@
-"""Beats with a led scheduler on a clock that the test moves. They share an election, a schedule topic and a broker.
+"""Beats with the replicated scheduler on a clock that the test moves; they share an election, a topic and a broker.
 
 Nothing of a beat is faked but Kafka and the wire: its runners, hosts, schedulers and publishers are the real ones.
 """

@@ -1,4 +1,4 @@
-"""Terms of a led scheduler that begin from nothing or end in the midst of something, and states that others write."""
+"""Terms of the replicated scheduler that begin from nothing or are cut off, and states that others write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records that nobody sound wrote: they cost the led scheduler nothing but themselves, and persistence goes on."""
+"""Records that nobody sound wrote: they cost nothing but themselves, and the replicated scheduler persists its states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each inner scheduler through a term's whole life: acquired, revoked, fenced in mid-dispatch, taken back."""
+"""Each wrapped scheduler through a term's whole life: acquired, revoked, fenced in mid-dispatch, taken back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The led scheduler in its term: slots are claimed before they are published, and settled before they are done."""
+"""The replicated scheduler in a term: slots are claimed before they are published, and settled before they are done."""
 
 from __future__ import annotations
 
