@@ -1,4 +1,4 @@
-"""Records that nobody sound wrote: they cost nothing but themselves, and the replicated scheduler persists its states."""
+"""Records that nobody sound wrote: they cost nothing but themselves; the replicated scheduler persists its states."""
 
 from __future__ import annotations
 
