@@ -36,7 +36,7 @@ class Role:
 
 
 class FakeElection:
-    """Roles, held by members. Beats leave each ``interval``, and are read ``latency`` seconds later."""
+    """Roles, held by members. Heartbeats leave each ``interval``, and are read ``latency`` seconds later."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -97,6 +97,48 @@ class FakeElection:
                 role.holder.on_readback()
 
 
+class MemberRole(FakeRole):
+    """A role of a `FakeElection`, as one `FakeMember` has it."""
+
+    def __init__(self, member: FakeMember, name: str) -> None:
+        super().__init__(name)
+        self._member, self._world = member, member.world
+
+    def standing(self) -> FakeStanding:
+        found = self._world.role(self.name)
+        mine = found.holder is self._member
+        return FakeStanding(found.term, mine and found.leading, mine)
+
+    @property
+    def last_payload(self) -> Payload:
+        found = self._world.role(self.name)
+        own = found.own and found.holder is self._member
+        return Payload(term=found.term, data=found.data, own=own, known=self._world.known)
+
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
+        found, member = self._world.role(self.name), self._member
+        if found.holder is not member or found.term != term:
+            return
+        member.offers.append((self.name, data))
+        found.unsent = data
+        if now:
+            member.hurried += 1
+            self._world.send(found, data)
+            if not self._world.latency:
+                self._world.catch_up()
+
+    def predecessor_active_until(self) -> datetime | None:
+        return self._member.predecessor_active
+
+    def ask(self) -> None:
+        self._member.asked.append(self.name)
+
+    def resign(self, *, back_off: bool = False) -> None:
+        self._member.resigned.append(self.name)
+        if back_off:
+            self._member.stood_back.append(self.name)
+
+
 class FakeMember:
     """One process's part in a `FakeElection`: what `Leadership` is to a scheduler."""
 
@@ -115,43 +157,8 @@ class FakeMember:
 
     def start(self) -> None: ...
 
-    def role(self, name: str = "leader") -> FakeRole:
-        return FakeRole(self, name)
-
-    def standing(self, role: str) -> FakeStanding:
-        found = self.world.role(role)
-        mine = found.holder is self
-        return FakeStanding(found.term, mine and found.leading, mine)
-
-    def predecessor_active_until(self, role: str) -> datetime | None:
-        return self.predecessor_active
-
-    def last_payload(self, role: str) -> Payload:
-        found = self.world.role(role)
-        own = found.own and found.holder is self
-        return Payload(term=found.term, data=found.data, own=own, known=self.world.known)
-
-    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
-        found = self.world.role(role)
-        if found.holder is not self or found.term != term:
-            return
-        self.offers.append((role, data))
-        found.unsent = data
-        if now:
-            self.hurried += 1
-            self.world.send(found, data)
-            if not self.world.latency:
-                self.world.catch_up()
-
-    def ask(self, role: str) -> None:
-        self.asked.append(role)
-
-    def resign(self, role: str) -> None:
-        self.resigned.append(role)
-
-    def back_off(self, role: str) -> None:
-        self.resigned.append(role)
-        self.stood_back.append(role)
+    def role(self, name: str = "leader") -> MemberRole:
+        return MemberRole(self, name)
 
     def progress(self) -> None:
         self.turns += 1
