@@ -213,7 +213,7 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         changes = wanted()
         for change in changes:
             state = states[change.role]
-            state.set_payload(change.data, state.grant.term or 0, now=True)
+            state.set_payload(state.grant.term or 0, change.data, now=True)
         sent = [(states[each.role], dict(each.data)) for each in changes]
         if not _step(
             member, lambda: all(each.payload.own and each.payload.data == data for each, data in sent), until=end

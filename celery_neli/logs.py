@@ -36,12 +36,13 @@ def escaping(logger: logging.Logger) -> logging.Logger:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """An argument that stays several lines, such as a stack. Each of the lines is escaped."""
+    """An argument that stays several lines, each of them escaped. A function is called when the line is formatted."""
 
     text: object
 
     def __str__(self) -> str:
-        return "\n".join(printable(line, LONGEST_ARGUMENT) for line in str(self.text).split("\n"))
+        text = str(self.text() if callable(self.text) else self.text)
+        return "\n".join(printable(line, LONGEST_ARGUMENT) for line in text.split("\n"))
 
 
 def _escape(record: logging.LogRecord) -> bool:

@@ -256,11 +256,9 @@ class Role(RoleLease):
         before the barrier of a `LeaderRevoked` returns is in the release. Raises ValueError if no record can carry it.
         """
         self._payload = term, sound(data)
-        self._request("payload now" if now else "payload", partial(self._pass_payload, now=now))
-
-    def _pass_payload(self, state: RoleState, *, now: bool) -> None:
-        term, data = self._payload  # not those of the request: requests of the two keys may change places
-        state.set_payload(data, term, now=now)
+        # It passes on what was set last: requests of the two keys may change places.
+        verb = "payload now" if now else "payload"
+        self._request(verb, lambda state: state.set_payload(*self._payload, now=now))
 
     def ask(self) -> None:
         """Ask another process that leads the role to hand it to this one (R10), unless this one may not claim."""

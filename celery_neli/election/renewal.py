@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from functools import partial
 
 from celery_neli.config import Config
 from celery_neli.election.member import Connect, Group, Member
@@ -39,16 +39,6 @@ class State(enum.Enum):
     LIVE = "live"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Where a thread is, looked up when it is printed: on the thread that logs, not on the one that renews."""
-
-    thread_id: int
-
-    def __str__(self) -> str:
-        return stack_of(self.thread_id)
 
 
 class Watchdog:
@@ -87,7 +77,8 @@ class Watchdog:
         if self._hindered:
             who, thread_id = "the main thread", threading.main_thread().ident or 0
         line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
-        self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, Lines(_Stack(thread_id)))
+        stack = Lines(partial(stack_of, thread_id))  # looked up on the thread that logs, not on the one that renews
+        self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
 
 
 class Renewal:

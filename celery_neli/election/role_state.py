@@ -165,7 +165,7 @@ class RoleState:
         self.payload = Payload(term, lease.data, lease.data_own and lease.held(NEVER), lease.known)
         return self.payload.own and self.payload != before
 
-    def set_payload(self, data: Mapping[str, Any], term: int, *, now: bool = False) -> None:
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`; without effect unless it is held.
 
         With `now`, the next step sends a heartbeat. Raises ValueError for data that no record can carry.

@@ -143,7 +143,12 @@ def encode_definition(definition: Definition) -> bytes:
     check_definition(definition)
     fields = {name: getattr(definition, name) for name in ("task", "schedule", "args", "kwargs", "options")}
     fields["changes"] = [asdict(each) for each in definition.changes[-MAX_CHANGES:]]
-    parts = {name: values.field_to_json(name, value) for name, value in fields.items()}
+    parts: dict[str, str] = {}
+    for name, value in fields.items():
+        try:
+            parts[name] = values.to_json(value)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ConfigurationError(f"{name}: not JSON: {exc}") from None
     length = sum(map(len, parts.values()))
     if length > MAX_BYTES - 256:
         longest = max(parts, key=lambda name: len(parts[name]))

@@ -93,7 +93,7 @@ class Dispatcher:
 
     def _offer(self, offer: Any) -> None:
         if offer is not None:
-            self.actor.member.state(self.name).set_payload(offer.marks.as_data(), self.term, now=offer.hurry)
+            self.actor.member.state(self.name).set_payload(self.term, offer.marks.as_data(), now=offer.hurry)
             if offer.hurry:
                 self.world.wake(self.actor, 0.002)
 
@@ -152,7 +152,7 @@ class Dispatcher:
         self.world.slots.handed_back(self.role, self.term, marks)
         perhaps, found = max(self.perhaps.values(), default=0.0), self.claims.inherited.doubtful
         marks = Watermarks(max(marks.claimed, perhaps), marks.settled, attempted=max(perhaps, found))
-        self.actor.member.state(self.name).set_payload(marks.as_data(), self.term)
+        self.actor.member.state(self.name).set_payload(self.term, marks.as_data())
 
     # A slot
 

@@ -365,7 +365,7 @@ def test_roles_are_led_and_resigned_one_by_one() -> None:
 def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> None:
     """`told` tells whether this member wrote them in its present term."""
     stage = Stage().lead()
-    stage.member.state("leader").set_payload({"claimed": 7}, 0, now=True)
+    stage.member.state("leader").set_payload(0, {"claimed": 7}, now=True)
     stage.turn()
     assert stage.journal.sent[-1].data == {"claimed": 7}
     assert stage.member.state("leader").payload == Payload(term=0, data=None, own=False, known=True)
@@ -376,7 +376,7 @@ def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> 
 def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None:
     """Not with every heartbeat that repeats them, though its idleness differs, nor for what others write."""
     stage = Stage().lead()
-    stage.member.state("leader").set_payload({"claimed": 7}, 0)
+    stage.member.state("leader").set_payload(0, {"claimed": 7})
     stage.echo(after=0.5)
     assert stage.heard == 0
     for number in range(6):
@@ -394,15 +394,15 @@ def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None
 def test_nothing_can_be_offered_for_a_term_that_is_not_held_nor_what_no_record_can_carry() -> None:
     """Marks of one term in the records of another would let slots vanish."""
     stage = Stage().lead()
-    stage.member.state("leader").set_payload({"claimed": 7}, 1, now=True)
+    stage.member.state("leader").set_payload(1, {"claimed": 7}, now=True)
     stage.turn()
     stage.turn(after=0.1)
     assert stage.journal.sent == [], "no heartbeat is hurried"
     with pytest.raises(ValueError, match="no record can carry"):
-        stage.member.state("leader").set_payload({"claimed": float("nan")}, 0)
+        stage.member.state("leader").set_payload(0, {"claimed": float("nan")})
     stage.turn(after=1)
     stage.turn(after=3.5)
-    stage.member.state("leader").set_payload({"claimed": 7}, 0)
+    stage.member.state("leader").set_payload(0, {"claimed": 7})
     stage.echo()
     assert stage.leads(), "resumed by heartbeats that come late"
     stage.turn(after=0.5)
@@ -434,7 +434,7 @@ def test_a_hurried_beat_is_awaited_until_it_was_read_back() -> None:
     stage = Stage().lead()
     stage.turn(after=0.5)
     assert not stage.member.expecting
-    stage.member.state("leader").set_payload({"claimed": 7}, 0, now=True)
+    stage.member.state("leader").set_payload(0, {"claimed": 7}, now=True)
     stage.journal.sent.clear()
     stage.turn()
     assert [record.data for record in stage.journal.sent] == [{"claimed": 7}]
