@@ -19,10 +19,8 @@ from typing import Any, Final
 from celery_neli.printable import printable
 from celery_neli.threads import original, spawn
 
-MOST_QUEUED: Final = 10_000
-"""Lines that may wait for a handler that blocks; further ones are dropped."""
-LONGEST_ARGUMENT: Final = 1_000
-"""Characters of one argument of a log line; a longer one is cut."""
+MOST_QUEUED: Final = 10_000  # lines that may wait for a handler that blocks; further ones are dropped
+LONGEST_ARGUMENT: Final = 1_000  # characters of one argument of a log line; a longer one is cut
 REMEMBERED: Final = 256
 
 

@@ -23,8 +23,7 @@ from celery_neli.scheduler_class import is_elected, named
 if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
 
-PATIENCE: Final = 2.0
-"""Seconds that Kafka has to answer."""
+PATIENCE: Final = 2.0  # seconds that Kafka has to answer
 NAMES: Final = ("celery_neli.Scheduler", "celery_neli.ReplicatedScheduler")
 """The schedulers of this package, as users give them to `--scheduler`."""
 LIKE: Final = 0.7

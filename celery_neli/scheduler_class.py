@@ -12,8 +12,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, shown
 from celery_neli.settings import SETTINGS
 
-#: The scheduler that runs if `neli_scheduler` is not set.
-DEFAULT: Final[str] = SETTINGS["neli_scheduler"].default
+DEFAULT: Final[str] = SETTINGS["neli_scheduler"].default  # the scheduler that runs if `neli_scheduler` is not set
 REMEDY = f"give a class or its path, such as {DEFAULT!r}, or leave it out"
 #: The schedulers that a misspelt name may have meant.
 KNOWN = (

@@ -24,8 +24,7 @@ from celery_neli.settings import MISFIRE_POLICIES
 if TYPE_CHECKING:
     from celery_neli.periodic import Periodic
 
-#: The most characters of a cell.
-WIDEST = 400
+WIDEST = 400  # the most characters of a cell
 #: The key, in click's `meta`, of a function of an app and a name: why no beat runs an entry of this name, if so.
 #: `celery neli` sets it, because only the command line knows how to ask who leads.
 UNLED = "celery_neli.unled"

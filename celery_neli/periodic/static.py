@@ -33,8 +33,7 @@ from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
 
-#: The most bytes of an entry's name, which is the key of its state but for two bytes.
-MAX_NAME_BYTES = MAX_KEY - 2
+MAX_NAME_BYTES = MAX_KEY - 2  # the most bytes of an entry's name, which is the key of its state but for two bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,8 @@ _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "nel
 _MISFIRE = {**_SETTINGS, "expires": "neli_expires"}
 _OVERLAP = {"policy": "neli_overlap", "age": "neli_overlap_age"}
 OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values()))
-#: Seconds that a slot may be late under `skip` if no grace is set.
-SKIP_GRACE = 60.0
-#: The most seconds that `neli_expires` may have: a hundred years.
-LONGEST = 100 * 365.25 * 86_400
+SKIP_GRACE = 60.0  # seconds that a slot may be late under `skip` if no grace is set
+LONGEST = 100 * 365.25 * 86_400  # the most seconds that `neli_expires` may have: a hundred years
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,8 +30,7 @@ from celery_neli.schedule.slots import once
 ELSEWHERE = frozenset(("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"))
 #: Opcodes whose argument is an index of a list, which Python makes that long.
 PLACES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
-#: Modules that Python 2 has under other names.
-RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # modules that Python 2 has under other names
 
 
 @dataclass(eq=False, repr=False)

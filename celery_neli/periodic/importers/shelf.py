@@ -20,12 +20,9 @@ from celery_neli.periodic.importers.pickles import ENTRY_CLASS, Made, Named, Rev
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.values import MAX_INT, shown
 
-#: What the kinds of dbm append to the name.
-SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-journal")
-#: Attempts, because a copy that was made while a beat wrote the file may be torn.
-ATTEMPTS = 3
-#: Bytes, more than any schedule has.
-MOST = 1 << 28
+SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-journal")  # what the kinds of dbm append to the name
+ATTEMPTS = 3  # attempts, because a copy that was made while a beat wrote the file may be torn
+MOST = 1 << 28  # bytes, more than any schedule has
 ENTRIES = b"entries"
 WARNING = "a beat that runs writes its file every few minutes: stop it first, for its last runs are in no file yet"
 
