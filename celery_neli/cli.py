@@ -37,8 +37,6 @@ _GONE = "  does not answer: its lease has run out"
 
 
 class _Command(CeleryCommand):
-    """A command that ends with one line if it raises an error of ours."""
-
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

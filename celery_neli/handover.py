@@ -90,7 +90,6 @@ def hand_over(
 
 
 def _refuse_successor(status: ElectionStatus, to: str) -> None:
-    """Raise `NeliError` if no member of this name is known, or none that answers."""
     if to not in status.known:
         names = ", ".join(status.known) or "none"
         unsure = (

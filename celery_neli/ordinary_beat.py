@@ -113,7 +113,6 @@ class OrdinaryBeat:
             raise SystemExit(f"Error: {reason}")
 
     def _reason_against(self, app: Any, cls: type[Any]) -> str | None:
-        """Return why a beat with this scheduler must not start, None if it may."""
         group = app.conf.get("neli_group")
         if not group or app.conf.get("neli_enabled") is False or is_elected(cls):
             return None
@@ -164,7 +163,6 @@ class OrdinaryBeat:
 
 
 def _refused_settings(app: Any, cls: type[Any]) -> str | None:
-    """Return why a scheduler of this package cannot run with the app's settings, None if it can."""
     if not any(each.__module__.startswith("celery_neli.") for each in cls.__mro__):
         return None
     try:
@@ -177,7 +175,6 @@ def _refused_settings(app: Any, cls: type[Any]) -> str | None:
 
 
 def _warn_of_group_not_read(app: Any) -> None:
-    """Warn if the group has a name that Celery does not read, so that the process takes part in no election."""
     if app.conf.get("neli_group") or app.namespace:
         return  # beside a namespace, another prefix may be that of another app
     if hint := not_read(app, "neli_group"):

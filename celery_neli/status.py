@@ -178,8 +178,6 @@ def _look(config: Config, found: ElectionStatus, log: ClientLog) -> ElectionStat
 
 
 class _Observer:
-    """Folds the journal of one role up to its end."""
-
     def __init__(self, config: Config, start: int, *, oldest: bool) -> None:
         self.lease = Lease("/", config)
         self.lease.begin(start, 0.0, oldest=oldest)
@@ -246,7 +244,6 @@ def has_lost(group: futures.Future[Any], name: str) -> bool:
 
 
 def _observe(reader: Reader, config: Config, partitions: int, group: futures.Future[Any]) -> dict[int, _Observer]:
-    """Read the end of each role's journal, until it is plain who leads."""
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
         low, high = reader.bounds(index, TIMEOUT)

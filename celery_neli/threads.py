@@ -60,7 +60,6 @@ class Thread:
 
 
 def _poll(done: Callable[[], bool], timeout: float) -> None:
-    """Let other greenlets run until `done`, for up to `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not done() and (left := deadline - time.monotonic()) > 0:
         time.sleep(min(GREEN_WAIT, left))

@@ -51,7 +51,6 @@ class Lease:
         self._forget(member)
 
     def _forget(self, member: str) -> None:
-        """Start as `member`, which has sent nothing and read nothing."""
         self.member = member
         self.start: int | None = None  # first offset that is read; None: reading has not begun
         self.oldest = False  # there is nothing to read before `start`

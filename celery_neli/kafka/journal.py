@@ -177,7 +177,6 @@ class KafkaJournal:
             log.started = None
 
     def _begin(self, log: _Log, position: int) -> None:
-        """Begin to read at `position`; a `Started` follows."""
         log.started, log.asked, log.sought = None, False, position
         self._reader.place(log.role, position)
 

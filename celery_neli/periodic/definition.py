@@ -170,7 +170,6 @@ def _revive(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """Return ``value`` with lists in place of tuples, as JSON has them."""
     if isinstance(value, (list, tuple)):
         return [_listed(each) for each in value]
     if isinstance(value, dict):

@@ -225,7 +225,6 @@ class ScheduleEditor:
         logger.info("schedule entry=%s what=%r by=%s", name, what, self.by)
 
     def _check_run(self) -> None:
-        """Refuse a change that a beat must follow if no beat of the app does."""
         if self.not_run is not None:
             raise ConfigurationError(
                 f"{self.not_run}: nothing was changed. Leave neli_scheduler out, or keep the entry where that scheduler"

@@ -274,7 +274,6 @@ def _duration_text(every: timedelta) -> str:
 
 
 def _field(spec: Any) -> str:
-    """Return the text of a crontab's field, which is a number, a text, or numbers."""
     if isinstance(spec, Iterable) and not isinstance(spec, str):
         return ",".join(map(str, sorted(spec)))
     return "".join(str(spec).split())

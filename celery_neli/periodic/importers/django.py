@@ -143,7 +143,6 @@ def _options(row: Any, now: datetime) -> dict[str, Any]:
 
 
 def _aware(at: Any) -> Any:
-    """Return a time of the database in UTC; None if there is none."""
     if at is None:
         return None
     if at.tzinfo is None:
