@@ -32,30 +32,36 @@ _BY = click.option("--by", help="Who makes the change, for `show`; user@host by 
 _NAME = click.argument("name")
 
 
+class Command(CeleryCommand):
+    """A command that ends with one line if it raises an error of ours, or cannot send a message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        from celery.beat import SchedulingError
+
+        try:
+            return super().invoke(ctx)
+        except (NeliError, SchedulingError) as exc:
+            raise failure(exc) from None
+
+
 @click.group(name="schedule")
 def schedule() -> None:
     """Manage periodic tasks at runtime: list, add, pause, remove, run, import."""
 
 
 def _command(*parameters: Callable[[Any], Any], name: str | None = None) -> Callable[[Callable[..., None]], Any]:
-    """Make a command of a function, whose first argument is the app with its tasks loaded; an error ends it with one
-    line.
-    """
+    """Make a command of a function, whose first argument is the app with its tasks loaded."""
 
     def decorate(function: Callable[..., None]) -> Any:
         def run(obj: Any, /, **given: Any) -> None:
-            from celery.beat import SchedulingError
-
             obj.app.loader.import_default_modules()
-            try:
-                function(obj.app, **given)
-            except (NeliError, SchedulingError) as exc:
-                raise failure(exc) from None
+            function(obj.app, **given)
 
         command = click.pass_obj(update_wrapper(run, function))
         for parameter in reversed(parameters):
             command = parameter(command)
-        return schedule.command(name=name, cls=CeleryCommand)(command)
+        return schedule.command(name=name, cls=Command)(command)
 
     return decorate
 
