@@ -20,7 +20,7 @@ from celery_neli.config import Config
 from celery_neli.election.lease import Lease, name_of
 from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.reader import Event, RawRecord, Reader
@@ -122,7 +122,7 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
             found = _look(config, found, client_log)
         except KafkaException as exc:
             error = exc.args[0]
-            if not is_denied(error.name()):
+            if error.name() not in DENIED:
                 raise client_log.failure(error, config.topic) from None
             return replace(found, missing_rights=[client_log.lacks(["Read"], "topic", config.topic)])
         return found if notes is None else _with_notes(found, *notes.result())
@@ -172,7 +172,7 @@ def _look(config: Config, found: ElectionStatus, log: ClientLog) -> ElectionStat
     try:
         described = group.result(TIMEOUT)
     except (KafkaException, futures.TimeoutError) as exc:
-        denied = isinstance(exc, KafkaException) and is_denied(exc.args[0].name())
+        denied = isinstance(exc, KafkaException) and exc.args[0].name() in DENIED
         return replace(found, missing_rights=[log.lacks(["Describe"], "group", config.group)] if denied else [])
     return replace(found, members=_members(described, config, found), group_state=described.state.name.lower())
 

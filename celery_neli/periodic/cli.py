@@ -189,14 +189,14 @@ def import_(
     values.
     """
     from celery_neli.periodic.editor import ScheduleEditor
-    from celery_neli.periodic.importers import carry_over, django, redbeat, shelf
+    from celery_neli.periodic.importers import carry_over, shelf, stores
 
     if source != "file" and (path is not None or trust):
         raise click.UsageError(f"{source} is not a file: leave out PATH and --trust")
     if source == "file":
         found = shelf.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
     else:
-        found = {"redbeat": redbeat, "django": django}[source].read(app)
+        found = stores.read_redbeat(app) if source == "redbeat" else stores.read_django(app)
     editor = ScheduleEditor(app, by=by)
     rows = carry_over(found, editor, dry_run=dry_run, replacing=replace)
     _note(editor.not_run)  # an import may come before the change of the setting

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.writer import Writer
 from celery_neli.logs import LogLimit
@@ -203,7 +203,7 @@ class PendingWrites:
             if error is None:
                 return
             self._own.pop(key, None)
-        if is_denied(error.name()):
+        if error.name() in DENIED:
             self.denied = True
             return
         purged = error.name() in ("_PURGE_QUEUE", "_PURGE_INFLIGHT")

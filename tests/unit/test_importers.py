@@ -10,7 +10,7 @@ import pytest
 
 from celery_neli.exceptions import NeliError
 from celery_neli.periodic.importers import Found, Row, Source, carry_over, left_out
-from celery_neli.periodic.importers.redbeat import of_entry
+from celery_neli.periodic.importers.stores import of_redbeat
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State
 from tests.unit.schedules import NOON, Desk
 
@@ -195,7 +195,7 @@ def test_an_entry_that_beat_schedule_leaves_out_is_told(desk: Desk) -> None:
 @pytest.mark.parametrize("stored", [None, 5, "e", object(), {"task": "t"}, SimpleNamespace(name="e", task="t")])
 def test_what_is_no_entry_of_celerys_is_left_out(stored: Any) -> None:
     """By the name that its source has for it."""
-    found = of_entry(stored, "e")
+    found = of_redbeat(stored, "e")
     assert isinstance(found, Row)
     assert found.name == "e"
     assert "cannot be read" in found.notes[0]
