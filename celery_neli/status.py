@@ -24,7 +24,7 @@ from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.reader import Event, RawRecord, Reader
-from celery_neli.schedule_topic.codec import MemberSchedule, Note, apps_of, disagreement, living, sharing
+from celery_neli.schedule_topic.codec import MemberSchedule, Note, disagreement, living, names_by, sharing
 from celery_neli.schedule_topic.topic import read_notes
 
 TAIL = 400  # records of each role that are read, from the end
@@ -91,7 +91,7 @@ class ElectionStatus:
     @property
     def sharing(self) -> str | None:
         """Return a line that says which apps share the group, if they are several: only one has its schedule sent."""
-        return sharing(apps_of(self.schedules), self.group)
+        return sharing(names_by(self.schedules, "app"), self.group)
 
     @property
     def known(self) -> list[str]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, boottime
@@ -31,8 +31,6 @@ from celery_neli.logs import escaping
 PULSE = 1.0
 CANCEL_EVERY = 0.05
 CLOSE_SLACK = 10.0
-
-AnyNeli = TypeVar("AnyNeli", bound="Neli")
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -175,7 +173,7 @@ class Neli:
         self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=FOREVER if timeout is None else timeout)
         return self.state is State.CLOSED
 
-    def __enter__(self: AnyNeli) -> AnyNeli:
+    def __enter__(self) -> Neli:
         self.start()
         return self
 

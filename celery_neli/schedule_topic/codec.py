@@ -310,13 +310,13 @@ def living(notes: Mapping[str, Note], members: Collection[str] | None, now: floa
     ]
 
 
-def apps_of(schedules: Sequence[MemberSchedule]) -> dict[str, list[str]]:
-    """Return the names of the members of each app that has a name, by that name."""
-    apps: dict[str, list[str]] = {}
+def names_by(schedules: Sequence[MemberSchedule], field: str) -> dict[str, list[str]]:
+    """Return the names of the members that have the same `field` ("app", "shown"), by its value if it has one."""
+    names: dict[str, list[str]] = {}
     for each in schedules:
-        if each.app is not None:
-            apps.setdefault(each.app, []).append(each.name)
-    return apps
+        if (value := getattr(each, field)) is not None:
+            names.setdefault(value, []).append(each.name)
+    return names
 
 
 def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
@@ -337,9 +337,8 @@ def _some(words: Sequence[str], separator: str = ", ") -> str:
 
 def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
     """Return a line that says who has which schedule; None if all have the same."""
-    having: dict[str, list[str]] = {}
-    for each in schedules:
-        having.setdefault(printable(each.shown), []).append(printable(each.name))
+    having = names_by(schedules, "shown")
     if len(having) < 2:
         return None
-    return "members disagree on the schedule: " + "; ".join(f"{each}: {', '.join(having[each])}" for each in having)
+    parts = (f"{printable(each)}: {', '.join(map(printable, names))}" for each, names in having.items())
+    return f"members disagree on the schedule: {'; '.join(parts)}"
