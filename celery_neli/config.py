@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from celery import Celery
 
 ELECTIONS: Final = ("beat", "worker")
+# The ends of the names of the schedule topic and of the topic of the run history, behind that of the leader topic.
 SCHEDULE: Final = ".schedule"
-"""The end of a schedule topic's name, behind the name of the leader topic."""
 HISTORY: Final = ".history"
-"""The end of the name of the topic of the run history, likewise."""
 #: The settings of an app are parts of these names.
 _WHOLE_NAMES: Mapping[str, Setting] = {
     "group": Setting("neli_group", kafka_name(NAME_MOST)),
