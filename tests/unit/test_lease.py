@@ -281,7 +281,7 @@ def test_who_made_way_for_another_that_does_not_come_is_back_after_its_head_star
     assert a.tick(1.56) is not None
 
 
-@pytest.mark.parametrize(("early", "beats"), [(0.0, False), (0.25, True)])
+@pytest.mark.parametrize(("early", "heartbeats"), [(0.0, False), (0.25, True)])
 def test_a_heartbeat_may_leave_before_its_time_with_others(early: float, heartbeats: bool) -> None:
     """One turn for the heartbeats of several roles."""
     a = elected(Log())
