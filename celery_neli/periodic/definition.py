@@ -16,14 +16,7 @@ from kombu.utils.json import dumps, object_hook
 
 from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.periodic.call import (
-    Call,
-    call_of,
-    mistakes_here,
-    option_mistakes,
-    plain,
-    shape_mistakes,
-)
+from celery_neli.periodic.call import Call, call_of, mistakes_here, option_mistakes, plain, shape_mistakes
 from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
 from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
