@@ -92,13 +92,9 @@ def hand_over(
 def _refuse_successor(status: ElectionStatus, to: str) -> None:
     if to not in status.known:
         names = ", ".join(status.known) or "none"
-        unsure = (
-            "; Kafka does not describe the group (the embedded one cannot): leave out --to to hand over to any member"
-        )
-        raise NeliError(
-            f"the {status.election} election has no known member {to!r}; it has: {names}"
-            + (unsure if status.members is None else "")
-        )
+        if status.members is None:
+            names += "; Kafka does not describe the group (the embedded one cannot): leave out --to for any member"
+        raise NeliError(f"the {status.election} election has no known member {to!r}; it has: {names}")
     if status.members is not None and not any(each.answers for each in status.members if each.name == to):
         raise NeliError(f"{to} is still in the {status.election} group, but does not answer; name another member")
 

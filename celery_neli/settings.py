@@ -18,8 +18,7 @@ MAX_LEASE: Final = 300  # seconds for which one record can make other members wa
 NAME_MOST: Final = 249  # characters of a name in Kafka
 TOPIC_MOST: Final = NAME_MOST - len(".schedule")
 GROUP_MOST: Final = TOPIC_MOST - len(".worker.neli")
-SESSION_MOST: Final = 3_600
-"""Seconds: librdkafka's limit for the session of a consumer group. Brokers have one of 1800 s by default."""
+SESSION_MOST: Final = 3_600  # seconds: librdkafka's limit for the session of a group; brokers have 1800 s by default
 PORT_MOST: Final = 65_535
 SECONDS_MOST: Final = 1_000_000_000  # a wait of Python's threads must not be much longer
 SHARDS_MOST: Final = 256

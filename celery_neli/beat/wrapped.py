@@ -29,10 +29,10 @@ from celery_neli.beat.publish import (
     wait_for_broker,
 )
 from celery_neli.beat.tenure import Tenure
+from celery_neli.config import derives_from
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static, log_mistakes
-from celery_neli.scheduler_class import derives_from
 
 logger = escaping(get_logger(__name__))
 

@@ -22,8 +22,7 @@ from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, Lines, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn, stack_of
 
-SLICE = 0.5
-"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka."""
+SLICE = 0.5  # seconds that a standby waits for a record before it looks at requests: only Kafka can wake librdkafka
 GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import celery.beat
 from celery.utils.log import get_logger
 
-from celery_neli.config import enabled, from_app
+from celery_neli.config import DEFAULT_SCHEDULER, enabled, from_app, is_replicated, scheduler_class
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import check_app, plain
@@ -30,7 +30,6 @@ from celery_neli.schedule.policies import OWN_OPTIONS
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition, Kind, State
 from celery_neli.schedule_topic.values import shown
-from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 logger = escaping(get_logger(__name__))
 
@@ -122,9 +121,9 @@ class ScheduleEditor:
     def not_run(self) -> str | None:
         """Why the beats of the app do not run the runtime schedule, None if they do. Imports ``neli_scheduler``."""
         name = self.app.conf.get("neli_scheduler")
-        if name is None or is_replicated(resolve(name)):
+        if name is None or is_replicated(scheduler_class(name)):
             return None
-        return f"neli_scheduler = {name!r}, and only {DEFAULT} runs entries of the runtime schedule"
+        return f"neli_scheduler = {name!r}, and only {DEFAULT_SCHEDULER} runs entries of the runtime schedule"
 
     def runtime(self, name: str) -> Definition | None:
         """Return the definition of the runtime entry of this name, None if there is none."""

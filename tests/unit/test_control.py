@@ -182,7 +182,6 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "exceptions",
         "ordinary_beat",
         "printable",
-        "scheduler_class",
         "settings",
         "periodic.cli",
         "worker.control",
