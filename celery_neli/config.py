@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ELECTIONS: Final = ("beat", "worker")
 SCHEDULE: Final = ".schedule"
 """The end of a schedule topic's name, behind the name of the leader topic."""
+HISTORY: Final = ".history"
+"""The end of the name of the topic of the run history, likewise."""
 #: The settings of an app are parts of these names.
 _WHOLE_NAMES: Mapping[str, Setting] = {
     "group": Setting("neli_group", kafka_name(NAME_MOST)),
@@ -116,6 +118,11 @@ class Config:
     def schedule_topic(self) -> str:
         """Name of the topic that holds a beat's schedule and its state."""
         return self.topic + SCHEDULE
+
+    @property
+    def history_topic(self) -> str:
+        """Name of the topic of the run history; that of the beat election is the only one."""
+        return self.topic + HISTORY
 
     @property
     def properties(self) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ TOPIC_MOST: Final = NAME_MOST - len(".schedule")
 GROUP_MOST: Final = TOPIC_MOST - len(".worker.neli")
 SESSION_MOST: Final = 3_600
 """Seconds: librdkafka's limit for the session of a consumer group. Brokers have one of 1800 s by default."""
+PORT_MOST: Final = 65_535
 SECONDS_MOST: Final = 1_000_000_000
 """A wait of Python's threads must not be much longer."""
 SHARDS_MOST: Final = 256
@@ -93,6 +94,11 @@ def _one_of(*choices: str) -> Check:
     return Check(lambda value: isinstance(value, str) and value in choices, f"give one of {', '.join(choices)}")
 
 
+def _is_address(value: Any) -> bool:
+    host, found, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    return bool(host and found) and port.isascii() and port.isdigit() and int(port) <= PORT_MOST
+
+
 def _template(placeholder: str, reason: str) -> Check:
     return Check(
         lambda value: isinstance(value, str) and placeholder in value,
@@ -143,11 +149,31 @@ def _properties(value: Any) -> Mapping[str, Any]:
     return MappingProxyType(properties)
 
 
+_ADDRESS = Check(
+    lambda value: (
+        (
+            isinstance(value, Mapping)
+            and value
+            and set(value) <= {"beat", "worker"}
+            and all(map(_is_address, value.values()))
+        )
+        or _is_address(value)
+    ),
+    "give host:port, such as '127.0.0.1:9808', or a dict with such an address for 'beat' and for 'worker'",
+)
 _FLAG = Check(lambda value: isinstance(value, bool), "give True or False")
 _GRACE = Check(
     lambda value: _is_number(value) and 0 < value <= SECONDS_MOST, "give a number of seconds above 0, or None"
 )
 _ANYTHING = Check(lambda _: True, "")
+_URL = Check(
+    lambda value: isinstance(value, str) and value.startswith(("http://", "https://")),
+    "give an address that begins with https:// or http://",
+)
+_DIRECTORY = Check(
+    lambda value: isinstance(value, str) and (not value or value.isprintable()),
+    "give the path of a directory, or an empty text for none",
+)
 _ROLES = Check(
     _are_roles,
     "give a list of one or more names, each once, of at most 100 of the characters A-Z a-z 0-9 . _ -",
@@ -242,8 +268,52 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
             "whether the prefork children that run leader-only tasks are terminated when the leader is fenced"
         ),
     },
+    "Seeing what happens": {
+        Setting("neli_history", _FLAG, default=True): (
+            "whether beats and workers record what became of each slot and what its task did, in the topic "
+            "`<leader topic>.history`"
+        ),
+        Setting("neli_history_retention", _seconds(60), default=1_209_600.0, documented="14 days"): (
+            "how long the run history is kept; applies when the topic is made"
+        ),
+        Setting("neli_overdue", _GRACE, default=60.0, documented="60 s + 10 % of the interval"): (
+            "how long after its slot an entry's task may be missing before an alarm is raised; an entry may have its "
+            "own in its `options`"
+        ),
+        Setting("neli_max_runtime", _GRACE, documented="none"): (
+            "how long a task that an entry sent may run before an alarm is raised; an entry may have its own in its "
+            "`options`"
+        ),
+        Setting("neli_alarms", _FLAG, default=True): (
+            "whether this process takes part in watching for slots and runs that are overdue"
+        ),
+        Setting("neli_sentry_crons", _FLAG, default=False): (
+            "whether each slot is a check-in of Sentry Crons (extra `sentry`; the application calls `sentry_sdk.init`)"
+        ),
+        Setting("neli_healthchecks", _URL, documented="none"): (
+            "the ping URL of healthchecks, with `{slug}` in it for the entry's name as a slug (extra `http`)"
+        ),
+        Setting(
+            "neli_webhook", _URL, documented="none"
+        ): "an address to which each alarm is posted as JSON (extra `http`)",
+        Setting("neli_metrics_entries", _whole(0, 100_000), default=200): (
+            "for how many entries metrics have a series of their own; further ones are counted together"
+        ),
+        Setting("neli_http", _ADDRESS, documented="none"): (
+            "the address, as `host:port`, on which a beat or worker answers `/livez`, `/readyz`, `/leader` and "
+            "`/metrics`; or a dict with an address for `beat` and one for `worker`"
+        ),
+        Setting(
+            "neli_health_dir", _DIRECTORY, documented="`celery-neli-<user>` in the directory for temporary files"
+        ): (
+            "the directory in which each process notes that it is well, for `celery neli health`; an empty text "
+            "for none"
+        ),
+    },
 }
 
+#: The names of the settings of what is not needed to run: they are checked together.
+OBSERVABILITY: Final = tuple(each.name for each in _BY_SUBJECT["Seeing what happens"])
 SETTINGS: Final[Mapping[str, Setting]] = {each.name: each for table in _BY_SUBJECT.values() for each in table}
 
 

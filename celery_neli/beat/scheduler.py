@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import celery.beat
 from celery.utils.log import get_logger
 
+from celery_neli import observability
 from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
@@ -97,6 +98,7 @@ class Scheduler(celery.beat.Scheduler):
         self._leader = leadership
         self._shared: SharedSchedule | None = None
         self._wakeup: Wakeup | None = None
+        self._observability: observability.Observability | None = None
         self._ticking = self._close_asked = self._closing = False
 
     def neli_check(self) -> None:
@@ -108,6 +110,7 @@ class Scheduler(celery.beat.Scheduler):
             config = from_app(self.app, "beat")
             _check_shards(cls, config)
             beat_settings(self.app)
+            observability.check(self.app)
             Misfire.of_app(self.app)
             validate(config)
 
@@ -168,7 +171,10 @@ class Scheduler(celery.beat.Scheduler):
         if self._wakeup is not None:
             return self._leader, self._wakeup
         app, cls, options = self.app, self._kind(), self._options
-        leader = self._leader or self.leadership_factory(app)
+        leader = self._leader
+        if leader is None:
+            leader = self.leadership_factory(app)
+            self._observability = observability.Observability(app, leader)
         config = leader.config
         _check_shards(cls, config)
         wakeup = Wakeup(config.roles)
@@ -201,6 +207,8 @@ class Scheduler(celery.beat.Scheduler):
             leader.fit = shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
             shared.topic.start()
         leader.start()
+        if self._observability is not None:
+            self._observability.start()
         return leader, wakeup
 
     def _on_readback(self) -> None:
@@ -341,6 +349,8 @@ class Scheduler(celery.beat.Scheduler):
                 self._wakeup.disconnect(leader)
             if self._shared is not None:
                 self._shared.stop()
+            if self._observability is not None:
+                self._observability.stop()
 
 
 def _check_shards(cls: type[Any], config: Config) -> None:

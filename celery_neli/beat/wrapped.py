@@ -16,10 +16,10 @@ from datetime import datetime, timezone
 from typing import Any, ClassVar
 
 import celery.beat
-from celery.beat import ScheduleEntry
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli import hooks
 from celery_neli.beat.publish import (
     beat_headers,
     is_transport_error,
@@ -100,7 +100,9 @@ class DeferredReservation(Reservation):
 
     def take(self, advance: Callable[[Any], Any]) -> Any:
         """Advance the entry in memory only."""
-        self.advanced = ScheduleEntry._next_instance(self.entry)  # RedBeat's override is this, and the write
+        self.advanced = celery.beat.ScheduleEntry._next_instance(
+            self.entry
+        )  # RedBeat's override is this, and the write
         return self.advanced
 
     def confirm(self) -> None:
@@ -168,10 +170,19 @@ class LeasedMixin(celery.beat.Scheduler):
                 # The next entry waits for the broker in _ensure_connected, neither advanced and lost like this one nor
                 # counted as progress.
                 release_connection(self)
+            self._neli_tell(hooks.FAILED, entry, hooks.error_text(exc))
             self._neli_settle()
             raise
+        self._neli_tell(hooks.SENT, entry)
         self._neli_settle()
         return result
+
+    def _neli_tell(self, outcome: str, entry: Any, error: str = "") -> None:
+        """Tell those who look on what became of the slot in flight."""
+        tenure = self.neli_tenure
+        if hooks.slot and tenure.headers is not None:
+            slot = datetime.fromisoformat(tenure.headers["neli_beat_slot"])
+            hooks.slot(hooks.SlotEvent.of(outcome, entry, slot, tenure.role.name, tenure.term, error=error))
 
     def _neli_settle(self) -> None:
         """Record the entry in flight as run. May raise (its store is down): that is retried before the next tick."""
@@ -374,8 +385,7 @@ def _retire(scheduler: Any) -> None:
 def _abandon(scheduler: Any) -> None:
     """Close without writing: the term is over, the store is the successor's. Blocks for a second at most."""
     scheduler.neli_cut_off(write=False)
-    store = getattr(scheduler, "_store", None)
-    if store is not None:
+    if (store := getattr(scheduler, "_store", None)) is not None:
         # A shelf writes its cache when it is closed, and when it is collected as garbage. And it must be closed: with
         # gdbm, opening the file that this process has open fails, whereupon Celery deletes it.
         store.cache.clear()
@@ -385,7 +395,6 @@ def _abandon(scheduler: Any) -> None:
 
 def _forget(scheduler: Any) -> None:
     """Free what schedulers leave behind when they are closed."""
-    finalizer = getattr(scheduler, "_finalize", None)
-    if finalizer is not None:
+    if (finalizer := getattr(scheduler, "_finalize", None)) is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(scheduler)

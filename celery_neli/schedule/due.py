@@ -46,6 +46,13 @@ class Look(NamedTuple):
     left_out: int = 0
     passed: datetime | None = None
 
+    @property
+    def last_left_out(self) -> datetime | None:
+        """Return the newest of the slots that will never run, as far as it is known."""
+        if self.owed is None or self.slot is None:
+            return self.passed
+        return max((each for each in self.owed.newest if each < self.slot), default=self.owed.first)
+
 
 def entry_has_slots(entry: Any) -> bool:
     """Return True if the slots of an entry can be computed: its class and its schedule decide as Celery's own do."""

@@ -13,6 +13,7 @@ from celery import Celery, bootsteps
 from celery.signals import worker_shutdown, worker_shutting_down
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from celery_neli import observability
 from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
@@ -39,6 +40,7 @@ class LeaseStep(bootsteps.StartStopStep):
     label = "Lease"
 
     _in_flight: InFlight
+    _observability: observability.Observability
 
     def include_if(self, worker: Any) -> bool:
         """Return True unless `neli_enabled` is off. Raises `Refusal`, which ends the start before anything has begun,
@@ -54,6 +56,7 @@ class LeaseStep(bootsteps.StartStopStep):
             refuse_pool(pool, fence_kills=fence_kills, spawn=getattr(worker, "pool_start_method", "fork") == "spawn")
             refuse_queues(app)
             check_all(app)
+            observability.check(app)
             leadership = leadership_for(app, "worker", connect)
             validate(leadership.config)
         except ConfigurationError as exc:
@@ -63,6 +66,7 @@ class LeaseStep(bootsteps.StartStopStep):
         self._in_flight = InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo")
         leadership.working = self._in_flight.progressing
         app.neli_in_flight = self._in_flight
+        self._observability = worker.neli_observability = observability.Observability(app, leadership)
         return True
 
     def include(self, parent: Any) -> Any:
@@ -97,6 +101,7 @@ class LeaseStep(bootsteps.StartStopStep):
         """Release the lease if it is still held: the pool has drained, and nothing runs any more."""
         self._in_flight.pool_ended()
         self._in_flight.leadership.stop()
+        self._observability.stop()
 
     def info(self, worker: Any) -> dict[str, Any]:
         """Return what `celery inspect stats` shows."""
@@ -132,6 +137,7 @@ class ElectionStep(bootsteps.StartStopStep):
 
         if pool_of(worker) != "solo":
             worker_shutting_down.connect(hand_over, sender=worker.hostname, weak=False)
+        worker.neli_observability.start()
 
 
 def install(app: Celery) -> Celery:

@@ -53,11 +53,13 @@ class LeftOut:
         #: How many slots of an entry were logged, until one of it ran: an entry that fails is looked at repeatedly.
         self._logged: dict[str, int] = {}
 
-    def log(self, entry: Any, found: Look) -> None:
-        """Log the slots that the misfire policy leaves out, unless that was done for this very run."""
+    def log(self, entry: Any, found: Look) -> int:
+        """Log the slots that the misfire policy leaves out, but those that were logged for this very run. Return how
+        many it logged.
+        """
         news = found.left_out - self._logged.get(entry.name, 0)
         if news <= 0:
-            return
+            return 0
         self.total += news
         self._logged[entry.name] = found.left_out
         owed = found.owed
@@ -68,6 +70,7 @@ class LeftOut:
             entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
             self._table.policy(entry).policy, found.slot,
         )  # fmt: skip
+        return news
 
     def over(self, name: str) -> None:
         """Forget what was logged for the entry: its slot is over."""
@@ -137,7 +140,7 @@ class Engine:
         if wait is not None:
             return wait
         if found.left_out:
-            self.left_out.log(entry, found)
+            self.ledger.missed(entry, found, self.left_out.log(entry, found))
         if found.due and found.slot is not None:
             moment = maybe_make_aware(now).timestamp()
             late = moment - found.slot.timestamp() > BACKLOG

@@ -28,7 +28,7 @@ class Run:
     found: Any = None
     now: Any = None
     headers: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
     #: What the application raised instead of sending it: the slot is over without a run.
     refused: BaseException | None = None
     #: When it was made (`time.monotonic`).
@@ -64,6 +64,9 @@ class SlotLedger:
     def admit(self, entry: Any, found: Look, now: datetime) -> float | None:
         """Return None if what was found of the entry may go on; otherwise the seconds until another look."""
         return None
+
+    def missed(self, entry: Any, found: Look, count: int) -> None:
+        """Note that the misfire policy leaves out `count` slots of which nothing was said before."""
 
     def task_id(self, entry: Any, slot: datetime | None) -> str | None:
         """Return the task id of a slot, or None if any will do."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
+from celery_neli import hooks
 from celery_neli.beat.publish import slot_id
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
@@ -179,8 +180,6 @@ class ClaimingLedger(SlotLedger):
         """Write some of what the topic has lost, which only a leader may; return True if more is left."""
         self._claimed = False
         states, inventory = self.states, self.states.inventory
-        if not inventory.lost and not states.again:
-            return False
         for name, value in inventory.take_lost(PORTION).items():
             self._topic.write(ENTRY, name, value)
         states.write_again(PORTION)
@@ -239,13 +238,15 @@ class ClaimingLedger(SlotLedger):
             return False
         term.logged.add(entry.name)
         self.in_doubt += doubtful.total
+        last, policy = doubtful.newest[-1], "send" if sends else "skip"
+        first, more = doubtful.first or last, "" if doubtful.exact else "+"
         logger.warning(  # not one a minute: each term may find others in doubt
             "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
-            entry.name, doubtful.total, "" if doubtful.exact else "+", _iso(doubtful.first or doubtful.newest[-1]),
-            _iso(doubtful.newest[-1]), "send" if sends else "skip",
+            entry.name, doubtful.total, more, _iso(first), _iso(last), policy,
         )  # fmt: skip
+        self._tell(hooks.IN_DOUBT, entry, last, policy=policy, count=doubtful.total, first=first)
         if not sends:
-            self._pass_over(entry, doubtful.newest[-1], now)
+            self._pass_over(entry, last, now)
         return not sends
 
     def _overlaps_last(self, entry: Any, found: Look, now: datetime) -> bool:
@@ -257,9 +258,9 @@ class ClaimingLedger(SlotLedger):
         last_id = None if last is None else self._slot_id(name, datetime.fromtimestamp(last, timezone.utc))
         if not self._overlaps.holds(entry, last_id, last or 0.0, self._table.moment()):
             return False
-        if found.left_out:
-            self._left_out.log(entry, found)
+        self.missed(entry, found, self._left_out.log(entry, found))
         self._left_out.total += 1
+        self._tell(hooks.SKIPPED, entry, found.slot, policy="overlap")
         self._left_out.lines.warning(
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
             name, _iso(found.slot), last_id,
@@ -281,6 +282,16 @@ class ClaimingLedger(SlotLedger):
         return slot_id(self._config.group, name, _iso(slot))
 
     # -- what becomes of slots --
+
+    def _tell(self, outcome: str, entry: Any, slot: datetime | None, **more: Any) -> None:
+        if hooks.slot:
+            term = self._role.name, self._present.number
+            hooks.slot(hooks.SlotEvent.of(outcome, entry, slot, *term, id=self.task_id(entry, slot), **more))
+
+    def missed(self, entry: Any, found: Look, count: int) -> None:
+        """Note that the misfire policy leaves out `count` slots of which nothing was said before."""
+        if count > 0 and found.owed is not None:
+            self._tell(hooks.SKIPPED, entry, found.last_left_out, policy="misfire", count=count, first=found.owed.first)
 
     def submitted(self, run: Run) -> None:
         """Keep the watermark below a slot that a publisher sends."""
@@ -310,6 +321,7 @@ class ClaimingLedger(SlotLedger):
         term.unsettled.pop(name, None)
         term.maybe_sent.pop(name, None)
         self._left_out.over(name)
+        self._tell(hooks.REFUSED if run.refused else hooks.SENT, run.entry, slot, error=hooks.error_text(run.refused))
         if isinstance(advanced.schedule, once) and name in states.defined:
             self._finished_once[name] = states.since[name]
         self.write(advanced)
@@ -325,6 +337,7 @@ class ClaimingLedger(SlotLedger):
         if run.slot is not None:
             term.unsettled[name] = self._table.first_look(entry)
             term.doubt(run)
+        self._tell(hooks.FAILED, entry, run.slot, error=hooks.error_text(run.error))
         self.write(entry)
 
     def retry_at(self, name: str) -> float | None:

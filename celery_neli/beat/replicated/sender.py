@@ -170,7 +170,7 @@ class Sender:
         scheduler, lease, run = self._scheduler, self.lease, self._run
         if is_transport_error(vars(scheduler).get("connection"), exc, given=lease.in_transport):
             if run is not None:
-                run.wired = lease.wired
+                run.wired, run.error = lease.wired, without_wrapper(exc)
                 self.failed(run)
             self._over()
             if not isinstance(lease, NoLease):
