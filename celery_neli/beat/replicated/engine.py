@@ -19,8 +19,7 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.ledger import Run, SlotLedger
-from celery_neli.beat.replicated.pool import Pool
-from celery_neli.beat.replicated.publishers import Unsent
+from celery_neli.beat.replicated.publishers import Pool, Unsent
 from celery_neli.beat.replicated.sender import NoLease, Sender
 from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import EntryLines, escaping
