@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from celery_neli.exceptions import NeliError as NeliError
     from celery_neli.exceptions import NotLeader as NotLeader
     from celery_neli.exceptions import TopicError as TopicError
-    from celery_neli.kafka.connect import Neli as Neli
+    from celery_neli.kafka import Neli as Neli
     from celery_neli.singletons.decorator import singleton as singleton
     from celery_neli.worker.bootsteps import install as install
     from celery_neli.worker.leader_only import current_term as current_term
@@ -45,7 +45,7 @@ _PUBLIC = {
     "election.renewal": ("State",),
     "election.role_state": ("LeaderAcquired", "LeaderFenced", "LeaderRevoked"),
     "exceptions": ("ClosedError", "ConfigurationError", "LeadershipLost", "NeliError", "NotLeader", "TopicError"),
-    "kafka.connect": ("Neli",),
+    "kafka": ("Neli",),
     "singletons.decorator": ("singleton",),
     "worker.bootsteps": ("install",),
     "worker.leader_only": ("current_term", "leader_only", "roles", "still_leader"),

@@ -236,8 +236,8 @@ def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
         for event in member.step(PAUSE):
             if isinstance(event, LeaderRevoked):
                 member.state(event.role).drained(event.term)
-        if member.trouble is not None and not member.closing:
-            raise NeliError(str(member.trouble))
+        if member.topic_error is not None and not member.closing:
+            raise NeliError(str(member.topic_error))
     return True
 
 

@@ -25,7 +25,7 @@ from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.reader import Event, RawRecord, Reader
 from celery_neli.schedule_topic.codec import MemberSchedule, Note, apps_of, disagreement, living, sharing
-from celery_neli.schedule_topic.one_shot import read_notes
+from celery_neli.schedule_topic.topic import read_notes
 
 TAIL = 400  # records of each role that are read, from the end
 

@@ -24,7 +24,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import with_sound_schedule
 from celery_neli.printable import failure
-from celery_neli.schedule.misfire import Misfire
+from celery_neli.schedule.policies import Misfire
 from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Scheduler(celery.beat.Scheduler):
     def leadership_factory(app: Any) -> Any:
         """Make the leadership, at the first tick: threads and Kafka begin there."""
         from celery_neli.election.leadership import leadership_for
-        from celery_neli.kafka.connect import connect
+        from celery_neli.kafka import connect
 
         return leadership_for(app, "beat", connect)
 

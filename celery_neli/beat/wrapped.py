@@ -178,7 +178,6 @@ class LeasedMixin(celery.beat.Scheduler):
         return result
 
     def _neli_tell(self, outcome: str, entry: Any, error: str = "") -> None:
-        """Tell those who look on what became of the slot in flight."""
         tenure = self.neli_tenure
         if hooks.slot and tenure.headers is not None:
             slot = datetime.fromisoformat(tenure.headers["neli_beat_slot"])

@@ -5,7 +5,7 @@
             if neli.pulse(timeout=1.0):
                 do_a_little_work()
 
-(`celery_neli.Neli` is this class with Kafka behind it: see kafka/connect.py.)
+(`celery_neli.Neli` is this class with Kafka behind it: see kafka/__init__.py.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, boottime
-from celery_neli.election.ports import Connect
+from celery_neli.election.member import Connect
 from celery_neli.election.records import sound
 from celery_neli.election.renewal import Barrier, Renewal, State
 from celery_neli.election.role_state import Payload, RoleState

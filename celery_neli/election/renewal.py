@@ -15,8 +15,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from celery_neli.config import Config
-from celery_neli.election.member import Member
-from celery_neli.election.ports import Connect, Group, Journal
+from celery_neli.election.member import Connect, Group, Member
+from celery_neli.election.records import Journal
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror, RoleState
 from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, Lines, escaping
@@ -263,9 +263,9 @@ class Renewal:
                 self.watchdog.watch(member)
                 self._hand_on(member.step(timeout))
                 self._log_leaders(member)
-                if member.trouble is not None:
-                    if member.trouble is not logged:
-                        logged = member.trouble
+                if member.topic_error is not None:
+                    if member.topic_error is not logged:
+                        logged = member.topic_error
                         self._log.error("%s", logged)
                     if not (member.leading or member.draining):
                         self.wait_while(State.LIVE, timeout=FIRST_RETRY)
@@ -277,7 +277,7 @@ class Renewal:
     def _pause(self, member: Member, seen: int) -> float:
         """Return the seconds that the next step may wait for a record.
 
-        A leader waits here, for a request (the bell has rung more than `seen` times) or its next beat: it may read its
+        A leader waits here, for a request (the bell has rung more than `seen` times) or its next heartbeat: it may read
         heartbeats back late (R1). A member that waits for another role may not: its head start is short.
         """
         if member.draining or self._state is not State.LIVE:

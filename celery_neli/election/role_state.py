@@ -168,13 +168,13 @@ class RoleState:
     def set_payload(self, data: Mapping[str, Any], term: int, *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`; without effect unless it is held.
 
-        With `now`, the next step sends a beat. Raises ValueError for data that no record can carry.
+        With `now`, the next step sends a heartbeat. Raises ValueError for data that no record can carry.
         """
         data = sound(data)
         if self.lease.term == term and self.lease.held(self._clock()):
             self.lease.data_out = data
             if now:
-                self.lease.beat_now()
+                self.lease.heartbeat_now()
 
     def carry_idle(self, progressed: float | None, now: float) -> None:
         """Say in the next record for how long the owner has made no progress, or has started no work.
@@ -248,7 +248,7 @@ class RoleState:
         if self.announced is not None:
             if not (grant.held(now) and grant.term == self.announced):
                 term, self.announced = self.announced, None
-                self.lease.drained()  # if late beats bring the lease back, no work of it is in flight any more
+                self.lease.drained()  # if late heartbeats bring the lease back, no work of it is in flight any more
                 if not self._drained:
                     yield LeaderFenced(self.role, term, why(self, now))
             elif grant.resigning and not self.draining:

@@ -13,7 +13,7 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.config import Config
-from celery_neli.election.ports import End, Entry, Event, Lost, Started
+from celery_neli.election.records import End, Entry, Event, Lost, Started
 from celery_neli.kafka.causes import is_denied
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import producer_properties, reader_properties

@@ -20,7 +20,7 @@ from kombu.serialization import dumps
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, did_you_mean, printable
-from celery_neli.schedule import misfire, overlap
+from celery_neli.schedule.policies import OWN_OPTIONS, Misfire, Overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
@@ -170,7 +170,7 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
             yield f"options: there is no option {printable(name)}; did you mean {near}?"
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
-    checks: tuple[Callable[[Any], Any], ...] = misfire.Misfire().changed_by, overlap.Overlap.from_options
+    checks: tuple[Callable[[Any], Any], ...] = Misfire().changed_by, Overlap.from_options
     for check in checks:
         try:
             check(options)
@@ -294,8 +294,6 @@ _TAKES: Mapping[str, _Takes] = {
         ("link", "link_error"), (_is_link, "a signature (task, args, kwargs, options), or a list of signatures")
     ),
 }
-#: Entry options that are ours: no part of a message.
-OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
 OPTIONS = OWN_OPTIONS.union(_TAKES)
 #: Options of `beat_schedule` that pass unchecked: Celery and kombu take them, too.
 PASSED_ON = OPTIONS | {

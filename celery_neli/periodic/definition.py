@@ -17,7 +17,6 @@ from kombu.utils.json import dumps, object_hook
 from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.call import (
-    OWN_OPTIONS,
     Call,
     call_of,
     mistakes_here,
@@ -27,7 +26,7 @@ from celery_neli.periodic.call import (
 )
 from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
-from celery_neli.schedule.overlap import Overlap
+from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
 from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
 from celery_neli.schedule_topic.values import check_made, check_plain, shown

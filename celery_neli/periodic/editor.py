@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import celery.beat
@@ -21,11 +21,12 @@ from celery.utils.log import get_logger
 from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
-from celery_neli.periodic.call import OWN_OPTIONS, check_app, plain
+from celery_neli.periodic.call import check_app, plain
 from celery_neli.periodic.definition import check_comes, define, entry_of
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.printable import closest
 from celery_neli.schedule.due import expires_of
+from celery_neli.schedule.policies import OWN_OPTIONS
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     MAX_CHANGES,
@@ -48,25 +49,19 @@ Record: TypeAlias = "tuple[Kind, str, bytes | None]"
 
 
 class Topic:
-    """The schedule topic. The first read loads Kafka's client. Both methods block, and raise `NeliError`."""
+    """The schedule topic of an app: `read` returns all states and definitions, `write` takes records; None deletes.
+
+    To make it loads Kafka's client. Both functions block, and raise `NeliError`.
+    """
 
     def __init__(self, app: Any) -> None:
         if not enabled(app):
             raise ConfigurationError("neli_enabled = False: there is no runtime schedule without Kafka; switch it on")
-        self._config = from_app(app, "beat")
-        self._log = escaping(logging.getLogger("celery_neli.periodic.api"))
+        from celery_neli.schedule_topic import topic
 
-    def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        """Return all states and definitions."""
-        from celery_neli.schedule_topic.one_shot import read_all
-
-        return read_all(self._config, log=self._log)
-
-    def write(self, records: list[Record]) -> None:
-        """Write all records; None deletes."""
-        from celery_neli.schedule_topic.one_shot import write
-
-        write(self._config, records, log=self._log)
+        config, log = from_app(app, "beat"), escaping(logging.getLogger("celery_neli.periodic.api"))
+        self.read: Callable[[], Mapping[tuple[Kind, str], bytes]] = partial(topic.read_all, config, log=log)
+        self.write: Callable[[list[Record]], None] = partial(topic.write, config, log=log)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from celery.schedules import ParseException, crontab, schedule, solar
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
 from celery_neli.schedule.crontabs import FIELDS, to_utc
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.values import is_moment, shown
 
 FORMS = (

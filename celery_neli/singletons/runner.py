@@ -25,7 +25,7 @@ from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.shared_lease import SharedLease, shared
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafka.connect import connect
+from celery_neli.kafka import connect
 from celery_neli.logs import Lines, escaping
 from celery_neli.singletons.decorator import Singleton, registered
 from celery_neli.singletons.session import ChildFailed, ProcessSession, Session, ThreadSession, can_find

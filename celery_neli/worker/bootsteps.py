@@ -18,7 +18,7 @@ from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafka.connect import connect
+from celery_neli.kafka import connect
 from celery_neli.periodic.call import check_app
 from celery_neli.threads import original
 from celery_neli.worker.events import send_transitions
@@ -130,6 +130,7 @@ class ElectionStep(bootsteps.StartStopStep):
         """
         leadership = leadership_for(worker.app, "worker", connect)
         leadership.start()
+        worker.neli_observability.start()
 
         def hand_over(**_: Any) -> None:
             """Called in a signal handler, which must take no lock; `threading` takes some to start a thread."""
@@ -137,7 +138,6 @@ class ElectionStep(bootsteps.StartStopStep):
 
         if pool_of(worker) != "solo":
             worker_shutting_down.connect(hand_over, sender=worker.hostname, weak=False)
-        worker.neli_observability.start()
 
 
 def install(app: Celery) -> Celery:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.beat.replicated.claims import Claims, Watermarks
 from celery_neli.schedule.due import advance, look, pass_over
-from celery_neli.schedule.misfire import Misfire
+from celery_neli.schedule.policies import Misfire
 from celery_neli.schedule.slots import next_slot
 from tests.simulation.faults import Crash
 from tests.simulation.judge import Failure

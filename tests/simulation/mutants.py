@@ -86,7 +86,7 @@ MUTANTS = (
     # R9
     Mutant(name="a record from the future is noticed", scenario="forged", text='refers to offset {record.refers}"\n            return', put='"\n            self.lost = None', seed=140),
     Mutant(name="an unknown leader is noticed", scenario="truncated", text='self.lost = f"the record at offset {read.offset} names', put='_ = f"the record at offset {read.offset} names', seed=50),
-    Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.aside = True", put="pass"),
+    Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.outdated = True", put="pass"),
     # The member
     Mutant(
         name="the grant is void before the release leaves", where="member", scenario="orderly", text="            state.publish()\n            if record is not None:\n",

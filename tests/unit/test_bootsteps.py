@@ -174,10 +174,8 @@ def test_a_signal_to_stop_begins_the_handover(pool: str, told: list[str], monkey
     """Under gevent, Celery's loop notices seconds later; solo's ends the task first, for which it needs the lease."""
     leadership = Leadership()
     monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: leadership)
-    watch = SimpleNamespace(start=lambda: None)
-    worker = SimpleNamespace(
-        app=make_app("signal"), pool_cls=pool, steps=[], hostname=f"{pool}@here", neli_observability=watch
-    )
+    worker = SimpleNamespace(app=make_app("signal"), pool_cls=pool, steps=[], hostname=f"{pool}@here")
+    worker.neli_observability = SimpleNamespace(start=lambda: None)
     ElectionStep(worker).start(worker)
     worker_shutting_down.send(sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=0)
     worker_shutting_down.send(sender="another@here", sig="SIGTERM", how="Warm", exitcode=0)

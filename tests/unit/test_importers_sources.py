@@ -20,7 +20,7 @@ from celery.schedules import crontab, schedule
 from celery_neli.exceptions import NeliError
 from celery_neli.periodic.importers import Found, Row, carry_over, redbeat, shelf
 from celery_neli.periodic.importers import django as django_importer
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 

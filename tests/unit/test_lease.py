@@ -287,7 +287,7 @@ def test_a_beat_may_leave_before_its_time_with_others(early: float, beats: bool)
     a = elected(Log())
     a.tick(0.0)
     assert (a.tick(0.3, early=early) is not None) == beats
-    assert (a.beating(0.4), a.beating(0.5)) == (beats and False, not beats)
+    assert (a.heartbeat_due(0.4), a.heartbeat_due(0.5)) == (beats and False, not beats)
 
 
 def test_after_a_claim_comes_no_other_before_the_log_was_read_to_its_end_and_the_claim_is_old() -> None:
@@ -441,7 +441,7 @@ def test_a_hurried_beat_is_awaited_until_it_is_read_back_itself() -> None:
     log = Log()
     a = elected(log)
     log.append(a.tick(0.5))
-    a.beat_now()
+    a.heartbeat_now()
     hurried = log.append(a.tick(0.6))
     a.read(1, log.records[1], 0.7)
     assert a.awaited(0.7)
@@ -744,7 +744,7 @@ def test_data_that_were_offered_in_one_term_are_not_sent_in_the_next() -> None:
     log.read(a, 0.1)
     log.append(a.tick(0.1))
     log.read(a, 0.2)
-    a.beat_now()
+    a.heartbeat_now()
     assert log.append(a.tick(0.2)).data == {"claimed": 9}
 
 
@@ -758,7 +758,7 @@ def test_the_next_turn_is_due_when_something_is(drained: bool) -> None:
     if drained:
         a.drained()
     assert a.wake(0.2) == (0.2 if drained else 0.6)
-    a.beat_now()
+    a.heartbeat_now()
     assert a.wake(0.2) <= 0.2
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery.schedules import crontab, solar
 
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from tests.unit.beats import NOON, Crash, World, seconds
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from celery_neli.election.lease import CLOCK_RATES
-from celery_neli.election.ports import End, Entry, Lost, Started
-from celery_neli.election.records import Record, encode
+from celery_neli.election.records import End, Entry, Lost, Record, Started, encode
 from celery_neli.election.role_state import LeaderAcquired, LeaderFenced, LeaderRevoked, Payload
 from celery_neli.exceptions import TopicError
 from tests.unit.stage import Stage
@@ -274,9 +273,11 @@ def test_a_fenced_leader_says_why(case: str, reason: str) -> None:
     elif case == "late":
         changes = [change for _ in range(9) for change in stage.turn(after=0.5)]
     elif case == "denied":
-        stage.journal.trouble = TopicError("Kafka does not let this member read the leader topic t: give it the right")
+        stage.journal.topic_error = TopicError(
+            "Kafka does not let this member read the leader topic t: give it the right"
+        )
         changes = list(stage.turn(after=0.5))
-        stage.journal.trouble = None  # it is told once
+        stage.journal.topic_error = None  # it is told once
         changes += [change for _ in range(8) for change in stage.turn(after=0.5)]
     elif case == "stood still":
         changes = stage.turn(after=4.5)
@@ -307,7 +308,7 @@ def test_a_newer_version_sets_it_aside_for_good() -> None:
     stage = Stage("leader", "second").lead()
     stage.write(b'{"v":2}')
     assert stage.echo() == [LeaderFenced("leader", 0), LeaderRevoked("second", 0)]
-    assert stage.member.aside
+    assert stage.member.outdated
     assert any("upgrade" in line for line in stage.log.lines)
     stage.member.state("second").drained(0)
     stage.echo()
@@ -342,14 +343,14 @@ def test_junk_of_a_kind_is_one_kind_whatever_it_holds() -> None:
 def test_a_missing_topic_is_kept_as_trouble_and_ends_no_lease_early() -> None:
     """The lease runs out by itself, if reading does not come back."""
     stage = Stage().lead()
-    stage.journal.trouble = TopicError("the leader topic is missing")
+    stage.journal.topic_error = TopicError("the leader topic is missing")
     assert stage.turn(after=1.0) == []
-    assert stage.member.trouble is stage.journal.trouble
+    assert stage.member.topic_error is stage.journal.topic_error
     assert stage.leads()
     assert stage.turn(after=3.1) == [LeaderFenced("leader", 0)]
-    stage.journal.trouble = None
+    stage.journal.topic_error = None
     stage.turn()
-    assert stage.member.trouble is None
+    assert stage.member.topic_error is None
 
 
 def test_roles_are_led_and_resigned_one_by_one() -> None:

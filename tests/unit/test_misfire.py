@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.misfire import Misfire, decide
+from celery_neli.schedule.policies import Misfire, decide
 from celery_neli.schedule.slots import Owed
 from celery_neli.settings import MISFIRE_POLICIES
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.ports import End
-from celery_neli.election.records import MAX_DATA, MAX_OFFER, Record, decode, encode, sound
+from celery_neli.election.records import MAX_DATA, MAX_OFFER, End, Record, decode, encode, sound
 from celery_neli.election.role_state import LeaderAcquired, LeaderRevoked
 from celery_neli.exceptions import RecordError
 from tests.unit.stage import Stage

@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import RecordError
-from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic import topic as schedule_client
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, Note, State, encode_note, encode_state
 from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests.processes import wait_until

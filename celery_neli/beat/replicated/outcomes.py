@@ -21,9 +21,8 @@ from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
-from celery_neli.schedule.once import once
-from celery_neli.schedule.overlap import Overlap
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.policies import Overlap
+from celery_neli.schedule.slots import next_slot, once
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
 if TYPE_CHECKING:

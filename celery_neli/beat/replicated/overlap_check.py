@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from celery.utils.log import get_logger
 
 from celery_neli.logs import LogLimit, escaping
-from celery_neli.schedule.overlap import Overlap, unfinished
+from celery_neli.schedule.policies import Overlap, unfinished
 
 logger = escaping(get_logger(__name__))
 

@@ -24,9 +24,9 @@ from celery_neli.beat.replicated.ledger import Run, SlotLedger
 from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
 from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import escaping
-from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.due import Look, advance, expires_of
+from celery_neli.schedule.policies import OWN_OPTIONS
 
 logger = escaping(get_logger(__name__))
 

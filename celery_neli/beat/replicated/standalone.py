@@ -5,7 +5,7 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 - Which entry is due next is read from a heap that is changed in place. No tick looks at an entry that is not due.
 - An entry runs *for a slot*, a due time of its schedule, and that slot is its `last_run_at`: intervals do not drift,
   and a slot has the same name in every process. Schedules that know only `is_due` are asked, and have no slots.
-- Slots that passed while no beat ran them are subject to the misfire policy (:mod:`celery_neli.schedule.misfire`), and
+- Slots that passed while no beat ran them are subject to the misfire policy (:mod:`celery_neli.schedule.policies`), and
   logged.
 """
 
@@ -27,9 +27,9 @@ from celery_neli.beat.replicated.sender import NoLease
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.printable import closest
+from celery_neli.schedule.policies import OWN_OPTIONS
 
 logger = escaping(get_logger(__name__))
 

@@ -22,7 +22,7 @@ from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, place
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,

@@ -16,8 +16,7 @@ from celery.schedules import crontab, schedule, solar
 from celery_neli.exceptions import NeliError
 from celery_neli.periodic.importers import Found, Source, found_or_left_out
 from celery_neli.schedule.crontabs import offset_at, to_utc
-from celery_neli.schedule.once import once
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.slots import next_slot, once
 
 WARNING = "a DatabaseScheduler that runs goes on sending, and is not carried over: stop it, then import"
 _LEAST = timedelta(microseconds=1)

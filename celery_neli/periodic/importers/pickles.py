@@ -24,7 +24,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import LocalTimezone
 
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 
 #: Opcodes that refer to objects by other means than a name: registered extensions, and what the pickle's author keeps.
 ELSEWHERE = frozenset(("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER"))
