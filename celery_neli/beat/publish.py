@@ -145,10 +145,7 @@ def due_slot(entry: Any) -> datetime:
 def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict[str, Any]:
     """Return the headers of ``entry``: neli_beat_term (int), neli_beat_slot (ISO 8601, UTC), neli_beat_entry (name).
 
-    Args:
-        entry: The entry that is sent.
-        term: The term of the leader that sends it, a fencing token: it rises from leader to leader.
-        slot: The slot of a scheduler that has slots; without it, :func:`due_slot` is used.
+    The term is a fencing token: it rises from leader to leader. Without a ``slot``, :func:`due_slot` says which it is.
     """
     return {
         "neli_beat_term": term,

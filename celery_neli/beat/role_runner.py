@@ -204,7 +204,6 @@ class RoleRunner:
             self._back_off()
 
     def _back_off(self) -> None:
-        """Let another beat lead the role, and do not claim it again at once."""
         if not self._backed_off:
             self._backed_off = True
             self.role.resign(back_off=True)

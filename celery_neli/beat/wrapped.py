@@ -393,7 +393,6 @@ def _abandon(scheduler: Any) -> None:
 
 
 def _forget(scheduler: Any) -> None:
-    """Free what schedulers leave behind when they are closed."""
     if (finalizer := getattr(scheduler, "_finalize", None)) is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(scheduler)

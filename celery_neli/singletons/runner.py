@@ -157,7 +157,6 @@ class Runner:
         return not self._closed and self.lease.may_start(term)
 
     def _pause(self, term: int, seconds: float) -> None:
-        """Wait, but no longer than the term lasts."""
         end = self.clock() + seconds
         while (left := end - self.clock()) > 0 and self._may_start(term):
             self._sleep(min(left, POLL_INTERVAL))

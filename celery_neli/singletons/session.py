@@ -313,7 +313,6 @@ class _WhileParentLives(Unelected):
 
 
 def _watch(busy: threading.Event, lease: Lease, term: int) -> None:
-    """End this process if it is busy and the lease is over."""
     while busy.wait():
         if lease.may_finish(term):
             left = lease.standing().until - boottime() if isinstance(lease, RoleLease) else POLL_INTERVAL

@@ -75,6 +75,11 @@ class LeftOut:
         """Forget what was logged for the entry: its slot is over."""
         self._logged.pop(name, None)
 
+    def pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
+        """Let the slots up to ``slot`` never run; return the entry after them."""
+        self.over(entry.name)
+        return self._table.pass_over(entry, slot, now)
+
 
 class Engine:
     """Runs the entries of ``scheduler``. The thread that ticks; nothing blocks but publishing.
@@ -169,7 +174,8 @@ class Engine:
         """Look at the entry later, and at the others in the meantime; return the seconds until the next tick."""
         scheduler = self._scheduler
         if found.passed is not None:
-            entry = self.pass_over(entry, found.passed, now)
+            entry = self.left_out.pass_over(entry, found.passed, now)
+            self.ledger.write(entry)
         delay = found.delay if is_numeric_value(found.delay) else scheduler.max_interval
         wait = scheduler.adjust(delay)
         if delay > 0 and (wait < 0 or (found.exact and wait < SHORTEST)):
@@ -183,13 +189,6 @@ class Engine:
         if self.table.exact and found.exact:
             heap.put(entry.name, self.table.first_look(entry))
         return float(min(wait, scheduler.max_interval)) if alone else 0.0
-
-    def pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
-        """Let the slots up to ``slot`` never run; return the entry after them."""
-        self.left_out.over(entry.name)
-        passed = self.table.pass_over(entry, slot, now)
-        self.ledger.write(passed)
-        return passed
 
     def _was_set_back(self, entry: Any, now: float) -> bool:
         """Return True if the clock was set back.

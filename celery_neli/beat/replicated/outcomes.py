@@ -245,7 +245,7 @@ class ClaimingLedger(SlotLedger):
         )  # fmt: skip
         self._tell(hooks.IN_DOUBT, entry, last, policy=policy, count=doubtful.total, first=first)
         if not sends:
-            self._pass_over(entry, last, now)
+            self.write(self._left_out.pass_over(entry, last, now))
         return not sends
 
     def _overlaps_last(self, entry: Any, found: Look, now: datetime) -> bool:
@@ -264,12 +264,8 @@ class ClaimingLedger(SlotLedger):
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
             name, _iso(found.slot), last_id,
         )  # fmt: skip
-        self._pass_over(entry, found.slot, now)
+        self.write(self._left_out.pass_over(entry, found.slot, now))
         return True
-
-    def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> None:
-        self._left_out.over(entry.name)
-        self.write(self._table.pass_over(entry, slot, now))
 
     def task_id(self, entry: Any, slot: datetime | None) -> str | None:
         """Return the task id of the slot, the same for every leader."""
