@@ -67,10 +67,8 @@ class _LeasedProducer:
         """Send one message if the lease still allows it (kombu.messaging.Producer._publish, whose arguments these are).
 
         ``publish`` retries below itself by calling this again, so every attempt asks. Connecting and declaring come
-        first because both may wait for the task broker; nothing waits between the question and the wire.
-
-        Raises:
-            LeaseEnded: The term is over; nothing was sent.
+        first because both may wait for the task broker; nothing waits between the question and the wire. Raises
+        `LeaseEnded` if the term is over; nothing was sent then.
         """
         *address, declare, timeout, confirm_timeout, retry, retry_policy = rest
         producer: Any = self
@@ -176,10 +174,8 @@ def is_unconfirmed(app: Any) -> bool:
 def wait_for_broker(connection: Any, tenure: Tenure) -> Any:
     """Connect, for as long as this term may start work: Celery's own beat ends after 100 attempts.
 
-    Tries once a second (plus the transport's own connection timeout), and leaves within that time once the term ends.
-
-    Raises:
-        LeaseEnded: The term may start nothing more.
+    Tries once a second (plus the transport's own connection timeout), and within that time raises `LeaseEnded` once the
+    term may start nothing more.
     """
     said = 0.0
 
@@ -230,12 +226,9 @@ def is_transport_error(connection: Any, exc: BaseException, *, given: bool = Fal
     does not take or that cannot be serialized, a router that raises, a queue or serializer that does not exist.
     What may be either counts as the broker's failure, since a retry loses nothing. Does not block. Any thread.
 
-    Args:
-        connection: kombu's Connection to the task broker, whose transport knows further errors; or None.
-        exc: What was raised; Celery's `SchedulingError` stands for the error behind it.
-        given: True if the transport had the message by then, and the message had not left. Then all but `DATA_ERRORS`
-            are the transport's: kombu does not name those of every client (botocore's ClientError, confluent-kafka's
-            KafkaException), and Redis raises AttributeError on a connection that was closed.
+    The transport of kombu's ``connection`` (or None) knows further errors. ``given``: it had the message by then, which
+    had not left. Then all but `DATA_ERRORS` are the transport's: kombu does not name those of every client (botocore's
+    ClientError, confluent-kafka's KafkaException), and Redis raises AttributeError on a connection that was closed.
     """
     exc = without_wrapper(exc)
     if given and not isinstance(exc, (*DATA_ERRORS, amqp.exceptions.FrameSyntaxError)):

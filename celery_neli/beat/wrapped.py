@@ -150,13 +150,9 @@ class LeasedMixin(celery.beat.Scheduler):
         return self.neli_reservation.take(advance)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """Send the entry's task.
+        """Send the entry's task. Raises `LeaseEnded` if the term ended first, and `SchedulingError` if that fails.
 
         The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer.
-
-        Raises:
-            LeaseEnded: The term ended first; nothing was sent.
-            celery.beat.SchedulingError: It could not be sent.
         """
         base: Any = super()
         tenure = self.neli_tenure

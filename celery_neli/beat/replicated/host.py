@@ -239,11 +239,8 @@ class ReplicatedHost:
         """Begin a term, after everything was applied that is in the schedule topic: waits for that for a second.
 
         A term that was served here, and ended, is handed over: late heartbeats may bring its lease back, but what came
-        of its last slots is not known any more.
-
-        Raises:
-            NotReady: The schedule topic cannot be read to its end.
-            ConfigurationError: This beat has fewer shards than others had before.
+        of its last slots is not known any more. Raises `NotReady` if the schedule topic cannot be read to its end, and
+        `ConfigurationError` if this beat has fewer shards than others had before.
         """
         self.prepare()
         shared, ledger, engine = self.shared, self.ledger, self.scheduler.neli_engine

@@ -1,4 +1,4 @@
-"""The ledger of a scheduler that is led: it claims each slot in the leader topic, and keeps the states of entries.
+"""The ledger of an elected beat: it claims each slot in the leader topic, and keeps the states of entries.
 
 The rules are in docs/protocol.md ("Slots"). Nothing here waits for Kafka, but for a second at the end of a term.
 """
@@ -108,10 +108,10 @@ class ClaimingLedger(SlotLedger):
     def begin(self, number: int, beginning: Beginning) -> None:
         """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled."""
         states, table, now = self.states, self._table, self._table.moment()
-        marks, blind = beginning.marks, self.states.led
+        marks, blind = beginning.marks, self.states.of_a_leader
         led_until = self._role.predecessor_active_until()
         if marks is None and led_until is not None and not blind:
-            # Another scheduler was led, which leaves no watermarks: its slots were served until then.
+            # The leader had another scheduler, which leaves no watermarks: its slots were served until then.
             marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
         self.term = Term(
             self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,

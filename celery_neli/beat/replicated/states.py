@@ -215,7 +215,7 @@ class States:
         return [entry for name, entry in entries.items() if name not in self.defined]
 
     @property
-    def led(self) -> bool:
+    def of_a_leader(self) -> bool:
         """True if any state that was read is of a leader; an import has no term."""
         return self.newest > NO_TERM
 
