@@ -77,7 +77,9 @@ class _LeasedProducer:
         tenure.in_transport = True
         channel = producer.channel  # a lazy property: connects
         for entity in declare or ():
-            if not _is_declared(entity, channel):
+            # What kombu.common.maybe_declare asks in the end, without its preparations for retries.
+            known = channel.connection.client.declared_entities if channel.connection else ()
+            if not entity.can_cache_declaration or hash(entity) not in known:
                 producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
         if tenure.headers is not None:
             headers.update(tenure.headers)
@@ -93,13 +95,6 @@ class _LeasedProducer:
         """Return a batch of one (kombu 5.7), for a message in a buffer would leave after the lease was asked."""
         base: Any = super()
         return base.batch(max_size=1)
-
-
-def _is_declared(entity: Any, channel: Any) -> bool:
-    """Return what kombu.common.maybe_declare asks in the end, without its preparations for retries."""
-    if not channel.connection or not entity.can_cache_declaration:
-        return False
-    return hash(entity) in channel.connection.client.declared_entities
 
 
 def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:
@@ -259,7 +254,7 @@ def _is_transport(connection: Any, exc: BaseException) -> bool:
         return False  # py-amqp's own word for headers and properties that AMQP cannot express
     if isinstance(exc, OSError):
         return exc.filename is None  # else a file's error, not a socket's
-    return isinstance(exc, (*_TRANSPORT_ERRORS, *_of_redis(), *_of_connection(connection)))
+    return isinstance(exc, _transport_errors(connection))
 
 
 def _is_wrapped_key_error(exc: BaseException) -> bool:
@@ -267,13 +262,10 @@ def _is_wrapped_key_error(exc: BaseException) -> bool:
     return isinstance(exc, OperationalError) and isinstance(exc.__cause__, KeyError)
 
 
-def _of_redis() -> tuple[type[BaseException], ...]:
+def _transport_errors(connection: Any) -> tuple[type[BaseException], ...]:
+    """Return them with those that the transport names, but for Python's own: any code may raise KeyError or OSError."""
     redis: Any = sys.modules.get("redis.exceptions")
-    return () if redis is None else (redis.ConnectionError, redis.TimeoutError)
-
-
-def _of_connection(connection: Any) -> tuple[type[BaseException], ...]:
-    """Return the errors that the transport names, but for Python's own: any code may raise KeyError or OSError."""
+    of_redis = () if redis is None else (redis.ConnectionError, redis.TimeoutError)
     kinds = ("connection_errors", "channel_errors", "recoverable_connection_errors", "recoverable_channel_errors")
     named = () if connection is None else (error for kind in kinds for error in getattr(connection, kind))
-    return tuple(each for each in named if each.__module__ != "builtins")
+    return (*_TRANSPORT_ERRORS, *of_redis, *(each for each in named if each.__module__ != "builtins"))
