@@ -213,7 +213,7 @@ def _notes(run: Run) -> Iterator[str]:
     if run.attempts > 1:
         yield f"{run.attempts} attempts to send"
     if run.retries:
-        yield f"{run.retries} retries"
+        yield f"after {run.retries} {'retry' if run.retries == 1 else 'retries'}"
     if run.error:
         yield run.error
 
