@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand
@@ -20,9 +20,6 @@ from celery_neli import periodic
 from celery_neli.exceptions import NeliError
 from celery_neli.printable import failure, printable, say, say_json
 from celery_neli.settings import MISFIRE_POLICIES
-
-if TYPE_CHECKING:
-    from celery_neli.periodic import Periodic
 
 WIDEST = 400  # the most characters of a cell
 #: The key, in click's `meta`, of a function of an app and a name: why no beat runs an entry of this name, if so.
@@ -225,7 +222,7 @@ def _parsed(field: str, text: str, kind: type) -> Any:
     return value
 
 
-def _say(app: Any, found: Periodic) -> None:
+def _say(app: Any, found: periodic.Periodic) -> None:
     """Say what became of an entry, and what its next run still lacks: a task that this app knows, a beat that leads."""
     say(f"{printable(found.name)}: {_state(found)}, next {_when(found.next)}")
     if found.paused:
@@ -248,7 +245,7 @@ def _words(schedule: str) -> str:
     return human(schedule)
 
 
-def _state(found: Periodic) -> str:
+def _state(found: periodic.Periodic) -> str:
     unrun = found.source == "runtime" and found.next is None
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"
