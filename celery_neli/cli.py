@@ -19,7 +19,7 @@ from celery.bin.beat import beat
 from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
-from celery_neli.config import ELECTIONS, enabled, from_app, owner
+from celery_neli.config import ELECTIONS, enabled, from_app, owner, setting
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, Command, schedule
@@ -148,15 +148,16 @@ def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """Create the topics of the app, which its members cannot: the embedded Kafka answers no such request of another
     process, and a topic that it makes by itself has four partitions.
     """
-    from celery_neli.kafka.topic_spec import schedule_topic
+    from celery_neli.kafka.topic_spec import history_topic, schedule_topic
 
     if not app.conf.get("neli_group"):
         return
     for config in (from_app(app, election) for election in ELECTIONS):
         if len(config.roles) > 1:
             running.create_topic(config.topic, partitions=len(config.roles))
-    spec = schedule_topic(from_app(app, "beat"))
-    running.create_topic(spec.name, partitions=spec.partitions)
+    config = from_app(app, "beat")
+    for spec in (schedule_topic(config), history_topic(config, setting(app, "neli_history_retention"))):
+        running.create_topic(spec.name, partitions=spec.partitions)
 
 
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:

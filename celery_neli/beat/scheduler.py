@@ -293,7 +293,6 @@ class Scheduler(celery.beat.Scheduler):
             self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
 
     def _learn(self, scheduler: Any) -> None:
-        """Keep what code has changed in a scheduler whose term is over."""
         if self._drafted is not None:
             self._drafted.learn(scheduler)
 

@@ -1,4 +1,4 @@
-"""The two topics of an election: what each is created with, what makes an existing one unfit, and the commands for it.
+"""The topics of an election: what each is created with, what makes an existing one unfit, and the commands for it.
 
 Pure. `TopicAdmin` (topic_admin.py) finds them, verifies them and creates them.
 """
@@ -30,6 +30,9 @@ SCHEDULE: Final = {
     **COMMON,
 }
 SCHEDULE_PARTITIONS: Final = 2
+# No `COMMON`: a record that an unclean election takes back costs nothing but itself.
+HISTORY: Final = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
+HISTORY_PARTITIONS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,12 @@ class TopicSpec:
     settings: Mapping[str, str]
     servers: str
     does: str
+    rights: tuple[str, ...] = ("Read", "Write")  # on the topic, without which a member can do nothing with it
+    durable: bool = True  # what is lost in it would do harm
 
     def config(self, replicas: int | None) -> dict[str, str]:
         """Return what it is created with; `replicas`: how many, None if the brokers' default decides."""
-        return {**self.settings, "min.insync.replicas": "2"} if replicas else dict(self.settings)
+        return {**self.settings, "min.insync.replicas": "2"} if replicas and self.durable else dict(self.settings)
 
     def create_command(self, *, replicas: int | None = None) -> str:
         """Return the `kafka-topics.sh` command that creates it as a member would."""
@@ -67,11 +72,16 @@ class TopicSpec:
         if policy not in ("", wanted):
             kept = {*COMMON, "retention.ms"}  # an operator may have set them on purpose
             fix = ",".join(f"{name}={value}" for name, value in self.settings.items() if name not in kept)
-            raise TopicError(
+            reason = (
                 f"The {self.what} {self.name} has cleanup.policy={policy}, which {self.does}; set it to {wanted}: "
                 f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics --entity-name "
                 f"{self.name} --add-config {fix}"
             )
+            if self.durable:
+                raise TopicError(reason)
+            yield reason
+        if not self.durable:
+            return
         retention, segment = int(values.get("retention.ms", -1)), int(values.get("segment.bytes", 0))
         if wanted == "delete" and 0 <= retention < SHORT_RETENTION:
             yield f"retention.ms={retention} is short: an hour at least, a day is usual"
@@ -107,4 +117,19 @@ def schedule_topic(config: Config) -> TopicSpec:
         settings=SCHEDULE,
         servers=str(config.properties["bootstrap.servers"]),
         does="deletes the schedule in time",
+    )
+
+
+def history_topic(config: Config, retention: float) -> TopicSpec:
+    """Return the history topic of a beat election, which keeps records for `retention` seconds if a member makes it."""
+    return TopicSpec(
+        what="history topic",
+        name=config.history_topic,
+        partitions=HISTORY_PARTITIONS,
+        each=f"{HISTORY_PARTITIONS} are needed",
+        settings={**HISTORY, "retention.ms": str(round(retention * 1000))},
+        servers=str(config.properties["bootstrap.servers"]),
+        does="keeps only the last record of each entry",
+        rights=("Write",),
+        durable=False,
     )

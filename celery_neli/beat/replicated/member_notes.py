@@ -141,7 +141,6 @@ def canonical(value: Any, depth: int = 0) -> str:
 
 
 def _named(value: Any, plain: type, text: str) -> str:
-    """Return `text` with the name of the value's type, where that is not the `plain` one."""
     return text if type(value) is plain else f"{type(value).__name__}({text})"
 
 

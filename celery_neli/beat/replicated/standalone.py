@@ -12,14 +12,13 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any
 
 import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
-from celery_neli.beat.publish import wait_for_broker
+from celery_neli.beat.publish import naming_producer, wait_for_broker
 from celery_neli.beat.replicated.engine import Engine
 from celery_neli.beat.replicated.entries import Entries
 from celery_neli.beat.replicated.ledger import SlotLedger
@@ -58,11 +57,8 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         # In front of the class's own, whatever a subclass makes of it: it knows what comes of each message.
         self.__dict__["apply_async"] = self.neli_engine.sender.apply_async
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
-
-    @property
-    def neli_slot(self) -> datetime | None:
-        """The slot (UTC) that is being run, while one is."""
-        return self.neli_engine.sender.slot
+        if self.neli_make_ledger is None:
+            self.Producer: Any = naming_producer(self.Producer, self.neli_engine.sender.lease)
 
     # -- the schedule --
 
@@ -165,7 +161,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send the entry's task, as Celery does; faster where that changes nothing. Raises `SchedulingError`."""
         sender = self.neli_engine.sender
-        entry = sender.message_of(self.reserve(entry) if advance else entry, self.neli_slot)
+        entry = sender.message_of(self.reserve(entry) if advance else entry, sender.slot)
         if producer is None or kwargs:
             return super().apply_async(entry, producer=producer, advance=False, **kwargs)
         return sender.transmit(entry, producer)

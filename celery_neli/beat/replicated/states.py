@@ -215,7 +215,7 @@ class States:
         return [entry for name, entry in entries.items() if name not in self.defined]
 
     @property
-    def led(self) -> bool:
+    def of_a_leader(self) -> bool:
         """True if any state that was read is of a leader; an import has no epoch."""
         return self.newest > NO_EPOCH
 
@@ -277,7 +277,6 @@ class States:
             self._write(entry)
 
     def _take_orphan(self, entry: Any) -> None:
-        """Apply the state that was read before its entry was there."""
         if (orphan := self._orphan_states.pop(entry.name, None)) is not None:
             with self._alone(STATE, entry.name):
                 self._apply(entry, orphan)
@@ -357,7 +356,6 @@ class States:
         self._log(name, "defined" if before is None else "changed")
 
     def _pause(self, entry: Any, definition: Definition | None) -> None:
-        """Apply a pause, or its end, to an entry of beat_schedule."""
         paused = definition is not None and definition.paused
         if definition is not None and definition.since != self.since.get(entry.name, 0.0):
             self.since[entry.name] = definition.since
