@@ -74,6 +74,7 @@ class _LeasedProducer:
         """
         *address, declare, timeout, confirm_timeout, retry, retry_policy = rest
         producer: Any = self
+        base: Any = super()
         tenure = self.neli_tenure
         tenure.in_transport = True
         channel = producer.channel  # a lazy property: connects
@@ -84,7 +85,7 @@ class _LeasedProducer:
             headers.update(tenure.headers)
         tenure.ask_finish()
         tenure.wired = True
-        result = super()._publish(  # type: ignore[misc]  # the base is the app's Producer
+        result = base._publish(
             body, priority, kind, encoding, headers, *address, None, timeout, confirm_timeout, retry, retry_policy
         )
         tenure.message_left()
@@ -92,7 +93,8 @@ class _LeasedProducer:
 
     def batch(self, max_size: int = 1) -> Any:
         """Return a batch of one (kombu 5.7), for a message in a buffer would leave after the lease was asked."""
-        return super().batch(max_size=1)  # type: ignore[misc]  # likewise
+        base: Any = super()
+        return base.batch(max_size=1)
 
 
 def _is_declared(entity: Any, channel: Any) -> bool:

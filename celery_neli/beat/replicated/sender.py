@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,9 +56,9 @@ class NoLease:
         """Return True."""
         return True
 
-    def goes_on_after(self, exc: BaseException, entry: str) -> bool:
-        """Return False: as with Celery, what is no Exception ends the beat."""
-        return False
+    def outliving(self, entry: str) -> AbstractContextManager[None]:
+        """Change nothing: as with Celery, what is no Exception ends the beat."""
+        return nullcontext()
 
 
 class _Thread(threading.local):
@@ -151,12 +152,8 @@ class Sender:
         scheduler, lease = self._scheduler, self.lease
         lease.ask_finish()
         try:
-            try:
+            with lease.outliving(entry.name):
                 result = type(scheduler).apply_async(scheduler, entry, producer=producer, advance=advance, **kwargs)
-            except BaseException as exc:
-                if isinstance(exc, Exception) or not lease.goes_on_after(exc, entry.name):
-                    raise
-                raise SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc!r}") from exc
         except Exception as exc:
             lease.ask_finish()
             if not self._is_over_after(exc):

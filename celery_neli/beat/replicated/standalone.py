@@ -64,11 +64,6 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         """The slot (UTC) that is being run, while one is."""
         return self.neli_engine.sender.slot
 
-    @property
-    def neli_left_out(self) -> int:
-        """How many slots were left out, by the entries' policies, since this scheduler was built."""
-        return self.neli_engine.left_out.total
-
     # -- the schedule --
 
     def setup_schedule(self) -> None:
