@@ -5,6 +5,7 @@ timestamps of records, which brokers set where the topic has `message.timestamp.
 longer holds the begin of a term, that begin is unknown. Members never trust these times: they are for people.
 """
 
+from celery_neli.timeline.claims import Claim, SlotWatch
 from celery_neli.timeline.follower import TimelineFollower, read_terms, read_timelines
 from celery_neli.timeline.terms import (
     DEPOSED,
@@ -25,8 +26,10 @@ __all__ = [
     "LIVES",
     "RELEASED",
     "UNKNOWN",
+    "Claim",
     "Observe",
     "RoleTimeline",
+    "SlotWatch",
     "Term",
     "TimelineFollower",
     "read_terms",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, suppress
 from typing import Final
 
@@ -36,13 +36,17 @@ class TimelineFollower:
         *,
         log: logging.Logger,
         since: float | None = None,
+        roles: Collection[str] | None = None,
         observe: Mapping[str, Observe] | None = None,
     ) -> None:
-        """Does not block; Kafka need not be there. `observe`: what is called with the records of a role."""
+        """Does not block; Kafka need not be there. `roles`: only these; `observe`: what is called with the records of a
+        role.
+        """
         self._config, self._since, self._observe = config, since, observe or {}
+        self._wanted = [index for index, role in enumerate(config.roles) if roles is None or role in roles]
         self._log = ClientLog(log, config.properties, one_shot=True)
         self._reader = self._make(self._note)
-        self._partitions: list[RoleTimeline] = []
+        self._partitions: dict[int, RoleTimeline] = {}
         self.problem = ""  # why nothing is read at present, "" if all is well
         self._looked = False  # brokers said which partitions the topic has
         self._look_at = float("-inf")
@@ -53,7 +57,7 @@ class TimelineFollower:
     @property
     def timelines(self) -> dict[str, RoleTimeline]:
         """The timeline of each role that the topic has."""
-        return {each.role: each for each in self._partitions}
+        return {each.role: each for each in self._partitions.values()}
 
     @property
     def caught_up(self) -> bool:
@@ -67,14 +71,14 @@ class TimelineFollower:
 
     def terms(self) -> dict[str, list[Term]]:
         """Return the terms of each role that the topic has, oldest first."""
-        return {each.role: each.terms(self.now) for each in self._partitions}
+        return {each.role: each.terms(self.now) for each in self._partitions.values()}
 
     def poll(self, timeout: float) -> bool:
         """Read for `timeout` seconds at most, longer only to find the topic. Return True if a term began or ended, or
         the end of the log was reached. Raises nothing but `ConfigurationError`: `problem` says why nothing is read.
         """
         before = self._changes, self.caught_up
-        if time.monotonic() >= self._look_at and len(self._partitions) < len(self._config.roles):
+        if time.monotonic() >= self._look_at and len(self._partitions) < len(self._wanted):
             self._look()
         self._reader.heal()
         for event in self._reader.read(timeout):
@@ -101,7 +105,7 @@ class TimelineFollower:
 
     @property
     def _changes(self) -> int:
-        return sum(each.changes for each in self._partitions)
+        return sum(each.changes for each in self._partitions.values())
 
     def _make(self, report: Callable[[KafkaError], None] | None = None) -> Reader:
         return Reader(self._config, self._log, self._config.topic, reader_properties(self._config), report=report)
@@ -121,14 +125,15 @@ class TimelineFollower:
         """Place the partitions of the topic that are not read yet."""
         self._look_at = time.monotonic() + LOOK_AGAIN
         try:
-            found = min(self._reader.partitions(ASK), len(self._config.roles))
+            count = self._reader.partitions(ASK)
             self._heard = time.monotonic()
-            for index in range(len(self._partitions), found):
+            for index in [each for each in self._wanted if each < count and each not in self._partitions]:
                 low, high = self._reader.bounds(index, ASK)
                 start = low if self._since is None else self._search(index, low, high, self._since)
                 role = self._config.roles[index]
-                observe = self._observe.get(role)
-                self._partitions.append(RoleTimeline(self._config, role, start, oldest=start == low, observe=observe))
+                self._partitions[index] = RoleTimeline(
+                    self._config, role, start, oldest=start == low, observe=self._observe.get(role)
+                )
                 self._reader.place(index, start)
             self.problem, self._looked = "", True
         except KafkaException as exc:
@@ -193,12 +198,14 @@ def read_timelines(
     log: logging.Logger,
     since: float | None = None,
     timeout: float = 10.0,
+    roles: Collection[str] | None = None,
     observe: Mapping[str, Observe] | None = None,
 ) -> dict[str, RoleTimeline]:
     """Return the timeline of each role that the leader topic has; blocks for `timeout` seconds at most. 100,000 records
-    take two seconds or so; `since` (Unix seconds) leaves out what was long before. Raises `NeliError`.
+    take two seconds or so; `since` (Unix seconds) leaves out what was long before, and `roles` all others. Raises
+    `NeliError`.
     """
-    with closing(TimelineFollower(config, log=log, since=since, observe=observe)) as follower:
+    with closing(TimelineFollower(config, log=log, since=since, roles=roles, observe=observe)) as follower:
         follower.read_to_end(timeout)
         return follower.timelines
 

@@ -64,7 +64,8 @@ class Term:
 
     def covers(self, moment: float) -> bool:
         """Return True if the role had this leader at this moment, as far as the log shows."""
-        return (self.began is None or self.began <= moment) and (self.ended is None or moment < self.ended)
+        ended = (self.heard or moment) + self.lease if self.end == UNKNOWN else self.ended
+        return (self.began is None or self.began <= moment) and (ended is None or moment < ended)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -99,6 +100,7 @@ class RoleTimeline:
         """Read from offset `start` on; `oldest`: the log holds nothing older."""
         self.role = role
         self.start = start  # the first offset that is read
+        self.oldest = oldest
         self.first: float | None = None  # the time of the first record that was read
         self.changes = 0  # how often a term began or ended
         self._observe = observe
