@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import time
-from datetime import datetime, timezone
+from collections.abc import Callable
+from datetime import datetime, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,7 @@ from celery_neli.printable import failure, hide_from_reports, printable, say, sa
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
+    from celery_neli.watch.watcher import Watcher
 
 hide_from_reports()
 guard(beat, worker)
@@ -161,6 +163,42 @@ def explain(ctx: click.Context, entry: str, slot: str, as_json: bool) -> None:
         for line in lines_of(story, app.timezone):
             say(line)
     ctx.exit(0 if story.ran else 1)
+
+
+@neli.command(cls=_Command)
+@click.option("--plain", is_flag=True, help="Print lines, also in a terminal. Without a terminal this is the default.")
+@click.pass_context
+def watch(ctx: click.Context, plain: bool) -> None:
+    """Show roles, terms, leases, members, handovers and slots as they happen, until Ctrl-C. While Kafka does not
+    answer, it says so and goes on.
+    """
+    from celery_neli.watch.plain import watch_plainly
+    from celery_neli.watch.watcher import Watcher, quiet_logger
+
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    _note_switched_off(app)
+    live = _live_view() if not plain and sys.stdout.isatty() else None
+    watcher = Watcher(app, log=quiet_logger())
+    try:
+        if live is None:
+            watch_plainly(watcher, say, app.timezone)
+        else:
+            live(watcher, app.timezone)
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    finally:
+        watcher.close()
+
+
+def _live_view() -> Callable[[Watcher, tzinfo], None] | None:
+    try:
+        from celery_neli.watch.live import watch_live
+    except ImportError as exc:
+        needs = 'the live view of celery neli watch needs rich: pip install "celery-neli[watch]"'
+        say(f"note: {needs} ({exc}); until then it prints lines", err=True)
+        return None
+    return watch_live
 
 
 @neli.command(cls=_Command)
