@@ -168,9 +168,11 @@ class _Judge:
         gap = None if self.facts.slot is None else gap_at(self.facts.terms, self.facts.slot)
         if gap is not None and not _is_before_log(self.facts):
             why += f": {self._gap()}"
+        if run.in_doubt:
+            why += ". It was in doubt, too: an earlier leader had claimed it, and may have sent it"
         later = self.facts.later
         then = "" if later is None else f" The next slot that ran is that of {self.words.time(later.slot)}."
-        return _Verdict("misfire", False, f"{why}.{then}")
+        return _Verdict("misfire", None if run.in_doubt else False, f"{why}.{then}")
 
     # What the schedule says
 

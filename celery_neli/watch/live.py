@@ -6,7 +6,6 @@ from collections import deque
 from datetime import tzinfo
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -19,6 +18,8 @@ from celery_neli.watch.model import News, RoleView, Snapshot, run_line
 from celery_neli.watch.watcher import Watcher
 
 TURN = 0.25  # seconds
+JUST = 5.0  # seconds after a slot within which its state may not have been read yet
+TIME = 23  # characters
 NEWS = 50  # that are kept; as many are shown as fit
 
 
@@ -45,7 +46,7 @@ def page(snapshot: Snapshot, news: list[News], words: Words, *, height: int, rea
         parts.append(_roles(snapshot, words))
     if snapshot.members:
         parts.append(_members(snapshot))
-    used = len(snapshot.problems) + len(snapshot.roles) + len(snapshot.members or ()) + 12
+    used = 3 * len(snapshot.problems) + len(snapshot.roles) + len(snapshot.members or ()) + 11
     room = max(3, (height - used) // 3)
     parts.append(_news(news[-room:], words))
     parts.append(_last(snapshot, words, room))
@@ -53,11 +54,18 @@ def page(snapshot: Snapshot, news: list[News], words: Words, *, height: int, rea
     return Group(*parts)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold cyan", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(title: str, *columns: str, wide: str) -> Table:
+    """Return a table without rows; the column `wide` takes what the others leave."""
+    table = Table(title=title, title_justify="left", title_style="bold cyan", box=None, pad_edge=False, expand=True)
     for column in columns:
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
-    table.expand = True
+        table.add_column(
+            column,
+            overflow="ellipsis",
+            no_wrap=True,
+            ratio=1 if column == wide else None,
+            min_width=TIME if column in ("when", "slot") else None,
+            header_style="dim",
+        )
     return table
 
 
@@ -66,7 +74,7 @@ def _text(value: object, style: str = "") -> Text:
 
 
 def _roles(snapshot: Snapshot, words: Words) -> Table:
-    table = _table("Roles", "election", "role", "leader", "term", "since", "lease left", "gap before")
+    table = _table("Roles", "election", "role", "leader", "term", "since", "lease left", "gap before", wide="leader")
     for view in snapshot.roles:
         term = view.term
         leader, since, left, gap = _leader(view), "-", "-", "-"
@@ -88,7 +96,7 @@ def _leader(view: RoleView) -> Text:
 
 
 def _members(snapshot: Snapshot) -> Table:
-    table = _table("Members", "election", "name", "host", "leads")
+    table = _table("Members", "election", "name", "host", "leads", wide="leads")
     for each in snapshot.members or ():
         style = "" if each.answers else "red"
         leads = ", ".join(each.leads) or ("" if each.answers else "does not answer")
@@ -97,7 +105,7 @@ def _members(snapshot: Snapshot) -> Table:
 
 
 def _news(news: list[News], words: Words) -> Table:
-    table = _table("Handovers and outages", "when", "what")
+    table = _table("Handovers and outages", "when", "what", wide="what")
     for each in reversed(news):
         table.add_row(words.clock(each.at), _text(each.text))
     if not news:
@@ -106,7 +114,7 @@ def _news(news: list[News], words: Words) -> Table:
 
 
 def _last(snapshot: Snapshot, words: Words, room: int) -> Table:
-    table = _table("Last slots", "slot", "entry", "what became of it")
+    table = _table("Last slots", "slot", "entry", "what became of it", wide="what became of it")
     for run in snapshot.last[:room]:
         style = "red" if run.failed else "green" if run.state == "succeeded" else ""
         slot = "-" if run.slot is None else words.clock(run.slot)
@@ -115,9 +123,11 @@ def _last(snapshot: Snapshot, words: Words, room: int) -> Table:
 
 
 def _next(snapshot: Snapshot, words: Words, room: int) -> Table:
-    table = _table("Next slots", "slot", "in", "entry")
+    table = _table("Next slots", "slot", "in", "entry", wide="entry")
     for each in snapshot.upcoming[:room]:
         left = each.slot - snapshot.at
-        text = Text(span(left)) if left >= 0 else Text(f"due {span(-left)} ago", style="yellow")
+        text = Text(span(left) if left >= 0 else "now")
+        if left < -JUST:
+            text = Text(f"due {span(-left)} ago", style="yellow")
         table.add_row(words.clock(each.slot), text, _text(each.entry))
     return table

@@ -18,7 +18,7 @@ from celery_neli.history.runs import Run, Runs
 from celery_neli.history.topic import HistoryFollower
 from celery_neli.periodic.api import entry_names, view_of
 from celery_neli.periodic.editor import ScheduleEditor
-from celery_neli.printable import printable_error
+from celery_neli.printable import printable, printable_error
 from celery_neli.status import look
 from celery_neli.threads import Thread, spawn
 from celery_neli.timeline import TimelineFollower
@@ -31,7 +31,7 @@ PER_ENTRY: Final = 10  # runs of an entry that are kept, to fold what follows in
 BEFORE: Final = 3600.0  # of the leader topic that are read at the start
 RUNS_BEFORE: Final = 60.0  # of the history
 MEMBERS_EVERY: Final = 5.0  # between two looks at the members
-SCHEDULE_EVERY: Final = 10.0  # ... and at the schedule
+SCHEDULE_EVERY: Final = 2.0  # ... and at the schedule, and twenty times as long as that takes at least
 FORGET_EVERY: Final = 60.0
 SLICE: Final = 0.5  # that the thread waits for the history
 
@@ -57,7 +57,7 @@ class Watcher:
             name: TimelineFollower(from_app(app, name), log=log, since=now - BEFORE) for name in ELECTIONS
         }
         self._news = {name: TermNews(name) for name in ELECTIONS}
-        self._told: dict[str, str] = {}  # by election, why nothing is read, as it was told
+        self._away = False  # it was told that nothing can be read
         self._side = _Side(app, log)
 
     def poll(self, timeout: float) -> list[News]:
@@ -70,12 +70,12 @@ class Watcher:
             follower.poll(each)
             if follower.caught_up:
                 found += self._news[election].of(follower.terms())
-        for problem in dict.fromkeys(each.problem for each in self._followers.values()):
-            if problem and problem not in self._told.values():
-                found.append(News(time.time(), f"nothing can be read: {problem}; watching on"))
-        if any(self._told.values()) and not any(each.problem for each in self._followers.values()):
+        problem = next((each.problem for each in self._followers.values() if each.problem), "")
+        if problem and not self._away:
+            found.append(News(time.time(), f"nothing can be read, the watch goes on: {printable(problem)}"))
+        elif self._away and not problem:
             found.append(News(time.time(), "Kafka answers again"))
-        self._told = {election: follower.problem for election, follower in self._followers.items()}
+        self._away = bool(problem)
         self._side.start()
         return found
 
@@ -99,7 +99,7 @@ class Watcher:
                 # A worker election that no worker has joined is not worth a line.
                 if last is not None or election == "beat":
                     roles.append(RoleView(election=election, role=role, term=last, left=left))
-        problems = [*dict.fromkeys(each.problem for each in self._followers.values() if each.problem), *side.problems()]
+        problems = [*{each.problem: None for each in self._followers.values() if each.problem}] or side.problems()
         ahead = self._followers["beat"].now
         return Snapshot(
             at=ahead, roles=roles, members=side.members, last=side.last(), upcoming=side.upcoming, problems=problems
@@ -163,10 +163,12 @@ class _Side:
                 now = time.monotonic()
                 if now >= members_at:
                     self._try("members", self._look_at_members)
-                    members_at = time.monotonic() + MEMBERS_EVERY
+                    members_at = now = time.monotonic()
+                    members_at += MEMBERS_EVERY
                 if now >= schedule_at and not self._stopping:
                     self._try("schedule", self._look_at_schedule)
-                    schedule_at = time.monotonic() + SCHEDULE_EVERY
+                    took = time.monotonic() - now
+                    schedule_at = time.monotonic() + max(SCHEDULE_EVERY, 20 * took)
                 for record in history.poll(SLICE):
                     if not isinstance(record, WorkerRecord):
                         self._note(self._runs.add(record))

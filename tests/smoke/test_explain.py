@@ -66,7 +66,6 @@ def test_explain_tells_what_became_of_slots(on_node: Members) -> None:
 
     def left_out() -> dict[str, Any] | None:
         status, found = story(on_node, "once-fire", slot)
-        print(found)
         return found if (status, found["verdict"]) == (1, "misfire") else None
 
     found = wait_until(left_out, timeout=20, interval=0.5, what="a slot that the policy left out")
@@ -86,8 +85,10 @@ def test_explain_tells_what_became_of_slots(on_node: Members) -> None:
     assert (status, found["verdict"]) == (1, "not a slot")
     status, found = story(on_node, "nightly", "07:00")
     assert (status, found["verdict"]) == (1, "made later")
+    assert on_node.run("neli", "schedule", "add", "nightly", "smoke.tick", "2s").returncode == 0
     assert on_node.run("neli", "schedule", "remove", "nightly").returncode == 0
-    status, found = story(on_node, "nightly", "07:00")
+    time.sleep(2)
+    status, found = story(on_node, "nightly")
     assert (status, found["verdict"]) == (1, "removed")
 
     assert on_node.run("neli", "explain", "tick", "yestermorning").returncode == 2
