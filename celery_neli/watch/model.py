@@ -74,18 +74,18 @@ class TermNews:
     def __init__(self, election: str) -> None:
         self._election = election
         self._seen: dict[str, dict[int, str]] = {}  # by role: how each term ended, as far as was told
+        self._begun = False
 
     def of(self, terms: Mapping[str, Sequence[Term]]) -> list[News]:
         """Return what began and ended since the last call, in the order of the times."""
         found: list[News] = []
         for role, all_ in terms.items():
             recent = all_[-RECENT:]
-            before = self._seen.get(role)
+            before = self._seen.get(role, {})
             self._seen[role] = {each.term: each.end for each in recent}
-            if before is None:
-                continue
-            for term in recent:
+            for term in recent if self._begun else ():
                 found += self._of_term(term, before.get(term.term))
+        self._begun = True
         return sorted(found, key=lambda each: each.at)
 
     def _of_term(self, term: Term, before: str | None) -> list[News]:

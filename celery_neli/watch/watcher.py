@@ -64,18 +64,18 @@ class Watcher:
         """Read for `timeout` seconds or so, and return what is new: terms that began or ended, and that Kafka is away
         or there again.
         """
+        for follower in self._followers.values():
+            follower.poll(timeout / len(self._followers))
         found = []
-        each = timeout / len(self._followers)
-        for election, follower in self._followers.items():
-            follower.poll(each)
-            if follower.caught_up:
-                found += self._news[election].of(follower.terms())
         problem = next((each.problem for each in self._followers.values() if each.problem), "")
         if problem and not self._away:
             found.append(News(time.time(), f"nothing can be read, the watch goes on: {printable(problem)}"))
         elif self._away and not problem:
             found.append(News(time.time(), "Kafka answers again"))
         self._away = bool(problem)
+        for election, follower in self._followers.items():
+            if follower.caught_up:
+                found += self._news[election].of(follower.terms())
         self._side.start()
         return found
 
