@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.config import Config
 from celery_neli.exceptions import NeliError
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import reader_properties
 from celery_neli.kafka.reader import Event, OutOfRange, RawRecord, Reader
@@ -141,7 +141,7 @@ class TimelineFollower:
             self.problem, self._looked = "", True
         except KafkaException as exc:
             error = exc.args[0]
-            denied = is_denied(error.name())
+            denied = error.name() in DENIED
             lacks = self._log.lacks(["Read"], "topic", self._config.topic) if denied else ""
             self.problem = lacks or self._log.reason(error)
             self._look_at = time.monotonic() + LOOK_LEAST

@@ -17,7 +17,7 @@ TURN = 0.5  # seconds
 def watch_plainly(watcher: Watcher, say: Callable[[str], None], zone: tzinfo | None = None) -> None:
     """Print lines until the process is interrupted."""
     words = Words(zone)
-    shown = members = False
+    shown, members = False, ""
     while True:
         news = watcher.poll(TURN)
         if not shown and watcher.ready:
@@ -28,9 +28,10 @@ def watch_plainly(watcher: Watcher, say: Callable[[str], None], zone: tzinfo | N
             say(news_line(each, words))
         if shown:
             snapshot = watcher.snapshot()
-            if not members and snapshot.members is not None:
-                members = True
-                say("members: " + (", ".join(member_texts(snapshot)) or "none"))
+            now = ", ".join(member_texts(snapshot)) or "none"
+            if snapshot.members is not None and now != members:
+                members = now
+                say(f"members: {members}")
             runs = watcher.runs()
             for run in runs[-MOST_RUNS:]:
                 slot = "-" if run.slot is None else words.clock(run.slot)
