@@ -156,6 +156,17 @@ class Member:
         return all(state.lease.known and state.lease.caught_up for state in self._states)
 
     @property
+    def unready(self) -> str:
+        """Why this member could not take a role over as fast as it should, "" if it could. Any thread may ask."""
+        if self.trouble is not None:
+            return str(self.trouble)
+        if self.aside:
+            return "it has met a newer version of the protocol and takes no part any more"
+        if not self.caught_up:
+            return f"the leader topic {self.config.topic} was not read to its end yet"
+        return "" if self._group.is_member else f"the consumer group {self.config.group} was not joined yet"
+
+    @property
     def draining(self) -> bool:
         """True if a barrier is under way: then make steps often."""
         return any(state.announced is not None and state.draining for state in self._states)

@@ -73,6 +73,10 @@ class Group(Protocol):
     def induced(self) -> frozenset[int]:
         """The roles (partitions) that the group has assigned to this member."""
 
+    @property
+    def is_member(self) -> bool:
+        """True from the group's first assignment, which may be of nothing, until the membership is lost or given up."""
+
     def poll(self) -> None:
         """Serve the group's callbacks; never block."""
 
