@@ -63,7 +63,7 @@ class Note:
         lists = (note.hung, note.missing, note.leads)
         fit = (
             note.version == VERSION
-            and all(type(each) is int for each in (note.pid, note.started))
+            and all(type(each) is int for each in (note.version, note.pid, note.started))
             and all(isinstance(each, str) for each in texts)
             and all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists)
             and type(note.written) in (int, float)

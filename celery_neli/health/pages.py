@@ -12,15 +12,12 @@ from io import BytesIO
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from celery_neli.exceptions import NeliError
 from celery_neli.health.vitals import Report
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
 
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
-#: The content type of Prometheus' text format.
-EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
 METHODS: Final = ("GET", "HEAD")
 NO_METRICS: Final = 'no metrics here: pip install "celery-neli[metrics]" in the environment of this process'
 _METRICS: Final = "celery_neli.metrics.prometheus"
@@ -63,6 +60,8 @@ class Pages:
 
     def answer(self, head: bytes) -> bytes:
         """Return the response to the request that begins so, ready to be sent. The connection is to be closed then."""
+        if b"\r\n\r\n" not in head and b"\n\n" not in head:
+            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TEXT, "the request is too long\n")
         request = Request(head)
         if request.refusal is not None:
             return _response(request.refusal, TEXT, f"{HTTPStatus(request.refusal).phrase}\n")
@@ -118,15 +117,17 @@ class Pages:
         try:
             if self._metrics is None:
                 self._metrics = importlib.import_module(_METRICS)
-            found = self._metrics.exposition()
-        except (ImportError, NeliError):
-            return HTTPStatus.NOT_FOUND, TEXT, f"{NO_METRICS}\n"
+            found: tuple[bytes, str] | None = self._metrics.exposition(request.headers.get("Accept") or "")
+        except ImportError:
+            found = None
         except Exception:
             if not self._failed:
                 self._failed = True
                 logger.exception("metrics cannot be shown, which is logged once")
             return HTTPStatus.INTERNAL_SERVER_ERROR, TEXT, "metrics cannot be shown: the log of this process has why\n"
-        return HTTPStatus.OK, EXPOSITION, found
+        if found is None:
+            return HTTPStatus.NOT_FOUND, TEXT, f"{NO_METRICS}\n"
+        return HTTPStatus.OK, found[1], found[0]
 
 
 def _response(status: int, kind: str, body: str | bytes, *, with_body: bool = True, extra: str = "") -> bytes:

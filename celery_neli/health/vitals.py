@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from celery_neli.election.leadership import Leadership
@@ -39,7 +39,10 @@ class Movement:
     limit: float  # seconds
     excused: Callable[[], bool] = lambda: False
     still: float = 0.0  # seconds for which it was seen to stand still
-    _last: object = None
+    _last: object = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._last = self.value()
 
     def look(self, elapsed: float) -> None:
         """See if it has moved in the `elapsed` seconds since the last look."""
