@@ -77,7 +77,7 @@ class Server:
         self._connections: dict[int, _Connection] = {}  # by descriptor, in the order of their coming
         self._poll = original("select", "poll")()
         self._pid = os.getpid()
-        self._stopping = self._said = False
+        self._stopping = self._said = self._failed = False
         self._pause: Any = original("_thread", "allocate_lock")()
         self._thread: Thread | None = None
 
@@ -162,13 +162,22 @@ class Server:
             if descriptor == listening.fileno():
                 self._accept(listening)
             elif (connection := self._connections.get(descriptor)) is not None:
-                if not connection.serve(self._respond):
+                if not self._serve(connection):
                     self._close(descriptor)
                 elif connection.answer:
                     self._poll.modify(descriptor, select.POLLOUT)
         now = time.monotonic()
         for descriptor in [each for each, connection in self._connections.items() if connection.until < now]:
             self._close(descriptor)
+
+    def _serve(self, connection: _Connection) -> bool:
+        try:
+            return connection.serve(self._respond)
+        except Exception:
+            if not self._failed:
+                self._failed = True
+                logger.exception("health over HTTP: an answer failed, which is logged once")
+            return False
 
     def _accept(self, listening: _socket.socket) -> None:
         try:
