@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_links_and_foreign_directories_are_refused(here: Here, tmp_path: Path) -
     assert list(elsewhere.iterdir()) == []
     here.path.unlink()
     secret = tmp_path / "secret"
-    secret.write_text("mine")
+    secret.write_bytes(note_of().encode())
     file = here.put(note_of())
     file.unlink()
     file.symlink_to(secret)
@@ -214,7 +215,7 @@ def test_links_and_foreign_directories_are_refused(here: Here, tmp_path: Path) -
     assert here.found().found == []
     keeper = NoteKeeper(here.path, "g.beat", "beat", "web", lambda: WELL)
     keeper.write()
-    assert secret.read_text() == "mine"
+    assert json.loads(secret.read_bytes())["name"] == f"web_{os.getpid()}"
 
 
 def test_a_pipe_in_the_way_does_not_hold_up_the_probe(here: Here) -> None:
@@ -294,3 +295,32 @@ def test_no_process_is_not_well_and_the_command_says_what_to_look_at(app: Celery
     app.conf.neli_enabled = False
     assert "neli_enabled = False" in run(app)[1]
     assert json.loads(run(app, "--json")[1])["processes"] == []
+
+
+COMMAND = """
+import sys, time
+from celery import Celery
+import celery.bin.celery
+from click.testing import CliRunner
+from types import SimpleNamespace
+import celery_neli.cli
+app = Celery("shop")
+app.conf.update(neli_group="g", neli_health_dir=sys.argv[1], neli_kafka="nowhere:1")
+start = time.perf_counter()
+done = CliRunner().invoke(celery_neli.cli.health, [], obj=SimpleNamespace(app=app), catch_exceptions=False)
+print(time.perf_counter() - start, done.exit_code, "confluent_kafka" in sys.modules)
+"""
+
+
+def test_the_command_is_quick_and_loads_no_kafka_client(here: Here, tmp_path: Path) -> None:
+    """A probe may be run every few seconds: 0.1 s beyond what any `celery` command takes (the best of five)."""
+    here.put(note_of(written=time.monotonic() + 1e9))
+    took = []
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, str(tmp_path)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert done[1:] == ["1", "False"]
+        took.append(float(done[0]))
+    print(f"celery neli health: {min(took) * 1000:.1f} ms")
+    assert min(took) < 0.1

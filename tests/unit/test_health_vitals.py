@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery import Celery
 
 from celery_neli.config import Config
+from celery_neli.election.leadership import Leadership
 from celery_neli.exceptions import TopicError
 from celery_neli.health.vitals import Vitals
 from celery_neli.worker.in_flight import InFlight, state
+from tests.processes import wait_until
+from tests.unit.memory_log import MemoryLog
 from tests.unit.stage import Stage
 
 if TYPE_CHECKING:
@@ -217,3 +221,34 @@ def test_a_workers_loop_may_wait_for_its_broker_and_a_solo_one_for_its_task(monk
     monkeypatch.setattr(state, "active_requests", {object()})
     assert solo.excused()
     assert not other.excused()
+
+
+def test_the_thread_that_renews_is_seen_to_move_also_while_it_fails() -> None:
+    """It rests for up to 30 s between two attempts, which must not look as if it hung."""
+    log = MemoryLog()
+    config = Config(group="g", heartbeat_interval=0.05, heartbeat_timeout=0.4, takeover_delay=0.02, stall_timeout=1)
+    leadership = Leadership(Celery("shop", set_as_current=False), "worker", config, connect=log.connect)
+    assert (leadership.live, leadership.missing()) == (False, "it has not begun to take part yet")
+    leadership.start()
+    try:
+        wait_until(leadership.leading, timeout=10, what="the lead")
+        assert (leadership.live, leadership.missing()) == (True, "")
+        moves(leadership)
+        log.broken = log.failing = RuntimeError("no")
+        wait_until(leadership.missing, timeout=10, what="the failure")
+        for _ in range(3):
+            moves(leadership)
+        assert leadership.missing() == "it has not begun to take part yet"
+        log.broken = log.failing = None
+        wait_until(lambda: not leadership.missing(), timeout=20, what="the next attempt")
+        leadership.unready = lambda: "the owner is busy"
+        assert leadership.missing() == "the owner is busy"
+    finally:
+        leadership.stop()
+    assert (leadership.live, leadership.missing()) == (False, "it is leaving the election")
+
+
+def moves(leadership: Leadership) -> None:
+    """Wait until the thread that renews has moved; it does so every second."""
+    before = leadership.renewer_turned_at
+    wait_until(lambda: leadership.renewer_turned_at > before, timeout=2, what="a move")
