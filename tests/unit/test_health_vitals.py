@@ -191,9 +191,9 @@ def test_what_a_member_lacks() -> None:
     assert stage.member.unready == ""
     stage.group.is_member = False
     assert stage.member.unready == "the consumer group g was not joined yet"
-    stage.member.trouble = TopicError("the topic is missing")
+    stage.member.topic_error = TopicError("the topic is missing")
     assert stage.member.unready == "the topic is missing"
-    stage.member.trouble, stage.member.aside = None, True
+    stage.member.topic_error, stage.member.outdated = None, True
     assert "newer version of the protocol" in stage.member.unready
 
 
