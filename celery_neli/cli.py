@@ -1,4 +1,4 @@
-"""`celery neli …`: status, explain, watch, resign, repair, kafka, schedule.
+"""`celery neli …`: status, health, explain, watch, resign, repair, kafka, schedule.
 
 Every `celery` command imports this module, so it loads confluent_kafka only when one of its own commands runs.
 """
@@ -22,6 +22,7 @@ from celery.bin.worker import worker
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
 from celery_neli.config import ELECTIONS, enabled, from_app, owner, setting
 from celery_neli.exceptions import NeliError
+from celery_neli.health.cli import health
 from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, Command, schedule
 from celery_neli.printable import hide_from_reports, printable, say, say_json
@@ -47,6 +48,7 @@ def neli(ctx: click.Context) -> None:
 
 
 neli.add_command(schedule)
+neli.add_command(health)
 
 
 @neli.command(cls=Command)

@@ -299,11 +299,9 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
             "the address, as `host:port`, on which a beat or worker answers `/livez`, `/readyz`, `/leader` and "
             "`/metrics`; or a dict with an address for `beat` and one for `worker`"
         ),
-        Setting(
-            "neli_health_dir", _DIRECTORY, documented="`celery-neli-<user>` in the directory for temporary files"
-        ): (
-            "the directory in which each process notes that it is well, for `celery neli health`; an empty text "
-            "for none"
+        Setting("neli_health_dir", _DIRECTORY, documented="the directory for temporary files"): (
+            "where each process notes every two seconds that it is well, for `celery neli health`: in the directory "
+            "`celery-neli-<uid>` in it, which it makes; an empty text for nowhere"
         ),
     },
 }

@@ -87,6 +87,19 @@ class Neli:
         return min((each.until for each in standings if each.held), default=None)
 
     @property
+    def unready(self) -> str:
+        """Why this member has not joined the election, or has left it; "" if it is in it, as leader or standby.
+
+        It is in it when it has read the leader topic to its end and the consumer group counts it in. Takes no lock.
+        """
+        return self._renewal.unready
+
+    @property
+    def renewer_turned_at(self) -> float:
+        """When the thread that renews last made a step (`time.monotonic`), as it does every second; 0 before."""
+        return self._renewal.turned_at
+
+    @property
     def delivering(self) -> bool:
         """True if the calling thread is in the barrier."""
         return self._renewal.delivering

@@ -104,6 +104,13 @@ class ScheduleTopic:
         """Return True if the topic can be used, as far as is known; else this beat should not lead. Takes no lock."""
         return self._follower.fit
 
+    def unready(self) -> str:
+        """Return why a beat could not begin a term now, "" if it could: it has read the topic to its end."""
+        name = self._config.schedule_topic
+        if not self.fit():
+            return f"the schedule topic {name} was not found yet, or cannot be used"
+        return "" if self.whole == self.generation else f"the schedule topic {name} was not read to its end yet"
+
     def start(self) -> None:
         """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
         if self._thread is None and not self.stopping:
