@@ -8,12 +8,13 @@ signals, but each entry and each message asks the lease itself (:mod:`celery_nel
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import celery.beat
 from celery.utils.log import get_logger
 
-from celery_neli import observability
+from celery_neli import hooks, observability
 from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
@@ -150,7 +151,7 @@ class Scheduler(celery.beat.Scheduler):
         return 0.0
 
     def _turn(self, leader: Leadership, wakeup: Wakeup) -> None:
-        intervals: list[float] = [self._longest_wait()]
+        began, intervals = time.perf_counter(), [self._longest_wait()]
         for runner in self._runners:
             try:
                 if (interval := runner.turn()) is not None:
@@ -162,6 +163,8 @@ class Scheduler(celery.beat.Scheduler):
             leader.progress()
         if self._shared is not None:
             self._shared.note()  # also by a beat that is busy all the time
+        if hooks.turn:
+            hooks.turn(time.perf_counter() - began)
         if (wait := min(intervals)) > 0:
             wakeup.wait(wait)
             for runner in self._runners:
