@@ -290,7 +290,10 @@ class Member:
             at, error = self._last_topic_error
             if at >= sent:
                 return hooks.EXPIRED, str(error).partition(": ")[0]
-            return hooks.EXPIRED, f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow"
+            return (
+                hooks.EXPIRED,
+                f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow",
+            )
         if state.draining:
             return hooks.UNDRAINED, f"its work was not done within neli_drain_timeout, {self.config.drain_timeout:g} s"
         if lease.holder not in (None, lease.member):

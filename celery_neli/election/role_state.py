@@ -222,7 +222,9 @@ class RoleState:
             lease.data_out = {**(carried or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
 
     def resign(self, cause: str = hooks.RESIGNED) -> None:
-        """Stop leading, as another member has `ASKED` or by itself; the release follows when the barrier returned (R4).
+        """Stop leading, because another member asked or by itself; the release follows when the barrier returned (R4).
+
+        `cause` is one of `hooks.CAUSES`.
         """
         lease, now = self.lease, self._clock()
         if lease.leading(now):

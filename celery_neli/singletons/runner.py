@@ -20,13 +20,12 @@ from typing import Any
 from celery import bootsteps
 from celery.signals import worker_shutdown
 
-from celery_neli import signals
+from celery_neli import hooks, signals
 from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.shared_lease import SharedLease, shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka import connect
-from celery_neli import hooks
 from celery_neli.logs import Lines, escaping
 from celery_neli.singletons.decorator import Singleton, registered
 from celery_neli.singletons.session import ChildFailed, ProcessSession, Session, ThreadSession, can_find
