@@ -118,7 +118,7 @@ between the two terms (None if unknown): this process has begun a term."""
 term_ended: Final = Hook("terms that end")
 """Called with group, role and cause (one of `CAUSES`): a term of this process is over."""
 
-RELEASED, EXPIRED, DEPOSED, UNKNOWN = "released", "expired", "deposed", "unknown"
+RELEASED, EXPIRED, DEPOSED, UNKNOWN = ENDS = "released", "expired", "deposed", "unknown"
 ASKED: Final = "asked"  # handed over: another member asked for the role, or `celery neli` for a handover
 CLOSED: Final = "closed"  # handed over: the process stops
 RESIGNED: Final = "resigned"  # handed over: code of the process wanted it

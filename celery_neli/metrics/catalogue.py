@@ -60,6 +60,12 @@ LEADER: Final = Metric(
 TERM: Final = Metric(
     "celery_neli_term", GAUGE, ELECTION, "The number of the newest term of the role, as far as this process has read."
 )
+LEASE: Final = Metric(
+    "celery_neli_lease_seconds",
+    GAUGE,
+    ELECTION,
+    "How long a lease lasts that is not renewed: `neli_heartbeat_timeout`.",
+)
 MARGIN: Final = Metric(
     "celery_neli_lease_margin_seconds", GAUGE, ELECTION,
     "Of a leader: the least seconds that its lease had left, since the last scrape and for a minute at least; 0 if it "
@@ -126,7 +132,7 @@ SINGLETON_FAILURES: Final = Metric(
 )  # fmt: skip
 
 METRICS: Final = (
-    INFO, LEADER, TERM, MARGIN, ROUND_TRIP, TERMS_BEGUN, TERMS_ENDED, LEADERLESS, WITHOUT_LEADER,
+    INFO, LEADER, TERM, LEASE, MARGIN, ROUND_TRIP, TERMS_BEGUN, TERMS_ENDED, LEADERLESS, WITHOUT_LEADER,
     SLOTS, LATENESS, LAST_SLOT, TICK, PUBLISH, KAFKA_ERRORS, LEADER_TASKS, SINGLETON_TURNS, SINGLETON_FAILURES,
 )  # fmt: skip
 

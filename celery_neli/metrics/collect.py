@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 OTHERS: Final = "(others)"
 LONGEST_LABEL: Final = 200  # characters of an entry's name
 SEEN_FOR: Final = 60.0  # seconds for which a low margin is shown at least
+#: Outcomes of slots and the policies that decide them.
+OUTCOMES: Final = (
+    (hooks.SENT, ""), (hooks.FAILED, ""), (hooks.REFUSED, ""), (hooks.IN_DOUBT, "send"), (hooks.IN_DOUBT, "skip"),
+    (hooks.SKIPPED, "misfire"), (hooks.SKIPPED, "overlap"),
+)  # fmt: skip
 #: What shows the metrics, by the library that it needs.
 EXPORTERS: Final = {"prometheus_client": "prometheus", "opentelemetry.metrics": "otel"}
 
@@ -61,6 +66,20 @@ class Collection:
         first = next(iter(groups.values()), "")
         self._beats, self._workers = groups.get("beat", first), groups.get("worker", first)
         self.leaderships = leaderships
+        for leadership in leaderships:  # a counter that begins at 1 seems to have stood still
+            for role in leadership.roles:
+                self._begin_at_zero(leadership.config.group, role)
+
+    def _begin_at_zero(self, group: str, role: str) -> None:
+        numbers, labels = self.numbers, (*split(group), role)
+        numbers.add(catalogue.LEADERLESS, labels, 0)
+        for after in hooks.ENDS:
+            numbers.add(catalogue.TERMS_BEGUN, (*labels, after), 0)
+        for cause in hooks.CAUSES:
+            numbers.add(catalogue.TERMS_ENDED, (*labels, cause), 0)
+        if labels[1] == "beat":
+            for outcome, policy in OUTCOMES:
+                numbers.add(catalogue.SLOTS, (labels[0], role, outcome, policy), 0)
 
     def begin(self) -> None:
         """Listen to the hooks."""
@@ -82,6 +101,7 @@ class Collection:
         info: dict[Labels, float] = {}
         leader: dict[Labels, float] = {}
         term: dict[Labels, float] = {}
+        lease: dict[Labels, float] = {}
         margin: dict[Labels, float] = {}
         without: dict[Labels, float] = {}
         for leadership in self.leaderships:
@@ -90,7 +110,7 @@ class Collection:
             for name in leadership.roles:
                 role, labels = leadership.role(name), (group, election, name)
                 standing, now = role.standing(), self._clock()
-                leader[labels] = float(standing.leading)
+                leader[labels], lease[labels] = float(standing.leading), leadership.config.heartbeat_timeout
                 newest, vacant = role.last_payload.term, role.vacant_for()
                 if newest is not None:
                     term[labels] = newest
@@ -103,7 +123,8 @@ class Collection:
                     margin[labels] = max(0.0, lowest)
         return [
             Family(catalogue.INFO, info), Family(catalogue.LEADER, leader), Family(catalogue.TERM, term),
-            Family(catalogue.MARGIN, margin), Family(catalogue.WITHOUT_LEADER, without),
+            Family(catalogue.LEASE, lease), Family(catalogue.MARGIN, margin),
+            Family(catalogue.WITHOUT_LEADER, without),
         ]  # fmt: skip
 
     def _margin(self, labels: Labels) -> LowWater:
