@@ -59,6 +59,10 @@ _dropping = threading.Lock()
 # -- the producer --
 
 
+#: The header by which django-celery-results knows the entry; one that the entry has itself stays.
+PERIODIC_TASK_NAME: Final = "periodic_task_name"
+
+
 class _LeasedProducer:
     """Mixed into the app's Producer class by :func:`leased_producer`."""
 
@@ -84,6 +88,7 @@ class _LeasedProducer:
                 producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
         if tenure.headers is not None:
             headers.update(tenure.headers)
+            headers.setdefault(PERIODIC_TASK_NAME, tenure.headers["neli_beat_entry"])
         tenure.ask_finish()
         tenure.wired, began = True, time.perf_counter()
         result = base._publish(
@@ -105,6 +110,23 @@ def _is_declared(entity: Any, channel: Any) -> bool:
     if not channel.connection or not entity.can_cache_declaration:
         return False
     return hash(entity) in channel.connection.client.declared_entities
+
+
+class _NamingProducer:
+    """Mixed into the app's Producer class by :func:`naming_producer`."""
+
+    neli_lease: Any
+
+    def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: dict[str, Any], *rest: Any) -> Any:
+        """Send one message (kombu.messaging.Producer._publish) with the name of the entry that is being sent."""
+        for name, value in (self.neli_lease.headers or {}).items():
+            headers.setdefault(name, value)
+        return super()._publish(body, priority, kind, encoding, headers, *rest)  # type: ignore[misc]  # likewise
+
+
+def naming_producer(base: type[Any], lease: Any) -> type[Any]:
+    """Return a subclass of the producer class ``base`` that adds the ``headers`` of ``lease`` where there are none."""
+    return type(base.__name__, (_NamingProducer, base), {"neli_lease": lease})
 
 
 def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:

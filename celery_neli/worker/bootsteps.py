@@ -23,6 +23,7 @@ from celery_neli.periodic.call import check_app
 from celery_neli.threads import original
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
+from celery_neli.worker.run_events import RunEvents
 from celery_neli.worker.strategy import check_all
 from celery_neli.worker.task_marking import role_queues
 
@@ -41,6 +42,7 @@ class LeaseStep(bootsteps.StartStopStep):
 
     _in_flight: InFlight
     _observability: observability.Observability
+    _runs: RunEvents | None = None
 
     def include_if(self, worker: Any) -> bool:
         """Return True unless `neli_enabled` is off. Raises `Refusal`, which ends the start before anything has begun,
@@ -78,10 +80,11 @@ class LeaseStep(bootsteps.StartStopStep):
         return included
 
     def start(self, worker: Any) -> None:
-        """Report the transitions of the leadership; it has not joined the election yet."""
+        """Report the transitions of the leadership, which has not joined the election yet, and what tasks do."""
         import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
         send_transitions(worker, self._in_flight.leadership)
+        self._runs = worker.neli_runs = RunEvents(worker.hostname)
         worker_shutdown.connect(self.stop, sender=worker, weak=False)  # sent even if the start was cut short
 
     def close(self, worker: Any) -> None:
@@ -101,6 +104,9 @@ class LeaseStep(bootsteps.StartStopStep):
         """Release the lease if it is still held: the pool has drained, and nothing runs any more."""
         self._in_flight.pool_ended()
         self._in_flight.leadership.stop()
+        if self._runs is not None:
+            self._runs.stop()
+            self._runs = None
         self._observability.stop()
 
     def info(self, worker: Any) -> dict[str, Any]:
@@ -131,6 +137,7 @@ class ElectionStep(bootsteps.StartStopStep):
         leadership = leadership_for(worker.app, "worker", connect)
         leadership.start()
         worker.neli_observability.start()
+        worker.neli_runs.start(tuple(worker.app.amqp.queues.consume_from))
 
         def hand_over(**_: Any) -> None:
             """Called in a signal handler, which must take no lock; `threading` takes some to start a thread."""

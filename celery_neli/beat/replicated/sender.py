@@ -18,7 +18,13 @@ from celery.beat import SchedulingError
 from celery.exceptions import reraise
 from celery.utils.log import get_logger
 
-from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
+from celery_neli.beat.publish import (
+    PERIODIC_TASK_NAME,
+    beat_headers,
+    is_transport_error,
+    release_connection,
+    without_wrapper,
+)
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.ledger import Run, SlotLedger
 from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
@@ -117,7 +123,10 @@ class Sender:
         """
         lease = self.lease
         lease.ask_start()
-        lease.reset({} if lease.term is None else beat_headers(entry, term=lease.term, slot=self.slot))
+        if lease.term is None:
+            lease.reset({PERIODIC_TASK_NAME: str(entry.name)})
+        else:
+            lease.reset(beat_headers(entry, term=lease.term, slot=self.slot))
         self._run = Run(entry, self.slot)  # before it advances: a signal handler may cut in anywhere
         advanced = self._scheduler.schedule[entry.name] = advance(entry, self.slot, self.now)
         self._run.advanced = advanced
