@@ -114,6 +114,23 @@ PUBLISH: Final = Metric(
     "celery_neli_publish_duration_seconds", HISTOGRAM, ("group",),
     "How long the task broker took for the message of a slot; with `confirm_publish`, until it confirmed.", _PUBLISHING,
 )  # fmt: skip
+RUNS: Final = Metric(
+    "celery_neli_runs_total", COUNTER, ("group", "state"),
+    "What the tasks of slots did in this worker: `started`, `succeeded`, `failed`, `retried`, `revoked`, `rejected`, "
+    "`ignored`. Kept while the run history is on (`neli_history`).",
+)  # fmt: skip
+HISTORY_WAITING: Final = Metric(
+    "celery_neli_history_waiting", GAUGE, ("group", "election"),
+    "Records of the run history that Kafka has not acknowledged yet.",
+)  # fmt: skip
+HISTORY_LAG: Final = Metric(
+    "celery_neli_history_lag_seconds", GAUGE, ("group", "election"),
+    "The age of the oldest record of the run history that Kafka has not acknowledged yet.",
+)  # fmt: skip
+HISTORY_DROPPED: Final = Metric(
+    "celery_neli_history_dropped_total", COUNTER, ("group", "election"),
+    "Records of the run history that were lost: Kafka did not take them in time, or refused them.",
+)  # fmt: skip
 KAFKA_ERRORS: Final = Metric(
     "celery_neli_kafka_errors_total", COUNTER, ("group", "error"),
     "Errors that the Kafka clients of this process reported, by librdkafka's name.",
@@ -133,7 +150,8 @@ SINGLETON_FAILURES: Final = Metric(
 
 METRICS: Final = (
     INFO, LEADER, TERM, LEASE, MARGIN, ROUND_TRIP, TERMS_BEGUN, TERMS_ENDED, LEADERLESS, WITHOUT_LEADER,
-    SLOTS, LATENESS, LAST_SLOT, TICK, PUBLISH, KAFKA_ERRORS, LEADER_TASKS, SINGLETON_TURNS, SINGLETON_FAILURES,
+    SLOTS, LATENESS, LAST_SLOT, TICK, PUBLISH, RUNS, HISTORY_WAITING, HISTORY_LAG, HISTORY_DROPPED,
+    KAFKA_ERRORS, LEADER_TASKS, SINGLETON_TURNS, SINGLETON_FAILURES,
 )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 from celery_neli import hooks
 from celery_neli.config import ELECTIONS, setting
 from celery_neli.election.lease import boottime
-from celery_neli.hooks import Hook, SlotEvent
+from celery_neli.history.recorder import recorder_of
+from celery_neli.history.records import STATES
+from celery_neli.hooks import Hook, RunEvent, SlotEvent
 from celery_neli.logs import escaping
 from celery_neli.metrics import catalogue
 from celery_neli.metrics.numbers import Family, Labels, LowWater, Numbers
@@ -57,7 +59,7 @@ class Collection:
             (hooks.slot, self._slot), (hooks.turn, self._turn), (hooks.published, self._published),
             (hooks.renewed, self._renewed), (hooks.term_begun, self._term_begun), (hooks.term_ended, self._term_ended),
             (hooks.kafka_error, self._kafka_error), (hooks.leader_task, self._leader_task),
-            (hooks.singleton, self._singleton),
+            (hooks.singleton, self._singleton), (hooks.run, self._run),
         )  # fmt: skip
 
     def serve(self, *leaderships: Leadership) -> None:
@@ -77,7 +79,10 @@ class Collection:
             numbers.add(catalogue.TERMS_BEGUN, (*labels, after), 0)
         for cause in hooks.CAUSES:
             numbers.add(catalogue.TERMS_ENDED, (*labels, cause), 0)
-        if labels[1] == "beat":
+        if labels[1] == "worker":
+            for state in STATES:
+                numbers.add(catalogue.RUNS, (labels[0], state), 0)
+        elif labels[1] == "beat":
             for outcome, policy in OUTCOMES:
                 numbers.add(catalogue.SLOTS, (labels[0], role, outcome, policy), 0)
 
@@ -93,7 +98,7 @@ class Collection:
 
     def read(self) -> list[Family]:
         """Return all metrics as they are now, in the order of the catalogue; a reading of its own for each caller."""
-        found = {each.metric: each.values for each in (*self.numbers.read(), *self._standing())}
+        found = {each.metric: each.values for each in (*self.numbers.read(), *self._standing(), *self._history())}
         return [Family(metric, found[metric]) for metric in catalogue.METRICS if found.get(metric)]
 
     def _standing(self) -> list[Family]:
@@ -125,6 +130,20 @@ class Collection:
             Family(catalogue.INFO, info), Family(catalogue.LEADER, leader), Family(catalogue.TERM, term),
             Family(catalogue.LEASE, lease), Family(catalogue.MARGIN, margin),
             Family(catalogue.WITHOUT_LEADER, without),
+        ]  # fmt: skip
+
+    def _history(self) -> list[Family]:
+        """Return how the run history of this process gets on; nothing if it is off."""
+        waiting: dict[Labels, float] = {}
+        lag: dict[Labels, float] = {}
+        dropped: dict[Labels, float] = {}
+        for each in self.leaderships:
+            recorder, labels = recorder_of(each.app, each.election), split(each.config.group)
+            if recorder is not None:
+                waiting[labels], lag[labels], dropped[labels] = recorder.queued, recorder.lag, recorder.dropped
+        return [
+            Family(catalogue.HISTORY_WAITING, waiting), Family(catalogue.HISTORY_LAG, lag),
+            Family(catalogue.HISTORY_DROPPED, dropped),
         ]  # fmt: skip
 
     def _margin(self, labels: Labels) -> LowWater:
@@ -175,6 +194,9 @@ class Collection:
 
     def _leader_task(self, action: str, role: str) -> None:
         self.numbers.add(catalogue.LEADER_TASKS, (self._workers, role, action))
+
+    def _run(self, event: RunEvent) -> None:
+        self.numbers.add(catalogue.RUNS, (self._workers, event.state))
 
     def _singleton(self, name: str, role: str, failed: bool) -> None:
         labels = (self._workers, role, name)

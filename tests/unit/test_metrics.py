@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from celery_neli import hooks
 from celery_neli.config import Config
 from celery_neli.election.role_state import Payload
-from celery_neli.hooks import SlotEvent
+from celery_neli.hooks import RunEvent, SlotEvent
 from celery_neli.metrics import catalogue, collect, otel, prometheus
 from celery_neli.metrics.collect import OTHERS, Collection
 from celery_neli.metrics.numbers import Distribution, LowWater, Numbers
@@ -59,6 +60,9 @@ class Leadership:
 
     def __init__(self, group: str = "shop.beat", name: str = "me", roles: tuple[str, ...] = ("leader",)) -> None:
         self.config, self.roles = Config(group=group, name=name, roles=roles), roles
+        self.election, self.app = group.rpartition(".")[2], Celery("metrics", set_as_current=False)
+        recorder = SimpleNamespace(pid=os.getpid(), queued=3, lag=1.5, dropped=2)
+        self.app.neli_recorders = {self.election: recorder}
         self.handles = {each: Role() for each in roles}
 
     def role(self, name: str) -> Role:
@@ -68,6 +72,10 @@ class Leadership:
 def slot(entry: str = "e", outcome: str = hooks.SENT, *, late: float = 0.2, **more: Any) -> SlotEvent:
     at = 1_000_000.0
     return SlotEvent(entry=entry, task="t", slot=at - late, outcome=outcome, role="leader", term=7, at=at, **more)
+
+
+def run(state: str) -> RunEvent:
+    return RunEvent(entry="e", task="t", slot=1.0, id="1", state=state, worker="w")
 
 
 @pytest.fixture
@@ -109,6 +117,7 @@ def tell_everything() -> None:
     hooks.kafka_error("_TRANSPORT")
     hooks.leader_task("forwarded", "leader")
     hooks.singleton("m:work", "leader", True)
+    hooks.run(run("succeeded"))
 
 
 # -- counting --
@@ -214,7 +223,13 @@ def test_what_the_worker_and_kafka_tell_is_counted(collection: Collection) -> No
     hooks.singleton("m:work", "leader", True)
     hooks.leader_task("skipped", "leader")
     hooks.kafka_error("_TRANSPORT")
+    for state in ("started", "failed", "started", "succeeded"):
+        hooks.run(run(state))
     found = values(collection)
+    assert nonzero(found["celery_neli_runs_total"]) == {
+        ("shop", "started"): 2, ("shop", "failed"): 1, ("shop", "succeeded"): 1,
+    }  # fmt: skip
+    assert found["celery_neli_history_lag_seconds"] == {("shop", "beat"): 1.5, ("shop", "worker"): 1.5}
     assert found["celery_neli_singleton_turns_total"] == {("shop", "leader", "m:work"): 2}
     assert found["celery_neli_singleton_failures_total"] == {("shop", "leader", "m:work"): 1}
     assert found["celery_neli_leader_tasks_total"] == {("shop", "leader", "skipped"): 1}
