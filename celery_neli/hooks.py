@@ -136,3 +136,40 @@ class WorkerEvent:
 
 worker: Final = Hook("workers")
 """Called with a `WorkerEvent`, in a worker's main process."""
+
+turn: Final = Hook("turns")
+"""Called with the seconds that one turn of a beat took, without what it waited, on the thread that ticks."""
+published: Final = Hook("publishing")
+"""Called with the seconds that the task broker took for one message of a slot, on the thread that sends it."""
+
+# Of the election, on the thread that renews; `group` is that of the `Config`.
+renewed: Final = Hook("renewals")
+"""Called with group, role, the seconds of a heartbeat's round trip, and the seconds that the lease had left before this
+heartbeat renewed it (None if it began a term)."""
+term_begun: Final = Hook("terms that begin")
+"""Called with group, role, how the term before ended (`RELEASED`, `EXPIRED`, `DEPOSED`, `UNKNOWN`), and the seconds
+between the two terms (None if unknown): this process has begun a term."""
+term_ended: Final = Hook("terms that end")
+"""Called with group, role and cause (one of `CAUSES`): a term of this process is over."""
+
+RELEASED, EXPIRED, DEPOSED, UNKNOWN = ENDS = "released", "expired", "deposed", "unknown"
+ASKED: Final = "asked"  # handed over: another member asked for the role, or `celery neli` for a handover
+CLOSED: Final = "closed"  # handed over: the process stops
+RESIGNED: Final = "resigned"  # handed over: code of the process wanted it
+FAILING: Final = "failing"  # handed over: the process cannot serve the role
+STALLED: Final = "stalled"  # handed over: no progress for `neli_stall_timeout`, or unfit to lead
+UNDRAINED: Final = "undrained"  # a handover did not end within `neli_drain_timeout`
+FROZEN: Final = "frozen"  # the lease ran out: the process stood still
+LOG_LOST: Final = "log_lost"  # the log was lost, or differs from the one that was read
+CRASHED: Final = "crashed"  # the thread that renews failed
+CAUSES: Final = (
+    ASKED, CLOSED, RESIGNED, FAILING, STALLED, EXPIRED, FROZEN, UNDRAINED, DEPOSED, LOG_LOST, CRASHED,
+)  # fmt: skip
+
+kafka_error: Final = Hook("errors of Kafka")
+"""Called with librdkafka's name of an error, on the thread that polls or flushes a client."""
+leader_task: Final = Hook("leader tasks")
+"""Called with what a worker did with a leader-only task that it did not run (`forwarded`, `sent_back`, `skipped`) and
+the role, in the worker's main process or in a pool's child."""
+singleton: Final = Hook("singletons")
+"""Called with the name of a singleton, its role, and whether a turn of it failed, on the singleton's thread."""

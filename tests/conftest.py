@@ -34,9 +34,11 @@ def pytest_report_header() -> list[str]:
         kafka = "MISSING (no Maven to fetch it)"
     redis = "real" if services.redis_server() else "MISSING (no redis-server)"
     rabbitmq = "real" if services.rabbitmq_server() else "MISSING (no rabbitmq-server)"
+    promtool = "yes" if services.promtool() else "MISSING (no prometheus)"
     embedded = "yes" if importlib.util.find_spec("confluent_kafka") else "MISSING (no confluent-kafka)"
     policy = "fails" if services.in_ci() else "is skipped"
     found = f"services: kafka {kafka}; embedded kafka {embedded}; redis {redis}; rabbitmq {rabbitmq}"
+    found += f"; promtool {promtool}"
     return [found, f"what lacks its service {policy}"]
 
 

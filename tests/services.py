@@ -57,3 +57,8 @@ def rabbitmq_server() -> str | None:
     Debian's on the path, a wrapper, insists on root or the user rabbitmq, and on the system's directories.
     """
     return shutil.which("/usr/lib/rabbitmq/bin/rabbitmq-server") or shutil.which("rabbitmq-server")
+
+
+def promtool() -> str | None:
+    """Return the path of Prometheus' tool that checks rules, or None."""
+    return shutil.which("promtool")

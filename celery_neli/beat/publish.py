@@ -26,6 +26,7 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware, remaining
 from kombu.exceptions import EncodeError, LimitExceeded, OperationalError, SerializerNotInstalled
 
+from celery_neli import hooks
 from celery_neli.beat.tenure import Tenure
 from celery_neli.logs import escaping
 
@@ -89,11 +90,13 @@ class _LeasedProducer:
             headers.update(tenure.headers)
             headers.setdefault(PERIODIC_TASK_NAME, tenure.headers["neli_beat_entry"])
         tenure.ask_finish()
-        tenure.wired = True
+        tenure.wired, began = True, time.perf_counter()
         result = base._publish(
             body, priority, kind, encoding, headers, *address, None, timeout, confirm_timeout, retry, retry_policy
         )
         tenure.message_left()
+        if hooks.published:
+            hooks.published(time.perf_counter() - began)
         return result
 
     def batch(self, max_size: int = 1) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import celery.beat
 from celery.utils.log import get_logger
 
-from celery_neli import observability
+from celery_neli import hooks, observability
 from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
@@ -152,7 +152,7 @@ class Scheduler(celery.beat.Scheduler):
 
     def _turn(self, leader: Leadership, wakeup: Wakeup) -> None:
         leader.turned_at = time.monotonic()  # even if nothing gets on: the loop does not hang
-        intervals: list[float] = [self._longest_wait()]
+        began, intervals = time.perf_counter(), [self._longest_wait()]
         for runner in self._runners:
             try:
                 if (interval := runner.turn()) is not None:
@@ -164,6 +164,8 @@ class Scheduler(celery.beat.Scheduler):
             leader.progress()
         if self._shared is not None:
             self._shared.note()  # also by a beat that is busy all the time
+        if hooks.turn:
+            hooks.turn(time.perf_counter() - began)
         if (wait := min(intervals)) > 0:
             wakeup.wait(wait)
             for runner in self._runners:

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from celery_neli import hooks
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, NEVER, Lease, name_of
 from celery_neli.election.records import End, Entry, Journal, Lost, Record, Started, decode, encode
@@ -124,7 +125,7 @@ class Member:
             lease.induced = state.index in self._group.induced
             lease.candidate = candidate and now >= state.stand_back.until
             if lease.leading(now) and (lease.asked or not lease.candidate):
-                state.resign(asked=lease.asked)
+                state.resign(hooks.ASKED if lease.asked else hooks.CLOSED if self.closing else hooks.STALLED)
             waiting = lease.start is not None and not lease.caught_up and not lease.claiming(now)
             if waiting and now - state.asked_end >= ASK_END_EVERY:
                 state.asked_end = now
@@ -291,17 +292,25 @@ class Member:
 
     def _why(self, state: RoleState, now: float) -> str:
         """Say why the announced term is over, in an operator's words."""
+        cause, reason = self._cause(state, now)
+        state.tell_end(cause)
+        return reason
+
+    def _cause(self, state: RoleState, now: float) -> tuple[str, str]:
         lease = state.lease
         if lease.holder == lease.member and now >= lease.until:
             if self._gap > STOOD_STILL:
-                return f"this process stood still for {self._gap:.1f} s"
+                return hooks.FROZEN, f"this process stood still for {self._gap:.1f} s"
             sent = lease.until - self.config.heartbeat_timeout
             at, error = self._last_topic_error
             if at >= sent:
-                return str(error).partition(": ")[0]
-            return f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow"
+                return hooks.EXPIRED, str(error).partition(": ")[0]
+            return (
+                hooks.EXPIRED,
+                f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow",
+            )
         if state.draining:
-            return f"its work was not done within neli_drain_timeout, {self.config.drain_timeout:g} s"
+            return hooks.UNDRAINED, f"its work was not done within neli_drain_timeout, {self.config.drain_timeout:g} s"
         if lease.holder not in (None, lease.member):
-            return f"{name_of(lease.holder)} claimed the role"
-        return "the log was lost, or it differs from the one that was read"
+            return hooks.DEPOSED, f"{name_of(lease.holder)} claimed the role"
+        return hooks.LOG_LOST, "the log was lost, or it differs from the one that was read"

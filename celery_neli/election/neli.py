@@ -253,6 +253,13 @@ class Role(RoleLease):
         leader = None if state is None else state.leader()
         return None if leader is None else leader[0]
 
+    def vacant_for(self) -> float | None:
+        """Return for how many seconds no process has led, as far as this one has read; 0 while one does, None if that
+        is unknown.
+        """
+        state = self._renewal.role_state(self.name)
+        return None if state is None else state.vacant_for()
+
     def predecessor_active_until(self) -> datetime | None:
         """Return when (UTC) the owner of the leader before the present term last made progress, as records say."""
         state = self._renewal.role_state(self.name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from celery_neli import hooks
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, NEVER, NOTHING, Lease, name_of
 from celery_neli.election.records import IDLE, IDLE_MOST, Record, sound
@@ -136,7 +137,10 @@ class RoleState:
         self.predecessor_active_until: float | None = None
         """When (member's clock) the owner of the last leader before the present term last made progress, as read."""
         self.asked_end = NEVER  # when the member last asked for the end of the role's log
-        self._mirror, self._clock = mirror, clock
+        self._mirror, self._clock, self._group = mirror, clock, config.group
+        self._resigned_for = hooks.RESIGNED
+        self._held_until: float | None = None  # the end of the newest lease that was read, at the latest
+        self._released = False  # it was released
         self._announced_at = NEVER
         self._drained = False
         self._active: float | None = None  # when the last effective record was read, less what its author was idle
@@ -145,13 +149,41 @@ class RoleState:
     def read(self, offset: int, record: Record | None, now: float) -> None:
         """Fold a record into the lease, and note when its author was active."""
         lease = self.lease
-        before, term = lease.last, lease.term
+        before, term, until = lease.last, lease.term, lease.until
         lease.read(offset, record, now)
         if lease.term != term:
             self.predecessor_active_until = self._active
         # A claim is no sign of progress: its author may die before it does anything.
         if record is not None and lease.last != before and (self._active is None or record.kind != "claim"):
             self._active = now - _idle(record.data)
+        if record is not None and lease.last != before:
+            self._tell(record, now, term, until)
+
+    def _tell(self, record: Record, now: float, term: int, until: float) -> None:
+        """Tell those who look on what an effective record means; `term` and `until` are the lease's of before."""
+        lease, vacant = self.lease, self._held_until
+        if hooks.term_begun and lease.term != term and lease.holder == lease.member:
+            gap = None if vacant is None else max(0.0, now - vacant)
+            after = hooks.RELEASED if self._released else hooks.DEPOSED if gap == 0 else hooks.EXPIRED
+            hooks.term_begun(self._group, self.role, hooks.UNKNOWN if gap is None else after, gap)
+        if hooks.renewed and lease.until > until:
+            sent = lease.until - lease.timing.heartbeat_timeout
+            begins = lease.term != term or until == NEVER
+            hooks.renewed(self._group, self.role, now - sent, None if begins else until - now)
+        self._released = record.kind == "release"
+        self._held_until = now if self._released else now + record.lease
+
+    def tell_end(self, cause: str) -> None:
+        """Tell those who look on that the announced term is over."""
+        if hooks.term_ended:
+            hooks.term_ended(self._group, self.role, cause)
+
+    def vacant_for(self) -> float | None:
+        """Return for how many seconds no member has led, by what was read: 0 while one leads, None if that is unknown.
+        Any thread.
+        """
+        held_until = self._held_until
+        return None if held_until is None or not self.lease.known else max(0.0, self._clock() - held_until)
 
     def update_payload(self) -> bool:
         """Show other threads what was read; return True if it is another payload than before, of this member's own."""
@@ -184,12 +216,15 @@ class RoleState:
             carried = lease.data if lease.data_out is None else lease.data_out
             lease.data_out = {**(carried or {}), IDLE: round(min(idle, IDLE_MOST), 3)}
 
-    def resign(self, *, asked: bool = False) -> None:
-        """Stop leading, if another member `asked` or by itself; the release follows when the barrier returned (R4)."""
+    def resign(self, cause: str = hooks.RESIGNED) -> None:
+        """Stop leading, because another member asked or by itself; the release follows when the barrier returned (R4).
+
+        `cause` is one of `hooks.CAUSES`.
+        """
         lease, now = self.lease, self._clock()
         if lease.leading(now):
-            self._stopped = now
-            if not asked:
+            self._stopped, self._resigned_for = now, cause
+            if cause != hooks.ASKED:
                 self.rebalance.gave_up(now - self._announced_at)
         lease.resign(now)
         if self.announced is None:
@@ -201,7 +236,7 @@ class RoleState:
         now = self._clock()
         led = 0.0 if self.announced is None else now - self._announced_at
         self.stand_back.failed(now, term=self.announced, led=led)
-        self.resign()
+        self.resign(hooks.FAILING)
 
     def drained(self, term: int | None = None) -> None:
         """Note that the barrier returned; `term`, if given, is the one that it ran for: it frees no later term."""
@@ -214,6 +249,7 @@ class RoleState:
         self._set_grant(Grant(self.grant.term))
         self.payload = Payload()
         if self.announced is not None:
+            self.tell_end(hooks.CRASHED)
             yield LeaderFenced(self.role, self.announced)
             self.announced = None
 
@@ -246,6 +282,8 @@ class RoleState:
                 self.lease.drained()  # if late heartbeats bring the lease back, no work of it is in flight any more
                 if not self._drained:
                     yield LeaderFenced(self.role, term, why(self, now))
+                else:
+                    self.tell_end(self._resigned_for)
             elif grant.resigning and not self.draining:
                 self.draining = True
                 yield LeaderRevoked(self.role, self.announced)

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
+from celery_neli import hooks
 from celery_neli.exceptions import NeliError, NotAllowed
 from celery_neli.kafka import causes
 from celery_neli.kafka.causes import Cause
@@ -113,6 +114,8 @@ class ClientLog:
     def remark(self, error: KafkaError, *, joined: bool = False) -> None:
         """Note from an error why connections fail; log any other. `joined`: it is about a member of the group."""
         name, text = error.name(), error.str()
+        if hooks.kafka_error:
+            hooks.kafka_error(name)
         if name in _CONNECTION_ERRORS - _WITHOUT_REASON:
             self._note(text)
         quiet = name in _CONNECTION_ERRORS or self._loud is None or (name in causes.OF_NO_READER and not joined)

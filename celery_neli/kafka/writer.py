@@ -10,6 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
 
+from celery_neli import hooks
 from celery_neli.config import Config
 from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
@@ -119,4 +120,6 @@ class Writer:
             self._probe.heard, self._doubted = time.monotonic(), False
         else:
             self._doubted |= error.name() in _TIMED_OUT
+            if hooks.kafka_error and not error.name().startswith("_PURGE"):
+                hooks.kafka_error(error.name())
         done(error)

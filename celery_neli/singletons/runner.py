@@ -20,7 +20,7 @@ from typing import Any
 from celery import bootsteps
 from celery.signals import worker_shutdown
 
-from celery_neli import signals
+from celery_neli import hooks, signals
 from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.shared_lease import SharedLease, shared
@@ -126,12 +126,14 @@ class Runner:
                         break
                 except BaseException as exc:  # noqa: BLE001 - logged; SystemExit, too: it must not end the worker
                     failures += 1
+                    self._tell(failed=True)
                     pause = backoff(failures, self.singleton.every, self.jitter())
                     self._report(exc, term, failures)
                     if failures >= self.singleton.max_failures and self.resign is not None:
                         self._gave_up = term
                         break
                 else:
+                    self._tell(failed=False)
                     failures, pause, self._in_a_row = 0, self.singleton.every, 0
                 self._pause(term, pause)
         finally:
@@ -145,6 +147,10 @@ class Runner:
                 "and not starting again here for %g s"
             )
             logger.error(line, name, self.role, term, failures, rest)
+
+    def _tell(self, *, failed: bool) -> None:
+        if hooks.singleton:
+            hooks.singleton(self.singleton.name, self.role, failed)
 
     def _report(self, exc: BaseException, term: int, failures: int) -> None:
         """Log a failure with one traceback: of the process where it failed."""

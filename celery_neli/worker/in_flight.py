@@ -167,7 +167,7 @@ class InFlight:
         withdrawn = self._withdraw(consumer, lambda each: everything or not self.leases.role(each.role).may_start())
         for request in withdrawn:
             give_back(request.message, role_queue(self.app, request.role))
-            counts.sent_back[request.role] += 1
+            counts.add("sent_back", request.role)
         if withdrawn:
             logger.info("leader tasks sent back number=%d", len(withdrawn))
 

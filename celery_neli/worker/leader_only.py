@@ -233,7 +233,7 @@ def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
     if shared(app) is None or (not routed and (mark.on_standby == "fail" or (mark.on_standby == "skip" and awaited))):
         raise NotLeader(f"{name} {_reason(app, mark.role)}")
     if not routed and mark.on_standby == "skip":
-        counts.skipped[role] += 1
+        counts.add("skipped", role)
         raise Ignore(f"{name} was skipped: this worker does not lead {role!r}")
     try:
         _send_to(task, queue)
@@ -244,7 +244,7 @@ def reject_or_redirect(task: Task, mark: Mark) -> NoReturn:
             f"{name} was not run: this worker no longer leads {role!r}, and sending it to {queue.name!r} failed: "
             f"{exc!r}"
         ) from exc
-    counts.forwarded[role] += 1
+    counts.add("forwarded", role)
     logger.debug("forwarded role=%s task=%s id=%s queue=%s", role, task.name, request.id, queue.name)
     raise Ignore(f"{name} was sent to {queue.name!r}: this worker does not lead {role!r}")
 

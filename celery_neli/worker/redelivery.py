@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from kombu import compression
 from kombu.entity import PERSISTENT_DELIVERY_MODE, Queue
 
+from celery_neli import hooks
 from celery_neli.logs import escaping
 
 logger = escaping(logging.getLogger(__name__))
@@ -39,6 +40,13 @@ class Counts:
     """They returned to their queue unstarted, as this worker no longer leads."""
     skipped: Counter[str] = field(default_factory=Counter)
     """They were acknowledged unrun (`on_standby="skip"`)."""
+
+    def add(self, what: str, role: str) -> None:
+        """Count one message of `role`; `what` is the name of one of the numbers."""
+        numbers: Counter[str] = getattr(self, what)
+        numbers[role] += 1
+        if hooks.leader_task:
+            hooks.leader_task(what, role)
 
     def of_role(self, role: str) -> dict[str, int]:
         """Return the three numbers of `role` by their names."""

@@ -76,7 +76,7 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
     def leave(message: Any) -> None:
         consume_led_roles(consumer, in_flight)
         give_back(message, queue)
-        counts.sent_back[role] += 1
+        counts.add("sent_back", role)
 
     # Nothing in here may wait for the broker: py-amqp delivers the next messages during such a wait, and then takes one
     # answer for another.
@@ -91,13 +91,13 @@ def leader_only(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
                 consumer.call_soon(leave, message)  # it would come again at once as long as we consume
             elif mark.on_standby == "forward":
                 _forward(message, queue, consumer.connection)
-                counts.forwarded[role] += 1
+                counts.add("forwarded", role)
             else:
                 with rejecting():
                     if mark.on_standby == "fail" or _awaited(message):
                         return fail(message, *rest)  # the check before the body raises NotLeader
                 message.ack_log_error(logger, consumer.connection_errors)
-                counts.skipped[role] += 1
+                counts.add("skipped", role)
         except InvalidTaskError:
             in_flight.message_rejected(message)
             raise
