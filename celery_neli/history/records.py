@@ -1,12 +1,44 @@
 """The records of the history topic, as values and as bytes.
 
 A value is a UTF-8 JSON object with a version, as in the leader topic. Its key is the name of the entry, so that all of
-an entry is in one partition. Reading is strict: what is not exactly as written here raises `RecordError`.
+an entry is in one partition; the key of a worker's record is the worker's name. Reading is strict: what is not as
+written here raises `RecordError`, and nothing else, whatever the bytes are. Fields that are not known are skipped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, NoReturn
+from zlib import crc32
+
+from celery_neli import hooks
+from celery_neli.exceptions import RecordError, UnknownVersion
+from celery_neli.printable import printable, printable_error
+
+VERSION: Final = 1
+PARTITIONS: Final = 4
+MAX_BYTES: Final = 1 << 15
+MAX_NAME: Final = 1 << 13  # characters of a name or an id; names in `beat_schedule` may have any length
+MAX_ERROR: Final = hooks.MOST_OF_AN_ERROR
+MAX_QUEUES: Final = 100  # of a worker
+MAX_WHOLE: Final = 1 << 62
+# Unix seconds: the years 1 to 9999, two days apart from their ends, so that every time zone has them.
+EARLIEST: Final = -62135596800.0 + 172800.0
+LATEST: Final = 253402300799.0 - 172800.0
+
+OUTCOMES: Final = (hooks.SENT, hooks.FAILED, hooks.REFUSED, hooks.IN_DOUBT, hooks.SKIPPED)
+
+STARTED: Final = "started"
+SUCCEEDED: Final = "succeeded"
+FAILED: Final = "failed"
+RETRIED: Final = "retried"  # it runs again: it asked for that, or its message went back to its queue
+REVOKED: Final = "revoked"  # also: it had expired
+REJECTED: Final = "rejected"  # its message was given back to the broker, not to its queue
+IGNORED: Final = "ignored"  # it raised `Ignore`: its body did not run, or wants no result
+STATES: Final = (STARTED, SUCCEEDED, FAILED, RETRIED, REVOKED, REJECTED, IGNORED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +62,7 @@ class SlotRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What the task of a slot did, as the `worker` tells that has it. `state` is one of `runs.STATES`."""
+    """What the task of a slot did, as the `worker` tells that has it. `state` is one of `STATES`."""
 
     entry: str
     task: str
@@ -55,3 +87,154 @@ class WorkerRecord:
 
 
 Record = SlotRecord | RunRecord | WorkerRecord
+
+_KINDS: Final[Mapping[str, type[Record]]] = {"slot": SlotRecord, "run": RunRecord, "worker": WorkerRecord}
+_KIND_OF: Final = {kind: name for name, kind in _KINDS.items()}
+
+
+def key_of(record: Record) -> bytes:
+    """Return the record's key. Any name has one."""
+    return key(record.worker if isinstance(record, WorkerRecord) else record.entry)
+
+
+def key(name: str) -> bytes:
+    """Return the key of the records of an entry, or of a worker."""
+    return name.encode("utf-8", "surrogatepass")
+
+
+def partition_of(key: bytes) -> int:
+    """Return the partition of the records with this key."""
+    return crc32(key) % PARTITIONS
+
+
+def encode(record: Record) -> bytes:
+    """Return the record as bytes, without the fields that have their defaults. Raises `RecordError` if no reader would
+    accept them.
+    """
+    told: dict[str, Any] = {"v": VERSION, "kind": _KIND_OF[type(record)]}
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if value != each.default:
+            told[each.name] = value
+    try:
+        value = json.dumps(told, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise RecordError(f"not JSON: {exc}") from exc
+    decode(value)
+    return value
+
+
+def decode(value: bytes | None) -> Record:
+    """Return the record in `value`. Raises `UnknownVersion` if a newer version wrote it, else `RecordError` if it is no
+    record.
+    """
+    found = _parse(value or b"")
+    kind = found.get("kind")
+    record = _KINDS.get(kind) if isinstance(kind, str) else None
+    if record is None:
+        raise RecordError("unknown kind")
+    given: dict[str, Any] = {}
+    for each in fields(record):
+        if each.name in found:
+            given[each.name] = _FIELDS[each.name](each.name, found[each.name])
+    try:
+        return record(**given)
+    except TypeError as exc:
+        raise RecordError(f"a field is missing: {printable_error(exc)}") from None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise RecordError(f"{printable(constant)} is not JSON")
+
+
+def _parse(value: bytes) -> dict[str, Any]:
+    if len(value) > MAX_BYTES:
+        raise RecordError(f"longer than {MAX_BYTES} bytes")
+    try:
+        found = json.loads(value.decode(), parse_constant=_refuse)
+    except RecordError:
+        raise
+    except (ValueError, RecursionError, MemoryError) as exc:
+        raise RecordError("not JSON") from exc
+    if not isinstance(found, dict):
+        raise RecordError("not a JSON object")
+    version = found.get("v")
+    if type(version) is not int:
+        raise RecordError("no version")
+    if version != VERSION:
+        raise UnknownVersion(f"its version is {printable(version, 40)}, this process knows {VERSION}")
+    return found
+
+
+def _bad(name: str) -> RecordError:
+    return RecordError(f"bad {name!r}")
+
+
+def _text(name: str, value: Any, most: int = MAX_NAME) -> str:
+    if type(value) is not str or len(value) > most:
+        raise _bad(name)
+    return value
+
+
+def _error(name: str, value: Any) -> str:
+    return _text(name, value, MAX_ERROR)
+
+
+def _time(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not EARLIEST <= value <= LATEST:
+        raise _bad(name)
+    return float(value)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= LATEST or not math.isfinite(value):
+        raise _bad(name)
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_WHOLE:
+        raise _bad(name)
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise _bad(name)
+    return value
+
+
+def _queues(name: str, value: Any) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > MAX_QUEUES:
+        raise _bad(name)
+    return tuple(_text(name, each) for each in value)
+
+
+def _one_of(*known: str) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if type(value) is not str or value not in known:
+            raise _bad(name)
+        return value
+
+    return check
+
+
+def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+_FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
+    **dict.fromkeys(("entry", "task", "member", "role", "policy", "worker"), _text),
+    **dict.fromkeys(("slot", "first"), _or_none(_time)),
+    "id": _or_none(_text),
+    "at": _time,
+    "outcome": _one_of(*OUTCOMES),
+    "state": _one_of(*STATES),
+    "term": _or_none(_whole),
+    "count": _whole,
+    "retries": _whole,
+    "runtime": _or_none(_seconds),
+    "error": _error,
+    "queues": _queues,
+    "stopped": _flag,
+}

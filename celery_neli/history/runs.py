@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import insort
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final
 
-from celery_neli.history.records import RunRecord, SlotRecord
+from celery_neli import hooks
+from celery_neli.history.records import (
+    FAILED,
+    IGNORED,
+    REJECTED,
+    RETRIED,
+    REVOKED,
+    STARTED,
+    STATES,
+    SUCCEEDED,
+    RunRecord,
+    SlotRecord,
+)
+
+__all__ = [
+    "ENDS", "FAILED", "IGNORED", "MOST_PER_ENTRY", "REJECTED", "RETRIED", "REVOKED", "STARTED", "STATES", "SUCCEEDED",
+    "Run", "Runs",
+]  # fmt: skip
 
 MOST_PER_ENTRY: Final = 500  # runs that an index keeps of one entry, the newest ones
+MOST_ATTEMPTS: Final = 1_000  # to send one slot that are counted
 
-STARTED: Final = "started"
-SUCCEEDED: Final = "succeeded"
-FAILED: Final = "failed"
-RETRIED: Final = "retried"
-REVOKED: Final = "revoked"
-STATES: Final = (STARTED, SUCCEEDED, FAILED, RETRIED, REVOKED)
 #: States after which nothing more is to be expected of a task.
-ENDS: Final = frozenset({SUCCEEDED, FAILED, REVOKED})
+ENDS: Final = frozenset({SUCCEEDED, FAILED, REVOKED, REJECTED, IGNORED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,20 +67,25 @@ class Run:
     @property
     def late(self) -> float | None:
         """Return how many seconds after its slot it was sent; None if it was not, or has no slot."""
-        if self.outcome != "sent" or self.slot is None or self.at is None:
+        if self.outcome != hooks.SENT or self.slot is None or self.at is None:
             return None
         return self.at - self.slot
 
     @property
     def failed(self) -> bool:
-        """Return True if the slot did not come to a good end: not sent, left out in doubt, failed, or revoked."""
-        left_out = self.outcome in ("failed", "refused", "skipped") or (self.outcome == "in_doubt")
-        return left_out or self.state in (FAILED, REVOKED)
+        """Return True if it came to no good end: not sent, left out by a policy, or its task failed or was revoked."""
+        unsent = self.outcome is not None and self.outcome != hooks.SENT and self.state is None
+        return unsent or self.state in (FAILED, REVOKED, REJECTED)
 
     @property
     def when(self) -> float:
         """Return the time by which runs are ordered."""
         return next(each for each in (self.slot, self.at, self.started, self.finished, 0.0) if each is not None)
+
+    @property
+    def latest(self) -> float:
+        """Return the time of the last that is known of it."""
+        return max(each for each in (self.slot, self.at, self.started, self.finished, 0.0) if each is not None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -75,75 +93,165 @@ class Run:
         return {**found, "late": self.late}
 
 
+#: Which outcome of a slot says more: what was sent stays sent, and what failed is tried again.
+_RANKS: Final = {hooks.FAILED: 0, hooks.IN_DOUBT: 1, hooks.SKIPPED: 1, hooks.REFUSED: 2, hooks.SENT: 3}
+
+
+@dataclass(slots=True, eq=False)
+class _Story:
+    """The records of one run that say the most, whatever the order in which they come, and however often."""
+
+    entry: str
+    id: str | None = None
+    slot: float | None = None
+    task: str = ""
+    told: SlotRecord | None = None  # what became of the slot
+    doubt: SlotRecord | None = None  # the last leader that found it in doubt
+    attempts: set[tuple[str, float]] = field(default_factory=set)
+    began: RunRecord | None = None  # the last start of its task
+    ended: RunRecord | None = None  # what it did last apart from that
+    when: float = 0.0  # as in `Run`, when it was last folded
+
+    def fold_slot(self, record: SlotRecord) -> None:
+        if record.outcome in (hooks.SENT, hooks.FAILED) and len(self.attempts) < MOST_ATTEMPTS:
+            self.attempts.add((record.member, record.at))
+        if record.outcome == hooks.IN_DOUBT:
+            self.doubt = max(self.doubt or record, record, key=_doubts)
+            if record.policy == "send":  # what becomes of it follows
+                return
+        self.told = max(self.told or record, record, key=_says_more)
+
+    def fold_task(self, record: RunRecord) -> None:
+        if record.state == STARTED:
+            self.began = max(self.began or record, record, key=_later)
+        else:
+            self.ended = max(self.ended or record, record, key=_later)
+
+    def run(self) -> Run:
+        found: dict[str, Any] = {"entry": self.entry, "id": self.id, "slot": self.slot, "task": self.task}
+        if (told := self.told) is not None:
+            found |= {"outcome": told.outcome, "policy": told.policy, "count": told.count, "first": told.first}
+            found |= {"at": told.at, "member": told.member, "role": told.role, "term": told.term, "error": told.error}
+        if self.doubt is not None:
+            found["in_doubt"] = self.doubt.policy
+        began, ended = self.began, self.ended
+        last = began if ended is None or (began is not None and began.at > ended.at) else ended
+        if last is not None:
+            found |= {"state": last.state, "worker": last.worker, "retries": last.retries, "error": last.error}
+            found |= {"started": None if began is None else began.at}
+        if ended is not None and last is ended:
+            found |= {"finished": ended.at, "runtime": ended.runtime}
+        return Run(**found, attempts=len(self.attempts))
+
+
+def _says_more(record: SlotRecord) -> tuple[int, float, str, str, str]:
+    """Order what beats tell of one slot: of several that sent it the first counts, else the last that was told."""
+    rank = _RANKS[record.outcome]
+    at = -record.at if record.outcome == hooks.SENT else record.at
+    return rank, at, record.member, record.outcome, record.policy
+
+
+def _doubts(record: SlotRecord) -> tuple[float, str, str]:
+    return record.at, record.member, record.policy
+
+
+def _later(record: RunRecord) -> tuple[float, int, str, int, str]:
+    return record.at, STATES.index(record.state), record.worker, record.retries, record.error
+
+
 class Runs:
-    """Folds records into runs, in any order of arrival: those of one slot come from several processes."""
+    """Folds records into runs, in any order of arrival: those of one slot come from several processes, some twice.
+
+    A run is known by the id of its task, and where a beat does not tell the id (that of a wrapped scheduler), by its
+    slot. Of each entry the newest runs are kept.
+    """
 
     def __init__(self, most: int = MOST_PER_ENTRY) -> None:
         self._most = most
-        self._runs: dict[str, OrderedDict[Any, Run]] = {}
+        self._entries: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._runs.values()))
+        return sum(len(each.stories) for each in self._entries.values())
 
     def add(self, record: SlotRecord | RunRecord) -> Run:
         """Fold one record in; return the run that it tells of, as it is now."""
-        runs = self._runs.setdefault(record.entry, OrderedDict())
-        key = record.id or (record.slot, record.policy if isinstance(record, SlotRecord) else "")
-        before = runs.pop(key, None) or Run(entry=record.entry, slot=record.slot, id=record.id)
-        after = _with_slot(before, record) if isinstance(record, SlotRecord) else _with_task(before, record)
-        runs[key] = after
-        while len(runs) > self._most:
-            runs.popitem(last=False)
-        return after
+        entry = self._entries.get(record.entry)
+        if entry is None:
+            entry = self._entries[record.entry] = _Entry()
+        return entry.add(record, self._most)
 
     def forget(self, before: float) -> None:
         """Forget the runs of slots before this time."""
-        for entry, runs in list(self._runs.items()):
-            for key in [key for key, run in runs.items() if run.when < before]:
-                del runs[key]
-            if not runs:
-                del self._runs[entry]
+        for name, entry in list(self._entries.items()):
+            entry.forget(before)
+            if not entry.stories:
+                del self._entries[name]
 
     def entries(self) -> list[str]:
         """Return the names of the entries of which there is a run."""
-        return list(self._runs)
+        return list(self._entries)
 
     def of(self, entry: str) -> list[Run]:
         """Return the runs of an entry, newest first."""
-        return sorted(self._runs.get(entry, {}).values(), key=lambda each: each.when, reverse=True)
+        found = self._entries.get(entry)
+        return [] if found is None else [each.run() for each in reversed(found.stories)]
 
     def __iter__(self) -> Iterator[Run]:
         """Yield all runs, newest first."""
-        found = [run for runs in self._runs.values() for run in runs.values()]
-        return iter(sorted(found, key=lambda each: each.when, reverse=True))
+        found = [each.run() for entry in self._entries.values() for each in entry.stories]
+        return iter(sorted(found, key=attrgetter("when"), reverse=True))
 
 
-def _with_slot(run: Run, record: SlotRecord) -> Run:
-    """Return the run with what a beat tells of its slot. What was sent stays sent."""
-    more: dict[str, Any] = {"task": record.task or run.task, "slot": record.slot if run.slot is None else run.slot}
-    if record.outcome == "in_doubt":
-        more["in_doubt"] = record.policy
-        if record.policy == "send":  # what becomes of it follows
-            return replace(run, **more)
-    attempts = run.attempts + (record.outcome in ("sent", "failed"))
-    if run.outcome == "sent" and record.outcome != "sent":
-        return replace(run, attempts=attempts, **more)
-    return replace(
-        run, **more, outcome=record.outcome, policy=record.policy, count=record.count, first=record.first, at=record.at,
-        attempts=attempts, member=record.member, role=record.role, term=record.term,
-        error=run.error if run.state else record.error,
-    )  # fmt: skip
+class _Entry:
+    """The runs of one entry, the oldest first, and where they are found."""
 
+    def __init__(self) -> None:
+        self.stories: list[_Story] = []
+        self._by_id: dict[str, _Story] = {}
+        self._by_slot: dict[float, _Story] = {}
 
-def _with_task(run: Run, record: RunRecord) -> Run:
-    """Return the run with what a worker tells of its task. The latest record counts: a task may run twice."""
-    known = run.finished if run.finished is not None else run.started
-    if known is not None and (record.at < known or (record.at == known and run.state in ENDS)):
-        return run if record.state != STARTED or run.started is not None else replace(run, started=record.at)
-    more: dict[str, Any] = {"state": record.state, "worker": record.worker, "retries": record.retries}
-    if record.state == STARTED:
-        more |= {"started": record.at, "finished": None, "runtime": None, "error": ""}
-    else:
-        more |= {"finished": record.at, "runtime": record.runtime, "error": record.error}
-    slot = record.slot if run.slot is None else run.slot
-    return replace(run, **more, slot=slot, task=run.task or record.task)
+    def add(self, record: SlotRecord | RunRecord, most: int) -> Run:
+        story = self._find(record)
+        if story is None:
+            story = _Story(record.entry)
+        else:
+            self._take_out(story)
+        story.id = record.id if story.id is None else story.id
+        if isinstance(record, SlotRecord):
+            story.fold_slot(record)
+        else:
+            story.fold_task(record)
+        # A beat knows the slot and the task better than the message that a worker has.
+        found = [each for each in (story.told, story.doubt, story.ended, story.began) if each is not None]
+        story.slot = next((each.slot for each in found if each.slot is not None), None)
+        story.task = next((each.task for each in found if each.task), "")
+        run = story.run()
+        story.when = run.when
+        self._put(story)
+        if len(self.stories) > most:
+            self._take_out(self.stories[0])
+        return run
+
+    def forget(self, before: float) -> None:
+        while self.stories and self.stories[0].when < before:
+            self._take_out(self.stories[0])
+
+    def _find(self, record: SlotRecord | RunRecord) -> _Story | None:
+        if record.id is not None and record.id in self._by_id:
+            return self._by_id[record.id]
+        story = None if record.slot is None else self._by_slot.get(record.slot)
+        return story if story is None or record.id is None or story.id is None else None
+
+    def _put(self, story: _Story) -> None:
+        insort(self.stories, story, key=attrgetter("when"))
+        if story.id is not None:
+            self._by_id[story.id] = story
+        if story.slot is not None:
+            self._by_slot[story.slot] = story
+
+    def _take_out(self, story: _Story) -> None:
+        self.stories.remove(story)
+        if story.id is not None and self._by_id.get(story.id) is story:
+            del self._by_id[story.id]
+        if story.slot is not None and self._by_slot.get(story.slot) is story:
+            del self._by_slot[story.slot]

@@ -74,6 +74,26 @@ def schedule_reader_properties(config: Config) -> Masked:
     return _properties(config, required_of_readers(config), preferred)
 
 
+def history_reader_properties(config: Config, *, wait: int = 200) -> Masked:
+    """Return the properties of a consumer that reads the history topic; `wait`: `fetch.wait.max.ms`."""
+    preferred = {
+        "fetch.wait.max.ms": wait,
+        "fetch.queue.backoff.ms": 10,
+        "queued.min.messages": 5_000,
+        "queued.max.messages.kbytes": 4_096,
+        **_UNHURRIED,
+    }
+    return _properties(config, required_of_readers(config), preferred)
+
+
+def history_producer_properties(config: Config) -> Masked:
+    """Return the properties of the producer that writes to the history topic: many records in a request, and what
+    Kafka does not take within `delivery.timeout.ms` is dropped.
+    """
+    preferred = {"linger.ms": 200, "queue.buffering.max.messages": 20_000, **_UNHURRIED}
+    return _writer_properties(config, preferred, **{"allow.auto.create.topics": False})
+
+
 def producer_properties(config: Config) -> Masked:
     """Return the properties of the producer that appends to the journal."""
     return _writer_properties(config, {"linger.ms": 0, "queue.buffering.max.messages": 1_000})

@@ -121,6 +121,16 @@ class Reader:
         low, high = self._client.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout)
         return low, high
 
+    def offset_at(self, partition: int, moment: float, timeout: float) -> int | None:
+        """Return the offset of the first record that is not older than `moment` (Unix seconds), None if there is none,
+        or if the broker does not tell (the embedded Kafka). Blocks. Raises `KafkaException`.
+        """
+        asked = TopicPartition(self._topic, partition, max(0, int(moment * 1000)))
+        (found,) = self._client.offsets_for_times([asked], timeout=timeout)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return found.offset if found.offset >= 0 else None
+
     def metadata(self, timeout: float) -> ClusterMetadata:
         """Return what brokers know of the topic. Blocks for `timeout` seconds at most. Raises `KafkaException`."""
         metadata: ClusterMetadata = self._client.list_topics(self._topic, timeout=timeout)
