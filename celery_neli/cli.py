@@ -24,6 +24,7 @@ from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, schedule
 from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
+from celery_neli.ui.command import ui
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
@@ -55,6 +56,7 @@ def neli(ctx: click.Context) -> None:
 
 
 neli.add_command(schedule)
+neli.add_command(ui)
 
 
 @neli.command(cls=_Command)
