@@ -1,4 +1,4 @@
-"""`celery neli …`: status, resign, repair, kafka, schedule.
+"""`celery neli …`: status, explain, watch, resign, repair, kafka, schedule.
 
 Every `celery` command imports this module, so it loads confluent_kafka only when one of its own commands runs.
 """
@@ -132,6 +132,37 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
         say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
     say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
+
+
+@neli.command(cls=_Command)
+@click.argument("entry")
+@click.argument("slot", default="last")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def explain(ctx: click.Context, entry: str, slot: str, as_json: bool) -> None:
+    """Tell what became of one slot of ENTRY: who sent it and when, what its task did, or why nothing ran.
+
+    SLOT is an ISO time, 07:00, "today 07:00", "yesterday 07:00", or "last", the last slot that was due; without an
+    offset, it is in the time zone of the app. The exit status is 0 if the slot's task was sent and was not revoked,
+    1 if not, or if that cannot be known.
+    """
+    from celery_neli.explain.gather import tell
+    from celery_neli.explain.report import lines_of
+    from celery_neli.explain.when import window
+
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    try:
+        window(slot, app.timezone, time.time())
+    except NeliError as exc:
+        raise click.UsageError(printable(str(exc)), ctx) from None
+    story = tell(app, entry, slot, log=logger_of(__name__))
+    if as_json:
+        say_json(json.dumps(story.as_dict()))
+    else:
+        for line in lines_of(story, app.timezone):
+            say(line)
+    ctx.exit(0 if story.ran else 1)
 
 
 @neli.command(cls=_Command)

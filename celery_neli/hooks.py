@@ -102,3 +102,37 @@ class SlotEvent:
 
 slot: Final = Hook("slots")
 """Called with a `SlotEvent`, on the thread that ticks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEvent:
+    """What the task of an entry's slot does, as the worker's main process sees it. Times are Unix seconds."""
+
+    entry: str
+    task: str
+    slot: float | None  # None if it was run by hand
+    id: str | None
+    state: str  # one of `history.records.STATES`
+    worker: str
+    runtime: float | None = None  # seconds, once it has ended
+    retries: int = 0
+    error: str = ""
+    at: float = field(default_factory=time.time)
+
+
+run: Final = Hook("runs")
+"""Called with a `RunEvent`, in a worker's main process, on the thread that sees to the task."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerEvent:
+    """A worker that tells what the tasks of slots do has started; or, `stopped`, has ended."""
+
+    worker: str
+    queues: tuple[str, ...] = ()
+    stopped: bool = False
+    at: float = field(default_factory=time.time)
+
+
+worker: Final = Hook("workers")
+"""Called with a `WorkerEvent`, in a worker's main process."""

@@ -58,6 +58,10 @@ _dropping = threading.Lock()
 # -- the producer --
 
 
+#: The header by which django-celery-results knows the entry; one that the entry has itself stays.
+PERIODIC_TASK_NAME: Final = "periodic_task_name"
+
+
 class _LeasedProducer:
     """Mixed into the app's Producer class by :func:`leased_producer`."""
 
@@ -74,6 +78,7 @@ class _LeasedProducer:
         """
         *address, declare, timeout, confirm_timeout, retry, retry_policy = rest
         producer: Any = self
+        base: Any = super()
         tenure = self.neli_tenure
         tenure.in_transport = True
         channel = producer.channel  # a lazy property: connects
@@ -82,9 +87,10 @@ class _LeasedProducer:
                 producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
         if tenure.headers is not None:
             headers.update(tenure.headers)
+            headers.setdefault(PERIODIC_TASK_NAME, tenure.headers["neli_beat_entry"])
         tenure.ask_finish()
         tenure.wired = True
-        result = super()._publish(  # type: ignore[misc]  # the base is the app's Producer
+        result = base._publish(
             body, priority, kind, encoding, headers, *address, None, timeout, confirm_timeout, retry, retry_policy
         )
         tenure.message_left()
@@ -92,7 +98,8 @@ class _LeasedProducer:
 
     def batch(self, max_size: int = 1) -> Any:
         """Return a batch of one (kombu 5.7), for a message in a buffer would leave after the lease was asked."""
-        return super().batch(max_size=1)  # type: ignore[misc]  # likewise
+        base: Any = super()
+        return base.batch(max_size=1)
 
 
 def _is_declared(entity: Any, channel: Any) -> bool:
@@ -100,6 +107,23 @@ def _is_declared(entity: Any, channel: Any) -> bool:
     if not channel.connection or not entity.can_cache_declaration:
         return False
     return hash(entity) in channel.connection.client.declared_entities
+
+
+class _NamingProducer:
+    """Mixed into the app's Producer class by :func:`naming_producer`."""
+
+    neli_lease: Any
+
+    def _publish(self, body: Any, priority: Any, kind: Any, encoding: Any, headers: dict[str, Any], *rest: Any) -> Any:
+        """Send one message (kombu.messaging.Producer._publish) with the name of the entry that is being sent."""
+        for name, value in (self.neli_lease.headers or {}).items():
+            headers.setdefault(name, value)
+        return super()._publish(body, priority, kind, encoding, headers, *rest)  # type: ignore[misc]  # likewise
+
+
+def naming_producer(base: type[Any], lease: Any) -> type[Any]:
+    """Return a subclass of the producer class ``base`` that adds the ``headers`` of ``lease`` where there are none."""
+    return type(base.__name__, (_NamingProducer, base), {"neli_lease": lease})
 
 
 def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:

@@ -18,8 +18,7 @@ from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, Wakeup
-from celery_neli.beat.wrapped.host import WrappedHost, add_to
-from celery_neli.beat.wrapped.mixin import is_database, is_redbeat
+from celery_neli.beat.wrapped import WrappedHost, add_to, is_database, is_redbeat
 from celery_neli.config import beat_settings, enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
@@ -157,7 +156,7 @@ class Scheduler(celery.beat.Scheduler):
                 if (interval := runner.turn()) is not None:
                     intervals.append(interval)
             except LeaseEnded:  # whatever the lease says by now: an entry was cut off in the middle
-                runner.put_down()
+                runner.end_term()
                 intervals.append(0.0)
         if not any(runner.failing for runner in self._runners):
             leader.progress()
@@ -341,7 +340,7 @@ class Scheduler(celery.beat.Scheduler):
         self._closing = True
         try:
             for runner in self._runners:
-                runner.put_down()
+                runner.end_term()
         finally:
             if self._wakeup is not None:
                 leader = self._leader

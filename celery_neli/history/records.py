@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, NoReturn
 from zlib import crc32
 
 from celery_neli import hooks
 from celery_neli.exceptions import RecordError, UnknownVersion
+from celery_neli.kafka.topic_spec import HISTORY_PARTITIONS
 from celery_neli.printable import printable, printable_error
 
 VERSION: Final = 1
-PARTITIONS: Final = 4
+PARTITIONS: Final = HISTORY_PARTITIONS
 MAX_BYTES: Final = 1 << 15
 MAX_NAME: Final = 1 << 13  # characters of a name or an id; names in `beat_schedule` may have any length
 MAX_ERROR: Final = hooks.MOST_OF_AN_ERROR
@@ -89,7 +90,7 @@ class WorkerRecord:
 Record = SlotRecord | RunRecord | WorkerRecord
 
 _KINDS: Final[Mapping[str, type[Record]]] = {"slot": SlotRecord, "run": RunRecord, "worker": WorkerRecord}
-_KIND_OF: Final = {kind: name for name, kind in _KINDS.items()}
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # `dumps` would make one each time
 
 
 def key_of(record: Record) -> bytes:
@@ -111,16 +112,15 @@ def encode(record: Record) -> bytes:
     """Return the record as bytes, without the fields that have their defaults. Raises `RecordError` if no reader would
     accept them.
     """
-    told: dict[str, Any] = {"v": VERSION, "kind": _KIND_OF[type(record)]}
-    for each in fields(record):
-        value = getattr(record, each.name)
-        if value != each.default:
-            told[each.name] = value
-    try:
-        value = json.dumps(told, separators=(",", ":"), allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise RecordError(f"not JSON: {exc}") from exc
-    decode(value)
+    kind, checks = _CHECKS[type(record)]
+    told: dict[str, Any] = {"v": VERSION, "kind": kind}
+    for name, default, check in checks:
+        value = getattr(record, name)
+        if value != default:
+            told[name] = check(name, value)
+    value = _to_json(told).encode()
+    if len(value) > MAX_BYTES:
+        raise RecordError(f"longer than {MAX_BYTES} bytes")
     return value
 
 
@@ -133,10 +133,7 @@ def decode(value: bytes | None) -> Record:
     record = _KINDS.get(kind) if isinstance(kind, str) else None
     if record is None:
         raise RecordError("unknown kind")
-    given: dict[str, Any] = {}
-    for each in fields(record):
-        if each.name in found:
-            given[each.name] = _FIELDS[each.name](each.name, found[each.name])
+    given = {name: check(name, found[name]) for name, _, check in _CHECKS[record][1] if name in found}
     try:
         return record(**given)
     except TypeError as exc:
@@ -205,7 +202,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _queues(name: str, value: Any) -> tuple[str, ...]:
-    if type(value) is not list or len(value) > MAX_QUEUES:
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_QUEUES:
         raise _bad(name)
     return tuple(_text(name, each) for each in value)
 
@@ -237,4 +234,9 @@ _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "error": _error,
     "queues": _queues,
     "stopped": _flag,
+}
+#: Of each class, what its records are called, and of each field the name, the default and the check.
+_CHECKS: Final[Mapping[type[Record], tuple[str, Sequence[tuple[str, Any, Callable[[str, Any], Any]]]]]] = {
+    kind: (name, [(each.name, each.default, _FIELDS[each.name]) for each in fields(kind)])
+    for name, kind in _KINDS.items()
 }

@@ -87,11 +87,12 @@ def history_reader_properties(config: Config, *, wait: int = 200) -> Masked:
 
 
 def history_producer_properties(config: Config) -> Masked:
-    """Return the properties of the producer that writes to the history topic: many records in a request, and what
-    Kafka does not take within `delivery.timeout.ms` is dropped.
+    """Return the properties of the producer that writes to the history topic: many records in a request, and what Kafka
+    does not take within two minutes is dropped.
     """
-    preferred = {"linger.ms": 200, "queue.buffering.max.messages": 20_000, **_UNHURRIED}
-    return _writer_properties(config, preferred, **{"allow.auto.create.topics": False})
+    preferred = {"linger.ms": 100, "request.timeout.ms": 10_000, **_UNHURRIED}
+    required = {"delivery.timeout.ms": 120_000, "queue.buffering.max.messages": 100_000}
+    return _writer_properties(config, preferred, **required, **{"allow.auto.create.topics": False})
 
 
 def producer_properties(config: Config) -> Masked:

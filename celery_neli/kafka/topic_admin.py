@@ -182,7 +182,7 @@ class TopicAdmin:
         if found.error.name() in _NOT_ALLOWED:
             raise TopicError(
                 f"Kafka does not let this member see the {self._spec.what} {self._spec.name}, if it exists "
-                f"({found.error.str()}): {self._log.lacks(NEEDED, 'topic', self._spec.name)}"
+                f"({found.error.str()}): {self._log.lacks(self._spec.rights, 'topic', self._spec.name)}"
             )
         return 0
 
@@ -257,7 +257,7 @@ class TopicAdmin:
             return
         self.identity = str(described.topic_id)
         found = described.authorized_operations or NEEDED.values()
-        missing = [name for name, operation in NEEDED.items() if operation not in found]
+        missing = [name for name in self._spec.rights if NEEDED[name] not in found]
         if missing:
             raise self._lacking(missing)
 

@@ -1,4 +1,4 @@
-"""The two topics of an election: what each is created with, what makes an existing one unfit, and the commands for it.
+"""The topics of an election: what each is created with, what makes an existing one unfit, and the commands for it.
 
 Pure. `TopicAdmin` (topic_admin.py) finds them, verifies them and creates them.
 """
@@ -30,6 +30,9 @@ SCHEDULE: Final = {
     **COMMON,
 }
 SCHEDULE_PARTITIONS: Final = 2
+# No `COMMON`: a record that an unclean election takes back costs nothing but itself.
+HISTORY: Final = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
+HISTORY_PARTITIONS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,12 @@ class TopicSpec:
     settings: Mapping[str, str]
     servers: str
     judge: Callable[[TopicSpec, Mapping[str, str]], Iterator[str]]
+    rights: tuple[str, ...] = ("Read", "Write")  # on the topic, without which a member can do nothing with it
+    durable: bool = True  # what an unclean election takes back would do harm
 
     def config(self, replicas: int | None) -> dict[str, str]:
         """Return what it is created with; `replicas`: how many, None if the brokers' default decides."""
-        return {**self.settings, "min.insync.replicas": "2"} if replicas else dict(self.settings)
+        return {**self.settings, "min.insync.replicas": "2"} if replicas and self.durable else dict(self.settings)
 
     def create_command(self, *, replicas: int | None = None) -> str:
         """Return the `kafka-topics.sh` command that creates it as a member would."""
@@ -64,7 +69,7 @@ class TopicSpec:
     def risks(self, values: Mapping[str, str]) -> Iterator[str]:
         """Yield what is risky in these values of its configuration. Raises `TopicError` if they make it unfit."""
         yield from self.judge(self, values)
-        if values.get("unclean.leader.election.enable") == "true":
+        if self.durable and values.get("unclean.leader.election.enable") == "true":
             yield "unclean.leader.election.enable=true may take records back: set it to false"
 
     def configure_command(self, settings: Mapping[str, str]) -> str:
@@ -100,6 +105,28 @@ def schedule_topic(config: Config) -> TopicSpec:
         servers=str(config.properties["bootstrap.servers"]),
         judge=_judge_schedule,
     )
+
+
+def history_topic(config: Config, retention: float) -> TopicSpec:
+    """Return the history topic of a beat election, which keeps records for `retention` seconds if a member makes it."""
+    return TopicSpec(
+        what="history topic",
+        name=config.history_topic,
+        partitions=HISTORY_PARTITIONS,
+        each=f"{HISTORY_PARTITIONS} are needed",
+        settings={**HISTORY, "retention.ms": str(round(retention * 1000))},
+        servers=str(config.properties["bootstrap.servers"]),
+        judge=_judge_history,
+        rights=("Write",),
+        durable=False,
+    )
+
+
+def _judge_history(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
+    policy = values.get("cleanup.policy", "delete")
+    if "compact" in policy:
+        fix = topic.configure_command({"cleanup.policy": "delete"})
+        yield f"cleanup.policy={policy} keeps only the last record of each entry: {fix}"
 
 
 def _judge_leader(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:

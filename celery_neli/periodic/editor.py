@@ -205,7 +205,9 @@ class ScheduleEditor:
         logger.info("schedule entry=%s what=removed by=%s", name, self.by)
 
     def run_now(self, name: str) -> Any:
-        """Send the task of an entry, as a beat does, with the header `neli_beat_entry`; return its result."""
+        """Send the task of an entry, as a beat does, with the headers `neli_beat_entry` and
+        `periodic_task_name`; return its result.
+        """
         name = entry_name(name)
         entry = self.entry(name)
         found = self.runtime(name)
@@ -215,7 +217,8 @@ class ScheduleEditor:
         entry.options = {key: value for key, value in entry.options.items() if key not in OWN_OPTIONS}
         if expires is not None:
             entry.options["expires"] = expires
-        entry.options["headers"] = {**(entry.options.get("headers") or {}), "neli_beat_entry": name}
+        own = entry.options.get("headers") or {}
+        entry.options["headers"] = {"periodic_task_name": name, **own, "neli_beat_entry": name}
         return celery.beat.Scheduler(self.app, schedule={}, lazy=True).apply_async(entry, advance=False)
 
     def write(self, records: list[Record]) -> None:

@@ -5,8 +5,8 @@
         ...
 
 Importing the module only registers the function (`decorator`). A worker that has joined the election runs it, in a
-thread of its main process for each singleton (`supervisor`, `runner`), or with `isolate=True` in a process of its own
-(`process`). Beats, children of a pool, web processes and commands do not.
+thread of its main process for each singleton (`runner`), or with `isolate=True` in a process of its own (`session`).
+Beats, children of a pool, web processes and commands do not.
 
 A *session* is a time in which this worker leads the role without a break. `setup` runs before its first run of the
 function, and again until it returns once; `teardown` runs after the last, if `setup` had returned. Right before each

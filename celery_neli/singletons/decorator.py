@@ -109,7 +109,7 @@ def singleton(
         if "<" not in name:  # its module was loaded again; a lambda's name is not its own
             of_app[:] = [each for each in of_app if (each.name, each.role) != (name, role)]
         of_app.append(made)
-        found.steps["worker"].add("celery_neli.singletons.supervisor:SingletonsStep")  # loaded by a worker only
+        found.steps["worker"].add("celery_neli.singletons.runner:SingletonsStep")  # loaded by a worker only
         return function
 
     return register

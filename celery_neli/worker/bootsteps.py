@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from celery import Celery, bootsteps
-from celery.signals import worker_shutdown
+from celery.signals import worker_shutdown, worker_shutting_down
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_neli import observability
@@ -20,8 +20,10 @@ from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka import connect
 from celery_neli.periodic.call import check_app
+from celery_neli.threads import original
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
+from celery_neli.worker.run_events import RunEvents
 from celery_neli.worker.strategy import check_all
 from celery_neli.worker.task_marking import role_queues
 
@@ -40,6 +42,7 @@ class LeaseStep(bootsteps.StartStopStep):
 
     _in_flight: InFlight
     _observability: observability.Observability
+    _runs: RunEvents | None = None
 
     def include_if(self, worker: Any) -> bool:
         """Return True unless `neli_enabled` is off. Raises `Refusal`, which ends the start before anything has begun,
@@ -77,10 +80,11 @@ class LeaseStep(bootsteps.StartStopStep):
         return included
 
     def start(self, worker: Any) -> None:
-        """Report the transitions of the leadership; it has not joined the election yet."""
+        """Report the transitions of the leadership, which has not joined the election yet, and what tasks do."""
         import celery_neli.worker.control  # noqa: F401 - its commands, for `celery inspect` and `celery control`
 
         send_transitions(worker, self._in_flight.leadership)
+        self._runs = worker.neli_runs = RunEvents(worker.hostname)
         worker_shutdown.connect(self.stop, sender=worker, weak=False)  # sent even if the start was cut short
 
     def close(self, worker: Any) -> None:
@@ -100,6 +104,9 @@ class LeaseStep(bootsteps.StartStopStep):
         """Release the lease if it is still held: the pool has drained, and nothing runs any more."""
         self._in_flight.pool_ended()
         self._in_flight.leadership.stop()
+        if self._runs is not None:
+            self._runs.stop()
+            self._runs = None
         self._observability.stop()
 
     def info(self, worker: Any) -> dict[str, Any]:
@@ -122,9 +129,22 @@ class ElectionStep(bootsteps.StartStopStep):
         return enabled(worker.app)
 
     def start(self, worker: Any) -> None:
-        """Join; the pool's children have been forked by now."""
-        leadership_for(worker.app, "worker", connect).start()
+        """Join; the pool's children have been forked by now. From now on, a signal to stop begins the handover.
+
+        `LeaseStep.close` may come seconds later: without an event loop (gevent), Celery waits for a message once or
+        twice more, 2 s each time (Redis: 3 s). A solo worker first ends its task, under its lease.
+        """
+        leadership = leadership_for(worker.app, "worker", connect)
+        leadership.start()
         worker.neli_observability.start()
+        worker.neli_runs.start(tuple(worker.app.amqp.queues.consume_from))
+
+        def hand_over(**_: Any) -> None:
+            """Called in a signal handler, which must take no lock; `threading` takes some to start a thread."""
+            original("_thread", "start_new_thread")(leadership.close, ())
+
+        if pool_of(worker) != "solo":
+            worker_shutting_down.connect(hand_over, sender=worker.hostname, weak=False)
 
 
 def install(app: Celery) -> Celery:

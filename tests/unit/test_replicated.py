@@ -82,7 +82,7 @@ def test_slots_that_are_missed_again_are_counted_again() -> None:
         rig.now = late
         rig.ticks(until=late + 0.5)
     assert rig.slots() == [60, 160, 260]
-    assert rig.scheduler.neli_left_out == 5 + 9 + 9
+    assert rig.scheduler.neli_engine.left_out.total == 5 + 9 + 9
 
 
 def test_intervals_do_not_drift() -> None:
@@ -162,7 +162,7 @@ def test_a_late_start_goes_by_the_misfire_policy(
     rig.ticks(until=65.5)
     assert rig.slots() == slots
     assert rig.last("e") == 60
-    assert rig.scheduler.neli_left_out == left_out
+    assert rig.scheduler.neli_engine.left_out.total == left_out
     said = [record.getMessage() for record in caplog.records if "slots missed" in record.getMessage()]
     assert len(said) == (1 if left_out else 0), "said once"
     if said:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +18,13 @@ from celery.beat import SchedulingError
 from celery.exceptions import reraise
 from celery.utils.log import get_logger
 
-from celery_neli.beat.publish import beat_headers, is_transport_error, release_connection, without_wrapper
+from celery_neli.beat.publish import (
+    PERIODIC_TASK_NAME,
+    beat_headers,
+    is_transport_error,
+    release_connection,
+    without_wrapper,
+)
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.ledger import Run, SlotLedger
 from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
@@ -55,9 +62,9 @@ class NoLease:
         """Return True."""
         return True
 
-    def goes_on_after(self, exc: BaseException, entry: str) -> bool:
-        """Return False: as with Celery, what is no Exception ends the beat."""
-        return False
+    def outliving(self, entry: str) -> AbstractContextManager[None]:
+        """Change nothing: as with Celery, what is no Exception ends the beat."""
+        return nullcontext()
 
 
 class _Thread(threading.local):
@@ -116,7 +123,10 @@ class Sender:
         """
         lease = self.lease
         lease.ask_start()
-        lease.reset({} if lease.term is None else beat_headers(entry, term=lease.term, slot=self.slot))
+        if lease.term is None:
+            lease.reset({PERIODIC_TASK_NAME: str(entry.name)})
+        else:
+            lease.reset(beat_headers(entry, term=lease.term, slot=self.slot))
         self._run = Run(entry, self.slot)  # before it advances: a signal handler may cut in anywhere
         advanced = self._scheduler.schedule[entry.name] = advance(entry, self.slot, self.now)
         self._run.advanced = advanced
@@ -151,12 +161,8 @@ class Sender:
         scheduler, lease = self._scheduler, self.lease
         lease.ask_finish()
         try:
-            try:
+            with lease.outliving(entry.name):
                 result = type(scheduler).apply_async(scheduler, entry, producer=producer, advance=advance, **kwargs)
-            except BaseException as exc:
-                if isinstance(exc, Exception) or not lease.goes_on_after(exc, entry.name):
-                    raise
-                raise SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc!r}") from exc
         except Exception as exc:
             lease.ask_finish()
             if not self._is_over_after(exc):

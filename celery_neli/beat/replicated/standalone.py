@@ -19,7 +19,7 @@ import celery.beat
 from celery.utils.log import get_logger
 from celery.utils.time import humanize_seconds
 
-from celery_neli.beat.publish import wait_for_broker
+from celery_neli.beat.publish import naming_producer, wait_for_broker
 from celery_neli.beat.replicated.engine import Engine
 from celery_neli.beat.replicated.entries import Entries
 from celery_neli.beat.replicated.ledger import SlotLedger
@@ -58,16 +58,13 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         # In front of the class's own, whatever a subclass makes of it: it knows what comes of each message.
         self.__dict__["apply_async"] = self.neli_engine.sender.apply_async
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
+        if self.neli_make_ledger is None:
+            self.Producer: Any = naming_producer(self.Producer, self.neli_engine.sender.lease)
 
     @property
     def neli_slot(self) -> datetime | None:
         """The slot (UTC) that is being run, while one is."""
         return self.neli_engine.sender.slot
-
-    @property
-    def neli_left_out(self) -> int:
-        """How many slots were left out, by the entries' policies, since this scheduler was built."""
-        return self.neli_engine.left_out.total
 
     # -- the schedule --
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
 #: The key of `neli_schedule_version` in the records of a beat's roles.
-VERSION = "version"
+VERSION_KEY = "version"
 #: Further keys: how many shards the leader uses; the watermarks that new shards begin with; what is to be added to a
 #: term for the epoch of its states.
 SHARDS, SPLIT, BASE = "shards", "split", "base"
@@ -78,7 +78,7 @@ class Term:
         if base := self.epoch - number:
             self._more[BASE] = base
         if version is not None:
-            self._more[VERSION] = version
+            self._more[VERSION_KEY] = version
         found = inherited or Watermarks(now if blind else NEVER, NEVER)
         #: No earlier term has sent a slot of an entry that was defined later, and that no leader wrote a state of.
         self._reached = found.claimed
@@ -177,7 +177,7 @@ def _never_ran(entry: Any, marks: Watermarks) -> int:
 
 def version_of(data: Mapping[str, Any] | None) -> int:
     """Return the `neli_schedule_version` in a record's data, or -1 for none and for what the setting cannot be."""
-    return _whole((data or {}).get(VERSION), most=VERSION_MOST, otherwise=-1)
+    return _whole((data or {}).get(VERSION_KEY), most=VERSION_MOST, otherwise=-1)
 
 
 # -- shards (`config.owner`) --
