@@ -154,5 +154,5 @@ def same_origin(headers: Mapping[str, str]) -> bool:
     host = headers.get("host", "")
     origin = headers.get("origin")
     if origin is not None:
-        return bool(host) and urlsplit(origin).netloc.lower() == host.lower()
+        return bool(host) and origin.partition("://")[2].lower() == host.lower()
     return headers.get("sec-fetch-site") == "same-origin"

@@ -36,27 +36,24 @@ BEAT: Final = 15.0  # seconds between two signs of life in the stream
 CALM: Final = 2.0  # seconds between two news that runs or entries changed
 LOOK: Final = 0.2  # seconds between two looks for news
 DAY: Final = 86_400  # seconds that browsers keep a file, whose address changes with what it holds
-WRONG_TOKEN: Final = 1.0  # seconds that the answer to a wrong token takes
+WRONG_TOKEN: Final = 0.5  # seconds that the answer to a wrong token takes
 
 logger = escaping(logging.getLogger("celery_neli.ui"))
 
-_CHANGES: Mapping[str, tuple[Callable[..., Any], str]] = {
-    "pause": (periodic.pause, "paused"),
-    "resume": (periodic.resume, "resumed"),
-    "run": (periodic.run_now, "sent"),
-}
+Change = Callable[..., Any]  # called with the app, the name of an entry, and `by`
+CHANGES: Mapping[str, Change] = {"pause": periodic.pause, "resume": periodic.resume, "run": periodic.run_now}
 _DONE: Final = {
-    "paused": "The entry is paused: its slots pass until you resume it.",
-    "resumed": "The entry runs again: its next slot is the first one after now.",
-    "sent": "The task was sent. It runs for no slot, so the history does not show it.",
+    "pause": "The entry is paused: its slots pass until you resume it.",
+    "resume": "The entry runs again: its next slot is the first one after now.",
+    "run": "The task was sent. It runs for no slot, so the history does not show it.",
 }
 
 
 class Page:
     """The page of one app. See `celery_neli.ui.asgi`."""
 
-    def __init__(self, app: Any, state: State, access: Access) -> None:
-        self._celery, self._state, self._access = app, state, access
+    def __init__(self, app: Any, state: State, access: Access, *, changes: Mapping[str, Change] = CHANGES) -> None:
+        self._celery, self._state, self._access, self._changes = app, state, access, changes
         self._streams = 0
         routes = [
             Route("/", self._overview),
@@ -136,15 +133,15 @@ class Page:
             raise HTTPException(403, "This page is read-only for you.")
         if not self._access.came_from_here(visitor, request.headers, form.get("csrf", "")):
             raise HTTPException(403, "This change did not come from this page: load the page again, and retry.")
-        name, change = views.name_in(form), _CHANGES.get(form.get("what", ""))
+        what = form.get("what", "")
+        name, change = views.name_in(form), self._changes.get(what)
         if name is None or change is None:
             raise HTTPException(400, "There is nothing to do.")
-        function, done = change
         try:
-            await run_in_threadpool(function, self._celery, name, by=f"{visitor.user} (page)")
+            await run_in_threadpool(change, self._celery, name, by=f"{visitor.user} (page)")
         except (NeliError, SchedulingError) as exc:
             raise HTTPException(409, f"Nothing is sure to have changed: {exc}") from None
-        return _see(request, f"/entry?{views.query_of(name, done=done)}")
+        return _see(request, f"/entry?{views.query_of(name, done=what)}")
 
     async def _sign_in(self, request: Request) -> Response:
         access = self._access

@@ -75,7 +75,8 @@ class RunIndex:
         run = self._fold.add(record)
         place = ring.find(run)
         if place is not None:
-            run = _joined(self._unpack(name, ring.rows[place]), run)
+            if run.outcome is None or run.state is None or run.started is None:  # what was folded before may be dropped
+                run = _joined(self._unpack(name, ring.rows[place]), run)
             ring.take(place)
         key = _key(run)
         ring.put(key, run.when, self._pack(run), self._per_entry)

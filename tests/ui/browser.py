@@ -32,7 +32,7 @@ def browsing(
     options.binary_location = browser
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars",
-        "--disable-background-networking", "--disable-component-update", "--no-first-run", f"--force-device-scale-factor={scale:g}",
+        "--disable-background-networking", "--disable-component-update", "--no-first-run",
         f"--window-size={width},{height}",
     ):  # fmt: skip
         options.add_argument(argument)

@@ -48,7 +48,8 @@ def state_of(app: Celery) -> State:
 
 def page_of(state: State, **access: Any) -> Page:
     """The page of a state."""
-    return Page(state.app, state, Access(**access))
+    changes = {"changes": access.pop("changes")} if "changes" in access else {}
+    return Page(state.app, state, Access(**access), **changes)
 
 
 def fill_terms(state: State, *, now: float, leader: str = "beat-2") -> None:
@@ -75,7 +76,7 @@ def fill_terms(state: State, *, now: float, leader: str = "beat-2") -> None:
     state.elections = (
         ElectionStatus(
             election="beat", topic="shop-production.beat.neli", group="shop-production.beat", exists=True,
-            roles=[RoleStatus(role="leader", leader=leader, term=9933, since=now - 699.9, heartbeat_age=0.3, lease=4.0)],
+            roles=[RoleStatus(role="leader", leader=leader, term=9933, heartbeat_age=0.3, lease=4.0)],
             members=[
                 MemberStatus(name="beat-1", host="/10.1.4.11", leads=[], induced=[]),
                 MemberStatus(name="beat-2", host="/10.1.4.12", leads=["leader"], induced=["leader"]),
