@@ -10,41 +10,33 @@ import signal
 import sys
 import threading
 import time
-from datetime import datetime, timezone
+from collections.abc import Callable
+from datetime import datetime, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 import click
-from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.base import handle_preload_options
 from celery.bin.beat import beat
 from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
-from celery_neli.config import ELECTIONS, enabled, from_app
+from celery_neli.config import ELECTIONS, enabled, from_app, setting
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import guard, logger_of
-from celery_neli.periodic.cli import UNLED, schedule
-from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
+from celery_neli.periodic.cli import UNLED, Command, schedule
+from celery_neli.printable import hide_from_reports, printable, say, say_json
 from celery_neli.ui.command import ui
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
+    from celery_neli.watch.watcher import Watcher
 
 hide_from_reports()
 guard(beat, worker)
 _SECONDS = click.FloatRange(min=1)
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _GONE = "  does not answer: its lease has run out"
-
-
-class _Command(CeleryCommand):
-    """A command that ends with one line if it raises an error of ours."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except NeliError as exc:
-            raise failure(exc) from None
 
 
 @click.group(name="neli")
@@ -59,7 +51,7 @@ neli.add_command(schedule)
 neli.add_command(ui)
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--election", type=click.Choice(ELECTIONS), help="Show only this one; by default, every one whose topic exists."
@@ -92,7 +84,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
 @click.option("--role", help="The role; you may leave it out if there is only one.")
 @click.option("--to", help="Name of the member that should lead next; by default, the one that the group prefers.")
@@ -116,7 +108,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
     )
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @click.option("--timeout", type=_SECONDS, default=30.0, show_default=True, help="Seconds to wait for the roles.")
 @click.pass_context
@@ -134,7 +126,7 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.argument("entry")
 @click.argument("slot", default="last")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -165,7 +157,43 @@ def explain(ctx: click.Context, entry: str, slot: str, as_json: bool) -> None:
     ctx.exit(0 if story.ran else 1)
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
+@click.option("--plain", is_flag=True, help="Print lines, also in a terminal. Without a terminal this is the default.")
+@click.pass_context
+def watch(ctx: click.Context, plain: bool) -> None:
+    """Show roles, terms, leases, members, handovers and slots as they happen, until Ctrl-C. While Kafka does not
+    answer, it says so and goes on.
+    """
+    from celery_neli.watch.plain import watch_plainly
+    from celery_neli.watch.watcher import Watcher, quiet_logger
+
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    _note_switched_off(app)
+    live = _live_view() if not plain and sys.stdout.isatty() else None
+    watcher = Watcher(app, log=quiet_logger())
+    try:
+        if live is None:
+            watch_plainly(watcher, say, app.timezone)
+        else:
+            live(watcher, app.timezone)
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    finally:
+        watcher.close()
+
+
+def _live_view() -> Callable[[Watcher, tzinfo], None] | None:
+    try:
+        from celery_neli.watch.live import watch_live
+    except ImportError as exc:
+        needs = 'the live view of celery neli watch needs rich: pip install "celery-neli[watch]"'
+        say(f"note: {needs} ({exc}); until then it prints lines", err=True)
+        return None
+    return watch_live
+
+
+@neli.command(cls=Command)
 @click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
@@ -191,15 +219,16 @@ def _make_topics(app: Any, running: EmbeddedKafka) -> None:
     """Create the topics of the app, which its members cannot: the embedded Kafka answers no such request of another
     process, and a topic that it makes by itself has four partitions.
     """
-    from celery_neli.kafka.topic_spec import schedule_topic
+    from celery_neli.kafka.topic_spec import history_topic, schedule_topic
 
     if not app.conf.get("neli_group"):
         return
     for config in (from_app(app, election) for election in ELECTIONS):
         if len(config.roles) > 1:
             running.create_topic(config.topic, partitions=len(config.roles))
-    spec = schedule_topic(from_app(app, "beat"))
-    running.create_topic(spec.name, partitions=spec.partitions)
+    config = from_app(app, "beat")
+    for spec in (schedule_topic(config), history_topic(config, setting(app, "neli_history_retention"))):
+        running.create_topic(spec.name, partitions=spec.partitions)
 
 
 def _look(app: Any, election: str | None) -> list[ElectionStatus]:

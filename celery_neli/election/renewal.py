@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from functools import partial
 
 from celery_neli.config import Config
 from celery_neli.election.member import Connect, Group, Member
@@ -22,8 +22,7 @@ from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, Lines, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn, stack_of
 
-SLICE = 0.5
-"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka."""
+SLICE = 0.5  # seconds that a standby waits for a record before it looks at requests: only Kafka can wake librdkafka
 GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt
@@ -39,16 +38,6 @@ class State(enum.Enum):
     LIVE = "live"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Where a thread is, looked up when it is printed: on the thread that logs, not on the one that renews."""
-
-    thread_id: int
-
-    def __str__(self) -> str:
-        return stack_of(self.thread_id)
 
 
 class Watchdog:
@@ -87,7 +76,8 @@ class Watchdog:
         if self._hindered:
             who, thread_id = "the main thread", threading.main_thread().ident or 0
         line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
-        self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, Lines(_Stack(thread_id)))
+        stack = Lines(partial(stack_of, thread_id))  # looked up on the thread that logs, not on the one that renews
+        self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
 
 
 class Renewal:

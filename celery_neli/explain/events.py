@@ -94,7 +94,7 @@ def _of_run(run: Run) -> Iterator[tuple[float | None, str]]:
     if run.outcome == hooks.SENT:
         late = "" if run.late is None or run.late < 0.001 else f", {run.late:.3f} s after its slot"
         sure = f", as {named(run.id)}" if run.id else ""
-        yield run.at, f"{by} had sent its message{sure}{late}; the task broker had confirmed it as far as it can"
+        yield run.at, f"{by} had sent its message{sure}{late} (confirmed as far as the task broker can)"
     elif run.outcome == hooks.FAILED:
         yield run.at, f"{by} could not send it: {named(run.error)}"
     elif run.outcome == hooks.REFUSED:

@@ -206,7 +206,7 @@ class _Search:
         if begin is None or end is None:
             return self._runs[0] if self._runs else None
         own = [each for each in self._runs if each.slot is not None and begin - EQUAL <= each.slot < end + EQUAL]
-        many = [each for each in self._runs if each.count > 1 and _spans(each, begin)]
+        many = [each for each in self._runs if each.count > 1 and spans(each, begin, self._runs)]
         found: Sequence[Run] = own or many
         return found[-1] if found else None
 
@@ -232,5 +232,14 @@ class _Search:
         return replace(facts, terms=terms, log_begins=begins, claims=tuple(watch.claims), marked=watch.marked)
 
 
-def _spans(run: Run, slot: float) -> bool:
-    return run.first is not None and run.slot is not None and run.first - EQUAL <= slot <= run.slot + EQUAL
+def spans(run: Run, slot: float, runs: Sequence[Run]) -> bool:
+    """Return True if the slot is one of those that were left out together, which `run` tells of; `runs`: all of the
+    entry. Where one of the owed slots ran, `run` knows no other slot than the first: those up to the one that ran.
+    """
+    if run.first is None or run.slot is None or slot < run.first - EQUAL:
+        return False
+    if run.slot > run.first + EQUAL:
+        return slot <= run.slot + EQUAL
+    others = [each.slot for each in runs if each.slot is not None and each.slot > run.first + EQUAL]
+    end = min(others, default=run.slot if run.at is None else run.at)
+    return slot < end - EQUAL

@@ -9,6 +9,7 @@ from celery_neli import hooks
 from celery_neli.explain.events import events_of
 from celery_neli.explain.facts import (
     Facts,
+    Gap,
     added_after,
     gap_at,
     pause_at,
@@ -18,6 +19,7 @@ from celery_neli.explain.facts import (
 from celery_neli.explain.report import Story
 from celery_neli.explain.words import Words, named, span
 from celery_neli.history.runs import FAILED, REJECTED, RETRIED, REVOKED, STARTED, SUCCEEDED, Run
+from celery_neli.timeline import Claim
 
 SOON: Final = 15.0  # seconds after a slot within which it may be on its way
 LATE: Final = 1.0  # seconds after which a slot was sent late
@@ -166,9 +168,11 @@ class _Judge:
         gap = None if self.facts.slot is None else gap_at(self.facts.terms, self.facts.slot)
         if gap is not None and not _is_before_log(self.facts):
             why += f": {self._gap()}"
+        if run.in_doubt:
+            why += ". It was in doubt, too: an earlier leader had claimed it, and may have sent it"
         later = self.facts.later
         then = "" if later is None else f" The next slot that ran is that of {self.words.time(later.slot)}."
-        return _Verdict("misfire", False, f"{why}.{then}")
+        return _Verdict("misfire", None if run.in_doubt else False, f"{why}.{then}")
 
     # What the schedule says
 
@@ -300,6 +304,8 @@ class _Judge:
         settled = next((each for each in facts.claims if each.settled is not None), None)
         if gap is not None and gap.end is None:
             return _Verdict("no leader", False, f"It was not sent: {self._gap()}, and none has led since.")
+        if settled is None and (now := gap_at(facts.terms, facts.now)) is not None:
+            return self._of_the_dead(now, claimed)
         if settled is not None:
             return _Verdict(
                 "settled",
@@ -344,6 +350,17 @@ class _Judge:
             "A member led, and no term has claimed this slot: the beat that led did not know the entry, or knew it "
             "with another schedule.",
         )
+
+    def _of_the_dead(self, now: Gap, claimed: list[Claim]) -> _Verdict:
+        """Judge a slot that is not settled while no member leads: the next leader decides."""
+        died = "no member leads now" if now.begin is None else f"no member has led since {self._at(now.begin)}"
+        if not claimed:
+            why = f"It was not sent: the leader had not claimed it, and {died}. The next leader finds it missed"
+            return _Verdict("no leader", False, f"{why}, and its misfire policy decides.")
+        last = claimed[-1]
+        who = f"Term {last.term} of {named(last.leader)} claimed it, and {died}"
+        may = "It may have been sent or not: the next leader finds it in doubt, and neli_in_doubt decides"
+        return _Verdict("in doubt", None, f"{who}. {may}.", self._no_records(self.facts))
 
     # Parts of sentences
 

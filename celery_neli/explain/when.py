@@ -12,6 +12,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.definition import moment
 from celery_neli.printable import shown
 from celery_neli.schedule.slots import has_slots, missed, next_slot
+from celery_neli.schedule_topic.values import is_moment
 
 LAST: Final = "last"
 FORMS: Final = "give an ISO time (2026-12-01T07:00), 07:00, today 07:00, yesterday 07:00, or last"
@@ -73,6 +74,8 @@ def _offset_colons(text: str) -> int:
 
 
 def _window(at: datetime, *, minutes: bool, seconds: bool) -> Window:
+    if not is_moment(at):
+        raise ValueError("not every time zone has it")
     begin = at.timestamp()
     return Window(begin, begin + (60.0 if minutes else 1.0 if seconds else 1e-6))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from typing import Final
@@ -18,7 +19,7 @@ from celery_neli.config import Config
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.history.records import Record, WorkerRecord, decode, key, partition_of
 from celery_neli.history.runs import MOST_PER_ENTRY, Run, Runs
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import history_reader_properties
 from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, RawRecord, Reader
@@ -44,6 +45,7 @@ def read_runs(
     name: str | None = None,
     limit: int = 100,
     since: float | None = None,
+    only: Callable[[Run], bool] | None = None,
     timeout: float = 10.0,
 ) -> list[Run]:
     """Return the latest runs, at most `limit`, newest first: of the entry `name`, or of all entries.
@@ -54,6 +56,7 @@ def read_runs(
         name: Of which entry; only its partition is read.
         limit: How many runs.
         since: Unix seconds; runs of which nothing happened since then are left out.
+        only: Says which runs are counted, if not all.
         timeout: Seconds. If not everything could be read by then, the runs that were found are returned, as long as
             they are the newest ones.
 
@@ -79,7 +82,7 @@ def read_runs(
                     "unless neli_history = False"
                 )
             wanted = list(range(count)) if name is None else [partition_of(key(name))]
-            search = _Search(reader, name, limit, since, deadline)
+            search = _Search(reader, name, limit, since, only or _any, deadline)
             found = [run for each in wanted if each < count for run in search.partition(each)]
         except KafkaException as exception:
             raise client_log.failure(exception.args[0], topic) from None
@@ -90,8 +93,16 @@ def read_runs(
 class _Search:
     """One question, partition by partition."""
 
-    def __init__(self, reader: Reader, name: str | None, limit: int, since: float | None, deadline: float) -> None:
-        self._reader, self._limit, self._since, self._deadline = reader, limit, since, deadline
+    def __init__(
+        self,
+        reader: Reader,
+        name: str | None,
+        limit: int,
+        since: float | None,
+        only: Callable[[Run], bool],
+        deadline: float,
+    ) -> None:
+        self._reader, self._limit, self._since, self._only, self._deadline = reader, limit, since, only, deadline
         self._key = None if name is None else key(name)
 
     def partition(self, number: int) -> list[Run]:
@@ -139,7 +150,12 @@ class _Search:
 
     def _chosen(self, runs: Runs) -> list[Run]:
         since = self._since
-        return list(islice((run for run in runs if since is None or run.latest >= since), self._limit))
+        chosen = (run for run in runs if (since is None or run.latest >= since) and self._only(run))
+        return list(islice(chosen, self._limit))
+
+
+def _any(_: Run) -> bool:
+    return True
 
 
 def read(event: RawRecord) -> Record | None:
@@ -205,7 +221,7 @@ class HistoryFollower:
             starts = {number: self._start(number) for number in range(count)}
         except KafkaException as exception:
             error = exception.args[0]
-            denied = is_denied(error.name())
+            denied = error.name() in DENIED
             self.problem = self._log.lacks(["Read"], "topic", self._config.history_topic) if denied else error.str()
             return False
         if not starts:

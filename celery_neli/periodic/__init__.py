@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from celery_neli.periodic.api import Change, Periodic, get, list, pause, put, remove, resume, run_now  # noqa: A004
+    from celery_neli.history.runs import Run
+    from celery_neli.periodic.api import Change, Periodic, get, list, pause, put, remove, resume, run_now, runs  # noqa: A004
 
-__all__ = ["Change", "Periodic", "get", "list", "pause", "put", "remove", "resume", "run_now"]
+__all__ = ["Change", "Periodic", "Run", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs"]
 
 
 def __getattr__(name: str) -> Any:

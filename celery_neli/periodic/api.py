@@ -8,10 +8,10 @@
 They are kept in the schedule topic, beside the state of all entries: the leading beat has them within a second, and
 every beat has them after any restart. Entries of `beat_schedule` can be read, paused and run from here, not changed.
 
-Every function reads the schedule topic, and those that change an entry write to it. They block for some tenths of a
-second, or ten seconds at most while Kafka does not answer. Call them from any thread, but not while an event loop
-waits. If two processes change an entry at the same time, the later change counts. All functions raise
-`ConfigurationError` for a wrong value (it names the field; nothing was stored) and `NeliError` if Kafka does not
+Every function reads the schedule topic (`runs` the history topic), and those that change an entry write to it. They
+block for some tenths of a second, or ten seconds at most while Kafka does not answer. Call them from any thread, but
+not while an event loop waits. If two processes change an entry at the same time, the later change counts. All functions
+raise `ConfigurationError` for a wrong value (it names the field; nothing was stored) and `NeliError` if Kafka does not
 answer. If beats run another ``neli_scheduler``, which does not know these entries, `put`, `pause` and `resume` are
 refused, and entries that are read have a `problem`.
 """
@@ -21,12 +21,15 @@ from __future__ import annotations
 import builtins
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from celery.result import AsyncResult
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.history.runs import Run
+from celery_neli.periodic import run_history
 from celery_neli.periodic.definition import entry_of, moment, reason_of
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
 from celery_neli.periodic.text import text_of
@@ -35,7 +38,7 @@ from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
 from celery_neli.schedule_topic.values import shown
 
-__all__ = ["Change", "Periodic", "get", "list", "pause", "put", "remove", "resume", "run_now"]
+__all__ = ["Change", "Periodic", "Run", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs"]
 
 UNSHOWN = "cannot be shown"
 BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
@@ -152,6 +155,28 @@ def run_now(app: Any, name: str, *, by: str | None = None) -> AsyncResult:
     return ScheduleEditor(app, by=by).run_now(name)
 
 
+def runs(
+    app: Any, name: str | None = None, *, limit: int = 100, since: datetime | timedelta | float | None = None
+) -> builtins.list[Run]:
+    """Return what became of the latest slots, newest first: of the entry `name`, or of all entries.
+
+    Beats record that a slot was sent, failed, or was left out; workers that have celery-neli installed record what the
+    task did. An entry that was removed keeps its history.
+
+    Args:
+        app: The app, whose beats record.
+        name: The entry.
+        limit: How many runs at most, up to 100,000.
+        since: Runs of which something was recorded since this time: a datetime (a naive one is local time), how long
+            ago, or Unix seconds.
+
+    Raises:
+        ConfigurationError: A value is wrong, or `neli_history` is off.
+        NeliError: Nothing was recorded yet, a right is missing, or Kafka does not answer.
+    """
+    return run_history.runs(app, name, limit=limit, since=since)
+
+
 def entry_names(editor: ScheduleEditor) -> set[str]:
     """Return the names of all entries, of `beat_schedule` and of the runtime schedule. The first call blocks."""
     known = editor.known
@@ -220,7 +245,6 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
 
 
 def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
-    """Return an entry that no beat runs because it cannot be read."""
     return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
 
 

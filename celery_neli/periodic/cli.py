@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from functools import update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +22,28 @@ from celery_neli.printable import failure, printable, say, say_json
 from celery_neli.settings import MISFIRE_POLICIES
 
 if TYPE_CHECKING:
+    from celery_neli.history.runs import Run
     from celery_neli.periodic import Periodic
 
-#: The most characters of a cell.
-WIDEST = 400
+WIDEST = 400  # the most characters of a cell
 #: The key, in click's `meta`, of a function of an app and a name: why no beat runs an entry of this name, if so.
 #: `celery neli` sets it, because only the command line knows how to ask who leads.
 UNLED = "celery_neli.unled"
 _BY = click.option("--by", help="Who makes the change, for `show`; user@host by default.")
 _NAME = click.argument("name")
+
+
+class Command(CeleryCommand):
+    """A command that ends with one line if it raises an error of ours, or cannot send a message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        from celery.beat import SchedulingError
+
+        try:
+            return super().invoke(ctx)
+        except (NeliError, SchedulingError) as exc:
+            raise failure(exc) from None
 
 
 @click.group(name="schedule")
@@ -39,24 +52,17 @@ def schedule() -> None:
 
 
 def _command(*parameters: Callable[[Any], Any], name: str | None = None) -> Callable[[Callable[..., None]], Any]:
-    """Make a command of a function, whose first argument is the app with its tasks loaded; an error ends it with one
-    line.
-    """
+    """Make a command of a function, whose first argument is the app with its tasks loaded."""
 
     def decorate(function: Callable[..., None]) -> Any:
         def run(obj: Any, /, **given: Any) -> None:
-            from celery.beat import SchedulingError
-
             obj.app.loader.import_default_modules()
-            try:
-                function(obj.app, **given)
-            except (NeliError, SchedulingError) as exc:
-                raise failure(exc) from None
+            function(obj.app, **given)
 
         command = click.pass_obj(update_wrapper(run, function))
         for parameter in reversed(parameters):
             command = parameter(command)
-        return schedule.command(name=name, cls=CeleryCommand)(command)
+        return schedule.command(name=name, cls=Command)(command)
 
     return decorate
 
@@ -160,6 +166,70 @@ def run(app: Any, name: str, by: str | None) -> None:
 
 
 @_command(
+    click.argument("name", required=False),
+    click.option("--failed", is_flag=True, help="Show only runs that came to no good end."),
+    click.option("--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, help="How many runs."),
+    click.option("--since", metavar="WHEN", help="Only since then: 2h, 30m, 7d ago, or 2026-12-01T07:00Z."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON array."),
+)
+def runs(app: Any, name: str | None, failed: bool, limit: int, since: str | None, as_json: bool) -> None:
+    """Show what became of the latest slots, of the entry NAME or of all, newest first: the run history.
+
+    OUTCOME is what the beat did (sent, failed, refused, in_doubt, skipped), STATE what the task did last, if its worker
+    has celery-neli installed.
+    """
+    from celery_neli.periodic import run_history
+
+    after = None if since is None else run_history.since_of(since)
+    only = (lambda run: run.failed) if failed else None
+    found = run_history.runs(app, name, limit=limit, since=after, only=only)
+    if as_json:
+        say_json(_json([each.as_dict() for each in found]))
+        return
+    if not found:
+        say("no runs recorded" + (f" of {printable(name)}" if name is not None else ""))
+        return
+    rows = [_cells(each, with_entry=name is None) for each in found]
+    _table([*rows[0]], [[*row.values()] for row in rows])
+
+
+def _cells(run: Run, *, with_entry: bool) -> dict[str, str]:
+    """Return one line of the table of runs, by the heads of its columns."""
+    return {
+        "SLOT": "by hand" if run.slot is None and run.outcome is None else _when(run.slot),
+        **({"ENTRY": run.entry} if with_entry else {}),
+        "OUTCOME": run.outcome or "-",
+        "LATE": _span(run.late),
+        "STATE": run.state or "-",
+        "RUNTIME": _span(run.runtime),
+        "WORKER": run.worker or "-",
+        "TERM": "-" if run.term is None else str(run.term),
+        "NOTE": "; ".join(_notes(run)),
+    }
+
+
+def _notes(run: Run) -> Iterator[str]:
+    if run.policy and run.policy != run.in_doubt:
+        yield f"policy {run.policy}"
+    if run.in_doubt:
+        yield f"in doubt: {run.in_doubt}"
+    if run.count > 1:
+        yield f"{run.count} slots since {_when(run.first)}"
+    if run.attempts > 1:
+        yield f"{run.attempts} attempts to send"
+    if run.retries:
+        yield f"after {run.retries} {'retry' if run.retries == 1 else 'retries'}"
+    if run.error:
+        yield run.error
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f}s" if abs(seconds) < 60 else str(timedelta(seconds=round(seconds)))
+
+
+@_command(
     click.argument("source", type=click.Choice(("redbeat", "django", "file"))),
     click.argument("path", required=False, type=click.Path(path_type=Path)),
     click.option("--dry-run", is_flag=True, help="Read everything and show what would be done; write nothing."),
@@ -184,14 +254,14 @@ def import_(
     values.
     """
     from celery_neli.periodic.editor import ScheduleEditor
-    from celery_neli.periodic.importers import carry_over, django, redbeat, shelf
+    from celery_neli.periodic.importers import carry_over, shelf, stores
 
     if source != "file" and (path is not None or trust):
         raise click.UsageError(f"{source} is not a file: leave out PATH and --trust")
     if source == "file":
         found = shelf.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
     else:
-        found = {"redbeat": redbeat, "django": django}[source].read(app)
+        found = stores.read_redbeat(app) if source == "redbeat" else stores.read_django(app)
     editor = ScheduleEditor(app, by=by)
     rows = carry_over(found, editor, dry_run=dry_run, replacing=replace)
     _note(editor.not_run)  # an import may come before the change of the setting

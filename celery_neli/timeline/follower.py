@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.config import Config
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import reader_properties
 from celery_neli.kafka.reader import Event, OutOfRange, RawRecord, Reader
@@ -22,6 +23,7 @@ ENOUGH: Final = 400  # records within which the search for a time ends, and that
 # Seconds:
 ASK: Final = 1.5  # for one question
 LOOK_AGAIN: Final = 2.0  # between two looks for a topic, or a partition, that does not exist yet
+LOOK_LEAST: Final = 0.2  # that such a look may take; the client goes on to connect in the background
 SILENT: Final = 5.0  # without a word of Kafka, after which brokers are asked if they answer
 
 
@@ -79,7 +81,7 @@ class TimelineFollower:
         """
         before = self._changes, self.caught_up
         if time.monotonic() >= self._look_at and len(self._partitions) < len(self._wanted):
-            self._look()
+            self._look(max(LOOK_LEAST, min(timeout, ASK)))
         self._reader.heal()
         for event in self._reader.read(timeout):
             self._take(event)
@@ -117,15 +119,15 @@ class TimelineFollower:
         """Ask if brokers answer: where nobody writes, silence says nothing."""
         self._heard = time.monotonic()
         try:
-            self._reader.metadata(ASK)
+            self._reader.metadata(LOOK_LEAST)
         except KafkaException as exc:
             self.problem = self._log.reason(exc.args[0])
 
-    def _look(self) -> None:
+    def _look(self, timeout: float) -> None:
         """Place the partitions of the topic that are not read yet."""
         self._look_at = time.monotonic() + LOOK_AGAIN
         try:
-            count = self._reader.partitions(ASK)
+            count = self._reader.partitions(timeout)
             self._heard = time.monotonic()
             for index in [each for each in self._wanted if each < count and each not in self._partitions]:
                 low, high = self._reader.bounds(index, ASK)
@@ -135,12 +137,18 @@ class TimelineFollower:
                     self._config, role, start, oldest=start == low, observe=self._observe.get(role)
                 )
                 self._reader.place(index, start)
+            self._log.reachable()
             self.problem, self._looked = "", True
         except KafkaException as exc:
-            self.problem = str(self._log.failure(exc.args[0], self._config.topic))
+            error = exc.args[0]
+            denied = error.name() in DENIED
+            lacks = self._log.lacks(["Read"], "topic", self._config.topic) if denied else ""
+            self.problem = lacks or self._log.reason(error)
+            self._look_at = time.monotonic() + LOOK_LEAST
 
     def _take(self, event: Event) -> None:
         self._heard, self.problem = time.monotonic(), ""
+        self._log.reachable()
         timeline = self._partitions[event.partition]
         if isinstance(event, RawRecord):
             timeline.read(event.offset, event.value, event.time)

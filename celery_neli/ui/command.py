@@ -8,16 +8,16 @@ import socket
 from typing import Any, Final
 
 import click
-from celery.bin.base import CeleryCommand
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.printable import failure, say
+from celery_neli.periodic.cli import Command
+from celery_neli.printable import say
 
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 GRACE: Final = 1  # seconds that open streams have when the command ends
 
 
-@click.command(name="ui", cls=CeleryCommand)
+@click.command(name="ui", cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="The port; 0: any.")
 @click.option("--write", is_flag=True, help="Let visitors pause, resume and run entries.")
@@ -41,11 +41,8 @@ GRACE: Final = 1  # seconds that open streams have when the command ends
 def ui(ctx: click.Context, /, **options: Any) -> None:
     """Serve a page that shows who leads, what ran and what did not, until you interrupt it."""
     app = ctx.obj.app
-    try:
-        app.loader.import_default_modules()
-        serve(app, **options)
-    except NeliError as exc:
-        raise failure(exc) from None
+    app.loader.import_default_modules()
+    serve(app, **options)
 
 
 def serve(

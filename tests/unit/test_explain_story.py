@@ -70,6 +70,9 @@ def run(**more: Any) -> Run:
     return Run(**{**given, **more})
 
 
+SENT = (
+    "beat1 in term 7 had sent its message, as the-id, 0.010 s after its slot (confirmed as far as the task broker can)"
+)
 DONE = {"state": "succeeded", "started": SLOT + 1, "finished": SLOT + 3, "runtime": 2.0, "worker": "w1@host"}
 
 
@@ -87,8 +90,7 @@ def test_a_slot_that_was_sent_and_whose_task_succeeded() -> None:
         "term 7 claimed the slot (offset 8)",
         "beat1 had read its claim back, by its next record",
         "the slot was due",
-        "beat1 in term 7 had sent its message, as the-id, 0.010 s after its slot; the task broker had confirmed it as "
-        "far as it can",
+        SENT,
         "term 7 recorded that everything up to the slot is settled (offset 9)",
         "w1@host started its task shop.report",
         "w1@host told that its task succeeded after 2.000 s",
@@ -152,6 +154,13 @@ def test_a_slot_that_the_misfire_policy_left_out() -> None:
         story.summary
     )
     assert story.summary.endswith("The next slot that ran is that of 2023-11-15 07:00:03 UTC.")
+
+
+def test_a_slot_that_was_left_out_though_it_was_in_doubt_may_have_been_sent() -> None:
+    left_out = run(outcome="skipped", policy="misfire", count=2, first=SLOT, at=SLOT + 5, in_doubt="send")
+    story = judged(run=left_out, terms=GAP)
+    assert (story.verdict, story.ran) == ("misfire", None)
+    assert "an earlier leader had claimed it, and may have sent it" in story.summary
 
 
 def test_a_slot_that_the_overlap_policy_left_out() -> None:
@@ -328,10 +337,25 @@ def test_without_the_history_a_settled_slot_may_have_been_left_out() -> None:
     assert story.unknown == [f"Which of the two: {OFF}."]
 
 
-def test_a_slot_that_was_claimed_by_a_leader_that_died() -> None:
+def test_a_slot_that_was_claimed_by_a_leader_that_died_and_has_no_successor_yet() -> None:
+    """The next leader decides."""
     claim = replace(CLAIM, settled=None, settled_offset=None)
     story = judged(claims=(claim,), terms=(term(7, "beat1", -3600, 2),), state=State(SLOT - 3600, 4, 7))
     assert (story.verdict, story.ran) == ("in doubt", None)
+    assert "the next leader finds it in doubt, and neli_in_doubt decides" in story.summary
+
+
+def test_a_slot_that_was_not_claimed_by_the_leader_that_died() -> None:
+    story = judged(claims=(), terms=(term(7, "beat1", -3600, 2),), state=State(SLOT - 3600, 4, 7))
+    assert (story.verdict, story.ran) == ("no leader", False)
+    assert "no member has led since 2023-11-15 07:00:02.000 UTC. The next leader finds it missed" in story.summary
+
+
+def test_a_slot_that_was_claimed_and_never_settled() -> None:
+    claim = replace(CLAIM, settled=None, settled_offset=None)
+    story = judged(claims=(claim,), state=State(SLOT - 3600, 4, 7))
+    assert (story.verdict, story.ran) == ("in doubt", None)
+    assert "no record says that it was settled" in story.summary
 
 
 def test_a_slot_of_an_entry_that_is_open_is_still_owed() -> None:

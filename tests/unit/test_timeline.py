@@ -113,11 +113,11 @@ def test_a_request_is_the_reason_of_the_release_that_follows_it(log: Log) -> Non
     assert (second.asked_by, second.gap) == (None, pytest.approx(0.1))
 
 
-@pytest.mark.parametrize("fields", [{"to": "a"}, {"to": "b", "term": 99}])
+@pytest.mark.parametrize("fields", [{"to": "a", "term": 0}, {"to": "a/1", "term": 0}, {"to": "b", "term": 3}])
 def test_a_request_that_the_holder_does_not_obey_is_no_reason(log: Log, fields: dict[str, Any]) -> None:
     """One that favours the holder itself, or means another term."""
     log.lead("a", 0, 10)
-    log.add("request", "request", 10.5, **{"term": 0, **fields} if "term" not in fields else {"to": "b", "term": 3})
+    log.add("request", "request", 10.5, **fields)
     log.add("release", "a", 11)
     assert log.terms(12)[0].end == "released"
 
@@ -153,12 +153,8 @@ def test_a_log_whose_begin_has_expired_says_so(log: Log) -> None:
     assert (timeline.partial, timeline.first, timeline.unbegun) == (True, T + 5, 0)
     assert shown(timeline.terms(T + 20)) == [("a", None, 14, "expired", None), ("b", 16, None, "lives", 2)]
     timeline.learn(0, T)
-    assert shown(timeline.terms(T + 20)) == log_shown(log)
+    assert shown(timeline.terms(T + 20)) == shown(log.terms(20))
     assert timeline.unbegun is None
-
-
-def log_shown(log: Log) -> Any:
-    return shown(log.terms(20))
 
 
 def test_a_claim_that_was_read_before_the_state_was_known_has_its_time(log: Log) -> None:
@@ -170,13 +166,24 @@ def test_a_claim_that_was_read_before_the_state_was_known_has_its_time(log: Log)
 
 
 def test_a_log_that_contradicts_itself_leaves_the_end_of_a_term_unknown(log: Log) -> None:
-    """As one that was truncated and written on (R9); the term that comes behind it is known by its heartbeats."""
+    """As one that was truncated and written on (R9). What comes behind it is known by its heartbeats."""
     log.lead("a", 0, 3)
-    log.records.append((encode(Record(kind="beat", member="x/1", seq=1, lease=LEASE, term=90, seen=91)), T + 4))
-    for at in (5, 6, 7):
-        log.add("beat", "a", at, seen=log._last if at > 5 else len(log.records) - 1)  # noqa: SLF001
-    ends = [(each.leader, each.end) for each in log.terms(8)]
-    assert ends[0] == ("a", "lives") and len(ends) == 1
+    stranger = Record(kind="beat", member="x/1", seq=1, lease=LEASE, term=90, seen=91)
+    log.records.append((encode(stranger), T + 4))
+    assert shown(log.terms(5)) == [("a", 0, None, "unknown", None)]
+    assert not log.terms(5)[0].covers(T + 60)
+    log.add("claim", "b", 10, seen=None, end=5)  # blind
+    assert [each.leader for each in log.terms(12)] == ["a", "b"]
+
+
+def test_a_term_goes_on_behind_a_place_where_the_log_was_unclear(log: Log) -> None:
+    log.lead("a", 0, 3)
+    stranger = Record(kind="beat", member="x/1", seq=1, lease=LEASE, term=90, seen=91)
+    log.records.append((encode(stranger), T + 4))
+    for at in (5, 6):
+        offset = log.add("beat", "a", at, seen=4)
+        log.add("beat", "a", at + 0.5, seen=offset)
+    assert shown(log.terms(6)) == [("a", 0, None, "lives", None)]
 
 
 def test_the_watermarks_of_the_newest_record_are_the_terms(log: Log) -> None:
