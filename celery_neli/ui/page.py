@@ -189,8 +189,8 @@ class Page:
         state, loop = self._state, asyncio.get_running_loop()
         self._streams += 1
         try:
-            yield "retry: 2000\n\n"
             told, told_at, alive_at = state.news, loop.time(), loop.time()
+            yield "retry: 2000\n\n"
             while not state.stopping:
                 await asyncio.sleep(LOOK)
                 news, now = state.news, loop.time()

@@ -147,7 +147,7 @@ class ScheduleIndex:
         before = states.get(name)
         if before is None and len(states) >= MOST_ENTRIES:
             self.dropped += 1
-        elif before is None or found.term >= before.term:
+        elif before is None or found.epoch >= before.epoch:
             states[name] = found
 
     def _add_definition(self, name: str, value: bytes | None) -> None:
