@@ -26,6 +26,7 @@ from celery_neli.health.cli import health
 from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, Command, schedule
 from celery_neli.printable import hide_from_reports, printable, say, say_json
+from celery_neli.ui.command import ui
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
@@ -49,6 +50,7 @@ def neli(ctx: click.Context) -> None:
 
 neli.add_command(schedule)
 neli.add_command(health)
+neli.add_command(ui)
 
 
 @neli.command(cls=Command)
