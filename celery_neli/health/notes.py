@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from celery_neli.health.directory import REMEDY, Directory, DirectoryError, opened
 from celery_neli.health.processes import look_up, where
-from celery_neli.health.vitals import Report
 from celery_neli.logs import escaping
 from celery_neli.threads import Thread, original, spawn
+
+if TYPE_CHECKING:  # else the command `celery neli health` would load the whole election
+    from celery_neli.health.vitals import Report
 
 LOOK_EVERY: Final = 1.0  # seconds between two looks if something has changed, which is written at once
 WRITE_EVERY: Final = 2.0

@@ -306,21 +306,21 @@ from types import SimpleNamespace
 import celery_neli.cli
 app = Celery("shop")
 app.conf.update(neli_group="g", neli_health_dir=sys.argv[1], neli_kafka="nowhere:1")
-start = time.perf_counter()
+start = time.process_time()
 done = CliRunner().invoke(celery_neli.cli.health, [], obj=SimpleNamespace(app=app), catch_exceptions=False)
-print(time.perf_counter() - start, done.exit_code, "confluent_kafka" in sys.modules)
+print(time.process_time() - start, done.exit_code, *{"confluent_kafka", "celery_neli.election.neli"} & set(sys.modules))
 """
 
 
 def test_the_command_is_quick_and_loads_no_kafka_client(here: Here, tmp_path: Path) -> None:
-    """A probe may be run every few seconds: 0.1 s beyond what any `celery` command takes (the best of five)."""
+    """A probe may be run every few seconds: 0.1 s of CPU beyond what any command takes (the best of five)."""
     here.put(note_of(written=time.monotonic() + 1e9))
     took = []
     for _ in range(5):
         done = subprocess.run(
             [sys.executable, "-c", COMMAND, str(tmp_path)], capture_output=True, text=True, check=True
         ).stdout.split()
-        assert done[1:] == ["1", "False"]
+        assert done[1:] == ["1"]
         took.append(float(done[0]))
     print(f"celery neli health: {min(took) * 1000:.1f} ms")
     assert min(took) < 0.1
