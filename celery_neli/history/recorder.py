@@ -50,7 +50,7 @@ MOST_SENT: Final = 5_000  # records at a time that librdkafka has
 # Seconds:
 LOOK_EVERY: Final = 0.5  # between two looks at the queue; a Kafka client is polled as often
 SEARCH: Final = 0.05  # the same while the topic is searched for
-PAUSE: Final = 30.0  # after what somebody must mend
+PAUSE: Final = 10.0  # after what somebody must mend
 FLUSH: Final = 1.0  # that `stop` waits for acknowledgements
 JOIN: Final = 0.5  # … and then for the thread
 REPEAT: Final = 600.0  # between two lines that say the same
