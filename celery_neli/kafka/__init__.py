@@ -34,6 +34,7 @@ class _NoGroup:
     """The group of an election that has none (`member.Group`): no member is preferred; all claim a vacant role."""
 
     induced: frozenset[int] = frozenset()
+    is_member = True
 
     def poll(self) -> None:
         """There is nothing to serve."""
