@@ -43,6 +43,9 @@ def explain(facts: Facts, words: Words | None = None) -> Story:
         summary=found.why,
         events=events_of(facts, words),
         unknown=unknown,
+        role=facts.role,
+        claims=tuple(facts.claims),
+        run=facts.run,
     )
 
 

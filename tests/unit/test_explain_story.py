@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -420,6 +421,9 @@ def test_texts_of_others_are_escaped_and_the_lines_are_whole() -> None:
 
 
 def test_the_json_is_plain() -> None:
-    found = judged(run=run(**DONE)).as_dict()
-    assert set(found) == {"entry", "slot", "verdict", "ran", "summary", "events", "unknown"}
+    found = json.loads(json.dumps(judged(run=run(**DONE)).as_dict()))
+    assert set(found) == {
+        "entry", "slot", "verdict", "ran", "summary", "events", "unknown", "role", "claims", "run"
+    }  # fmt: skip
     assert found["events"][0] == {"at": SLOT - 3600, "what": "term 7 of beat1 began"}
+    assert (found["claims"][0]["offset"], found["run"]["id"]) == (8, "the-id")
