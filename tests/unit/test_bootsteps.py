@@ -181,7 +181,7 @@ def test_a_signal_to_stop_begins_the_handover(
     monkeypatch.setattr("celery_neli.worker.bootsteps.original", lambda *_: lambda call, args: call(*args))
     monkeypatch.setattr("celery.worker.state.active_requests", {object() for _ in range(running)})
     worker = SimpleNamespace(app=make_app("signal"), pool_cls=pool, steps=[], hostname=f"{pool}@here")
-    worker.neli_observability = SimpleNamespace(start=lambda: None)
+    worker.neli_observability = worker.neli_runs = SimpleNamespace(start=lambda *_: None)
     ElectionStep(worker).start(worker)
     worker_shutting_down.send(sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=0)
     worker_shutting_down.send(sender="another@here", sig="SIGTERM", how="Warm", exitcode=0)
