@@ -201,13 +201,13 @@ class _Search:
         return why
 
     def _run(self, slot: float | None) -> Run | None:
-        """Return what the history says of the slot; without one, of the window, or the latest."""
-        begin, end = (slot, slot) if slot is not None else self._window or (None, None)
-        if begin is None or end is None:
+        """Return what the history says of the slot; without one, of a slot in the window, or the latest."""
+        if slot is None and self._window is None:
             return self._runs[0] if self._runs else None
-        own = [each for each in self._runs if each.slot is not None and begin - EQUAL <= each.slot < end + EQUAL]
-        many = [each for each in self._runs if each.count > 1 and spans(each, begin, self._runs)]
-        found: Sequence[Run] = own or many
+        begin, end = (slot, slot) if slot is not None else self._window or (0.0, 0.0)
+        found = [each for each in self._runs if each.slot is not None and begin - EQUAL <= each.slot < end + EQUAL]
+        if not found and slot is not None:
+            found = [each for each in self._runs if each.count > 1 and spans(each, slot, self._runs)]
         return found[-1] if found else None
 
     # The leader topic

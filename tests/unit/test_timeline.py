@@ -278,6 +278,18 @@ def test_a_slot_that_a_dead_leader_claimed_is_in_doubt_for_its_successor(log: Lo
     assert (second.doubt, second.settled) == (True, T + 14)
 
 
+def test_what_a_successor_repeats_is_no_claim_of_its_own(log: Log) -> None:
+    """Its first heartbeat carries what it found, with what was never tried (S1)."""
+    slot = T + 5
+    found = {"claimed": slot + 1, "done": T + 3, "tried": T + 4}
+    log.add("claim", "b", 12, data=found)
+    log.add("beat", "b", 13, data=found)
+    own = log.add("beat", "b", 14, data={"claimed": T + 15, "done": T + 3})
+    watch = SlotWatch(slot)
+    log.read(observe=watch)
+    assert [(each.doubt, each.offset) for each in watch.claims] == [(False, own)]
+
+
 def test_a_slot_that_was_given_back_untried_is_not_in_doubt(log: Log) -> None:
     """A clean release says which slots were never given to the transport."""
     slot = T + 5
