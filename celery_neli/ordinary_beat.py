@@ -15,20 +15,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from celery.signals import beat_init, celeryd_init
 
-from celery_neli.config import Config, from_app, not_read
+from celery_neli.config import Config, from_app, is_elected, not_read, scheduler_named
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import closest, failure, printable
-from celery_neli.scheduler_class import is_elected, named
 
 if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
 
-PATIENCE: Final = 2.0
-"""Seconds that Kafka has to answer."""
-NAMES: Final = ("celery_neli.Scheduler", "celery_neli.ReplicatedScheduler")
-"""The schedulers of this package, as users give them to `--scheduler`."""
-LIKE: Final = 0.7
-"""How similar, from 0 to 1, a name that cannot be imported must be to one of these to count as a misspelling of it."""
+PATIENCE: Final = 2.0  # seconds that Kafka has to answer
+NAMES: Final = ("celery_neli.Scheduler", "celery_neli.ReplicatedScheduler")  # as users give them to `--scheduler`
+LIKE: Final = 0.7  # how similar, from 0 to 1, a name that cannot be imported must be to count as a misspelling
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:
@@ -66,7 +62,7 @@ def misspelt(name: Any) -> str | None:
     if not isinstance(name, str) or name in NAMES or (close := closest(name, NAMES, least=LIKE)) is None:
         return None
     try:
-        if isinstance(named(name), type):
+        if isinstance(scheduler_named(name), type):
             return None
         reason = "it is not a class"
     except (ImportError, AttributeError, ValueError) as exc:
@@ -104,7 +100,7 @@ class OrdinaryBeat:
         reason = misspelt(name)
         if reason is None:
             try:
-                cls = named(name)
+                cls = scheduler_named(name)
             except (ImportError, AttributeError, ValueError):
                 return  # Celery reports it
             reason = _refused_settings(app, cls) or self._reason_against(app, cls)
@@ -114,7 +110,6 @@ class OrdinaryBeat:
             raise SystemExit(f"Error: {reason}")
 
     def _reason_against(self, app: Any, cls: type[Any]) -> str | None:
-        """Return why a beat with this scheduler must not start, None if it may."""
         group = app.conf.get("neli_group")
         if not group or app.conf.get("neli_enabled") is False or is_elected(cls):
             return None
@@ -165,7 +160,6 @@ class OrdinaryBeat:
 
 
 def _refused_settings(app: Any, cls: type[Any]) -> str | None:
-    """Return why a scheduler of this package cannot run with the app's settings, None if it can."""
     if not any(each.__module__.startswith("celery_neli.") for each in cls.__mro__):
         return None
     try:
@@ -178,7 +172,6 @@ def _refused_settings(app: Any, cls: type[Any]) -> str | None:
 
 
 def _warn_of_group_not_read(app: Any) -> None:
-    """Warn if the group has a name that Celery does not read, so that the process takes part in no election."""
     if app.conf.get("neli_group") or app.namespace:
         return  # beside a namespace, another prefix may be that of another app
     if hint := not_read(app, "neli_group"):

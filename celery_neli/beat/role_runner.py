@@ -48,14 +48,10 @@ class Host(Protocol):
         """Get ready for a term while another beat leads; return False if more of that is left to do at once."""
 
     def begin(self, tenure: Tenure, *, first_seen: datetime) -> bool:
-        """Begin to serve a term; return False if that is not possible yet.
+        """Begin to serve a term, which every message asks; return False if that is not possible yet.
 
-        Args:
-            tenure: The term; every message asks it.
-            first_seen: Until when the entries are known to have been served (UTC).
-
-        Raises:
-            NotReady: Something is missing that may come.
+        The entries are known to have been served until ``first_seen`` (UTC). Raises `NotReady` if something is missing
+        that may come.
         """
 
     def tick(self) -> float:
@@ -97,8 +93,7 @@ class RoleRunner:
     def turn(self) -> float | None:
         """Tick the host; return the seconds until the next tick, or None if this process does not lead the role.
 
-        Raises:
-            LeaseEnded: In the middle of an entry. Call `end_term` next.
+        Raises `LeaseEnded` in the middle of an entry: call `end_term` next.
         """
         if (tenure := self._tenure) is not None and (tenure.is_fenced() or not tenure.may_start()):
             self.end_term()
@@ -175,10 +170,7 @@ class RoleRunner:
     # -- failures --
 
     def _failed(self, exc: Exception) -> float:
-        """Retry after a pause, where Celery's beat would end. Return the pause in seconds.
-
-        No progress is reported, so a leader that goes on failing resigns after ``neli_stall_timeout``.
-        """
+        """Retry after a pause (returned, seconds), where Celery's beat would end; `progress` is not called for it."""
         what = "failed" if self.serves else "cannot be built"
         self.end_term()
         self.failing = True
@@ -204,7 +196,6 @@ class RoleRunner:
             self._back_off()
 
     def _back_off(self) -> None:
-        """Let another beat lead the role, and do not claim it again at once."""
         if not self._backed_off:
             self._backed_off = True
             self.role.resign(back_off=True)

@@ -20,13 +20,12 @@ from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, Wakeup
 from celery_neli.beat.wrapped import WrappedHost, add_to, is_database, is_redbeat
-from celery_neli.config import beat_settings, enabled, from_app
+from celery_neli.config import DEFAULT_SCHEDULER, beat_settings, enabled, from_app, is_replicated, scheduler_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import with_sound_schedule
 from celery_neli.printable import failure
 from celery_neli.schedule.policies import Misfire
-from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +73,7 @@ class Scheduler(celery.beat.Scheduler):
     def __new__(cls, app: Any, *args: Any, leadership: Any = None, **kwargs: Any) -> Any:
         """Return an instance of `neli_scheduler`, whose ``__init__`` has run, if celery-neli is switched off."""
         if leadership is None and not enabled(app):
-            return resolve(app.conf.get("neli_scheduler"))(app, *args, **kwargs)
+            return scheduler_class(app.conf.get("neli_scheduler"))(app, *args, **kwargs)
         return super().__new__(cls)
 
     def __init__(
@@ -116,7 +115,7 @@ class Scheduler(celery.beat.Scheduler):
             validate(config)
 
     def _kind(self) -> type[Any]:
-        return resolve(self.app.conf.get("neli_scheduler"))
+        return scheduler_class(self.app.conf.get("neli_scheduler"))
 
     @property
     def info(self) -> str:
@@ -126,7 +125,8 @@ class Scheduler(celery.beat.Scheduler):
         except ConfigurationError as exc:
             raise failure(exc) from None
         conf = self.app.conf
-        return f"    . leads -> {conf.get('neli_scheduler') or DEFAULT}\n    . group -> {conf.get('neli_group')}.beat"
+        leads = conf.get("neli_scheduler") or DEFAULT_SCHEDULER
+        return f"    . leads -> {leads}\n    . group -> {conf.get('neli_group')}.beat"
 
     # -- the turn --
 
@@ -296,7 +296,6 @@ class Scheduler(celery.beat.Scheduler):
             self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
 
     def _learn(self, scheduler: Any) -> None:
-        """Keep what code has changed in a scheduler whose term is over."""
         if self._drafted is not None:
             self._drafted.learn(scheduler)
 
@@ -359,6 +358,6 @@ class Scheduler(celery.beat.Scheduler):
 def _check_shards(cls: type[Any], config: Config) -> None:
     if len(config.roles) > 1 and not is_replicated(cls):
         raise ConfigurationError(
-            f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {DEFAULT} "
+            f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {DEFAULT_SCHEDULER} "
             "spreads its entries; set neli_shards = 1, or leave neli_scheduler out"
         )

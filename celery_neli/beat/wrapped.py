@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from typing import Any, ClassVar
 
 import celery.beat
-from celery.beat import ScheduleEntry
 from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
@@ -29,10 +28,10 @@ from celery_neli.beat.publish import (
     wait_for_broker,
 )
 from celery_neli.beat.tenure import Tenure
+from celery_neli.config import derives_from
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import check_static, log_mistakes
-from celery_neli.scheduler_class import derives_from
 
 logger = escaping(get_logger(__name__))
 
@@ -101,7 +100,9 @@ class DeferredReservation(Reservation):
 
     def take(self, advance: Callable[[Any], Any]) -> Any:
         """Advance the entry in memory only."""
-        self.advanced = ScheduleEntry._next_instance(self.entry)  # RedBeat's override is this, and the write
+        self.advanced = celery.beat.ScheduleEntry._next_instance(
+            self.entry
+        )  # RedBeat's override is this, and the write
         return self.advanced
 
     def confirm(self) -> None:
@@ -149,13 +150,9 @@ class LeasedMixin(celery.beat.Scheduler):
         return self.neli_reservation.take(advance)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        """Send the entry's task.
+        """Send the entry's task. Raises `LeaseEnded` if the term ended first, and `SchedulingError` if that fails.
 
         The lease is asked here too: eager tasks and an overridden ``Task.apply_async`` pass by the producer.
-
-        Raises:
-            LeaseEnded: The term ended first; nothing was sent.
-            celery.beat.SchedulingError: It could not be sent.
         """
         base: Any = super()
         tenure = self.neli_tenure
@@ -383,8 +380,7 @@ def _retire(scheduler: Any) -> None:
 def _abandon(scheduler: Any) -> None:
     """Close without writing: the term is over, the store is the successor's. Blocks for a second at most."""
     scheduler.neli_cut_off(write=False)
-    store = getattr(scheduler, "_store", None)
-    if store is not None:
+    if (store := getattr(scheduler, "_store", None)) is not None:
         # A shelf writes its cache when it is closed, and when it is collected as garbage. And it must be closed: with
         # gdbm, opening the file that this process has open fails, whereupon Celery deletes it.
         store.cache.clear()
@@ -393,8 +389,6 @@ def _abandon(scheduler: Any) -> None:
 
 
 def _forget(scheduler: Any) -> None:
-    """Free what schedulers leave behind when they are closed."""
-    finalizer = getattr(scheduler, "_finalize", None)
-    if finalizer is not None:
+    if (finalizer := getattr(scheduler, "_finalize", None)) is not None:
         finalizer.cancel()  # DatabaseScheduler: would write at exit, and keeps the scheduler of each term alive
     release_connection(scheduler)

@@ -51,7 +51,6 @@ class Lease:
         self._forget(member)
 
     def _forget(self, member: str) -> None:
-        """Start as `member`, which has sent nothing and read nothing."""
         self.member = member
         self.start: int | None = None  # first offset that is read; None: reading has not begun
         self.oldest = False  # there is nothing to read before `start`
@@ -62,26 +61,28 @@ class Lease:
         self.last = NOTHING  # offset of the last effective record
         self.term = NOTHING  # offset of the effective claim
         self.holder: str | None = None
-        self.until = NEVER  # end of the own lease
-        self.resigning = False
         self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any, without `idle`
-        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
-        self.live = False  # a record of the holder was read after the end of the log, so it is recent
-        self.requested: str | None = None  # the holder was asked to resign, for this name or identity ("": for any)
-        self._data_seq = NOTHING
-        self._heartbeat_early = False  # the next heartbeat leaves before its time
-        self._awaited: int | None = None  # number of the own early heartbeat that was not read back yet
         self._seq = 0
         self._sent: dict[int, float] = {}  # own records under way: seq -> time of sending (R1)
         self._vacant = NEVER  # R2: from when the role counts as vacant, if nothing more is read
         self._next_heartbeat = NEVER
         self._claimed_at: float | None = None
-        self._drained = False
+        self._favoured: str | None = None  # the member for which the holder was asked to resign
+        self._unjudged: list[_Unjudged] = []
+        self._end_term()
+
+    def _end_term(self) -> None:
+        self.until = NEVER  # end of the own lease
+        self.resigning = self._drained = False
         self._drain_end = FOREVER
         self._released = False  # a release was sent; it may have taken effect
-        self._favoured: str | None = None  # the member for which the holder was asked to resign
+        self.requested: str | None = None  # the holder was asked to resign, for this name or identity ("": for any)
+        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
+        self.live = False  # a record of the holder was read after the end of the log, so it is recent
+        self._heartbeat_early = False  # the next heartbeat leaves before its time
+        self._awaited: int | None = None  # number of the own early heartbeat that was not read back yet
+        self._data_seq = NOTHING
         self._delay = self._draw()
-        self._unjudged: list[_Unjudged] = []
 
     # Reading
 
@@ -181,13 +182,6 @@ class Lease:
             self._vacant = now + record.lease * CLOCK_RATES  # R2: the holder's lease, not the reader's setting
         elif sent is not None:
             self.until = max(self.until, sent + self.timing.heartbeat_timeout)  # R1
-
-    def _end_term(self) -> None:
-        self.until, self.resigning, self._released, self._drained, self._drain_end = NEVER, False, False, False, FOREVER
-        self.requested = self.data_out = self._awaited = None
-        self._heartbeat_early = self.live = False
-        self._data_seq = NOTHING
-        self._delay = self._draw()
 
     def _take(self, record: Record) -> None:
         """Keep the newest data of a term, as a member repeats them: a late heartbeat must not move them back."""

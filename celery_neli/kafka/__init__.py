@@ -36,5 +36,4 @@ class Neli(neli.Neli):
     def __init__(
         self, config: Config, barrier: Barrier | None = None, *, connect: Connect = connect, **options: Any
     ) -> None:
-        """See `election.neli.Neli`."""
         super().__init__(config, barrier, connect=connect, **options)

@@ -31,12 +31,9 @@ _NOT = {
 }
 #: Headers by which workers recognise a message. Celery would let an entry's own replace them.
 _NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr", "kwargsrepr")
-#: How similar, from 0 to 1, an unknown option must be to a known one to count as a misspelling of it.
-LIKE = 0.75
-#: Seconds; Celery adds them to the present time, and a datetime must hold the sum.
-MOST_SECONDS = 2**31 - 1
-#: The most bytes of AMQP's short strings.
-SHORT = 255
+LIKE = 0.75  # how similar, from 0 to 1, an unknown option must be to a known one to count as a misspelling of it
+MOST_SECONDS = 2**31 - 1  # seconds; Celery adds them to the present time, and a datetime must hold the sum
+SHORT = 255  # the most bytes of AMQP's short strings
 
 
 class Call(NamedTuple):

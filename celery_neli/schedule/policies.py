@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery.backends.base import DisabledBackend
 from celery.backends.cache import CacheBackend
@@ -34,10 +34,8 @@ _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "nel
 _MISFIRE = {**_SETTINGS, "expires": "neli_expires"}
 _OVERLAP = {"policy": "neli_overlap", "age": "neli_overlap_age"}
 OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values()))
-#: Seconds that a slot may be late under `skip` if no grace is set.
-SKIP_GRACE = 60.0
-#: The most seconds that `neli_expires` may have: a hundred years.
-LONGEST = 100 * 365.25 * 86_400
+SKIP_GRACE = 60.0  # seconds that a slot may be late under `skip` if no grace is set
+LONGEST = 100 * 365.25 * 86_400  # the most seconds that `neli_expires` may have: a hundred years
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +84,8 @@ class Misfire:
         return self.most if self.policy == "fire_all" else 1
 
 
-class Decision(NamedTuple):
-    """``run``: the slots to run, oldest first; ``left_out``: how many others will never run."""
-
-    run: tuple[datetime, ...]
-    left_out: int
-
-
-def decide(policy: Misfire, owed: Owed, now: datetime, *, deadline: float | None = None) -> Decision:
-    """Decide which of the slots ``owed`` at ``now`` (aware) run.
+def decide(policy: Misfire, owed: Owed, now: datetime, *, deadline: float | None = None) -> tuple[list[datetime], int]:
+    """Return which of the slots ``owed`` at ``now`` (aware) run, oldest first, and how many others will never run.
 
     ``deadline`` is `beat_cron_starting_deadline` (seconds; crontabs only). A slot that is later than that, later than
     the policy's grace, or expired never runs. Of the others, `fire_all` runs the newest ``most``, and `fire_once` and
@@ -103,7 +94,7 @@ def decide(policy: Misfire, owed: Owed, now: datetime, *, deadline: float | None
     grace = SKIP_GRACE if policy.grace is None and policy.policy == "skip" else policy.grace
     latest = min(bound for bound in (grace, deadline, policy.expires, math.inf) if bound is not None)
     slots = [slot for slot in owed.newest[-policy.limit :] if (now - slot).total_seconds() <= latest]
-    return Decision(run=tuple(slots), left_out=owed.total - len(slots))
+    return slots, owed.total - len(slots)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,8 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.crontabs import next_time
 
-#: The number of slots that are counted one by one; above it, a count is a lower bound.
-COUNTED = 100
-#: The time after which a search that found no slot is repeated.
-LOOK_AGAIN = timedelta(days=1)
+COUNTED = 100  # the number of slots that are counted one by one; above it, a count is a lower bound
+LOOK_AGAIN = timedelta(days=1)  # the time after which a search that found no slot is repeated
 #: The days through which a solar event is searched: each comes at least once a year wherever it comes at all.
 SOLAR_DAYS = 400
 #: What decides when a schedule is due. A class or object that overrides any of these has no slots.
@@ -88,8 +86,7 @@ class Owed(NamedTuple):
     upcoming: datetime | None
 
 
-#: Of a schedule that is over.
-_NONE = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)
+_NONE = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)  # of a schedule that is over
 
 
 def has_slots(when: Any) -> bool:

@@ -113,7 +113,7 @@ class ScheduleTopic:
 
     def drain(self) -> Entries:
         """Return what was read since the last call: the latest value of each key, None where it was deleted, in the
-        order of reading. Of two states of one entry that of the higher term counts. Own writes are left out.
+        order of reading. Of two states of one entry that of the higher epoch counts. Own writes are left out.
         """
         return {} if self.inherited else self._reads.take()
 

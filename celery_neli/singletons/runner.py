@@ -27,7 +27,7 @@ from celery_neli.election.shared_lease import SharedLease, shared
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.kafka import connect
 from celery_neli.logs import Lines, escaping
-from celery_neli.singletons.decorator import Singleton, registered
+from celery_neli.singletons import Singleton, registered
 from celery_neli.singletons.session import ChildFailed, ProcessSession, Session, ThreadSession, can_find
 from celery_neli.worker.bootsteps import ElectionStep, pool_of
 from celery_neli.worker.leader_only import Lease, Unelected
@@ -163,7 +163,6 @@ class Runner:
         return not self._closed and self.lease.may_start(term)
 
     def _pause(self, term: int, seconds: float) -> None:
-        """Wait, but no longer than the term lasts."""
         end = self.clock() + seconds
         while (left := end - self.clock()) > 0 and self._may_start(term):
             self._sleep(min(left, POLL_INTERVAL))

@@ -37,7 +37,7 @@ from celery_neli.election.lease import boottime
 from celery_neli.election.shared_lease import RoleLease, SharedLease, share
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.singletons.decorator import Singleton, find
+from celery_neli.singletons import Singleton, find
 from celery_neli.worker.leader_only import Lease, Unelected, in_term
 
 CHILD = "import sys; sys.path[:] = {path}; from celery_neli.singletons.session import main; main()"
@@ -313,7 +313,6 @@ class _WhileParentLives(Unelected):
 
 
 def _watch(busy: threading.Event, lease: Lease, term: int) -> None:
-    """End this process if it is busy and the lease is over."""
     while busy.wait():
         if lease.may_finish(term):
             left = lease.standing().until - boottime() if isinstance(lease, RoleLease) else POLL_INTERVAL

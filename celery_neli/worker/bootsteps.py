@@ -12,6 +12,7 @@ import click
 from celery import Celery, bootsteps
 from celery.signals import worker_shutdown, worker_shutting_down
 from celery.utils.quorum_queues import detect_quorum_queues
+from celery.worker import state
 
 from celery_neli import observability
 from celery_neli.config import enabled, setting
@@ -132,7 +133,7 @@ class ElectionStep(bootsteps.StartStopStep):
         """Join; the pool's children have been forked by now. From now on, a signal to stop begins the handover.
 
         `LeaseStep.close` may come seconds later: without an event loop (gevent), Celery waits for a message once or
-        twice more, 2 s each time (Redis: 3 s). A solo worker first ends its task, under its lease.
+        twice more, 2 s each time (Redis: 3 s). A solo worker first ends the task that it runs, under its lease.
         """
         leadership = leadership_for(worker.app, "worker", connect)
         leadership.start()
@@ -141,10 +142,10 @@ class ElectionStep(bootsteps.StartStopStep):
 
         def hand_over(**_: Any) -> None:
             """Called in a signal handler, which must take no lock; `threading` takes some to start a thread."""
-            original("_thread", "start_new_thread")(leadership.close, ())
+            if pool_of(worker) != "solo" or not state.active_requests:
+                original("_thread", "start_new_thread")(leadership.close, ())
 
-        if pool_of(worker) != "solo":
-            worker_shutting_down.connect(hand_over, sender=worker.hostname, weak=False)
+        worker_shutting_down.connect(hand_over, sender=worker.hostname, weak=False)
 
 
 def install(app: Celery) -> Celery:

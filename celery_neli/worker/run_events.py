@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -113,7 +114,8 @@ class _Watch:
     def __init__(self, request: Any, told: dict[str, Any]) -> None:
         self._told = told
         self._request = request
-        self._runtime: float | None = None
+        self._accepted: float | None = None  # when its task began (monotonic seconds)
+        self._runtime: float | None = None  # as Celery measures it, of tasks that succeed
         self._requeued = False  # what became of the message in `on_failure` or `on_timeout`
         self._within = False
         self._over = False
@@ -126,14 +128,17 @@ class _Watch:
 
     def _tell(self, state: str, error: str = "") -> None:
         """Tell it; after an end, give the request back what is its own, or the two would keep one another."""
-        retries = _retries(self._request.request_dict.get("retries"))
+        retries, ends = _retries(self._request.request_dict.get("retries")), state != "started"
+        if ends and self._runtime is None and self._accepted is not None:
+            self._runtime = max(0.0, time.monotonic() - self._accepted)
         hooks.run(RunEvent(**self._told, state=state, runtime=self._runtime, retries=retries, error=error))
-        if state != "started":
+        if ends:
             self._over = True
             for name in CALLBACKS:
                 vars(self._request).pop(name, None)
 
     def _on_accepted(self, pid: int, time_accepted: float) -> Any:
+        self._accepted = time_accepted
         self._tell("started")
         return self._own["on_accepted"](pid, time_accepted)
 

@@ -24,8 +24,8 @@ MANY = 100_000
 Make = Callable[[Config], ScheduleTopic]
 
 
-def state(runs: int, term: int = 1) -> bytes:
-    return encode_state(State(1732365000.25, runs, term))
+def state(runs: int, epoch: int = 1) -> bytes:
+    return encode_state(State(1732365000.25, runs, epoch))
 
 
 @pytest.fixture

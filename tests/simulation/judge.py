@@ -118,7 +118,7 @@ class Judge:
         elif record["kind"] == "request":
             self._asks(actor, role, record["term"])
         elif record["kind"] == "claim" and (actor.member.closing or actor.member.outdated):
-            raise Failure("claim", f"{actor.name} claims role {role} while closing or aside")
+            raise Failure("claim", f"{actor.name} claims role {role} while closing or outdated")
 
     def _asks(self, actor: Actor, role: int, term: int) -> None:
         """Who asks for a role has known for `rebalance_after` that it is assigned it and that another leads (R10)."""

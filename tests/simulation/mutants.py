@@ -70,7 +70,7 @@ MUTANTS = (
     Mutant(name="stand back after a release", scenario="alone", text="(self.timing.heartbeat_timeout if stands_back else 0)", put="0"),
     Mutant(name="stand back after a lost release", scenario="lossy", text="vacant = self.until + self.timing.heartbeat_timeout  #", put="vacant = self.until  #", seed=45),
     Mutant(name="beat only while held", scenario="leader-deaf", text="if self.holder == self.member and now < self.until:  # R5", put="if self.holder == self.member:  # R5"),
-    Mutant(name="a release is released", scenario="alone", text="NEVER, False, False, False, FOREVER", put="NEVER, False, self._released, False, FOREVER"),
+    Mutant(name="a release is released", scenario="alone", text="self._released = False  #", put="self._released = vars(self).get('_released', False)  #"),
     Mutant(name="a barrier has an end", scenario="drains", text="(self._drained or now >= self._drain_end)", put="self._drained"),
     Mutant(name="a barrier is awaited", scenario="drains", text="(self._drained or now >= self._drain_end)", put="True"),
     Mutant(name="what was read is read", scenario="reread", text="if offset <= self.newest or self.lost", put="if self.lost"),

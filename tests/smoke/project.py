@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.signals import beat_embedded_init, beat_init, worker_ready
 
-from celery_neli import install, signals
+from celery_neli import install, leader_only, signals
 from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
 from celery_neli.kafka import connect
@@ -35,6 +35,25 @@ def tick() -> None:
 def write(path: str) -> None:
     """Leave a trace that it ran."""
     Path(path).write_text("ran")
+
+
+@app.task(name="smoke.fail")
+def fail() -> None:
+    """Raise."""
+    raise ValueError("as it should")
+
+
+@app.task(name="smoke.once_more", bind=True, max_retries=1, default_retry_delay=0)
+def once_more(self: Any) -> None:
+    """Ask for a second attempt, which succeeds."""
+    if not self.request.retries:
+        raise self.retry(exc=ValueError("not yet"))
+
+
+@app.task(name="smoke.lead")
+@leader_only
+def lead() -> None:
+    """Run on the worker that leads."""
 
 
 def record(election: str) -> None:

@@ -1,4 +1,4 @@
-"""Beats with a led scheduler on a clock that the test moves. They share an election, a schedule topic and a broker.
+"""Beats with the replicated scheduler on a clock that the test moves; they share an election, a topic and a broker.
 
 Nothing of a beat is faked but Kafka and the wire: its runners, hosts, schedulers and publishers are the real ones.
 """
@@ -131,11 +131,11 @@ class World:
         """What the schedule topic says of an entry; `last` in seconds since noon."""
         states = FakeTopic(self.log).states()
         found = states[entry]
-        return State(found.last - START, found.runs, found.term, found.since and found.since - START, found.open)
+        return State(found.last - START, found.runs, found.epoch, found.since and found.since - START, found.open)
 
     def put_state(self, entry: str, last: float, **fields: Any) -> None:
         """Somebody else writes a state."""
-        given = {"runs": 0, "term": 0, **fields}
+        given = {"runs": 0, "epoch": 0, **fields}
         self.log.append((STATE, entry, encode_state(State(last=START + last, **given)), None))
 
     def marks(self, role: str = "leader") -> tuple[float, float]:

@@ -20,7 +20,6 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.worker.bootsteps import ElectionStep, LeaseStep
 from celery_neli.worker.consumer_step import RoleQueues
 from celery_neli.worker.in_flight import in_flight_of
-from tests.processes import wait_until
 from tests.unit.leases import Lease, make_app
 
 
@@ -169,17 +168,24 @@ def test_the_release_waits_for_what_may_still_run(
     assert leadership.told == ["close", told]
 
 
-@pytest.mark.parametrize(("pool", "told"), [("gevent", ["start", "close"]), ("solo", ["start"])])
-def test_a_signal_to_stop_begins_the_handover(pool: str, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("pool", "running", "told"),
+    [("gevent", 1, ["start", "close"]), ("solo", 0, ["start", "close"]), ("solo", 1, ["start"])],
+)
+def test_a_signal_to_stop_begins_the_handover(
+    pool: str, running: int, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under gevent, Celery's loop notices seconds later; solo's ends the task first, for which it needs the lease."""
     leadership = Leadership()
     monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: leadership)
+    monkeypatch.setattr("celery_neli.worker.bootsteps.original", lambda *_: lambda call, args: call(*args))
+    monkeypatch.setattr("celery.worker.state.active_requests", {object() for _ in range(running)})
     worker = SimpleNamespace(app=make_app("signal"), pool_cls=pool, steps=[], hostname=f"{pool}@here")
-    worker.neli_observability = SimpleNamespace(start=lambda: None)
+    worker.neli_observability = worker.neli_runs = SimpleNamespace(start=lambda *_: None)
     ElectionStep(worker).start(worker)
     worker_shutting_down.send(sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=0)
     worker_shutting_down.send(sender="another@here", sig="SIGTERM", how="Warm", exitcode=0)
-    wait_until(lambda: leadership.told == told, timeout=5, what="what the leadership is to do")
+    assert leadership.told == told
 
 
 def test_a_step_of_ours_is_one_of_celerys() -> None:

@@ -1,4 +1,4 @@
-"""Leadership: one curator per process and election, its transitions as Celery signals; and the step that embeds it."""
+"""Leadership: one per process and election, its transitions as Celery signals; and the step that embeds it."""
 
 from __future__ import annotations
 

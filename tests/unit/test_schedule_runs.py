@@ -81,7 +81,7 @@ def test_a_table_of_all_entries(app: Celery) -> None:
         ["SLOT", "ENTRY", "OUTCOME", "LATE", "STATE", "RUNTIME", "WORKER", "TERM", "NOTE"],
         [
             "2026-12-01 07:01:00Z", "report", "sent", "5.00s", "failed", "1:01:40", "celery@w1", "219",
-            "2 attempts to send; 2 retries; ValueError: x",
+            "2 attempts to send; after 2 retries; ValueError: x",
         ],
         ["2026-12-01 07:00:00Z", "report", "sent", "0.25s", "succeeded", "1.50s", "celery@w1", "219"],
         ["by hand", r"tidy\x1b[2J", "-", "-", "started", "-", "celery@w2", "-"],

@@ -15,7 +15,7 @@ from celery_neli import ConfigurationError, current_term, install, signals, sing
 from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
-from celery_neli.singletons.decorator import Singleton, find, registered
+from celery_neli.singletons import Singleton, find, registered
 from celery_neli.singletons.runner import (
     BACKOFF_MOST,
     POLL_INTERVAL,

@@ -12,7 +12,6 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any
 
 import celery.beat
@@ -60,11 +59,6 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
         if self.neli_make_ledger is None:
             self.Producer: Any = naming_producer(self.Producer, self.neli_engine.sender.lease)
-
-    @property
-    def neli_slot(self) -> datetime | None:
-        """The slot (UTC) that is being run, while one is."""
-        return self.neli_engine.sender.slot
 
     # -- the schedule --
 
@@ -167,7 +161,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send the entry's task, as Celery does; faster where that changes nothing. Raises `SchedulingError`."""
         sender = self.neli_engine.sender
-        entry = sender.message_of(self.reserve(entry) if advance else entry, self.neli_slot)
+        entry = sender.message_of(self.reserve(entry) if advance else entry, sender.slot)
         if producer is None or kwargs:
             return super().apply_async(entry, producer=producer, advance=False, **kwargs)
         return sender.transmit(entry, producer)

@@ -14,7 +14,7 @@ from celery_neli.config import parent
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
-from celery_neli.schedule_topic.codec import RANK_MOST
+from celery_neli.schedule_topic.codec import EPOCH_MOST
 from celery_neli.settings import SHARDS_MOST, VERSION_MOST
 
 if TYPE_CHECKING:
@@ -60,10 +60,9 @@ class Term:
     ) -> None:
         self.number = number
         more = beginning.data
-        #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
-        #: would not do: entries move from shard to shard, and a leader topic that is created again counts from 0. At
-        #: the highest that readers accept it stays: of equal epochs the later state counts, so ours still wins.
-        self.epoch: int = min(max(more.get(BASE, 0) + number, newest + 1), RANK_MOST)
+        #: Of the states that are written in it (`codec.State`). At the highest that readers accept it stays: of equal
+        #: epochs the later state counts, so ours still wins.
+        self.epoch: int = min(max(more.get(BASE, 0) + number, newest + 1), EPOCH_MOST)
         self.claims = Claims(term=number, interval=interval, inherited=inherited, now=now)
         #: Slots that the watermark *settled* must not pass although they are not in the heap, by entry: those that are
         #: being sent, or that failed.
@@ -221,7 +220,7 @@ def begin(shard: int, shards: int, payload: Callable[[int], Payload], *, now: fl
     more: dict[str, Any] = {SHARDS: shards}
     if split:
         more[SPLIT] = split
-    if _whole(found.get(BASE), most=RANK_MOST) > 0:
+    if _whole(found.get(BASE), most=EPOCH_MOST) > 0:
         more[BASE] = found[BASE]
     return Beginning(marks, more)
 

@@ -1,4 +1,4 @@
-"""What a led scheduler takes over from the one before it: after a clean end, after a crash, from nobody."""
+"""What the replicated scheduler takes over from the leader before: after a clean end, after a crash, from nobody."""
 
 from __future__ import annotations
 
