@@ -10,9 +10,10 @@ import importlib
 import logging
 import os
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celery_neli import hooks
 from celery_neli.config import ELECTIONS, setting
@@ -24,15 +25,20 @@ from celery_neli.logs import escaping
 from celery_neli.metrics import catalogue
 from celery_neli.metrics.numbers import Family, Labels, LowWater, Numbers
 from celery_neli.printable import printable
+from celery_neli.threads import original, spawn
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from celery_neli.election.leadership import Leadership
 
+T = TypeVar("T")
 OTHERS: Final = "(others)"
 LONGEST_LABEL: Final = 200  # characters of an entry's name
 SEEN_FOR: Final = 60.0  # seconds for which a low margin is shown at least
+MOST_WAITING: Final = 50_000  # events of each kind that wait to be counted, those of some seconds at the highest rate
+AT_ONCE: Final = 100  # events that are counted in a row, in a tenth of a millisecond or so
+COUNT_EVERY, YIELD = 1.0, 0.000_1  # seconds
 #: Outcomes of slots and the policies that decide them.
 OUTCOMES: Final = (
     (hooks.SENT, ""), (hooks.FAILED, ""), (hooks.REFUSED, ""), (hooks.IN_DOUBT, "send"), (hooks.IN_DOUBT, "skip"),
@@ -55,8 +61,14 @@ class Collection:
         self._most, self._clock = most_entries, clock
         self._entries: dict[str, str] = {}  # their labels, by name
         self._margins: dict[Labels, LowWater] = {}
+        # What comes with each message waits here: a message shall not wait while it is counted.
+        self._slots: deque[SlotEvent] = deque(maxlen=MOST_WAITING)
+        self._turns: deque[float] = deque(maxlen=MOST_WAITING)
+        self._published: deque[float] = deque(maxlen=MOST_WAITING)
+        self._ended = False
         self._receivers: tuple[tuple[Hook, Callable[..., None]], ...] = (
-            (hooks.slot, self._slot), (hooks.turn, self._turn), (hooks.published, self._published),
+            (hooks.slot, self._slots.append), (hooks.turn, self._turns.append),
+            (hooks.published, self._published.append),
             (hooks.renewed, self._renewed), (hooks.term_begun, self._term_begun), (hooks.term_ended, self._term_ended),
             (hooks.kafka_error, self._kafka_error), (hooks.leader_task, self._leader_task),
             (hooks.singleton, self._singleton), (hooks.run, self._run),
@@ -93,11 +105,25 @@ class Collection:
 
     def end(self) -> None:
         """Listen no more. Takes no lock, for a forked child does it, too."""
+        self._ended = True
         for hook, receiver in self._receivers:
             hook.remove(receiver)
 
+    def keep_up(self) -> None:
+        """Count what waits, every second until `end`, on the calling thread of the operating system."""
+        sleep = original("time", "sleep")
+        while not self._ended:
+            sleep(COUNT_EVERY)
+            try:
+                while self._count():
+                    sleep(YIELD)  # a thread that has a slot to send must not wait for Python's lock
+            except Exception:
+                logger.exception("metrics: something was not counted")
+
     def read(self) -> list[Family]:
         """Return all metrics as they are now, in the order of the catalogue; a reading of its own for each caller."""
+        while self._count():
+            pass
         found = {each.metric: each.values for each in (*self.numbers.read(), *self._standing(), *self._history())}
         return [Family(metric, found[metric]) for metric in catalogue.METRICS if found.get(metric)]
 
@@ -149,14 +175,29 @@ class Collection:
     def _margin(self, labels: Labels) -> LowWater:
         return self._margins.get(labels) or self._margins.setdefault(labels, LowWater(SEEN_FOR))
 
-    # -- what the hooks tell, on the threads on which it happens --
+    # -- what waits --
 
-    def _slot(self, event: SlotEvent) -> None:
+    def _count(self) -> bool:
+        """Count some of what waits; return True if something was left. Any thread."""
         numbers, group = self.numbers, self._beats
-        numbers.add(catalogue.SLOTS, (group, event.role, event.outcome, event.policy), event.count)
-        if event.outcome == hooks.SENT and event.slot is not None:
-            numbers.observe(catalogue.LATENESS, (group, event.role), max(0.0, event.at - event.slot))
-            numbers.rise(catalogue.LAST_SLOT, (group, self._entry(event.entry)), event.slot)
+        lateness: defaultdict[str, list[float]] = defaultdict(list)
+        last: dict[str, float] = {}
+        for event in _some(self._slots):
+            numbers.add(catalogue.SLOTS, (group, event.role, event.outcome, event.policy), event.count)
+            if event.outcome == hooks.SENT and event.slot is not None:
+                lateness[event.role].append(max(0.0, event.at - event.slot))
+                last[event.entry] = max(event.slot, last.get(event.entry, event.slot))
+        for role, values in lateness.items():
+            numbers.observe(catalogue.LATENESS, (group, role), *values)
+        for entry, slot in last.items():
+            numbers.rise(catalogue.LAST_SLOT, (group, self._entry(entry)), slot)
+        if self._turns:
+            numbers.observe(catalogue.TICK, (group,), *_some(self._turns))
+        if self._published:
+            numbers.observe(catalogue.PUBLISH, (group,), *_some(self._published))
+        return bool(self._slots or self._turns or self._published)
+
+    # -- what the hooks tell, on the threads on which it happens --
 
     def _entry(self, name: str) -> str:
         label = self._entries.get(name)
@@ -165,12 +206,6 @@ class Collection:
                 return OTHERS
             label = self._entries[name] = printable(name, LONGEST_LABEL)
         return label
-
-    def _turn(self, seconds: float) -> None:
-        self.numbers.observe(catalogue.TICK, (self._beats,), seconds)
-
-    def _published(self, seconds: float) -> None:
-        self.numbers.observe(catalogue.PUBLISH, (self._beats,), seconds)
 
     def _renewed(self, group: str, role: str, round_trip: float, margin: float | None) -> None:
         labels = (*split(group), role)
@@ -202,6 +237,17 @@ class Collection:
         labels = (self._workers, role, name)
         self.numbers.add(catalogue.SINGLETON_TURNS, labels)
         self.numbers.add(catalogue.SINGLETON_FAILURES, labels, int(failed))
+
+
+def _some(waiting: deque[T]) -> list[T]:
+    """Take up to `AT_ONCE` of what waits; another thread may take some, too."""
+    taken: list[T] = []
+    try:
+        while len(taken) < AT_ONCE:
+            taken.append(waiting.popleft())
+    except IndexError:
+        pass
+    return taken
 
 
 def split(group: str) -> tuple[str, str]:
@@ -244,6 +290,7 @@ def start(app: Celery, leadership: Leadership) -> Part | None:
             made = Collection(most_entries=setting(app, "neli_metrics_entries"))
             made.serve(leadership)
             made.begin()
+            spawn(made.keep_up, name="neli-metrics")
             _collection = made
             for each in exporters:
                 try:
@@ -264,7 +311,7 @@ def _exporters() -> list[Any]:
 
 
 _collection: Collection | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def _forked() -> None:
@@ -272,7 +319,7 @@ def _forked() -> None:
     global _collection, _lock
     if _collection is not None:
         _collection.end()
-    _collection, _lock = None, threading.Lock()
+    _collection, _lock = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -64,16 +64,18 @@ class Numbers:
             values = self._values.setdefault(metric, {})
             values[labels] = max(value, values.get(labels, value))
 
-    def observe(self, metric: Metric, labels: Labels, value: float) -> None:
-        """Count a value of a histogram."""
+    def observe(self, metric: Metric, labels: Labels, *observed: float) -> None:
+        """Count values of a histogram."""
         with self._lock:
             values = self._values.setdefault(metric, {})
             found = values.get(labels)
             if found is None:
                 found = values[labels] = Distribution(metric.buckets)
-            found.add(value)
-        if self.observer is not None:
-            self.observer(metric, labels, value)
+            for value in observed:
+                found.add(value)
+        if (observer := self.observer) is not None:
+            for value in observed:
+                observer(metric, labels, value)
 
     def read(self) -> list[Family]:
         """Return everything, as it is now."""

@@ -27,6 +27,7 @@ from celery_neli.hooks import RunEvent, SlotEvent
 from celery_neli.metrics import catalogue, collect, otel, prometheus
 from celery_neli.metrics.collect import OTHERS, Collection
 from celery_neli.metrics.numbers import Distribution, LowWater, Numbers
+from celery_neli.threads import spawn
 from tests.processes import wait_until
 from tests.unit.fakes import FakeStanding
 
@@ -259,6 +260,20 @@ def test_threads_that_count_at_once_lose_nothing() -> None:
     found = {each.metric: each.values for each in numbers.read()}
     assert found[catalogue.KAFKA_ERRORS] == {("", "x"): 20_000}
     assert sum(found[catalogue.PUBLISH]["",].counts) == 20_000
+
+
+def test_what_comes_with_each_message_is_counted_apart_from_it(collection: Collection) -> None:
+    """A message costs an append; a thread counts soon, also what no scrape asks for."""
+    observed: list[float] = []
+    collection.numbers.observer = lambda metric, labels, value: observed.append(value)
+    for _ in range(1_000):
+        hooks.slot(slot())
+        hooks.published(0.5)
+    assert observed == [], "nothing is counted on the thread that sends"
+    thread = spawn(collection.keep_up, name="test")
+    wait_until(lambda: len(observed) == 2_000, timeout=20, what="all values")
+    collection.end()
+    assert thread.join(5)
 
 
 def test_a_value_on_a_bound_is_in_its_bucket() -> None:

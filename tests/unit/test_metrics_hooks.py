@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery_neli.singletons.decorator import Singleton
 
 from celery_neli import hooks
 from celery_neli.election.records import End, Lost, Record
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.client_log import ClientLog
+from celery_neli.singletons import Singleton
 from celery_neli.singletons.runner import Runner
 from celery_neli.worker.leader_only import Unelected
 from celery_neli.worker.redelivery import Counts
