@@ -162,6 +162,8 @@ def test_a_loop_that_hangs_is_found(noted: Members) -> None:
         processes.append(noted.worker("-P", pool, "-c", "1", name=pool, **at(port, election="worker")))
     for port in ports:
         wait_for(port, "/readyz", 200, timeout=90)
+    for each in processes[1:]:  # then it knows what to do with the signal
+        wait_until(lambda each=each: " ready." in each.log, timeout=30, what="the worker")
     began = time.monotonic()
     for each in processes:
         each.process.send_signal(signal.SIGUSR2)
