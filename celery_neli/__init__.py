@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from celery_neli.exceptions import NeliError as NeliError
     from celery_neli.exceptions import NotLeader as NotLeader
     from celery_neli.exceptions import TopicError as TopicError
-    from celery_neli.kafka.connect import Neli as Neli
-    from celery_neli.singletons.decorator import singleton as singleton
+    from celery_neli.kafka import Neli as Neli
+    from celery_neli.singletons import singleton as singleton
     from celery_neli.worker.bootsteps import install as install
     from celery_neli.worker.leader_only import current_term as current_term
     from celery_neli.worker.leader_only import leader_only as leader_only
@@ -45,8 +45,8 @@ _PUBLIC = {
     "election.renewal": ("State",),
     "election.role_state": ("LeaderAcquired", "LeaderFenced", "LeaderRevoked"),
     "exceptions": ("ClosedError", "ConfigurationError", "LeadershipLost", "NeliError", "NotLeader", "TopicError"),
-    "kafka.connect": ("Neli",),
-    "singletons.decorator": ("singleton",),
+    "kafka": ("Neli",),
+    "singletons": ("singleton",),
     "worker.bootsteps": ("install",),
     "worker.leader_only": ("current_term", "leader_only", "roles", "still_leader"),
 }

@@ -14,16 +14,16 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
-from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.bin.base import handle_preload_options
 from celery.bin.beat import beat
 from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
-from celery_neli.config import ELECTIONS, enabled, from_app, setting
+from celery_neli.config import ELECTIONS, enabled, from_app, owner, setting
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import guard, logger_of
-from celery_neli.periodic.cli import UNLED, schedule
-from celery_neli.printable import failure, hide_from_reports, printable, say, say_json
+from celery_neli.periodic.cli import UNLED, Command, schedule
+from celery_neli.printable import hide_from_reports, printable, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
@@ -34,16 +34,6 @@ guard(beat, worker)
 _SECONDS = click.FloatRange(min=1)
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 _GONE = "  does not answer: its lease has run out"
-
-
-class _Command(CeleryCommand):
-    """A command that ends with one line if it raises an error of ours."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except NeliError as exc:
-            raise failure(exc) from None
 
 
 @click.group(name="neli")
@@ -57,7 +47,7 @@ def neli(ctx: click.Context) -> None:
 neli.add_command(schedule)
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--election", type=click.Choice(ELECTIONS), help="Show only this one; by default, every one whose topic exists."
@@ -90,7 +80,7 @@ def status(ctx: click.Context, as_json: bool, election: str | None) -> None:
     ctx.exit(0 if led and not any(each.sharing for each in shown) else 1)
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.option("--election", type=click.Choice(ELECTIONS), default="beat", show_default=True, help="The election.")
 @click.option("--role", help="The role; you may leave it out if there is only one.")
 @click.option("--to", help="Name of the member that should lead next; by default, the one that the group prefers.")
@@ -114,7 +104,7 @@ def resign(ctx: click.Context, election: str, role: str | None, to: str | None, 
     )
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @click.option("--timeout", type=_SECONDS, default=30.0, show_default=True, help="Seconds to wait for the roles.")
 @click.pass_context
@@ -132,7 +122,7 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
     say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
 
 
-@neli.command(cls=_Command)
+@neli.command(cls=Command)
 @click.option("--port", type=click.IntRange(1, 65535), default=9092, show_default=True, help="Port on 127.0.0.1.")
 @click.pass_context
 def kafka(ctx: click.Context, port: int) -> None:
@@ -185,7 +175,6 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
 
 def _unled(app: Any, name: str) -> str | None:
     """Return why no beat runs the entry of this name, if Kafka says so."""
-    from celery_neli.config import owner
     from celery_neli.status import look
 
     config = from_app(app, "beat")

@@ -1,4 +1,6 @@
-"""The configuration of a member, checked when it is made, and the settings of an app (`settings.py` has the table)."""
+"""The configuration of a member, checked when it is made; the settings of an app (`settings.py` has the table), and the
+scheduler classes that they name.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import Masked, closest
+from celery_neli.printable import Masked, closest, shown
 from celery_neli.settings import NAME_MOST, SETTINGS, TOPIC_MOST, Setting, kafka_name
 
 if TYPE_CHECKING:
     from celery import Celery
 
 ELECTIONS: Final = ("beat", "worker")
+# The ends of the names of the schedule topic and of the topic of the run history, behind that of the leader topic.
 SCHEDULE: Final = ".schedule"
-"""The end of a schedule topic's name, behind the name of the leader topic."""
 HISTORY: Final = ".history"
-"""The end of the name of the topic of the run history, likewise."""
 #: The settings of an app are parts of these names.
 _WHOLE_NAMES: Mapping[str, Setting] = {
     "group": Setting("neli_group", kafka_name(NAME_MOST)),
@@ -302,3 +303,62 @@ def _remedy(app: Celery, prefix: str | None, name: str) -> str:
     if prefix and not app.namespace:
         return f"this app has no namespace: write {name}, or app.config_from_object(..., namespace={prefix!r})"
     return f"write {_right(app, name)}"
+
+
+# The scheduler classes that beats and `neli_scheduler` name. Their bases tell what they are, so nothing is imported.
+
+DEFAULT_SCHEDULER: Final[str] = SETTINGS["neli_scheduler"].default
+_REMEDY = f"give a class or its path, such as {DEFAULT_SCHEDULER!r}, or leave it out"
+#: The schedulers that a misspelt name may have meant.
+_SCHEDULERS = (
+    DEFAULT_SCHEDULER,
+    "celery.beat.Scheduler",
+    "celery.beat.PersistentScheduler",
+    "django_celery_beat.schedulers:DatabaseScheduler",
+    "redbeat.RedBeatScheduler",
+)
+
+
+def scheduler_named(name: Any) -> Any:
+    """Return what ``name`` stands for: a dotted path, an alias (entry point), or the class itself. Raises what its
+    import raises, and `AttributeError` or `ValueError` if there is no such name.
+    """
+    from celery.utils.imports import load_extension_class_names, symbol_by_name  # an election needs no Celery
+
+    return symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
+
+
+def scheduler_class(name: Any) -> type[Any]:
+    """Return the scheduler class that the setting `neli_scheduler` names; None: the default. Imports it. Raises
+    `ConfigurationError` if it is no scheduler, or `celery_neli.Scheduler` itself.
+    """
+    try:
+        cls = scheduler_named(DEFAULT_SCHEDULER if name is None else name)
+    except Exception as exc:  # the import runs the user's modules
+        near = closest(str(name), _SCHEDULERS, least=0.8)
+        hint = _REMEDY if near in (None, name) else f"did you mean {near!r}?"
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} cannot be imported: {shown(exc)}; {hint}") from exc
+    if not (isinstance(cls, type) and derives_from(cls, "celery.beat", "Scheduler")):
+        remedy = f"is django-celery-beat installed? Otherwise {_REMEDY}" if name == "django" else _REMEDY
+        raise ConfigurationError(f"neli_scheduler = {shown(name)} is not a subclass of celery.beat.Scheduler; {remedy}")
+    if is_elected(cls):
+        raise ConfigurationError(
+            f"neli_scheduler = {shown(name)} is celery-neli's own scheduler: name the one that it is to lead, such as"
+            f" 'celery.beat.Scheduler' (beat_scheduler is the setting for celery-neli's)"
+        )
+    return cls
+
+
+def is_elected(cls: type[Any]) -> bool:
+    """Return True if ``cls`` is `celery_neli.Scheduler` or derives from it."""
+    return derives_from(cls, "celery_neli.beat.scheduler", "Scheduler")
+
+
+def is_replicated(cls: type[Any]) -> bool:
+    """Return True if ``cls`` is `celery_neli.ReplicatedScheduler` or derives from it."""
+    return derives_from(cls, "celery_neli.beat.replicated.standalone", "ReplicatedScheduler")
+
+
+def derives_from(cls: type[Any], module: str, name: str) -> bool:
+    """Return True if ``module.name`` is ``cls`` or among its bases. Imports nothing."""
+    return any(base.__module__ == module and base.__name__ == name for base in cls.__mro__)

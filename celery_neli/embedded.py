@@ -189,7 +189,6 @@ class EmbeddedKafka:
 
 
 def _librdkafka() -> str:
-    """Return a path from which ctypes loads the librdkafka in use."""
     extension = Path(confluent_kafka.cimpl.__file__)
     # Windows finds a symbol only in its own DLL, which the wheel keeps beside the package. Other systems also look in
     # the libraries that the extension is linked to, be they the wheel's, the system's or conda's.

@@ -90,16 +90,11 @@ def hand_over(
 
 
 def _refuse_successor(status: ElectionStatus, to: str) -> None:
-    """Raise `NeliError` if no member of this name is known, or none that answers."""
     if to not in status.known:
         names = ", ".join(status.known) or "none"
-        unsure = (
-            "; Kafka does not describe the group (the embedded one cannot): leave out --to to hand over to any member"
-        )
-        raise NeliError(
-            f"the {status.election} election has no known member {to!r}; it has: {names}"
-            + (unsure if status.members is None else "")
-        )
+        if status.members is None:
+            names += "; Kafka does not describe the group (the embedded one cannot): leave out --to for any member"
+        raise NeliError(f"the {status.election} election has no known member {to!r}; it has: {names}")
     if status.members is not None and not any(each.answers for each in status.members if each.name == to):
         raise NeliError(f"{to} is still in the {status.election} group, but does not answer; name another member")
 
@@ -213,7 +208,7 @@ def repair(config: Config, *, dry_run: bool, timeout: float, log: logging.Logger
         changes = wanted()
         for change in changes:
             state = states[change.role]
-            state.set_payload(change.data, state.grant.term or 0, now=True)
+            state.set_payload(state.grant.term or 0, change.data, now=True)
         sent = [(states[each.role], dict(each.data)) for each in changes]
         if not _step(
             member, lambda: all(each.payload.own and each.payload.data == data for each, data in sent), until=end
@@ -236,8 +231,8 @@ def _step(member: Member, done: Callable[[], bool], *, until: float) -> bool:
         for event in member.step(PAUSE):
             if isinstance(event, LeaderRevoked):
                 member.state(event.role).drained(event.term)
-        if member.trouble is not None and not member.closing:
-            raise NeliError(str(member.trouble))
+        if member.topic_error is not None and not member.closing:
+            raise NeliError(str(member.topic_error))
     return True
 
 

@@ -19,10 +19,8 @@ from typing import Any, Final
 from celery_neli.printable import printable
 from celery_neli.threads import original, spawn
 
-MOST_QUEUED: Final = 10_000
-"""Lines that may wait for a handler that blocks; further ones are dropped."""
-LONGEST_ARGUMENT: Final = 1_000
-"""Characters of one argument of a log line; a longer one is cut."""
+MOST_QUEUED: Final = 10_000  # lines that may wait for a handler that blocks; further ones are dropped
+LONGEST_ARGUMENT: Final = 1_000  # characters of one argument of a log line; a longer one is cut
 REMEMBERED: Final = 256
 
 
@@ -36,12 +34,13 @@ def escaping(logger: logging.Logger) -> logging.Logger:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """An argument that stays several lines, such as a stack. Each of the lines is escaped."""
+    """An argument that stays several lines, each of them escaped. A function is called when the line is formatted."""
 
     text: object
 
     def __str__(self) -> str:
-        return "\n".join(printable(line, LONGEST_ARGUMENT) for line in str(self.text).split("\n"))
+        text = str(self.text() if callable(self.text) else self.text)
+        return "\n".join(printable(line, LONGEST_ARGUMENT) for line in text.split("\n"))
 
 
 def _escape(record: logging.LogRecord) -> bool:

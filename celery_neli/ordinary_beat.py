@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 from celery.signals import beat_init, celeryd_init
-from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from celery_neli.config import Config, from_app, not_read
+from celery_neli.config import Config, from_app, is_elected, not_read, scheduler_named
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import closest, failure, printable
 
 if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
 
-PATIENCE: Final = 2.0
-"""Seconds that Kafka has to answer."""
-NAMES: Final = ("celery_neli.Scheduler", "celery_neli.beat.scheduler:Scheduler", "celery_neli.ReplicatedScheduler")
-"""The schedulers of this package, as users give them to `--scheduler`."""
+PATIENCE: Final = 2.0  # seconds that Kafka has to answer
+NAMES: Final = ("celery_neli.Scheduler", "celery_neli.ReplicatedScheduler")  # as users give them to `--scheduler`
+LIKE: Final = 0.7  # how similar, from 0 to 1, a name that cannot be imported must be to count as a misspelling
 
 
 def guard(beat: click.Command, worker: click.Command) -> None:
@@ -61,10 +59,10 @@ def in_one_line(command: click.Command) -> None:
 
 def misspelt(name: Any) -> str | None:
     """Return the reason to refuse a scheduler that does not exist and whose name resembles one of ours, else None."""
-    if not isinstance(name, str) or name in NAMES or (close := closest(name, NAMES, least=0.8)) is None:
+    if not isinstance(name, str) or name in NAMES or (close := closest(name, NAMES, least=LIKE)) is None:
         return None
     try:
-        if isinstance(_resolve(name), type):
+        if isinstance(scheduler_named(name), type):
             return None
         reason = "it is not a class"
     except (ImportError, AttributeError, ValueError) as exc:
@@ -102,7 +100,7 @@ class OrdinaryBeat:
         reason = misspelt(name)
         if reason is None:
             try:
-                cls = _resolve(name)
+                cls = scheduler_named(name)
             except (ImportError, AttributeError, ValueError):
                 return  # Celery reports it
             reason = _refused_settings(app, cls) or self._reason_against(app, cls)
@@ -112,9 +110,8 @@ class OrdinaryBeat:
             raise SystemExit(f"Error: {reason}")
 
     def _reason_against(self, app: Any, cls: type[Any]) -> str | None:
-        """Return why a beat with this scheduler must not start, None if it may."""
         group = app.conf.get("neli_group")
-        if not group or app.conf.get("neli_enabled") is False or _is_elected(cls):
+        if not group or app.conf.get("neli_enabled") is False or is_elected(cls):
             return None
         found = self._ask(app)
         if found is None:
@@ -162,17 +159,12 @@ class OrdinaryBeat:
         return None
 
 
-def _is_elected(cls: type[Any]) -> bool:
-    return any(each.__module__ == "celery_neli.beat.scheduler" for each in cls.__mro__)
-
-
 def _refused_settings(app: Any, cls: type[Any]) -> str | None:
-    """Return why a scheduler of this package cannot run with the app's settings, None if it can."""
     if not any(each.__module__.startswith("celery_neli.") for each in cls.__mro__):
         return None
     try:
         made = cls(app, lazy=True)
-        if _is_elected(type(made)):
+        if is_elected(type(made)):
             made.neli_check()
     except ConfigurationError as exc:
         return str(exc)
@@ -180,7 +172,6 @@ def _refused_settings(app: Any, cls: type[Any]) -> str | None:
 
 
 def _warn_of_group_not_read(app: Any) -> None:
-    """Warn if the group has a name that Celery does not read, so that the process takes part in no election."""
     if app.conf.get("neli_group") or app.namespace:
         return  # beside a namespace, another prefix may be that of another app
     if hint := not_read(app, "neli_group"):
@@ -194,10 +185,6 @@ def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:
     if options.get("logfile"):
         app.log.setup_logging_subsystem(logfile=options["logfile"], hostname=options.get("hostname"))
         logger_of(__name__).critical("%s", line)
-
-
-def _resolve(name: Any) -> Any:
-    return symbol_by_name(name, aliases=dict(load_extension_class_names("celery.beat_schedulers")))
 
 
 def logger_of(module: str) -> logging.Logger:

@@ -91,7 +91,6 @@ def secrets_of(properties: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text that `value` is or holds."""
     if isinstance(value, (Mapping, list, tuple, set, frozenset)):
         for each in value.values() if isinstance(value, Mapping) else value:
             yield from _texts(each)

@@ -14,17 +14,13 @@ from typing import Any, Final
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import Masked, shown
 
-MAX_LEASE: Final = 300
-"""Seconds. One record can make other members wait for so long, and no longer."""
-NAME_MOST: Final = 249
-"""Characters of a name in Kafka."""
+MAX_LEASE: Final = 300  # seconds for which one record can make other members wait
+NAME_MOST: Final = 249  # characters of a name in Kafka
 TOPIC_MOST: Final = NAME_MOST - len(".schedule")
 GROUP_MOST: Final = TOPIC_MOST - len(".worker.neli")
-SESSION_MOST: Final = 3_600
-"""Seconds: librdkafka's limit for the session of a consumer group. Brokers have one of 1800 s by default."""
+SESSION_MOST: Final = 3_600  # seconds: librdkafka's limit for the session of a group; brokers have 1800 s by default
 PORT_MOST: Final = 65_535
-SECONDS_MOST: Final = 1_000_000_000
-"""A wait of Python's threads must not be much longer."""
+SECONDS_MOST: Final = 1_000_000_000  # a wait of Python's threads must not be much longer
 SHARDS_MOST: Final = 256
 VERSION_MOST: Final = 1 << 53
 MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")

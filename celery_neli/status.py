@@ -20,12 +20,12 @@ from celery_neli.config import Config
 from celery_neli.election.lease import Lease, name_of
 from celery_neli.election.records import Record, decode
 from celery_neli.exceptions import NeliError, NotAllowed, RecordError
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.reader import Event, RawRecord, Reader
-from celery_neli.schedule_topic.codec import MemberSchedule, Note, apps_of, disagreement, living, sharing
-from celery_neli.schedule_topic.one_shot import read_notes
+from celery_neli.schedule_topic.codec import MemberSchedule, Note, disagreement, living, names_by, sharing
+from celery_neli.schedule_topic.topic import read_notes
 
 TAIL = 400  # records of each role that are read, from the end
 
@@ -91,7 +91,7 @@ class ElectionStatus:
     @property
     def sharing(self) -> str | None:
         """Return a line that says which apps share the group, if they are several: only one has its schedule sent."""
-        return sharing(apps_of(self.schedules), self.group)
+        return sharing(names_by(self.schedules, "app"), self.group)
 
     @property
     def known(self) -> list[str]:
@@ -122,7 +122,7 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
             found = _look(config, found, client_log)
         except KafkaException as exc:
             error = exc.args[0]
-            if not is_denied(error.name()):
+            if error.name() not in DENIED:
                 raise client_log.failure(error, config.topic) from None
             return replace(found, missing_rights=[client_log.lacks(["Read"], "topic", config.topic)])
         return found if notes is None else _with_notes(found, *notes.result())
@@ -172,14 +172,12 @@ def _look(config: Config, found: ElectionStatus, log: ClientLog) -> ElectionStat
     try:
         described = group.result(TIMEOUT)
     except (KafkaException, futures.TimeoutError) as exc:
-        denied = isinstance(exc, KafkaException) and is_denied(exc.args[0].name())
+        denied = isinstance(exc, KafkaException) and exc.args[0].name() in DENIED
         return replace(found, missing_rights=[log.lacks(["Describe"], "group", config.group)] if denied else [])
     return replace(found, members=_members(described, config, found), group_state=described.state.name.lower())
 
 
 class _Observer:
-    """Folds the journal of one role up to its end."""
-
     def __init__(self, config: Config, start: int, *, oldest: bool) -> None:
         self.lease = Lease("/", config)
         self.lease.begin(start, 0.0, oldest=oldest)
@@ -246,7 +244,6 @@ def has_lost(group: futures.Future[Any], name: str) -> bool:
 
 
 def _observe(reader: Reader, config: Config, partitions: int, group: futures.Future[Any]) -> dict[int, _Observer]:
-    """Read the end of each role's journal, until it is plain who leads."""
     observers: dict[int, _Observer] = {}
     for index in range(partitions):
         low, high = reader.bounds(index, TIMEOUT)

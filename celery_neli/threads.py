@@ -15,8 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-GREEN_WAIT = 0.02
-"""Seconds after which a waiting greenlet looks at a real thread again; gevent has no cheaper wait across threads."""
+GREEN_WAIT = 0.02  # seconds until a waiting greenlet looks at a real thread again; gevent has no cheaper wait
 
 
 def patched() -> bool:
@@ -60,7 +59,6 @@ class Thread:
 
 
 def _poll(done: Callable[[], bool], timeout: float) -> None:
-    """Let other greenlets run until `done`, for up to `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not done() and (left := deadline - time.monotonic()) > 0:
         time.sleep(min(GREEN_WAIT, left))

@@ -71,25 +71,26 @@ class _LeasedProducer:
         """Send one message if the lease still allows it (kombu.messaging.Producer._publish, whose arguments these are).
 
         ``publish`` retries below itself by calling this again, so every attempt asks. Connecting and declaring come
-        first because both may wait for the task broker; nothing waits between the question and the wire.
-
-        Raises:
-            LeaseEnded: The term is over; nothing was sent.
+        first because both may wait for the task broker; nothing waits between the question and the wire. Raises
+        `LeaseEnded` if the term is over; nothing was sent then.
         """
         *address, declare, timeout, confirm_timeout, retry, retry_policy = rest
         producer: Any = self
+        base: Any = super()
         tenure = self.neli_tenure
         tenure.in_transport = True
         channel = producer.channel  # a lazy property: connects
         for entity in declare or ():
-            if not _is_declared(entity, channel):
+            # What kombu.common.maybe_declare asks in the end, without its preparations for retries.
+            known = channel.connection.client.declared_entities if channel.connection else ()
+            if not entity.can_cache_declaration or hash(entity) not in known:
                 producer.maybe_declare(entity, retry=retry, **(retry_policy or {}))
         if tenure.headers is not None:
             headers.update(tenure.headers)
             headers.setdefault(PERIODIC_TASK_NAME, tenure.headers["neli_beat_entry"])
         tenure.ask_finish()
         tenure.wired = True
-        result = super()._publish(  # type: ignore[misc]  # the base is the app's Producer
+        result = base._publish(
             body, priority, kind, encoding, headers, *address, None, timeout, confirm_timeout, retry, retry_policy
         )
         tenure.message_left()
@@ -97,14 +98,8 @@ class _LeasedProducer:
 
     def batch(self, max_size: int = 1) -> Any:
         """Return a batch of one (kombu 5.7), for a message in a buffer would leave after the lease was asked."""
-        return super().batch(max_size=1)  # type: ignore[misc]  # likewise
-
-
-def _is_declared(entity: Any, channel: Any) -> bool:
-    """Return what kombu.common.maybe_declare asks in the end, without its preparations for retries."""
-    if not channel.connection or not entity.can_cache_declaration:
-        return False
-    return hash(entity) in channel.connection.client.declared_entities
+        base: Any = super()
+        return base.batch(max_size=1)
 
 
 class _NamingProducer:
@@ -165,10 +160,7 @@ def due_slot(entry: Any) -> datetime:
 def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict[str, Any]:
     """Return the headers of ``entry``: neli_beat_term (int), neli_beat_slot (ISO 8601, UTC), neli_beat_entry (name).
 
-    Args:
-        entry: The entry that is sent.
-        term: The term of the leader that sends it, a fencing token: it rises from leader to leader.
-        slot: The slot of a scheduler that has slots; without it, :func:`due_slot` is used.
+    The term is a fencing token: it rises from leader to leader. Without a ``slot``, :func:`due_slot` says which it is.
     """
     return {
         "neli_beat_term": term,
@@ -199,10 +191,8 @@ def is_unconfirmed(app: Any) -> bool:
 def wait_for_broker(connection: Any, tenure: Tenure) -> Any:
     """Connect, for as long as this term may start work: Celery's own beat ends after 100 attempts.
 
-    Tries once a second (plus the transport's own connection timeout), and leaves within that time once the term ends.
-
-    Raises:
-        LeaseEnded: The term may start nothing more.
+    Tries once a second (plus the transport's own connection timeout), and within that time raises `LeaseEnded` once the
+    term may start nothing more.
     """
     said = 0.0
 
@@ -253,12 +243,9 @@ def is_transport_error(connection: Any, exc: BaseException, *, given: bool = Fal
     does not take or that cannot be serialized, a router that raises, a queue or serializer that does not exist.
     What may be either counts as the broker's failure, since a retry loses nothing. Does not block. Any thread.
 
-    Args:
-        connection: kombu's Connection to the task broker, whose transport knows further errors; or None.
-        exc: What was raised; Celery's `SchedulingError` stands for the error behind it.
-        given: True if the transport had the message by then, and the message had not left. Then all but `DATA_ERRORS`
-            are the transport's: kombu does not name those of every client (botocore's ClientError, confluent-kafka's
-            KafkaException), and Redis raises AttributeError on a connection that was closed.
+    The transport of kombu's ``connection`` (or None) knows further errors. ``given``: it had the message by then, which
+    had not left. Then all but `DATA_ERRORS` are the transport's: kombu does not name those of every client (botocore's
+    ClientError, confluent-kafka's KafkaException), and Redis raises AttributeError on a connection that was closed.
     """
     exc = without_wrapper(exc)
     if given and not isinstance(exc, (*DATA_ERRORS, amqp.exceptions.FrameSyntaxError)):
@@ -289,7 +276,7 @@ def _is_transport(connection: Any, exc: BaseException) -> bool:
         return False  # py-amqp's own word for headers and properties that AMQP cannot express
     if isinstance(exc, OSError):
         return exc.filename is None  # else a file's error, not a socket's
-    return isinstance(exc, (*_TRANSPORT_ERRORS, *_of_redis(), *_of_connection(connection)))
+    return isinstance(exc, _transport_errors(connection))
 
 
 def _is_wrapped_key_error(exc: BaseException) -> bool:
@@ -297,13 +284,10 @@ def _is_wrapped_key_error(exc: BaseException) -> bool:
     return isinstance(exc, OperationalError) and isinstance(exc.__cause__, KeyError)
 
 
-def _of_redis() -> tuple[type[BaseException], ...]:
+def _transport_errors(connection: Any) -> tuple[type[BaseException], ...]:
+    """Return them with those that the transport names, but for Python's own: any code may raise KeyError or OSError."""
     redis: Any = sys.modules.get("redis.exceptions")
-    return () if redis is None else (redis.ConnectionError, redis.TimeoutError)
-
-
-def _of_connection(connection: Any) -> tuple[type[BaseException], ...]:
-    """Return the errors that the transport names, but for Python's own: any code may raise KeyError or OSError."""
+    of_redis = () if redis is None else (redis.ConnectionError, redis.TimeoutError)
     kinds = ("connection_errors", "channel_errors", "recoverable_connection_errors", "recoverable_channel_errors")
     named = () if connection is None else (error for kind in kinds for error in getattr(connection, kind))
-    return tuple(each for each in named if each.__module__ != "builtins")
+    return (*_TRANSPORT_ERRORS, *of_redis, *(each for each in named if each.__module__ != "builtins"))

@@ -1,7 +1,7 @@
 """Run the host of one role while this process leads it: begin and end its terms, and back off after failures.
 
 A `Host` is the seam between a role and what serves it: it runs one kind of Celery scheduler for as long as a term
-lasts. There are two kinds: `celery_neli.beat.wrapped.host` for any Celery scheduler, built for each term and closed at
+lasts. There are two kinds: `celery_neli.beat.wrapped` for any Celery scheduler, built for each term and closed at
 its end, and `celery_neli.beat.replicated.host` for our own, which stands by between terms.
 """
 
@@ -48,14 +48,10 @@ class Host(Protocol):
         """Get ready for a term while another beat leads; return False if more of that is left to do at once."""
 
     def begin(self, tenure: Tenure, *, first_seen: datetime) -> bool:
-        """Begin to serve a term; return False if that is not possible yet.
+        """Begin to serve a term, which every message asks; return False if that is not possible yet.
 
-        Args:
-            tenure: The term; every message asks it.
-            first_seen: Until when the entries are known to have been served (UTC).
-
-        Raises:
-            NotReady: Something is missing that may come.
+        The entries are known to have been served until ``first_seen`` (UTC). Raises `NotReady` if something is missing
+        that may come.
         """
 
     def tick(self) -> float:
@@ -97,11 +93,10 @@ class RoleRunner:
     def turn(self) -> float | None:
         """Tick the host; return the seconds until the next tick, or None if this process does not lead the role.
 
-        Raises:
-            LeaseEnded: In the middle of an entry. Call `put_down` next.
+        Raises `LeaseEnded` in the middle of an entry: call `end_term` next.
         """
         if (tenure := self._tenure) is not None and (tenure.is_fenced() or not tenure.may_start()):
-            self.put_down()
+            self.end_term()
             logger.debug("beat stands by election=beat role=%s term=%s", self.role.name, tenure.term)
         if (left := self._retry_at - time.monotonic()) > 0 and self.role.leading_term() is not None:
             return left
@@ -109,7 +104,7 @@ class RoleRunner:
         try:
             interval = self._lead()
         except NotReady as exc:
-            self.put_down()
+            self.end_term()
             self.failing = True
             self._say(str(exc))
             self._back_off_in_time()
@@ -117,7 +112,7 @@ class RoleRunner:
         except Exception as exc:  # noqa: BLE001 - of any scheduler, store or driver; _failed logs it
             return self._failed(exc)
         if self._reason and self.serves:
-            logger.info("beat: the inner scheduler works again")
+            logger.info("beat: the scheduler works again")
             self._forget_failures()
         return interval
 
@@ -125,7 +120,7 @@ class RoleRunner:
         """Note that the interval which `turn` returned is over: what Celery does after its own sleep is due."""
         self._waited = self.serves
 
-    def put_down(self) -> None:
+    def end_term(self) -> None:
         """End the term in the host, which writes only if the lease holds, and let a handover go on. Never raises."""
         try:
             if (tenure := self._tenure) is not None:
@@ -134,21 +129,21 @@ class RoleRunner:
             logger.exception("beat: closing %r failed", self.host.scheduler)
         finally:
             self._tenure, self.serves = None, False
-            self._wakeup.down[self.role.name].set()
+            self._wakeup.ended[self.role.name].set()
 
     def _lead(self) -> float | None:
         if self._tenure is None:
-            down = self._wakeup.down[self.role.name]
-            down.clear()  # before the lease is asked: a revocation from now on waits for us
+            ended = self._wakeup.ended[self.role.name]
+            ended.clear()  # before the lease is asked: a revocation from now on waits for us
             term = self.role.leading_term()
             if term is None:
-                down.set()
+                ended.set()
                 if self._reason:  # this beat led the term and did not serve it
                     self._back_off_in_time()
                 return None if self.host.prepare() else 0.0
             if not self._begin(term):
                 self._tenure = None
-                down.set()
+                ended.set()
                 return LATER
         elif self._waited and self.host.scheduler.should_sync():
             self.host.scheduler._do_sync()
@@ -175,18 +170,15 @@ class RoleRunner:
     # -- failures --
 
     def _failed(self, exc: Exception) -> float:
-        """Retry after a pause, where Celery's beat would end. Return the pause in seconds.
-
-        No progress is reported, so a leader that goes on failing resigns after ``neli_stall_timeout``.
-        """
+        """Retry after a pause (returned, seconds), where Celery's beat would end; `progress` is not called for it."""
         what = "failed" if self.serves else "cannot be built"
-        self.put_down()
+        self.end_term()
         self.failing = True
         if isinstance(exc, ConfigurationError):
             self._back_off()  # waiting does not help; another beat may have the right settings
         self._pause = min(2 * self._pause, LAST_PAUSE) if self._reason else FIRST_PAUSE
         self._retry_at = time.monotonic() + self._pause
-        self._say(f"the inner scheduler {what} ({type(exc).__name__}: {exc})", exc)
+        self._say(f"the scheduler {what} ({type(exc).__name__}: {exc})", exc)
         return self._pause
 
     def _say(self, reason: str, exc: Exception | None = None) -> None:
@@ -204,7 +196,6 @@ class RoleRunner:
             self._back_off()
 
     def _back_off(self) -> None:
-        """Let another beat lead the role, and do not claim it again at once."""
         if not self._backed_off:
             self._backed_off = True
             self.role.resign(back_off=True)

@@ -18,15 +18,13 @@ from celery_neli.beat.draft import Draft, Shards
 from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, Wakeup
-from celery_neli.beat.wrapped.host import WrappedHost, add_to
-from celery_neli.beat.wrapped.mixin import is_database, is_redbeat
-from celery_neli.config import beat_settings, enabled, from_app
+from celery_neli.beat.wrapped import WrappedHost, add_to, is_database, is_redbeat
+from celery_neli.config import DEFAULT_SCHEDULER, beat_settings, enabled, from_app, is_replicated, scheduler_class
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.periodic.static import with_sound_schedule
 from celery_neli.printable import failure
-from celery_neli.schedule.misfire import Misfire
-from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
+from celery_neli.schedule.policies import Misfire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,7 +58,7 @@ class Scheduler(celery.beat.Scheduler):
     def leadership_factory(app: Any) -> Any:
         """Make the leadership, at the first tick: threads and Kafka begin there."""
         from celery_neli.election.leadership import leadership_for
-        from celery_neli.kafka.connect import connect
+        from celery_neli.kafka import connect
 
         return leadership_for(app, "beat", connect)
 
@@ -74,7 +72,7 @@ class Scheduler(celery.beat.Scheduler):
     def __new__(cls, app: Any, *args: Any, leadership: Any = None, **kwargs: Any) -> Any:
         """Return an instance of `neli_scheduler`, whose ``__init__`` has run, if celery-neli is switched off."""
         if leadership is None and not enabled(app):
-            return resolve(app.conf.get("neli_scheduler"))(app, *args, **kwargs)
+            return scheduler_class(app.conf.get("neli_scheduler"))(app, *args, **kwargs)
         return super().__new__(cls)
 
     def __init__(
@@ -116,7 +114,7 @@ class Scheduler(celery.beat.Scheduler):
             validate(config)
 
     def _kind(self) -> type[Any]:
-        return resolve(self.app.conf.get("neli_scheduler"))
+        return scheduler_class(self.app.conf.get("neli_scheduler"))
 
     @property
     def info(self) -> str:
@@ -126,7 +124,8 @@ class Scheduler(celery.beat.Scheduler):
         except ConfigurationError as exc:
             raise failure(exc) from None
         conf = self.app.conf
-        return f"    . leads -> {conf.get('neli_scheduler') or DEFAULT}\n    . group -> {conf.get('neli_group')}.beat"
+        leads = conf.get("neli_scheduler") or DEFAULT_SCHEDULER
+        return f"    . leads -> {leads}\n    . group -> {conf.get('neli_group')}.beat"
 
     # -- the turn --
 
@@ -157,7 +156,7 @@ class Scheduler(celery.beat.Scheduler):
                 if (interval := runner.turn()) is not None:
                     intervals.append(interval)
             except LeaseEnded:  # whatever the lease says by now: an entry was cut off in the middle
-                runner.put_down()
+                runner.end_term()
                 intervals.append(0.0)
         if not any(runner.failing for runner in self._runners):
             leader.progress()
@@ -294,7 +293,6 @@ class Scheduler(celery.beat.Scheduler):
             self._draft.amend(scheduler, stored=is_database(cls) or is_redbeat(cls), learns=learns)
 
     def _learn(self, scheduler: Any) -> None:
-        """Keep what code has changed in a scheduler whose term is over."""
         if self._drafted is not None:
             self._drafted.learn(scheduler)
 
@@ -341,7 +339,7 @@ class Scheduler(celery.beat.Scheduler):
         self._closing = True
         try:
             for runner in self._runners:
-                runner.put_down()
+                runner.end_term()
         finally:
             if self._wakeup is not None:
                 leader = self._leader
@@ -357,6 +355,6 @@ class Scheduler(celery.beat.Scheduler):
 def _check_shards(cls: type[Any], config: Config) -> None:
     if len(config.roles) > 1 and not is_replicated(cls):
         raise ConfigurationError(
-            f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {DEFAULT} "
+            f"neli_shards = {len(config.roles)}, but neli_scheduler = {cls.__name__}: only {DEFAULT_SCHEDULER} "
             "spreads its entries; set neli_shards = 1, or leave neli_scheduler out"
         )

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from celery.beat import SchedulingError
 from celery.utils.log import get_logger
 
 from celery_neli import signals
@@ -46,8 +48,8 @@ class Wakeup:
         #: The last term of each role that was fenced.
         self.fenced: dict[str, int] = {}
         #: By role: set while a handover has nothing to wait for.
-        self.down = {role: threading.Event() for role in roles}
-        for each in self.down.values():
+        self.ended = {role: threading.Event() for role in roles}
+        for each in self.ended.values():
             each.set()
 
     def wake(self, **_: Any) -> None:
@@ -85,7 +87,7 @@ class Wakeup:
 
     def _revoked(self, role: str, **_: Any) -> None:
         self.wake()
-        self.down[role].wait(self._drain_timeout)
+        self.ended[role].wait(self._drain_timeout)
 
     def _fenced(self, role: str, term: int, **_: Any) -> None:
         self.fenced[role] = term  # even if late heartbeats bring the term back: what was done in it was to stop
@@ -147,15 +149,22 @@ class Tenure:
         self.in_transport = False
         self._progress()
 
-    def goes_on_after(self, exc: BaseException, entry: str) -> bool:
-        """Return True if ``exc``, raised by what sends ``entry``, must not end the beat.
+    @contextmanager
+    def outliving(self, entry: str) -> Iterator[None]:
+        """Raise `SchedulingError` if what sends ``entry`` inside raises something that must not end the beat.
 
         An application's `apply_async` may raise what is no Exception, as a timeout of gevent's is: the next beat would
-        send the same slot and end as well. False for what asks for an end. `sys.exit` does, too, and is logged because
-        nothing else says why the beat ended.
+        send the same slot and end as well. What asks for an end is raised as it is. `sys.exit` does, too, and is logged
+        because nothing else says why the beat ended.
         """
-        if isinstance(exc, (LeaseEnded, KeyboardInterrupt)) or self.in_transport or not self.may_start():
-            return False
-        if isinstance(exc, SystemExit):
-            logger.error("beat: ends entry=%s: what sends it raised %s", entry, repr(exc))
-        return not isinstance(exc, SystemExit)
+        try:
+            yield
+        except (Exception, LeaseEnded, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            if self.in_transport or not self.may_start():
+                raise
+            if isinstance(exc, SystemExit):
+                logger.error("beat: ends entry=%s: what sends it raised %s", entry, repr(exc))
+                raise
+            raise SchedulingError(f"Couldn't apply scheduled task {entry}: {exc!r}") from exc

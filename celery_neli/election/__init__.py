@@ -2,7 +2,7 @@
 
 The log of a leader topic decides, with one partition for each role. A member that wants to lead appends a *claim*. The
 first claim after the last effective record wins, and its offset is the number of the *term*. The winner appends
-*beats*; each beat that it reads back extends its *lease*, counted from the moment it was sent (R1). To give the role
+*heartbeats*; each that it reads back extends its *lease*, counted from the moment it was sent (R1). To give the role
 up, it appends a *release*. All members read the same log by the same rules, so they agree on who leads. They need not
 agree at the same moment: a leader stops by its own clock before any other may claim (R2). The consumer group only says
 which member tries first: it *induces*.
@@ -28,6 +28,6 @@ already, and the owner must stop at once. Safety never depends on an event or a 
 the lease, with the clock, at that moment. And nothing that may block runs on the thread that renews: requests reach it
 through a queue, and events leave it through another.
 
-Read on in this order: `records`, `lease`, `role_state`, `ports`, `member`, `renewal`, `shared_lease`, `neli`,
+Read on in this order: `records`, `lease`, `role_state`, `member`, `renewal`, `shared_lease`, `neli`,
 `leadership`. `docs/protocol.md` states the rules and why they hold.
 """

@@ -12,8 +12,8 @@ from celery import Celery
 
 from celery_neli import signals
 from celery_neli.config import Config, from_app
+from celery_neli.election.member import Connect
 from celery_neli.election.neli import Neli, Role
-from celery_neli.election.ports import Connect
 from celery_neli.election.renewal import State
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked
 from celery_neli.election.shared_lease import share

@@ -51,7 +51,6 @@ class Lease:
         self._forget(member)
 
     def _forget(self, member: str) -> None:
-        """Start as `member`, which has sent nothing and read nothing."""
         self.member = member
         self.start: int | None = None  # first offset that is read; None: reading has not begun
         self.oldest = False  # there is nothing to read before `start`
@@ -62,26 +61,28 @@ class Lease:
         self.last = NOTHING  # offset of the last effective record
         self.term = NOTHING  # offset of the effective claim
         self.holder: str | None = None
-        self.until = NEVER  # end of the own lease
-        self.resigning = False
         self.data: Mapping[str, Any] | None = None  # of the last effective record that carried any, without `idle`
-        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
-        self.live = False  # a record of the holder was read after the end of the log, so it is recent
-        self.requested: str | None = None  # the holder was asked to resign, for this name or identity ("": for any)
-        self._data_seq = NOTHING
-        self._beat_early = False  # the next beat leaves before its time
-        self._awaited: int | None = None  # number of the own early beat that was not read back yet
         self._seq = 0
         self._sent: dict[int, float] = {}  # own records under way: seq -> time of sending (R1)
         self._vacant = NEVER  # R2: from when the role counts as vacant, if nothing more is read
-        self._next_beat = NEVER
+        self._next_heartbeat = NEVER
         self._claimed_at: float | None = None
-        self._drained = False
+        self._favoured: str | None = None  # the member for which the holder was asked to resign
+        self._unjudged: list[_Unjudged] = []
+        self._end_term()
+
+    def _end_term(self) -> None:
+        self.until = NEVER  # end of the own lease
+        self.resigning = self._drained = False
         self._drain_end = FOREVER
         self._released = False  # a release was sent; it may have taken effect
-        self._favoured: str | None = None  # the member for which the holder was asked to resign
+        self.requested: str | None = None  # the holder was asked to resign, for this name or identity ("": for any)
+        self.data_out: Mapping[str, Any] | None = None  # goes into the next record of a holder
+        self.live = False  # a record of the holder was read after the end of the log, so it is recent
+        self._heartbeat_early = False  # the next heartbeat leaves before its time
+        self._awaited: int | None = None  # number of the own early heartbeat that was not read back yet
+        self._data_seq = NOTHING
         self._delay = self._draw()
-        self._unjudged: list[_Unjudged] = []
 
     # Reading
 
@@ -182,15 +183,8 @@ class Lease:
         elif sent is not None:
             self.until = max(self.until, sent + self.timing.heartbeat_timeout)  # R1
 
-    def _end_term(self) -> None:
-        self.until, self.resigning, self._released, self._drained, self._drain_end = NEVER, False, False, False, FOREVER
-        self.requested = self.data_out = self._awaited = None
-        self._beat_early = self.live = False
-        self._data_seq = NOTHING
-        self._delay = self._draw()
-
     def _take(self, record: Record) -> None:
-        """Keep the newest data of a term, as a member repeats them: a late copy of a beat must not move them back."""
+        """Keep the newest data of a term, as a member repeats them: a late heartbeat must not move them back."""
         if record.data is not None and record.seq > self._data_seq:
             self.data, self._data_seq = repeatable(record.data), record.seq
 
@@ -261,38 +255,38 @@ class Lease:
         self._seq += 1
         return Record(kind="request", member=self.member, seq=self._seq, lease=0.0, to=self.member, term=self.term)
 
-    def beat_now(self) -> None:
-        """Let the next beat leave at the next tick; then it is `awaited`."""
-        self._next_beat, self._beat_early = NEVER, True
+    def heartbeat_now(self) -> None:
+        """Let the next heartbeat leave at the next tick; then it is `awaited`."""
+        self._next_heartbeat, self._heartbeat_early = NEVER, True
 
     def awaited(self, now: float) -> bool:
-        """Return True if an early beat was sent and not read back yet."""
+        """Return True if an early heartbeat was sent and not read back yet."""
         return self._awaited is not None and self.held(now)
 
     def claiming(self, now: float) -> bool:
         """Return True if a claim is under way and may still be judged."""
         return self._claimed_at is not None and now - self._claimed_at < self.timing.heartbeat_timeout
 
-    def beating(self, now: float) -> bool:
-        """Return True if a beat is due."""
-        return self.held(now) and now >= self._next_beat
+    def heartbeat_due(self, now: float) -> bool:
+        """Return True if a heartbeat is due."""
+        return self.held(now) and now >= self._next_heartbeat
 
     def tick(self, now: float, *, early: float = 0.0) -> Record | None:
-        """Return the record that is due, if any; a beat also if it is due within `early` seconds.
+        """Return the record that is due, if any; a heartbeat also if it is due within `early` seconds.
 
         It must be sent after this call and never before `now`: the lease counts from `now` (R1).
         """
         if self.lost is not None or self.start is None:
             return None
-        if self.holder == self.member and now < self.until:  # R5: beat only while held
+        if self.holder == self.member and now < self.until:  # R5: send heartbeats only while held
             releasing = self.resigning and not self._released and (self._drained or now >= self._drain_end)
-            if now < self._next_beat - early and not releasing:
+            if now < self._next_heartbeat - early and not releasing:
                 return None
             self._released |= releasing
-            self._next_beat = now + self.timing.heartbeat_interval
+            self._next_heartbeat = now + self.timing.heartbeat_interval
             data = self.data if self.data_out is None else self.data_out
-            if self._beat_early:
-                self._beat_early, self._awaited = False, self._seq + 1
+            if self._heartbeat_early:
+                self._heartbeat_early, self._awaited = False, self._seq + 1
             return self._record("release" if self._released else "beat", now, term=self.term, seen=self.last, data=data)
         if not self.caught_up or now < self._claim_time():
             return None
@@ -309,7 +303,7 @@ class Lease:
             if self.resigning and self._drained and not self._released:
                 return now
             drain_end = self._drain_end if self.resigning and not self._released else FOREVER
-            return min(self._next_beat, self.until, drain_end)
+            return min(self._next_heartbeat, self.until, drain_end)
         return self._claim_time() if self.caught_up else FOREVER
 
     def _claim_time(self) -> float:

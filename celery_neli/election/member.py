@@ -1,7 +1,7 @@
 """One member of an election: a lease for each role, fed from the journal and the group, and the changes that follow.
 
 It is the whole protocol without threads and without Kafka: `step` makes one turn, on the thread of `Renewal` or in a
-simulation. All methods but `state` belong to that thread.
+simulation. All methods but `state` belong to that thread. Kafka or a simulation provides the `Journal` and the `Group`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, NEVER, Lease, name_of
-from celery_neli.election.ports import End, Entry, Group, Journal, Lost, Started
-from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.records import End, Entry, Journal, Lost, Record, Started, decode, encode
 from celery_neli.election.role_state import LeaderEvent, Mirror, RoleState
 from celery_neli.exceptions import RecordError, TopicError, UnknownVersion
 from celery_neli.logs import LogLimit
@@ -23,6 +22,30 @@ from celery_neli.logs import LogLimit
 WARN_EVERY = 60.0
 ASK_END_EVERY = 1.0
 STOOD_STILL = 1.0  # seconds between two steps from which the process stood still; a step waits for less
+
+
+class Group(Protocol):
+    """The consumer group, which induces (R2). Only the member's thread calls it."""
+
+    @property
+    def induced(self) -> frozenset[int]:
+        """The roles (partitions) that the group has assigned to this member."""
+
+    def poll(self) -> None:
+        """Serve the group's callbacks; never block."""
+
+    def join(self) -> None:
+        """Ask for membership; return at once. May be repeated."""
+
+    def leave(self) -> None:
+        """Give up membership; return at once. May be repeated."""
+
+    def close(self) -> None:
+        """Leave and end, within milliseconds."""
+
+
+Connect = Callable[[Config, logging.Logger], tuple[Journal, Group]]
+"""Make the clients of one member, with its logger; wait for no broker. Raises `ConfigurationError` for bad settings."""
 
 
 class Member:
@@ -51,9 +74,9 @@ class Member:
         self.closing = False
         self.candidate = True
         self.progressed: float | None = None  # when the owner last made progress; the records say so, for successors
-        self.aside = False  # a newer version of the protocol was read: this member neither leads nor claims (R9)
-        self.trouble: TopicError | None = None  # why the journal cannot be used
-        self._last_trouble: tuple[float, TopicError | None] = NEVER, None  # when it could not be used, and why
+        self.outdated = False  # it read a newer version of the protocol: it neither leads nor claims any more (R9)
+        self.topic_error: TopicError | None = None  # why the journal cannot be used
+        self._last_topic_error: tuple[float, TopicError | None] = NEVER, None  # when it could not be used, and why
         self._journal, self._group, self._clock, self._log, self._nonce = journal, group, clock, log, nonce
         self._on_readback = on_readback
         self._rng = rng or random.SystemRandom()
@@ -78,9 +101,9 @@ class Member:
         """Wait up to `timeout` seconds for records, fold them, send what is due. Return what changed, in order."""
         try:
             events = self._journal.read(max(0.0, min(timeout, self.wake() - self._clock())))
-            self.trouble = None
+            self.topic_error = None
         except TopicError as exc:
-            events, self.trouble, self._last_trouble = [], exc, (self._clock(), exc)
+            events, self.topic_error, self._last_topic_error = [], exc, (self._clock(), exc)
         now = self._clock()  # after the poll returned (R1)
         self._gap, self._stepped = now - self._stepped, now
         for event in events:
@@ -88,12 +111,14 @@ class Member:
         self._group.poll()
         changes: list[LeaderEvent] = []
         read_back = False
-        # The beats of all roles leave in one step: each would cost a turn of its own.
-        early = self.config.heartbeat_interval / 2 if any(state.lease.beating(now) for state in self._states) else 0.0
+        # The heartbeats of all roles leave in one step: each would cost a turn of its own.
+        due = any(state.lease.heartbeat_due(now) for state in self._states)
+        early = self.config.heartbeat_interval / 2 if due else 0.0
+        candidate = self.candidate and not self.closing and not self.outdated
         for state in self._states:
             lease = state.lease
             lease.induced = state.index in self._group.induced
-            lease.candidate = self.candidate and not self.closing and not self.aside and now >= state.stand_back.until
+            lease.candidate = candidate and now >= state.stand_back.until
             if lease.leading(now) and (lease.asked or not lease.candidate):
                 state.resign(asked=lease.asked)
             waiting = lease.start is not None and not lease.caught_up and not lease.claiming(now)
@@ -162,7 +187,7 @@ class Member:
 
     @property
     def expecting(self) -> bool:
-        """True if a claim or an early beat is under way, or a role assigned to this member may become vacant."""
+        """True if a claim or an early heartbeat is under way, or a role assigned to this member may become vacant."""
         now = self._clock()
         return any(
             lease.claiming(now) or lease.awaited(now) or (lease.induced and lease.holder != lease.member)
@@ -201,7 +226,7 @@ class Member:
         elif isinstance(event, Started):
             if not self.closing:
                 self._group.join()  # not before the topic is there: a group that knows no topic assigns nothing
-            if not self.aside:
+            if not self.outdated:
                 lease.begin(event.offset, now, oldest=event.oldest)
         else:
             self._log.warning("journal lost role=%s reason=%s: reading it again", state.role, event.reason)
@@ -212,8 +237,8 @@ class Member:
             return decode(entry.value)
         except UnknownVersion as exc:
             state.lease.lose(self._identity())  # for good: no `begin` follows
-            if not self.aside:
-                self.aside = True
+            if not self.outdated:
+                self.outdated = True
                 self._log.error(
                     "protocol unknown role=%s offset=%d: %s. "
                     "This process neither leads nor claims any more; upgrade it and start it again",
@@ -256,9 +281,9 @@ class Member:
             if self._gap > STOOD_STILL:
                 return f"this process stood still for {self._gap:.1f} s"
             sent = lease.until - self.config.heartbeat_timeout
-            at, trouble = self._last_trouble
+            at, error = self._last_topic_error
             if at >= sent:
-                return str(trouble).partition(": ")[0]
+                return str(error).partition(": ")[0]
             return f"no heartbeat sent in the last {now - sent:.1f} s was read back: Kafka is away or slow"
         if state.draining:
             return f"its work was not done within neli_drain_timeout, {self.config.drain_timeout:g} s"

@@ -5,7 +5,7 @@
             if neli.pulse(timeout=1.0):
                 do_a_little_work()
 
-(`celery_neli.Neli` is this class with Kafka behind it: see kafka/connect.py.)
+(`celery_neli.Neli` is this class with Kafka behind it: see kafka/__init__.py.)
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, boottime
-from celery_neli.election.ports import Connect
+from celery_neli.election.member import Connect
 from celery_neli.election.records import sound
 from celery_neli.election.renewal import Barrier, Renewal, State
 from celery_neli.election.role_state import Payload, RoleState
@@ -31,8 +31,6 @@ from celery_neli.logs import escaping
 PULSE = 1.0
 CANCEL_EVERY = 0.05
 CLOSE_SLACK = 10.0
-
-AnyNeli = TypeVar("AnyNeli", bound="Neli")
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -175,7 +173,7 @@ class Neli:
         self._renewal.wait_while(State.LIVE, State.CLOSING, timeout=FOREVER if timeout is None else timeout)
         return self.state is State.CLOSED
 
-    def __enter__(self: AnyNeli) -> AnyNeli:
+    def __enter__(self) -> Neli:
         self.start()
         return self
 
@@ -256,11 +254,9 @@ class Role(RoleLease):
         before the barrier of a `LeaderRevoked` returns is in the release. Raises ValueError if no record can carry it.
         """
         self._payload = term, sound(data)
-        self._request("payload now" if now else "payload", partial(self._pass_payload, now=now))
-
-    def _pass_payload(self, state: RoleState, *, now: bool) -> None:
-        term, data = self._payload  # not those of the request: requests of the two keys may change places
-        state.set_payload(data, term, now=now)
+        # It passes on what was set last: requests of the two keys may change places.
+        verb = "payload now" if now else "payload"
+        self._request(verb, lambda state: state.set_payload(*self._payload, now=now))
 
     def ask(self) -> None:
         """Ask another process that leads the role to hand it to this one (R10), unless this one may not claim."""

@@ -1,4 +1,4 @@
-"""The records of the leader topic: claim, beat, release and request, as values and as bytes.
+"""The records of the leader topic: claim, heartbeat (`beat`), release and request; and the journal that holds a role's.
 
 Every reader must judge the same bytes alike (R9), so reading is strict: what is not exactly as specified here raises,
 and every reader skips it.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
 
 from celery_neli.exceptions import RecordError, UnknownVersion
 from celery_neli.printable import printable
@@ -22,7 +22,7 @@ MAX_NAME = 512
 MAX_DATA = 1 << 14  # characters of JSON: a claim that repeats the data of others must not outgrow `MAX_BYTES`
 MAX_OFFER = MAX_DATA - 1024  # characters that an owner may put into its records; the rest is for what members add
 MAX_BRACKETS = 64  # how deep a parser follows depends on its stack, so no reader may come near that limit
-MAX_DIGITS = 40  # likewise, how long an integer may be is a setting of the interpreter
+MAX_DIGITS = 40  # characters of an integer: the interpreter has a setting for how many it reads
 _MAX_OFFSET = 1 << 62
 IDLE = "idle"  # in a record's data: seconds since its author's owner last made progress, for the successor
 IDLE_MOST = 3600.0
@@ -37,7 +37,7 @@ class Record:
 
     `member` is its author, `seq` the author's own number for it, `lease` the seconds that it buys. `seen` is the offset
     of the last effective record that the author knew: -1 before the first, None in a blind claim, which names `end` in
-    its place. `term` stands in beats and releases; in a request it is the term to be ended, None for the present one.
+    its place. `term` stands in heartbeats and releases; in a request it is the term to end, None for the present one.
     `to` (a member's name or identity, None for any member) stands in requests, `data` in all other records.
     """
 
@@ -223,3 +223,62 @@ def _lease(fields: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_LEASE:
         raise RecordError("bad 'lease'")
     return float(value)
+
+
+# The journal of each role
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Reading starts: no next record of this role is before `offset`; `oldest`: the log holds nothing older."""
+
+    role: int
+    offset: int
+    oldest: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record of a role's journal; `key` is its author's name of the role, None if it gave none."""
+
+    role: int
+    offset: int
+    value: bytes
+    key: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """All that was in the log at some moment since the last `Started`, `ask_end` or own append was read."""
+
+    role: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The position is gone from the log (truncated, expired, or a new topic); a `Started` follows by itself."""
+
+    role: int
+    reason: str
+
+
+Event = Started | Entry | End | Lost
+
+
+class Journal(Protocol):
+    """The log of every role, as one member reads and appends it. Only the member's thread calls it."""
+
+    def read(self, timeout: float) -> list[Event]:
+        """Wait up to `timeout` seconds for events. Raises `TopicError` while the leader topic is missing or unfit."""
+
+    def append(self, role: int, key: str, value: bytes) -> None:
+        """Give a record to the producer. Never block and never raise: the rules bear the loss of a record."""
+
+    def look_back(self, role: int) -> None:
+        """Start again from further back in the same log; a `Started` with a lower offset follows."""
+
+    def ask_end(self, role: int) -> None:
+        """Return `End` once more, even if nothing new arrives."""
+
+    def close(self) -> None:
+        """Send what was appended, for about a second at most, and end."""

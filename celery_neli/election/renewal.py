@@ -12,18 +12,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from functools import partial
 
 from celery_neli.config import Config
-from celery_neli.election.member import Member
-from celery_neli.election.ports import Connect, Group, Journal
+from celery_neli.election.member import Connect, Group, Member
+from celery_neli.election.records import Journal
 from celery_neli.election.role_state import LeaderAcquired, LeaderEvent, LeaderFenced, LeaderRevoked, Mirror, RoleState
 from celery_neli.exceptions import ClosedError, ConfigurationError
 from celery_neli.logs import BackgroundLog, Lines, escaping
 from celery_neli.threads import Bell, Thread, patched, spawn, stack_of
 
-SLICE = 0.5
-"""Seconds that a standby's thread waits for a record before it looks at requests: only Kafka can wake librdkafka."""
+SLICE = 0.5  # seconds that a standby waits for a record before it looks at requests: only Kafka can wake librdkafka
 GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt
@@ -41,17 +40,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-@dataclass(frozen=True)
-class _Stack:
-    """Where a thread is, looked up when it is printed: on the thread that logs, not on the one that renews."""
-
-    thread_id: int
-
-    def __str__(self) -> str:
-        return stack_of(self.thread_id)
-
-
-class Watchdog:
+class _Watchdog:
     """When the owner last made progress: the thread that renews must not keep a role for an owner that hangs."""
 
     def __init__(
@@ -63,12 +52,10 @@ class Watchdog:
         self.progress()
 
     def progress(self) -> None:
-        """See `Neli.progress`."""
         self._last = (self._clock(), threading.get_ident())
         self._hindered = ""
 
     def hindered(self, reason: str) -> None:
-        """See `Neli.hindered`."""
         self._hindered = reason
 
     def watch(self, member: Member) -> None:
@@ -87,7 +74,8 @@ class Watchdog:
         if self._hindered:
             who, thread_id = "the main thread", threading.main_thread().ident or 0
         line = "%s for %.0f s (neli_stall_timeout) name=%s: standing back; %s is here:\n%s"
-        self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, Lines(_Stack(thread_id)))
+        stack = Lines(partial(stack_of, thread_id))  # looked up on the thread that logs, not on the one that renews
+        self._log.warning(line, what, self._config.stall_timeout, self._config.name, who, stack)
 
 
 class Renewal:
@@ -122,7 +110,7 @@ class Renewal:
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
-        self.watchdog = Watchdog(config, self._log, clock, fit)
+        self.watchdog = _Watchdog(config, self._log, clock, fit)
         self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
 
     @property
@@ -263,9 +251,9 @@ class Renewal:
                 self.watchdog.watch(member)
                 self._hand_on(member.step(timeout))
                 self._log_leaders(member)
-                if member.trouble is not None:
-                    if member.trouble is not logged:
-                        logged = member.trouble
+                if member.topic_error is not None:
+                    if member.topic_error is not logged:
+                        logged = member.topic_error
                         self._log.error("%s", logged)
                     if not (member.leading or member.draining):
                         self.wait_while(State.LIVE, timeout=FIRST_RETRY)
@@ -277,7 +265,7 @@ class Renewal:
     def _pause(self, member: Member, seen: int) -> float:
         """Return the seconds that the next step may wait for a record.
 
-        A leader waits here, for a request (the bell has rung more than `seen` times) or its next beat: it may read its
+        A leader waits here, for a request (the bell has rung more than `seen` times) or its next heartbeat: it may read
         heartbeats back late (R1). A member that waits for another role may not: its head start is short.
         """
         if member.draining or self._state is not State.LIVE:

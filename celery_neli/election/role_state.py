@@ -16,32 +16,27 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds for which a member that cannot
 Mirror = Callable[[int, "Grant"], None]
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderAcquired:
-    """This member leads `role`; `term` is the number of its term, higher than every earlier one of the role."""
+@dataclass(frozen=True)
+class LeaderEvent:
+    """A change of `role` in a term; `term` is its number, higher than that of every earlier term of the role."""
 
     role: str
     term: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderRevoked:
+class LeaderAcquired(LeaderEvent):
+    """This member leads `role`."""
+
+
+class LeaderRevoked(LeaderEvent):
     """This member starts no more work, and holds the role until the barrier returns or `drain_timeout` ends (R4)."""
 
-    role: str
-    term: int
 
-
-@dataclass(frozen=True, slots=True)
-class LeaderFenced:
+@dataclass(frozen=True)
+class LeaderFenced(LeaderEvent):
     """This member lost the role without a handover, for this `reason`: another may lead already (R5). Stop at once."""
 
-    role: str
-    term: int
     reason: str = field(default="", compare=False)
-
-
-LeaderEvent = LeaderAcquired | LeaderRevoked | LeaderFenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +160,16 @@ class RoleState:
         self.payload = Payload(term, lease.data, lease.data_own and lease.held(NEVER), lease.known)
         return self.payload.own and self.payload != before
 
-    def set_payload(self, data: Mapping[str, Any], term: int, *, now: bool = False) -> None:
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         """Put `data` into every further record of this `term`; without effect unless it is held.
 
-        With `now`, the next step sends a beat. Raises ValueError for data that no record can carry.
+        With `now`, the next step sends a heartbeat. Raises ValueError for data that no record can carry.
         """
         data = sound(data)
         if self.lease.term == term and self.lease.held(self._clock()):
             self.lease.data_out = data
             if now:
-                self.lease.beat_now()
+                self.lease.heartbeat_now()
 
     def carry_idle(self, progressed: float | None, now: float) -> None:
         """Say in the next record for how long the owner has made no progress, or has started no work.
@@ -248,7 +243,7 @@ class RoleState:
         if self.announced is not None:
             if not (grant.held(now) and grant.term == self.announced):
                 term, self.announced = self.announced, None
-                self.lease.drained()  # if late beats bring the lease back, no work of it is in flight any more
+                self.lease.drained()  # if late heartbeats bring the lease back, no work of it is in flight any more
                 if not self._drained:
                     yield LeaderFenced(self.role, term, why(self, now))
             elif grant.resigning and not self.draining:

@@ -182,7 +182,6 @@ def _term(cell: float) -> int | None:
 
 
 def _file(size: int) -> int:
-    """Return a descriptor of `size` bytes of memory without a name."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("celery-neli")
     else:

@@ -30,7 +30,7 @@ from celery_neli.history.records import (
     partition_of,
 )
 from celery_neli.hooks import RunEvent, SlotEvent, WorkerEvent
-from celery_neli.kafka.causes import GONE, is_denied
+from celery_neli.kafka.causes import DENIED, GONE
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import history_producer_properties
 from celery_neli.kafka.topic_admin import TopicAdmin
@@ -243,7 +243,7 @@ class Recorder:
         self._reason = error.str()
         if topic is None:
             return
-        if is_denied(error.name()):
+        if error.name() in DENIED:
             topic.deny("Write")
         elif error.name() in GONE and topic.found:
             topic.search()

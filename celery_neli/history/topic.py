@@ -19,7 +19,7 @@ from celery_neli.config import Config
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.history.records import Record, WorkerRecord, decode, key, partition_of
 from celery_neli.history.runs import MOST_PER_ENTRY, Run, Runs
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import history_reader_properties
 from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, RawRecord, Reader
@@ -221,7 +221,7 @@ class HistoryFollower:
             starts = {number: self._start(number) for number in range(count)}
         except KafkaException as exception:
             error = exception.args[0]
-            denied = is_denied(error.name())
+            denied = error.name() in DENIED
             self.problem = self._log.lacks(["Read"], "topic", self._config.history_topic) if denied else error.str()
             return False
         if not starts:

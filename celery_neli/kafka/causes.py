@@ -72,11 +72,6 @@ class Cause:
         return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
 
 
-def is_denied(name: str) -> bool:
-    """Return True if the error of this name says that a right is missing."""
-    return name in DENIED
-
-
 def of_connection(text: str, properties: Mapping[str, Any]) -> Cause | None:
     """Return why a connection failed, from librdkafka's log line or error `text`; None if the text does not say."""
     text = _REPEATED.sub("", _FAIL.sub("", text)).strip()

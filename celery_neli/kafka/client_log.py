@@ -132,7 +132,7 @@ class ClientLog:
     def failure(self, error: KafkaError, topic: str) -> NeliError:
         """Return what to raise if `topic` was not read: `NotAllowed` if a right is missing. Blocks as `reason`."""
         where = f"Kafka at {causes.servers_of(self._properties)}"
-        if causes.is_denied(error.name()):
+        if error.name() in causes.DENIED:
             return NotAllowed(f"{where}: {self.lacks(['Read'], 'topic', topic)}")
         return NeliError(f"{where}: {self.reason(error)}")
 

@@ -16,7 +16,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from celery_neli.config import Config
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.liveness import Probe
 from celery_neli.kafka.properties import group_properties
@@ -108,7 +108,7 @@ class KafkaGroup:
             consumer.incremental_assign(parts)
             if parts:
                 consumer.pause(parts)
-        if any(map(is_denied, self._trouble)):
+        if not DENIED.isdisjoint(self._trouble):
             self._log.say(logging.INFO, f"group joined, after all group={self._config.group}")
         self._trouble.clear()
         if self._joined:

@@ -13,8 +13,8 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.config import Config
-from celery_neli.election.ports import End, Entry, Event, Lost, Started
-from celery_neli.kafka.causes import is_denied
+from celery_neli.election.records import End, Entry, Event, Lost, Started
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import producer_properties, reader_properties
 from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, Reader, tail
@@ -93,7 +93,7 @@ class KafkaJournal:
             self._log.say(logging.WARNING, f"append dropped role={role} reason='queue full'")
         except KafkaException as exception:
             error = exception.args[0]
-            if is_denied(error.name()):
+            if error.name() in DENIED:
                 self._topic.deny("Write")
             else:
                 self._log.say(logging.WARNING, f"append dropped role={role} reason={error.name()} {error.str()}")
@@ -177,14 +177,13 @@ class KafkaJournal:
             log.started = None
 
     def _begin(self, log: _Log, position: int) -> None:
-        """Begin to read at `position`; a `Started` follows."""
         log.started, log.asked, log.sought = None, False, position
         self._reader.place(log.role, position)
 
     def _delivered(self, role: int, error: KafkaError | None) -> None:
         if error is None:
             self._topic.allow("Write")
-        elif is_denied(error.name()):
+        elif error.name() in DENIED:
             self._topic.deny("Write")
         elif not self._closed:
             level = logging.DEBUG if self._log.reachability.unreachable else logging.WARNING

@@ -28,7 +28,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from celery_neli.config import Config
 from celery_neli.exceptions import TopicError
-from celery_neli.kafka.causes import DENIED, is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties
 from celery_neli.kafka.reader import Reader
@@ -240,7 +240,7 @@ class TopicAdmin:
             error = exception.args[0]
             reason = f"{error.name()} {error.str()}"
             if error.name() in _NOT_ALLOWED:
-                allow = f" (or allow it: {self._log.lacks([right], 'topic', topic)})" if is_denied(error.name()) else ""
+                allow = f" (or allow it: {self._log.lacks([right], 'topic', topic)})" if error.name() in DENIED else ""
                 raise TopicError(f"The {what} {topic} {refused} ({reason}). {remedy}{allow}") from exception
             if error.name() != taken:
                 self._log.say(logging.WARNING, f"{what} not {done.split()[0]} yet topic={topic} reason={reason!r}")
@@ -276,7 +276,7 @@ class TopicAdmin:
             # Not allowed, or no answer: the topic exists, and a member need not know more to work.
             error = exception.args[0]
             line = f"{self._spec.what} configuration not read topic={topic} reason={error.name()}"
-            more = f": {self._log.lacks(['DescribeConfigs'], 'topic', topic)}" if is_denied(error.name()) else ""
+            more = f": {self._log.lacks(['DescribeConfigs'], 'topic', topic)}" if error.name() in DENIED else ""
             self._log.say(logging.INFO, line + more)
             return
         for risk in self._spec.risks({name: entry.value for name, entry in entries.items()}):

@@ -5,7 +5,7 @@ Pure. `TopicAdmin` (topic_admin.py) finds them, verifies them and creates them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,7 @@ HISTORY_PARTITIONS: Final = 4
 
 @dataclass(frozen=True, kw_only=True)
 class TopicSpec:
-    """A topic as it should be: what it is called, what each partition is for, how to judge a configuration."""
+    """A topic as it should be: what it is called, what each partition is for, and what other clean-up `does`."""
 
     what: str
     name: str
@@ -45,9 +45,9 @@ class TopicSpec:
     each: str
     settings: Mapping[str, str]
     servers: str
-    judge: Callable[[TopicSpec, Mapping[str, str]], Iterator[str]]
+    does: str
     rights: tuple[str, ...] = ("Read", "Write")  # on the topic, without which a member can do nothing with it
-    durable: bool = True  # what an unclean election takes back would do harm
+    durable: bool = True  # what is lost in it would do harm
 
     def config(self, replicas: int | None) -> dict[str, str]:
         """Return what it is created with; `replicas`: how many, None if the brokers' default decides."""
@@ -68,17 +68,30 @@ class TopicSpec:
 
     def risks(self, values: Mapping[str, str]) -> Iterator[str]:
         """Yield what is risky in these values of its configuration. Raises `TopicError` if they make it unfit."""
-        yield from self.judge(self, values)
-        if self.durable and values.get("unclean.leader.election.enable") == "true":
+        policy, wanted = values.get("cleanup.policy", ""), self.settings["cleanup.policy"]
+        if policy not in ("", wanted):
+            kept = {*COMMON, "retention.ms"}  # an operator may have set them on purpose
+            fix = ",".join(f"{name}={value}" for name, value in self.settings.items() if name not in kept)
+            reason = (
+                f"The {self.what} {self.name} has cleanup.policy={policy}, which {self.does}; set it to {wanted}: "
+                f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics --entity-name "
+                f"{self.name} --add-config {fix}"
+            )
+            if self.durable:
+                raise TopicError(reason)
+            yield reason
+        if not self.durable:
+            return
+        retention, segment = int(values.get("retention.ms", -1)), int(values.get("segment.bytes", 0))
+        if wanted == "delete" and 0 <= retention < SHORT_RETENTION:
+            yield f"retention.ms={retention} is short: an hour at least, a day is usual"
+        if wanted == "compact" and segment > LARGE_SEGMENT:
+            yield (
+                f"segment.bytes={segment} is large: it is not compacted before, and every beat that starts reads it "
+                f"all; {self.settings['segment.bytes']} is usual"
+            )
+        if values.get("unclean.leader.election.enable") == "true":
             yield "unclean.leader.election.enable=true may take records back: set it to false"
-
-    def configure_command(self, settings: Mapping[str, str]) -> str:
-        """Return the `kafka-configs.sh` command that changes its configuration."""
-        values = ",".join(f"{name}={value}" for name, value in settings.items())
-        return (
-            f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics "
-            f"--entity-name {self.name} --add-config {values}"
-        )
 
 
 def leader_topic(config: Config) -> TopicSpec:
@@ -90,7 +103,7 @@ def leader_topic(config: Config) -> TopicSpec:
         each=f"there are {len(config.roles)} roles, one partition each",
         settings=LEADER,
         servers=str(config.properties["bootstrap.servers"]),
-        judge=_judge_leader,
+        does="removes the proof of who leads",
     )
 
 
@@ -103,7 +116,7 @@ def schedule_topic(config: Config) -> TopicSpec:
         each=f"{SCHEDULE_PARTITIONS} are needed, for entries and for members",
         settings=SCHEDULE,
         servers=str(config.properties["bootstrap.servers"]),
-        judge=_judge_schedule,
+        does="deletes the schedule in time",
     )
 
 
@@ -116,42 +129,7 @@ def history_topic(config: Config, retention: float) -> TopicSpec:
         each=f"{HISTORY_PARTITIONS} are needed",
         settings={**HISTORY, "retention.ms": str(round(retention * 1000))},
         servers=str(config.properties["bootstrap.servers"]),
-        judge=_judge_history,
+        does="keeps only the last record of each entry",
         rights=("Write",),
         durable=False,
     )
-
-
-def _judge_history(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
-    policy = values.get("cleanup.policy", "delete")
-    if "compact" in policy:
-        fix = topic.configure_command({"cleanup.policy": "delete"})
-        yield f"cleanup.policy={policy} keeps only the last record of each entry: {fix}"
-
-
-def _judge_leader(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
-    policy = values.get("cleanup.policy", "")
-    if "compact" in policy:
-        raise TopicError(
-            f"The leader topic {topic.name} has cleanup.policy={policy}, which removes the proof of who leads; set "
-            f"it to delete: {topic.configure_command({'cleanup.policy': 'delete'})}"
-        )
-    retention = int(values.get("retention.ms", -1))
-    if 0 <= retention < SHORT_RETENTION:
-        yield f"retention.ms={retention} is short: an hour at least, a day is usual"
-
-
-def _judge_schedule(topic: TopicSpec, values: Mapping[str, str]) -> Iterator[str]:
-    policy = values.get("cleanup.policy", "compact")
-    if policy != "compact":
-        fix = {name: value for name, value in SCHEDULE.items() if name not in COMMON}
-        raise TopicError(
-            f"The schedule topic {topic.name} has cleanup.policy={policy}, which deletes the schedule in time; set "
-            f"it to compact: {topic.configure_command(fix)}"
-        )
-    segment = int(values.get("segment.bytes", 0))
-    if segment > LARGE_SEGMENT:
-        yield (
-            f"segment.bytes={segment} is large: it is not compacted before, and every beat that starts reads it all; "
-            f"{SCHEDULE['segment.bytes']} is usual"
-        )

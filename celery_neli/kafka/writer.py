@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
 
 from celery_neli.config import Config
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.liveness import Probe
 
@@ -68,7 +68,7 @@ class Writer:
         self.purge()
         if not failed:
             return f"no answer from Kafka within {timeout:.2g} s"
-        if is_denied(failed[0].name()):
+        if failed[0].name() in DENIED:
             return self._log.lacks(["Write"], "topic", self._topic)
         return self._log.reason(failed[0])
 

@@ -245,7 +245,6 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
 
 
 def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
-    """Return an entry that no beat runs because it cannot be read."""
     return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
 
 

@@ -20,7 +20,7 @@ from kombu.serialization import dumps
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, did_you_mean, printable
-from celery_neli.schedule import misfire, overlap
+from celery_neli.schedule.policies import OWN_OPTIONS, Misfire, Overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
@@ -31,12 +31,9 @@ _NOT = {
 }
 #: Headers by which workers recognise a message. Celery would let an entry's own replace them.
 _NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr", "kwargsrepr")
-#: How similar, from 0 to 1, an unknown option must be to a known one to count as a misspelling of it.
-LIKE = 0.75
-#: Seconds; Celery adds them to the present time, and a datetime must hold the sum.
-MOST_SECONDS = 2**31 - 1
-#: The most bytes of AMQP's short strings.
-SHORT = 255
+LIKE = 0.75  # how similar, from 0 to 1, an unknown option must be to a known one to count as a misspelling of it
+MOST_SECONDS = 2**31 - 1  # seconds; Celery adds them to the present time, and a datetime must hold the sum
+SHORT = 255  # the most bytes of AMQP's short strings
 
 
 class Call(NamedTuple):
@@ -170,7 +167,7 @@ def option_mistakes(options: Mapping[str, Any], *, runtime: bool) -> Iterator[st
             yield f"options: there is no option {printable(name)}; did you mean {near}?"
     if options.keys().isdisjoint(OWN_OPTIONS):
         return
-    checks: tuple[Callable[[Any], Any], ...] = misfire.Misfire().changed_by, overlap.Overlap.from_options
+    checks: tuple[Callable[[Any], Any], ...] = Misfire().changed_by, Overlap.from_options
     for check in checks:
         try:
             check(options)
@@ -294,8 +291,6 @@ _TAKES: Mapping[str, _Takes] = {
         ("link", "link_error"), (_is_link, "a signature (task, args, kwargs, options), or a list of signatures")
     ),
 }
-#: Entry options that are ours: no part of a message.
-OWN_OPTIONS = frozenset((*misfire.OPTIONS, *overlap.OPTIONS))
 OPTIONS = OWN_OPTIONS.union(_TAKES)
 #: Options of `beat_schedule` that pass unchecked: Celery and kombu take them, too.
 PASSED_ON = OPTIONS | {

@@ -23,15 +23,26 @@ from celery_neli.settings import MISFIRE_POLICIES
 
 if TYPE_CHECKING:
     from celery_neli.history.runs import Run
-    from celery_neli.periodic import Periodic
 
-#: The most characters of a cell.
-WIDEST = 400
+WIDEST = 400  # the most characters of a cell
 #: The key, in click's `meta`, of a function of an app and a name: why no beat runs an entry of this name, if so.
 #: `celery neli` sets it, because only the command line knows how to ask who leads.
 UNLED = "celery_neli.unled"
 _BY = click.option("--by", help="Who makes the change, for `show`; user@host by default.")
 _NAME = click.argument("name")
+
+
+class Command(CeleryCommand):
+    """A command that ends with one line if it raises an error of ours, or cannot send a message."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        from celery.beat import SchedulingError
+
+        try:
+            return super().invoke(ctx)
+        except (NeliError, SchedulingError) as exc:
+            raise failure(exc) from None
 
 
 @click.group(name="schedule")
@@ -40,24 +51,17 @@ def schedule() -> None:
 
 
 def _command(*parameters: Callable[[Any], Any], name: str | None = None) -> Callable[[Callable[..., None]], Any]:
-    """Make a command of a function, whose first argument is the app with its tasks loaded; an error ends it with one
-    line.
-    """
+    """Make a command of a function, whose first argument is the app with its tasks loaded."""
 
     def decorate(function: Callable[..., None]) -> Any:
         def run(obj: Any, /, **given: Any) -> None:
-            from celery.beat import SchedulingError
-
             obj.app.loader.import_default_modules()
-            try:
-                function(obj.app, **given)
-            except (NeliError, SchedulingError) as exc:
-                raise failure(exc) from None
+            function(obj.app, **given)
 
         command = click.pass_obj(update_wrapper(run, function))
         for parameter in reversed(parameters):
             command = parameter(command)
-        return schedule.command(name=name, cls=CeleryCommand)(command)
+        return schedule.command(name=name, cls=Command)(command)
 
     return decorate
 
@@ -249,14 +253,14 @@ def import_(
     values.
     """
     from celery_neli.periodic.editor import ScheduleEditor
-    from celery_neli.periodic.importers import carry_over, django, redbeat, shelf
+    from celery_neli.periodic.importers import carry_over, shelf, stores
 
     if source != "file" and (path is not None or trust):
         raise click.UsageError(f"{source} is not a file: leave out PATH and --trust")
     if source == "file":
         found = shelf.read(app, path or Path(app.conf.beat_schedule_filename), trust=trust)
     else:
-        found = {"redbeat": redbeat, "django": django}[source].read(app)
+        found = stores.read_redbeat(app) if source == "redbeat" else stores.read_django(app)
     editor = ScheduleEditor(app, by=by)
     rows = carry_over(found, editor, dry_run=dry_run, replacing=replace)
     _note(editor.not_run)  # an import may come before the change of the setting
@@ -285,7 +289,7 @@ def _parsed(field: str, text: str, kind: type) -> Any:
     return value
 
 
-def _say(app: Any, found: Periodic) -> None:
+def _say(app: Any, found: periodic.Periodic) -> None:
     """Say what became of an entry, and what its next run still lacks: a task that this app knows, a beat that leads."""
     say(f"{printable(found.name)}: {_state(found)}, next {_when(found.next)}")
     if found.paused:
@@ -308,7 +312,7 @@ def _words(schedule: str) -> str:
     return human(schedule)
 
 
-def _state(found: Periodic) -> str:
+def _state(found: periodic.Periodic) -> str:
     unrun = found.source == "runtime" and found.next is None
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"

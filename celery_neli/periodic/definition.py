@@ -16,18 +16,10 @@ from kombu.utils.json import dumps, object_hook
 
 from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.periodic.call import (
-    OWN_OPTIONS,
-    Call,
-    call_of,
-    mistakes_here,
-    option_mistakes,
-    plain,
-    shape_mistakes,
-)
+from celery_neli.periodic.call import Call, call_of, mistakes_here, option_mistakes, plain, shape_mistakes
 from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
-from celery_neli.schedule.overlap import Overlap
+from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
 from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
 from celery_neli.schedule_topic.values import check_made, check_plain, shown
@@ -171,7 +163,6 @@ def _revive(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """Return ``value`` with lists in place of tuples, as JSON has them."""
     if isinstance(value, (list, tuple)):
         return [_listed(each) for each in value]
     if isinstance(value, dict):

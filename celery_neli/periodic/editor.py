@@ -12,35 +12,24 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import celery.beat
 from celery.utils.log import get_logger
 
-from celery_neli.config import enabled, from_app
+from celery_neli.config import DEFAULT_SCHEDULER, enabled, from_app, is_replicated, scheduler_class
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
-from celery_neli.periodic.call import OWN_OPTIONS, check_app, plain
+from celery_neli.periodic.call import check_app, plain
 from celery_neli.periodic.definition import check_comes, define, entry_of
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.printable import closest
 from celery_neli.schedule.due import expires_of
-from celery_neli.schedule_topic.codec import (
-    ENTRY,
-    MAX_CHANGES,
-    STATE,
-    Change,
-    Definition,
-    Kind,
-    State,
-    check_name,
-    decode_definition,
-    decode_state,
-    encode_definition,
-)
+from celery_neli.schedule.policies import OWN_OPTIONS
+from celery_neli.schedule_topic import codec
+from celery_neli.schedule_topic.codec import Change, Definition, Kind, State
 from celery_neli.schedule_topic.values import shown
-from celery_neli.scheduler_class import DEFAULT, is_replicated, resolve
 
 logger = escaping(get_logger(__name__))
 
@@ -48,25 +37,19 @@ Record: TypeAlias = "tuple[Kind, str, bytes | None]"
 
 
 class Topic:
-    """The schedule topic. The first read loads Kafka's client. Both methods block, and raise `NeliError`."""
+    """The schedule topic of an app: `read` returns all states and definitions, `write` takes records; None deletes.
+
+    To make it loads Kafka's client. Both functions block, and raise `NeliError`.
+    """
 
     def __init__(self, app: Any) -> None:
         if not enabled(app):
             raise ConfigurationError("neli_enabled = False: there is no runtime schedule without Kafka; switch it on")
-        self._config = from_app(app, "beat")
-        self._log = escaping(logging.getLogger("celery_neli.periodic.api"))
+        from celery_neli.schedule_topic import topic
 
-    def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        """Return all states and definitions."""
-        from celery_neli.schedule_topic.one_shot import read_all
-
-        return read_all(self._config, log=self._log)
-
-    def write(self, records: list[Record]) -> None:
-        """Write all records; None deletes."""
-        from celery_neli.schedule_topic.one_shot import write
-
-        write(self._config, records, log=self._log)
+        config, log = from_app(app, "beat"), escaping(logging.getLogger("celery_neli.periodic.api"))
+        self.read: Callable[[], Mapping[tuple[Kind, str], bytes]] = partial(topic.read_all, config, log=log)
+        self.write: Callable[[list[Record]], None] = partial(topic.write, config, log=log)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +88,12 @@ class ScheduleEditor:
         known = Known()
         for (kind, name), value in self._topic.read().items():
             try:
-                if kind == STATE:
-                    known.states[name] = decode_state(value)
-                elif kind == ENTRY:
-                    known.definitions[name] = decode_definition(value)
+                if kind == codec.STATE:
+                    known.states[name] = codec.decode_state(value)
+                elif kind == codec.ENTRY:
+                    known.definitions[name] = codec.decode_definition(value)
             except RecordError as exc:  # decoders raise nothing else
-                if kind == ENTRY:
+                if kind == codec.ENTRY:
                     known.unreadable[name] = str(exc)
         return known
 
@@ -138,9 +121,9 @@ class ScheduleEditor:
     def not_run(self) -> str | None:
         """Why the beats of the app do not run the runtime schedule, None if they do. Imports ``neli_scheduler``."""
         name = self.app.conf.get("neli_scheduler")
-        if name is None or is_replicated(resolve(name)):
+        if name is None or is_replicated(scheduler_class(name)):
             return None
-        return f"neli_scheduler = {name!r}, and only {DEFAULT} runs entries of the runtime schedule"
+        return f"neli_scheduler = {name!r}, and only {DEFAULT_SCHEDULER} runs entries of the runtime schedule"
 
     def runtime(self, name: str) -> Definition | None:
         """Return the definition of the runtime entry of this name, None if there is none."""
@@ -166,7 +149,7 @@ class ScheduleEditor:
     def put(self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any) -> None:
         """Add an entry, or replace what it is. It stays paused if it was. Writes nothing if nothing would change."""
         self._check_run()
-        name = check_name(name)
+        name = codec.check_name(name)
         if name in self.static or name in self.refused:
             raise ConfigurationError(f"name = {name!r}: beat_schedule has an entry of that name; change it there")
         new = define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options)
@@ -205,7 +188,7 @@ class ScheduleEditor:
             if static:
                 raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
             raise self.unknown(name)
-        kinds: tuple[Kind, ...] = (ENTRY,) if static else (ENTRY, STATE)
+        kinds: tuple[Kind, ...] = (codec.ENTRY,) if static else (codec.ENTRY, codec.STATE)
         self.write([(kind, name, None) for kind in kinds])
         logger.info("schedule entry=%s what=removed by=%s", name, self.by)
 
@@ -234,17 +217,16 @@ class ScheduleEditor:
     def changed(self, definition: Definition, what: str) -> Definition:
         """Return the definition with one more change, by the author of this one."""
         changes = (*definition.changes, Change(at=self.now, by=self.by, what=what))
-        return replace(definition, changes=changes[-MAX_CHANGES:])
+        return replace(definition, changes=changes[-codec.MAX_CHANGES :])
 
     def _store(self, name: str, definition: Definition, what: str) -> None:
         definition = self.changed(definition, what)
-        self.write([(ENTRY, name, encode_definition(definition))])
+        self.write([(codec.ENTRY, name, codec.encode_definition(definition))])
         self.known.definitions[name] = definition
         self.known.unreadable.pop(name, None)
         logger.info("schedule entry=%s what=%r by=%s", name, what, self.by)
 
     def _check_run(self) -> None:
-        """Refuse a change that a beat must follow if no beat of the app does."""
         if self.not_run is not None:
             raise ConfigurationError(
                 f"{self.not_run}: nothing was changed. Leave neli_scheduler out, or keep the entry where that scheduler"

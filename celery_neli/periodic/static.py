@@ -33,8 +33,7 @@ from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
 
-#: The most bytes of an entry's name, which is the key of its state but for two bytes.
-MAX_NAME_BYTES = MAX_KEY - 2
+MAX_NAME_BYTES = MAX_KEY - 2  # the most bytes of an entry's name, which is the key of its state but for two bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +164,6 @@ def _sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
 
 
 def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the last run and the count that an entry begins with."""
     last, count = fields.get("last_run_at"), fields.get("total_run_count")
     if last is not None and not (isinstance(last, datetime) and is_moment(last)):
         yield f"last_run_at = {shown(last)}: give a datetime of the years 2 to 9998, or leave it out"

@@ -27,7 +27,7 @@ from celery.schedules import ParseException, crontab, schedule, solar
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
 from celery_neli.schedule.crontabs import FIELDS, to_utc
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.values import is_moment, shown
 
 FORMS = (
@@ -43,8 +43,7 @@ NICKNAMES = {
 }
 OUT_OF_RANGE = "not every time zone has it: give a time of the years 2 to 9998"
 LEAST = timedelta(milliseconds=1)
-#: A hundred years: a datetime may not hold the slots of a longer interval.
-MOST = timedelta(days=36525)
+MOST = timedelta(days=36525)  # a hundred years: a datetime may not hold the slots of a longer interval
 _SECOND = timedelta(seconds=1)
 _RELATIVE, _SOLAR, _AT = "relative:", "solar:", "at:"
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds")
@@ -275,7 +274,6 @@ def _duration_text(every: timedelta) -> str:
 
 
 def _field(spec: Any) -> str:
-    """Return the text of a crontab's field, which is a number, a text, or numbers."""
     if isinstance(spec, Iterable) and not isinstance(spec, str):
         return ",".join(map(str, sorted(spec)))
     return "".join(str(spec).split())

@@ -15,6 +15,7 @@ blocks.
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,8 @@ FIELDS = {"minute": 60, "hour": 24, "day_of_month": 31, "month_of_year": 12, "da
 #: Two changes within this time that cancel each other go unnoticed. Since 1970 the shortest time between two changes
 #: was a week (a summer of seven days in north-eastern Brazil, October 2000).
 _STEP = timedelta(days=6)
+#: How much time is searched for changes at once.
+_SPAN, _EPOCH = 60 * _STEP, datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def follows_real_time(when: Any) -> bool:
@@ -129,19 +132,40 @@ def next_change(zone: tzinfo, begin: datetime, end: datetime) -> datetime | None
 
     Both are aware and in UTC. Raises `OverflowError` if a datetime cannot hold the time around one of them.
     """
-    if isinstance(zone, timezone):
-        return None  # it has one offset
-    begin, end = begin.replace(microsecond=0), end.replace(microsecond=0)
-    before = offset_at(zone, begin)
-    while begin < end:
-        reached = min(begin + _STEP, end)
-        if offset_at(zone, reached) != before:
-            while reached - begin > _SECOND:
-                middle = begin + (reached - begin) // _SECOND // 2 * _SECOND
-                if offset_at(zone, middle) == before:
-                    begin = middle
-                else:
-                    reached = middle
-            return reached
-        begin = reached
+    same = _Same(zone)
+    for number in range((begin - _EPOCH) // _SPAN, (end - _EPOCH) // _SPAN + 1):
+        for change in _changes(same, number):
+            if begin < change <= end:
+                return change
     return None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Same:
+    """A time zone as a key: those of dateutil cannot be hashed."""
+
+    zone: tzinfo
+
+    def __hash__(self) -> int:
+        return id(self.zone)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.zone is self.zone
+
+
+@lru_cache(maxsize=4096)
+def _changes(same: _Same, number: int) -> tuple[datetime, ...]:
+    """Return the moments at which clocks change in one span of time: to find them takes a hundred questions."""
+    found, zone = [], same.zone
+    end = _EPOCH + number * _SPAN
+    offset = offset_at(zone, end)
+    for _ in range(_SPAN // _STEP):
+        begin, end = end, end + _STEP
+        before, offset = offset, offset_at(zone, end)
+        change = end
+        while offset != before and change - begin > _SECOND:
+            middle = begin + (change - begin) // _SECOND // 2 * _SECOND
+            begin, change = (middle, change) if offset_at(zone, middle) == before else (begin, middle)
+        if offset != before:
+            found.append(change)
+    return tuple(found)

@@ -17,7 +17,7 @@ from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.schedule.crontabs import FIELDS, to_utc
-from celery_neli.schedule.misfire import Misfire, decide
+from celery_neli.schedule.policies import Misfire, decide
 from celery_neli.schedule.slots import LOOK_AGAIN, Owed, has_slots, is_over, last_run, missed, next_slot
 
 #: An entry whose class overrides any of these decides itself when it is due, or advances itself.

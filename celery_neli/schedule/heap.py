@@ -106,17 +106,19 @@ class DueHeap:
         changes_first = not place
         while place:
             above = (place - 1) >> 1
-            if (times[above], orders[above]) < (time, order):
+            other = times[above]
+            if other < time or (other == time and orders[above] < order):
                 break
             self._move(above, place)
             place = above
         if changes_first or not place:
             self._first = None
-        while (below := 2 * place + 1) < len(times):
-            right = below + 1
-            if right < len(times) and (times[right], orders[right]) < (times[below], orders[below]):
-                below = right
-            if (time, order) < (times[below], orders[below]):
+        size = len(times)
+        while (below := 2 * place + 1) < size:
+            right, other = below + 1, times[below]
+            if right < size and (times[right], orders[right]) < (other, orders[below]):
+                below, other = right, times[right]
+            if time < other or (time == other and order < orders[below]):
                 break
             self._move(below, place)
             place = below

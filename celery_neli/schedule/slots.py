@@ -1,4 +1,4 @@
-"""The slots of Celery's schedules: their due times after any moment.
+"""The slots of schedules: their due times after any moment; of Celery's schedules, and of `once`, which is ours.
 
 Celery's schedules answer `is_due(last_run_at)` for the present only. This module answers for any moment: the first due
 time after it, and those that were due until now. The slots of a relative interval are Celery's own
@@ -9,20 +9,20 @@ schedules' own settings; nothing blocks.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from celery.schedules import crontab, schedule, solar
+from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.crontabs import next_time
-from celery_neli.schedule.once import once
 
-#: The number of slots that are counted one by one; above it, a count is a lower bound.
-COUNTED = 100
-#: The time after which a search that found no slot is repeated.
-LOOK_AGAIN = timedelta(days=1)
+COUNTED = 100  # the number of slots that are counted one by one; above it, a count is a lower bound
+LOOK_AGAIN = timedelta(days=1)  # the time after which a search that found no slot is repeated
 #: The days through which a solar event is searched: each comes at least once a year wherever it comes at all.
 SOLAR_DAYS = 400
 #: What decides when a schedule is due. A class or object that overrides any of these has no slots.
@@ -30,6 +30,46 @@ _DECIDES = frozenset(
     ("is_due", "remaining_estimate", "remaining_delta", "_delta_to_next", "_next_event", "now", "maybe_make_aware")
 )
 _SECOND, _LEAST, _EPOCH = timedelta(seconds=1), timedelta.resolution, datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and solar
+    """A schedule that is due at ``at`` (an aware datetime), unless the entry ran then or later. For any thread.
+
+    A beat without state counts an entry of `beat_schedule` as run when it starts, so a time before that never comes.
+    Raises `ConfigurationError` if ``at`` is not an aware datetime.
+    """
+
+    def __init__(self, at: datetime, *, nowfun: Callable[[], datetime] | None = None, app: Any = None) -> None:
+        given: Any = at
+        if not isinstance(given, datetime) or given.utcoffset() is None:
+            raise ConfigurationError(f"once({at!r}): give a datetime with a time zone, such as timezone.utc")
+        try:
+            self.at = at.astimezone(timezone.utc)
+        except OverflowError:
+            raise ConfigurationError(f"once({at!r}): in UTC, no datetime can hold it") from None
+        super().__init__(nowfun=nowfun, app=app)
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        """Return the time until `at`, negative once that is past."""
+        return self.at - maybe_make_aware(self.now())  # type: ignore[no-any-return]
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        """Return whether it is due now, and the seconds until the next look, infinite once it ran."""
+        if maybe_make_aware(last_run_at) >= self.at:
+            return schedstate(False, math.inf)
+        left = self.remaining_estimate(last_run_at).total_seconds()
+        return schedstate(True, math.inf) if left <= 0 else schedstate(False, left)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, once):
+            return other.at == self.at and other.nowfun == self.nowfun
+        return NotImplemented
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.at,)
+
+    def __repr__(self) -> str:
+        return f"<once: {self.at.isoformat()}>"
 
 
 class Owed(NamedTuple):
@@ -46,8 +86,7 @@ class Owed(NamedTuple):
     upcoming: datetime | None
 
 
-#: Of a schedule that is over.
-_NONE = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)
+_NONE = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)  # of a schedule that is over
 
 
 def has_slots(when: Any) -> bool:

@@ -21,7 +21,7 @@ MAX_SMALL = 1 << 12  # bytes of a state or a note; ours have some hundred
 MAX_NAME = 512
 MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps what it reads
 MAX_CHANGES = 20  # how many of its changes a definition remembers
-RANK_MOST = 1 << 53  # the highest term of a state; ranks come from Kafka's offsets, which stay far below it
+EPOCH_MOST = 1 << 53  # the highest epoch of a state; epochs come from Kafka's offsets, which stay far below it
 RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
 FAR_AHEAD = 86_400.0  # seconds; no last run further ahead of the clock is believed, unless the entry begins then
 START_AHEAD = 3650 * 86_400.0  # the same for the time at which an entry begins, which may be ahead on purpose
@@ -31,17 +31,22 @@ _Value = TypeVar("_Value")
 STATE: Final = "s"
 ENTRY: Final = "e"
 MEMBER: Final = "m"
-NO_TERM: Final = -1  # the term of a state that no leader wrote, such as one that was imported: any leader's is higher
+NO_EPOCH: Final = -1  # of a state that no leader wrote, such as one that was imported: any leader's is higher
 _PREFIXES: Mapping[bytes, Kind] = {b"s/": STATE, b"e/": ENTRY, b"m/": MEMBER}
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an entry has come to. Times are Unix seconds."""
+    """What an entry has come to. Times are Unix seconds.
+
+    `epoch` orders the states of an entry, and the record calls it `term`: of two states, the one of the higher epoch
+    counts. A leader takes the number of its term, and adds what makes it higher than every epoch that it has read: the
+    numbers alone would not do, since entries move from shard to shard, and a new leader topic counts from 0.
+    """
 
     last: float  # the last slot that is settled
     runs: int  # how often it ran (`total_run_count`)
-    term: int  # of the leader that wrote this; the higher one wins
+    epoch: int
     since: float = 0.0  # the definition's `since` that it ran under, 0 for an entry of `beat_schedule`
     open: bool = False  # the leader's settled watermark does not cover this entry: `last` alone counts
     sent: float | None = None  # the last slot whose task was sent, if it must not overlap; later ones may be left out
@@ -111,7 +116,7 @@ def check_name(name: object) -> str:
 
 def encode_state(state: State) -> bytes:
     """Return the state as bytes. Takes any finite numbers."""
-    text = f'{{"v":{values.VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.term}'
+    text = f'{{"v":{values.VERSION},"last":{state.last!r},"runs":{state.runs},"term":{state.epoch}'
     if state.since:
         text += f',"since":{state.since!r}'
     if state.sent is not None:
@@ -138,7 +143,12 @@ def encode_definition(definition: Definition) -> bytes:
     check_definition(definition)
     fields = {name: getattr(definition, name) for name in ("task", "schedule", "args", "kwargs", "options")}
     fields["changes"] = [asdict(each) for each in definition.changes[-MAX_CHANGES:]]
-    parts = {name: values.field_to_json(name, value) for name, value in fields.items()}
+    parts: dict[str, str] = {}
+    for name, value in fields.items():
+        try:
+            parts[name] = values.to_json(value)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise ConfigurationError(f"{name}: not JSON: {exc}") from None
     length = sum(map(len, parts.values()))
     if length > MAX_BYTES - 256:
         longest = max(parts, key=lambda name: len(parts[name]))
@@ -187,17 +197,19 @@ def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
 def decode_state(value: bytes) -> State:
     """Return the state in `value`. Raises `RecordError`, `UnknownVersion` if a newer version wrote it. Takes 3 µs."""
     fields = values.parse(value, most=MAX_SMALL)
-    last, runs, term = fields.get("last"), fields.get("runs"), fields.get("term")
+    last, runs, epoch = fields.get("last"), fields.get("runs"), fields.get("term")
     since, open_, sent = fields.get("since", 0.0), fields.get("open", False), fields.get("sent")
     # Types are compared, not asked for: bool is an int, and this is read a hundred thousand times.
-    if type(runs) is not int or type(term) is not int or not 0 <= runs <= values.MAX_INT or not -1 <= term <= RANK_MOST:
-        raise RecordError("bad 'runs' or 'term'")
+    if type(runs) is not int or not 0 <= runs <= values.MAX_INT:
+        raise RecordError("bad 'runs'")
+    if type(epoch) is not int or not NO_EPOCH <= epoch <= EPOCH_MOST:
+        raise RecordError("bad 'term'")
     if type(open_) is not bool:
         raise RecordError("bad 'open'")
     return State(
         last if type(last) is float and values.EARLIEST <= last <= values.LATEST else values.instant("last", last),
         runs,
-        term,
+        epoch,
         0.0 if since is None or since == 0 else values.instant("since", since),
         open_,
         None if sent is None else values.instant("sent", sent),
@@ -237,13 +249,13 @@ def decode_note(value: bytes) -> Note:
 
 
 def outdated(value: bytes | None, by: bytes | None) -> bool:
-    """Return True if a state that was read later, `value`, is of an older term than one read before, `by`: a leader
-    that was frozen may write behind its successor. Tombstones and what cannot be read have no term.
+    """Return True if a state that was read later, `value`, has a lower epoch than one read before, `by`: a leader
+    that was frozen may write behind its successor. Tombstones and what cannot be read have no epoch.
     """
     if value is None or by is None:
         return False
     try:
-        return decode_state(value).term < decode_state(by).term
+        return decode_state(value).epoch < decode_state(by).epoch
     except RecordError:
         return False
 
@@ -298,13 +310,13 @@ def living(notes: Mapping[str, Note], members: Collection[str] | None, now: floa
     ]
 
 
-def apps_of(schedules: Sequence[MemberSchedule]) -> dict[str, list[str]]:
-    """Return the names of the members of each app that has a name, by that name."""
-    apps: dict[str, list[str]] = {}
+def names_by(schedules: Sequence[MemberSchedule], field: str) -> dict[str, list[str]]:
+    """Return the names of the members that have the same `field` ("app", "shown"), by its value if it has one."""
+    names: dict[str, list[str]] = {}
     for each in schedules:
-        if each.app is not None:
-            apps.setdefault(each.app, []).append(each.name)
-    return apps
+        if (value := getattr(each, field)) is not None:
+            names.setdefault(value, []).append(each.name)
+    return names
 
 
 def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
@@ -325,9 +337,8 @@ def _some(words: Sequence[str], separator: str = ", ") -> str:
 
 def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
     """Return a line that says who has which schedule; None if all have the same."""
-    having: dict[str, list[str]] = {}
-    for each in schedules:
-        having.setdefault(printable(each.shown), []).append(printable(each.name))
+    having = names_by(schedules, "shown")
     if len(having) < 2:
         return None
-    return "members disagree on the schedule: " + "; ".join(f"{each}: {', '.join(having[each])}" for each in having)
+    parts = (f"{printable(each)}: {', '.join(map(printable, names))}" for each, names in having.items())
+    return f"members disagree on the schedule: {'; '.join(parts)}"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from celery_neli.kafka.causes import is_denied
+from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.writer import Writer
 from celery_neli.logs import LogLimit
@@ -30,7 +30,7 @@ Entries = dict[tuple[Kind, str], bytes | None]
 
 
 def fold(entries: Entries, entry: tuple[Kind, str], value: bytes | None) -> bool:
-    """Put what was read into `entries`, at their end. Return False if a state of a higher term stays instead."""
+    """Put what was read into `entries`, at their end. Return False if a state of a higher epoch stays instead."""
     before = entries.pop(entry, None)
     if entry[0] == STATE and before is not None and outdated(value, by=before):
         entries[entry] = before
@@ -203,7 +203,7 @@ class PendingWrites:
             if error is None:
                 return
             self._own.pop(key, None)
-        if is_denied(error.name()):
+        if error.name() in DENIED:
             self.denied = True
             return
         purged = error.name() in ("_PURGE_QUEUE", "_PURGE_INFLIGHT")

@@ -138,11 +138,3 @@ def instant(name: str, value: Any) -> float:
 def to_json(value: Any) -> str:
     """Return `value` as JSON without white space. Raises what `json.dumps` raises."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def field_to_json(name: str, value: Any) -> str:
-    """Return `value` as JSON. Raises `ConfigurationError`, which names the field that a user gave."""
-    try:
-        return to_json(value)
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise ConfigurationError(f"{name}: not JSON: {exc}") from None

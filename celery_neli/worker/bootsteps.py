@@ -10,16 +10,18 @@ from typing import Any
 
 import click
 from celery import Celery, bootsteps
-from celery.signals import worker_shutdown
+from celery.signals import worker_shutdown, worker_shutting_down
 from celery.utils.quorum_queues import detect_quorum_queues
+from celery.worker import state
 
 from celery_neli import observability
 from celery_neli.config import enabled, setting
 from celery_neli.election.leadership import leadership_for
 from celery_neli.election.shared_lease import shared
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.kafka.connect import connect
+from celery_neli.kafka import connect
 from celery_neli.periodic.call import check_app
+from celery_neli.threads import original
 from celery_neli.worker.events import send_transitions
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.run_events import RunEvents
@@ -128,10 +130,22 @@ class ElectionStep(bootsteps.StartStopStep):
         return enabled(worker.app)
 
     def start(self, worker: Any) -> None:
-        """Join; the pool's children have been forked by now."""
-        leadership_for(worker.app, "worker", connect).start()
+        """Join; the pool's children have been forked by now. From now on, a signal to stop begins the handover.
+
+        `LeaseStep.close` may come seconds later: without an event loop (gevent), Celery waits for a message once or
+        twice more, 2 s each time (Redis: 3 s). A solo worker first ends the task that it runs, under its lease.
+        """
+        leadership = leadership_for(worker.app, "worker", connect)
+        leadership.start()
         worker.neli_observability.start()
         worker.neli_runs.start(tuple(worker.app.amqp.queues.consume_from))
+
+        def hand_over(**_: Any) -> None:
+            """Called in a signal handler, which must take no lock; `threading` takes some to start a thread."""
+            if pool_of(worker) != "solo" or not state.active_requests:
+                original("_thread", "start_new_thread")(leadership.close, ())
+
+        worker_shutting_down.connect(hand_over, sender=worker.hostname, weak=False)
 
 
 def install(app: Celery) -> Celery:

@@ -67,6 +67,6 @@ def neli_resign(state: Any, role: str | None = None, **kwargs: Any) -> dict[str,
 def _leadership(app: Any) -> Leadership | None:
     from celery_neli.election.leadership import leadership_for
     from celery_neli.election.shared_lease import shared
-    from celery_neli.kafka.connect import connect
+    from celery_neli.kafka import connect
 
     return None if shared(app) is None else leadership_for(app, "worker", connect)

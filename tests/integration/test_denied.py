@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.ports import End, Entry
+from celery_neli.election.records import End, Entry
 from celery_neli.exceptions import TopicError
 from celery_neli.kafka.journal import KafkaJournal
 from celery_neli.kafka.liveness import ASK_EVERY, PATIENCE, QUIET

@@ -16,7 +16,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from celery_neli.config import Config
 from celery_neli.schedule_topic import follower
-from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic import topic as schedule_client
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, encode_definition
 from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests.processes import wait_until

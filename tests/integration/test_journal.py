@@ -11,7 +11,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import ConfigResource
 
 from celery_neli.config import Config
-from celery_neli.election.ports import End, Entry, Event, Lost, Started
+from celery_neli.election.records import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import ConfigurationError, TopicError
 from celery_neli.kafka.journal import KafkaJournal
 from tests.processes import wait_until

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from celery_neli.config import Config
-from celery_neli.election.ports import Entry
+from celery_neli.election.records import Entry
 from celery_neli.kafka.group import KafkaGroup
 from celery_neli.kafka.journal import KafkaJournal
-from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic import topic as schedule_client
 from celery_neli.schedule_topic.codec import ENTRY
 from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests import services

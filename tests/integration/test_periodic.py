@@ -80,7 +80,7 @@ def test_an_entry_makes_a_round_trip(app: Celery) -> None:
     assert found is not None
     assert [(each.by, each.what) for each in found.changes[:2]] == [("alice", "added"), ("bob", "paused")]
     assert [each.what for each in found.changes[2:]] == ["resumed", "run now"]
-    Topic(app).write([(STATE, "e", encode_state(State(last=found.since or 0, runs=4, term=3)))])
+    Topic(app).write([(STATE, "e", encode_state(State(last=found.since or 0, runs=4, epoch=3)))])
     again = periodic.get(app, "e")
     assert again is not None
     assert (again.runs, again.last) == (4, found.since)

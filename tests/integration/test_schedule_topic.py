@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from celery_neli.config import Config
-from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic import topic as schedule_client
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, State, encode_state, key_of
 from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests.kafka.cluster import KafkaCluster
@@ -24,8 +24,8 @@ MANY = 100_000
 Make = Callable[[Config], ScheduleTopic]
 
 
-def state(runs: int, term: int = 1) -> bytes:
-    return encode_state(State(1732365000.25, runs, term))
+def state(runs: int, epoch: int = 1) -> bytes:
+    return encode_state(State(1732365000.25, runs, epoch))
 
 
 @pytest.fixture

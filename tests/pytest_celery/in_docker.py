@@ -44,7 +44,7 @@ class PublishedRedis(RedisContainer):  # type: ignore[misc]
 
 
 class PublishedRabbitMQ(RabbitMQContainer):  # type: ignore[misc]
-    """RabbitMQ, likewise."""
+    """RabbitMQ, reached in the same way."""
 
     @property
     def url(self) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_neli.beat.replicated.claims import Claims, Watermarks
 from celery_neli.schedule.due import advance, look, pass_over
-from celery_neli.schedule.misfire import Misfire
+from celery_neli.schedule.policies import Misfire
 from celery_neli.schedule.slots import next_slot
 from tests.simulation.faults import Crash
 from tests.simulation.judge import Failure
@@ -93,7 +93,7 @@ class Dispatcher:
 
     def _offer(self, offer: Any) -> None:
         if offer is not None:
-            self.actor.member.state(self.name).set_payload(offer.marks.as_data(), self.term, now=offer.hurry)
+            self.actor.member.state(self.name).set_payload(self.term, offer.marks.as_data(), now=offer.hurry)
             if offer.hurry:
                 self.world.wake(self.actor, 0.002)
 
@@ -114,7 +114,7 @@ class Dispatcher:
     def _read(self) -> None:
         """... and from what the topic tells."""
         for name, entry in new_entries().items():
-            self._take(name, entry, State(last=BORN, term=-1, open=False))
+            self._take(name, entry, State(last=BORN, epoch=-1, open=False))
         self._import()
         self.claims.resolve()
         self.world.slots.opened(self.role, self.term, set(self.open))
@@ -127,7 +127,7 @@ class Dispatcher:
         entry = imported_entry(at)
         if IMPORTED not in self.world.slots.topics[self.role].states:
             self.unled[IMPORTED] = at
-        self._take(IMPORTED, entry, State(last=entry.last_run_at.timestamp(), term=-1, open=True))
+        self._take(IMPORTED, entry, State(last=entry.last_run_at.timestamp(), epoch=-1, open=True))
 
     def _take(self, name: str, entry: Any, first: State) -> None:
         """Have an entry, as its state tells, which is `first` if there is none."""
@@ -152,7 +152,7 @@ class Dispatcher:
         self.world.slots.handed_back(self.role, self.term, marks)
         perhaps, found = max(self.perhaps.values(), default=0.0), self.claims.inherited.doubtful
         marks = Watermarks(max(marks.claimed, perhaps), marks.settled, attempted=max(perhaps, found))
-        self.actor.member.state(self.name).set_payload(marks.as_data(), self.term)
+        self.actor.member.state(self.name).set_payload(self.term, marks.as_data())
 
     # A slot
 
@@ -198,14 +198,14 @@ class Dispatcher:
 
     def _state(self, name: str) -> State:
         last = self.entries[name].last_run_at.timestamp()
-        return State(last=last, term=-1 if self.term is None else self.term, open=name in self.open)
+        return State(last=last, epoch=-1 if self.term is None else self.term, open=name in self.open)
 
     def _write(self, name: str) -> None:
         state, opening = self._state(name), self.open.get(name)
         self.unwritten.add(name)
 
         def confirmed() -> None:
-            if self.term == state.term and self._state(name) == state:
+            if self.term == state.epoch and self._state(name) == state:
                 self.unwritten.discard(name)
             if opening is not None:
                 opening.confirmed = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from celery_neli.election.ports import End, Entry, Event, Lost, Started
+from celery_neli.election.records import End, Entry, Event, Lost, Started
 from celery_neli.exceptions import TopicError
 
 if TYPE_CHECKING:

@@ -117,8 +117,8 @@ class Judge:
             actor.released[role] = actor.local(self.world.now), record["term"]
         elif record["kind"] == "request":
             self._asks(actor, role, record["term"])
-        elif record["kind"] == "claim" and (actor.member.closing or actor.member.aside):
-            raise Failure("claim", f"{actor.name} claims role {role} while closing or aside")
+        elif record["kind"] == "claim" and (actor.member.closing or actor.member.outdated):
+            raise Failure("claim", f"{actor.name} claims role {role} while closing or outdated")
 
     def _asks(self, actor: Actor, role: int, term: int) -> None:
         """Who asks for a role has known for `rebalance_after` that it is assigned it and that another leads (R10)."""
@@ -128,7 +128,7 @@ class Judge:
         if (
             len(world.roles) == 1
             or actor.member.closing
-            or actor.member.aside
+            or actor.member.outdated
             or actor.grant(role).held(actor.local(now))
         ):
             raise Failure("request", f"{where}, which it may not")
@@ -253,7 +253,7 @@ class Judge:
             held = sum(max(0.0, min(span.end, end) - max(span.start, begin)) for span in spans)
             late = [span for span in spans if span.end > begin]
             if not world.scenario.leads:
-                if held or not all(actor.member.aside for actor in world.actors if actor is not None):
+                if held or not all(actor.member.outdated for actor in world.actors if actor is not None):
                     raise Failure("stuck", f"role {role} is held for {held:.1f} s by members that should stand aside")
                 continue
             if held < 0.9 * (end - begin):

@@ -70,7 +70,7 @@ MUTANTS = (
     Mutant(name="stand back after a release", scenario="alone", text="(self.timing.heartbeat_timeout if stands_back else 0)", put="0"),
     Mutant(name="stand back after a lost release", scenario="lossy", text="vacant = self.until + self.timing.heartbeat_timeout  #", put="vacant = self.until  #", seed=45),
     Mutant(name="beat only while held", scenario="leader-deaf", text="if self.holder == self.member and now < self.until:  # R5", put="if self.holder == self.member:  # R5"),
-    Mutant(name="a release is released", scenario="alone", text="NEVER, False, False, False, FOREVER", put="NEVER, False, self._released, False, FOREVER"),
+    Mutant(name="a release is released", scenario="alone", text="self._released = False  #", put="self._released = vars(self).get('_released', False)  #"),
     Mutant(name="a barrier has an end", scenario="drains", text="(self._drained or now >= self._drain_end)", put="self._drained"),
     Mutant(name="a barrier is awaited", scenario="drains", text="(self._drained or now >= self._drain_end)", put="True"),
     Mutant(name="what was read is read", scenario="reread", text="if offset <= self.newest or self.lost", put="if self.lost"),
@@ -86,7 +86,7 @@ MUTANTS = (
     # R9
     Mutant(name="a record from the future is noticed", scenario="forged", text='refers to offset {record.refers}"\n            return', put='"\n            self.lost = None', seed=140),
     Mutant(name="an unknown leader is noticed", scenario="truncated", text='self.lost = f"the record at offset {read.offset} names', put='_ = f"the record at offset {read.offset} names', seed=50),
-    Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.aside = True", put="pass"),
+    Mutant(name="a newer version: stand aside", where="member", scenario="newer-version", text="self.outdated = True", put="pass"),
     # The member
     Mutant(
         name="the grant is void before the release leaves", where="member", scenario="orderly", text="            state.publish()\n            if record is not None:\n",

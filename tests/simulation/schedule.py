@@ -70,7 +70,7 @@ class State:
     """How far an entry has come; `open`: the mark *done* does not cover it."""
 
     last: float
-    term: int
+    epoch: int
     open: bool
 
 
@@ -100,7 +100,7 @@ class Topic:
             self._put(name, state)
 
     def _put(self, name: str, state: State) -> None:
-        if name not in self.states or state.term >= self.states[name].term:
+        if name not in self.states or state.epoch >= self.states[name].epoch:
             self.states[name] = state
 
     def _arrive(self, writer: str, name: str, state: State, confirmed: Callable[[], None]) -> None:

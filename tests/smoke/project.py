@@ -13,7 +13,7 @@ from celery.signals import beat_embedded_init, beat_init, worker_ready
 from celery_neli import install, leader_only, signals
 from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
-from celery_neli.kafka.connect import connect
+from celery_neli.kafka import connect
 from celery_neli.worker.bootsteps import ElectionStep
 from tests.smoke.recorder import Recorder
 

@@ -4,7 +4,7 @@ Lines of text, each written whole:
 
     held TERM START END MARGIN          it held in every sample from START to END; MARGIN: the least left of the lease
     free                                it did not hold
-    acquired|revoked|fenced TERM AT     a signal (or event of the curator)
+    acquired|revoked|fenced TERM AT     a signal (or event of a `Neli`)
 
 START is taken after the first sample and END before the last one, so the interval is never longer than the truth, even
 when the process is frozen in the middle of a sample.

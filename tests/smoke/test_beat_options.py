@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 def test_each_way_of_naming_the_scheduler(
     arguments: list[str], settings: dict[str, str], on_node: Members, terms: Callable[[], list[int]], tmp_path: Path
 ) -> None:
-    """It leads and sends; `-s` is the inner scheduler's file."""
+    """It leads and sends; `-s` is the wrapped scheduler's file."""
     beat = on_node.beat(*arguments, **settings)
     wait_until(terms, timeout=40, what="a task")
     beat.signal(signal.SIGTERM)

@@ -17,9 +17,8 @@ import celery_neli
 from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease
-from celery_neli.singletons.decorator import Singleton
-from celery_neli.singletons.process import ProcessSession
-from celery_neli.singletons.runner import ChildFailed
+from celery_neli.singletons import Singleton
+from celery_neli.singletons.session import ChildFailed, ProcessSession
 from celery_neli.worker.leader_only import Unelected
 from tests.processes import start_process, stop_process, wait_until
 

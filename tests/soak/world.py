@@ -50,35 +50,37 @@ class Sink(Producer):  # type: ignore[misc]
         Sink.sent += 1
 
 
-class Leader:
-    """Leads in one term after another; what is offered is read back at once."""
+class Leader(FakeRole):
+    """Leads its one role in one term after another; what is offered is read back at once."""
 
     election = "beat"
     on_readback: Callable[[], None] | None = None
+    term = 1
 
     def __init__(self) -> None:
+        super().__init__("leader")
         self.config = Config(group="soak.beat", kafka="127.0.0.1:1", name="me")
-        self.term, self.leads = 1, True
+        self.leads = True
         self._data: Mapping[str, Any] | None = None
         self._own = False
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
     def progress(self) -> None: ...
-    def ask(self, role: str) -> None: ...
+    def ask(self) -> None: ...
+    def predecessor_active_until(self) -> None: ...
 
-    def role(self, name: str) -> FakeRole:
-        return FakeRole(self, name)
+    def role(self, name: str) -> Leader:
+        return self
 
-    def predecessor_active_until(self, role: str) -> None: ...
-
-    def standing(self, role: str) -> Standing:
+    def standing(self) -> Standing:
         return Standing(term=self.term, until=time.monotonic() + 60, leading=self.leads, held=self.leads)
 
-    def last_payload(self, role: str) -> Payload:
+    @property
+    def last_payload(self) -> Payload:
         return Payload(term=self.term, data=self._data, own=self._own, known=True)
 
-    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
         self._data, self._own = data, True
 
     def lose(self) -> None:

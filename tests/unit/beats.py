@@ -1,4 +1,4 @@
-"""Beats with a led scheduler on a clock that the test moves. They share an election, a schedule topic and a broker.
+"""Beats with the replicated scheduler on a clock that the test moves; they share an election, a topic and a broker.
 
 Nothing of a beat is faked but Kafka and the wire: its runners, hosts, schedulers and publishers are the real ones.
 """
@@ -17,7 +17,7 @@ from celery_neli.beat.replicated.host import ReplicatedHost, SharedSchedule
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, Wakeup
-from celery_neli.beat.wrapped.host import add_to
+from celery_neli.beat.wrapped import add_to
 from celery_neli.config import Config, beat_settings, shard_roles
 from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.schedule_topic.codec import STATE, State, encode_state
@@ -131,11 +131,11 @@ class World:
         """What the schedule topic says of an entry; `last` in seconds since noon."""
         states = FakeTopic(self.log).states()
         found = states[entry]
-        return State(found.last - START, found.runs, found.term, found.since and found.since - START, found.open)
+        return State(found.last - START, found.runs, found.epoch, found.since and found.since - START, found.open)
 
     def put_state(self, entry: str, last: float, **fields: Any) -> None:
         """Somebody else writes a state."""
-        given = {"runs": 0, "term": 0, **fields}
+        given = {"runs": 0, "epoch": 0, **fields}
         self.log.append((STATE, entry, encode_state(State(last=START + last, **given)), None))
 
     def marks(self, role: str = "leader") -> tuple[float, float]:
@@ -250,7 +250,7 @@ class Process:
 
     @property
     def left_out(self) -> int:
-        return int(self.scheduler.neli_left_out)
+        return int(self.scheduler.neli_engine.left_out.total)
 
     @property
     def last_sent(self) -> dict[str, float]:
@@ -268,7 +268,7 @@ class Process:
 
     def is_down(self, role: str) -> bool:
         """Whether a handover of the role would wait for nothing."""
-        return self.wakeup.down[role].is_set()
+        return self.wakeup.ended[role].is_set()
 
     def close(self) -> None:
         """It is to end: nothing more starts."""
@@ -307,7 +307,7 @@ class Process:
             try:
                 wait = runner.turn()
             except LeaseEnded:
-                runner.put_down()
+                runner.end_term()
                 wait = 0.0
             except Crash:
                 self.crash()

@@ -25,7 +25,7 @@ def django_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(params=["celery", "persistent", "database", "redbeat"])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> schedulers.Kind:
-    """Each inner scheduler in turn."""
+    """Each wrapped scheduler in turn."""
     return make_kind(request, tmp_path, request.param)
 
 

@@ -36,7 +36,7 @@ class Role:
 
 
 class FakeElection:
-    """Roles, held by members. Beats leave each ``interval``, and are read ``latency`` seconds later."""
+    """Roles, held by members. Heartbeats leave each ``interval``, and are read ``latency`` seconds later."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
@@ -66,14 +66,14 @@ class FakeElection:
     def next_event(self) -> float:
         """When something is read or sent next."""
         times = [when for role in self.roles.values() for when, _ in role.on_their_way]
-        times += [self._next_beat(role) for role in self.roles.values() if role.unsent is not None]
+        times += [self._next_heartbeat(role) for role in self.roles.values() if role.unsent is not None]
         return min(times, default=NEVER)
 
     def catch_up(self) -> None:
         """Everything happens that is to happen until now."""
         now = self.clock() + 1e-6
         for name, role in self.roles.items():
-            if role.unsent is not None and self._next_beat(role) <= now:
+            if role.unsent is not None and self._next_heartbeat(role) <= now:
                 self.send(role, role.unsent)
             while role.on_their_way and role.on_their_way[0][0] <= now:
                 self._read(name, role, role.on_their_way.pop(0)[1])
@@ -84,7 +84,7 @@ class FakeElection:
         if self.latency < NEVER:
             role.on_their_way.append((role.left + self.latency, data))
 
-    def _next_beat(self, role: Role) -> float:
+    def _next_heartbeat(self, role: Role) -> float:
         return NEVER if role.holder is None else role.left + role.holder.config.heartbeat_interval
 
     def _read(self, name: str, role: Role, data: Mapping[str, Any]) -> None:
@@ -95,6 +95,48 @@ class FakeElection:
             role.own = True
             if changed and role.holder.on_readback is not None:
                 role.holder.on_readback()
+
+
+class MemberRole(FakeRole):
+    """A role of a `FakeElection`, as one `FakeMember` has it."""
+
+    def __init__(self, member: FakeMember, name: str) -> None:
+        super().__init__(name)
+        self._member, self._world = member, member.world
+
+    def standing(self) -> FakeStanding:
+        found = self._world.role(self.name)
+        mine = found.holder is self._member
+        return FakeStanding(found.term, mine and found.leading, mine)
+
+    @property
+    def last_payload(self) -> Payload:
+        found = self._world.role(self.name)
+        own = found.own and found.holder is self._member
+        return Payload(term=found.term, data=found.data, own=own, known=self._world.known)
+
+    def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
+        found, member = self._world.role(self.name), self._member
+        if found.holder is not member or found.term != term:
+            return
+        member.offers.append((self.name, data))
+        found.unsent = data
+        if now:
+            member.hurried += 1
+            self._world.send(found, data)
+            if not self._world.latency:
+                self._world.catch_up()
+
+    def predecessor_active_until(self) -> datetime | None:
+        return self._member.predecessor_active
+
+    def ask(self) -> None:
+        self._member.asked.append(self.name)
+
+    def resign(self, *, back_off: bool = False) -> None:
+        self._member.resigned.append(self.name)
+        if back_off:
+            self._member.stood_back.append(self.name)
 
 
 class FakeMember:
@@ -115,43 +157,8 @@ class FakeMember:
 
     def start(self) -> None: ...
 
-    def role(self, name: str = "leader") -> FakeRole:
-        return FakeRole(self, name)
-
-    def standing(self, role: str) -> FakeStanding:
-        found = self.world.role(role)
-        mine = found.holder is self
-        return FakeStanding(found.term, mine and found.leading, mine)
-
-    def predecessor_active_until(self, role: str) -> datetime | None:
-        return self.predecessor_active
-
-    def last_payload(self, role: str) -> Payload:
-        found = self.world.role(role)
-        own = found.own and found.holder is self
-        return Payload(term=found.term, data=found.data, own=own, known=self.world.known)
-
-    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
-        found = self.world.role(role)
-        if found.holder is not self or found.term != term:
-            return
-        self.offers.append((role, data))
-        found.unsent = data
-        if now:
-            self.hurried += 1
-            self.world.send(found, data)
-            if not self.world.latency:
-                self.world.catch_up()
-
-    def ask(self, role: str) -> None:
-        self.asked.append(role)
-
-    def resign(self, role: str) -> None:
-        self.resigned.append(role)
-
-    def back_off(self, role: str) -> None:
-        self.resigned.append(role)
-        self.stood_back.append(role)
+    def role(self, name: str = "leader") -> MemberRole:
+        return MemberRole(self, name)
 
     def progress(self) -> None:
         self.turns += 1

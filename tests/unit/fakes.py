@@ -30,17 +30,18 @@ class FakeStanding:
 
 
 class FakeRole:
-    """The handle of one role of a `FakeLeadership`, or of a `FakeMember` (elections.py)."""
+    """The handle of one role. The answers follow from `standing`, which each kind of role has of its own."""
 
-    def __init__(self, owner: Any, name: str) -> None:
-        self.owner, self.name = owner, name
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def standing(self) -> Any:
+        raise NotImplementedError
 
     @property
     def term(self) -> int | None:
-        return self.standing().term
-
-    def standing(self) -> FakeStanding:
-        return self.owner.standing(self.name)
+        term: int | None = self.standing().term
+        return term
 
     def leading_term(self) -> int | None:
         standing = self.standing()
@@ -54,21 +55,39 @@ class FakeRole:
         standing = self.standing()
         return standing.held and term in (None, standing.term)
 
+
+class HandRole(FakeRole):
+    """A role of a `FakeLeadership`."""
+
+    def __init__(self, owner: FakeLeadership, name: str) -> None:
+        super().__init__(name)
+        self._owner = owner
+
+    def standing(self) -> FakeStanding:
+        return self._owner.look()
+
     @property
     def last_payload(self) -> Payload:
-        return self.owner.last_payload(self.name)
-
-    def predecessor_active_until(self) -> datetime | None:
-        return self.owner.predecessor_active_until(self.name)
+        owner = self._owner
+        return Payload(term=owner.state.term, data=owner.data, own=owner.own, known=True)
 
     def set_payload(self, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
-        self.owner.set_payload(self.name, term, data, now=now)
+        owner = self._owner
+        if term != owner.state.term or not owner.state.held:
+            return
+        owner.offers.append(data)
+        owner.hurried += now
+        if owner.confirms:
+            owner.confirm()
+
+    def predecessor_active_until(self) -> datetime | None:
+        return self._owner.predecessor_active
 
     def ask(self) -> None:
-        self.owner.ask(self.name)
+        self._owner.asked.append(self.name)
 
     def resign(self, *, back_off: bool = False) -> None:
-        (self.owner.back_off if back_off else self.owner.resign)(self.name)
+        self._owner.resigned.append(self.name)
 
 
 class FakeLeadership:
@@ -95,56 +114,34 @@ class FakeLeadership:
         self.stopped = 0
         self.turns = 0
         self.predecessor_active: datetime | None = None
-        self._standing = FakeStanding(None, False, False)
+        self.state = FakeStanding(None, False, False)
         self._blinks = 0
 
     def start(self) -> None:
         self.started += 1
 
-    def role(self, name: str = "leader") -> FakeRole:
-        return FakeRole(self, name)
-
-    def last_payload(self, role: str = "leader") -> Payload:
-        return Payload(term=self._standing.term, data=self.data, own=self.own, known=True)
-
-    def set_payload(self, role: str, term: int, data: Mapping[str, Any], *, now: bool = False) -> None:
-        if term != self._standing.term or not self._standing.held:
-            return
-        self.offers.append(data)
-        self.hurried += now
-        if self.confirms:
-            self.confirm()
+    def role(self, name: str = "leader") -> HandRole:
+        return HandRole(self, name)
 
     def confirm(self) -> None:
         """The last offer is read back."""
-        if self.offers and self._standing.held:
+        if self.offers and self.state.held:
             self.data, self.own = self.offers[-1], True
             if self.on_readback is not None:
                 self.on_readback()
 
-    def resign(self, role: str) -> None:
-        self.resigned.append(role)
-
-    def back_off(self, role: str) -> None:
-        self.resigned.append(role)
-
-    def ask(self, role: str) -> None:
-        self.asked.append(role)
-
-    def standing(self, role: str = "leader") -> FakeStanding:
+    def look(self) -> FakeStanding:
+        """Return the standing of this moment, which `blink` changes for one look."""
         if self._blinks:
             self._blinks -= 1
-            return FakeStanding(self._standing.term, False, False)
-        return self._standing
+            return FakeStanding(self.state.term, False, False)
+        return self.state
 
     def leading(self) -> bool:
-        return self._standing.leading
+        return self.state.leading
 
     def held(self) -> bool:
-        return self._standing.held
-
-    def predecessor_active_until(self, role: str = "leader") -> datetime | None:
-        return self.predecessor_active
+        return self.state.held
 
     def progress(self) -> None:
         self.turns += 1
@@ -155,13 +152,13 @@ class FakeLeadership:
 
     def grant(self, term: int) -> threading.Thread:
         """Lead in `term`."""
-        self.own = self.own and term == self._standing.term
-        self._standing = FakeStanding(term, True, True)
+        self.own = self.own and term == self.state.term
+        self.state = FakeStanding(term, True, True)
         return self._send(signals.leadership_acquired)
 
     def revoke(self) -> threading.Thread:
         """Hand over: held until the receivers return, which the returned thread waits for."""
-        self._standing = FakeStanding(self._standing.term, False, True)
+        self.state = FakeStanding(self.state.term, False, True)
         return self._send(signals.leadership_revoked, then=self.lapse)
 
     def fence(self) -> threading.Thread:
@@ -171,7 +168,7 @@ class FakeLeadership:
 
     def drain(self) -> None:
         """Begin a handover that no signal tells of."""
-        self._standing = FakeStanding(self._standing.term, False, True)
+        self.state = FakeStanding(self.state.term, False, True)
 
     def blink(self) -> None:
         """Lose the lease for the next look at it only, as when late heartbeats are read back."""
@@ -179,10 +176,10 @@ class FakeLeadership:
 
     def lapse(self) -> None:
         """Lose the lease with no signal at all."""
-        self._standing = FakeStanding(self._standing.term, False, False)
+        self.state = FakeStanding(self.state.term, False, False)
 
     def _send(self, signal: Any, then: Any = None) -> threading.Thread:
-        term = self._standing.term
+        term = self.state.term
 
         def deliver() -> None:
             signal.send(sender=self, role="leader", term=term, election=self.election)

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_neli.election.ports import End, Entry, Event, Started
+from celery_neli.election.records import End, Entry, Event, Started
 
 if TYPE_CHECKING:
     import logging

@@ -1,4 +1,4 @@
-"""The inner schedulers under test, each with one entry that is due at once and then not for half an hour."""
+"""The wrapped schedulers under test, each with one entry that is due at once and then not for half an hour."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Beat:
 
 
 class Kind:
-    """One inner scheduler: its settings, and what its store says was run."""
+    """One wrapped scheduler: its settings, and what its store says was run."""
 
     name = "celery.beat.Scheduler"
     #: Whether another process could read what ran.

@@ -8,8 +8,7 @@ from typing import Any
 
 from celery_neli.config import Config
 from celery_neli.election.member import Member
-from celery_neli.election.ports import End, Entry, Event, Started
-from celery_neli.election.records import Record, decode, encode
+from celery_neli.election.records import End, Entry, Event, Record, Started, decode, encode
 from celery_neli.election.role_state import Grant, LeaderAcquired
 from celery_neli.exceptions import TopicError
 
@@ -23,12 +22,12 @@ class HandJournal:
         self.told = [0] * roles
         self.sent: list[Record] = []
         self.asked: list[tuple[str, int]] = []
-        self.trouble: TopicError | None = None
+        self.topic_error: TopicError | None = None
         self.on_append: Any = lambda record: None
 
     def read(self, timeout: float) -> list[Event]:
-        if self.trouble is not None:
-            raise self.trouble
+        if self.topic_error is not None:
+            raise self.topic_error
         events, self.next = self.next, []
         return events
 

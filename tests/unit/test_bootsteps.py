@@ -10,6 +10,7 @@ import click
 import pytest
 from celery import bootsteps
 from celery._state import _set_task_join_will_block
+from celery.signals import worker_shutting_down
 from celery.worker import WorkController
 
 from celery_neli import install, leader_only
@@ -122,6 +123,9 @@ class Leadership:
         self.runs: Callable[[str], bool] = lambda _: True
         self.told: list[str] = []
 
+    def start(self) -> None:
+        self.told.append("start")
+
     def close(self) -> None:
         self.told.append("close")
 
@@ -162,6 +166,26 @@ def test_the_release_waits_for_what_may_still_run(
     office.close(worker)
     getattr(office, end)(worker)
     assert leadership.told == ["close", told]
+
+
+@pytest.mark.parametrize(
+    ("pool", "running", "told"),
+    [("gevent", 1, ["start", "close"]), ("solo", 0, ["start", "close"]), ("solo", 1, ["start"])],
+)
+def test_a_signal_to_stop_begins_the_handover(
+    pool: str, running: int, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under gevent, Celery's loop notices seconds later; solo's ends the task first, for which it needs the lease."""
+    leadership = Leadership()
+    monkeypatch.setattr("celery_neli.worker.bootsteps.leadership_for", lambda *_: leadership)
+    monkeypatch.setattr("celery_neli.worker.bootsteps.original", lambda *_: lambda call, args: call(*args))
+    monkeypatch.setattr("celery.worker.state.active_requests", {object() for _ in range(running)})
+    worker = SimpleNamespace(app=make_app("signal"), pool_cls=pool, steps=[], hostname=f"{pool}@here")
+    worker.neli_observability = worker.neli_runs = SimpleNamespace(start=lambda *_: None)
+    ElectionStep(worker).start(worker)
+    worker_shutting_down.send(sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=0)
+    worker_shutting_down.send(sender="another@here", sig="SIGTERM", how="Warm", exitcode=0)
+    assert leadership.told == told
 
 
 def test_a_step_of_ours_is_one_of_celerys() -> None:

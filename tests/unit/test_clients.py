@@ -8,8 +8,8 @@ import pytest
 
 from celery_neli.config import Config
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.kafka import connect
 from celery_neli.kafka.client_log import ClientLog
-from celery_neli.kafka.connect import connect
 from celery_neli.kafka.properties import group_properties, producer_properties, reader_properties
 from celery_neli.logs import REMEMBERED
 from tests.processes import wait_until

@@ -11,7 +11,7 @@ from celery.utils.time import maybe_iso8601
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.definition import define
-from celery_neli.schedule.misfire import Misfire
+from celery_neli.schedule.policies import Misfire
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 from tests.unit.test_replicated import NOON, SECOND, Every, Rig

@@ -10,7 +10,7 @@ import pytest
 
 from celery_neli.exceptions import NeliError
 from celery_neli.periodic.importers import Found, Row, Source, carry_over, left_out
-from celery_neli.periodic.importers.redbeat import of_entry
+from celery_neli.periodic.importers.stores import of_redbeat
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State
 from tests.unit.schedules import NOON, Desk
 
@@ -46,7 +46,7 @@ def test_an_entry_goes_on_where_it_was(desk: Desk) -> None:
 def test_state_that_is_carried_over_gives_way_to_a_leaders(desk: Desk) -> None:
     """Its term is below that of any leader; and `done`, which knows nothing of this entry, does not cover it."""
     carried(desk, entry())
-    assert desk.store.state("e") == State(last=LAST, runs=7, term=-1, since=LAST, open=True)
+    assert desk.store.state("e") == State(last=LAST, runs=7, epoch=-1, since=LAST, open=True)
 
 
 def test_the_state_is_there_before_its_entry(desk: Desk) -> None:
@@ -68,14 +68,14 @@ def test_of_an_entry_of_beat_schedule_the_state_is_carried_over(desk: Desk) -> N
     desk.app.conf.beat_schedule["off"] = {"task": "t", "schedule": 60.0}
     rows = carried(desk, entry("static"), entry("off", paused=True))
     assert [row.action for row in rows] == ["state", "state"]
-    assert desk.store.state("static") == State(last=LAST, runs=7, term=-1, open=True)
+    assert desk.store.state("static") == State(last=LAST, runs=7, epoch=-1, open=True)
     assert desk.store.definition("static") is None
     assert desk.store.definition("off").paused
 
 
 def test_what_ran_elsewhere_after_its_last_run_here_is_not_owed(desk: Desk) -> None:
     """Of a schedule that went back and forth; the state here stays."""
-    here = State(last=LAST - 600, runs=3, term=9)
+    here = State(last=LAST - 600, runs=3, epoch=9)
     desk.store.set("static", here)
     carried(desk, entry("static"))
     assert desk.store.state("static") == here
@@ -84,7 +84,7 @@ def test_what_ran_elsewhere_after_its_last_run_here_is_not_owed(desk: Desk) -> N
 
 def test_newer_state_is_left_alone(desk: Desk) -> None:
     """The same import a second time changes nothing."""
-    newer = State(last=NOON, runs=9, term=9)
+    newer = State(last=NOON, runs=9, epoch=9)
     desk.store.set("static", newer)
     desk.store.set("e", newer)
     rows = carried(desk, entry("static"), entry("e"))
@@ -195,7 +195,7 @@ def test_an_entry_that_beat_schedule_leaves_out_is_told(desk: Desk) -> None:
 @pytest.mark.parametrize("stored", [None, 5, "e", object(), {"task": "t"}, SimpleNamespace(name="e", task="t")])
 def test_what_is_no_entry_of_celerys_is_left_out(stored: Any) -> None:
     """By the name that its source has for it."""
-    found = of_entry(stored, "e")
+    found = of_redbeat(stored, "e")
     assert isinstance(found, Row)
     assert found.name == "e"
     assert "cannot be read" in found.notes[0]

@@ -23,8 +23,8 @@ from click.testing import CliRunner
 
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.importers import Found, Row, carry_over, shelf
-from celery_neli.periodic.importers.pickles import load, parts
-from celery_neli.schedule.once import once
+from celery_neli.periodic.importers.shelf import load, parts
+from celery_neli.schedule.slots import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 

@@ -18,9 +18,9 @@ import pytest
 from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers import Found, Row, carry_over, redbeat, shelf
-from celery_neli.periodic.importers import django as django_importer
-from celery_neli.schedule.once import once
+from celery_neli.periodic.importers import Found, Row, carry_over, shelf
+from celery_neli.periodic.importers.stores import read_django, read_redbeat
+from celery_neli.schedule.slots import once
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
 
@@ -67,9 +67,9 @@ def test_entries_of_redbeat_are_carried_over(redbeat_app: Celery) -> None:
     ran = save(redbeat_app, "cron", crontab("*/5", "8-18"))
     next(ran)
     save(redbeat_app, "off", schedule(60), enabled=False)
-    found = by_name(redbeat.read(redbeat_app))
+    found = by_name(read_redbeat(redbeat_app))
     assert set(found) == {"ran", "cron", "off"}
-    desk, rows = carried(redbeat_app, redbeat.read(redbeat_app))
+    desk, rows = carried(redbeat_app, read_redbeat(redbeat_app))
     assert {row.action for row in rows.values()} == {"added"}
     entry = desk.look("ran")
     assert (entry.task, entry.schedule, entry.args, entry.kwargs) == ("shop.t", "PT5M", (1,), {"a": 2})
@@ -87,7 +87,7 @@ def test_the_last_run_of_redbeat_is_the_last_run_here(redbeat_app: Celery) -> No
 
     definition = RedBeatSchedulerEntry.from_key("redbeat:new", app=redbeat_app)
     definition.reschedule(LAST)
-    assert by_name(redbeat.read(redbeat_app))["e"].last == LAST.timestamp()
+    assert by_name(read_redbeat(redbeat_app))["e"].last == LAST.timestamp()
 
 
 def test_of_redbeats_static_entries_the_state_is_carried_over(redbeat_app: Celery) -> None:
@@ -96,7 +96,7 @@ def test_of_redbeats_static_entries_the_state_is_carried_over(redbeat_app: Celer
 
     RedBeatScheduler(redbeat_app, lock_key=None)
     save(redbeat_app, "own", schedule(60))
-    desk, rows = carried(redbeat_app, redbeat.read(redbeat_app))
+    desk, rows = carried(redbeat_app, read_redbeat(redbeat_app))
     assert {name: row.action for name, row in rows.items()} == {"static": "state", "own": "added"}
     assert desk.store.definition("static") is None
 
@@ -112,7 +112,7 @@ def test_what_redbeat_has_and_text_cannot_say_is_left_out(redbeat_app: Celery) -
     with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
         client.hset("redbeat:broken", "definition", "{")
         client.delete("redbeat:deleted")
-    _, rows = carried(redbeat_app, redbeat.read(redbeat_app))
+    _, rows = carried(redbeat_app, read_redbeat(redbeat_app))
     assert {name: row.action for name, row in rows.items()} == {"rule": "left out", "broken": "left out"}
     assert "rrule cannot be written as text" in rows["rule"].notes[0]
     assert "RedBeat itself" in rows["broken"].notes[0]
@@ -128,7 +128,7 @@ def test_a_field_of_redbeat_that_is_none_costs_its_entry_alone(redbeat_app: Cele
     with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
         stored = json.loads(client.hget("redbeat:bad", "definition"))
         client.hset("redbeat:bad", "definition", json.dumps({**stored, **json.loads(f"{{{field}}}")}))
-    _, rows = carried(redbeat_app, redbeat.read(redbeat_app))
+    _, rows = carried(redbeat_app, read_redbeat(redbeat_app))
     assert {name: row.action for name, row in rows.items()} == {"good": "added", "bad": "left out"}
 
 
@@ -137,11 +137,11 @@ def test_a_running_redbeat_is_told_of_and_left_alone(redbeat_app: Celery) -> Non
     import redis
 
     save(redbeat_app, "e", schedule(60))
-    assert redbeat.read(redbeat_app).warning is None
+    assert read_redbeat(redbeat_app).warning is None
     with redis.Redis.from_url(redbeat_app.conf.redbeat_redis_url) as client:
         client.set("redbeat::lock", "somebody")
         before = {key: client.dump(key) for key in client.scan_iter()}
-        assert "stop it" in str(redbeat.read(redbeat_app).warning)
+        assert "stop it" in str(read_redbeat(redbeat_app).warning)
         assert {key: client.dump(key) for key in client.scan_iter()} == before
 
 
@@ -150,7 +150,7 @@ def test_a_redis_that_does_not_answer_is_an_error(url: str) -> None:
     """In one sentence."""
     app = make_app(redbeat_redis_url=url, redbeat_redis_options={})
     with pytest.raises(NeliError, match="RedBeat's Redis"):
-        redbeat.read(app)
+        read_redbeat(app)
 
 
 # -- django-celery-beat --
@@ -210,7 +210,7 @@ def test_a_row_of_django_celery_beat_is_carried_over(rows: Rows) -> None:
         "e", args="[1]", kwargs='{"a": 2}', queue="q", routing_key="r", exchange="x", priority=0, expire_seconds=60,
         headers='{"h": 1}', last_run_at=LAST, total_run_count=7,
     )  # fmt: skip
-    desk, carried_ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
+    desk, carried_ = carried(make_app(beat_schedule={}), read_django(make_app()))
     found = desk.look("e")
     assert carried_["e"].action == "added"
     assert (found.task, found.schedule, found.args, found.kwargs) == ("shop.t", "PT5M", (1,), {"a": 2})
@@ -227,7 +227,7 @@ def test_a_row_of_django_celery_beat_is_carried_over(rows: Rows) -> None:
 def test_intervals_of_django_celery_beat(rows: Rows, every: int, period: str, text: str) -> None:
     """Of any period."""
     rows.add("e", interval=rows.interval(every, period))
-    desk, _ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
+    desk, _ = carried(make_app(beat_schedule={}), read_django(make_app()))
     assert desk.look("e").schedule == text
 
 
@@ -237,7 +237,7 @@ def test_solar_events_of_django_celery_beat(rows: Rows) -> None:
     from django_celery_beat.models import SolarSchedule
 
     rows.add("e", solar=SolarSchedule.objects.create(event="sunset", latitude="-37.81", longitude="144.96"))
-    desk, _ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
+    desk, _ = carried(make_app(beat_schedule={}), read_django(make_app()))
     assert desk.look("e").schedule == "solar:sunset,-37.81,144.96"
 
 
@@ -259,7 +259,7 @@ def test_a_crontab_of_another_zone_is_not_run_at_another_time(
     """It is left out and said so, unless the clocks of both zones say the same."""
     rows.add("e", crontab=rows.crontab(row_zone, **fields))
     app = make_app(timezone=app_zone, beat_schedule={})
-    desk, carried_ = carried(app, django_importer.read(app))
+    desk, carried_ = carried(app, read_django(app))
     if carried_over:
         assert desk.look("e").schedule == "{} {} * * {}".format(
             fields["minute"].replace(" ", ""), fields.get("hour", "*"), fields.get("day_of_week", "*")
@@ -279,9 +279,9 @@ def test_clocked_rows_become_one_offs(rows: Rows) -> None:
     rows.add("done", clocked=rows.clocked(past), one_off=True, enabled=False)
     rows.add("waits", clocked=rows.clocked(ahead), one_off=True, enabled=False)
     app = make_app(beat_schedule={})
-    found = by_name(django_importer.read(app))
+    found = by_name(read_django(app))
     assert found["ahead"].schedule == once(ahead, app=app)
-    desk, carried_ = carried(app, django_importer.read(app))
+    desk, carried_ = carried(app, read_django(app))
     assert {name: row.action for name, row in carried_.items()} == {
         "ahead": "added", "overdue": "added", "waits": "added", "ran": "left out", "done": "left out",
     }  # fmt: skip
@@ -295,7 +295,7 @@ def test_a_one_off_interval_runs_one_time(rows: Rows) -> None:
     last = soon(minutes=-1)
     rows.add("e", one_off=True, set_last=last)
     rows.add("ran", one_off=True, total_run_count=1, set_last=last)
-    desk, carried_ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
+    desk, carried_ = carried(make_app(beat_schedule={}), read_django(make_app()))
     assert desk.look("e").next == last.timestamp() + 300
     assert str(desk.look("e").schedule).startswith("at:")
     assert "one time" in carried_["e"].notes[0]
@@ -308,7 +308,7 @@ def test_a_start_in_the_future_is_kept(rows: Rows) -> None:
     rows.add("interval", start_time=start, interval=rows.interval(1, "hours"))
     rows.add("cron", start_time=start, crontab=rows.crontab("UTC", minute="30"))
     rows.add("begun", start_time=soon(days=-2), set_last=LAST)
-    desk, _ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
+    desk, _ = carried(make_app(beat_schedule={}), read_django(make_app()))
     assert desk.look("interval").next == start.timestamp()
     assert desk.look("cron").next == start.timestamp()
     assert desk.look("begun").since == LAST.timestamp()
@@ -320,7 +320,7 @@ def test_what_is_disabled_or_expires(rows: Rows) -> None:
     rows.add("off", enabled=False)
     rows.add("expired", expires=soon(days=-1))
     rows.add("expires", expires=ends, description="text")
-    desk, carried_ = carried(make_app(beat_schedule={}), django_importer.read(make_app()))
+    desk, carried_ = carried(make_app(beat_schedule={}), read_django(make_app()))
     assert desk.look("off").paused
     assert carried_["expired"].action == "left out"
     assert desk.look("expires").options["expires"] == ends
@@ -334,7 +334,7 @@ def test_a_row_that_never_ran_owes_what_came_since_it_was_changed(rows: Rows) ->
 
     rows.add("e")
     PeriodicTask.objects.filter(name="e").update(date_changed=LAST)
-    (found,) = django_importer.read(make_app()).entries
+    (found,) = read_django(make_app()).entries
     assert isinstance(found, Found)
     assert (found.last, found.since) == (None, LAST.timestamp())
 
@@ -347,7 +347,7 @@ def test_a_row_that_cannot_be_read_is_left_out(rows: Rows) -> None:
     rows.add("none")
     PeriodicTask.objects.filter(name="none").update(interval=None)
     rows.add("good")
-    found = by_name(django_importer.read(make_app()))
+    found = by_name(read_django(make_app()))
     assert isinstance(found["json"], Row)
     assert "no schedule" in found["none"].notes[0]
     assert isinstance(found["good"], Found)
@@ -386,7 +386,7 @@ def test_times_without_an_offset_are_in_djangos_time_zone(zone_of_django: ZoneIn
     rows.add("new")
     PeriodicTask.objects.filter(name="new").update(date_changed=stored(last, zone))
     app = make_app(timezone=app_zone, beat_schedule={})
-    desk, carried_ = carried(app, django_importer.read(app))
+    desk, carried_ = carried(app, read_django(app))
     assert desk.look("clocked").next == ahead.timestamp()
     assert desk.look("starts").next == ahead.timestamp()
     assert (desk.look("ran").last, desk.look("ran").next) == (last.timestamp(), last.timestamp() + 300)
@@ -413,7 +413,7 @@ def test_last_runs_are_in_utc_where_database_scheduler_writes_them_so(zone_of_dj
             before = time.time()
             scheduler.reserve(scheduler.schedule["ran"])
             scheduler.sync()
-        desk, _ = carried(app, django_importer.read(app))
+        desk, _ = carried(app, read_django(app))
     assert desk.look("clocked").next == ahead.timestamp()
     assert before <= (desk.look("ran").last or 0) <= time.time()
 
@@ -428,7 +428,7 @@ def test_with_use_tz_times_have_an_offset(rows: Rows) -> None:
         with override_settings(USE_TZ=True, TIME_ZONE="Asia/Shanghai"):
             rows.add("clocked", clocked=rows.clocked(ahead), one_off=True)
             app = make_app(timezone="America/Los_Angeles", beat_schedule={})
-            desk, _ = carried(app, django_importer.read(app))
+            desk, _ = carried(app, read_django(app))
     assert desk.look("clocked").next == ahead.timestamp()
 
 

@@ -1,4 +1,4 @@
-"""Leadership: one curator per process and election, its transitions as Celery signals; and the step that embeds it."""
+"""Leadership: one per process and election, its transitions as Celery signals; and the step that embeds it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from celery_neli.config import Config
 from celery_neli.election.leadership import Leadership, leadership_for
 from celery_neli.election.role_state import Payload
 from celery_neli.election.shared_lease import shared
-from celery_neli.kafka.connect import connect
+from celery_neli.kafka import connect
 from celery_neli.worker.bootsteps import ElectionStep, LeaseStep
 from tests.processes import wait_until
 from tests.unit.memory_log import MemoryLog

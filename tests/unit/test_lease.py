@@ -50,7 +50,7 @@ def elected(log: Log, name: str = "a") -> Lease:
     return lease
 
 
-def beat(author: str, *, term: int, seen: int, seq: int = 50, lease: float = 4.0, **more: Any) -> Record:
+def heartbeat(author: str, *, term: int, seen: int, seq: int = 50, lease: float = 4.0, **more: Any) -> Record:
     return Record(kind="beat", member=author, seq=seq, lease=lease, term=term, seen=seen, **more)
 
 
@@ -93,7 +93,7 @@ def test_a_holder_is_heard_only_by_what_comes_after_the_end_of_the_log() -> None
     assert not reader.live
     assert reader.may_be_held(104.0)
     assert not reader.may_be_held(104.1)
-    log.append(beat("a/1", term=0, seen=0))
+    log.append(heartbeat("a/1", term=0, seen=0))
     log.read(reader, 100.5)
     assert reader.live
     assert reader.may_be_held(104.5)
@@ -173,7 +173,7 @@ def test_a_beat_that_arrives_behind_the_release_of_its_term_is_void() -> None:
     b.induced = True
     log.append(Record(kind="claim", member="a/1", seq=1, lease=4.0, seen=-1))
     log.append(Record(kind="release", member="a/1", seq=3, lease=4.0, seen=0, term=0))
-    log.append(beat("a/1", term=0, seen=0, seq=2))
+    log.append(heartbeat("a/1", term=0, seen=0, seq=2))
     log.read(b, 0.0)
     claim = b.tick(0.0)
     assert claim is not None
@@ -281,13 +281,13 @@ def test_who_made_way_for_another_that_does_not_come_is_back_after_its_head_star
     assert a.tick(1.56) is not None
 
 
-@pytest.mark.parametrize(("early", "beats"), [(0.0, False), (0.25, True)])
-def test_a_beat_may_leave_before_its_time_with_others(early: float, beats: bool) -> None:
-    """One turn for the beats of several roles."""
+@pytest.mark.parametrize(("early", "heartbeats"), [(0.0, False), (0.25, True)])
+def test_a_heartbeat_may_leave_before_its_time_with_others(early: float, heartbeats: bool) -> None:
+    """One turn for the heartbeats of several roles."""
     a = elected(Log())
     a.tick(0.0)
-    assert (a.tick(0.3, early=early) is not None) == beats
-    assert (a.beating(0.4), a.beating(0.5)) == (beats and False, not beats)
+    assert (a.tick(0.3, early=early) is not None) == heartbeats
+    assert (a.heartbeat_due(0.4), a.heartbeat_due(0.5)) == (heartbeats and False, not heartbeats)
 
 
 def test_after_a_claim_comes_no_other_before_the_log_was_read_to_its_end_and_the_claim_is_old() -> None:
@@ -318,7 +318,7 @@ def test_a_claim_is_judged_as_soon_as_another_record_takes_effect() -> None:
 
 
 def test_a_resigning_leader_holds_until_its_release_is_sent() -> None:
-    """It leads no more at once, beats while the barrier runs, and gives the role up when that is done (R3, R4)."""
+    """It leads no more at once, sends heartbeats while the barrier runs, and then gives the role up (R3, R4)."""
     log = Log()
     a = elected(log)
     log.append(a.tick(0.5))
@@ -336,9 +336,9 @@ def test_a_barrier_is_awaited_for_drain_timeout_at_most() -> None:
     log = Log()
     a = elected(log)
     a.resign(0.0)
-    for beats in range(1, 21):
-        assert log.append(a.tick(beats * 0.5 - 0.25)).kind == "beat"
-        log.read(a, beats * 0.5 - 0.25)
+    for heartbeats in range(1, 21):
+        assert log.append(a.tick(heartbeats * 0.5 - 0.25)).kind == "beat"
+        log.read(a, heartbeats * 0.5 - 0.25)
     assert log.append(a.tick(10.0)).kind == "release"
 
 
@@ -427,11 +427,11 @@ def test_a_late_beat_of_an_earlier_term_is_void_and_contradicts_nothing() -> Non
     log, c = Log(), member("c")
     log.append(Record(kind="claim", member="a/1", seq=1, lease=1.0, seen=-1))
     log.append(Record(kind="claim", member="b/1", seq=1, lease=1.0, seen=0))
-    log.append(beat("a/1", term=0, seen=0))
+    log.append(heartbeat("a/1", term=0, seen=0))
     log.read(c, 0.0)
     assert (c.lost, c.holder, c.last) == (None, "b/1", 1)
     log.append(Record(kind="claim", member="a/1", seq=60, lease=1.0, seen=1))
-    log.append(beat("a/1", term=0, seen=0, seq=51))
+    log.append(heartbeat("a/1", term=0, seen=0, seq=51))
     log.read(c, 0.0)
     assert (c.lost, c.holder, c.term, c.last) == (None, "a/1", 3, 3)
 
@@ -441,7 +441,7 @@ def test_a_hurried_beat_is_awaited_until_it_is_read_back_itself() -> None:
     log = Log()
     a = elected(log)
     log.append(a.tick(0.5))
-    a.beat_now()
+    a.heartbeat_now()
     hurried = log.append(a.tick(0.6))
     a.read(1, log.records[1], 0.7)
     assert a.awaited(0.7)
@@ -475,9 +475,9 @@ def test_a_beat_that_has_seen_the_first_record_read_is_a_certificate() -> None:
     """Its author held the role then, and what came since was read."""
     a = member("a", start=10, oldest=False)
     a.read(10, Record(kind="claim", member="c/1", seq=9, lease=4.0, seen=3), 0.0)
-    a.read(11, beat("b/1", term=4, seen=8), 0.0)
+    a.read(11, heartbeat("b/1", term=4, seen=8), 0.0)
     assert not a.known, "something between 8 and 10 may have been effective"
-    a.read(12, beat("b/1", term=4, seen=9, seq=51), 0.0)
+    a.read(12, heartbeat("b/1", term=4, seen=9, seq=51), 0.0)
     assert (a.known, a.holder, a.term, a.last) == (True, "b/1", 4, 12)
 
 
@@ -503,9 +503,9 @@ def test_what_was_read_before_looking_back_is_read_again_and_not_kept() -> None:
     """Else a record that was no certificate would be judged by a state that it does not belong to."""
     a = member("a", start=10, oldest=False)
     a.read(10, Record(kind="claim", member="c/1", seq=9, lease=4.0, seen=8), 0.0)
-    a.read(11, beat("c/1", term=10, seen=3, seq=10), 0.0)
+    a.read(11, heartbeat("c/1", term=10, seen=3, seq=10), 0.0)
     a.begin(8, 0.0, oldest=False)
-    a.read(8, beat("b/1", term=4, seen=7), 0.0)
+    a.read(8, heartbeat("b/1", term=4, seen=7), 0.0)
     assert (a.known, a.holder, a.term, a.last) == (True, "b/1", 4, 8)
 
 
@@ -545,7 +545,7 @@ def test_a_release_and_ones_own_records_announce_no_lease_to_wait_for() -> None:
 def test_who_begins_again_trusts_the_log_again() -> None:
     """It meets the record that contradicted when it knows, and judges it then."""
     a = member("a", start=10, oldest=False)
-    contradiction = beat("b/1", term=90, seen=95)
+    contradiction = heartbeat("b/1", term=90, seen=95)
     a.read(10, contradiction, 0.0)
     assert a.lost
     a.begin(8, 0.0, oldest=True)
@@ -570,7 +570,7 @@ def test_a_log_without_a_certificate_is_claimed_blind_after_every_lease_that_may
     assert claim.end == 11
 
 
-@pytest.mark.parametrize("between", [None, beat("x/1", term=3, seen=4)])
+@pytest.mark.parametrize("between", [None, heartbeat("x/1", term=3, seen=4)])
 def test_any_record_at_all_voids_a_blind_claim(between: Record | None) -> None:
     """Even one that is void, or no record: nobody who judges it needs to know more than what stands there."""
     a = member("a", start=10, now=0.0)
@@ -584,11 +584,11 @@ def test_any_record_at_all_voids_a_blind_claim(between: Record | None) -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        beat("a/1", term=0, seen=5),
+        heartbeat("a/1", term=0, seen=5),
         Record(kind="claim", member="b/1", seq=1, lease=4.0, seen=1),
         Record(kind="claim", member="b/1", seq=1, lease=4.0, end=2),
         Record(kind="beat", member="a/1", seq=99, lease=4.0, term=0, seen=0),
-        beat("b/1", term=0, seen=0),
+        heartbeat("b/1", term=0, seen=0),
         Record(kind="beat", member="a/1", seq=2, lease=4.0, term=0, seen=0),
     ],
     ids=[
@@ -614,7 +614,7 @@ def test_an_offset_that_was_read_already_is_ignored() -> None:
     """A journal may tell it again: the record there is judged once."""
     log = Log()
     a = elected(log)
-    a.read(0, beat("b/1", term=0, seen=0), 0.1)
+    a.read(0, heartbeat("b/1", term=0, seen=0), 0.1)
     assert a.lost is None
     assert a.leading(0.1)
 
@@ -623,7 +623,7 @@ def test_a_log_that_contradicts_is_read_no_further_until_it_is_begun_anew() -> N
     """That begins behind the record that told, whatever came with it."""
     log = Log()
     a = elected(log)
-    a.read(1, beat("b/1", term=0, seen=0), 0.1)
+    a.read(1, heartbeat("b/1", term=0, seen=0), 0.1)
     a.read(2, Record(kind="claim", member="c/1", seq=1, lease=4.0, seen=0), 0.1)
     assert (a.lost is not None, a.term, a.newest) == (True, 0, 1)
     a.restart("a/2", 0.1)
@@ -640,7 +640,7 @@ def test_what_comes_before_reading_has_begun_says_nothing(ends: str) -> None:
     elif ends == "lose":
         a.begin(10, 0.0, oldest=False)
         a.lose("a/2")
-    for offset, record in enumerate((beat("b/1", term=90, seen=95), beat("b/1", term=9, seen=9)), 10):
+    for offset, record in enumerate((heartbeat("b/1", term=90, seen=95), heartbeat("b/1", term=9, seen=9)), 10):
         a.read(offset, record, 0.0)
     a.end()
     assert (a.lost, a.known, a.caught_up, a.holder) == (None, False, False, None)
@@ -654,7 +654,7 @@ def test_who_begins_anew_has_a_new_name_and_waits_for_its_own_old_lease() -> Non
     a = elected(log)
     log.append(a.tick(3.0))
     log.read(a, 3.0)
-    a.read(2, beat("b/1", term=1, seen=1, lease=9.0), 3.1)
+    a.read(2, heartbeat("b/1", term=1, seen=1, lease=9.0), 3.1)
     assert a.lost
     a.restart("a/2", 3.1)
     a.induced = True
@@ -701,21 +701,21 @@ def test_a_member_wakes_when_its_barrier_must_end_and_not_for_a_log_that_it_cann
     log = Log()
     a = elected(log)
     a.resign(0.25)
-    for beats in range(1, 22):
-        log.append(a.tick(beats * 0.5 - 0.5))
-        log.read(a, beats * 0.5 - 0.5)
+    for heartbeats in range(1, 22):
+        log.append(a.tick(heartbeats * 0.5 - 0.5))
+        log.read(a, heartbeats * 0.5 - 0.5)
     assert a.wake(10.2) == 10.25
     assert log.append(a.tick(10.25)).kind == "release"
     assert a.wake(10.3) == 10.75, "the release may be lost"
     contradicted = elected(Log())
-    contradicted.read(1, beat("b/1", term=0, seen=0), 0.1)
+    contradicted.read(1, heartbeat("b/1", term=0, seen=0), 0.1)
     assert contradicted.wake(0.1) == FOREVER
     late = member("b")
     assert late.wake(0.0) == FOREVER
 
 
 def test_data_are_repeated_by_claims_and_never_move_back_within_a_term() -> None:
-    """A doubled, late beat is effective as a beat, its data are old."""
+    """A doubled, late heartbeat is effective as a heartbeat, its data are old."""
     log = Log()
     a = elected(log)
     a.data_out = {"claimed": 1}
@@ -735,7 +735,7 @@ def test_data_are_repeated_by_claims_and_never_move_back_within_a_term() -> None
 
 
 def test_data_that_were_offered_in_one_term_are_not_sent_in_the_next() -> None:
-    """Another may have led between: the first beats of a new term repeat what its claim found."""
+    """Another may have led between: the first heartbeats of a new term repeat what its claim found."""
     log = Log()
     a = elected(log)
     a.data_out = {"claimed": 1}
@@ -744,13 +744,13 @@ def test_data_that_were_offered_in_one_term_are_not_sent_in_the_next() -> None:
     log.read(a, 0.1)
     log.append(a.tick(0.1))
     log.read(a, 0.2)
-    a.beat_now()
+    a.heartbeat_now()
     assert log.append(a.tick(0.2)).data == {"claimed": 9}
 
 
 @pytest.mark.parametrize("drained", [False, True])
 def test_the_next_turn_is_due_when_something_is(drained: bool) -> None:
-    """A beat, the end of the lease, the end of the barrier; at once when the barrier has returned."""
+    """A heartbeat, the end of the lease, the end of the barrier; at once when the barrier has returned."""
     a = elected(Log())
     a.tick(0.1)
     assert a.wake(0.2) == 0.6
@@ -758,7 +758,7 @@ def test_the_next_turn_is_due_when_something_is(drained: bool) -> None:
     if drained:
         a.drained()
     assert a.wake(0.2) == (0.2 if drained else 0.6)
-    a.beat_now()
+    a.heartbeat_now()
     assert a.wake(0.2) <= 0.2
 
 

@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from celery_neli.config import Config
-from celery_neli.election.ports import End, Entry, Event, Started
+from celery_neli.election.records import End, Entry, Event, Started
 from celery_neli.kafka import journal as journal_module
 from celery_neli.kafka import liveness as liveness_module
 from celery_neli.kafka import reader as reader_module

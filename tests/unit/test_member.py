@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 
 from celery_neli.election.lease import CLOCK_RATES
-from celery_neli.election.ports import End, Entry, Lost, Started
-from celery_neli.election.records import Record, encode
+from celery_neli.election.records import End, Entry, Lost, Record, Started, encode
 from celery_neli.election.role_state import LeaderAcquired, LeaderFenced, LeaderRevoked, Payload
 from celery_neli.exceptions import TopicError
 from tests.unit.stage import Stage
 
 
-def beat(author: str, **more: Any) -> Record:
+def heartbeat(author: str, **more: Any) -> Record:
     return Record(kind="beat", member=author, seq=1, lease=4.0, **more)
 
 
@@ -208,7 +207,7 @@ def test_a_lost_position_fences_and_begins_anew_under_a_new_name() -> None:
 def test_a_log_that_contradicts_fences_and_is_begun_anew_behind_the_record_under_a_new_name() -> None:
     """Own records of before are a stranger's from then on; nothing is claimed before the old lease ends (R9)."""
     stage = Stage().lead()
-    stage.write(beat("b/1", term=0, seen=0))
+    stage.write(heartbeat("b/1", term=0, seen=0))
     assert stage.echo() == [LeaderFenced("leader", 0)]
     for _ in range(8):
         stage.echo(after=0.5)
@@ -221,7 +220,7 @@ def test_a_log_that_contradicts_fences_and_is_begun_anew_behind_the_record_under
 def test_a_contradiction_before_anything_is_known_sends_the_reader_further_back() -> None:
     """It cannot tell yet which leases may be running."""
     stage = Stage(empty=False)
-    stray = encode(beat("b/1", term=90, seen=90))
+    stray = encode(heartbeat("b/1", term=90, seen=90))
     stage.turn(Started(0, 10, oldest=False), Entry(0, 10, stray), End(0))
     assert stage.journal.asked == [("look_back", 0)]
     stage.turn(Started(0, 3, oldest=True), Entry(0, 10, stray), End(0), after=0.1)
@@ -231,15 +230,15 @@ def test_a_contradiction_before_anything_is_known_sends_the_reader_further_back(
     assert [(record.member, record.end) for record in stage.journal.sent] == [("m/2", 11)]
 
 
-CERTIFICATE = encode(beat("b/1", term=4, seen=9))
+CERTIFICATE = encode(heartbeat("b/1", term=4, seen=9))
 
 
 def test_who_knows_does_not_look_back() -> None:
     """At the end of the log, or on a contradiction: it begins anew behind that, as it has met every lease (R7, R9)."""
     stage = Stage(empty=False)
     stage.turn(Started(0, 10, oldest=False), Entry(0, 10, CERTIFICATE), End(0))
-    stage.turn(Entry(0, 11, encode(beat("c/1", term=4, seen=9))), End(0))
-    stage.turn(Entry(0, 12, encode(beat("c/1", term=90, seen=90))), End(0))
+    stage.turn(Entry(0, 11, encode(heartbeat("c/1", term=4, seen=9))), End(0))
+    stage.turn(Entry(0, 12, encode(heartbeat("c/1", term=90, seen=90))), End(0))
     assert stage.journal.asked == []
     assert len([line for line in stage.log.lines if line.startswith("journal differs role=leader")]) == 1
     stage.turn(after=4.1)
@@ -249,7 +248,7 @@ def test_who_knows_does_not_look_back() -> None:
 def test_a_contradiction_sends_a_reader_that_knows_nothing_further_back_at_once() -> None:
     """Not only when the log was read to its end, which may be far."""
     stage = Stage(empty=False)
-    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, encode(beat("b/1", term=90, seen=90))))
+    stage.turn(Started(0, 10, oldest=False), Entry(0, 10, encode(heartbeat("b/1", term=90, seen=90))))
     assert stage.journal.asked == [("look_back", 0)]
 
 
@@ -274,9 +273,11 @@ def test_a_fenced_leader_says_why(case: str, reason: str) -> None:
     elif case == "late":
         changes = [change for _ in range(9) for change in stage.turn(after=0.5)]
     elif case == "denied":
-        stage.journal.trouble = TopicError("Kafka does not let this member read the leader topic t: give it the right")
+        stage.journal.topic_error = TopicError(
+            "Kafka does not let this member read the leader topic t: give it the right"
+        )
         changes = list(stage.turn(after=0.5))
-        stage.journal.trouble = None  # it is told once
+        stage.journal.topic_error = None  # it is told once
         changes += [change for _ in range(8) for change in stage.turn(after=0.5)]
     elif case == "stood still":
         changes = stage.turn(after=4.5)
@@ -302,12 +303,12 @@ def test_when_the_predecessor_was_active_stays_while_a_term_lasts() -> None:
     assert stage.member.state("leader").predecessor_active_until == read
 
 
-def test_a_newer_version_sets_it_aside_for_good() -> None:
+def test_a_newer_version_ends_its_part_for_good() -> None:
     """It leads no more, claims no more, in no role, and does not read the log again and again (R9)."""
     stage = Stage("leader", "second").lead()
     stage.write(b'{"v":2}')
     assert stage.echo() == [LeaderFenced("leader", 0), LeaderRevoked("second", 0)]
-    assert stage.member.aside
+    assert stage.member.outdated
     assert any("upgrade" in line for line in stage.log.lines)
     stage.member.state("second").drained(0)
     stage.echo()
@@ -342,14 +343,14 @@ def test_junk_of_a_kind_is_one_kind_whatever_it_holds() -> None:
 def test_a_missing_topic_is_kept_as_trouble_and_ends_no_lease_early() -> None:
     """The lease runs out by itself, if reading does not come back."""
     stage = Stage().lead()
-    stage.journal.trouble = TopicError("the leader topic is missing")
+    stage.journal.topic_error = TopicError("the leader topic is missing")
     assert stage.turn(after=1.0) == []
-    assert stage.member.trouble is stage.journal.trouble
+    assert stage.member.topic_error is stage.journal.topic_error
     assert stage.leads()
     assert stage.turn(after=3.1) == [LeaderFenced("leader", 0)]
-    stage.journal.trouble = None
+    stage.journal.topic_error = None
     stage.turn()
-    assert stage.member.trouble is None
+    assert stage.member.topic_error is None
 
 
 def test_roles_are_led_and_resigned_one_by_one() -> None:
@@ -364,7 +365,7 @@ def test_roles_are_led_and_resigned_one_by_one() -> None:
 def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> None:
     """`told` tells whether this member wrote them in its present term."""
     stage = Stage().lead()
-    stage.member.state("leader").set_payload({"claimed": 7}, 0, now=True)
+    stage.member.state("leader").set_payload(0, {"claimed": 7}, now=True)
     stage.turn()
     assert stage.journal.sent[-1].data == {"claimed": 7}
     assert stage.member.state("leader").payload == Payload(term=0, data=None, own=False, known=True)
@@ -375,7 +376,7 @@ def test_offered_data_are_sent_with_the_next_beat_and_known_when_read_back() -> 
 def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None:
     """Not with every heartbeat that repeats them, though its idleness differs, nor for what others write."""
     stage = Stage().lead()
-    stage.member.state("leader").set_payload({"claimed": 7}, 0)
+    stage.member.state("leader").set_payload(0, {"claimed": 7})
     stage.echo(after=0.5)
     assert stage.heard == 0
     for number in range(6):
@@ -393,15 +394,15 @@ def test_it_is_heard_when_other_data_were_read_back_from_an_own_record() -> None
 def test_nothing_can_be_offered_for_a_term_that_is_not_held_nor_what_no_record_can_carry() -> None:
     """Marks of one term in the records of another would let slots vanish."""
     stage = Stage().lead()
-    stage.member.state("leader").set_payload({"claimed": 7}, 1, now=True)
+    stage.member.state("leader").set_payload(1, {"claimed": 7}, now=True)
     stage.turn()
     stage.turn(after=0.1)
     assert stage.journal.sent == [], "no heartbeat is hurried"
     with pytest.raises(ValueError, match="no record can carry"):
-        stage.member.state("leader").set_payload({"claimed": float("nan")}, 0)
+        stage.member.state("leader").set_payload(0, {"claimed": float("nan")})
     stage.turn(after=1)
     stage.turn(after=3.5)
-    stage.member.state("leader").set_payload({"claimed": 7}, 0)
+    stage.member.state("leader").set_payload(0, {"claimed": 7})
     stage.echo()
     assert stage.leads(), "resumed by heartbeats that come late"
     stage.turn(after=0.5)
@@ -433,7 +434,7 @@ def test_a_hurried_beat_is_awaited_until_it_was_read_back() -> None:
     stage = Stage().lead()
     stage.turn(after=0.5)
     assert not stage.member.expecting
-    stage.member.state("leader").set_payload({"claimed": 7}, 0, now=True)
+    stage.member.state("leader").set_payload(0, {"claimed": 7}, now=True)
     stage.journal.sent.clear()
     stage.turn()
     assert [record.data for record in stage.journal.sent] == [{"claimed": 7}]
@@ -487,7 +488,7 @@ def test_a_leader_is_told_of_while_there_is_one() -> None:
 
 
 def test_a_step_waits_for_a_record_as_long_as_it_may_and_nothing_is_due() -> None:
-    """Not beyond the next beat, and never for less than nothing."""
+    """Not beyond the next heartbeat, and never for less than nothing."""
     stage = Stage().lead()
     stage.turn()
     waits: list[float] = []

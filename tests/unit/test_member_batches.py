@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.ports import End, Entry, Event, Lost, Started
-from celery_neli.election.records import Record, encode
+from celery_neli.election.records import End, Entry, Event, Lost, Record, Started, encode
 from tests.unit.stage import HandJournal, Stage
 
 UNKNOWN_LEADER = encode(Record(kind="beat", member="b/1", seq=1, lease=4.0, term=90, seen=90))
@@ -125,13 +124,13 @@ def outcome(log: list[bytes], *, tail: int, ends: set[int], lost: set[int], size
         if journal.done:
             break
     assert journal.done, "it reads the log again and again"
-    knows = stage.member.state("leader").payload, stage.member.state("leader").leader(), stage.member.aside
+    knows = stage.member.state("leader").payload, stage.member.state("leader").leader(), stage.member.outdated
     stage.member.candidate = True
     for _ in range(5):
         stage.now += 1000.0
         stage.member.step(0)
     claims = [(record.kind, record.seen, record.end, record.data) for record in journal.sent if record.kind == "claim"]
-    assert stage.member.aside or claims, "it stands by for ever"
+    assert stage.member.outdated or claims, "it stands by for ever"
     return knows, claims[:1]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from celery_neli.beat.replicated import host as keeper
 from celery_neli.beat.replicated.member_notes import MOST, SETTLE, MemberNotes
-from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Note, apps_of, decode_note, encode_note, living, sharing
+from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Note, decode_note, encode_note, living, names_by, sharing
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import Beat, eventually, make_app
 
@@ -120,10 +120,10 @@ def test_the_name_of_the_app_is_an_addition_to_the_note() -> None:
 def test_status_tells_apps_apart() -> None:
     """As the leader does."""
     told = living({"a": decode_note(note("shop")), "b": decode_note(note("blog"))}, None, NOW)
-    line = sharing(apps_of(told), "g.beat")
+    line = sharing(names_by(told, "app"), "g.beat")
     assert line is not None
     assert "(app shop: a; app blog: b)" in line
-    assert sharing(apps_of(told[:1]), "g.beat") is None
+    assert sharing(names_by(told[:1], "app"), "g.beat") is None
 
 
 def test_a_beat_writes_its_app_into_its_note_and_says_that_another_app_shares_its_group(

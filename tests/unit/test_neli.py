@@ -1,4 +1,4 @@
-"""The curator: goNELI's contract, on real threads and a log in memory."""
+"""`Neli`: goNELI's contract, on real threads and a log in memory."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_nothing_starts_before_the_first_pulse(make: Callable[..., Neli], log: M
 
 
 def test_deadline_moves_with_every_heartbeat(make: Callable[..., Neli]) -> None:
-    """The lease ends one heartbeat_timeout after the newest heartbeat was sent, on the curator's clock."""
+    """The lease ends one heartbeat_timeout after the newest heartbeat was sent, on the member's clock."""
     neli = make()
     assert neli.pulse(timeout=5)
     first = neli.deadline
@@ -166,8 +166,8 @@ def test_barrier_holds_up_the_hand_over_while_heartbeats_go_on(make: Callable[..
     closing = threading.Thread(target=first.close)
     closing.start()
     assert seen.wait(5)
-    beats = len(log.records)
-    wait_until(lambda: len(log.records) > beats + 12)  # longer than a lease
+    before = len(log.records)
+    wait_until(lambda: len(log.records) > before + 12)  # longer than a lease
     assert not first.is_leader
     assert first.role("leader").may_finish()
     assert not second.pulse()
@@ -242,7 +242,7 @@ def test_cancel_ends_a_pulse(make: Callable[..., Neli]) -> None:
 
 
 def test_close_wakes_a_pulse(make: Callable[..., Neli]) -> None:
-    """A pulse under way returns when another thread closes the curator."""
+    """A pulse under way returns when another thread closes the `Neli`."""
     first, second = make(), make()
     assert first.pulse(timeout=5)
     threading.Timer(0.2, second.close).start()
@@ -318,7 +318,7 @@ def test_background_works_only_while_leading(make: Callable[..., Neli]) -> None:
 
 
 def test_a_background_task_that_fails_hands_over(make: Callable[..., Neli]) -> None:
-    """What the task raises comes out of wait(), and the curator is closed."""
+    """What the task raises comes out of wait(), and the `Neli` is closed."""
 
     def task() -> None:
         raise RuntimeError("broken")
@@ -468,7 +468,7 @@ def test_a_flood_of_resignations_does_not_hold_up_the_heartbeats(make: Callable[
 
 
 def test_a_child_forked_while_a_lock_is_held_does_not_hang(make: Callable[..., Neli]) -> None:
-    """In a child the curator is closed: asking, pulsing and closing it waits for nothing."""
+    """In a child the `Neli` is closed: asking, pulsing and closing it waits for nothing."""
     neli = make()
     assert neli.pulse(timeout=5)
     locked, forked = threading.Event(), threading.Event()

@@ -15,9 +15,8 @@ from celery.schedules import crontab, schedule
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.due import advance, look, seconds_to_next
-from celery_neli.schedule.misfire import Misfire
-from celery_neli.schedule.once import once
-from celery_neli.schedule.slots import has_slots, missed, next_slot
+from celery_neli.schedule.policies import Misfire
+from celery_neli.schedule.slots import has_slots, missed, next_slot, once
 from tests.unit.schedulers import make_app
 
 AT = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)

@@ -249,7 +249,7 @@ def test_a_group_under_a_name_that_celery_does_not_read_is_told(name: str, caplo
         ("celery_nelli.Scheduler", "celery_neli.Scheduler"),
         ("celery-neli.Scheduler", "celery_neli.Scheduler"),
         ("celery_neli:scheduler", "celery_neli.Scheduler"),
-        ("celery_neli.beat.scheduler.Schedular", "celery_neli.beat.scheduler:Scheduler"),
+        ("celery_neli.beat.scheduler.Schedular", "celery_neli.Scheduler"),
         ("celery_neli.ReplicatedSheduler", "celery_neli.ReplicatedScheduler"),
     ],
 )

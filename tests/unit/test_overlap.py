@@ -9,7 +9,7 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.overlap import Overlap, unfinished
+from celery_neli.schedule.policies import Overlap, unfinished
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery calls it
 

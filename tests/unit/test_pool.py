@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from celery_neli.beat.replicated import engine, pool
+from celery_neli.beat.replicated import engine, publishers
 from tests.unit.beats import World
 from tests.unit.schedulers import eventually
 
@@ -234,7 +234,7 @@ def test_a_broker_that_hangs_is_no_progress(monkeypatch: pytest.MonkeyPatch, wor
     wire.held = set(EARLY)
     beat = held_up(world, wire, 1)
     assert not beat.fails()
-    monkeypatch.setattr(pool, "STUCK", 0.15)
+    monkeypatch.setattr(publishers, "STUCK", 0.15)
     eventually(lambda: (beat.turn(), beat.fails())[1], what="no progress")
     wire.let_go()
     eventually(lambda: (beat.turn(), not beat.fails())[1], what="progress")

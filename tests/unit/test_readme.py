@@ -135,15 +135,14 @@ def test_the_policies_exist() -> None:
     judge = """
 import sys
 from celery_neli import ReplicatedScheduler
-from celery_neli.schedule import misfire
-from celery_neli.schedule import overlap
+from celery_neli.schedule.policies import Overlap
 for text in sys.argv[1:]:
     shop = {"__name__": "shop"}
     exec(text, shop)
     shop["app"].conf.neli_enabled = False
     scheduler = ReplicatedScheduler(shop["app"])
     for entry in scheduler.schedule.values():
-        overlap.Overlap.of(entry).check(shop["app"], entry)
+        Overlap.of(entry).check(shop["app"], entry)
 """
     shown = [text for text in blocks(SCHEDULE, "python") if "beat_schedule" in text]
     assert len(shown) == 3

@@ -34,7 +34,7 @@ claims = st.builds(
     Record, kind=st.just("claim"), member=names, seq=offsets, lease=leases, seen=offsets | st.just(-1), data=data
 )
 blind_claims = st.builds(Record, kind=st.just("claim"), member=names, seq=offsets, lease=leases, end=offsets, data=data)
-beats = st.builds(
+heartbeats = st.builds(
     Record,
     kind=st.sampled_from(["beat", "release"]),
     member=names,
@@ -53,7 +53,7 @@ requests = st.builds(
     to=st.none() | names,
     term=st.none() | offsets,
 )
-records = st.one_of(claims, blind_claims, beats, requests)
+records = st.one_of(claims, blind_claims, heartbeats, requests)
 
 BEAT: dict[str, Any] = {"v": 1, "kind": "beat", "member": "a/1", "seq": 3, "lease": 4.0, "seen": 8, "term": 7}
 

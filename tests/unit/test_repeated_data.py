@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.election.ports import End
-from celery_neli.election.records import MAX_DATA, MAX_OFFER, Record, decode, encode, sound
+from celery_neli.election.records import MAX_DATA, MAX_OFFER, End, Record, decode, encode, sound
 from celery_neli.election.role_state import LeaderAcquired, LeaderRevoked
 from celery_neli.exceptions import RecordError
 from tests.unit.stage import Stage
@@ -125,7 +124,7 @@ def test_whatever_the_log_holds_a_member_writes_only_what_every_reader_accepts(
     assert stage.leads()
     stage.echo(after=0.5)
     try:
-        stage.member.state("leader").set_payload(offered, stage.grant().term or 0)
+        stage.member.state("leader").set_payload(stage.grant().term or 0, offered)
     except ValueError:
         pass
     stage.echo(after=0.5)
@@ -142,7 +141,7 @@ def test_data_that_are_too_long_are_refused_where_they_are_given_with_both_numbe
     """They would go into every record of the term, and into the claims of the next."""
     stage = Stage().lead()
     with pytest.raises(ValueError, match=rf"no record can carry .* {length} characters .* at most {MAX_OFFER} "):
-        stage.member.state("leader").set_payload(sized(length), 0)
+        stage.member.state("leader").set_payload(0, sized(length))
     assert sound(sized(MAX_OFFER)) == sized(MAX_OFFER)
 
 

@@ -35,7 +35,8 @@ class Recording(ReplicatedScheduler):
         super().__init__(*args, **kwargs)
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        slot = None if self.neli_slot is None else (self.neli_slot - NOON).total_seconds()
+        at = self.neli_engine.sender.slot
+        slot = None if at is None else (at - NOON).total_seconds()
         self.ran.append(((self.app.now() - NOON).total_seconds(), entry.name, slot))
 
 
@@ -82,7 +83,7 @@ def test_slots_that_are_missed_again_are_counted_again() -> None:
         rig.now = late
         rig.ticks(until=late + 0.5)
     assert rig.slots() == [60, 160, 260]
-    assert rig.scheduler.neli_left_out == 5 + 9 + 9
+    assert rig.scheduler.neli_engine.left_out.total == 5 + 9 + 9
 
 
 def test_intervals_do_not_drift() -> None:
@@ -162,7 +163,7 @@ def test_a_late_start_goes_by_the_misfire_policy(
     rig.ticks(until=65.5)
     assert rig.slots() == slots
     assert rig.last("e") == 60
-    assert rig.scheduler.neli_left_out == left_out
+    assert rig.scheduler.neli_engine.left_out.total == left_out
     said = [record.getMessage() for record in caplog.records if "slots missed" in record.getMessage()]
     assert len(said) == (1 if left_out else 0), "said once"
     if said:
@@ -400,7 +401,7 @@ def test_an_entry_that_is_put_back_after_its_reservation_is_due_again() -> None:
     rig.now = 10.0
     with pytest.raises(SystemExit):
         rig.scheduler.tick()
-    assert rig.scheduler.neli_slot is None
+    assert rig.scheduler.neli_engine.sender.slot is None
     rig.ticks(until=15)
     assert rig.slots() == [10]
     assert rig.scheduler.schedule["e"].total_run_count == 1

@@ -77,7 +77,7 @@ def test_a_led_scheduler_that_raises_hands_over(
     assert world.slots() == [10, 20]
     assert beat.in_doubt == 0
     assert len(failing.builds) == 1
-    assert caplog.text.count("the inner scheduler failed (RuntimeError: no calendar)") == 1
+    assert caplog.text.count("the scheduler failed (RuntimeError: no calendar)") == 1
 
 
 def test_pauses_after_failures_grow(world: World, failing: type[Failing]) -> None:
@@ -108,7 +108,7 @@ def test_a_scheduler_that_cannot_be_built_is_tried_again_while_it_leads(
     world.ticks(until=15)
     assert world.slots() == [10]
     assert caplog.text.count("cannot be built (OSError: no zone files)") == 1
-    assert "the inner scheduler works again" in caplog.text
+    assert "the scheduler works again" in caplog.text
 
 
 def test_a_schedule_that_cannot_be_is_handed_to_another(

@@ -15,7 +15,7 @@ from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError
 from celery_neli.kafka.properties import producer_properties, schedule_producer_properties
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, Note, State, encode_note, encode_state
-from celery_neli.schedule_topic.one_shot import read_all, read_notes, write
+from celery_neli.schedule_topic.topic import read_all, read_notes, write
 from celery_neli.status import look
 from tests.processes import free_ports
 

@@ -17,7 +17,7 @@ from celery_neli.config import from_app
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.periodic.cli import schedule
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, State, encode_state
-from celery_neli.schedule_topic.one_shot import read_notes, write
+from celery_neli.schedule_topic.topic import read_notes, write
 from tests.unit.test_hostile_records import HOSTILE
 
 LOG = logging.getLogger("celery_neli.cli")

@@ -175,7 +175,7 @@ def test_an_entry_whose_schedule_cannot_be_read_is_not_resumed(desk: Desk) -> No
 def test_what_is_removed_leaves_nothing(desk: Desk) -> None:
     """Nor its state: a new entry of that name starts over."""
     desk.put("e")
-    desk.store.set("e", State(last=NOON, runs=5, term=1))
+    desk.store.set("e", State(last=NOON, runs=5, epoch=1))
     desk.editor().remove("e")
     assert desk.store.values == {}
 
@@ -183,7 +183,7 @@ def test_what_is_removed_leaves_nothing(desk: Desk) -> None:
 def test_an_entry_of_beat_schedule_cannot_be_removed(desk: Desk) -> None:
     """Nor can the record of its pause: its slots would be owed."""
     desk.editor().pause("static")
-    desk.store.set("static", State(last=NOON, runs=5, term=1))
+    desk.store.set("static", State(last=NOON, runs=5, epoch=1))
     before = dict(desk.store.values)
     with pytest.raises(ConfigurationError, match="beat_schedule"):
         desk.editor().remove("static")
@@ -193,7 +193,7 @@ def test_an_entry_of_beat_schedule_cannot_be_removed(desk: Desk) -> None:
 def test_a_runtime_entry_that_beat_schedule_hides_can_be_removed(desk: Desk) -> None:
     """A deploy may bring a name that was put before. The state is that of the entry in beat_schedule."""
     desk.store.set("static", Definition(task="old", schedule="PT5M", paused=True, since=NOON + 60))
-    desk.store.set("static", State(last=NOON, runs=5, term=1))
+    desk.store.set("static", State(last=NOON, runs=5, epoch=1))
     shown = desk.look("static")
     assert "hides" in str(shown.problem)
     assert (shown.task, shown.paused, shown.next) == ("t", False, NOON + 60)
@@ -266,7 +266,7 @@ def test_who_is_a_short_text(desk: Desk, by: Any) -> None:
 def test_an_entry_is_shown_with_its_state(desk: Desk) -> None:
     """The next slot is that after the last one, also if it is overdue."""
     desk.put("e", kwargs={"a": 1})
-    desk.store.set("e", State(last=NOON + 60, runs=3, term=1, since=NOON))
+    desk.store.set("e", State(last=NOON + 60, runs=3, epoch=1, since=NOON))
     found = desk.look("e")
     assert (found.source, found.task, found.kwargs, found.schedule) == ("runtime", "t", {"a": 1}, "PT1M")
     assert (found.last, found.runs, found.next) == (NOON + 60, 3, NOON + 120)

@@ -201,8 +201,8 @@ def test_notes_lie_apart() -> None:
     assert partition_of(STATE) == partition_of(ENTRY) != partition_of(MEMBER)
 
 
-def test_the_state_of_an_older_term_is_outdated_wherever_it_stands() -> None:
-    """A leader that was frozen may write behind its successor; a deletion has no term, and counts as it stands."""
+def test_the_state_of_a_lower_epoch_is_outdated_wherever_it_stands() -> None:
+    """A leader that was frozen may write behind its successor; a deletion has no epoch, and counts as it stands."""
     old, new = encode_state(State(9.0, 9, 3)), encode_state(State(1.0, 1, 5))
     assert outdated(old, by=new)
     assert not outdated(new, by=old)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.text import MOST, human, parse, read, text_of
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from tests.unit.schedulers import make_app
 
 APP = make_app(timezone="Europe/Berlin")

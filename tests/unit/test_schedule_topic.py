@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import RecordError
-from celery_neli.schedule_topic import one_shot as schedule_client
+from celery_neli.schedule_topic import topic as schedule_client
 from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, Note, State, encode_note, encode_state
 from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests.processes import wait_until
@@ -25,8 +25,8 @@ Make = Callable[..., ScheduleTopic]
 NOTE = encode_note(Note(schedule="abc", version=None, at=0.0))
 
 
-def state(runs: int, term: int = 1) -> bytes:
-    return encode_state(State(0.0, runs, term))
+def state(runs: int, epoch: int = 1) -> bytes:
+    return encode_state(State(0.0, runs, epoch))
 
 
 @pytest.fixture
@@ -120,16 +120,16 @@ def test_own_writes_are_not_drained(make: Make) -> None:
     assert drained(here) == {}
 
 
-def test_of_two_terms_the_higher_counts(make: Make) -> None:
+def test_of_two_epochs_the_higher_counts(make: Make) -> None:
     """A leader that was frozen writes behind its successor."""
     frozen, successor, reader = make(), make(), make()
-    successor.write(STATE, "a", state(1, term=5))
+    successor.write(STATE, "a", state(1, epoch=5))
     assert successor.flush(20)
     assert frozen.read_to_end(20)
-    frozen.write(STATE, "a", state(9, term=3))
+    frozen.write(STATE, "a", state(9, epoch=3))
     assert frozen.flush(20)
-    assert drained(reader) == drained(frozen) == {("s", "a"): state(1, term=5)}
-    assert drained(successor) == {("s", "a"): state(9, term=3)}  # which knows better, and can write again
+    assert drained(reader) == drained(frozen) == {("s", "a"): state(1, epoch=5)}
+    assert drained(successor) == {("s", "a"): state(9, epoch=3)}  # which knows better, and can write again
 
 
 def test_the_end_is_asked_for_again(make: Make, config: Config) -> None:
@@ -184,7 +184,7 @@ def test_kafka_may_go_away(kafka: EmbeddedKafka, config: Config, make: Make) -> 
 
 
 def test_what_is_forgotten_is_not_written_later(kafka: EmbeddedKafka, make: Make) -> None:
-    """The term is over. A note has no term."""
+    """The term is over. A note has no epoch."""
     topic = make()
     assert topic.read_to_end(20)
     kafka.broker_down()

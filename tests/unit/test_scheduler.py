@@ -33,7 +33,7 @@ DUE_AT_ONCE = {"entry": {"task": "t", "schedule": 1800.0}}
 
 
 class Inner(celery_beat.Scheduler):
-    """An inner scheduler that tells of itself, and fails on demand."""
+    """A wrapped scheduler that tells of itself, and fails on demand."""
 
     built: list[Inner]
     fail_building = fail_ticking = False
@@ -58,7 +58,7 @@ class Inner(celery_beat.Scheduler):
 
 
 @pytest.fixture
-def inner_class() -> type[Inner]:
+def wrapped_class() -> type[Inner]:
     return type("Inner", (Inner,), {"built": [], "attempts": []})
 
 
@@ -130,7 +130,7 @@ def test_the_banner_names_the_scheduler_that_is_led(plain: Kind, capsys: pytest.
     assert "shop.beat" in banner
 
 
-def test_switched_off_it_is_the_plain_inner_scheduler(tmp_path: Path) -> None:
+def test_switched_off_it_is_the_plain_wrapped_scheduler(tmp_path: Path) -> None:
     """neli_enabled = False: no election, no leased class, Celery's scheduler itself."""
     app = make_app(neli_enabled=False, neli_scheduler="celery.beat.PersistentScheduler")
     scheduler = Scheduler(app=app, schedule_filename=str(tmp_path / "s"), max_interval=3, lazy=True)
@@ -149,7 +149,7 @@ def test_switched_off_it_is_the_plain_inner_scheduler(tmp_path: Path) -> None:
         ("celery.beat.Service", "not a subclass"),
     ],
 )
-def test_an_unfit_inner_scheduler_is_refused_before_joining(setting: str, words: str) -> None:
+def test_an_unfit_wrapped_scheduler_is_refused_before_joining(setting: str, words: str) -> None:
     leadership = FakeLeadership()
     scheduler = Scheduler(app=make_app(neli_scheduler=setting), leadership=leadership)
     with pytest.raises(ConfigurationError, match=words) as raised:
@@ -158,7 +158,7 @@ def test_an_unfit_inner_scheduler_is_refused_before_joining(setting: str, words:
     assert leadership.started == 0
 
 
-def test_the_inner_scheduler_may_be_an_alias(plain: Kind, django_tables: None) -> None:
+def test_the_wrapped_scheduler_may_be_an_alias(plain: Kind, django_tables: None) -> None:
     """As in `celery beat -S django`."""
     app = make_app(neli_scheduler="django")
     with Beat(app) as beat:
@@ -231,21 +231,21 @@ def test_signals_of_another_election_are_not_taken_for_ours(plain: Kind) -> None
         assert beat.scheduler.schedule is built_for
 
 
-def test_the_leader_syncs_by_itself(inner_class: type[Inner]) -> None:
+def test_the_leader_syncs_by_itself(wrapped_class: type[Inner]) -> None:
     """Service.start skips should_sync when tick returns 0; standbys never write."""
-    with Beat(make_app(neli_scheduler=inner_class, beat_schedule={})) as beat:
+    with Beat(make_app(neli_scheduler=wrapped_class, beat_schedule={})) as beat:
         beat.turns()
-        assert inner_class.built == []
+        assert wrapped_class.built == []
         beat.leadership.grant(1)
-        eventually(lambda: inner_class.built and inner_class.built[0].syncs > 1, what="syncs")
+        eventually(lambda: wrapped_class.built and wrapped_class.built[0].syncs > 1, what="syncs")
         beat.leadership.lapse()
         beat.turns(2)
-        (inner,) = inner_class.built
-        syncs = inner.syncs
-        inner.sync()
-        inner.close()
+        (wrapped,) = wrapped_class.built
+        syncs = wrapped.syncs
+        wrapped.sync()
+        wrapped.close()
         beat.turns(2)
-        assert inner.syncs == syncs, "written without the lease"
+        assert wrapped.syncs == syncs, "written without the lease"
 
 
 # -- handing over ---------------------------------------------------------------------------------------------
@@ -318,20 +318,20 @@ def test_close_during_a_tick_only_takes_note(plain: Kind) -> None:
         assert len(beat.sent()) == 1, "the message in flight leaves: the term is still ours"
 
 
-def test_close_between_ticks_acts_at_once(inner_class: type[Inner]) -> None:
-    app = make_app(neli_scheduler=inner_class, beat_schedule={})
+def test_close_between_ticks_acts_at_once(wrapped_class: type[Inner]) -> None:
+    app = make_app(neli_scheduler=wrapped_class, beat_schedule={})
     leadership = FakeLeadership()
     scheduler = Scheduler(app=app, leadership=leadership, max_interval=0.01)
     leadership.grant(1).join()
     scheduler.tick()
-    syncs = inner_class.built[0].syncs
+    syncs = wrapped_class.built[0].syncs
     scheduler.close()
-    assert inner_class.built[0].syncs > syncs
+    assert wrapped_class.built[0].syncs > syncs
     assert leadership.stopped == 1
     scheduler.close()
     assert leadership.stopped == 1
     assert scheduler.tick() > 0, "a closed scheduler must not spin"
-    assert len(inner_class.built) == 1
+    assert len(wrapped_class.built) == 1
 
 
 def test_receivers_are_gone_after_close(plain: Kind) -> None:
@@ -396,50 +396,50 @@ def test_a_task_broker_lost_within_a_term_costs_no_more_than_the_message_in_flig
         beat.app.conf.broker_url = "memory://"
 
 
-def test_an_inner_scheduler_that_cannot_be_built_is_tried_again(
-    inner_class: type[Inner], caplog: pytest.LogCaptureFixture
+def test_a_wrapped_scheduler_that_cannot_be_built_is_tried_again(
+    wrapped_class: type[Inner], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said once a term with the reason; no progress meanwhile, so that another may lead; the process stays."""
-    inner_class.fail_building = True
-    app = make_app(neli_scheduler=inner_class, beat_schedule=DUE_AT_ONCE)
+    wrapped_class.fail_building = True
+    app = make_app(neli_scheduler=wrapped_class, beat_schedule=DUE_AT_ONCE)
     leadership = FakeLeadership()
     leadership.predecessor_active = an_hour_ago()
     with caplog.at_level(logging.ERROR), Beat(app, leadership=leadership) as beat:
         beat.turns()
         leadership.grant(1)
         eventually(lambda: "no database" in caplog.text, what="the reason")
-        turns, attempts = leadership.turns, len(inner_class.attempts)
-        eventually(lambda: len(inner_class.attempts) > attempts, what="another attempt")
+        turns, attempts = leadership.turns, len(wrapped_class.attempts)
+        eventually(lambda: len(wrapped_class.attempts) > attempts, what="another attempt")
         assert leadership.turns == turns
         assert caplog.text.count("cannot be built (OSError: no database)") == 1
-        inner_class.fail_building = False
+        wrapped_class.fail_building = False
         beat.sends(1)
         assert not beat.ended()
 
 
-def test_an_inner_scheduler_that_raises_is_built_anew(
-    inner_class: type[Inner], caplog: pytest.LogCaptureFixture
+def test_a_wrapped_scheduler_that_raises_is_built_again(
+    wrapped_class: type[Inner], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Celery's beat ends with whatever its scheduler raises: a database that blinks, a Redis that is down."""
-    app = make_app(neli_scheduler=inner_class, beat_schedule=DUE_AT_ONCE)
+    app = make_app(neli_scheduler=wrapped_class, beat_schedule=DUE_AT_ONCE)
     leadership = FakeLeadership()
     leadership.predecessor_active = an_hour_ago()
     with caplog.at_level(logging.ERROR), Beat(app, leadership=leadership) as beat:
         leadership.grant(1)
         beat.sends(1)
-        inner_class.fail_ticking = True
+        wrapped_class.fail_ticking = True
         eventually(lambda: "database gone" in caplog.text, what="the reason")
-        inner_class.fail_ticking = False
-        eventually(lambda: len(inner_class.built) > 1, what="another inner scheduler")
+        wrapped_class.fail_ticking = False
+        eventually(lambda: len(wrapped_class.built) > 1, what="another wrapped scheduler")
         beat.turns()
         assert len(beat.sent()) == 1, "what ran in this term runs no more"
 
 
-def test_a_standby_goes_on_when_the_lease_ends_during_a_failure(inner_class: type[Inner]) -> None:
-    inner_class.fail_ticking = True
-    with Beat(make_app(neli_scheduler=inner_class, beat_schedule={})) as beat:
+def test_a_standby_goes_on_when_the_lease_ends_during_a_failure(wrapped_class: type[Inner]) -> None:
+    wrapped_class.fail_ticking = True
+    with Beat(make_app(neli_scheduler=wrapped_class, beat_schedule={})) as beat:
         beat.leadership.grant(1)
-        eventually(lambda: inner_class.built, what="building")
+        eventually(lambda: wrapped_class.built, what="building")
         beat.leadership.revoke().join(3)
         assert not beat.leadership.held()
         beat.turns()

@@ -15,18 +15,18 @@ from celery_neli import ConfigurationError, current_term, install, signals, sing
 from celery_neli.election.lease import boottime
 from celery_neli.election.role_state import Grant
 from celery_neli.election.shared_lease import SharedLease, share
-from celery_neli.singletons.decorator import Singleton, find, registered
+from celery_neli.singletons import Singleton, find, registered
 from celery_neli.singletons.runner import (
     BACKOFF_MOST,
     POLL_INTERVAL,
     REST_LEAST,
     REST_MOST,
-    ChildFailed,
     Runner,
-    ThreadSession,
+    SingletonsStep,
     backoff,
+    refuse_isolated,
 )
-from celery_neli.singletons.supervisor import SingletonsStep, refuse_isolated
+from celery_neli.singletons.session import ChildFailed, ThreadSession
 from celery_neli.worker.leader_only import Unelected
 from tests.processes import wait_until
 
@@ -454,7 +454,7 @@ def test_the_function_is_returned_as_it_is(app: Celery) -> None:
     threads = threading.active_count()
     assert singleton(lazy)(work) is work
     assert [each.function for each in registered(lazy)] == [work]
-    assert "celery_neli.singletons.supervisor:SingletonsStep" in lazy.steps["worker"]
+    assert "celery_neli.singletons.runner:SingletonsStep" in lazy.steps["worker"]
     assert threading.active_count() == threads
 
 

@@ -1,4 +1,4 @@
-"""Entries that are made, changed, paused and removed at runtime, as the led scheduler follows them."""
+"""Entries that are made, changed, paused and removed at runtime, as the replicated scheduler follows them."""
 
 from __future__ import annotations
 

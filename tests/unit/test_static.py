@@ -19,7 +19,7 @@ from celery_neli.config import shard_roles
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.api import entry_names, view_of
 from celery_neli.periodic.static import check_static
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import Beat, an_hour_ago, make_app

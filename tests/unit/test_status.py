@@ -23,7 +23,7 @@ from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError
 from celery_neli.handover import hand_over
 from celery_neli.schedule_topic.codec import MEMBER, STATE, Note, State, encode_note, encode_state
-from celery_neli.schedule_topic.one_shot import write
+from celery_neli.schedule_topic.topic import write
 from celery_neli.status import has_lost, look
 from tests.unit.schedulers import make_app
 

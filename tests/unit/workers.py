@@ -19,7 +19,6 @@ from kombu.common import QoS
 from celery_neli.worker.consumer_step import RoleQueues
 from celery_neli.worker.in_flight import InFlight
 from celery_neli.worker.task_marking import role_queue
-from tests.unit.fakes import FakeRole
 from tests.unit.leases import Lease, make_app
 
 if TYPE_CHECKING:
@@ -107,17 +106,25 @@ class BareConsumer(Consumer):
         default_steps = ()
 
 
+class Role:
+    """Notes that it was asked to back off."""
+
+    def __init__(self, name: str, resigned: list[str | None]) -> None:
+        self._name, self._resigned = name, resigned
+
+    def resign(self, *, back_off: bool) -> None:
+        assert back_off
+        self._resigned.append(self._name)
+
+
 class Leadership:
     """Notes which roles it was asked to hand over."""
 
     def __init__(self) -> None:
         self.resigned: list[str | None] = []
 
-    def role(self, name: str = "leader") -> FakeRole:
-        return FakeRole(self, name)
-
-    def back_off(self, role: str) -> None:
-        self.resigned.append(role)
+    def role(self, name: str = "leader") -> Role:
+        return Role(name, self.resigned)
 
 
 class Worker:

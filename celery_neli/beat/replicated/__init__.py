@@ -1,1 +1,1 @@
-"""Our own scheduler: an engine with a ledger of slots. Alone it is a faster Celery scheduler; led, it claims slots."""
+"""Our own scheduler: an engine with a ledger of slots. In a beat that leads, it claims its slots."""

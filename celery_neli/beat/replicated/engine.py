@@ -19,8 +19,7 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.beat.publish import beat_headers
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.ledger import Run, SlotLedger
-from celery_neli.beat.replicated.pool import Pool
-from celery_neli.beat.replicated.publishers import Unsent
+from celery_neli.beat.replicated.publishers import Pool, Unsent
 from celery_neli.beat.replicated.sender import NoLease, Sender
 from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import EntryLines, escaping
@@ -75,6 +74,11 @@ class LeftOut:
     def over(self, name: str) -> None:
         """Forget what was logged for the entry: its slot is over."""
         self._logged.pop(name, None)
+
+    def pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
+        """Let the slots up to ``slot`` never run; return the entry after them."""
+        self.over(entry.name)
+        return self._table.pass_over(entry, slot, now)
 
 
 class Engine:
@@ -170,7 +174,8 @@ class Engine:
         """Look at the entry later, and at the others in the meantime; return the seconds until the next tick."""
         scheduler = self._scheduler
         if found.passed is not None:
-            entry = self.pass_over(entry, found.passed, now)
+            entry = self.left_out.pass_over(entry, found.passed, now)
+            self.ledger.write(entry)
         delay = found.delay if is_numeric_value(found.delay) else scheduler.max_interval
         wait = scheduler.adjust(delay)
         if delay > 0 and (wait < 0 or (found.exact and wait < SHORTEST)):
@@ -184,13 +189,6 @@ class Engine:
         if self.table.exact and found.exact:
             heap.put(entry.name, self.table.first_look(entry))
         return float(min(wait, scheduler.max_interval)) if alone else 0.0
-
-    def pass_over(self, entry: Any, slot: datetime, now: datetime) -> Any:
-        """Let the slots up to ``slot`` never run; return the entry after them."""
-        self.left_out.over(entry.name)
-        passed = self.table.pass_over(entry, slot, now)
-        self.ledger.write(passed)
-        return passed
 
     def _was_set_back(self, entry: Any, now: float) -> bool:
         """Return True if the clock was set back.

@@ -23,8 +23,8 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.schedule.due import Forecast, Look, entry_has_slots, look, pass_over
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.misfire import Misfire
-from celery_neli.schedule.once import once
+from celery_neli.schedule.policies import Misfire
+from celery_neli.schedule.slots import once
 
 logger = escaping(get_logger(__name__))
 

@@ -141,11 +141,6 @@ class SharedSchedule:
                 each.ledger.states.caught_up()
             self._counting = False
 
-    def forget_unsaved(self) -> None:
-        """Forget what was not written of a term that was not handed over: a successor may know better."""
-        if not any(each.leads for each in self.hosts):
-            self.topic.forget_unsaved()
-
     def note(self) -> None:
         """Write every 15 seconds which app and schedule this member has; `celery neli status` compares."""
         self._notes_of_others.warn(leads=any(each.leads for each in self.hosts))
@@ -244,11 +239,8 @@ class ReplicatedHost:
         """Begin a term, after everything was applied that is in the schedule topic: waits for that for a second.
 
         A term that was served here, and ended, is handed over: late heartbeats may bring its lease back, but what came
-        of its last slots is not known any more.
-
-        Raises:
-            NotReady: The schedule topic cannot be read to its end.
-            ConfigurationError: This beat has fewer shards than others had before.
+        of its last slots is not known any more. Raises `NotReady` if the schedule topic cannot be read to its end, and
+        `ConfigurationError` if this beat has fewer shards than others had before.
         """
         self.prepare()
         shared, ledger, engine = self.shared, self.ledger, self.scheduler.neli_engine
@@ -306,8 +298,8 @@ class ReplicatedHost:
             if held:
                 self.scheduler.close()
             release_connection(self.scheduler)
-        if not held:
-            self.shared.forget_unsaved()
+        if not held and not any(each.leads for each in self.shared.hosts):
+            self.shared.topic.forget_unsaved()  # a successor may know better
 
     def _prefer_newest(self) -> None:
         """Ask for a role that is led with an older version of the schedule than this member's, or by a beat that writes

@@ -28,7 +28,7 @@ from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import LogLimit, escaping
-from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, apps_of, decode_note, living, sharing
+from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, decode_note, living, names_by, sharing
 
 #: Seconds until the same line may be logged again.
 REPEAT_AFTER: Final = 60.0
@@ -84,7 +84,7 @@ class MemberNotes:
             return
         now = self._clock()
         apps = {self._app: [self._name]}
-        for app, names in apps_of(living(self._notes, None, now)).items():
+        for app, names in names_by(living(self._notes, None, now), "app").items():
             apps.setdefault(app, []).extend(names)
         apps_shared = sharing(apps, self._group)
         if apps_shared is None:
@@ -141,7 +141,6 @@ def canonical(value: Any, depth: int = 0) -> str:
 
 
 def _named(value: Any, plain: type, text: str) -> str:
-    """Return `text` with the name of the value's type, where that is not the `plain` one."""
     return text if type(value) is plain else f"{type(value).__name__}({text})"
 
 

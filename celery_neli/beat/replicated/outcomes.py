@@ -1,4 +1,4 @@
-"""The ledger of a scheduler that is led: it claims each slot in the leader topic, and keeps the states of entries.
+"""The ledger of an elected beat: it claims each slot in the leader topic, and keeps the states of entries.
 
 The rules are in docs/protocol.md ("Slots"). Nothing here waits for Kafka, but for a second at the end of a term.
 """
@@ -21,9 +21,8 @@ from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
-from celery_neli.schedule.once import once
-from celery_neli.schedule.overlap import Overlap
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.policies import Overlap
+from celery_neli.schedule.slots import next_slot, once
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
 if TYPE_CHECKING:
@@ -109,10 +108,10 @@ class ClaimingLedger(SlotLedger):
     def begin(self, number: int, beginning: Beginning) -> None:
         """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled."""
         states, table, now = self.states, self._table, self._table.moment()
-        marks, blind = beginning.marks, self.states.led
+        marks, blind = beginning.marks, self.states.of_a_leader
         led_until = self._role.predecessor_active_until()
         if marks is None and led_until is not None and not blind:
-            # Another scheduler was led, which leaves no watermarks: its slots were served until then.
+            # The leader had another scheduler, which leaves no watermarks: its slots were served until then.
             marks = Watermarks(claimed=led_until.timestamp(), settled=led_until.timestamp(), attempted=0.0)
         self.term = Term(
             self._role, number, beginning=beginning, inherited=marks, blind=blind, newest=states.newest,
@@ -246,7 +245,7 @@ class ClaimingLedger(SlotLedger):
         )  # fmt: skip
         self._tell(hooks.IN_DOUBT, entry, last, policy=policy, count=doubtful.total, first=first)
         if not sends:
-            self._pass_over(entry, last, now)
+            self.write(self._left_out.pass_over(entry, last, now))
         return not sends
 
     def _overlaps_last(self, entry: Any, found: Look, now: datetime) -> bool:
@@ -265,12 +264,8 @@ class ClaimingLedger(SlotLedger):
             "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
             name, _iso(found.slot), last_id,
         )  # fmt: skip
-        self._pass_over(entry, found.slot, now)
+        self.write(self._left_out.pass_over(entry, found.slot, now))
         return True
-
-    def _pass_over(self, entry: Any, slot: datetime, now: datetime) -> None:
-        self._left_out.over(entry.name)
-        self.write(self._table.pass_over(entry, slot, now))
 
     def task_id(self, entry: Any, slot: datetime | None) -> str | None:
         """Return the task id of the slot, the same for every leader."""
@@ -364,7 +359,7 @@ class ClaimingLedger(SlotLedger):
             if following is None or following.timestamp() > term.claims.settled:
                 states.open.discard(entry.name)
         states.unwritten.pop(entry.name, None)
-        self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, term=term.epoch)))
+        self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, epoch=term.epoch)))
 
     def flush(self) -> None:
         """Wait until the states of what ran are in Kafka; for a second at most."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from celery.utils.log import get_logger
 
 from celery_neli.logs import LogLimit, escaping
-from celery_neli.schedule.overlap import Overlap, unfinished
+from celery_neli.schedule.policies import Overlap, unfinished
 
 logger = escaping(get_logger(__name__))
 
@@ -107,7 +107,11 @@ class OverlapCheck:
         if self._asked is not None:
             return self._silent(name, f"the question for entry {self._asked[0]!r} is still open")
         began, clock = self._clock(), self._clock
-        answer = self._put(lambda: _Known(task_id, question(), clock()))
+        if self._questions is None:
+            self._questions = queue.SimpleQueue()
+            threading.Thread(target=_answer, args=(self._questions,), name="neli-overlap", daemon=True).start()
+        answer: futures.Future[_Known] = futures.Future()
+        self._questions.put((answer, lambda: _Known(task_id, question(), clock())))
         self._asked = name, answer
         futures.wait([answer], timeout=self._bound(began))
         took = self._clock() - began
@@ -118,14 +122,6 @@ class OverlapCheck:
         if (error := answer.exception()) is not None:
             return self._silent(name, repr(error))
         return self._recall(name)
-
-    def _put(self, question: Callable[[], _Known]) -> futures.Future[_Known]:
-        if self._questions is None:
-            self._questions = queue.SimpleQueue()
-            threading.Thread(target=_answer, args=(self._questions,), name="neli-overlap", daemon=True).start()
-        future: futures.Future[_Known] = futures.Future()
-        self._questions.put((future, question))
-        return future
 
     def _bound(self, now: float) -> float:
         """Return how long to wait: an outage costs the patience once, a slow backend a tenth of the time."""

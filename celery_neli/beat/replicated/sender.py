@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from celery.beat import SchedulingError
 from celery.exceptions import reraise
 from celery.utils.log import get_logger
 
+from celery_neli import hooks
 from celery_neli.beat.publish import (
     PERIODIC_TASK_NAME,
     beat_headers,
@@ -29,14 +31,11 @@ from celery_neli.beat.replicated.ledger import Run, SlotLedger
 from celery_neli.beat.replicated.templates import Templates, keep_client, publish_below
 from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import escaping
-from celery_neli.periodic.call import OWN_OPTIONS
-from celery_neli.printable import printable, printable_error
+from celery_neli.printable import printable
 from celery_neli.schedule.due import Look, advance, expires_of
+from celery_neli.schedule.policies import OWN_OPTIONS
 
 logger = escaping(get_logger(__name__))
-
-#: How many characters of an error are logged.
-MOST_OF_AN_ERROR = 400
 
 
 class NoLease:
@@ -61,9 +60,9 @@ class NoLease:
         """Return True."""
         return True
 
-    def goes_on_after(self, exc: BaseException, entry: str) -> bool:
-        """Return False: as with Celery, what is no Exception ends the beat."""
-        return False
+    def outliving(self, entry: str) -> AbstractContextManager[None]:
+        """Change nothing: as with Celery, what is no Exception ends the beat."""
+        return nullcontext()
 
 
 class _Thread(threading.local):
@@ -160,12 +159,8 @@ class Sender:
         scheduler, lease = self._scheduler, self.lease
         lease.ask_finish()
         try:
-            try:
+            with lease.outliving(entry.name):
                 result = type(scheduler).apply_async(scheduler, entry, producer=producer, advance=advance, **kwargs)
-            except BaseException as exc:
-                if isinstance(exc, Exception) or not lease.goes_on_after(exc, entry.name):
-                    raise
-                raise SchedulingError(f"Couldn't apply scheduled task {entry.name}: {exc!r}") from exc
         except Exception as exc:
             lease.ask_finish()
             if not self._is_over_after(exc):
@@ -310,7 +305,7 @@ class Sender:
         if error is not None:
             celery.beat.error(  # in Celery's logger, where users look for such lines
                 "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
-                printable(name), _iso(run.slot), printable_error(error, MOST_OF_AN_ERROR),
+                printable(name), _iso(run.slot), hooks.error_text(error),
             )  # fmt: skip
             logger.debug("beat: what refused entry=%s", name, exc_info=error)
             run.advanced.total_run_count = run.entry.total_run_count

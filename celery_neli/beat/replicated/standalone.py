@@ -5,14 +5,13 @@ What Celery's documentation says of its scheduler holds for this one. What diffe
 - Which entry is due next is read from a heap that is changed in place. No tick looks at an entry that is not due.
 - An entry runs *for a slot*, a due time of its schedule, and that slot is its `last_run_at`: intervals do not drift,
   and a slot has the same name in every process. Schedules that know only `is_due` are asked, and have no slots.
-- Slots that passed while no beat ran them are subject to the misfire policy (:mod:`celery_neli.schedule.misfire`), and
+- Slots that passed while no beat ran them are subject to the misfire policy (:mod:`celery_neli.schedule.policies`), and
   logged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any
 
 import celery.beat
@@ -27,9 +26,9 @@ from celery_neli.beat.replicated.sender import NoLease
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.periodic.call import OWN_OPTIONS
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.printable import closest
+from celery_neli.schedule.policies import OWN_OPTIONS
 
 logger = escaping(get_logger(__name__))
 
@@ -60,16 +59,6 @@ class ReplicatedScheduler(celery.beat.Scheduler):
         super().__init__(app, Entries() if schedule is None else schedule, *args, **kwargs)
         if self.neli_make_ledger is None:
             self.Producer: Any = naming_producer(self.Producer, self.neli_engine.sender.lease)
-
-    @property
-    def neli_slot(self) -> datetime | None:
-        """The slot (UTC) that is being run, while one is."""
-        return self.neli_engine.sender.slot
-
-    @property
-    def neli_left_out(self) -> int:
-        """How many slots were left out, by the entries' policies, since this scheduler was built."""
-        return self.neli_engine.left_out.total
 
     # -- the schedule --
 
@@ -172,7 +161,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send the entry's task, as Celery does; faster where that changes nothing. Raises `SchedulingError`."""
         sender = self.neli_engine.sender
-        entry = sender.message_of(self.reserve(entry) if advance else entry, self.neli_slot)
+        entry = sender.message_of(self.reserve(entry) if advance else entry, sender.slot)
         if producer is None or kwargs:
             return super().apply_async(entry, producer=producer, advance=False, **kwargs)
         return sender.transmit(entry, producer)

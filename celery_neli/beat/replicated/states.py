@@ -22,12 +22,12 @@ from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, place
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
     MAX_CHANGES,
-    NO_TERM,
+    NO_EPOCH,
     RUNS_MOST,
     STATE,
     Definition,
@@ -86,7 +86,7 @@ class States:
         self._orphan_states: dict[str, State] = {}
         self._pending_overrides: dict[str, Definition] = {}
         self.inventory = Inventory()
-        #: The highest epoch of a term that wrote a state.
+        #: The highest epoch of a state that was read.
         self.newest = -1
         #: The slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
         self.sent: dict[str, float] = {}
@@ -147,13 +147,13 @@ class States:
             with self._alone(ENTRY, name):
                 self._read_entry(name, override)
 
-    def state_of(self, entry: Any, *, term: int) -> State:
+    def state_of(self, entry: Any, *, epoch: int) -> State:
         """Return what is to be written of ``entry``."""
         name = entry.name
         return State(
             last=at_of(entry),
             runs=min(entry.total_run_count, RUNS_MOST),
-            term=term,
+            epoch=epoch,
             since=self.since.get(name, 0.0),
             open=name in self.open,
             sent=self.sent.get(name),
@@ -215,9 +215,9 @@ class States:
         return [entry for name, entry in entries.items() if name not in self.defined]
 
     @property
-    def led(self) -> bool:
-        """True if any state that was read is of a leader; an import has no term."""
-        return self.newest > NO_TERM
+    def of_a_leader(self) -> bool:
+        """True if any state that was read is of a leader; an import has no epoch."""
+        return self.newest > NO_EPOCH
 
     def ran(self, name: str, last: float) -> None:
         """Note that the entry ran for a slot after it was defined again or paused."""
@@ -270,27 +270,26 @@ class States:
         entry = self._table.find(name)
         if entry is None:
             self._orphan_states[name] = state
-        elif not leading or (state.term == NO_TERM and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
+        elif not leading or (state.epoch == NO_EPOCH and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
-        elif state.term != NO_TERM or state.last > at_of(entry):
+        elif state.epoch != NO_EPOCH or state.last > at_of(entry):
             # A leader that was frozen wrote it. Compaction keeps what was written last, so ours is written again.
             self._write(entry)
 
     def _take_orphan(self, entry: Any) -> None:
-        """Apply the state that was read before its entry was there."""
         if (orphan := self._orphan_states.pop(entry.name, None)) is not None:
             with self._alone(STATE, entry.name):
                 self._apply(entry, orphan)
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
-        if state.term == NO_TERM and name not in self._initial and state.last <= at_of(entry):
+        if state.epoch == NO_EPOCH and name not in self._initial and state.last <= at_of(entry):
             return
         since = self._ahead.begins(name, self.since.get(name, 0.0))
         if state.last > since and self._ahead.is_far(name, "last", state.last):
-            self.newest = max(self.newest, state.term)  # so that what is written in its place counts
+            self.newest = max(self.newest, state.epoch)  # so that what is written in its place counts
             return
-        if NO_TERM < state.term < self.newest and name not in self._initial:
+        if NO_EPOCH < state.epoch < self.newest and name not in self._initial:
             # Of a deposed leader, late: that it ran may be news, nothing else is.
             if state.last > at_of(entry):
                 place(entry, state.last)
@@ -298,8 +297,8 @@ class States:
                 self._table.note(name)
             return
         place(entry, max(state.last, since))  # may raise: first of all
-        self.newest = max(self.newest, state.term)
-        if state.term > NO_TERM:
+        self.newest = max(self.newest, state.epoch)
+        if state.epoch > NO_EPOCH:
             self.imported.pop(name, None)
         for names in (self._initial, self.unwritten, self.again):
             names.pop(name, None)
@@ -357,7 +356,6 @@ class States:
         self._log(name, "defined" if before is None else "changed")
 
     def _pause(self, entry: Any, definition: Definition | None) -> None:
-        """Apply a pause, or its end, to an entry of beat_schedule."""
         paused = definition is not None and definition.paused
         if definition is not None and definition.since != self.since.get(entry.name, 0.0):
             self.since[entry.name] = definition.since

@@ -14,7 +14,7 @@ from celery_neli.config import parent
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.slots import missed
-from celery_neli.schedule_topic.codec import RANK_MOST
+from celery_neli.schedule_topic.codec import EPOCH_MOST
 from celery_neli.settings import SHARDS_MOST, VERSION_MOST
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from celery_neli.schedule_topic.topic import ScheduleTopic
 
 #: The key of `neli_schedule_version` in the records of a beat's roles.
-VERSION = "version"
+VERSION_KEY = "version"
 #: Further keys: how many shards the leader uses; the watermarks that new shards begin with; what is to be added to a
 #: term for the epoch of its states.
 SHARDS, SPLIT, BASE = "shards", "split", "base"
@@ -60,10 +60,9 @@ class Term:
     ) -> None:
         self.number = number
         more = beginning.data
-        #: What the states that are written in it bear as their term: higher than any before. Numbers of terms alone
-        #: would not do: entries move from shard to shard, and a leader topic that is created again counts from 0. At
-        #: the highest that readers accept it stays: of equal epochs the later state counts, so ours still wins.
-        self.epoch: int = min(max(more.get(BASE, 0) + number, newest + 1), RANK_MOST)
+        #: Of the states that are written in it (`codec.State`). At the highest that readers accept it stays: of equal
+        #: epochs the later state counts, so ours still wins.
+        self.epoch: int = min(max(more.get(BASE, 0) + number, newest + 1), EPOCH_MOST)
         self.claims = Claims(term=number, interval=interval, inherited=inherited, now=now)
         #: Slots that the watermark *settled* must not pass although they are not in the heap, by entry: those that are
         #: being sent, or that failed.
@@ -78,7 +77,7 @@ class Term:
         if base := self.epoch - number:
             self._more[BASE] = base
         if version is not None:
-            self._more[VERSION] = version
+            self._more[VERSION_KEY] = version
         found = inherited or Watermarks(now if blind else NEVER, NEVER)
         #: No earlier term has sent a slot of an entry that was defined later, and that no leader wrote a state of.
         self._reached = found.claimed
@@ -177,7 +176,7 @@ def _never_ran(entry: Any, marks: Watermarks) -> int:
 
 def version_of(data: Mapping[str, Any] | None) -> int:
     """Return the `neli_schedule_version` in a record's data, or -1 for none and for what the setting cannot be."""
-    return _whole((data or {}).get(VERSION), most=VERSION_MOST, otherwise=-1)
+    return _whole((data or {}).get(VERSION_KEY), most=VERSION_MOST, otherwise=-1)
 
 
 # -- shards (`config.owner`) --
@@ -221,7 +220,7 @@ def begin(shard: int, shards: int, payload: Callable[[int], Payload], *, now: fl
     more: dict[str, Any] = {SHARDS: shards}
     if split:
         more[SPLIT] = split
-    if _whole(found.get(BASE), most=RANK_MOST) > 0:
+    if _whole(found.get(BASE), most=EPOCH_MOST) > 0:
         more[BASE] = found[BASE]
     return Beginning(marks, more)
 

@@ -11,27 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.periodic.definition import check_comes, define
+from celery_neli.periodic.editor import Record, ScheduleEditor
 from celery_neli.printable import printable_error
-from celery_neli.schedule_topic.codec import (
-    ENTRY,
-    NO_TERM,
-    STATE,
-    Definition,
-    State,
-    decode_state,
-    encode_definition,
-    encode_state,
-)
+from celery_neli.schedule_topic import codec
+from celery_neli.schedule_topic.codec import Definition, State
 from celery_neli.schedule_topic.values import check_time, shown
-
-if TYPE_CHECKING:
-    from celery_neli.periodic.editor import Record, ScheduleEditor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,14 +134,14 @@ def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing:
     )
     check_comes(new, editor.app, after=since)
     new = replace(new, since=since, paused=found.paused, changes=old.changes if old else ())
-    definition = encode_definition(editor.changed(new, f"imported from {source.what}"))
+    definition = codec.encode_definition(editor.changed(new, f"imported from {source.what}"))
     return Row(
         name=found.name,
         action="added" if old is None else "replaced",
         schedule=new.schedule,
         notes=(*(("paused",) if found.paused else ()), *found.notes),
         # The state comes first: a leading beat would make one of its own for a definition without a state.
-        records=(*_state(editor, found, since=since), (ENTRY, found.name, definition)),
+        records=(*_state(editor, found, since=since), (codec.ENTRY, found.name, definition)),
     )
 
 
@@ -169,7 +159,7 @@ def _of_static(source: Source, editor: ScheduleEditor, found: Found) -> Row:
     new = replace(pause, paused=pause.paused or found.paused, since=since)
     if new != pause:
         new = editor.changed(new, f"imported from {source.what}")
-        records.append((ENTRY, found.name, encode_definition(new)))
+        records.append((codec.ENTRY, found.name, codec.encode_definition(new)))
     return Row(
         name=found.name,
         action="state" if records else "kept",
@@ -182,9 +172,9 @@ def _state(editor: ScheduleEditor, found: Found, *, since: float) -> list[Record
     """Return the state to write: none if the entry never ran, or has a state here, which is newer or says the same."""
     if found.last is None or found.name in editor.known.states:
         return []
-    state = encode_state(State(last=found.last, runs=found.runs, term=NO_TERM, since=since, open=True))
+    state = codec.encode_state(State(last=found.last, runs=found.runs, epoch=codec.NO_EPOCH, since=since, open=True))
     try:
-        decode_state(state)  # what cannot be read is not written
+        codec.decode_state(state)  # what cannot be read is not written
     except RecordError:
         raise ConfigurationError(f"its count is none: {shown(found.runs)}") from None
-    return [(STATE, found.name, state)]
+    return [(codec.STATE, found.name, state)]

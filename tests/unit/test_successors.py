@@ -1,4 +1,4 @@
-"""What a led scheduler takes over from the one before it: after a clean end, after a crash, from nobody."""
+"""What the replicated scheduler takes over from the leader before: after a clean end, after a crash, from nobody."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery.schedules import crontab, solar
 
-from celery_neli.schedule.once import once
+from celery_neli.schedule.slots import once
 from tests.unit.beats import NOON, Crash, World, seconds
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Each inner scheduler through a term's whole life: acquired, revoked, fenced in mid-dispatch, taken back."""
+"""Each wrapped scheduler through a term's whole life: acquired, revoked, fenced in mid-dispatch, taken back."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_later_term_of_the_same_process_does_not_finish_what_an_earlier_one_be
     """Between the advance of an entry and its message the lease was lost and won again: begin anew."""
 
     def lose_and_win() -> None:
-        if kind.leadership.standing().term == 1:
+        if kind.leadership.role().term == 1:
             kind.leadership.lapse()
             kind.leadership.grant(2)
 

@@ -1,4 +1,4 @@
-"""Terms of a led scheduler that begin from nothing or end in the midst of something, and states that others write."""
+"""Terms of the replicated scheduler that begin from nothing or are cut off, and states that others write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from celery.schedules import crontab
 from kombu.exceptions import OperationalError
 
-from celery_neli.schedule_topic.codec import ENTRY, NO_TERM, STATE
+from celery_neli.schedule_topic.codec import ENTRY, NO_EPOCH, STATE
 from tests.unit.beats import NOON, START, Process, World, seconds
 
 SKIP = {"neli_in_doubt": "skip", "neli_misfire": "fire_all"}
@@ -93,7 +93,7 @@ def test_a_blind_leader_with_states_takes_what_is_past_for_in_doubt(caplog: pyte
     for policy, sent in (("send", [20.0]), ("skip", [])):
         caplog.clear()
         world = World({"e": 10.0}, neli_in_doubt=policy)
-        world.put_state("e", 10.0, term=7, runs=1)
+        world.put_state("e", 10.0, epoch=7, runs=1)
         world.now = 25.0
         beat = world.beat()
         beat.member.lead(blind=True)
@@ -150,12 +150,12 @@ def test_a_deposed_leader_s_late_state_takes_nothing_back() -> None:
     leader, standby = world.leader(), world.beat()
     leader.member.lead()
     world.ticks(until=35)
-    world.put_state("e", 10.0, term=1, runs=1)
+    world.put_state("e", 10.0, epoch=1, runs=1)
     world.ticks(until=36)
-    assert (world.state().last, world.state().term) == (30, 2)
+    assert (world.state().last, world.state().epoch) == (30, 2)
     assert (standby.entry().last_run_at - NOON).total_seconds() == 30
     leader.crash()
-    world.put_state("e", 10.0, term=1, runs=1)
+    world.put_state("e", 10.0, epoch=1, runs=1)
     standby.turn()
     assert ((standby.entry().last_run_at - NOON).total_seconds(), standby.entry().total_run_count) == (30, 3)
     successor = world.leader()
@@ -169,16 +169,16 @@ def test_an_imported_state_counts_also_while_somebody_leads() -> None:
     world = World({"e": 100.0})
     world.leader()
     world.ticks(until=5)
-    world.put_state("e", 60.0, term=NO_TERM, runs=17)
+    world.put_state("e", 60.0, epoch=NO_EPOCH, runs=17)
     world.ticks(until=170)
     assert world.slots() == [160]
-    assert (world.state().runs, world.state().term) == (18, 1)
+    assert (world.state().runs, world.state().epoch) == (18, 1)
 
 
 def test_a_state_that_waits_for_its_entry_is_used_when_that_comes() -> None:
     """Read before the entry was added, or before its definition was."""
     world = World({"tick": 1.0})
-    world.put_state("e", 95.0, runs=9, term=3)
+    world.put_state("e", 95.0, runs=9, epoch=3)
     world.now = 100.0
     beat = world.leader()
     world.ticks(until=101)
@@ -236,7 +236,7 @@ def test_nothing_is_sent_before_the_topic_was_read_to_its_end() -> None:
     world = World({"e": 10.0})
     beat: Process = world.beat()
     world.ticks(until=1)
-    world.put_state("e", 20.0, term=1)
+    world.put_state("e", 20.0, epoch=1)
     beat.topic.up = False
     world.now = 25.0
     beat.member.lead()

@@ -1,7 +1,8 @@
-"""A singleton in a process of its own: the worker's side (`ProcessSession`) and the child's (`main`).
+"""The sessions of a singleton: in a thread of the worker, or in a process of its own.
 
-The child is a fresh interpreter, not a fork: the worker has threads and live Kafka clients. Over a socket pair go JSON
-lines: the commands `run` or `end`, and one answer to each. The worker counts the failures.
+`ProcessSession` is the worker's side of that process, `main` the child's. The child is a fresh interpreter, not a fork:
+the worker has threads and live Kafka clients. Over a socket pair go JSON lines: the commands `run` or `end`, and one
+answer to each. The worker counts the failures.
 
 The child imports the function's module, which registers the singleton again, and maps the worker's leases, so each run
 checks the real lease. It never talks to Kafka. It ends
@@ -26,21 +27,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import Any, Protocol
 
 from celery_neli.election.lease import boottime
 from celery_neli.election.shared_lease import RoleLease, SharedLease, share
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.singletons.decorator import Singleton, find
-from celery_neli.singletons.runner import ChildFailed, ThreadSession
-from celery_neli.worker.leader_only import Lease, Unelected
+from celery_neli.singletons import Singleton, find
+from celery_neli.worker.leader_only import Lease, Unelected, in_term
 
-CHILD = "import sys; sys.path[:] = {path}; from celery_neli.singletons.process import main; main()"
+CHILD = "import sys; sys.path[:] = {path}; from celery_neli.singletons.session import main; main()"
 """The child's code. `python -m` would find a project's `celery.py` in the working directory before Celery."""
 POLL_INTERVAL = 0.2
 """Seconds between two looks: at the child while it is silent; in the child at the lease and at the worker."""
@@ -54,6 +54,56 @@ LAST = 20_000
 """Characters of a traceback that are passed on: its end."""
 
 logger = escaping(logging.getLogger(__name__))
+
+
+class ChildFailed(Exception):
+    """A run failed in another process, or that process died. The text says how, with the traceback from there."""
+
+
+class Session(Protocol):
+    """A time in which this worker leads without a break: a `ThreadSession`, or one in a process (`ProcessSession`)."""
+
+    def run(self) -> bool:
+        """Set up if need be, and call the function. Return False, and call nothing, if the lease is over."""
+
+    def end(self) -> None:
+        """Tear down after the last run. Raises nothing."""
+
+
+@dataclass(eq=False)
+class ThreadSession:
+    """The runs of one singleton in one term, in the calling thread."""
+
+    singleton: Singleton
+    lease: Lease
+    term: int
+    _ready = False
+
+    def run(self) -> bool:
+        """See `Session`. `setup` is called before the first run, and again until it has returned once."""
+        if not self._ready:
+            if not self._call(self.singleton.setup):
+                return False
+            self._ready = True
+        return self._call(self.singleton.function)
+
+    def _call(self, function: Callable[[], Any] | None) -> bool:
+        if not self.lease.may_start(self.term):
+            return False
+        if function is not None:
+            with in_term(self.lease, self.term):
+                function()
+        return True
+
+    def end(self) -> None:
+        """Call `teardown` if `setup` had returned, even if the lease is gone; an exception of it is logged."""
+        if self._ready and self.singleton.teardown is not None:
+            try:
+                with in_term(self.lease, self.term):
+                    self.singleton.teardown()
+            except BaseException:  # SystemExit, too: a singleton must not end the worker
+                logger.exception("singleton teardown failed singleton=%s role=%s", self.singleton.name, self.lease.name)
+        self._ready = False
 
 
 def child_path(singleton: Singleton) -> list[str]:
@@ -95,7 +145,7 @@ def _messages(channel: socket.socket) -> Iterator[Any]:
 
 @dataclass(eq=False)
 class ProcessSession:
-    """See `runner.Session`. A run starts the child if there is none; the first one in a child calls `setup`."""
+    """See `Session`. A run starts the child if there is none; the first one in a child calls `setup`."""
 
     singleton: Singleton
     lease: Lease
@@ -263,7 +313,6 @@ class _WhileParentLives(Unelected):
 
 
 def _watch(busy: threading.Event, lease: Lease, term: int) -> None:
-    """End this process if it is busy and the lease is over."""
     while busy.wait():
         if lease.may_finish(term):
             left = lease.standing().until - boottime() if isinstance(lease, RoleLease) else POLL_INTERVAL

@@ -1,4 +1,4 @@
-"""The led scheduler in its term: slots are claimed before they are published, and settled before they are done."""
+"""The replicated scheduler in a term: slots are claimed before they are published, and settled before they are done."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_state_of_an_entry_is_written_after_each_run() -> None:
         world.ticks(until=until)
         state = world.state()
         assert (state.since, state.open) == (0, False)
-        seen.append((state.last, state.runs, state.term))
+        seen.append((state.last, state.runs, state.epoch))
     assert seen == [(10, 1, 1), (20, 2, 1), (60, 6, 1)]
     assert (world.state("c").last, world.state("c").runs) == (60, 1)
 

@@ -150,7 +150,7 @@ def test_after_another_scheduler_what_was_imported_from_it_is_missed() -> None:
 def test_an_import_makes_nothing_certain_that_a_lost_log_left_in_doubt() -> None:
     """Other entries have states by a leader: after the loss of the leader topic all that is past is in doubt."""
     world = World({"led": 10.0}, **SKIP)
-    world.put_state("led", 10.0, term=7, runs=1)
+    world.put_state("led", 10.0, epoch=7, runs=1)
     bring_in(world, last=-3590.0)
     world.now = 25.0
     beat = world.beat()

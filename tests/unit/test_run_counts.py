@@ -121,9 +121,9 @@ def test_runs_whose_states_were_lost_are_reckoned_from_where_states_were_saved()
 def test_what_a_deposed_leader_wrote_late_counts() -> None:
     """It ran once more than its successor knew."""
     world = World({"e": 10.0})
-    world.put_state("e", 20.0, term=7, runs=2)
+    world.put_state("e", 20.0, epoch=7, runs=2)
     standby = world.beat()
     world.ticks(until=21)
-    world.put_state("e", 30.0, term=6, runs=3)
+    world.put_state("e", 30.0, epoch=6, runs=3)
     world.ticks(until=31)
     assert standby.entry().total_run_count == 3

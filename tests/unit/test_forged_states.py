@@ -1,4 +1,4 @@
-"""Records that nobody sound wrote: they cost the led scheduler nothing but themselves, and persistence goes on."""
+"""Records that nobody sound wrote: they cost nothing but themselves; the replicated scheduler persists its states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celery_neli.exceptions import RecordError
 from celery_neli.periodic.api import view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
-    RANK_MOST,
+    EPOCH_MOST,
     RUNS_MOST,
     STATE,
     Definition,
@@ -33,7 +33,7 @@ from tests.unit.test_shards import tells
 DAY = 86_400.0
 YEAR_2200 = datetime(2200, 1, 1, tzinfo=timezone.utc).timestamp()
 #: Terms that somebody may forge: what earlier releases read, the highest that this one reads, and one below.
-TERMS = [MAX_INT, MAX_INT - 1, RANK_MOST + 1, RANK_MOST, RANK_MOST - 1]
+EPOCHS = [MAX_INT, MAX_INT - 1, EPOCH_MOST + 1, EPOCH_MOST, EPOCH_MOST - 1]
 
 
 def forge(world: World, **fields: Any) -> None:
@@ -51,7 +51,7 @@ def succeed(world: World) -> None:
 # -- terms --
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", EPOCHS)
 def test_a_forged_term_does_not_end_persistence(term: int) -> None:
     """Each later leader writes states that its successors read, and that count before the forged one."""
     world = World({"e": 10.0})
@@ -63,10 +63,10 @@ def test_a_forged_term_does_not_end_persistence(term: int) -> None:
         world.ticks(until=until)
     assert world.slots() == [10, 20, 30]
     state = world.state()
-    assert (state.last, 0 <= state.term <= RANK_MOST) == (30, True)
+    assert (state.last, 0 <= state.epoch <= EPOCH_MOST) == (30, True)
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", EPOCHS)
 def test_a_forged_term_that_comes_while_a_beat_leads_is_written_over(term: int) -> None:
     """Compaction keeps what was written last; a beat that starts afterwards knows the true state."""
     world = World({"e": 10.0})
@@ -77,9 +77,9 @@ def test_a_forged_term_that_comes_while_a_beat_leads_is_written_over(term: int) 
     assert (world.state().last, world.state().runs) == (10, 1)
 
 
-@pytest.mark.parametrize("base", [RANK_MOST, 1 << 62, 10**39, -5, True, 1e308, "9"])
+@pytest.mark.parametrize("base", [EPOCH_MOST, 1 << 62, 10**39, -5, True, 1e308, "9"])
 def test_a_forged_base_in_the_records_of_the_role_does_not_end_persistence(base: Any) -> None:
-    """What is added to a term for its rank is inherited only where it leaves room, and the rank stays readable."""
+    """What is added to a term for its epoch is inherited only where it leaves room, and the epoch stays readable."""
     world = World({"e": 10.0})
     world.leader()
     world.ticks(until=15)

@@ -1,4 +1,4 @@
-"""What django-celery-beat keeps in its database, read through its models. Writes nothing there.
+"""What other schedulers keep in stores: RedBeat in Redis, django-celery-beat in a database. Writes nothing there.
 
 With Django's `USE_TZ = False`, the times in the database have no offset, and are in Django's `TIME_ZONE`. Only the last
 run is in UTC if `DJANGO_CELERY_BEAT_TZ_AWARE` is False, because DatabaseScheduler writes it that way.
@@ -14,18 +14,75 @@ from typing import Any
 from celery.schedules import crontab, schedule, solar
 
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.importers import Found, Source, found_or_left_out
+from celery_neli.periodic.importers import Found, Row, Source, found_or_left_out, left_out, seconds
 from celery_neli.schedule.crontabs import offset_at, to_utc
-from celery_neli.schedule.once import once
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.slots import next_slot, once
 
-WARNING = "a DatabaseScheduler that runs goes on sending, and is not carried over: stop it, then import"
+REDBEAT_WARNING = "a RedBeat holds its lock, and what it sends from now on is not carried over: stop it, then import"
+DATABASE_WARNING = "a DatabaseScheduler that runs goes on sending, and is not carried over: stop it, then import"
 _LEAST = timedelta(microseconds=1)
 
 
-def read(app: Any) -> Source:
-    """Return all periodic tasks of the database, for which it blocks. Sets Django up if that was not done; raises
-    `NeliError` if Django, django-celery-beat or the database does not work.
+def read_redbeat(app: Any) -> Source:
+    """Return all entries that RedBeat schedules, read by its own code with the app's settings of it. Blocks for Redis;
+    raises `NeliError` if it does not answer, or the package is missing.
+    """
+    try:
+        from redbeat.schedulers import RedBeatSchedulerEntry, ensure_conf, get_redis
+        from redis.exceptions import RedisError
+    except ImportError as exc:
+        raise NeliError(f"RedBeat is not installed here ({exc}): install celery-redbeat") from None
+
+    try:
+        conf = ensure_conf(app)
+        client = get_redis(app)
+    except (ValueError, TypeError, KeyError) as exc:  # redis-py refuses the URL or the options
+        raise NeliError(f"RedBeat's Redis cannot be reached: {exc}; set redbeat_redis_url") from None
+    entries: list[Found | Row] = []
+    try:
+        # Its lock and its list of static entries have other keys.
+        keys = sorted(
+            key.decode() if isinstance(key, bytes) else key for key in client.zrange(conf.schedule_key, 0, -1)
+        )
+        running = bool(conf.lock_key and client.exists(conf.lock_key))
+        for key in keys:
+            name = key.removeprefix(conf.key_prefix)
+            try:
+                entry = RedBeatSchedulerEntry.from_key(key, app=app)
+            except KeyError:  # it was deleted by hand: RedBeat drops it, too
+                continue
+            except RedisError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - what is stored may raise anything; the user sees it
+                entries.append(left_out(name, NeliError(f"RedBeat itself cannot read it: {exc!r}")))
+            else:
+                entries.append(of_redbeat(entry, name))
+    except RedisError as exc:
+        raise NeliError(f"RedBeat's Redis does not answer: {exc}") from None
+    return Source(what="RedBeat", entries=entries, warning=REDBEAT_WARNING if running else None)
+
+
+def of_redbeat(entry: Any, name: str) -> Found | Row:
+    """Return an entry of RedBeat, which calls it ``name``, as `Found`; and a row for any other object."""
+    return found_or_left_out(
+        name,
+        lambda: Found(
+            name=entry.name,
+            task=entry.task,
+            schedule=entry.schedule,
+            args=list(entry.args or ()),
+            kwargs=entry.kwargs or {},
+            options=entry.options or {},
+            paused=not getattr(entry, "enabled", True),
+            last=seconds(entry.last_run_at),
+            runs=entry.total_run_count or 0,
+        ),
+    )
+
+
+def read_django(app: Any) -> Source:
+    """Return all periodic tasks that django-celery-beat keeps in its database, read through its models. Blocks for it.
+    Sets Django up if that was not done; raises `NeliError` if one of them does not work.
     """
     try:
         import django
@@ -49,7 +106,7 @@ def read(app: Any) -> Source:
         entries = [found_or_left_out(row.name, partial(_found, row, app, now)) for row in rows]
     except Error as exc:
         raise NeliError(f"django-celery-beat's database cannot be read: {exc}") from None
-    return Source(what="django-celery-beat", entries=entries, warning=WARNING)
+    return Source(what="django-celery-beat", entries=entries, warning=DATABASE_WARNING)
 
 
 def _found(row: Any, app: Any, now: datetime) -> Found:
@@ -144,7 +201,6 @@ def _options(row: Any, now: datetime) -> dict[str, Any]:
 
 
 def _aware(at: Any) -> Any:
-    """Return a time of the database in UTC; None if there is none."""
     if at is None:
         return None
     if at.tzinfo is None:

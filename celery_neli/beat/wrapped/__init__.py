@@ -1,1 +1,0 @@
-"""Any other Celery scheduler, under a lease."""
