@@ -91,16 +91,16 @@ def test_a_worker_tells_when_all_beats_are_dead_and_a_failover_within_the_allowa
     assert "slot overdue entry=tick" in next(each for each in fleet.all if each.name == "worker1").log
 
 
-def test_each_reason_is_told(fleet: Members) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_each_reason_is_told(fleet: Members, pool: str) -> None:
     """Nobody consumes a queue, an entry cannot be sent, a task does not end."""
     fleet.settings["beat_schedule"] = {
         "fine": entry(),
         "unheard": entry(queue="nobody"),
         "refused": entry("alarms.refuses"),
-        "endless": {"task": "alarms.slow", "schedule": 1000.0, "options": {"neli_max_runtime": 5}},
+        "endless": {"task": "alarms.slow", "schedule": 6.0, "options": {"neli_max_runtime": 5}},
     }
-    fleet.settings["beat_schedule"]["endless"]["schedule"] = 6.0
-    fleet.worker("-P", "threads", "-c", "20", name="worker1")
+    fleet.worker("-P", pool, "-c", "8", name="worker1")
     beat = fleet.beat(name="beat1")
     settled(fleet, beat)
     for name, reason in (("unheard", "not_started"), ("refused", "refused")):
