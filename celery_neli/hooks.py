@@ -81,6 +81,7 @@ class SlotEvent:
     first: float | None = None
     error: str = ""
     at: float = field(default_factory=time.time)
+    schedule: Any = None  # the entry's, an object of this process: no part of any record
 
     @classmethod
     def of(
@@ -96,8 +97,10 @@ class SlotEvent:
     ) -> SlotEvent:
         """Return what became of the slot of a schedule's entry."""
         at, begins = (None if each is None else each.timestamp() for each in (slot, first))
-        name, task = str(entry.name), str(entry.task)
-        return cls(entry=name, task=task, slot=at, outcome=outcome, role=role, term=term, first=begins, **more)
+        name, task, when = str(entry.name), str(entry.task), getattr(entry, "schedule", None)
+        return cls(
+            entry=name, task=task, slot=at, outcome=outcome, role=role, term=term, first=begins, schedule=when, **more
+        )
 
 
 slot: Final = Hook("slots")

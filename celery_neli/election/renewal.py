@@ -27,6 +27,7 @@ GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt
 
+RENEWAL_LOG = __name__
 Barrier = Callable[[LeaderEvent], None]
 
 logger = escaping(logging.getLogger(__name__))
@@ -96,6 +97,7 @@ class Renewal:
         mirror: Mirror,
         on_readback: Callable[[], None],
         fit: Callable[[], bool],
+        log: str = RENEWAL_LOG,
     ) -> None:
         """`barrier` is called with each change, by a thread that calls `deliver`. `Neli` describes the other ones."""
         self.config, self.clock = config, clock
@@ -111,7 +113,7 @@ class Renewal:
         self._thread: Thread | None = None
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._lines = BackgroundLog()
-        self._log = self._lines.logger(__name__)
+        self._log = self._lines.logger(log)
         self.watchdog = Watchdog(config, self._log, clock, fit)
         self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
 

@@ -71,6 +71,7 @@ def secured(tmp_path: Path, names: Callable[[str], str], secured_kafka: SecuredK
     settings = {
         "neli_group": names("g"),
         "broker_url": "memory://",
+        "neli_alarms": False,  # they have rights of their own, on which nothing rests: the last test
         "neli_kafka": secured_kafka.properties(user),
         "beat_schedule": {"tick": {"task": "smoke.tick", "schedule": 1.0}},
     }
@@ -289,3 +290,17 @@ def test_resign_is_told_which_right_is_missing(secured: Secured, but: tuple[str,
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"lacks the right {missing}: kafka-acls.sh" in line
+
+
+def test_a_member_without_the_rights_for_alarms_leads_and_says_once_what_they_need(secured: Secured) -> None:
+    """Given them, it watches."""
+    secured.make_topics("beat")
+    secured.grant("a beat", "beat")
+    topic = f"{secured.members.group}.watch.neli"
+    secured.kafka.create_topic(topic, config=LEADER)
+    member = secured.members.beat(neli_alarms=True)
+    wait_until(lambda: "leadership acquired" in member.log and topic in member.log, timeout=60, what="both")
+    lines = [line for line in complaints(member) if "history" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Kafka does not let this member see the watch topic {topic}")
+    assert f"--operation Read --operation Write --topic {topic}" in lines[0]

@@ -12,7 +12,6 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli import hooks
-from celery_neli.beat.publish import slot_id
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
@@ -22,6 +21,7 @@ from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.policies import Overlap
+from celery_neli.schedule.slot_ids import slot_id
 from celery_neli.schedule.slots import next_slot, once
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
