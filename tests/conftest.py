@@ -35,8 +35,9 @@ def pytest_report_header() -> list[str]:
     redis = "real" if services.redis_server() else "MISSING (no redis-server)"
     rabbitmq = "real" if services.rabbitmq_server() else "MISSING (no rabbitmq-server)"
     embedded = "yes" if importlib.util.find_spec("confluent_kafka") else "MISSING (no confluent-kafka)"
+    browser = "yes" if services.chromium() else "MISSING (no chromium, or no chromedriver)"
     policy = "fails" if services.in_ci() else "is skipped"
-    found = f"services: kafka {kafka}; embedded kafka {embedded}; redis {redis}; rabbitmq {rabbitmq}"
+    found = f"services: kafka {kafka}; embedded kafka {embedded}; redis {redis}; rabbitmq {rabbitmq}; browser {browser}"
     return [found, f"what lacks its service {policy}"]
 
 

@@ -57,3 +57,9 @@ def rabbitmq_server() -> str | None:
     Debian's on the path, a wrapper, insists on root or the user rabbitmq, and on the system's directories.
     """
     return shutil.which("/usr/lib/rabbitmq/bin/rabbitmq-server") or shutil.which("rabbitmq-server")
+
+
+def chromium() -> tuple[str, str] | None:
+    """Return the paths of Chromium and of its driver, or None if one is missing."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    return None if browser is None or driver is None else (browser, driver)

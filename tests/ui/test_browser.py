@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from tests import services
 from tests.processes import start_process, stop_process, wait_until
 from tests.smoke.members import Members, members
-from tests.ui.browser import browsing, chromium, serving
+from tests.ui.browser import browsing, serving
 from tests.ui.example import TOKEN, example
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ EXPECTED = "Failed to load resource"
 @pytest.fixture(scope="module")
 def window() -> Iterator[Chrome]:
     """A browser."""
-    found = services.require("chromium and chromedriver", chromium())
+    found = services.require("chromium and chromedriver", services.chromium())
     with browsing(found) as started:
         yield started
 
