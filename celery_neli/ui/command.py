@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
+from types import FrameType
 from typing import Any, Final
 
 import click
@@ -78,7 +79,16 @@ def serve(
             page, log_level="warning", root_path=root_path.rstrip("/"), server_header=False,
             timeout_graceful_shutdown=GRACE, access_log=False,
         )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listener])
+
+        class Server(uvicorn.Server):
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                page.ending = True  # or it would wait for the open streams
+                super().handle_exit(sig, frame)
+
+        try:
+            Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:  # uvicorn raises it again when all has ended
+            pass
 
 
 def is_loopback(host: str) -> bool:

@@ -64,7 +64,7 @@ def strip(kinds: Sequence[str], *, last: int = PER_ENTRY) -> Markup:
         marks.setdefault(kind, []).append(f"M{place * _STEP} {20 - height}h{_BAR}v{height}h-{_BAR}z")
     parts = [Markup('<rect class="base" y="19" width="{}" height="1"/>').format(last * _STEP)]
     parts += [Markup('<path class="{}" d="{}"/>').format(CLASSES[kind], "".join(each)) for kind, each in marks.items()]
-    return _svg(parts, summary(kinds), last * _STEP, 20, "strip")
+    return _svg(parts, summary(kinds), last * _STEP, 20, "strip", stretch=True)
 
 
 def summary(kinds: Sequence[str]) -> str:

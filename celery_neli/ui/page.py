@@ -33,6 +33,7 @@ from celery_neli.ui.state import LEADER, News, State
 MOST_FORM: Final = 16_384  # bytes of a form
 MOST_STREAMS: Final = 100  # visitors that are told of news at a time
 BEAT: Final = 15.0  # seconds between two signs of life in the stream
+STREAM: Final = 120.0  # seconds after which a stream ends, and a browser asks for the next one
 CALM: Final = 2.0  # seconds between two news that runs or entries changed
 LOOK: Final = 0.2  # seconds between two looks for news
 DAY: Final = 86_400  # seconds that browsers keep a file, whose address changes with what it holds
@@ -55,6 +56,7 @@ class Page:
     def __init__(self, app: Any, state: State, access: Access, *, changes: Mapping[str, Change] = CHANGES) -> None:
         self._celery, self._state, self._access, self._changes = app, state, access, changes
         self._streams = 0
+        self.ending = False  # streams are to end soon; may be set by a signal handler
         routes = [
             Route("/", self._overview),
             Route("/schedule", self._schedule),
@@ -191,7 +193,8 @@ class Page:
         try:
             told, told_at, alive_at = state.news, loop.time(), loop.time()
             yield "retry: 2000\n\n"
-            while not state.stopping:
+            ends = loop.time() + STREAM
+            while not (state.stopping or self.ending) and loop.time() < ends:
                 await asyncio.sleep(LOOK)
                 news, now = state.news, loop.time()
                 state.seen = state.clock()

@@ -14,7 +14,7 @@ from celery_neli.periodic.definition import moment
 from celery_neli.periodic.editor import ScheduleEditor, Topic
 from celery_neli.printable import printable
 from celery_neli.schedule.slots import has_slots, next_slot
-from celery_neli.schedule_topic.codec import ENTRY, STATE, Kind, decode_definition, decode_state
+from celery_neli.schedule_topic.codec import ENTRY, STATE, Kind, State, decode_definition, decode_state
 
 MOST_ENTRIES: Final = 200_000  # keys of the topic that are kept; further ones are not shown
 
@@ -54,6 +54,16 @@ class ScheduleIndex:
         self._known = self._editor.known
         self._names: list[tuple[str, str]] | None = None  # each name, and where a search looks
         self.dropped = 0  # records that were left out because there are too many
+
+    @property
+    def static(self) -> Mapping[str, Any]:
+        """The entries of `beat_schedule`. Raises `NeliError`."""
+        return self._editor.static
+
+    @property
+    def states(self) -> Mapping[str, State]:
+        """How far each entry has come."""
+        return self._known.states
 
     def clear(self) -> None:
         """Know nothing of the topic."""

@@ -19,6 +19,7 @@ from celery_neli.schedule_topic.codec import ENTRY, Kind, kind_of, partition_of
 from celery_neli.status import look
 from celery_neli.timeline import TimelineFollower
 from celery_neli.ui import state as kept
+from celery_neli.ui.overdue import OverdueIndex
 from celery_neli.ui.state import Follower, State
 
 LOOK_EVERY: Final = 2.0  # seconds between two looks at who leads while visitors are there
@@ -26,6 +27,7 @@ LOOK_RARELY: Final = 20.0  # ... and without them
 ASK: Final = 1.5  # seconds for one question for a topic
 TAKEN: Final = 200  # records that are folded while the lock is held
 YIELD: Final = 0.002  # seconds between two such parts
+MANY: Final = 2_000  # records at once, which say that there are more
 JUDGED_EVERY: Final = 0.5  # seconds between two looks if a lease ran out
 
 _Read = TypeVar("_Read")
@@ -110,11 +112,12 @@ class _Schedule:
     def __init__(self, state: State) -> None:
         self._state, self.problem = state, "not read yet"
         config = state.configs["beat"]
-        self._topic = config.schedule_topic
+        self._topic, self._group = config.schedule_topic, config.group
         self._client_log = ClientLog(_log, config.properties, one_shot=True)
         self._reader = Reader(config, self._client_log, self._topic, schedule_reader_properties(config))
         self._placed = False
         self._first: dict[tuple[Kind, str], bytes | None] | None = {}  # what was read before the end was reached
+        self._judge_at = 0.0
 
     def poll(self, timeout: float) -> str:
         if not self._placed:
@@ -133,7 +136,8 @@ class _Schedule:
             if isinstance(event, RawRecord) and (key := kind_of(event.key)) is not None:
                 batch.append((*key, event.value))
             ended |= isinstance(event, EndOfLog)
-        return self._take(batch, ended=ended)
+        kind = self._take(batch, ended=ended)
+        return kind or (kept.RUNS if self._judge() else "")
 
     def close(self) -> None:
         self._reader.close()
@@ -146,6 +150,7 @@ class _Schedule:
         state = self._state
         if self._first is None:
             _in_parts(state, batch, lambda each: state.schedule.add(*each))
+            self._watch(batch)
             return kept.ENTRIES if any(kind == ENTRY for kind, _, _ in batch) else kept.RUNS if batch else ""
         for kind, name, value in batch:
             self._first.pop((kind, name), None)
@@ -157,8 +162,28 @@ class _Schedule:
             for (kind, name), value in self._first.items():
                 if value is not None:
                     state.schedule.add(kind, name, value)
+        self._watch([(kind, name, value) for (kind, name), value in self._first.items()], anew=True)
         self._first, self.problem = None, ""
         return kept.ENTRIES
+
+    def _watch(self, batch: list[tuple[Kind, str, bytes | None]], *, anew: bool = False) -> None:
+        """Let what judges what is overdue know, too."""
+        state, now = self._state, self._state.clock()
+        if anew:
+            index = state.schedule
+            state.overdue = OverdueIndex(state.app, index.static, index.states, group=self._group, now=now)
+        if state.overdue is not None:
+            for kind, name, value in batch:
+                state.overdue.entry(kind, name, value, now)
+
+    def _judge(self) -> bool:
+        """Return True if something has become overdue since the last look."""
+        state, now = self._state, time.monotonic()
+        good = state.sources[kept.ELECTIONS].good  # when Kafka answered last: since then, silence says nothing
+        if state.overdue is None or good is None or not state.history_read or now < self._judge_at:
+            return False
+        self._judge_at = now + JUDGED_EVERY
+        return state.overdue.judge(min(state.clock(), good))
 
 
 class _History:
@@ -166,6 +191,7 @@ class _History:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._caught_up = False  # there was nothing more to read once
         config: Config = state.configs["beat"]
         self._follower = HistoryFollower(config, _log, state.clock() - state.days * 86_400)
 
@@ -176,6 +202,8 @@ class _History:
     def poll(self, timeout: float) -> str:
         records = self._follower.poll(timeout)
         _in_parts(self._state, records, self._add)
+        self._caught_up |= not records
+        self._state.history_read = self._caught_up and len(records) < MANY
         return kept.RUNS if records else ""
 
     def close(self) -> None:
@@ -184,6 +212,8 @@ class _History:
     def _add(self, record: Record) -> None:
         if not isinstance(record, WorkerRecord):
             self._state.runs.add(record)
+        if (overdue := self._state.overdue) is not None:
+            overdue.record(record)
 
 
 def _in_parts(state: State, batch: Sequence[_Read], add: Callable[[_Read], None]) -> None:

@@ -20,6 +20,7 @@ from celery_neli.printable import printable, printable_error
 from celery_neli.status import ElectionStatus
 from celery_neli.threads import Thread, spawn
 from celery_neli.timeline import Term
+from celery_neli.ui.overdue import OverdueIndex
 from celery_neli.ui.run_index import RunIndex
 from celery_neli.ui.schedule_index import ScheduleIndex
 
@@ -97,6 +98,8 @@ class State:
         self.lock = threading.RLock()
         self.schedule = ScheduleIndex(app, clock=clock)
         self.runs = RunIndex()
+        self.overdue: OverdueIndex | None = None  # None: what is overdue is not known
+        self.history_read = False  # there was nothing more to read of it, a moment ago
         self.elections: tuple[ElectionStatus, ...] = ()
         self.terms: dict[str, dict[str, list[Term]]] = {}  # by election, and by role
         self.news = News()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
 
+from celery_neli.alarms.overdue import FAILED, NOT_FINISHED, NOT_SENT, NOT_STARTED, REFUSED
 from celery_neli.periodic.api import BEAT_SCHEDULE, Periodic
 from celery_neli.periodic.text import human
 from celery_neli.printable import HIDDEN, is_secret
@@ -29,6 +30,13 @@ DUE: Final = 20
 OLD: Final = 8.0  # seconds without an answer after which the page says that it is old
 MOST_JSON: Final = 4_000  # characters of arguments that are shown
 MOST_TROUBLED: Final = 200
+WHY: Final[Mapping[str, str]] = {
+    NOT_SENT: "was not sent",
+    FAILED: "could not be sent",
+    REFUSED: "the application refused to send it",
+    NOT_STARTED: "no worker has started it",
+    NOT_FINISHED: "has not finished",
+}
 
 
 def common(state: State) -> dict[str, Any]:
@@ -99,6 +107,7 @@ def overview(state: State, window: str) -> dict[str, Any]:
         "paused": paused,
         "recent": recent,
         "troubled": troubled,
+        "overdue": 0 if state.overdue is None else len(state.overdue.all()),
         "members": [(each.election, member) for each in elections for member in _members(each)],
     }
 
@@ -155,10 +164,13 @@ def entry(state: State, name: str) -> dict[str, Any] | None:
 
 
 def attention(state: State) -> dict[str, Any]:
-    """Return the slots in doubt, and those that came to no good end."""
+    """Return what is overdue, the slots in doubt, and those that came to no good end."""
     with state.lock:
         runs = state.runs.troubled()[:MOST_TROUBLED]
+    overdue = None if state.overdue is None else state.overdue.all()
     return {
+        "overdue": None if overdue is None else [(each, WHY[each.reason]) for each in overdue[:MOST_TROUBLED]],
+        "overdue_count": len(overdue or ()),
         "doubt": [(run, kind_of(run)) for run in runs if run.in_doubt],
         "bad": [(run, kind_of(run)) for run in runs if not run.in_doubt],
         "most": MOST_TROUBLED,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -14,12 +13,6 @@ from selenium.webdriver.chrome.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-def chromium() -> tuple[str, str] | None:
-    """Return the paths of Chromium and of its driver, or None if one is missing."""
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    return None if browser is None or driver is None else (browser, driver)
 
 
 @contextmanager

@@ -143,12 +143,12 @@ def add_run(state: State, name: str, task: str, slot: float, choice: random.Rand
     )
 
 
-def example(entries: int = len(NAMES), **access: Any) -> tuple[State, Page]:
+def example(entries: int = len(NAMES), *, runs: int = 50, **access: Any) -> tuple[State, Page]:
     """A fleet with so many entries, and its page."""
     state = state_of(app_of())
     now = time.time()
     fill_terms(state, now=now)
-    fill_entries(state, entries, now=now)
+    fill_entries(state, entries, now=now, runs=runs)
     return state, page_of(state, **access)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import sys
+import time
 from pathlib import Path
 
-from tests.ui.browser import browsing, chromium, serving
-from tests.ui.example import example
+from tests import services
+from tests.ui.browser import browsing, serving
+from tests.ui.example import example, fill_terms
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 #: Name of the file: address, dark, width, height, scale.
@@ -15,20 +17,21 @@ PICTURES = {
     "page-overview": ("/", False, 1180, 860, 1.0),
     "page-overview-dark": ("/", True, 1180, 860, 1.0),
     "page-schedule": ("/schedule", False, 1180, 760, 1.0),
-    "page-entry": ("/entry?name=sync-stock", True, 1180, 1000, 1.0),
+    "page-entry": ("/entry?name=sync-stock", True, 1180, 820, 1.0),
     "page-narrow": ("/schedule", False, 390, 800, 1.0),
 }
 
 
 def main(directory: Path) -> None:
     """Write all pictures into the directory."""
-    found = chromium()
+    found = services.chromium()
     if found is None:
         sys.exit("missing: chromium and chromedriver (on Debian: apt-get install chromium chromium-driver)")
     directory.mkdir(parents=True, exist_ok=True)
-    _, page = example()
+    state, page = example()
     with serving(page) as address:
         for name, (path, dark, width, height, scale) in PICTURES.items():
+            fill_terms(state, now=time.time())
             with browsing(found, dark=dark, width=width, height=height, scale=scale) as window:
                 window.get(address + path)
                 taken = window.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})

@@ -204,6 +204,7 @@ def test_kafka_is_away() -> None:
     state, page = example()
     client = TestClient(page)
     state.start()
+    state.start()
     state.sources = {ELECTIONS: Source(time.time() - 2, "Kafka does not answer: refused")}
     assert "What you see is" not in client.get("/").text  # one look that failed
     state.sources = {ELECTIONS: Source(time.time() - 95, "Kafka does not answer: refused")}

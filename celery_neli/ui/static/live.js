@@ -32,6 +32,7 @@
     loading = true;
     try {
       const answer = await fetch(location.href, { credentials: "same-origin", cache: "no-store" });
+      if (answer.redirected) location.reload();  // the session is over
       if (!answer.ok || answer.redirected) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const part of document.querySelectorAll("[data-live]")) {
@@ -47,8 +48,11 @@
   }
 
   const source = new EventSource(events);
-  source.addEventListener("open", () => show("Live"));
-  source.addEventListener("error", () => show("Not live: the server does not answer. The page shows what it last knew."));
+  let lost = 0;
+  source.addEventListener("open", () => { clearTimeout(lost); lost = 0; show("Live"); load(); });
+  source.addEventListener("error", () => {  // a stream ends now and then, and the browser asks for the next one
+    lost ||= setTimeout(() => show("Not live: the server does not answer. The page shows what it last knew."), 6000);
+  });
   source.addEventListener("change", (event) => {
     const news = JSON.parse(event.data);
     if (news.say) said.textContent = news.say;
