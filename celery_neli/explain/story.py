@@ -177,7 +177,8 @@ class _Judge:
                 f"No leader knew the entry at that time: its first state, written at {self._at(first[0])}, says that "
                 f"it begins after {self.words.time(first[1].last)}.",
             )
-        if facts.state is None and facts.exists and term_at(facts.terms, facts.now) is not None and not facts.claims:
+        leads = term_at(facts.terms, facts.now) is not None
+        if facts.state is None and facts.exists and facts.marked and leads and not facts.claims:
             return Verdict(
                 "not yet known",
                 False,

@@ -119,7 +119,10 @@ class TimelineFollower:
         self.problem = self._log.reason(error) if error.name() == "_ALL_BROKERS_DOWN" else self.problem
 
     def _ask(self) -> None:
-        """Ask if brokers answer: where nobody writes, silence says nothing."""
+        """Ask if brokers answer, because silence says nothing where nothing is written.
+
+        Once they answer, `heal` reads again, and the end of the log is found again.
+        """
         self._heard = time.monotonic()
         try:
             self._reader.metadata(LOOK_LEAST)

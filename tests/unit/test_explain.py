@@ -217,6 +217,14 @@ def test_the_role_of_the_entrys_shard_counts(kafka: EmbeddedKafka) -> None:
     house.close()
 
 
+def test_celerys_own_scheduler_runs_a_little_later_than_the_slot(kafka: EmbeddedKafka) -> None:
+    house = House(kafka, neli_scheduler="celery.beat.PersistentScheduler")
+    house.happened(sent(SLOT + 0.4, 0.01))
+    status, found = house.story(ENTRY_NAME, iso(SLOT))
+    assert (status, found["verdict"], found["slot"]) == (0, "sent", SLOT)
+    house.close()
+
+
 def test_without_a_history_topic_it_says_so(kafka: EmbeddedKafka) -> None:
     house = House(kafka, neli_history=False)
     kafka.delete_topic(house.config.history_topic)

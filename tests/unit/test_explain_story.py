@@ -391,7 +391,7 @@ def test_a_slot_that_no_term_has_claimed() -> None:
 
 
 def test_a_scheduler_that_claims_no_slots() -> None:
-    story = judged(claims=(), marked=False, states=())
+    story = judged(claims=(), marked=False, states=(), state=None)
     assert (story.verdict, story.ran) == ("unknown", None)
     assert "claims no slots" in story.summary
 

@@ -19,6 +19,7 @@ from celery_neli.election.records import Record, decode, encode
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError
 from celery_neli.timeline import RoleTimeline, SlotWatch, Term, TimelineFollower, read_terms, read_timelines
+from celery_neli.timeline import follower as follower_module
 from celery_neli.timeline.follower import ENOUGH
 
 if TYPE_CHECKING:
@@ -405,9 +406,10 @@ def test_a_follower_says_that_kafka_is_away_and_goes_on_when_it_is_back(topic: T
         until(follower, lambda: follower.problem, 30)
         assert len(follower.terms()["leader"]) == 1
         topic.kafka.broker_up()
+        until(follower, lambda: not follower.problem, 30)  # though nothing is written
         topic.log.lead("b", 9, 9)
         topic.write()
-        until(follower, lambda: len(follower.terms()["leader"]) == 2 and not follower.problem, 30)
+        until(follower, lambda: len(follower.terms()["leader"]) == 2, 30)
 
 
 def test_a_follower_goes_on_when_the_topic_was_deleted_and_made_again(topic: Topic) -> None:
@@ -427,3 +429,17 @@ def test_a_follower_goes_on_when_the_topic_was_deleted_and_made_again(topic: Top
         until(follower, lambda: [each.leader for each in follower.terms()["leader"]] == ["a", "b"])
         assert [each.end for each in follower.terms()["leader"]] == ["unknown", "lives"]
         assert follower.problem == ""
+
+
+def test_a_follower_of_a_quiet_topic_asks_if_brokers_answer(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence says nothing; and where nothing is written, nothing but an answer says that Kafka is back."""
+    monkeypatch.setattr(follower_module, "SILENT", 0.5)
+    topic.make()
+    topic.log.lead("a", 0, 1)
+    topic.write()
+    with closing(TimelineFollower(topic.config, log=LOG)) as follower:
+        until(follower, lambda: follower.caught_up)
+        topic.kafka.slow(3.0)
+        until(follower, lambda: follower.problem)
+        topic.kafka.slow(0.0)
+        until(follower, lambda: not follower.problem)
