@@ -25,7 +25,7 @@ from celery_neli.logs import escaping
 from celery_neli.metrics import catalogue
 from celery_neli.metrics.numbers import Family, Labels, LowWater, Numbers
 from celery_neli.printable import printable
-from celery_neli.threads import original, spawn
+from celery_neli.threads import Thread, original, spawn
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -38,7 +38,7 @@ LONGEST_LABEL: Final = 200  # characters of an entry's name
 SEEN_FOR: Final = 60.0  # seconds for which a low margin is shown at least
 MOST_WAITING: Final = 50_000  # events of each kind that wait to be counted, those of some seconds at the highest rate
 AT_ONCE: Final = 100  # events that are counted in a row, in a tenth of a millisecond or so
-COUNT_EVERY, YIELD = 1.0, 0.000_1  # seconds
+COUNT_EVERY, YIELD, JOIN = 1.0, 0.000_1, 0.5  # seconds
 #: Outcomes of slots and the policies that decide them.
 OUTCOMES: Final = (
     (hooks.SENT, ""), (hooks.FAILED, ""), (hooks.REFUSED, ""), (hooks.IN_DOUBT, "send"), (hooks.IN_DOUBT, "skip"),
@@ -66,6 +66,8 @@ class Collection:
         self._turns: deque[float] = deque(maxlen=MOST_WAITING)
         self._published: deque[float] = deque(maxlen=MOST_WAITING)
         self._ended = False
+        self._wait: Any = original("_thread", "allocate_lock")()  # held until the end
+        self._wait.acquire()
         self._receivers: tuple[tuple[Hook, Callable[..., None]], ...] = (
             (hooks.slot, self._slots.append), (hooks.turn, self._turns.append),
             (hooks.published, self._published.append),
@@ -104,16 +106,18 @@ class Collection:
             hook.add(receiver)
 
     def end(self) -> None:
-        """Listen no more. Takes no lock, for a forked child does it, too."""
-        self._ended = True
+        """Listen no more, and let the thread end. Takes no lock, for a forked child does it, too. Repeatable."""
         for hook, receiver in self._receivers:
             hook.remove(receiver)
+        if not self._ended:
+            self._ended = True
+            self._wait.release()
 
     def keep_up(self) -> None:
         """Count what waits, every second until `end`, on the calling thread of the operating system."""
         sleep = original("time", "sleep")
         while not self._ended:
-            sleep(COUNT_EVERY)
+            self._wait.acquire(timeout=COUNT_EVERY)
             try:
                 while self._count():
                     sleep(YIELD)  # a thread that has a slot to send must not wait for Python's lock
@@ -264,7 +268,7 @@ class Part:
 
     def stop(self) -> None:
         """Show it no more; with the last one, the numbers go. Repeatable."""
-        global _collection
+        global _collection, _counter
         with _lock:
             found = _collection
             if found is None or self.leadership not in found.leaderships:
@@ -274,14 +278,16 @@ class Part:
                 found.serve(*left)
                 return
             found.end()
-            _collection = None
+            if _counter is not None:
+                _counter.join(JOIN)
+            _collection = _counter = None
             for each in _exporters():
                 each.stop()
 
 
 def start(app: Celery, leadership: Leadership) -> Part | None:
     """Collect the metrics of this process, and show them by each library that is installed; None if none is."""
-    global _collection
+    global _collection, _counter
     exporters = _exporters()
     if not exporters:
         return None
@@ -290,8 +296,7 @@ def start(app: Celery, leadership: Leadership) -> Part | None:
             made = Collection(most_entries=setting(app, "neli_metrics_entries"))
             made.serve(leadership)
             made.begin()
-            spawn(made.keep_up, name="neli-metrics")
-            _collection = made
+            _collection, _counter = made, spawn(made.keep_up, name="neli-metrics")
             for each in exporters:
                 try:
                     each.start(made.read, made.numbers)
@@ -311,15 +316,16 @@ def _exporters() -> list[Any]:
 
 
 _collection: Collection | None = None
+_counter: Thread | None = None  # counts for it
 _lock = threading.RLock()
 
 
 def _forked() -> None:
     """In a child: count nothing, and take no lock that another thread may have held at the fork."""
-    global _collection, _lock
+    global _collection, _counter, _lock
     if _collection is not None:
         _collection.end()
-    _collection, _lock = None, threading.RLock()
+    _collection, _counter, _lock = None, None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
