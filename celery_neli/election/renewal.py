@@ -40,7 +40,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Watchdog:
+class _Watchdog:
     """When the owner last made progress: the thread that renews must not keep a role for an owner that hangs."""
 
     def __init__(
@@ -52,12 +52,10 @@ class Watchdog:
         self.progress()
 
     def progress(self) -> None:
-        """See `Neli.progress`."""
         self._last = (self._clock(), threading.get_ident())
         self._hindered = ""
 
     def hindered(self, reason: str) -> None:
-        """See `Neli.hindered`."""
         self._hindered = reason
 
     def watch(self, member: Member) -> None:
@@ -112,7 +110,7 @@ class Renewal:
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._lines = BackgroundLog()
         self._log = self._lines.logger(__name__)
-        self.watchdog = Watchdog(config, self._log, clock, fit)
+        self.watchdog = _Watchdog(config, self._log, clock, fit)
         self.turned_at = 0.0  # when the thread last made a step (time.monotonic): one that hangs is seen by it
         self._serving = False
         self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
