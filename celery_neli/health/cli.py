@@ -30,7 +30,7 @@ def health(ctx: click.Context, election: str | None, ready: bool, leader: str | 
     """Say if the processes of this app on this machine, or in this container, are well: a probe that needs no Kafka.
     The exit status is 1 if one is not, or if there is none.
     """
-    from celery_neli.health.directory import DirectoryError, path_of
+    from celery_neli.health.directory import REMEDY, DirectoryError, path_of
     from celery_neli.health.survey import survey
 
     app = ctx.obj.app
@@ -52,7 +52,7 @@ def health(ctx: click.Context, election: str | None, ready: bool, leader: str | 
     if problem == _NONE:
         problem = (
             f"no process of {' or '.join(groups)} has a note in {path}: none runs here, or it runs as another user or "
-            f"with another neli_health_dir or TMPDIR, or it cannot write there{_because(found.trouble)}"
+            f"with another neli_health_dir or TMPDIR, or it cannot write there{_because(found.trouble)}: then {REMEDY}"
         )
     if as_json:
         say_json(json.dumps(_as_dict(found, problem)))

@@ -217,6 +217,9 @@ class FakeTopic:
         self._next = 0
         self._late: dict[tuple[Kind, str], bytes | None] = {}
 
+    def unready(self) -> str:
+        return ""
+
     def start(self) -> None:
         self.running = True
 

@@ -288,6 +288,7 @@ def test_no_process_is_not_well_and_the_command_says_what_to_look_at(app: Celery
     assert code == 1
     assert f"no process of g.beat or g.worker has a note in {here.path}: " in said
     assert "No such file or directory" in said
+    assert "set neli_health_dir to" in said
     code, said = run(app, "--json")
     assert (code, json.loads(said)["well"]) == (1, False)
     app.conf.neli_health_dir = ""
