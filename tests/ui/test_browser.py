@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -68,6 +69,19 @@ def see(window: Chrome, what: str, selector: str = "main", timeout: float = 20.0
         raise AssertionError(f"{what!r} is not in {text(window, selector)!r}") from None
 
 
+def click(window: Chrome, by: str, what: str) -> None:
+    """Click once it is there; it may be replaced at any moment."""
+
+    def clicked() -> bool:
+        try:
+            window.find_element(by, what).click()
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+        return True
+
+    wait_until(clicked, timeout=20, what=f"an element {what!r}")
+
+
 def sign_in(window: Chrome) -> None:
     window.find_element(By.ID, "user").send_keys("ana")
     window.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
@@ -84,16 +98,16 @@ def test_each_page_is_shown_and_led_to(window: Chrome) -> None:
     with serving(example()[1]) as address:
         window.get(address)
         see(window, r"Roles led\s+2 of 2")
-        window.find_element(By.LINK_TEXT, "Schedule").click()
+        click(window, By.LINK_TEXT, "Schedule")
         see(window, "1–9 of 9 entries")
         box = window.find_element(By.ID, "q")
         box.send_keys("INVOICES", Keys.ENTER)
         see(window, "1–2 of 2 entries")  # one has such a task
-        window.find_element(By.LINK_TEXT, "collect-invoices").click()
+        click(window, By.LINK_TEXT, "collect-invoices")
         see(window, "Next due")
         assert len(window.find_elements(By.CSS_SELECTOR, ".due li")) == 20
         assert len(window.find_elements(By.CSS_SELECTOR, "svg.plot rect")) == 50
-        window.find_element(By.LINK_TEXT, "Needs a look").click()
+        click(window, By.LINK_TEXT, "Needs a look")
         see(window, "Slots in doubt")
         window.get(f"{address}/entry?name=nope")
         see(window, "There is no entry of this name")
@@ -119,7 +133,7 @@ def test_the_page_works_without_scripts(window: Chrome) -> None:
             window.get(f"{address}/schedule")
             sign_in(window)
             window.find_element(By.ID, "q").send_keys("digest", Keys.ENTER)
-            window.find_element(By.LINK_TEXT, "digest").click()
+            click(window, By.LINK_TEXT, "digest")
             assert window.find_element(By.TAG_NAME, "h1").text.startswith("digest")
     finally:
         window.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
@@ -165,7 +179,7 @@ def test_a_fail_over_is_seen_as_it_happens(election: Members, window: Chrome) ->
         assert any("without a leader" in each for each in gaps)
         see(window, rf"{second.name}.*leads", "#h-members + .members, .members")
         window.get(f"{address}/schedule")
-        window.find_element(By.LINK_TEXT, "tock/?&#").click()
+        click(window, By.LINK_TEXT, "tock/?&#")
         see(window, "smoke.tick")
         see(window, rf"{second.name} term \d+", "#runs")
         assert "Kafka does not answer" not in text(window)
@@ -180,19 +194,18 @@ def test_a_pause_is_made_on_the_page(election: Members, window: Chrome) -> None:
     with command(election, "--write", NELI_UI_TOKEN=TOKEN) as address:
         window.get(f"{address}/schedule")
         sign_in(window)
-        wait_until(lambda: window.find_elements(By.LINK_TEXT, "tick"), timeout=20, what="the entry")
-        window.find_element(By.LINK_TEXT, "tick").click()
-        window.find_element(By.ID, "do-pause").click()
+        click(window, By.LINK_TEXT, "tick")
+        click(window, By.ID, "do-pause")
         see(window, "The entry is paused")
         see(window, r"tick\s+paused", "#entry-head", timeout=10)
         see(window, r"ana \(page\)\s+paused")
         shown = election.run("neli", "schedule", "show", "tick").stdout
         assert re.search(r"state +paused", shown)
         assert "ana (page)" in shown
-        window.find_element(By.ID, "do-resume").click()
+        click(window, By.ID, "do-resume")
         see(window, "The entry runs again")
         see(window, r"tick\s+active", "#entry-head", timeout=10)
-        window.find_element(By.ID, "do-run").click()
+        click(window, By.ID, "do-run")
         see(window, "The task was sent")
 
 

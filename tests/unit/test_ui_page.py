@@ -17,6 +17,7 @@ from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.history.records import RunRecord, SlotRecord
 from celery_neli.schedule_topic.codec import Definition, encode_definition
 from celery_neli.ui import asgi
+from celery_neli.ui.html import FILES
 from celery_neli.ui.state import ELECTIONS, HISTORY, Source
 from celery_neli.ui.views import query_of
 from tests.ui.example import TOKEN, app_of, example, fill_entries, fill_terms, page_of, state_of
@@ -209,7 +210,7 @@ def test_kafka_is_away() -> None:
     assert "What you see is" not in client.get("/").text  # one look that failed
     state.sources = {ELECTIONS: Source(time.time() - 95, "Kafka does not answer: refused")}
     told = words(client.get("/schedule").text)
-    assert re.search(r"Kafka does not answer. What you see is from \d\d:\d\d:\d\d , 95 s ago . Kafka .* refused", told)
+    assert re.search(r"Kafka does not answer. What you see is from \d\d:\d\d:\d\d , 95 s ago\. +Kafka .* refused", told)
     assert "1–9 of 9 entries" in told
     state.sources = {ELECTIONS: Source(time.time()), HISTORY: Source(None, "there is no history topic x")}
     assert "The run history is not read: there is no history topic x." in words(client.get("/").text)
@@ -464,3 +465,35 @@ def test_asgi_refuses_what_is_unfit() -> None:
         asgi(app_of(), write=True)
     with pytest.raises(ConfigurationError, match="days = 0"):
         asgi(app_of(), days=0)
+
+
+def luminance(colour: str) -> float:
+    parts = colour[1:] if len(colour) == 7 else "".join(2 * each for each in colour[1:])
+    linear = [int(parts[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in linear)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["light", "dark"])
+def test_text_and_marks_stand_out(place: int) -> None:
+    """By the ratios of WCAG 2 (AA): 4.5 for text, on the page, on cards and on badges; 3 for the marks of pictures."""
+    style = (FILES / "static" / "page.css").read_text()
+    found = dict(re.findall(r"--([\w-]+): (#\w+);", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[place]))
+    for text in ("text", "soft", "link", "bad"):
+        for back in ("back", "card"):
+            assert contrast(found[text], found[back]) >= 4.5, (text, back)
+    for kind in ("ok", "sent", "run", "bad", "skip", "doubt"):
+        assert contrast(found[kind], found[f"{kind}-soft"]) >= 4.5, kind
+        assert contrast(found[kind], found["card"]) >= 3, kind
+    for note in ("run-soft", "bad-soft", "ok-soft"):
+        assert contrast(found["text"], found[note]) >= 4.5, note
+        assert contrast(found["soft"], found[note]) >= 4.5, note
+    for member in range(6):
+        assert contrast(found[f"m{member}"], found["card"]) >= 3, member
+    button = "#ffffff" if place == 0 else "#0c140b"
+    assert contrast(button, found["m0"]) >= 4.5

@@ -27,6 +27,12 @@
     return selection && !selection.isCollapsed && part.contains(selection.anchorNode);
   };
 
+  let pressed = false;  // a click is under way: what it is on must stay
+  document.addEventListener("pointerdown", () => { pressed = true; });
+  for (const end of ["pointerup", "pointercancel"]) {
+    document.addEventListener(end, () => setTimeout(() => { pressed = false; }, 50));
+  }
+
   async function load() {
     if (loading) { again = true; return; }
     loading = true;
@@ -37,7 +43,7 @@
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       for (const part of document.querySelectorAll("[data-live]")) {
         const next = fresh.getElementById(part.id);
-        if (next && next.innerHTML !== part.innerHTML && !selecting(part)) place(part, document.adoptNode(next));
+        if (next && next.innerHTML !== part.innerHTML && !selecting(part) && !pressed) place(part, document.adoptNode(next));
       }
     } catch {
       // The next news, or the timer, tries again.
