@@ -138,7 +138,10 @@ def test_slots_count_by_outcome_and_policy(collection: Collection) -> None:
     }
     lateness = found["celery_neli_slot_lateness_seconds"]["shop", "leader"]
     assert (sum(lateness.counts), lateness.sum) == (2, pytest.approx(2.2))
-    assert found["celery_neli_entry_last_slot_timestamp_seconds"] == {("shop", "e"): 1_000_000.0 - 0.2}
+    last = {("shop", "e"): 1_000_000.0 - 0.2}
+    assert found["celery_neli_entry_last_slot_timestamp_seconds"] == last
+    hooks.slot(slot(late=3_600.0))  # one that was in doubt is sent after newer ones
+    assert values(collection)["celery_neli_entry_last_slot_timestamp_seconds"] == last
 
 
 def test_entries_beyond_the_setting_share_one_series(collection: Collection) -> None:
@@ -315,6 +318,8 @@ def test_every_metric_is_exported_as_the_catalogue_says(started: collect.Part) -
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(metric.labels)
     assert told[1].startswith("text/plain")
+    lateness = {each.labels.get("le"): each.value for each in found["celery_neli_slot_lateness_seconds"].samples}
+    assert (lateness["0.1"], lateness["0.25"], lateness["60.0"], lateness["+Inf"]) == (0, 1, 1, 1)
     ours = {name for name in found if name.startswith(catalogue.PREFIX)}
     assert ours == {each.name.removesuffix("_total") for each in catalogue.METRICS}
 
@@ -447,6 +452,7 @@ def test_every_metric_reaches_opentelemetry(collection: Collection) -> None:
     assert every["celery_neli.leader"].data.data_points[0].value == 1
     assert tuple(every["celery_neli.tick_duration"].data.data_points[0].explicit_bounds) == catalogue.TICK.buckets
     instruments.hide()
+    assert collection.numbers.observer is None
     hooks.kafka_error("later")
     assert "celery_neli.kafka_errors" not in found()
     provider.shutdown()
