@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from hashlib import sha1
 from pickle import PicklingError
 from typing import Any, Final
@@ -172,6 +173,7 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
     }
 
 
+@lru_cache(maxsize=1_000)  # asked when a slot is sent, and when it is told what became of it
 def slot_id(group: str, entry: str, slot: str) -> str:
     """Return the task id of a slot, the same for every sender: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
     # The value of str(uuid5(…)) (RFC 9562, 5.5), in a third of the time.
