@@ -420,6 +420,43 @@ def test_without_the_libraries_nothing_is_kept() -> None:
     assert json.loads(done.stdout) == [None, False, None]
 
 
+GREEN = """
+from gevent import monkey
+monkey.patch_all()
+import json, time
+from celery import Celery
+from celery_neli import hooks
+from celery_neli.metrics import collect, prometheus
+from celery_neli.threads import spawn
+from tests.unit.test_metrics import Leadership, slot
+
+def tell():
+    for _ in range(1_000):
+        hooks.slot(slot())
+        hooks.kafka_error("_TRANSPORT")
+
+part = collect.start(Celery(), Leadership())
+threads = [spawn(tell, name="told") for _ in range(3)]
+while not all(each.ended for each in threads):
+    prometheus.exposition()
+    time.sleep(0.001)
+text = prometheus.exposition()[0].decode()
+found = [line.rpartition(" ")[2] for line in text.splitlines() if "_TRANSPORT" in line or 'outcome="sent"' in line]
+began = time.monotonic()
+part.stop()
+print(json.dumps([sorted(found), time.monotonic() - began < 1]))
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="gevent's interpreter may crash at its exit")
+def test_greenlets_and_threads_of_the_system_count_together() -> None:
+    """In a worker with gevent's pool, the lease is renewed by a real thread and pages are answered by greenlets."""
+    done = subprocess.run(
+        [sys.executable, "-c", GREEN], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+    )
+    assert json.loads(done.stdout) == [["3000.0", "3000.0"], True]
+
+
 # -- for OpenTelemetry --
 
 
