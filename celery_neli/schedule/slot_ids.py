@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import lru_cache
 from hashlib import sha1
 from typing import Final
 from uuid import UUID
@@ -12,6 +13,7 @@ NAMESPACE: Final = UUID("5b9ad6f0-7c0e-5d8e-9d57-0d4c4e4c4931")
 _NAMESPACE = NAMESPACE.bytes
 
 
+@lru_cache(maxsize=1_000)  # asked when a slot is sent, and when it is told what became of it
 def slot_id(group: str, entry: str, slot: str) -> str:
     """Return the task id of a slot, the same for every sender: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
     # The value of str(uuid5(…)) (RFC 9562, 5.5), in a third of the time.

@@ -138,7 +138,10 @@ def test_slots_count_by_outcome_and_policy(collection: Collection) -> None:
     }
     lateness = found["celery_neli_slot_lateness_seconds"]["shop", "leader"]
     assert (sum(lateness.counts), lateness.sum) == (2, pytest.approx(2.2))
-    assert found["celery_neli_entry_last_slot_timestamp_seconds"] == {("shop", "e"): 1_000_000.0 - 0.2}
+    last = {("shop", "e"): 1_000_000.0 - 0.2}
+    assert found["celery_neli_entry_last_slot_timestamp_seconds"] == last
+    hooks.slot(slot(late=3_600.0))  # one that was in doubt is sent after newer ones
+    assert values(collection)["celery_neli_entry_last_slot_timestamp_seconds"] == last
 
 
 def test_entries_beyond_the_setting_share_one_series(collection: Collection) -> None:
@@ -315,6 +318,8 @@ def test_every_metric_is_exported_as_the_catalogue_says(started: collect.Part) -
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(metric.labels)
     assert told[1].startswith("text/plain")
+    lateness = {each.labels.get("le"): each.value for each in found["celery_neli_slot_lateness_seconds"].samples}
+    assert (lateness["0.1"], lateness["0.25"], lateness["60.0"], lateness["+Inf"]) == (0, 1, 1, 1)
     ours = {name for name in found if name.startswith(catalogue.PREFIX)}
     assert ours == {each.name.removesuffix("_total") for each in catalogue.METRICS}
 
@@ -415,6 +420,43 @@ def test_without_the_libraries_nothing_is_kept() -> None:
     assert json.loads(done.stdout) == [None, False, None]
 
 
+GREEN = """
+from gevent import monkey
+monkey.patch_all()
+import json, time
+from celery import Celery
+from celery_neli import hooks
+from celery_neli.metrics import collect, prometheus
+from celery_neli.threads import spawn
+from tests.unit.test_metrics import Leadership, slot
+
+def tell():
+    for _ in range(1_000):
+        hooks.slot(slot())
+        hooks.kafka_error("_TRANSPORT")
+
+part = collect.start(Celery(), Leadership())
+threads = [spawn(tell, name="told") for _ in range(3)]
+while not all(each.ended for each in threads):
+    prometheus.exposition()
+    time.sleep(0.001)
+text = prometheus.exposition()[0].decode()
+found = [line.rpartition(" ")[2] for line in text.splitlines() if "_TRANSPORT" in line or 'outcome="sent"' in line]
+began = time.monotonic()
+part.stop()
+print(json.dumps([sorted(found), time.monotonic() - began < 1]))
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="gevent's interpreter may crash at its exit")
+def test_greenlets_and_threads_of_the_system_count_together() -> None:
+    """In a worker with gevent's pool, the lease is renewed by a real thread and pages are answered by greenlets."""
+    done = subprocess.run(
+        [sys.executable, "-c", GREEN], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+    )
+    assert json.loads(done.stdout) == [["3000.0", "3000.0"], True]
+
+
 # -- for OpenTelemetry --
 
 
@@ -447,6 +489,7 @@ def test_every_metric_reaches_opentelemetry(collection: Collection) -> None:
     assert every["celery_neli.leader"].data.data_points[0].value == 1
     assert tuple(every["celery_neli.tick_duration"].data.data_points[0].explicit_bounds) == catalogue.TICK.buckets
     instruments.hide()
+    assert collection.numbers.observer is None
     hooks.kafka_error("later")
     assert "celery_neli.kafka_errors" not in found()
     provider.shutdown()

@@ -120,6 +120,26 @@ def test_a_heartbeat_tells_its_round_trip_and_what_the_lease_had_left(listen: Ca
     ]
 
 
+def test_a_term_that_follows_a_lost_one_begins_without_a_margin(listen: Callable[[hooks.Hook], Told]) -> None:
+    """The lease of the same member ran out, and it has claimed the role again."""
+    stage = Stage().lead()
+    stage.echo()
+    stage.turn(End(0), after=4.5)
+    told = listen(hooks.renewed)
+    stage.echo(after=0.1)
+    assert stage.leads()
+    assert told == [("g", "leader", pytest.approx(0.1), None)]
+
+
+def test_after_the_log_is_lost_nothing_is_known_of_a_leader() -> None:
+    """A time without a leader that no one can know would raise an alarm."""
+    stage = Stage().lead()
+    stage.echo()
+    assert stage.member.state("leader").vacant_for() == 0
+    stage.turn(Lost(0, "truncated"), after=60.0)
+    assert stage.member.state("leader").vacant_for() is None
+
+
 def test_a_term_that_begins_knows_the_gap(listen: Callable[[hooks.Hook], Told]) -> None:
     """From the end of the lease that ran out, or from the release, until the claim was read back."""
     told, stage = listen(hooks.term_begun), Stage()
