@@ -65,9 +65,11 @@ IN_DOUBT: Final = "in_doubt"  # an earlier leader may or may not have sent it: `
 SKIPPED: Final = "skipped"  # a policy left it out: misfire or overlap
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen, which takes twice the time: one is made for each message
+@dataclass(slots=True, kw_only=True)
 class SlotEvent:
-    """What became of a slot of an entry, or of several slots at once. Times are Unix seconds."""
+    """What became of a slot of an entry, or of several slots at once. Times are Unix seconds. Receivers share it: none
+    changes it. One is made for each slot, and making a frozen one takes several times as long.
+    """
 
     entry: str
     task: str
