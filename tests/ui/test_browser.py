@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
@@ -13,9 +13,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests import services
-from tests.processes import start_process, stop_process, wait_until
+from tests.processes import wait_until
 from tests.smoke.members import Members, members
 from tests.ui.browser import browsing, serving
+from tests.ui.command import command
 from tests.ui.example import TOKEN, example
 
 if TYPE_CHECKING:
@@ -207,30 +208,3 @@ def test_a_pause_is_made_on_the_page(election: Members, window: Chrome) -> None:
         see(window, r"tick\s+active", "#entry-head", timeout=10)
         click(window, By.ID, "do-run")
         see(window, "The task was sent")
-
-
-class command:  # noqa: N801 - reads as what it stands for
-    """`celery neli ui`, running."""
-
-    def __init__(self, election: Members, *arguments: str, **environment: str) -> None:
-        self._election, self._arguments, self._environment = election, arguments, environment
-
-    def __enter__(self) -> str:
-        log = self._election.directory / "ui.log"
-        with log.open("wb") as out:
-            self._process = start_process(
-                self._election.command("neli", "ui", "--port", "0", *self._arguments),
-                env=self._election.environment(SMOKE_NAME="ui", PYTHONUNBUFFERED="1", **self._environment),
-                stdout=out, stderr=out, cwd=self._election.directory,
-            )  # fmt: skip
-        said = re.compile(r"the page is at (http://\S+)/ ")
-        found: Any = wait_until(lambda: said.search(log.read_text()), timeout=30, what=f"the page, see {log}")
-        self._log = log
-        return str(found[1])
-
-    def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)
-        status = self._process.wait(15)
-        stop_process(self._process, force=True)
-        assert status == 0, self._log.read_text()
-        assert "Traceback" not in self._log.read_text()
