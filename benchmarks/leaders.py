@@ -72,6 +72,9 @@ class Sink:
     def fit(self) -> bool:
         return True
 
+    def unready(self) -> str:
+        return ""
+
     def read_to_end(self, timeout: float) -> bool:
         return True
 

@@ -196,7 +196,8 @@ the names below of them.
 [`contrib/prometheus`](../contrib/prometheus/celery-neli.rules.yml); see \
 [operations.md](operations.md#metrics-and-alerts).
 
-`group` is `neli_group`, `election` is `beat` or `worker`.
+`group` is `neli_group`, `election` is `beat` or `worker`; the terms and heartbeats of the watcher \
+([alarms](alarms.md#who-watches)) have `watch`.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celery_neli import hooks
-from celery_neli.config import ELECTIONS, setting
+from celery_neli.config import ELECTIONS, WATCH, setting
 from celery_neli.election.lease import boottime
 from celery_neli.history.recorder import recorder_of
 from celery_neli.history.records import STATES
@@ -257,7 +257,7 @@ def _some(waiting: deque[T]) -> list[T]:
 def split(group: str) -> tuple[str, str]:
     """Return `neli_group` and the name of the election for the group of a `Config`."""
     name, _, election = group.rpartition(".")
-    return (name, election) if election in ELECTIONS else (group, "")
+    return (name, election) if election in (*ELECTIONS, WATCH) else (group, "")
 
 
 class Part:

@@ -68,6 +68,7 @@ def serve(
     except ImportError as exc:
         raise ConfigurationError(f'celery neli ui needs the extra ui: pip install "celery-neli[ui]" ({exc})') from None
     with _listening(host, port) as listener:
+        page.start()  # the first visitor shall not find an empty page
         address, bound = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         say(f"the page is at http://{shown}:{bound}{root_path}/  (Ctrl-C ends it)")

@@ -82,6 +82,10 @@ class Page:
         else:
             await self._app(scope, receive, send)
 
+    def start(self) -> None:
+        """Begin to follow now, not with the first request. Does not wait. Raises `ConfigurationError`."""
+        self._state.start()
+
     def close(self) -> None:
         """Stop following; waits for a second or so. A server that knows `lifespan` does it by itself."""
         self._state.stop()

@@ -95,6 +95,7 @@ def overview(state: State, window: str) -> dict[str, Any]:
         troubled = state.runs.troubled_since(now - 3_600)
     return {
         "elections": elections,
+        "known": bool(state.elections),
         "roles": rows,
         "drawn": rows[:ROLES_DRAWN],
         "led": sum(row.leader is not None for row in rows),
@@ -254,7 +255,13 @@ def _in_words(terms: Sequence[Term], role: str, since: float) -> str:
     if not found:
         return f"role {role}: no term in this time"
     told = f"role {role}: {len(found)} {'term' if len(found) == 1 else 'terms'}, the last of {found[-1].leader}"
-    return told + (f"; {len(gaps)} gaps of {sum(gaps):.1f} s together" if gaps else "; no gaps")
+    return told + _gaps(gaps)
+
+
+def _gaps(gaps: Sequence[float]) -> str:
+    if len(gaps) == 1:
+        return f"; a gap of {gaps[0]:.1f} s"
+    return f"; {len(gaps)} gaps of {sum(gaps):.1f} s together" if gaps else "; no gaps"
 
 
 def _recent(terms: Sequence[Term], since: float) -> list[Term]:

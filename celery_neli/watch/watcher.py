@@ -22,7 +22,7 @@ from celery_neli.printable import printable, printable_error
 from celery_neli.status import look
 from celery_neli.threads import Thread, spawn
 from celery_neli.timeline import TimelineFollower
-from celery_neli.watch.model import MemberView, News, RoleView, Snapshot, TermNews, Upcoming
+from celery_neli.watch.model import MemberView, News, RoleView, Snapshot, TermNews, Upcoming, run_line
 
 SHOWN: Final = 10  # last and next slots that are kept
 PER_ENTRY: Final = 10  # runs of an entry that are kept, to fold what follows into them
@@ -179,6 +179,9 @@ class _Side:
     def _note(self, run: Run) -> None:
         key = run.entry, run.id or run.slot
         with self._lock:
+            before = self._last.get(key)
+            if before is not None and run_line(before) == run_line(run):
+                return  # beats and workers tell of the same run: the later record may add nothing that is shown
             for runs, most in ((self._last, 5 * SHOWN), (self._new, 1_000)):
                 runs.pop(key, None)
                 runs[key] = run

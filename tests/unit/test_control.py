@@ -175,7 +175,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    packages = ("health", "periodic", "worker")
+    packages = ("health", "periodic", "ui", "worker")
     modules = (
         "cli",
         "config",
@@ -185,6 +185,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "settings",
         "health.cli",
         "periodic.cli",
+        "ui.command",
         "worker.control",
     )
     assert set(loaded.split()) == {f"celery_neli.{each}" for each in (*packages, *modules)}

@@ -540,3 +540,10 @@ def test_names_follow_prometheus_conventions() -> None:
         assert each.labels[0] == "group"
         assert each.help.endswith(".")
     assert len({each.name for each in catalogue.METRICS}) == len(catalogue.METRICS)
+
+
+def test_the_group_of_each_election_is_shown_as_neli_group() -> None:
+    """That of the watcher, too, which is no election of beats or workers."""
+    assert [collect.split(f"shop.eu.{each}") for each in ("beat", "worker", "watch")] == [
+        ("shop.eu", "beat"), ("shop.eu", "worker"), ("shop.eu", "watch"),
+    ]  # fmt: skip

@@ -106,6 +106,14 @@ def test_the_overview() -> None:
     assert "beat leader 8520 beat-1" in told  # the same as a table
 
 
+def test_before_anything_was_read_the_overview_claims_nothing() -> None:
+    """Whoever opens the page in an outage must not be told that no member ever started."""
+    told = words(TestClient(page_of(state_of(app_of()))).get("/").text)
+    assert "Still reading who leads" in told
+    assert "has started yet" not in told
+    assert "Roles led –" in told
+
+
 def test_a_role_without_a_leader() -> None:
     """The page says so, and why."""
     state = state_of(app_of())

@@ -19,6 +19,8 @@ from celery_neli.config import from_app
 from celery_neli.election.records import Record, encode
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.explain.words import Words
+from celery_neli.history.records import RunRecord, SlotRecord, key_of, partition_of
+from celery_neli.history.records import encode as encode_history
 from celery_neli.history.runs import Run
 from celery_neli.timeline import Term
 from celery_neli.watch import plain
@@ -157,6 +159,13 @@ class Election:
         producer.close()
         self._end += 1
 
+    def tells(self, record: RunRecord | SlotRecord) -> None:
+        producer = Producer({"bootstrap.servers": self.kafka.bootstrap_servers})
+        key = key_of(record)
+        producer.produce(self.config.history_topic, encode_history(record), key, partition=partition_of(key))
+        assert producer.flush(20) == 0
+        producer.close()
+
 
 @pytest.fixture
 def election() -> Iterator[Election]:
@@ -201,6 +210,27 @@ def test_a_watch_sees_the_topic_made_and_a_handover(election: Election) -> None:
     )
     assert any("beat role leader: term 0 of a began" in each for each in lines)
     assert any("term 0 of a ended: another member claimed the role" in each for each in lines)
+
+
+def test_a_run_is_told_once_although_a_beat_and_a_worker_tell_of_it(election: Election) -> None:
+    """The beat's record may come after the worker's, which says more already."""
+    what: dict[str, Any] = {"entry": "tick", "task": "t", "slot": time.time(), "id": "i"}
+    now = what["slot"]
+    ran = RunRecord(**what, state="succeeded", at=now + 0.1, worker="w", runtime=0.05)
+    sent = SlotRecord(**what, outcome="sent", at=now + 0.01, member="a")
+    other = RunRecord(**{**what, "id": "j", "slot": now + 1}, state="started", at=now + 1, worker="w")
+    election.claims("a")
+    election.kafka.create_topic(election.config.history_topic, partitions=4)
+    records = iter((sent, other))
+    lines = lines_of_watch(
+        election,
+        {
+            "a leads": lambda: election.tells(ran),
+            "succeeded": lambda: [election.tells(each) for each in records],
+        },
+        "started",
+    )
+    assert sum("succeeded" in line for line in lines) == 1, lines
 
 
 def test_a_watch_says_that_kafka_is_away_and_goes_on(election: Election) -> None:
