@@ -73,7 +73,8 @@ MARGIN: Final = Metric(
 )  # fmt: skip
 ROUND_TRIP: Final = Metric(
     "celery_neli_heartbeat_round_trip_seconds", HISTOGRAM, ELECTION,
-    "Of a leader: from the sending of a heartbeat until it was read back.", _ROUND_TRIPS,
+    "Of a leader: from the sending of a heartbeat until it was read back. A leader may read up to half of "
+    "`neli_heartbeat_interval` late.", _ROUND_TRIPS,
 )  # fmt: skip
 TERMS_BEGUN: Final = Metric(
     "celery_neli_terms_begun_total", COUNTER, (*ELECTION, "after"),
