@@ -22,11 +22,11 @@ python=""; for p in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python
 if [ -z "$$python" ]; then echo "no Python >= 3.10 with $(1) found (on Debian: apt-get install python3 python3-venv); name one with PYTHON=..." >&2; exit 1; fi
 endef
 
-.PHONY: help install test lint format typing demo bench dist clean
+.PHONY: help install test lint format typing demo bench screenshots dist clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv and install everything for development into it
 
@@ -61,6 +61,9 @@ $(BENCH_STAMP): $(STAMP)
 
 bench: $(BENCH_STAMP) ## measure speed and memory; ARGS="--only tick"
 	$(BIN)/python -m benchmarks $(ARGS)
+
+screenshots: $(STAMP) ## take the pictures of docs/page.md with Chromium
+	$(BIN)/python -m tests.ui.screenshots
 
 dist: ## build a wheel in dist/; needs no .venv
 	rm -rf dist

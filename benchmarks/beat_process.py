@@ -1,8 +1,8 @@
 """One beat as a process, which notes when each message had left: `python -m benchmarks.beat_process '{…}'`.
 
 The specification in JSON: `case` (celery, redbeat, neli, neli led), `broker`, `redis`, `kafka`, `group`, `name`, `fast`
-(entries at 1 s), `idle` (entries that are never due), `file`. Each line of the file: the due time, when the message had
-left (Unix seconds), the entry's name. Runs until it is killed.
+(entries at 1 s), `idle` (entries that are never due), `history` (False for none), `file`. Each line of the file: the
+due time, when the message had left (Unix seconds), the entry's name. Runs until it is killed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
     case = SPEC["case"]
     app.conf.update(
         result_expires=None, beat_schedule={**schedule_of(SPEC["idle"]), **fast}, neli_group=SPEC["group"],
-        neli_enabled=case != "neli",
+        neli_enabled=case != "neli", neli_history=SPEC.get("history", True),
         neli_kafka=SPEC["kafka"], neli_name=SPEC["name"], neli_scheduler="benchmarks.beat_process.NotingNeli",
         redbeat_redis_url=SPEC["redis"], redbeat_redis_options={}, redbeat_key_prefix=f"{SPEC['group']}:",
     )  # fmt: skip

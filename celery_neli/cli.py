@@ -1,4 +1,4 @@
-"""`celery neli …`: status, resign, repair, kafka, schedule.
+"""`celery neli …`: status, health, explain, watch, resign, repair, kafka, schedule.
 
 Every `celery` command imports this module, so it loads confluent_kafka only when one of its own commands runs.
 """
@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import time
-from datetime import datetime, timezone
+from collections.abc import Callable
+from datetime import datetime, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,13 +22,16 @@ from celery.bin.worker import worker
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
 from celery_neli.config import ELECTIONS, enabled, from_app, owner, setting
 from celery_neli.exceptions import NeliError
+from celery_neli.health.cli import health
 from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, Command, schedule
 from celery_neli.printable import hide_from_reports, printable, say, say_json
+from celery_neli.ui.command import ui
 
 if TYPE_CHECKING:
     from celery_neli.embedded import EmbeddedKafka
     from celery_neli.status import ElectionStatus
+    from celery_neli.watch.watcher import Watcher
 
 hide_from_reports()
 guard(beat, worker)
@@ -40,11 +44,13 @@ _GONE = "  does not answer: its lease has run out"
 @click.pass_context
 @handle_preload_options
 def neli(ctx: click.Context) -> None:
-    """Leader election: show who leads, hand over, run a Kafka for development."""
+    """Leader election: show who leads and what ran, hand over, run a Kafka for development."""
     ctx.meta[UNLED] = _unled
 
 
 neli.add_command(schedule)
+neli.add_command(health)
+neli.add_command(ui)
 
 
 @neli.command(cls=Command)
@@ -120,6 +126,73 @@ def repair(ctx: click.Context, dry_run: bool, timeout: float) -> None:
         say(f"role {each.role}: {each.what}")
     done = "dry run: nothing was written" if dry_run else "done"
     say(done if changes else f"nothing to repair: beats with neli_shards = {len(config.roles)} can serve")
+
+
+@neli.command(cls=Command)
+@click.argument("entry")
+@click.argument("slot", default="last")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def explain(ctx: click.Context, entry: str, slot: str, as_json: bool) -> None:
+    """Tell what became of one slot of ENTRY: who sent it and when, what its task did, or why nothing ran.
+
+    SLOT is an ISO time, 07:00, "today 07:00", "yesterday 07:00", or "last", the last slot that was due; without an
+    offset, it is in the time zone of the app. The exit status is 0 if the slot's task was sent and was not revoked,
+    1 if not, or if that cannot be known.
+    """
+    from celery_neli.explain.gather import tell
+    from celery_neli.explain.report import lines_of
+    from celery_neli.explain.when import window
+
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    try:
+        window(slot, app.timezone, time.time())
+    except NeliError as exc:
+        raise click.UsageError(printable(str(exc)), ctx) from None
+    story = tell(app, entry, slot, log=logger_of(__name__))
+    if as_json:
+        say_json(json.dumps(story.as_dict()))
+    else:
+        for line in lines_of(story, app.timezone):
+            say(line)
+    ctx.exit(0 if story.ran else 1)
+
+
+@neli.command(cls=Command)
+@click.option("--plain", is_flag=True, help="Print lines, also in a terminal. Without a terminal this is the default.")
+@click.pass_context
+def watch(ctx: click.Context, plain: bool) -> None:
+    """Show roles, terms, leases, members, handovers and slots as they happen, until Ctrl-C. While Kafka does not
+    answer, it says so and goes on.
+    """
+    from celery_neli.watch.plain import watch_plainly
+    from celery_neli.watch.watcher import Watcher, quiet_logger
+
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    _note_switched_off(app)
+    live = _live_view() if not plain and sys.stdout.isatty() else None
+    watcher = Watcher(app, log=quiet_logger())
+    try:
+        if live is None:
+            watch_plainly(watcher, say, app.timezone)
+        else:
+            live(watcher, app.timezone)
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    finally:
+        watcher.close()
+
+
+def _live_view() -> Callable[[Watcher, tzinfo], None] | None:
+    try:
+        from celery_neli.watch.live import watch_live
+    except ImportError as exc:
+        needs = 'the live view of celery neli watch needs rich: pip install "celery-neli[watch]"'
+        say(f"note: {needs} ({exc}); until then it prints lines", err=True)
+        return None
+    return watch_live
 
 
 @neli.command(cls=Command)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 ELECTIONS: Final = ("beat", "worker")
+# The election of the one process that watches for slots and runs that are overdue; beats and workers take part.
+WATCH: Final = "watch"
 # The ends of the names of the schedule topic and of the topic of the run history, behind that of the leader topic.
 SCHEDULE: Final = ".schedule"
 HISTORY: Final = ".history"
@@ -46,6 +48,18 @@ _FOLLOWS_FROM: Mapping[str, str] = {
     "session.timeout.ms": "neli_session_timeout",
     "delivery.timeout.ms": "neli_heartbeat_timeout",
 }
+
+
+#: What the election "watch" has in the place of the settings, which are for leaders that work waits for (seconds).
+_OF_WATCH: Mapping[str, float] = {
+    "heartbeat_interval": 1.5,
+    "heartbeat_timeout": 5.0,
+    "takeover_delay": 0.5,
+    "drain_timeout": 1.0,
+    "stall_timeout": 60.0,
+}
+#: librdkafka's properties with which its clients cost less than those of other elections, if the user gave none.
+_OF_WATCH_CLIENTS: Mapping[str, Any] = {"fetch.wait.max.ms": 1_000, "topic.metadata.refresh.interval.ms": 10_000}
 
 
 def _default_name() -> str:
@@ -188,17 +202,32 @@ def enabled(app: Celery) -> bool:
 
 
 def from_app(app: Celery, election: str) -> Config:
-    """Return the configuration of `election` ("beat" or "worker") from the app's settings, which it loads. Raises
-    `ConfigurationError` if a setting is unfit, missing, or does not exist.
+    """Return the configuration of `election` ("beat", "worker" or "watch") from the app's settings, which it loads.
+    Raises `ConfigurationError` if a setting is unfit, missing, or does not exist.
     """
     check_names(app)
     same = {each.name for each in fields(Config)} - {"group", "topic", "roles"}
+    given = {name: value for name in same if (value := app.conf.get(f"neli_{name}")) is not None}
+    if election == WATCH:
+        roles: tuple[str, ...] = (WATCH,)
+        properties = setting(app, "neli_kafka") if "kafka" in given else _properties_of_default()
+        # Those that follow from the settings follow from other values here.
+        kept = {name: value for name, value in properties.items() if name not in _FOLLOWS_FROM}
+        given.update(_OF_WATCH, kafka={**_OF_WATCH_CLIENTS, **kept})
+        given.pop("rebalance_after", None)
+    else:
+        roles = setting(app, "neli_roles") if election == "worker" else shard_roles(setting(app, "neli_shards"))
     return Config(
         group=f"{_group(app)}.{election}",
         topic=(setting(app, "neli_topic") or "").replace("{election}", election),
-        roles=setting(app, "neli_roles") if election == "worker" else shard_roles(setting(app, "neli_shards")),
-        **{name: value for name in same if (value := app.conf.get(f"neli_{name}")) is not None},
+        roles=roles,
+        **given,
     )
+
+
+def _properties_of_default() -> Mapping[str, Any]:
+    properties: Mapping[str, Any] = SETTINGS["neli_kafka"].checked(_default("neli_kafka"))
+    return properties
 
 
 def shard_roles(shards: int) -> tuple[str, ...]:

@@ -154,6 +154,7 @@ class _NoGroup:
     """No consumer group: this member is there for a moment, and nothing is to be assigned to it."""
 
     induced: frozenset[int] = frozenset()
+    is_member = False
 
     def join(self) -> None: ...
 

@@ -65,9 +65,11 @@ IN_DOUBT: Final = "in_doubt"  # an earlier leader may or may not have sent it: `
 SKIPPED: Final = "skipped"  # a policy left it out: misfire or overlap
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen, which takes twice the time: one is made for each message
+@dataclass(slots=True, kw_only=True)
 class SlotEvent:
-    """What became of a slot of an entry, or of several slots at once. Times are Unix seconds."""
+    """What became of a slot of an entry, or of several slots at once. Times are Unix seconds. Receivers share it: none
+    changes it. One is made for each slot, and making a frozen one takes several times as long.
+    """
 
     entry: str
     task: str
@@ -81,6 +83,7 @@ class SlotEvent:
     first: float | None = None
     error: str = ""
     at: float = field(default_factory=time.time)
+    schedule: Any = None  # the entry's, an object of this process: no part of any record
 
     @classmethod
     def of(
@@ -96,8 +99,10 @@ class SlotEvent:
     ) -> SlotEvent:
         """Return what became of the slot of a schedule's entry."""
         at, begins = (None if each is None else each.timestamp() for each in (slot, first))
-        name, task = str(entry.name), str(entry.task)
-        return cls(entry=name, task=task, slot=at, outcome=outcome, role=role, term=term, first=begins, **more)
+        name, task, when = str(entry.name), str(entry.task), getattr(entry, "schedule", None)
+        return cls(
+            entry=name, task=task, slot=at, outcome=outcome, role=role, term=term, first=begins, schedule=when, **more
+        )
 
 
 slot: Final = Hook("slots")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from celery_neli.election.leadership import Leadership
 
 #: The modules with a function `start(app, leadership)` each, which returns a `Part`, or None if it is switched off.
-PARTS: Final[tuple[str, ...]] = ("metrics.collect", "history.recorder")
+PARTS: Final[tuple[str, ...]] = ("metrics.collect", "history.recorder", "alarms", "health")
 
 logger = escaping(logging.getLogger(__name__))
 

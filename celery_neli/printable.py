@@ -20,7 +20,8 @@ _SECRET = re.compile(
     r"|credential(?!s\.client\.id)",
     re.IGNORECASE,
 )
-_ALSO_HIDDEN = r"JAAS|\bPEM\b|OAUTHBEARER\.CONFIG|CREDENTIAL"  # Celery itself knows TOKEN, KEY, SECRET and PASS
+# Celery itself knows TOKEN, KEY, SECRET and PASS.
+_ALSO_HIDDEN = r"JAAS|\bPEM\b|OAUTHBEARER\.CONFIG|CREDENTIAL|NELI_WEBHOOK|NELI_HEALTHCHECKS"
 
 
 def printable(text: object, most: int = MOST_CHARACTERS) -> str:

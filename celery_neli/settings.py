@@ -166,6 +166,10 @@ _URL = Check(
     lambda value: isinstance(value, str) and value.startswith(("http://", "https://")),
     "give an address that begins with https:// or http://",
 )
+_SLUG_URL = Check(
+    lambda value: _URL.fits(value) and "{slug}" in value,
+    "give an address that begins with https:// or http:// and has {slug} where the entry's name shall stand",
+)
 _DIRECTORY = Check(
     lambda value: isinstance(value, str) and (not value or value.isprintable()),
     "give the path of a directory, or an empty text for none",
@@ -189,7 +193,7 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
             "neli_topic",
             _template("{election}", "beats and workers need a topic each"),
             documented="`<group>.<election>.neli`",
-        ): ("the leader topic; `{election}` in it stands for `beat` or `worker`"),
+        ): ("the leader topic; `{election}` in it stands for `beat`, `worker` or `watch`"),
         Setting("neli_name", kafka_name(NAME_MOST), documented="`<host>_<pid>_<time>`"): (
             "this process's name in logs and in `neli status`; must differ between processes"
         ),
@@ -273,8 +277,8 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
             "how long the run history is kept; applies when the topic is made"
         ),
         Setting("neli_overdue", _GRACE, default=60.0, documented="60 s + 10 % of the interval"): (
-            "how long after its slot an entry's task may be missing before an alarm is raised; an entry may have its "
-            "own in its `options`"
+            "how long after its slot an entry's task may be missing before an [alarm](alarms.md) is raised; an entry "
+            "may have its own in its `options`"
         ),
         Setting("neli_max_runtime", _GRACE, documented="none"): (
             "how long a task that an entry sent may run before an alarm is raised; an entry may have its own in its "
@@ -286,8 +290,9 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
         Setting("neli_sentry_crons", _FLAG, default=False): (
             "whether each slot is a check-in of Sentry Crons (extra `sentry`; the application calls `sentry_sdk.init`)"
         ),
-        Setting("neli_healthchecks", _URL, documented="none"): (
-            "the ping URL of healthchecks, with `{slug}` in it for the entry's name as a slug (extra `http`)"
+        Setting("neli_healthchecks", _SLUG_URL, documented="none"): (
+            "the ping URL of [healthchecks](alarms.md#healthchecks), with `{slug}` in it for the entry's name as a "
+            "slug (extra `http`)"
         ),
         Setting(
             "neli_webhook", _URL, documented="none"
@@ -299,11 +304,9 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
             "the address, as `host:port`, on which a beat or worker answers `/livez`, `/readyz`, `/leader` and "
             "`/metrics`; or a dict with an address for `beat` and one for `worker`"
         ),
-        Setting(
-            "neli_health_dir", _DIRECTORY, documented="`celery-neli-<user>` in the directory for temporary files"
-        ): (
-            "the directory in which each process notes that it is well, for `celery neli health`; an empty text "
-            "for none"
+        Setting("neli_health_dir", _DIRECTORY, documented="the directory for temporary files"): (
+            "where each process notes every two seconds that it is well, for `celery neli health`: in the directory "
+            "`celery-neli-<uid>` in it, which it makes; an empty text for nowhere"
         ),
     },
 }
@@ -327,7 +330,8 @@ An entry may have options of its own, in its `options`: `neli_misfire`, `neli_mi
 ([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` \
 ([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and `neli_overlap` \
 and `neli_overlap_age` \
-([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy))."""
+([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy)), and \
+`neli_overdue` and `neli_max_runtime` ([alarms](alarms.md))."""
 
 
 def page() -> str:

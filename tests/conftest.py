@@ -36,9 +36,10 @@ def pytest_report_header() -> list[str]:
     rabbitmq = "real" if services.rabbitmq_server() else "MISSING (no rabbitmq-server)"
     promtool = "yes" if services.promtool() else "MISSING (no prometheus)"
     embedded = "yes" if importlib.util.find_spec("confluent_kafka") else "MISSING (no confluent-kafka)"
+    browser = "yes" if services.chromium() else "MISSING (no chromium, or no chromedriver)"
     policy = "fails" if services.in_ci() else "is skipped"
     found = f"services: kafka {kafka}; embedded kafka {embedded}; redis {redis}; rabbitmq {rabbitmq}"
-    found += f"; promtool {promtool}"
+    found += f"; promtool {promtool}; browser {browser}"
     return [found, f"what lacks its service {policy}"]
 
 

@@ -62,3 +62,9 @@ def rabbitmq_server() -> str | None:
 def promtool() -> str | None:
     """Return the path of Prometheus' tool that checks rules, or None."""
     return shutil.which("promtool")
+
+
+def chromium() -> tuple[str, str] | None:
+    """Return the paths of Chromium and of its driver, or None if one is missing."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    return None if browser is None or driver is None else (browser, driver)

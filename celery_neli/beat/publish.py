@@ -1,7 +1,7 @@
 """Everything between a scheduler and the task broker that knows about a term.
 
 - :func:`leased_producer` makes a kombu Producer that asks the lease before each message leaves.
-- The headers of a message name its term, slot and entry; :func:`slot_id` is the task id of a slot.
+- The headers of a message name its term, slot and entry.
 - :func:`is_transport_error` tells a task broker that failed from code or a message that is wrong.
 - :func:`wait_for_broker` and :func:`drop_connection` open and close a connection without hanging.
 """
@@ -13,11 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache
-from hashlib import sha1
 from pickle import PicklingError
 from typing import Any, Final
-from uuid import UUID
 
 import amqp.exceptions
 import kombu.exceptions
@@ -33,9 +30,6 @@ from celery_neli.logs import escaping
 
 logger = escaping(get_logger(__name__))
 
-#: The namespace of the slots' ids.
-NAMESPACE: Final = UUID("5b9ad6f0-7c0e-5d8e-9d57-0d4c4e4c4931")
-_NAMESPACE = NAMESPACE.bytes
 #: Seconds that dropping one connection may take; it waits for a socket and for nothing else.
 DROP_TIMEOUT: Final = 2.0
 #: Seconds between two log lines about a task broker that cannot be reached.
@@ -171,16 +165,6 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
         "neli_beat_slot": (slot or due_slot(entry)).isoformat(),
         "neli_beat_entry": str(entry.name),
     }
-
-
-@lru_cache(maxsize=1_000)  # asked when a slot is sent, and when it is told what became of it
-def slot_id(group: str, entry: str, slot: str) -> str:
-    """Return the task id of a slot, the same for every sender: UUIDv5 of group, entry and slot (ISO 8601, UTC)."""
-    # The value of str(uuid5(…)) (RFC 9562, 5.5), in a third of the time.
-    name = f"{group}\n{entry}\n{slot}".encode("utf-8", "surrogatepass")
-    digest = sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
-    variant = "89ab"[int(digest[16], 16) & 3]
-    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 # -- the connection --

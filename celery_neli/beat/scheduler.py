@@ -151,6 +151,7 @@ class Scheduler(celery.beat.Scheduler):
         return 0.0
 
     def _turn(self, leader: Leadership, wakeup: Wakeup) -> None:
+        leader.turned_at = time.monotonic()  # even if nothing gets on: the loop does not hang
         began, intervals = time.perf_counter(), [self._longest_wait()]
         for runner in self._runners:
             try:
@@ -207,6 +208,7 @@ class Scheduler(celery.beat.Scheduler):
         self._leader, self._wakeup = leader, wakeup
         wakeup.closing = self._close_asked
         if shared is not None:
+            leader.unready = shared.topic.unready
             leader.fit = shared.topic.fit  # without the schedule topic, this beat would lead and serve nothing
             shared.topic.start()
         leader.start()
@@ -347,7 +349,7 @@ class Scheduler(celery.beat.Scheduler):
             if self._wakeup is not None:
                 leader = self._leader
                 leader.stop()
-                leader.on_readback = leader.fit = None
+                leader.on_readback = leader.fit = leader.unready = None
                 self._wakeup.disconnect(leader)
             if self._shared is not None:
                 self._shared.stop()

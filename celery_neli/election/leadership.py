@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -47,6 +48,13 @@ class Leadership:
     fit: Callable[[], bool] | None = None
     """As for `Neli`; it must neither block nor raise."""
 
+    turned_at: float = 0.0
+    """When the owner's loop last made a turn (`time.monotonic`), whether or not its work got on. The owner sets it."""
+    excused: Callable[[], bool] | None = None
+    """Returns True while the owner's loop may stand still without hanging. Any thread calls it; it must not block."""
+    unready: Callable[[], str] | None = None
+    """Returns why the owner could not work yet if it led, "" if it could. Any thread calls it; it must not block."""
+
     def __init__(self, app: Celery, election: str, config: Config, *, connect: Connect) -> None:
         """In the election "beat", a scheduler calls `progress`; else the leadership's thread does, while `working`."""
         self.app, self.election, self.config, self.roles = app, election, config, config.roles
@@ -83,7 +91,22 @@ class Leadership:
 
     def progress(self) -> None:
         """Say that the owner's loop made a turn, or a leader resigns (`neli_stall_timeout`). Takes no lock."""
+        self.turned_at = time.monotonic()
         self._neli.progress()
+
+    @property
+    def renewer_turned_at(self) -> float:
+        """As of `Neli`."""
+        return self._neli.renewer_turned_at
+
+    def missing(self) -> str:
+        """Return why this process could not take a role over and serve it, "" if it could or does. Takes no lock."""
+        return self._neli.unready or ("" if self.unready is None else self.unready())
+
+    @property
+    def live(self) -> bool:
+        """True from the start until it is closed: then its threads end, and what they do is no sign of anything."""
+        return self._thread is not None and self._neli.state is State.LIVE
 
     def close(self) -> None:
         """Start to stop: claim no more, drain what is held. Return at once."""

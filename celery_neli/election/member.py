@@ -32,6 +32,10 @@ class Group(Protocol):
     def induced(self) -> frozenset[int]:
         """The roles (partitions) that the group has assigned to this member."""
 
+    @property
+    def is_member(self) -> bool:
+        """True from the group's first assignment, which may be of nothing, until the membership is lost or given up."""
+
     def poll(self) -> None:
         """Serve the group's callbacks; never block."""
 
@@ -180,6 +184,17 @@ class Member:
     def caught_up(self) -> bool:
         """True if the log of every role was read to its end, and who leads it is known."""
         return all(state.lease.known and state.lease.caught_up for state in self._states)
+
+    @property
+    def unready(self) -> str:
+        """Why this member could not take a role over as fast as it should, "" if it could. Any thread may ask."""
+        if self.topic_error is not None:
+            return str(self.topic_error)
+        if self.outdated:
+            return "it has met a newer version of the protocol and takes no part any more"
+        if not self.caught_up:
+            return f"the leader topic {self.config.topic} was not read to its end yet"
+        return "" if self._group.is_member else f"the consumer group {self.config.group} was not joined yet"
 
     @property
     def draining(self) -> bool:

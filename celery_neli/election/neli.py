@@ -22,7 +22,7 @@ from celery_neli.config import Config
 from celery_neli.election.lease import FOREVER, boottime
 from celery_neli.election.member import Connect
 from celery_neli.election.records import sound
-from celery_neli.election.renewal import Barrier, Renewal, State
+from celery_neli.election.renewal import RENEWAL_LOG, Barrier, Renewal, State
 from celery_neli.election.role_state import Payload, RoleState
 from celery_neli.election.shared_lease import RoleLease, SharedLease, own_clock
 from celery_neli.exceptions import ClosedError
@@ -51,8 +51,9 @@ class Neli:
         clock: Callable[[], float] = boottime,
         on_readback: Callable[[], None] = lambda: None,
         fit: Callable[[], bool] = lambda: True,
+        log: str = RENEWAL_LOG,
     ) -> None:
-        """Make a member that has not joined yet.
+        """Make a member that has not joined yet, which logs to the logger called `log`.
 
         `barrier` is called with each `LeaderAcquired`, `LeaderRevoked` and `LeaderFenced` of a role, in order, by a
         thread that pulses, delivers or closes; several such threads may each serve another role. On `LeaderRevoked` the
@@ -66,8 +67,9 @@ class Neli:
         self.clock = clock
         self.leases = SharedLease(config.roles, clock=clock)
         self._renewal = Renewal(
-            config, barrier, connect=connect, clock=clock, mirror=self.leases.write, on_readback=on_readback, fit=fit
-        )
+            config, barrier, connect=connect, clock=clock, mirror=self.leases.write, on_readback=on_readback, fit=fit,
+            log=log,
+        )  # fmt: skip
         self._roles = {role: Role(self._renewal, self.leases, role) for role in config.roles}
 
     @property
@@ -85,6 +87,19 @@ class Neli:
         """When the first lease in force ends (`clock` time, seconds) if nothing renews it; None without one."""
         standings = [role.standing() for role in self._roles.values()]
         return min((each.until for each in standings if each.held), default=None)
+
+    @property
+    def unready(self) -> str:
+        """Why this member has not joined the election, or has left it; "" if it is in it, as leader or standby.
+
+        It is in it when it has read the leader topic to its end and the consumer group counts it in. Takes no lock.
+        """
+        return self._renewal.unready
+
+    @property
+    def renewer_turned_at(self) -> float:
+        """When the thread that renews last made a step (`time.monotonic`), as it does every second; 0 before."""
+        return self._renewal.turned_at
 
     @property
     def delivering(self) -> bool:

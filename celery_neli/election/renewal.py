@@ -27,6 +27,7 @@ GREEN_SLICE = 0.1
 BUSY_SLICE = 0.005
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between a failure and the next attempt
 
+RENEWAL_LOG = __name__
 Barrier = Callable[[LeaderEvent], None]
 
 logger = escaping(logging.getLogger(__name__))
@@ -94,6 +95,7 @@ class Renewal:
         mirror: Mirror,
         on_readback: Callable[[], None],
         fit: Callable[[], bool],
+        log: str = RENEWAL_LOG,
     ) -> None:
         """`barrier` is called with each change, by a thread that calls `deliver`. `Neli` describes the other ones."""
         self.config, self.clock = config, clock
@@ -109,8 +111,10 @@ class Renewal:
         self._thread: Thread | None = None
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._lines = BackgroundLog()
-        self._log = self._lines.logger(__name__)
+        self._log = self._lines.logger(log)
         self.watchdog = _Watchdog(config, self._log, clock, fit)
+        self.turned_at = 0.0  # when the thread last made a step (time.monotonic): one that hangs is seen by it
+        self._serving = False
         self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
 
     @property
@@ -126,6 +130,14 @@ class Renewal:
     def role_state(self, role: str) -> RoleState | None:
         """Return what the member knows of a role; None before the start, and in a forked child."""
         return self._member.state(role) if self._member is not None and os.getpid() == self.pid else None
+
+    @property
+    def unready(self) -> str:
+        """Why this member has not joined the election, or has left it; "" if it is in it."""
+        if self.state is not State.LIVE:
+            return "it is leaving the election"
+        member = self._member
+        return member.unready if member is not None and self._serving else "it has not begun to take part yet"
 
     def request(self, key: Hashable, action: Callable[[Member], None]) -> None:
         """Have the thread call `action` before its next step; it takes the place of one that waits with this `key`."""
@@ -225,11 +237,17 @@ class Renewal:
                 if self._state is not State.LIVE:
                     break
                 pause = FIRST_RETRY if self.clock() - began > LAST_RETRY else min(2 * pause, LAST_RETRY)
-                self.wait_while(State.LIVE, timeout=pause)
+                self._rest(pause)
         finally:
             self._state = State.CLOSED
             self.bell.ring()
             self._lines.stop()
+
+    def _rest(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self._state is State.LIVE and (left := end - time.monotonic()) > 0:
+            self.turned_at = time.monotonic()
+            self.wait_while(State.LIVE, timeout=min(left, FIRST_RETRY))
 
     def _serve(self) -> None:
         clients, self._clients = self._clients, None
@@ -240,8 +258,10 @@ class Renewal:
         )  # fmt: skip
         logged: Exception | None = None
         seen = self.bell.rings
+        self._serving = True
         try:
             while not member.closed:
+                self.turned_at = time.monotonic()
                 timeout = self._pause(member, seen)
                 seen = self.bell.rings
                 for key in list(self._requests):
@@ -258,6 +278,7 @@ class Renewal:
                     if not (member.leading or member.draining):
                         self.wait_while(State.LIVE, timeout=FIRST_RETRY)
         finally:
+            self._serving = False
             self._hand_on(member.abandon())
             group.close()
             journal.close()

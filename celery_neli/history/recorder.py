@@ -23,12 +23,13 @@ from celery_neli.exceptions import NeliError, RecordError, TopicError
 from celery_neli.history.records import (
     Record,
     RunRecord,
-    SlotRecord,
     WorkerRecord,
     encode,
+    encode_slot,
     key_of,
     partition_of,
 )
+from celery_neli.history.records import key as key_of_name
 from celery_neli.hooks import RunEvent, SlotEvent, WorkerEvent
 from celery_neli.kafka.causes import DENIED, GONE
 from celery_neli.kafka.client_log import ClientLog
@@ -44,13 +45,17 @@ if TYPE_CHECKING:
 
     from celery_neli.election.leadership import Leadership
 
-MOST_QUEUED: Final = 20_000  # records that wait for Kafka; an entry's record has some 300 bytes
+MOST_QUEUED: Final = 100_000  # events that wait for Kafka, some 40 MB
 MOST_SENT: Final = 5_000  # records at a time that librdkafka has
+# Events that one turn takes at least, and this share of what waits: after a burst the thread that sends slots goes on
+# with what it has to do, and the history follows within seconds.
+LEAST: Final = 500
+SHARE: Final = 4
 
 # Seconds:
 LOOK_EVERY: Final = 0.5  # between two looks at the queue; a Kafka client is polled as often
 SEARCH: Final = 0.05  # the same while the topic is searched for
-PAUSE: Final = 30.0  # after what somebody must mend
+PAUSE: Final = 10.0  # after what somebody must mend
 FLUSH: Final = 1.0  # that `stop` waits for acknowledgements
 JOIN: Final = 0.5  # … and then for the thread
 REPEAT: Final = 600.0  # between two lines that say the same
@@ -100,7 +105,10 @@ class Recorder:
         self._stopping: float | None = None  # until when to flush (monotonic seconds)
         self._writer: Writer | None = None
         self._topic: TopicAdmin | None = None
-        self._sent_at: deque[float] = deque()  # when what librdkafka has was told, in the order of sending
+        self._done_count = 0  # of those that librdkafka got, how many it has no more
+        self._refused_before = 0
+        self._given = 0  # how many records librdkafka got
+        self._given_at: deque[tuple[int, float]] = deque()  # after how many, and when the first of the turn was told
         self._refused = 0  # records that Kafka did not take
         self._overflowed = 0  # records that did not fit into memory
         self._reported = 0  # how many of both the log knows of
@@ -109,18 +117,24 @@ class Recorder:
 
     @property
     def queued(self) -> int:
-        """Return how many records are not acknowledged by Kafka yet. Any thread."""
-        return len(self._queue) + len(self._sent_at)
+        """Return how many records are not acknowledged by Kafka yet, as far as is known here. Any thread."""
+        return len(self._queue) + self._in_flight()
 
     @property
     def lag(self) -> float:
         """Return the age in seconds of the oldest record that is not acknowledged yet, 0 if there is none."""
         oldest: float | None = None
         try:
-            oldest = self._sent_at[0] if self._sent_at else self._queue[0].at if self._queue else None
+            if self._in_flight():
+                oldest = self._given_at[0][1]
+            elif self._queue:
+                oldest = self._queue[0].at
         except IndexError:  # the thread was faster
             pass
         return 0.0 if oldest is None else max(0.0, time.time() - oldest)
+
+    def _in_flight(self) -> int:
+        return self._given_at[-1][0] - self._done_count if self._given_at else 0
 
     @property
     def dropped(self) -> int:
@@ -179,8 +193,8 @@ class Recorder:
         except Exception:  # noqa: BLE001 - nothing waits for it
             self._log.exception("run history did not end well topic=%s", self._spec.name)
 
-    def _turn(self) -> float:
-        """Send what there is; return after how many seconds to look again."""
+    def _turn(self, *, all_: bool = False) -> float:
+        """Send what there is, or a part of much; return after how many seconds to look again."""
         if self._writer is None:
             if not self._queue:
                 return LOOK_EVERY
@@ -189,14 +203,24 @@ class Recorder:
         assert writer is not None, "it was made"
         assert topic is not None, "it was made"
         writer.poll()
+        self._note(writer, topic)
         if not topic.poll():
             return SEARCH
-        if self._queue or self._sent_at:
+        if self._queue or self._given_at:
             if writer.is_lost():
                 writer.replace()
-            self._send(writer)
+            self._send(writer, len(self._queue) if all_ else max(LEAST, len(self._queue) // SHARE))
         self._report()
-        return LOOK_EVERY if len(self._queue) < MOST_SENT else SEARCH
+        return LOOK_EVERY
+
+    def _note(self, writer: Writer, topic: TopicAdmin) -> None:
+        """Note what Kafka took: librdkafka reports errors only, and says how many records it still has."""
+        before, self._done_count = self._done_count, max(self._done_count, self._given - len(writer))
+        while self._given_at and self._given_at[0][0] <= self._done_count:
+            self._given_at.popleft()
+        if self._done_count - before > self._refused - self._refused_before:
+            topic.allow("Write")
+        self._refused_before = self._refused
 
     def _make_client(self) -> None:
         properties = history_producer_properties(self._config)
@@ -206,38 +230,40 @@ class Recorder:
     def _drop_client(self) -> None:
         writer, self._writer, self._topic = self._writer, None, None
         if writer is not None:
-            writer.close()
+            writer.close()  # what it had is reported as refused
+        self._done_count = self._given
+        self._given_at.clear()
 
-    def _send(self, writer: Writer) -> None:
-        number = 0
-        while self._queue and len(self._sent_at) < MOST_SENT:
-            number += 1
+    def _send(self, writer: Writer, most: int) -> None:
+        oldest, member, key, value = None, self._config.name, b"", b""
+        for number in range(1, min(most, MOST_SENT - len(writer)) + 1):
+            if not self._queue:
+                break
             if number % AT_ONCE == 0:
                 _sleep(YIELD)  # a thread that has a slot to send must not wait for Python's lock
             event = self._queue.popleft()
             try:
-                record = record_of(event, self._config.name)
-                key = key_of(record)
-                value = encode(record)
-                self._sent_at.append(event.at)
-                try:
-                    writer.send(partition_of(key), key, value, self._done)
-                except (BufferError, KafkaException):
-                    self._sent_at.pop()
-                    raise
+                if isinstance(event, SlotEvent):
+                    key, value = key_of_name(event.entry), encode_slot(event, member)
+                else:
+                    record = record_of(event)
+                    key, value = key_of(record), encode(record)
+                writer.send(partition_of(key), key, value, self._failed)
             except BufferError:
                 self._queue.appendleft(event)
-                return
+                break
             except (RecordError, KafkaException) as exc:
                 self._refused += 1
                 self._reason = str(exc)
+                continue
+            self._given += 1
+            oldest = event.at if oldest is None else oldest
+        if oldest is not None:
+            self._given_at.append((self._given, oldest))
 
-    def _done(self, error: KafkaError | None) -> None:
-        self._sent_at.popleft()  # about the oldest one: records of several partitions overtake one another
+    def _failed(self, error: KafkaError | None) -> None:
         topic = self._topic
         if error is None:
-            if topic is not None:
-                topic.allow("Write")
             return
         self._refused += 1
         self._reason = error.str()
@@ -262,30 +288,23 @@ class Recorder:
             self._reported = dropped
 
     def _finish(self, deadline: float) -> None:
-        while (self._queue or self._sent_at) and (left := deadline - time.monotonic()) > 0:
+        while (self._queue or self._given_at) and (left := deadline - time.monotonic()) > 0:
             try:
-                self._turn()
+                self._turn(all_=True)
             except NeliError:
                 break
-            if self._writer is not None and self._writer.flush(min(SEARCH, left)):
-                continue
-            time_left = deadline - time.monotonic()
-            if self._queue and time_left > 0:
-                self._wake.acquire(timeout=min(SEARCH, time_left))
+            if self._writer is not None and self._given_at:
+                self._writer.flush(min(SEARCH, left))
+            elif self._queue:
+                self._wake.acquire(timeout=min(SEARCH, left))
         self._refused += len(self._queue)
         self._queue.clear()
         self._drop_client()
         self._report()
 
 
-def record_of(event: Event, member: str) -> Record:
-    """Return the record that tells of an event; `member` is the name of the beat that tells it."""
-    if isinstance(event, SlotEvent):
-        return SlotRecord(
-            entry=event.entry, task=event.task, slot=event.slot, outcome=event.outcome, at=event.at, member=member,
-            role=event.role, term=event.term, id=event.id, policy=event.policy, count=event.count, first=event.first,
-            error=event.error,
-        )  # fmt: skip
+def record_of(event: RunEvent | WorkerEvent) -> Record:
+    """Return the record that tells of a worker's event."""
     if isinstance(event, RunEvent):
         return RunRecord(
             entry=event.entry, task=event.task, slot=event.slot, id=event.id, state=event.state, at=event.at,

@@ -30,6 +30,27 @@ def connect(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
         raise
 
 
+class _NoGroup:
+    """The group of an election that has none (`member.Group`): no member is preferred; all claim a vacant role."""
+
+    induced: frozenset[int] = frozenset()
+    is_member = True
+
+    def poll(self) -> None:
+        """There is nothing to serve."""
+
+    join = leave = close = poll
+
+
+def connect_alone(config: Config, log: logging.Logger) -> tuple[Journal, Group]:
+    """Return as `connect` does, but without a consumer group, which costs a client and rights: for a role that needs no
+    particular leader.
+    """
+    from celery_neli.kafka.journal import KafkaJournal
+
+    return KafkaJournal(config, log=log), _NoGroup()
+
+
 class Neli(neli.Neli):
     """One member of an election on Kafka: `election.neli.Neli`, connected."""
 

@@ -39,6 +39,7 @@ class KafkaGroup:
         self._log = ClientLog(log, config.properties)
         self._properties = group_properties(config)
         self.induced: frozenset[int] = frozenset()  # the roles whose partitions are assigned here; empty after `leave`
+        self.is_member = False  # the group has counted this member in
         self._joined = self._closed = False
         self._trouble: set[str] = set()
         self._probe = Probe(config, self._log, config.topic)
@@ -70,7 +71,7 @@ class KafkaGroup:
 
     def leave(self) -> None:
         """Give up membership; the next polls tell the others."""
-        self.induced = frozenset()
+        self.induced, self.is_member = frozenset(), False
         if not self._joined or self._closed:
             return
         self._joined = False
@@ -82,7 +83,7 @@ class KafkaGroup:
         """Leave the group and end; takes milliseconds, or 0.4 s at most if the coordinator does not answer."""
         if self._closed:
             return
-        self._closed, self._joined, self.induced = True, False, frozenset()
+        self._closed, self._joined, self.is_member, self.induced = True, False, False, frozenset()
         self._log.reachability.left(self)
         # librdkafka waits up to 4 s for the coordinator's answer when that is frozen, or in the midst of a rebalance.
         spawn(partial(self._log.close, self._consumer, "group"), name="neli-group-close").join(CLOSE)
@@ -94,7 +95,7 @@ class KafkaGroup:
         if self._probe.is_lost(self._consumer):
             lost, self._consumer = self._consumer, self._log.client(Consumer, self._properties, self._on_error)
             self._probe.watch.let_go(lost, self._log, "the group member finds no broker, though brokers answer")
-            self.induced, self._joined = frozenset(), False
+            self.induced, self._joined, self.is_member = frozenset(), False, False
             self.join()
 
     # The callbacks run inside poll(), and at the end in close(); an exception would come out there.
@@ -111,6 +112,7 @@ class KafkaGroup:
         if not DENIED.isdisjoint(self._trouble):
             self._log.say(logging.INFO, f"group joined, after all group={self._config.group}")
         self._trouble.clear()
+        self.is_member = self._joined
         if self._joined:
             self.induced |= {part.partition for part in parts if part.partition < len(self._config.roles)}
 
@@ -124,6 +126,7 @@ class KafkaGroup:
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         lost = sorted(part.partition for part in partitions)
         self._log.say(logging.INFO, f"group membership lost partitions={lost}")
+        self.is_member = self.is_member and consumer is not self._consumer
         self._on_revoke(consumer, partitions)
 
     @contextmanager

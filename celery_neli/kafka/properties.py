@@ -91,7 +91,12 @@ def history_producer_properties(config: Config) -> Masked:
     does not take within two minutes is dropped.
     """
     preferred = {"linger.ms": 100, "request.timeout.ms": 10_000, **_UNHURRIED}
-    required = {"delivery.timeout.ms": 120_000, "queue.buffering.max.messages": 100_000}
+    # A report of each record would cost more than the record; `len` of a writer says how many it still has.
+    required = {
+        "delivery.timeout.ms": 120_000,
+        "queue.buffering.max.messages": 100_000,
+        "delivery.report.only.error": True,
+    }
     return _writer_properties(config, preferred, **required, **{"allow.auto.create.topics": False})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from celery_neli.config import Config
+from celery_neli.config import WATCH, Config
 from celery_neli.exceptions import TopicError
 
 SHORT_RETENTION: Final = 3_600_000  # ms; the longest lease allowed is 300 s, and R7 needs records to outlive it by far
@@ -97,7 +97,7 @@ class TopicSpec:
 def leader_topic(config: Config) -> TopicSpec:
     """Return the leader topic: a partition for each role."""
     return TopicSpec(
-        what="leader topic",
+        what="watch topic" if config.roles == (WATCH,) else "leader topic",
         name=config.topic,
         partitions=len(config.roles),
         each=f"there are {len(config.roles)} roles, one partition each",

@@ -20,7 +20,7 @@ from kombu.serialization import dumps
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, did_you_mean, printable
-from celery_neli.schedule.policies import OWN_OPTIONS, Misfire, Overlap
+from celery_neli.schedule.policies import ALARM_OPTIONS, OWN_OPTIONS, Misfire, Overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
@@ -263,6 +263,10 @@ def _is_signature(value: Any) -> bool:
         return False
 
 
+def _is_allowance(value: Any) -> bool:
+    return _is_seconds(value) and value > 0
+
+
 _RETRY_POLICY = ("max_retries", "interval_start", "interval_step", "interval_max", "retry_errors")
 _Takes = tuple[Callable[[Any], bool], str]
 _SHORT: _Takes = _is_short, f"a string of 1 to {SHORT} bytes"
@@ -282,6 +286,7 @@ _TAKES: Mapping[str, _Takes] = {
     ),
     **dict.fromkeys(_FLAGS, (lambda value: isinstance(value, int) and value in (True, False), "True or False")),
     **dict.fromkeys(_TIMES, (_is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}")),
+    **dict.fromkeys(ALARM_OPTIONS, (_is_allowance, f"a number of seconds above 0, at most {MOST_SECONDS}")),
     "expires": (_is_expiry, f"a number of seconds from 0 to {MOST_SECONDS}, or a datetime of the years 2 to 9998"),
     "headers": (is_mapping, "a dict with names for keys"),
     **dict.fromkeys(("serializer", "compression"), (lambda value: isinstance(value, str) and value != "", "a string")),

@@ -33,7 +33,9 @@ _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "nel
 #: The fields of both policies, and the options of an entry that set them. They are never part of its message.
 _MISFIRE = {**_SETTINGS, "expires": "neli_expires"}
 _OVERLAP = {"policy": "neli_overlap", "age": "neli_overlap_age"}
-OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values()))
+# When an alarm is raised: after how many seconds without a start, and after how many of running.
+ALARM_OPTIONS = ("neli_overdue", "neli_max_runtime")
+OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS))
 SKIP_GRACE = 60.0  # seconds that a slot may be late under `skip` if no grace is set
 LONGEST = 100 * 365.25 * 86_400  # the most seconds that `neli_expires` may have: a hundred years
 

@@ -104,6 +104,13 @@ class ScheduleTopic:
         """Return True if the topic can be used, as far as is known; else this beat should not lead. Takes no lock."""
         return self._follower.fit
 
+    def unready(self) -> str:
+        """Return why a beat could not begin a term now, "" if it could: it has read the topic to its end."""
+        name = self._config.schedule_topic
+        if not self.fit():
+            return f"the schedule topic {name} was not found yet, or cannot be used"
+        return "" if self.whole == self.generation else f"the schedule topic {name} was not read to its end yet"
+
     def start(self) -> None:
         """Begin to read; returns at once, may be repeated. Kafka need not be there, nor the topic."""
         if self._thread is None and not self.stopping:
@@ -227,9 +234,13 @@ if hasattr(os, "register_at_fork"):
 # For one question or one change
 
 
-def read_all(config: Config, *, log: logging.Logger, timeout: float = 10.0) -> dict[tuple[Kind, str], bytes]:
-    """Return every state and definition, in the order in which they were last written. Raises `NeliError`."""
-    return _read(config, partition_of(ENTRY), log, timeout)
+def read_all(
+    config: Config, *, log: logging.Logger, timeout: float = 10.0, each: Callable[[RawRecord], None] | None = None
+) -> dict[tuple[Kind, str], bytes]:
+    """Return every state and definition, in the order in which they were last written. `each` is called with every
+    record, also those that later ones replace, as far as Kafka has not compacted them. Raises `NeliError`.
+    """
+    return _read(config, partition_of(ENTRY), log, timeout, each)
 
 
 def read_notes(config: Config, *, log: logging.Logger, timeout: float = 1.5) -> dict[str, Note]:
@@ -280,7 +291,13 @@ def _find_topic(config: Config, log: ClientLog, writer: Writer, deadline: float)
         time.sleep(SLICE)
 
 
-def _read(config: Config, partition: int, log: logging.Logger, timeout: float) -> dict[tuple[Kind, str], bytes]:
+def _read(
+    config: Config,
+    partition: int,
+    log: logging.Logger,
+    timeout: float,
+    each: Callable[[RawRecord], None] | None = None,
+) -> dict[tuple[Kind, str], bytes]:
     deadline = time.monotonic() + timeout
     topic = config.schedule_topic
     client_log = ClientLog(log, config.properties, one_shot=True)
@@ -297,6 +314,8 @@ def _read(config: Config, partition: int, log: logging.Logger, timeout: float) -
                         return {entry: value for entry, value in values.items() if value is not None}
                     if isinstance(event, RawRecord) and (entry := kind_of(event.key)) is not None:
                         fold(values, entry, event.value)
+                        if each is not None:
+                            each(event)
         except KafkaException as exception:
             raise client_log.failure(exception.args[0], topic) from None
     raise NeliError(f"the schedule topic {topic} was not read to its end within {timeout:g} s")

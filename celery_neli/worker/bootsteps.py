@@ -67,7 +67,8 @@ class LeaseStep(bootsteps.StartStopStep):
         leases = shared(app)
         assert leases is not None, "a worker's leadership shares its leases"
         self._in_flight = InFlight(app, leadership, leases, fence_kills=fence_kills, inline=pool == "solo")
-        leadership.working = self._in_flight.progressing
+        leadership.working, leadership.excused = self._in_flight.progressing, self._in_flight.excused
+        leadership.unready = self._in_flight.unready
         app.neli_in_flight = self._in_flight
         self._observability = worker.neli_observability = observability.Observability(app, leadership)
         return True

@@ -25,6 +25,7 @@ from celery_neli.election.leadership import Leadership
 from celery_neli.election.shared_lease import SharedLease
 from celery_neli.exceptions import LeadershipLost
 from celery_neli.logs import escaping
+from celery_neli.threads import patched
 from celery_neli.worker.redelivery import counts, give_back
 from celery_neli.worker.task_marking import role_queue
 
@@ -83,6 +84,18 @@ class InFlight:
 
     def _note_turn(self) -> None:
         self._loop_turned, self._loop_asked = time.monotonic(), False
+        self.leadership.turned_at = self._loop_turned
+
+    def excused(self) -> bool:
+        """Return True while the consumer's loop may stand still: it waits for the task broker, or for a task to end.
+
+        A solo worker runs tasks on it; a gevent one waits for a free greenlet on it, unlike the other pools.
+        """
+        return self.consumer is None or ((self.inline or patched()) and len(state.active_requests) > 0)
+
+    def unready(self) -> str:
+        """Return why this worker cannot receive a leader task, "" if it can."""
+        return "the task broker is not connected" if self.consumer is None else ""
 
     def _loop_turns(self) -> bool:
         return time.monotonic() - self._loop_turned < LOOP_TIMEOUT or (self.inline and len(state.active_requests) > 0)

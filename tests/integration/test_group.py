@@ -74,6 +74,24 @@ def test_a_newcomer_does_not_disturb_the_induced(config, member):
     assert seen == {frozenset({0})}
 
 
+def test_the_group_counts_a_member_in_that_it_gives_nothing(config, member):
+    """Until it leaves: whoever stands by has joined as well as who is induced."""
+    first, second = member(config), member(config)
+    assert not first.is_member
+    first.join()
+    poll(first, until=lambda: first.is_member)
+    assert first.induced
+    second.join()
+    poll(first, second, until=lambda: second.is_member)
+    assert second.induced == NO_ROLE
+    second.leave()
+    assert not second.is_member
+    second.join()
+    poll(first, second, until=lambda: second.is_member)
+    second.close()
+    assert (first.is_member, second.is_member) == (True, False)
+
+
 def test_eight_roles_are_spread_evenly_over_four_members(kafka_node, names, member):
     """Two each; who joins takes from the others what it gets and no more, and what the dead had goes to all."""
     config = Config(group=names("group"), kafka=kafka_node.bootstrap_servers, roles=tuple("abcdefgh"))

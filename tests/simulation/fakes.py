@@ -152,6 +152,7 @@ class FakeGroup:
         self.known_at = 0.0  # when the callback is served
         self.since: dict[int, float] = {}  # since when the member has known of each
         self.member = False
+        self.is_member = True
 
     def assign(self, roles: frozenset[int], delay: float) -> None:
         self.assigned, self.known_at = roles, self.world.now + delay

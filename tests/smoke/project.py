@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from celery_neli import install, leader_only, signals
 from celery_neli.config import enabled
 from celery_neli.election.leadership import leadership_for
 from celery_neli.kafka import connect
+from celery_neli.threads import original
 from celery_neli.worker.bootsteps import ElectionStep
 from tests.smoke.recorder import Recorder
 
@@ -29,6 +32,12 @@ if os.environ.get("SMOKE_INSTALL"):
 @app.task(name="smoke.tick")
 def tick() -> None:
     """Sent by beat; nobody need run it."""
+
+
+@app.task(name="smoke.sleep")
+def sleep(seconds: float) -> None:
+    """Take some time."""
+    time.sleep(seconds)
 
 
 @app.task(name="smoke.write")
@@ -86,13 +95,20 @@ def record_role(leadership: Leadership, recorded: str, recorder: Recorder) -> No
         getattr(signals, f"leadership_{kind}").connect(noter(kind), sender=leadership, weak=False)
 
 
+def hang(*_: Any) -> None:
+    """Have the main thread, and gevent's hub, stand still for longer than any test."""
+    original("time", "sleep")(300)
+
+
 @beat_init.connect
 @beat_embedded_init.connect
 def beat_starts(**_: Any) -> None:
+    signal.signal(signal.SIGUSR2, hang)
     record("beat")
 
 
 @worker_ready.connect
 def worker_is_ready(**_: Any) -> None:
+    signal.signal(signal.SIGUSR2, hang)
     if ElectionStep in app.steps["worker"]:
         record("worker")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.kafka.topic_spec import LEADER, SCHEDULE
+from celery_neli.kafka.topic_spec import HISTORY, LEADER, SCHEDULE
 from tests.kafka.secured import Right, SecuredKafka, User
 from tests.processes import wait_until
 from tests.smoke.members import Members, members
@@ -23,9 +23,10 @@ pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 ROW = re.compile(
-    r"^\| (?P<who>[^|]+?) \| (?P<leader>[^|]+) \| (?P<schedule>[^|]+) \| (?P<group>[^|]+) \|$", re.MULTILINE
+    r"^\| (?P<who>[^|]+?) \| (?P<leader>[^|]+) \| (?P<schedule>[^|]+) \| (?P<history>[^|]+) \| (?P<group>[^|]+) \|$",
+    re.MULTILINE,
 )
-COLUMNS = ("leader", "schedule", "group")
+COLUMNS = ("leader", "schedule", "history", "group")
 
 
 def documented(who: str) -> list[tuple[str, str]]:
@@ -51,10 +52,12 @@ class Secured:
         self.kafka.create_topic(topic, config=LEADER)
         if election == "beat":
             self.kafka.create_topic(f"{topic}.schedule", partitions=2, config=SCHEDULE)
+        self.kafka.create_topic(f"{self.members.group}.beat.neli.history", partitions=4, config=HISTORY)
 
     def right(self, election: str, column: str, operation: str) -> Right:
         group = f"{self.members.group}.{election}"
-        names = {"leader": f"{group}.neli", "schedule": f"{group}.neli.schedule", "group": group}
+        history = f"{self.members.group}.beat.neli.history"
+        names = {"leader": f"{group}.neli", "schedule": f"{group}.neli.schedule", "history": history, "group": group}
         return Right(operation, "group" if column == "group" else "topic", names[column])
 
     def grant(self, who: str, election: str, *, but: tuple[str, str] | None = None) -> Right | None:
@@ -71,6 +74,7 @@ def secured(tmp_path: Path, names: Callable[[str], str], secured_kafka: SecuredK
     settings = {
         "neli_group": names("g"),
         "broker_url": "memory://",
+        "neli_alarms": False,  # they have rights of their own, on which nothing rests: the last test
         "neli_kafka": secured_kafka.properties(user),
         "beat_schedule": {"tick": {"task": "smoke.tick", "schedule": 1.0}},
     }
@@ -108,7 +112,9 @@ MEMBERS += [("a worker", "worker", each) for each in documented("a worker")]
 def test_a_member_names_the_right_that_is_missing(
     secured: Secured, who: str, election: str, but: tuple[str, str]
 ) -> None:
-    """In one line with the command, once. Without a right on a topic it does not claim; given the right it leads."""
+    """In one line with the command, once. Without a right on a topic it does not claim, but for the history topic, on
+    which nothing rests; given the right it leads, and records.
+    """
     secured.make_topics(election)
     missing = secured.grant(who, election, but=but)
     assert missing is not None
@@ -116,7 +122,7 @@ def test_a_member_names_the_right_that_is_missing(
     command = f"--add --allow-principal User:{secured.user.name} --operation {missing.operation} "
     command += f"--{missing.kind} {missing.name}"
     wait_until(lambda: command in member.log, timeout=60, what=f"the missing right, see {member.directory}")
-    if missing.kind == "group":  # the lease works without the group, only later
+    if but[0] in ("group", "history"):  # the lease works without the group, only later
         wait_until(lambda: "leadership acquired" in member.log, timeout=60, what="a leader")
     else:
         assert "leadership acquired" not in member.log
@@ -131,16 +137,25 @@ def test_a_member_names_the_right_that_is_missing(
 def test_a_member_that_may_not_create_its_topics_says_who_can(secured: Secured) -> None:
     """Of each topic, with the command that makes it and the right that would do; given that, it makes them."""
     secured.grant("a beat", "beat")
-    create = [secured.right("beat", column, "Create") for column in ("leader", "schedule")]
+    create = [secured.right("beat", column, "Create") for column in ("leader", "schedule", "history")]
     beat, address = secured.members.beat(), secured.kafka.address("SASL_SSL")
-    for right in create:
-        wait_until(lambda right=right: f"lacks the right {right}: " in beat.log, timeout=60, what=str(right))
+
+    def says_who_can(right: Right) -> None:
+        wait_until(lambda: f"lacks the right {right}: " in beat.log, timeout=60, what=str(right))
         assert f"kafka-topics.sh --bootstrap-server {address} --create --topic {right.name} " in beat.log
+
+    *needed, history = create
+    for right in needed:
+        says_who_can(right)
     assert len(complaints(beat)) == 2
-    secured.kafka.grant(secured.user, *create)
+    secured.kafka.grant(secured.user, *needed)
     wait_until(lambda: "leadership acquired" in beat.log, timeout=60, what="a leader")
-    assert len(complaints(beat)) == 2
+    says_who_can(history)  # once there is something to record; it leads all the same
+    assert len(complaints(beat)) == 3
     assert beat.log.count("topic usable again") == 2
+    secured.kafka.grant(secured.user, history)
+    wait_until(lambda: beat.log.count("topic usable again") == 3, timeout=60, what="history")
+    assert len(complaints(beat)) == 3
 
 
 def test_a_member_that_may_not_add_partitions_says_who_can(secured: Secured) -> None:
@@ -206,6 +221,22 @@ def test_a_web_application_is_told_which_right_is_missing(secured: Secured, but:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"lacks the right {missing}: kafka-acls.sh" in line
+
+
+HISTORY_READER = documented("`periodic.runs`")
+
+
+def test_the_run_history_with_the_documented_right_is_read(secured: Secured) -> None:
+    """It needs no other; without it, one line names it."""
+    secured.make_topics("beat")
+    (missing,) = [secured.right("beat", *each) for each in HISTORY_READER]
+    done = secured.members.run("neli", "schedule", "runs")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"lacks the right {missing}: kafka-acls.sh" in line
+    secured.kafka.grant(secured.user, missing)
+    done = secured.members.run("neli", "schedule", "runs", "--since", "2h")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no runs recorded\n", "")
 
 
 def status(secured: Secured, *arguments: str) -> tuple[int, str, str]:
@@ -289,3 +320,17 @@ def test_resign_is_told_which_right_is_missing(secured: Secured, but: tuple[str,
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"lacks the right {missing}: kafka-acls.sh" in line
+
+
+def test_a_member_without_the_rights_for_alarms_leads_and_says_once_what_they_need(secured: Secured) -> None:
+    """Given them, it watches."""
+    secured.make_topics("beat")
+    secured.grant("a beat", "beat")
+    topic = f"{secured.members.group}.watch.neli"
+    secured.kafka.create_topic(topic, config=LEADER)
+    member = secured.members.beat(neli_alarms=True)
+    wait_until(lambda: "leadership acquired" in member.log and topic in member.log, timeout=60, what="both")
+    lines = [line for line in complaints(member) if "history" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Kafka does not let this member see the watch topic {topic}")
+    assert f"--operation Read --operation Write --topic {topic}" in lines[0]

@@ -94,6 +94,11 @@ class FakeLeadership:
     """A leadership that changes when the test says so, and sends the real signals from another thread."""
 
     election = "beat"
+    roles = ("leader",)
+    live = True
+    working: Callable[[], bool] | None = None
+    excused: Callable[[], bool] | None = None
+    turned_at = renewer_turned_at = 0.0
 
     def __init__(self, config: Config | None = None) -> None:
         self.config = config or Config(group="test.beat", kafka="127.0.0.1:1", name="me")
@@ -137,8 +142,11 @@ class FakeLeadership:
             return FakeStanding(self.state.term, False, False)
         return self.state
 
-    def leading(self) -> bool:
+    def leading(self, role: str | None = None) -> bool:
         return self.state.leading
+
+    def missing(self) -> str:
+        return ""
 
     def held(self) -> bool:
         return self.state.held
@@ -208,6 +216,9 @@ class FakeTopic:
         self.running = False
         self._next = 0
         self._late: dict[tuple[Kind, str], bytes | None] = {}
+
+    def unready(self) -> str:
+        return ""
 
     def start(self) -> None:
         self.running = True

@@ -81,6 +81,7 @@ class MemoryJournal:
 
 class MemoryGroup:
     induced: frozenset[int] = frozenset()
+    is_member = True
 
     def poll(self) -> None: ...
     def join(self) -> None: ...

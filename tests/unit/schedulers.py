@@ -209,14 +209,14 @@ class RedBeat(Kind):
 
 
 def configure_django(directory: Path) -> None:
-    """Settings and tables of django-celery-beat, once per process."""
+    """Settings and tables of django-celery-beat and django-celery-results, once per process."""
     import django
     from django.conf import settings
     from django.core.management import call_command
 
     if not settings.configured:
         settings.configure(
-            INSTALLED_APPS=["django_celery_beat"],
+            INSTALLED_APPS=["django_celery_beat", "django_celery_results"],
             DATABASES={
                 "default": {
                     "ENGINE": "django.db.backends.sqlite3",
@@ -224,7 +224,10 @@ def configure_django(directory: Path) -> None:
                     "OPTIONS": {"init_command": "PRAGMA synchronous=OFF"},  # nobody cuts the power
                 }
             },
-            MIGRATION_MODULES={"django_celery_beat": None},  # tables straight from the models
+            MIGRATION_MODULES={
+                "django_celery_beat": None,
+                "django_celery_results": None,
+            },  # tables straight from the models
             DEFAULT_AUTO_FIELD="django.db.models.AutoField",
             USE_TZ=True,
             TIME_ZONE="UTC",

@@ -49,6 +49,7 @@ class HandJournal:
 class HandGroup:
     def __init__(self) -> None:
         self.induced: frozenset[int] = frozenset()
+        self.is_member = True
         self.joined = False
 
     def poll(self) -> None:

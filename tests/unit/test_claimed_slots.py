@@ -13,8 +13,8 @@ import pytest
 from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
-from celery_neli.beat.publish import slot_id
 from celery_neli.beat.replicated.claims import Watermarks
+from celery_neli.schedule.slot_ids import slot_id
 from tests.unit.beats import NOON, START, World
 
 if TYPE_CHECKING:

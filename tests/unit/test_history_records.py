@@ -24,10 +24,13 @@ from celery_neli.history.records import (
     WorkerRecord,
     decode,
     encode,
+    encode_slot,
     key,
     key_of,
     partition_of,
+    slot_record,
 )
+from celery_neli.hooks import SlotEvent
 
 SLOT = SlotRecord(entry="report", task="shop.report", slot=1000.0, outcome="sent", at=1000.2, member="a", term=7)
 RUN = RunRecord(entry="report", task="shop.report", slot=1000.0, id="x", state="started", at=1000.4, worker="w")
@@ -161,3 +164,18 @@ def test_the_bytes_are_pinned() -> None:
 def test_names_are_spread() -> None:
     """Entries are in all partitions."""
     assert {partition_of(key(f"entry-{number}")) for number in range(100)} == set(range(PARTITIONS))
+
+
+@given(
+    st.builds(
+        SlotEvent,
+        entry=texts, task=texts, slot=st.none() | times, outcome=st.sampled_from(OUTCOMES), at=times, role=texts,
+        term=st.none() | st.integers(0, MAX_WHOLE), id=st.none() | texts, policy=st.sampled_from(["", "skip"]),
+        count=st.integers(1, 2), first=st.none() | times, error=st.sampled_from(["", "no"]),
+    ),
+    texts,
+)  # fmt: skip
+@example(SlotEvent(entry="e", task="t", slot=1.0, outcome="sent", at=1.5, role="leader", term=7, id="x"), "a")
+def test_the_quick_way_writes_the_same_bytes(event: SlotEvent, member: str) -> None:
+    """What was sent, the most frequent record, is written by a short cut."""
+    assert encode_slot(event, member) == encode(slot_record(event, member))

@@ -360,7 +360,7 @@ def test_a_forked_child_gets_a_leadership_of_its_own(app: Celery) -> None:
 def worker(app: Celery, pool_cls: Any = solo.TaskPool) -> Any:
     """What a step sees of a worker."""
     parent = type("Worker", (), {})()
-    parent.app, parent.pool_cls, parent.steps = app, pool_cls, []
+    parent.app, parent.pool_cls, parent.steps, parent.hostname = app, pool_cls, [], "worker@host"
     return parent
 
 

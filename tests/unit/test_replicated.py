@@ -547,6 +547,7 @@ def test_a_leader_sends_what_is_due_once_with_the_slot_that_it_is_for(own: Own) 
         beat.turns()
         assert len(beat.sent()) == 1
         assert (headers["neli_beat_term"], headers["neli_beat_entry"], headers["task"]) == (7, "entry", "t")
+        assert headers["periodic_task_name"] == "entry"
         assert own.leadership.predecessor_active is not None
         slot = own.leadership.predecessor_active + timedelta(hours=1)
         assert headers["neli_beat_slot"] == slot.isoformat()

@@ -314,7 +314,7 @@ def test_run_now_sends_the_task_as_beat_does(desk: Desk) -> None:
         message = connection.SimpleQueue(desk.app.conf.task_default_queue).get(timeout=5)
     assert message.headers["id"] == result.id
     assert (message.headers["task"], message.headers["neli_beat_entry"], message.headers["x"]) == ("shop.t", "e", 1)
-    assert "neli_beat_slot" not in message.headers
+    assert (message.headers["periodic_task_name"], "neli_beat_slot" in message.headers) == ("e", False)
     assert message.payload[:2] == [[1], {"a": 2}]
     assert message.properties["priority"] == 5
     assert "neli_misfire" not in message.properties

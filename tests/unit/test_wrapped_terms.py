@@ -30,6 +30,7 @@ def test_a_leader_sends_what_is_due_once(kind: Kind) -> None:
         beat.turns()
         assert len(beat.sent()) == 1
         assert (headers["neli_beat_term"], headers["neli_beat_entry"], headers["task"]) == (7, "entry", "t")
+        assert headers["periodic_task_name"] == "entry"
 
 
 def test_a_revoked_leader_records_what_ran_before_it_hands_over(kind: Kind) -> None:

@@ -12,7 +12,6 @@ from celery.utils.log import get_logger
 from celery.utils.time import maybe_make_aware
 
 from celery_neli import hooks
-from celery_neli.beat.publish import slot_id
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
@@ -22,6 +21,7 @@ from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.policies import Overlap
+from celery_neli.schedule.slot_ids import slot_id
 from celery_neli.schedule.slots import next_slot, once
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
@@ -69,6 +69,7 @@ class ClaimingLedger(SlotLedger):
         left_out: LeftOut,
         forget: Callable[[str], None],
     ) -> None:
+        self._last_id: tuple[str, datetime | None, str] = "", None, ""  # the id of which slot was asked for last
         self.shard, self._role, self._config, self._settings, self._topic = shard, role, config, settings, topic
         self._app, self._table, self._left_out, self._forget = app, table, left_out, forget
         #: The present term, or the last.
@@ -274,7 +275,11 @@ class ClaimingLedger(SlotLedger):
         return self._slot_id(entry.name, slot)
 
     def _slot_id(self, name: str, slot: datetime) -> str:
-        return slot_id(self._config.group, name, _iso(slot))
+        known_name, known_slot, found = self._last_id  # a slot is told of right after it was sent
+        if known_name != name or known_slot != slot:
+            found = slot_id(self._config.group, name, _iso(slot))
+            self._last_id = name, slot, found
+        return found
 
     # -- what becomes of slots --
 
