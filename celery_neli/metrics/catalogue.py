@@ -115,6 +115,11 @@ PUBLISH: Final = Metric(
     "celery_neli_publish_duration_seconds", HISTOGRAM, ("group",),
     "How long the task broker took for the message of a slot; with `confirm_publish`, until it confirmed.", _PUBLISHING,
 )  # fmt: skip
+OVERDUE: Final = Metric(
+    "celery_neli_overdue_alarms_total", COUNTER, ("group", "reason"),
+    "Alarms that this process raised, as the one that watches: of a slot that was `not_sent`, `failed`, `refused` or "
+    "`not_started` in time, and of a task that is `not_finished` (signals `slot_overdue` and `run_overdue`).",
+)  # fmt: skip
 RUNS: Final = Metric(
     "celery_neli_runs_total", COUNTER, ("group", "state"),
     "What the tasks of slots did in this worker: `started`, `succeeded`, `failed`, `retried`, `revoked`, `rejected`, "
@@ -151,7 +156,7 @@ SINGLETON_FAILURES: Final = Metric(
 
 METRICS: Final = (
     INFO, LEADER, TERM, LEASE, MARGIN, ROUND_TRIP, TERMS_BEGUN, TERMS_ENDED, LEADERLESS, WITHOUT_LEADER,
-    SLOTS, LATENESS, LAST_SLOT, TICK, PUBLISH, RUNS, HISTORY_WAITING, HISTORY_LAG, HISTORY_DROPPED,
+    SLOTS, LATENESS, LAST_SLOT, TICK, PUBLISH, OVERDUE, RUNS, HISTORY_WAITING, HISTORY_LAG, HISTORY_DROPPED,
     KAFKA_ERRORS, LEADER_TASKS, SINGLETON_TURNS, SINGLETON_FAILURES,
 )  # fmt: skip
 
