@@ -73,7 +73,8 @@ MARGIN: Final = Metric(
 )  # fmt: skip
 ROUND_TRIP: Final = Metric(
     "celery_neli_heartbeat_round_trip_seconds", HISTOGRAM, ELECTION,
-    "Of a leader: from the sending of a heartbeat until it was read back.", _ROUND_TRIPS,
+    "Of a leader: from the sending of a heartbeat until it was read back. A leader may read up to half of "
+    "`neli_heartbeat_interval` late.", _ROUND_TRIPS,
 )  # fmt: skip
 TERMS_BEGUN: Final = Metric(
     "celery_neli_terms_begun_total", COUNTER, (*ELECTION, "after"),
@@ -114,6 +115,11 @@ PUBLISH: Final = Metric(
     "celery_neli_publish_duration_seconds", HISTOGRAM, ("group",),
     "How long the task broker took for the message of a slot; with `confirm_publish`, until it confirmed.", _PUBLISHING,
 )  # fmt: skip
+OVERDUE: Final = Metric(
+    "celery_neli_overdue_alarms_total", COUNTER, ("group", "reason"),
+    "Alarms that this process raised, as the one that watches: of a slot that was `not_sent`, `failed`, `refused` or "
+    "`not_started` in time, and of a task that is `not_finished` (signals `slot_overdue` and `run_overdue`).",
+)  # fmt: skip
 RUNS: Final = Metric(
     "celery_neli_runs_total", COUNTER, ("group", "state"),
     "What the tasks of slots did in this worker: `started`, `succeeded`, `failed`, `retried`, `revoked`, `rejected`, "
@@ -150,7 +156,7 @@ SINGLETON_FAILURES: Final = Metric(
 
 METRICS: Final = (
     INFO, LEADER, TERM, LEASE, MARGIN, ROUND_TRIP, TERMS_BEGUN, TERMS_ENDED, LEADERLESS, WITHOUT_LEADER,
-    SLOTS, LATENESS, LAST_SLOT, TICK, PUBLISH, RUNS, HISTORY_WAITING, HISTORY_LAG, HISTORY_DROPPED,
+    SLOTS, LATENESS, LAST_SLOT, TICK, PUBLISH, OVERDUE, RUNS, HISTORY_WAITING, HISTORY_LAG, HISTORY_DROPPED,
     KAFKA_ERRORS, LEADER_TASKS, SINGLETON_TURNS, SINGLETON_FAILURES,
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from celery_neli import hooks
+from celery_neli import hooks, signals
 from celery_neli.config import ELECTIONS, WATCH, setting
 from celery_neli.election.lease import boottime
 from celery_neli.history.recorder import recorder_of
@@ -44,6 +44,9 @@ OUTCOMES: Final = (
     (hooks.SENT, ""), (hooks.FAILED, ""), (hooks.REFUSED, ""), (hooks.IN_DOUBT, "send"), (hooks.IN_DOUBT, "skip"),
     (hooks.SKIPPED, "misfire"), (hooks.SKIPPED, "overlap"),
 )  # fmt: skip
+#: Why a slot is overdue (`signals.slot_overdue`); and a run.
+REASONS: Final = ("not_sent", "failed", "refused", "not_started")
+NOT_FINISHED: Final = "not_finished"
 #: What shows the metrics, by the library that it needs.
 EXPORTERS: Final = {"prometheus_client": "prometheus", "opentelemetry.metrics": "otel"}
 
@@ -88,6 +91,8 @@ class Collection:
 
     def _begin_at_zero(self, group: str, role: str) -> None:
         numbers, labels = self.numbers, (*split(group), role)
+        for reason in (*REASONS, NOT_FINISHED):
+            numbers.add(catalogue.OVERDUE, (labels[0], reason), 0)
         numbers.add(catalogue.LEADERLESS, labels, 0)
         for after in hooks.ENDS:
             numbers.add(catalogue.TERMS_BEGUN, (*labels, after), 0)
@@ -101,9 +106,11 @@ class Collection:
                 numbers.add(catalogue.SLOTS, (labels[0], role, outcome, policy), 0)
 
     def begin(self) -> None:
-        """Listen to the hooks."""
+        """Listen to the hooks, and to the signals of alarms."""
         for hook, receiver in self._receivers:
             hook.add(receiver)
+        signals.slot_overdue.connect(self._slot_overdue, weak=False)
+        signals.run_overdue.connect(self._run_overdue, weak=False)
 
     def end(self) -> None:
         """Listen no more, and let the thread end. Takes no lock, for a forked child does it, too. Repeatable."""
@@ -112,6 +119,11 @@ class Collection:
         if not self._ended:
             self._ended = True
             self._wait.release()
+
+    def disconnect(self) -> None:
+        """Listen to no signal of alarms any more. It takes their locks, so not in a forked child."""
+        signals.slot_overdue.disconnect(self._slot_overdue)
+        signals.run_overdue.disconnect(self._run_overdue)
 
     def keep_up(self) -> None:
         """Count what waits, every second until `end`, on the calling thread of the operating system."""
@@ -237,6 +249,14 @@ class Collection:
     def _run(self, event: RunEvent) -> None:
         self.numbers.add(catalogue.RUNS, (self._workers, event.state))
 
+    def _slot_overdue(self, reason: str = "", **_: Any) -> None:
+        if not self._ended and reason in REASONS:
+            self.numbers.add(catalogue.OVERDUE, (self._beats, reason))
+
+    def _run_overdue(self, **_: Any) -> None:
+        if not self._ended:
+            self.numbers.add(catalogue.OVERDUE, (self._beats, NOT_FINISHED))
+
     def _singleton(self, name: str, role: str, failed: bool) -> None:
         labels = (self._workers, role, name)
         self.numbers.add(catalogue.SINGLETON_TURNS, labels)
@@ -278,6 +298,7 @@ class Part:
                 found.serve(*left)
                 return
             found.end()
+            found.disconnect()
             if _counter is not None:
                 _counter.join(JOIN)
             _collection = _counter = None

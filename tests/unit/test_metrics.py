@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from celery_neli import hooks
+from celery_neli import hooks, signals
 from celery_neli.config import Config
 from celery_neli.election.role_state import Payload
 from celery_neli.hooks import RunEvent, SlotEvent
@@ -92,6 +92,7 @@ def collection(leadership: Any) -> Iterator[Collection]:
     made.begin()
     yield made
     made.end()
+    made.disconnect()
 
 
 @pytest.fixture
@@ -239,6 +240,18 @@ def test_what_the_worker_and_kafka_tell_is_counted(collection: Collection) -> No
     assert found["celery_neli_leader_tasks_total"] == {("shop", "leader", "skipped"): 1}
     assert found["celery_neli_kafka_errors_total"] == {("shop", "_TRANSPORT"): 1}
     assert len(found["celery_neli_leader"]) == 2
+
+
+def test_alarms_are_counted_by_reason_until_the_end(collection: Collection) -> None:
+    """The process that watches counts them: that of a run that does not finish, too."""
+    signals.slot_overdue.send(sender=None, entry="e", reason="not_sent", count=3)
+    signals.run_overdue.send(sender=None, entry="e", worker="w")
+    expected = {("shop", "not_sent"): 1, ("shop", "not_finished"): 1}
+    assert nonzero(values(collection)["celery_neli_overdue_alarms_total"]) == expected
+    collection.end()
+    signals.run_overdue.send(sender=None, entry="e", worker="w")
+    collection.disconnect()
+    assert nonzero(values(collection)["celery_neli_overdue_alarms_total"]) == expected
 
 
 def test_threads_that_count_at_once_lose_nothing() -> None:
