@@ -212,7 +212,7 @@ class _History:
     def _add(self, record: Record) -> None:
         if not isinstance(record, WorkerRecord):
             self._state.runs.add(record)
-        if (overdue := self._state.overdue) is not None:
+        if (overdue := self._state.overdue) is not None and record.at > self._state.clock() - kept.SHOWN:
             overdue.record(record)
 
 
