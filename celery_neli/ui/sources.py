@@ -110,7 +110,7 @@ class _Schedule:
     """The schedule topic, from its beginning on."""
 
     def __init__(self, state: State) -> None:
-        self._state, self.problem = state, "not read yet"
+        self._state, self.problem = state, kept.NOT_YET
         config = state.configs["beat"]
         self._topic, self._group = config.schedule_topic, config.group
         self._client_log = ClientLog(_log, config.properties, one_shot=True)
