@@ -20,7 +20,7 @@ from celery.bin.beat import beat
 from celery.bin.worker import worker
 
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
-from celery_neli.config import ELECTIONS, enabled, from_app, setting
+from celery_neli.config import ELECTIONS, enabled, from_app, owner, setting
 from celery_neli.exceptions import NeliError
 from celery_neli.ordinary_beat import guard, logger_of
 from celery_neli.periodic.cli import UNLED, Command, schedule
@@ -246,7 +246,6 @@ def _look(app: Any, election: str | None) -> list[ElectionStatus]:
 
 def _unled(app: Any, name: str) -> str | None:
     """Return why no beat runs the entry of this name, if Kafka says so."""
-    from celery_neli.config import owner
     from celery_neli.status import look
 
     config = from_app(app, "beat")

@@ -193,7 +193,7 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
             "neli_topic",
             _template("{election}", "beats and workers need a topic each"),
             documented="`<group>.<election>.neli`",
-        ): ("the leader topic; `{election}` in it stands for `beat` or `worker`"),
+        ): ("the leader topic; `{election}` in it stands for `beat`, `worker` or `watch`"),
         Setting("neli_name", kafka_name(NAME_MOST), documented="`<host>_<pid>_<time>`"): (
             "this process's name in logs and in `neli status`; must differ between processes"
         ),

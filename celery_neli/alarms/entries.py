@@ -62,7 +62,7 @@ class WatchedEntries:
             for each in self._static:
                 if each != name:
                     self._watch(each, now)
-        if before is None:
+        if before is None and name in self._static:
             self._watch(name, now)
         else:
             self._overdue.settled(name, self._last(name, now))

@@ -74,9 +74,6 @@ class ScheduleFeed:
                 _, end = self._reader.bounds(_PARTITION, ASK)
             except KafkaException:
                 return self._read_until
-            if end < self._next:  # it was deleted, and made again
-                self._begin()
-                return NEVER
             self._end = asked_at, end
         at, end = self._end
         if self._next >= end:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any, Final
 
+from celery.schedules import crontab
+
 from celery_neli import hooks
 from celery_neli.history.records import Record, RunRecord, SlotRecord
 from celery_neli.history.runs import STARTED
@@ -36,6 +38,7 @@ ALLOWANCE: Final = 60.0  # seconds, beside a tenth of the interval
 PART: Final = 0.1
 PART_MOST: Final = 3600.0  # seconds that the tenth is at most
 MOST_PENDING: Final = 100_000  # tasks that are waited for; of further ones nothing is said
+SEARCHES: Final = 2_000  # crontabs of which the next slot is remembered
 REMEMBERED: Final = 50_000  # tasks that were started, and alarms that were raised
 
 
@@ -116,6 +119,7 @@ class Overdue:
         self._due = DueHeap()
         self._pending: dict[str, _Pending] = {}
         self._pending_due = DueHeap()
+        self._searches: dict[int, tuple[float, Any, Any, Any]] = {}
         self._errors: OrderedDict[str, str] = OrderedDict()  # why an entry could not be sent
         self._begun: OrderedDict[str, None] = OrderedDict()  # tasks that were started
         self._raised: OrderedDict[str, None] = OrderedDict()
@@ -205,6 +209,7 @@ class Overdue:
 
     def _judge_entry(self, name: str, until: float) -> Iterator[Alarm]:
         entry = self._entries[name]
+        allowance = entry.allowance
         try:
             owed = self._owed(entry, until)
             self._place(name, entry)
@@ -215,12 +220,12 @@ class Overdue:
         if owed is None:
             return
         slot, count = owed
-        if slot + entry.allowance <= self._inherited or not self._first(f"{name}\0{slot!r}"):
+        if not self._first(f"{name}\0{slot!r}"):
             return
         error = self._errors.get(name, "")
         yield Alarm(
             kind=SLOT, entry=name, task=entry.task, slot=slot, id=id_at(self._group, name, slot),
-            reason=FAILED if error else NOT_SENT, deadline=slot + entry.allowance, allowance=entry.allowance,
+            reason=FAILED if error else NOT_SENT, deadline=slot + allowance, allowance=allowance,
             count=count, error=error, schedule=entry.schedule,
         )  # fmt: skip
 
@@ -262,7 +267,7 @@ class Overdue:
     def _place(self, name: str, entry: Entry) -> None:
         """Put the entry where its next slot would be overdue."""
         after = max(entry.base, entry.last, entry.seen)
-        slot = next_slot(entry.schedule, _moment(after))
+        slot, following = self._next(entry.schedule, after)
         entry.has_slots = slot is not None
         if slot is None:
             self._due.remove(name)
@@ -270,10 +275,27 @@ class Overdue:
         if entry.overdue is not None or self._overdue is not None:
             entry.allowance = entry.overdue if entry.overdue is not None else self._overdue or 0.0
         else:
-            following = next_slot(entry.schedule, slot)
-            interval = 0.0 if following is None else (following - slot).total_seconds()
+            interval = 0.0 if following is None else following - slot
             entry.allowance = ALLOWANCE + min(PART * interval, PART_MOST)
-        self._due.put(name, slot.timestamp() + entry.allowance)
+        self._due.put(name, slot + entry.allowance)
+
+    def _next(self, when: Any, after: float) -> tuple[float | None, float | None]:
+        """Return the first slot after a time and the one after that, None where there is none.
+
+        A hundred thousand entries share a few crontabs: until the next slot of one, all searches find the same.
+        """
+        since, slot, following, _ = self._searches.get(id(when), (0.0, None, None, None))
+        if slot is not None and since <= after < slot:
+            return slot, following
+        slot, following = next_slot(when, _moment(after)), None
+        if slot is not None:
+            following = next_slot(when, slot)
+            slot, following = slot.timestamp(), None if following is None else following.timestamp()
+            if isinstance(when, crontab):
+                if len(self._searches) >= SEARCHES:
+                    self._searches.clear()
+                self._searches[id(when)] = after, slot, following, when  # which keeps its id
+        return slot, following
 
     def _allowance(self, name: str) -> float:
         entry = self._entries.get(name)
@@ -294,7 +316,7 @@ class Overdue:
         return self._max_runtime if entry is None or entry.max_runtime is None else entry.max_runtime
 
     def _wait(self, token: str, pending: _Pending, since: float) -> None:
-        if len(self._pending) < MOST_PENDING and token not in self._raised:
+        if len(self._pending) < MOST_PENDING:
             self._pending[token] = pending
             self._pending_due.put(token, since + pending.allowance)
 

@@ -41,7 +41,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Watchdog:
+class _Watchdog:
     """When the owner last made progress: the thread that renews must not keep a role for an owner that hangs."""
 
     def __init__(
@@ -53,12 +53,10 @@ class Watchdog:
         self.progress()
 
     def progress(self) -> None:
-        """See `Neli.progress`."""
         self._last = (self._clock(), threading.get_ident())
         self._hindered = ""
 
     def hindered(self, reason: str) -> None:
-        """See `Neli.hindered`."""
         self._hindered = reason
 
     def watch(self, member: Member) -> None:
@@ -114,7 +112,7 @@ class Renewal:
         self._clients: tuple[Journal, Group] | None = None  # made, and not served yet
         self._lines = BackgroundLog()
         self._log = self._lines.logger(log)
-        self.watchdog = Watchdog(config, self._log, clock, fit)
+        self.watchdog = _Watchdog(config, self._log, clock, fit)
         self._leaders: dict[str, tuple[str, int]] = {}  # role -> name and term that were logged last
 
     @property

@@ -71,10 +71,11 @@ class TopicSpec:
         policy, wanted = values.get("cleanup.policy", ""), self.settings["cleanup.policy"]
         if policy not in ("", wanted):
             kept = {*COMMON, "retention.ms"}  # an operator may have set them on purpose
-            fix = {name: value for name, value in self.settings.items() if name not in kept}
+            fix = ",".join(f"{name}={value}" for name, value in self.settings.items() if name not in kept)
             reason = (
                 f"The {self.what} {self.name} has cleanup.policy={policy}, which {self.does}; set it to {wanted}: "
-                f"{self.configure_command(fix)}"
+                f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics --entity-name "
+                f"{self.name} --add-config {fix}"
             )
             if self.durable:
                 raise TopicError(reason)
@@ -91,14 +92,6 @@ class TopicSpec:
             )
         if values.get("unclean.leader.election.enable") == "true":
             yield "unclean.leader.election.enable=true may take records back: set it to false"
-
-    def configure_command(self, settings: Mapping[str, str]) -> str:
-        """Return the `kafka-configs.sh` command that changes its configuration."""
-        values = ",".join(f"{name}={value}" for name, value in settings.items())
-        return (
-            f"kafka-configs.sh --bootstrap-server {self.servers} --alter --entity-type topics "
-            f"--entity-name {self.name} --add-config {values}"
-        )
 
 
 def leader_topic(config: Config) -> TopicSpec:

@@ -23,7 +23,6 @@ from celery_neli.settings import MISFIRE_POLICIES
 
 if TYPE_CHECKING:
     from celery_neli.history.runs import Run
-    from celery_neli.periodic import Periodic
 
 WIDEST = 400  # the most characters of a cell
 #: The key, in click's `meta`, of a function of an app and a name: why no beat runs an entry of this name, if so.
@@ -290,7 +289,7 @@ def _parsed(field: str, text: str, kind: type) -> Any:
     return value
 
 
-def _say(app: Any, found: Periodic) -> None:
+def _say(app: Any, found: periodic.Periodic) -> None:
     """Say what became of an entry, and what its next run still lacks: a task that this app knows, a beat that leads."""
     say(f"{printable(found.name)}: {_state(found)}, next {_when(found.next)}")
     if found.paused:
@@ -313,7 +312,7 @@ def _words(schedule: str) -> str:
     return human(schedule)
 
 
-def _state(found: Periodic) -> str:
+def _state(found: periodic.Periodic) -> str:
     unrun = found.source == "runtime" and found.next is None
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"

@@ -62,6 +62,13 @@ def assert_once_and_in_time(fleet: Members) -> None:
     assert all(0 <= each <= LATE for each in late), late
 
 
+def assert_each_slot_once(fleet: Members) -> None:
+    """Of the one entry that is due each four seconds, from the first alarm on."""
+    slots = [each["slot"] for each in alarms(fleet)]
+    assert slots == sorted(set(slots)), "each slot once"
+    assert {round(later - each, 3) for each, later in pairwise(slots)} == {4.0}, "none left out"
+
+
 def settled(fleet: Members, beat: Any) -> None:
     """Wait until slots are sent and the watcher knows: the first ones are behind."""
     wait_until(lambda: "leadership acquired role=leader" in beat.log, timeout=60, what="a leader")
@@ -137,12 +144,27 @@ def test_a_beat_that_leads_watches_only_as_long_as_nobody_else_can(fleet: Member
     wait_alarm(fleet, by="worker1", entry="refused")
     count = len(alarms(fleet))
     wait_until(lambda: len(alarms(fleet)) >= count + 2, timeout=20, what="further alarms")
-    found = alarms(fleet)
-    slots = [each["slot"] for each in found]
-    assert slots == sorted(set(slots)), "each slot once"
-    assert {round(later - each, 3) for each, later in pairwise(slots)} == {4.0}, "none left out"
-    authors = [each["by"] for each in found]
+    assert_each_slot_once(fleet)
+    authors = [each["by"] for each in alarms(fleet)]
     assert authors == sorted(authors), "the beat says no more"
+
+
+def test_when_the_watcher_is_killed_the_next_one_tells_each_further_slot_once(fleet: Members) -> None:
+    fleet.settings["beat_schedule"] = {"refused": entry("alarms.refuses")}
+    fleet.beat(name="beat1")
+    workers = [fleet.worker("-P", "solo", name=f"worker{number}") for number in (1, 2)]
+    first = wait_until(
+        lambda: next((each for each in workers if alarms(fleet, by=each.name)), None), timeout=60, what="an alarm"
+    )
+    other = next(each for each in workers if each is not first)
+    count = len(alarms(fleet))
+    wait_until(lambda: len(alarms(fleet)) > count, timeout=20, what="a further alarm")
+    time.sleep(1)  # what was told is noted by now
+    first.signal(signal.SIGKILL)
+    wait_until(lambda: len(alarms(fleet, by=other.name)) >= 3, timeout=40, what="alarms of the other")
+    assert_each_slot_once(fleet)
+    late = [each["at"] - each["deadline"] for each in alarms(fleet, by=other.name)]
+    assert all(0 <= each <= LATE for each in late), late
 
 
 def test_without_alarms_no_process_watches(fleet: Members) -> None:

@@ -326,6 +326,25 @@ def test_a_slow_service_delays_nothing_and_what_does_not_fit_is_dropped_with_a_l
     assert "slow is too slow: reports dropped" in caplog.text
 
 
+def test_whatever_a_client_raises_costs_one_report_and_one_line_without_its_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    taken: list[Any] = []
+
+    def deliver(report: Any) -> None:
+        taken.append(report)
+        if len(taken) < 4:
+            raise ValueError("https://host/secret")
+
+    alarms = Alarms(app_with(), [Sink("fragile", deliver, frozenset({"overdue"}))])
+    for _ in range(5):
+        alarms.raised(alarm())
+    wait_until(lambda: len(taken) == 5, timeout=5, what="all five")
+    alarms.stop()
+    assert caplog.text.count("alarms: fragile did not take a report: ValueError") == 1
+    assert "secret" not in caplog.text
+
+
 def test_a_missing_library_costs_its_sink_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sentry: Captured
 ) -> None:

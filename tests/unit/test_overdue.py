@@ -86,6 +86,30 @@ def test_a_daily_entry_s_allowance_is_an_hour_and_a_minute(app: Celery) -> None:
     assert alarm.count == 2, "the last one is due for less than that"
 
 
+def test_an_alarm_has_the_allowance_of_its_own_slot(app: Celery) -> None:
+    """A crontab's intervals differ: ten minutes, then fifty."""
+    watch = overdue()
+    watch.put("uneven", Entry(task="t", schedule=crontab(minute="0,10", app=app), base=START + 30))
+    watch.put("the same", Entry(task="t", schedule=crontab(minute="0,10", app=app), base=START + 700))
+    first = watch.judge(START + 600 + 360, MOST)
+    assert [(each.entry, each.deadline - START, each.allowance) for each in first] == [("uneven", 960, 360)]
+    second = watch.judge(START + 3600 + 120, MOST)
+    assert sorted((each.entry, each.deadline - START, each.allowance) for each in second) == [
+        ("the same", 3720, 120),
+        ("uneven", 3720, 120),
+    ]
+
+
+def test_entries_of_one_crontab_have_its_next_slot_from_wherever_they_begin(app: Celery) -> None:
+    watch = overdue(overdue=30.0)
+    hourly = crontab(minute="0", app=app)
+    for number in (3, 1, 2, 0):
+        watch.put(f"e{number}", Entry(task="t", schedule=hourly, base=START + 3600 * number + 1))
+    for number in range(4):
+        found = watch.judge(START + 3600 * (number + 1) + 30, MOST)
+        assert sorted(each.entry for each in found) == [f"e{each}" for each in range(number + 1)]
+
+
 def test_a_settled_slot_is_not_overdue(app: Celery) -> None:
     watch = overdue()
     watch.put("tidy", every(60, app))
@@ -135,6 +159,16 @@ def test_why_a_slot_could_not_be_sent_is_told(app: Celery) -> None:
     watch.record(sent("tidy", START + 60, outcome="failed", error="OperationalError: refused"))
     (alarm,) = watch.judge(START + 126, MOST)
     assert (alarm.reason, alarm.error) == ("failed", "OperationalError: refused")
+
+
+def test_an_error_of_an_earlier_slot_is_no_reason(app: Celery) -> None:
+    watch = overdue()
+    watch.put("tidy", every(60, app))
+    watch.record(sent("tidy", START + 60, outcome="failed", error="OperationalError: refused"))
+    watch.record(sent("tidy", START + 60, late=5))
+    watch.settled("tidy", START + 60)
+    (alarm,) = watch.judge(START + 186, MOST)
+    assert (alarm.slot, alarm.reason, alarm.error) == (START + 120, "not_sent", "")
 
 
 def test_a_slot_that_the_application_refused_is_overdue_though_its_state_has_passed_it(app: Celery) -> None:

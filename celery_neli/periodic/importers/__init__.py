@@ -11,19 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.periodic.definition import check_comes, define
+from celery_neli.periodic.editor import Record, ScheduleEditor
 from celery_neli.printable import printable_error
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Definition, State
 from celery_neli.schedule_topic.values import check_time, shown
-
-if TYPE_CHECKING:
-    from celery_neli.periodic.editor import Record, ScheduleEditor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
