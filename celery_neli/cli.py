@@ -43,7 +43,7 @@ _GONE = "  does not answer: its lease has run out"
 @click.pass_context
 @handle_preload_options
 def neli(ctx: click.Context) -> None:
-    """Leader election: show who leads, hand over, run a Kafka for development."""
+    """Leader election: show who leads and what ran, hand over, run a Kafka for development."""
     ctx.meta[UNLED] = _unled
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from celery_neli import hooks
-from celery_neli.explain.facts import Facts, gap_at, pause_at, schedule_change_after, term_at
+from celery_neli.explain.facts import Facts, gap_within, pause_at, schedule_change_after, term_at
 from celery_neli.explain.words import Words, named, span
 from celery_neli.history.runs import Run
 from celery_neli.timeline import DEPOSED, EXPIRED, HANDED_OVER, RELEASED, Claim, Term
@@ -45,7 +45,8 @@ def _of_definition(facts: Facts, slot: float) -> Iterator[tuple[float | None, st
 
 def _of_terms(facts: Facts, slot: float) -> Iterator[tuple[float | None, str]]:
     """Tell of the term at the slot, or of those around the gap, and of those that claimed it later."""
-    gap = gap_at(facts.terms, slot)
+    told_at = facts.run.at if facts.run is not None and facts.run.at is not None else slot
+    gap = gap_within(facts.terms, slot, told_at)
     around = [term_at(facts.terms, slot)] if gap is None else [gap.before, gap.after]
     claimed = {each.term for each in facts.claims}
     told = [each for each in facts.terms if each in around or each.term in claimed]
@@ -83,7 +84,7 @@ def _of_claim(claim: Claim) -> Iterator[tuple[float | None, str]]:
     who = f"term {claim.term}"
     doubt = ", which an earlier term had claimed and not settled" if claim.doubt else ""
     yield claim.at, f"{who} claimed the slot{doubt} (offset {claim.offset})"
-    yield claim.read_back, f"{named(claim.leader)} had read its claim back, by its next record"
+    yield claim.read_back, f"by then {named(claim.leader)} had read its claim back: its next record shows it"
     if claim.settled is not None:
         yield claim.settled, f"{who} recorded that everything up to the slot is settled (offset {claim.settled_offset})"
 

@@ -86,6 +86,14 @@ def gap_at(terms: Sequence[Term], moment: float) -> Gap | None:
     return Gap(before.ended if before else None, after.began if after else None, before, after)
 
 
+def gap_within(terms: Sequence[Term], begin: float, end: float) -> Gap | None:
+    """Return the first time without a leader that touches `begin` to `end`, None if there was always one."""
+    if (gap := gap_at(terms, begin)) is not None:
+        return gap
+    ends = sorted(each.ended for each in terms if each.ended is not None and begin <= each.ended < end)
+    return next((gap for gap in (gap_at(terms, each) for each in ends) if gap is not None), None)
+
+
 def term_at(terms: Sequence[Term], moment: float) -> Term | None:
     """Return the term that covers this moment."""
     return next((each for each in terms if each.covers(moment)), None)

@@ -99,7 +99,7 @@ class _Search:
         facts = replace(facts, no_history=why)
         if not facts.exists and not self._records.definitions and not self._runs:
             raise self._editor.unknown(self._name)
-        run = self._run(slot)
+        run = self._run(slot, None if slot is None else slots.after(slot))
         if slot is None and run is not None:
             slot = run.slot if run.slot is not None else run.when
         if slot is None and self._window is not None:
@@ -200,14 +200,19 @@ class _Search:
             why = f"the history keeps records for {retention / 86_400:g} days (neli_history_retention)"
         return why
 
-    def _run(self, slot: float | None) -> Run | None:
-        """Return what the history says of the slot; without one, of the window, or the latest."""
-        begin, end = (slot, slot) if slot is not None else self._window or (None, None)
-        if begin is None or end is None:
+    def _run(self, slot: float | None, following: float | None) -> Run | None:
+        """Return what the history says of the slot; without one, of a slot in the window, or the latest.
+
+        Celery's own schedulers run when they look, and not for a slot: there any run before the `following` slot is it.
+        """
+        if slot is None and self._window is None:
             return self._runs[0] if self._runs else None
-        own = [each for each in self._runs if each.slot is not None and begin - EQUAL <= each.slot < end + EQUAL]
-        many = [each for each in self._runs if each.count > 1 and spans(each, begin, self._runs)]
-        found: Sequence[Run] = own or many
+        begin, end = (slot, slot) if slot is not None else self._window or (0.0, 0.0)
+        found = [each for each in self._runs if each.slot is not None and begin - EQUAL <= each.slot < end + EQUAL]
+        if not found and slot is not None:
+            found = [each for each in self._runs if each.count > 1 and spans(each, slot, self._runs)]
+        if not found and slot is not None and following is not None and self._editor.not_run is not None:
+            found = [each for each in self._runs if each.slot is not None and slot <= each.slot < following]
         return found[-1] if found else None
 
     # The leader topic

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
-from celery_neli import hooks
 from celery_neli.explain.events import events_of
 from celery_neli.explain.facts import (
     Facts,
@@ -17,20 +15,12 @@ from celery_neli.explain.facts import (
     term_at,
 )
 from celery_neli.explain.report import Story
+from celery_neli.explain.told import verdict_of_history
+from celery_neli.explain.verdict import Verdict, is_before_log, without_leader
 from celery_neli.explain.words import Words, named, span
-from celery_neli.history.runs import FAILED, REJECTED, RETRIED, REVOKED, STARTED, SUCCEEDED, Run
 from celery_neli.timeline import Claim
 
 SOON: Final = 15.0  # seconds after a slot within which it may be on its way
-LATE: Final = 1.0  # seconds after which a slot was sent late
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    name: str
-    ran: bool | None
-    why: str
-    unknown: tuple[str, ...] = ()
 
 
 def explain(facts: Facts, words: Words | None = None) -> Story:
@@ -42,7 +32,7 @@ def explain(facts: Facts, words: Words | None = None) -> Story:
         unknown.append(f"What its task did, and what policies decided: {facts.no_history}.")
     if facts.log_problem and not any(facts.log_problem in each for each in unknown):
         unknown.append(f"Who led, and what was claimed: {facts.log_problem}.")
-    elif _is_before_log(facts):
+    elif is_before_log(facts):
         begins = words.time(facts.log_begins)
         unknown.append(f"Who led, and what was claimed: the leader topic holds nothing from before {begins}.")
     return Story(
@@ -53,21 +43,21 @@ def explain(facts: Facts, words: Words | None = None) -> Story:
         summary=found.why,
         events=events_of(facts, words),
         unknown=unknown,
+        role=facts.role,
+        claims=tuple(facts.claims),
+        run=facts.run,
     )
-
-
-def _is_before_log(facts: Facts) -> bool:
-    return facts.slot is not None and facts.log_begins is not None and facts.slot < facts.log_begins
 
 
 class _Judge:
     def __init__(self, facts: Facts, words: Words) -> None:
         self.facts, self.words = facts, words
 
-    def verdict(self) -> _Verdict:
+    def verdict(self) -> Verdict:
         facts = self.facts
+        if (told := verdict_of_history(facts, self.words)) is not None:
+            return told
         for judge in (
-            self._of_history,
             self._of_absence,
             self._of_schedule,
             self._of_definition,
@@ -78,105 +68,11 @@ class _Judge:
                 return found
         why = "No source says what became of it"
         begins = f": no record of it is in the history, and {self._no_log()}" if self._no_log() else ""
-        return _Verdict("unknown", None, f"{why}{begins or ''}.", self._no_records(facts))
-
-    # What the history says
-
-    def _of_history(self) -> _Verdict | None:
-        run = self.facts.run
-        if run is None or (run.outcome is None and run.state is None):
-            return None
-        if run.outcome in (hooks.SENT, None) or run.state is not None:
-            return self._sent(run)
-        if run.outcome == hooks.FAILED:
-            tries = f"{run.attempts} time{'s' if run.attempts != 1 else ''}"
-            return _Verdict(
-                "not sent",
-                False,
-                f"It could not be sent: the leader {named(run.member)} tried {tries}, the last time at "
-                f"{self._at(run.at)}, and retries it. {self._error(run)}".strip(),
-            )
-        if run.outcome == hooks.REFUSED:
-            return _Verdict("refused", False, f"The application refused to send it. {self._error(run)}".strip())
-        if run.outcome == hooks.IN_DOUBT:
-            return _Verdict(
-                "skipped in doubt",
-                False,
-                "It was in doubt: an earlier leader may or may not have sent it. It was not sent again, because "
-                "neli_in_doubt = 'skip'.",
-            )
-        return self._skipped(run)
-
-    def _sent(self, run: Run) -> _Verdict:
-        ways = {
-            SUCCEEDED: ("succeeded", True, "its task succeeded"),
-            FAILED: ("failed", True, "its task failed"),
-            STARTED: ("started", True, "its task was started, and no worker has told of its end"),
-            RETRIED: ("retried", True, "its task failed and is retried"),
-            REVOKED: ("revoked", False, "its task was revoked and did not run"),
-            REJECTED: ("rejected", False, "its worker rejected the message"),
-        }
-        name, ran, task = ways.get(run.state or "", ("sent", True, "no worker told what its task did"))
-        if run.state is not None and run.state not in ways:
-            name, task = run.state, f"its task was {run.state}"
-        late = run.late
-        sent = "It was sent"
-        if run.outcome != hooks.SENT:
-            sent = "It was sent, though no record of the beat says so"
-        elif late is not None and late >= LATE:
-            sent += f" {span(late)} late{self._why_late(run)}"
-        elif late is not None:
-            sent += " on time"
-        if run.in_doubt:
-            sent += (
-                ", again: it was in doubt, because an earlier leader may or may not have sent it, and neli_in_doubt = "
-                f"{named(run.in_doubt)!r}"
-            )
-        if run.state is not None:
-            retries = f" after {run.retries} retr{'y' if run.retries == 1 else 'ies'}" if run.retries else ""
-            worker = f" on {named(run.worker)}" if run.worker else ""
-            runtime = "" if run.runtime is None else f" in {span(run.runtime)}"
-            task += f"{retries}{worker}{runtime}"
-        unknown: tuple[str, ...] = ()
-        if run.state is None:
-            why = "no record of a worker is in the history. Workers that call celery_neli.install(app) write them"
-            unknown = (f"What its task did: {why}.",)
-        error = self._error(run)
-        return _Verdict(name, ran, f"{sent}; {task}.{' ' + error if error else ''}", unknown)
-
-    def _why_late(self, run: Run) -> str:
-        slot = run.slot
-        gap = None if slot is None else gap_at(self.facts.terms, slot)
-        if gap is not None and not _is_before_log(self.facts):
-            return f": {self._gap()}"
-        if run.attempts > 1:
-            return f": sending it failed {run.attempts - 1} time{'s' if run.attempts > 2 else ''} before"
-        return ""
-
-    def _skipped(self, run: Run) -> _Verdict:
-        if run.policy == "overlap":
-            return _Verdict(
-                "overlap",
-                False,
-                "It was left out, because the task of an earlier slot had not finished: neli_overlap = 'skip'.",
-            )
-        many = ""
-        if run.count > 1:
-            many = f" together with {run.count - 1} other{'s' if run.count > 2 else ''}"
-        policy = f": neli_misfire = {self.facts.misfire!r}" if self.facts.misfire else ""
-        why = f"It was left out{many} by the misfire policy{policy}, because it was late"
-        gap = None if self.facts.slot is None else gap_at(self.facts.terms, self.facts.slot)
-        if gap is not None and not _is_before_log(self.facts):
-            why += f": {self._gap()}"
-        if run.in_doubt:
-            why += ". It was in doubt, too: an earlier leader had claimed it, and may have sent it"
-        later = self.facts.later
-        then = "" if later is None else f" The next slot that ran is that of {self.words.time(later.slot)}."
-        return _Verdict("misfire", None if run.in_doubt else False, f"{why}.{then}")
+        return Verdict("unknown", None, f"{why}{begins or ''}.", self._no_records(facts))
 
     # What the schedule says
 
-    def _of_absence(self) -> _Verdict | None:
+    def _of_absence(self) -> Verdict | None:
         facts = self.facts
         if facts.exists:
             return None
@@ -184,35 +80,33 @@ class _Judge:
             if facts.slot is not None and facts.slot < facts.removed:
                 return None if facts.exact and facts.terms else self._removed()
             return self._removed()
-        return _Verdict(
+        return Verdict(
             "removed",
             False,
             "The entry is in the schedule no more: it was removed, or taken out of beat_schedule, at a time that the "
             "schedule topic does not hold any more.",
         )
 
-    def _removed(self) -> _Verdict:
+    def _removed(self) -> Verdict:
         at = self.words.time(self.facts.removed)
-        return _Verdict("removed", False, f"The entry was removed from the schedule at {at}.")
+        return Verdict("removed", False, f"The entry was removed from the schedule at {at}.")
 
-    def _of_schedule(self) -> _Verdict | None:
+    def _of_schedule(self) -> Verdict | None:
         facts, words = self.facts, self.words
         if facts.slot is None:
             following = "" if facts.after is None else f": its first one is {words.time(facts.after)}"
-            return _Verdict("not due", False, f"No slot of the entry was due yet{following}.")
+            return Verdict("not due", False, f"No slot of the entry was due yet{following}.")
         if not facts.exact:
             nearest = [words.time(each) for each in (facts.before, facts.after) if each is not None]
             verb = "slots are" if len(nearest) > 1 else "slot is"
             near = f" The nearest {verb} {' and '.join(nearest)}." if nearest else ""
             schedule = f" ({named(facts.schedule)})" if facts.schedule else ""
-            return _Verdict(
-                "not a slot", False, f"{words.time(facts.slot)} is not a slot of the entry{schedule}.{near}"
-            )
+            return Verdict("not a slot", False, f"{words.time(facts.slot)} is not a slot of the entry{schedule}.{near}")
         if facts.slot > facts.now:
-            return _Verdict("not due", False, f"It is not due yet, but in {span(facts.slot - facts.now)}.")
+            return Verdict("not due", False, f"It is not due yet, but in {span(facts.slot - facts.now)}.")
         return None
 
-    def _of_definition(self) -> _Verdict | None:
+    def _of_definition(self) -> Verdict | None:
         facts, words, slot = self.facts, self.words, self.facts.slot
         assert slot is not None
         if (pause := pause_at(facts.changes, slot, paused=facts.paused)) is not None:
@@ -220,9 +114,9 @@ class _Judge:
             if pause.begin is not None:
                 begin = f"since {words.time(pause.begin.at)}, by {named(pause.begin.by)}"
             end = "" if pause.end is None else f", until {words.time(pause.end.at)}, by {named(pause.end.by)}"
-            return _Verdict("paused", False, f"The entry was paused {begin}{end}.")
+            return Verdict("paused", False, f"The entry was paused {begin}{end}.")
         if (added := added_after(facts.changes, slot)) is not None:
-            return _Verdict(
+            return Verdict(
                 "made later",
                 False,
                 f"The entry was made at runtime after this slot: at {words.time(added.at)}, by {named(added.by)}.",
@@ -231,22 +125,22 @@ class _Judge:
             changed = schedule_change_after(facts.changes, slot)
             if changed is not None:
                 change, old, new = changed
-                return _Verdict(
+                return Verdict(
                     "changed later",
                     False,
                     f"The schedule of the entry was changed at {words.time(change.at)}, by {named(change.by)}, from "
                     f"{named(old)} to {named(new)}; this slot had not run by then, and was dropped.",
                 )
-            return _Verdict(
+            return Verdict(
                 "made later", False, f"The entry begins at {words.time(facts.since)}: no slot before that runs."
             )
         if facts.problem:
-            return _Verdict("not run", False, f"No beat runs the entry: {named(facts.problem)}.")
+            return Verdict("not run", False, f"No beat runs the entry: {named(facts.problem)}.")
         return None
 
     # What the states of the entry say
 
-    def _of_state(self) -> _Verdict | None:
+    def _of_state(self) -> Verdict | None:
         """Judge by the states: the first one that has the slot behind it counts one run more, or not."""
         facts, slot = self.facts, self.facts.slot
         assert slot is not None
@@ -255,14 +149,14 @@ class _Judge:
         if at_slot and before:
             at, state = at_slot[0]
             if state.runs > before[-1].runs:
-                return _Verdict(
+                return Verdict(
                     "sent",
                     True,
                     f"It was sent: the state of the entry, written at {self._at(at)}, counts a run for it.",
                     self._no_records(facts),
                 )
             if not state.open:
-                return _Verdict(
+                return Verdict(
                     "left out",
                     False,
                     f"It was left out on purpose: the state of the entry, written at {self._at(at)}, has it behind it "
@@ -272,19 +166,20 @@ class _Judge:
                 )
         return self._of_beginning(slot)
 
-    def _of_beginning(self, slot: float) -> _Verdict | None:
+    def _of_beginning(self, slot: float) -> Verdict | None:
         facts = self.facts
         first = next(iter(facts.states), None)
         # The first state of an entry has what it begins with as its last run, and counts no run.
         if first is not None and first[1].runs == 0 and first[1].last >= slot:
-            return _Verdict(
+            return Verdict(
                 "not yet known",
                 False,
                 f"No leader knew the entry at that time: its first state, written at {self._at(first[0])}, says that "
                 f"it begins after {self.words.time(first[1].last)}.",
             )
-        if facts.state is None and facts.exists and term_at(facts.terms, facts.now) is not None and not facts.claims:
-            return _Verdict(
+        leads = term_at(facts.terms, facts.now) is not None
+        if facts.state is None and facts.exists and facts.marked and leads and not facts.claims:
+            return Verdict(
                 "not yet known",
                 False,
                 "No leader has written a state of the entry: the beat that leads does not know it yet, or its "
@@ -294,20 +189,24 @@ class _Judge:
 
     # What the leader topic says
 
-    def _of_leaders(self) -> _Verdict | None:
+    def _of_leaders(self) -> Verdict | None:
         facts, slot = self.facts, self.facts.slot
         assert slot is not None
-        if facts.log_problem or _is_before_log(facts):
+        if facts.log_problem or is_before_log(facts):
             return None
         gap = gap_at(facts.terms, slot)
         claimed = [each for each in facts.claims if each.offset is not None]
         settled = next((each for each in facts.claims if each.settled is not None), None)
         if gap is not None and gap.end is None:
-            return _Verdict("no leader", False, f"It was not sent: {self._gap()}, and none has led since.")
+            return Verdict(
+                "no leader",
+                False,
+                f"It was not sent: {without_leader(facts, gap, self.words)}, and none has led since.",
+            )
         if settled is None and (now := gap_at(facts.terms, facts.now)) is not None:
             return self._of_the_dead(now, claimed)
         if settled is not None:
-            return _Verdict(
+            return Verdict(
                 "settled",
                 None,
                 f"Term {settled.term} of {named(settled.leader)} claimed and settled it: it was sent, or left out on "
@@ -316,9 +215,9 @@ class _Judge:
             )
         if facts.now - slot < SOON:
             how = "claimed, and not settled yet" if claimed else "not claimed yet"
-            return _Verdict("under way", None, f"It was due {span(facts.now - slot)} ago: it is {how}.")
+            return Verdict("under way", None, f"It was due {span(facts.now - slot)} ago: it is {how}.")
         if facts.state is not None and facts.state.open and facts.state.last < slot:
-            return _Verdict(
+            return Verdict(
                 "not sent",
                 False,
                 "It is still owed: sending this entry's tasks fails, and the leader retries (its state is marked "
@@ -327,7 +226,7 @@ class _Judge:
             )
         if claimed:
             last = claimed[-1]
-            return _Verdict(
+            return Verdict(
                 "in doubt",
                 None,
                 f"Term {last.term} of {named(last.leader)} claimed it, and no record says that it was settled: it may "
@@ -335,51 +234,44 @@ class _Judge:
                 self._no_records(facts),
             )
         if gap is not None:
-            return _Verdict("no leader", False, f"It was not sent in time: {self._gap()}. No term has claimed it.")
+            return Verdict(
+                "no leader",
+                False,
+                f"It was not sent in time: {without_leader(facts, gap, self.words)}. No term has claimed it.",
+            )
         if not facts.marked:
-            return _Verdict(
+            return Verdict(
                 "unknown",
                 None,
                 "The beat that led has a scheduler that claims no slots, so the leader topic does not tell what became "
                 "of it.",
                 self._no_records(facts),
             )
-        return _Verdict(
+        return Verdict(
             "not claimed",
             False,
             "A member led, and no term has claimed this slot: the beat that led did not know the entry, or knew it "
             "with another schedule.",
         )
 
-    def _of_the_dead(self, now: Gap, claimed: list[Claim]) -> _Verdict:
+    def _of_the_dead(self, now: Gap, claimed: list[Claim]) -> Verdict:
         """Judge a slot that is not settled while no member leads: the next leader decides."""
         died = "no member leads now" if now.begin is None else f"no member has led since {self._at(now.begin)}"
         if not claimed:
             why = f"It was not sent: the leader had not claimed it, and {died}. The next leader finds it missed"
-            return _Verdict("no leader", False, f"{why}, and its misfire policy decides.")
+            return Verdict("no leader", False, f"{why}, and its misfire policy decides.")
         last = claimed[-1]
         who = f"Term {last.term} of {named(last.leader)} claimed it, and {died}"
         may = "It may have been sent or not: the next leader finds it in doubt, and neli_in_doubt decides"
-        return _Verdict("in doubt", None, f"{who}. {may}.", self._no_records(self.facts))
+        return Verdict("in doubt", None, f"{who}. {may}.", self._no_records(self.facts))
 
     # Parts of sentences
-
-    def _gap(self) -> str:
-        slot = self.facts.slot
-        gap = None if slot is None else gap_at(self.facts.terms, slot)
-        role = f"role {self.facts.role}" if self.facts.roles > 1 else "the role"
-        if gap is None:
-            return f"no member led {role}"
-        begin = "" if gap.begin is None else f" from {self._at(gap.begin)}"
-        end = "" if gap.end is None else f" to {self._at(gap.end)}"
-        long = "" if gap.seconds is None else f" ({span(gap.seconds)})"
-        return f"no member led {role}{begin}{end}{long}"
 
     def _no_log(self) -> str:
         facts = self.facts
         if facts.log_problem:
             return "the leader topic could not be read"
-        return "the leader topic no longer holds that time" if _is_before_log(facts) else ""
+        return "the leader topic no longer holds that time" if is_before_log(facts) else ""
 
     def _no_records(self, facts: Facts, what: str = "") -> tuple[str, ...]:
         why = facts.no_history or (
@@ -390,6 +282,3 @@ class _Judge:
 
     def _at(self, seconds: float | None) -> str:
         return self.words.time(seconds, exact=True)
-
-    def _error(self, run: Run) -> str:
-        return f"Error: {named(run.error)}" if run.error else ""

@@ -49,6 +49,7 @@ class TimelineFollower:
         self._log = ClientLog(log, config.properties, one_shot=True)
         self._reader = self._make(self._note)
         self._partitions: dict[int, RoleTimeline] = {}
+        self._placed: set[int] = set()  # those that are read; one that was lost is looked for again
         self.problem = ""  # why nothing is read at present, "" if all is well
         self._looked = False  # brokers said which partitions the topic has
         self._look_at = float("-inf")
@@ -80,12 +81,14 @@ class TimelineFollower:
         the end of the log was reached. Raises nothing but `ConfigurationError`: `problem` says why nothing is read.
         """
         before = self._changes, self.caught_up
-        if time.monotonic() >= self._look_at and len(self._partitions) < len(self._wanted):
+        if time.monotonic() >= self._look_at and len(self._placed) < len(self._wanted):
             self._look(max(LOOK_LEAST, min(timeout, ASK)))
         self._reader.heal()
         for event in self._reader.read(timeout):
             self._take(event)
-        if self._partitions and not self.problem and time.monotonic() - self._heard > SILENT:
+        if self._reader.missing or self._reader.denied:
+            self._lose()
+        elif self._placed and not self.problem and time.monotonic() - self._heard > SILENT:
             self._ask()
         return (self._changes, self.caught_up) != before
 
@@ -116,7 +119,10 @@ class TimelineFollower:
         self.problem = self._log.reason(error) if error.name() == "_ALL_BROKERS_DOWN" else self.problem
 
     def _ask(self) -> None:
-        """Ask if brokers answer: where nobody writes, silence says nothing."""
+        """Ask if brokers answer, because silence says nothing where nothing is written.
+
+        Once they answer, `heal` reads again, and the end of the log is found again.
+        """
         self._heard = time.monotonic()
         try:
             self._reader.metadata(LOOK_LEAST)
@@ -129,22 +135,41 @@ class TimelineFollower:
         try:
             count = self._reader.partitions(timeout)
             self._heard = time.monotonic()
-            for index in [each for each in self._wanted if each < count and each not in self._partitions]:
-                low, high = self._reader.bounds(index, ASK)
-                start = low if self._since is None else self._search(index, low, high, self._since)
-                role = self._config.roles[index]
-                self._partitions[index] = RoleTimeline(
-                    self._config, role, start, oldest=start == low, observe=self._observe.get(role)
-                )
-                self._reader.place(index, start)
+            for index in [each for each in self._wanted if each < count and each not in self._placed]:
+                self._reader.place(index, self._begin(index))
+                self._placed.add(index)
             self._log.reachable()
-            self.problem, self._looked = "", True
+            gone = count == 0 and self._partitions
+            self.problem, self._looked = f"there is no topic {self._config.topic} any more" if gone else "", True
         except KafkaException as exc:
             error = exc.args[0]
             denied = error.name() in DENIED
             lacks = self._log.lacks(["Read"], "topic", self._config.topic) if denied else ""
             self.problem = lacks or self._log.reason(error)
             self._look_at = time.monotonic() + LOOK_LEAST
+
+    def _begin(self, index: int) -> int:
+        """Begin the timeline of a partition, or let it go on if the partition was lost; return where to read from."""
+        low, high = self._reader.bounds(index, ASK)
+        if (timeline := self._partitions.get(index)) is not None:
+            timeline.restart(low, oldest=True)
+            return low
+        start = low if self._since is None else self._search(index, low, high, self._since)
+        role = self._config.roles[index]
+        self._partitions[index] = RoleTimeline(
+            self._config, role, start, oldest=start == low, observe=self._observe.get(role)
+        )
+        return start
+
+    def _lose(self) -> None:
+        """Look for the topic again: it is gone, or may not be read any more."""
+        topic, denied = self._config.topic, self._reader.denied
+        self.problem = self._log.lacks(["Read"], "topic", topic) if denied else f"there is no topic {topic} any more"
+        self._reader.missing, self._reader.denied = "", False
+        self._reader.drop()
+        self._placed.clear()
+        self._ended.clear()
+        self._look_at = time.monotonic() + LOOK_LEAST
 
     def _take(self, event: Event) -> None:
         self._heard, self.problem = time.monotonic(), ""

@@ -196,8 +196,10 @@ class RoleTimeline:
 
     def _begin(self, term: int, record: Record, began: float | None, gap: float | None) -> None:
         self._close(None, UNKNOWN)
-        if self._closed and self._closed[-1].term == term:  # it goes on, behind a place where the log was unclear
-            self._open = replace(self._closed.pop(), ended=None, end=LIVES)
+        last = self._closed[-1] if self._closed else None
+        if last is not None and (last.term, last.member, last.end) == (term, record.member, UNKNOWN):
+            self._open = replace(last, ended=None, end=LIVES)  # it goes on, behind a place where the log was unclear
+            self._closed.pop()
         else:
             self._open = Term(
                 role=self.role,

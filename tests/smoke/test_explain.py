@@ -48,7 +48,7 @@ def test_explain_tells_what_became_of_slots(on_node: Members) -> None:
             found if status == 0 and found["verdict"] == "succeeded" and "had sent its message" in told(found) else None
         )
 
-    found = wait_until(ran, timeout=60, interval=0.2, what="a slot whose task succeeded")
+    found = wait_until(ran, timeout=60, interval=1.0, what="a slot whose task succeeded")
     assert found["verdict"] == "succeeded"
     assert "claimed the slot" in told(found)
     assert "had read its claim back" in told(found)
@@ -58,7 +58,7 @@ def test_explain_tells_what_became_of_slots(on_node: Members) -> None:
     # Without a leader for some seconds: the slot runs late, or another one in its place.
     first.signal(signal.SIGKILL)
     killed = time.time()
-    time.sleep(6)
+    time.sleep(5)
     second = on_node.beat()
     wait_until(second.holds, timeout=60, what="another leader")
     # The lease of the dead one ran until four seconds after it was killed at most.
@@ -74,7 +74,7 @@ def test_explain_tells_what_became_of_slots(on_node: Members) -> None:
     assert "without a leader" in told(found)
 
     assert on_node.run("neli", "schedule", "pause", "tick", "--by", "ada").returncode == 0
-    time.sleep(4.5)
+    time.sleep(2.5)
     status, found = story(on_node, "tick")
     assert (status, found["verdict"]) == (1, "paused")
     assert "by ada" in found["summary"]

@@ -156,13 +156,21 @@ def test_a_slot_is_told_from_all_three_topics(house: House) -> None:
     assert any("had sent its message" in each for each in told)
     text = house.run(ENTRY_NAME, iso(SLOT))
     assert text.exit_code == 0
-    assert "its task succeeded on w@h in 2.0 s" in text.output
+    assert "Its task succeeded on w@h in 2.0 s" in text.output
 
 
 def test_the_last_slot_is_meant_by_default(house: House) -> None:
     house.leads("beat1", -HOUR, HOUR)
     _, found = house.story(ENTRY_NAME)
     assert found["slot"] == SLOT + HOUR
+
+
+def test_a_time_between_slots_that_were_left_out_together_is_no_slot(house: House) -> None:
+    house.leads("beat1", -HOUR, HOUR)
+    left_out = {"entry": ENTRY_NAME, "task": "t", "outcome": "skipped", "policy": "misfire", "member": "beat1"}
+    house.happened(SlotRecord(slot=SLOT, first=SLOT - 2 * HOUR, count=3, at=SLOT + 60, **left_out))
+    assert house.story(ENTRY_NAME, iso(SLOT - HOUR))[1]["verdict"] == "misfire"
+    assert house.story(ENTRY_NAME, iso(SLOT - 1800))[1]["verdict"] == "not a slot"
 
 
 def test_a_removed_entry_is_known_by_what_kafka_still_holds(house: House) -> None:
@@ -206,6 +214,14 @@ def test_the_role_of_the_entrys_shard_counts(kafka: EmbeddedKafka) -> None:
     status, found = house.story(ENTRY_NAME, iso(SLOT))
     assert (status, found["verdict"]) == (1, "no leader")
     assert f"no member led role {house.config.roles[own]} from" in found["summary"]
+    house.close()
+
+
+def test_celerys_own_scheduler_runs_a_little_later_than_the_slot(kafka: EmbeddedKafka) -> None:
+    house = House(kafka, neli_scheduler="celery.beat.PersistentScheduler")
+    house.happened(sent(SLOT + 0.4, 0.01))
+    status, found = house.story(ENTRY_NAME, iso(SLOT))
+    assert (status, found["verdict"], found["slot"]) == (0, "sent", SLOT)
     house.close()
 
 

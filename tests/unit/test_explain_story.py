@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -83,12 +84,12 @@ def judged(**more: Any) -> Story:
 def test_a_slot_that_was_sent_and_whose_task_succeeded() -> None:
     story = judged(run=run(**DONE))
     assert (story.verdict, story.ran) == ("succeeded", True)
-    assert story.summary == "It was sent on time; its task succeeded on w1@host in 2.0 s."
+    assert story.summary == "It was sent on time. Its task succeeded on w1@host in 2.0 s."
     assert story.unknown == []
     assert [what for _, what in story.events] == [
         "term 7 of beat1 began",
         "term 7 claimed the slot (offset 8)",
-        "beat1 had read its claim back, by its next record",
+        "by then beat1 had read its claim back: its next record shows it",
         "the slot was due",
         SENT,
         "term 7 recorded that everything up to the slot is settled (offset 9)",
@@ -100,7 +101,7 @@ def test_a_slot_that_was_sent_and_whose_task_succeeded() -> None:
 def test_a_slot_that_was_sent_and_of_which_no_worker_told() -> None:
     story = judged(run=run())
     assert (story.verdict, story.ran) == ("sent", True)
-    assert "no worker told" in story.summary
+    assert "No worker told" in story.summary
     assert "celery_neli.install(app)" in story.unknown[0]
 
 
@@ -108,11 +109,11 @@ def test_a_slot_that_was_sent_and_of_which_no_worker_told() -> None:
     ("state", "ran", "words"),
     [
         ("started", True, "was started, and no worker has told of its end"),
-        ("failed", True, "its task failed after 2 retries on w1@host. Error: ValueError: no"),
-        ("retried", True, "its task failed and is retried"),
+        ("failed", True, "Its task failed after 2 retries on w1@host. Error: ValueError: no"),
+        ("retried", True, "Its task failed and is retried"),
         ("revoked", False, "was revoked and did not run"),
         ("rejected", False, "rejected the message"),
-        ("ignored", True, "its task was ignored"),
+        ("ignored", True, "Its task was ignored"),
     ],
 )
 def test_what_the_task_did(state: str, ran: bool, words: str) -> None:
@@ -130,8 +131,8 @@ def test_a_slot_that_was_resent_in_doubt() -> None:
         run=run(at=SLOT + 4.2, member="beat2", term=90, in_doubt="send", **DONE),
     )
     assert (story.verdict, story.ran) == ("succeeded", True)
-    assert "4.2 s late, again: it was in doubt, because an earlier leader may or may not have sent it" in story.summary
-    assert "neli_in_doubt = 'send'" in story.summary
+    assert "It was sent 4.2 s late: the leader beat1 was not heard of after" in story.summary
+    assert "an earlier leader may or may not have sent it, and was sent again: neli_in_doubt = 'send'." in story.summary
     told = [what for _, what in story.events]
     assert "term 90 claimed the slot, which an earlier term had claimed and not settled (offset 95)" in told
     assert "term 7 of beat1 ended: its lease of 4.0 s ran out" in told
@@ -194,6 +195,18 @@ def test_a_slot_in_a_time_without_a_leader_was_sent_late() -> None:
     assert "It was sent 4.3 s late: no member led the role from 2023-11-15 06:59:50.000 UTC to" in story.summary
     told = [what for _, what in story.events]
     assert "term 90 of beat2 began, after 14 s without a leader" in told
+
+
+def test_a_slot_of_a_leader_that_had_died_and_whose_lease_still_ran() -> None:
+    """It was not heard of any more, and the lease ended after the slot."""
+    dead = replace(GAP[0], ended=SLOT + 2, heard=SLOT - 2)
+    story = judged(run=run(at=SLOT + 4.3, member="beat2", term=90, **DONE), terms=(dead, GAP[1]))
+    assert (
+        "4.3 s late: the leader beat1 was not heard of after 2023-11-15 06:59:58.000 UTC, and no member led the role "
+        "from 2023-11-15 07:00:02.000 UTC to 2023-11-15 07:00:04.000 UTC (2.0 s). Its task succeeded"
+    ) in story.summary
+    told = [what for _, what in story.events]
+    assert "term 7 of beat1 ended: its lease of 4.0 s ran out" in told
 
 
 def test_no_leader_at_the_time_and_none_since() -> None:
@@ -378,7 +391,7 @@ def test_a_slot_that_no_term_has_claimed() -> None:
 
 
 def test_a_scheduler_that_claims_no_slots() -> None:
-    story = judged(claims=(), marked=False, states=())
+    story = judged(claims=(), marked=False, states=(), state=None)
     assert (story.verdict, story.ran) == ("unknown", None)
     assert "claims no slots" in story.summary
 
@@ -408,6 +421,9 @@ def test_texts_of_others_are_escaped_and_the_lines_are_whole() -> None:
 
 
 def test_the_json_is_plain() -> None:
-    found = judged(run=run(**DONE)).as_dict()
-    assert set(found) == {"entry", "slot", "verdict", "ran", "summary", "events", "unknown"}
+    found = json.loads(json.dumps(judged(run=run(**DONE)).as_dict()))
+    assert set(found) == {
+        "entry", "slot", "verdict", "ran", "summary", "events", "unknown", "role", "claims", "run"
+    }  # fmt: skip
     assert found["events"][0] == {"at": SLOT - 3600, "what": "term 7 of beat1 began"}
+    assert (found["claims"][0]["offset"], found["run"]["id"]) == (8, "the-id")

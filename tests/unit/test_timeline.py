@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Producer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from celery_neli.config import Config
-from celery_neli.election.records import Record, encode
+from celery_neli.election.lease import Lease
+from celery_neli.election.records import Record, decode, encode
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError
-from celery_neli.timeline import RoleTimeline, Term, TimelineFollower, read_terms, read_timelines
+from celery_neli.timeline import RoleTimeline, SlotWatch, Term, TimelineFollower, read_terms, read_timelines
+from celery_neli.timeline import follower as follower_module
 from celery_neli.timeline.follower import ENOUGH
 
 if TYPE_CHECKING:
@@ -201,6 +206,103 @@ def test_an_observer_sees_the_records_that_count_and_no_other(log: Log) -> None:
     assert seen == [(0, 0, 0, "claim"), (1, 1, 0, "beat"), (3, 2, 0, "release")]
 
 
+@given(st.data())
+def test_whatever_is_in_the_log_the_timeline_agrees_with_the_members_on_who_leads(data: st.DataObject) -> None:
+    """It raises nothing; its last term is that of a member's fold; terms do not overlap, and begin in order."""
+    config = Config(group="g")
+    member, timeline = Lease("/", config), RoleTimeline(config, "leader", 0, oldest=True)
+    member.begin(0, 0.0, oldest=True)
+    offsets = st.integers(min_value=-1, max_value=14)
+    for offset in range(data.draw(st.integers(min_value=1, max_value=14))):
+        kind: Any = data.draw(st.sampled_from(["claim", "claim", "beat", "beat", "release", "request", None]))
+        value = b"garbage"
+        if kind is not None:
+            blind = kind == "claim" and data.draw(st.booleans())
+            term = None if kind == "claim" else data.draw(st.one_of(st.just(member.term), offsets))
+            record = Record(
+                kind=kind,
+                member=f"{data.draw(st.sampled_from('ab'))}/1",
+                seq=offset + 1,
+                lease=LEASE,
+                seen=None if blind or kind == "request" else data.draw(st.one_of(st.just(member.last), offsets)),
+                term=None if term is None else max(0, term),
+                end=max(0, data.draw(offsets)) if blind else None,
+                data=data.draw(st.sampled_from([None, {"claimed": "x"}, {"claimed": T, "done": T - 1}])),
+            )
+            value = encode(record)
+        member.read(offset, decode(value) if kind else None, 0.0)
+        if member.lost is not None:
+            member.restart("/", 0.0)
+        timeline.read(offset, value, T + offset)
+        terms = timeline.terms(T + offset)
+        last = terms[-1] if terms else None
+        leads = last if last is not None and last.lives else None
+        if member.known:
+            assert (member.holder is None) == (leads is None)
+            if leads is not None:
+                assert (leads.member, leads.term) == (member.holder, member.term)
+        for before, after in pairwise(terms):
+            if before.ended is not None and after.began is not None:
+                assert before.ended <= after.began
+
+
+def test_what_the_records_say_of_a_slot(log: Log) -> None:
+    """Claimed, read back by the next record, settled; what a claim repeats of earlier terms is none of its own."""
+    slot = T + 5
+    log.add("claim", "a", 0, data={"claimed": T, "done": T})
+    log.add("beat", "a", 1, data={"claimed": T + 1, "done": T})
+    claimed = log.add("beat", "a", 4, data={"claimed": slot + 1, "done": T + 3})
+    log.add("beat", "a", 4.5, data={"claimed": slot + 1, "done": T + 4})
+    settled = log.add("beat", "a", 6, data={"claimed": slot + 3, "done": slot + 0.5})
+    log.add("release", "a", 7, data={"claimed": slot + 1, "done": slot + 1, "tried": 0.0})
+    log.add("claim", "b", 8, data={"claimed": slot + 1, "done": slot + 1, "tried": 0.0})
+    log.add("beat", "b", 9, data={"claimed": slot + 9, "done": slot + 4})
+    watch = SlotWatch(slot)
+    log.read(observe=watch)
+    (found,) = watch.claims
+    assert (found.term, found.leader, found.doubt, found.given_back) == (0, "a", False, False)
+    assert (found.offset, found.at, found.read_back) == (claimed, T + 4, T + 4.5)
+    assert (found.settled_offset, found.settled) == (settled, T + 6)
+
+
+def test_a_slot_that_a_dead_leader_claimed_is_in_doubt_for_its_successor(log: Log) -> None:
+    slot = T + 5
+    log.add("claim", "a", 0, data={"claimed": T, "done": T})
+    log.add("beat", "a", 4, data={"claimed": slot + 1, "done": T + 3})
+    log.add("claim", "b", 12, data={"claimed": slot + 1, "done": T + 3})
+    log.add("beat", "b", 13, data={"claimed": T + 14, "done": T + 3})
+    log.add("beat", "b", 14, data={"claimed": T + 14, "done": T + 13})
+    watch = SlotWatch(slot)
+    log.read(observe=watch)
+    first, second = watch.claims
+    assert (first.doubt, first.settled) == (False, None)
+    assert (second.doubt, second.settled) == (True, T + 14)
+
+
+def test_what_a_successor_repeats_is_no_claim_of_its_own(log: Log) -> None:
+    """Its first heartbeat carries what it found, with what was never tried (S1)."""
+    slot = T + 5
+    found = {"claimed": slot + 1, "done": T + 3, "tried": T + 4}
+    log.add("claim", "b", 12, data=found)
+    log.add("beat", "b", 13, data=found)
+    own = log.add("beat", "b", 14, data={"claimed": T + 15, "done": T + 3})
+    watch = SlotWatch(slot)
+    log.read(observe=watch)
+    assert [(each.doubt, each.offset) for each in watch.claims] == [(False, own)]
+
+
+def test_a_slot_that_was_given_back_untried_is_not_in_doubt(log: Log) -> None:
+    """A clean release says which slots were never given to the transport."""
+    slot = T + 5
+    log.add("claim", "a", 0, data={"claimed": T, "done": T})
+    log.add("beat", "a", 4, data={"claimed": slot + 1, "done": T + 3})
+    log.add("release", "a", 4.2, data={"claimed": T + 3, "done": T + 3, "tried": T + 3})
+    log.add("claim", "b", 4.4, data={"claimed": T + 3, "done": T + 3, "tried": T + 3})
+    watch = SlotWatch(slot)
+    log.read(observe=watch)
+    assert [(each.term, each.given_back, each.doubt) for each in watch.claims] == [(0, True, False)]
+
+
 def test_the_number_of_terms_is_bounded(log: Log) -> None:
     for number in range(20):
         log.lead("a", 10 * number, 10 * number)
@@ -304,6 +406,40 @@ def test_a_follower_says_that_kafka_is_away_and_goes_on_when_it_is_back(topic: T
         until(follower, lambda: follower.problem, 30)
         assert len(follower.terms()["leader"]) == 1
         topic.kafka.broker_up()
+        until(follower, lambda: not follower.problem, 30)  # though nothing is written
         topic.log.lead("b", 9, 9)
         topic.write()
-        until(follower, lambda: len(follower.terms()["leader"]) == 2 and not follower.problem, 30)
+        until(follower, lambda: len(follower.terms()["leader"]) == 2, 30)
+
+
+def test_a_follower_goes_on_when_the_topic_was_deleted_and_made_again(topic: Topic) -> None:
+    """What was before stays, with an end that is unknown."""
+    now = time.time() - T
+    topic.make()
+    topic.log.lead("a", now, now)
+    topic.write()
+    with closing(TimelineFollower(topic.config, log=LOG)) as follower:
+        until(follower, lambda: follower.caught_up)
+        topic.kafka.delete_topic(topic.config.topic)
+        until(follower, lambda: "there is no topic" in follower.problem)
+        topic.make()
+        again = Topic(topic.kafka)
+        again.log.lead("b", now + 1, now + 1)
+        again.write()
+        until(follower, lambda: [each.leader for each in follower.terms()["leader"]] == ["a", "b"])
+        assert [each.end for each in follower.terms()["leader"]] == ["unknown", "lives"]
+        assert follower.problem == ""
+
+
+def test_a_follower_of_a_quiet_topic_asks_if_brokers_answer(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence says nothing; and where nothing is written, nothing but an answer says that Kafka is back."""
+    monkeypatch.setattr(follower_module, "SILENT", 0.5)
+    topic.make()
+    topic.log.lead("a", 0, 1)
+    topic.write()
+    with closing(TimelineFollower(topic.config, log=LOG)) as follower:
+        until(follower, lambda: follower.caught_up)
+        topic.kafka.slow(3.0)
+        until(follower, lambda: follower.problem)
+        topic.kafka.slow(0.0)
+        until(follower, lambda: not follower.problem)
