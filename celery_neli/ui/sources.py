@@ -110,7 +110,7 @@ class _Schedule:
     """The schedule topic, from its beginning on."""
 
     def __init__(self, state: State) -> None:
-        self._state, self.problem = state, "not read yet"
+        self._state, self.problem = state, kept.NOT_YET
         config = state.configs["beat"]
         self._topic, self._group = config.schedule_topic, config.group
         self._client_log = ClientLog(_log, config.properties, one_shot=True)
@@ -212,7 +212,7 @@ class _History:
     def _add(self, record: Record) -> None:
         if not isinstance(record, WorkerRecord):
             self._state.runs.add(record)
-        if (overdue := self._state.overdue) is not None:
+        if (overdue := self._state.overdue) is not None and record.at > self._state.clock() - kept.SHOWN:
             overdue.record(record)
 
 

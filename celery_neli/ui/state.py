@@ -31,6 +31,8 @@ POLL: Final = 0.25  # seconds that a source waits for news at a time
 RETRY_LEAST, RETRY_MOST = 1.0, 15.0  # seconds between two attempts after an error
 JOIN: Final = 1.0  # seconds that `stop` waits for each thread
 
+NOT_YET: Final = "not read yet"  # the problem of a follower that has only begun
+
 ELECTIONS, TERMS, WORKER_TERMS, SCHEDULE, HISTORY = "elections", "terms", "worker terms", "schedule", "history"
 
 logger = escaping(logging.getLogger(__name__))
@@ -184,7 +186,7 @@ class State:
         good = before.good if problem else self.clock()
         self.sources[name] = Source(good, problem)
         if problem != before.problem:
-            if problem:
+            if problem and problem != NOT_YET:
                 logger.warning("the page does not follow source=%s: %s", name, problem)
             self.notify(ENTRIES)
 

@@ -19,7 +19,7 @@ from celery_neli.timeline import Term
 from celery_neli.ui import drawing
 from celery_neli.ui.run_index import BAD, DOUBT, SKIPPED, kind_of
 from celery_neli.ui.schedule_index import ALL
-from celery_neli.ui.state import ELECTIONS, HISTORY, SCHEDULE, State
+from celery_neli.ui.state import ELECTIONS, HISTORY, NOT_YET, SCHEDULE, State
 
 ROWS: Final = 50  # entries of one page of the schedule
 ROLES_DRAWN: Final = 12
@@ -44,10 +44,10 @@ def common(state: State) -> dict[str, Any]:
     now = state.clock()
     notes = []
     for name, source in state.sources.items():
-        if name == HISTORY and source.problem:
-            notes.append(f"The run history is not read: {source.problem}.")
-        elif source.problem and source.good is None and name != ELECTIONS:
+        if source.problem == NOT_YET:
             notes.append(f"Still reading: {name}.")
+        elif name == HISTORY and source.problem:
+            notes.append(f"The run history is not read: {source.problem}.")
     election = state.sources.get(ELECTIONS)
     good = None if election is None else election.good
     old = election is not None and bool(election.problem) and (good is None or now - good > OLD)
@@ -295,7 +295,7 @@ def _members(status: ElectionStatus) -> list[Mapping[str, Any]]:
 
 def _reading(state: State, source: str) -> str:
     found = state.sources.get(source)
-    return "" if found is None else found.problem
+    return "" if found is None or found.problem == NOT_YET else found.problem
 
 
 def _json(value: Any) -> str:
