@@ -300,7 +300,7 @@ def test_all_views_agree_when_the_leader_is_killed(on_node: Members) -> None:
     assert shown == fates
 
     # The story of one slot of each kind.
-    late = max(((name, slot) for name, slot in ran if name == "all"), key=lambda each: ran[each]["late"])
+    late = max(((name, slot) for name, slot in ran if name == "all"), key=lambda each: ran[each]["late"] or 0.0)
     last_of_old = max((slot for slot, each in truth.items() if each["term"] == before), key=lambda each: each[1])
     of_new = (first_of_new["entry"], milliseconds(first_of_new["slot"]))
     examples = {
