@@ -131,12 +131,10 @@ class _Search:
 
     def _read(self, number: int, start: int, end: int, runs: Runs) -> bool:
         """Fold the records of `start` up to `end`; return True if all were read in time."""
-        self._reader.drop()
+        self._reader.drop()  # what is left over of another partition is not reported then
         self._reader.place(number, start)
         while (left := self._deadline - time.monotonic()) > 0:
             for event in self._reader.read(min(left, SLICE)):
-                if event.partition != number:
-                    continue  # left over
                 if isinstance(event, OutOfRange):  # it was deleted by its age in between: what is there begins later
                     return True
                 if event.offset >= end or isinstance(event, EndOfLog):
