@@ -12,6 +12,8 @@ from celery.schedules import crontab, schedule
 from celery_neli.alarms.entries import WatchedEntries
 from celery_neli.alarms.overdue import Alarm, Entry, Overdue
 from celery_neli.history.records import RunRecord, SlotRecord, WorkerRecord
+from celery_neli.periodic.call import option_mistakes
+from celery_neli.schedule.policies import OWN_OPTIONS
 from celery_neli.schedule.slot_ids import id_at
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, encode_definition, encode_state
 
@@ -337,6 +339,22 @@ def test_a_look_at_ten_thousand_entries_costs_what_is_due(app: Celery, monkeypat
     monkeypatch.setattr(module, "missed", lambda *given: looks.append(given) or real(*given))
     found = [each for second in range(10) for each in watch.judge(START + 3600 + 420 + second, MOST)]
     assert len(found) == len(looks) == 10
+
+
+# -- the options of an entry --
+
+
+@pytest.mark.parametrize("name", ["neli_overdue", "neli_max_runtime"])
+def test_an_allowance_is_a_number_of_seconds_and_no_part_of_the_message(name: str) -> None:
+    for runtime in (True, False):
+        for good in (0.5, 60, None):
+            assert list(option_mistakes({name: good}, runtime=runtime)) == []
+        for bad in (0, -1, "60", True, float("nan"), 1e12):
+            (mistake,) = option_mistakes({name: bad}, runtime=runtime)
+            assert mistake.startswith(f"options: {name} = ")
+        (mistake,) = option_mistakes({f"{name}x": 1}, runtime=runtime)
+        assert name in mistake
+    assert name in OWN_OPTIONS, "the sender leaves these out"
 
 
 # -- what the schedule topic says --
