@@ -38,8 +38,7 @@ SLICE: Final = 0.5  # that the thread waits for the history
 
 def quiet_logger() -> logging.Logger:
     """Return a logger that writes nothing: what goes wrong is shown, and lines would tear up the screen."""
-    log = logging.getLogger("celery_neli.watch")
-    log.propagate = False
+    log = logging.Logger("celery_neli.watch")  # one apart, which no handler of the application has
     log.addHandler(logging.NullHandler())
     return log
 

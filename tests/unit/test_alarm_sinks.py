@@ -54,7 +54,7 @@ def sentry() -> Iterator[Captured]:
     transport = Captured()
     sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=transport, default_integrations=False)
     yield transport
-    sentry_sdk.init()
+    sentry_sdk.init(default_integrations=False)
 
 
 def app_with(group: str = "g", **settings: Any) -> Celery:
@@ -178,12 +178,12 @@ def test_sentrys_own_beat_integration_beside_it_is_warned_of(caplog: pytest.LogC
             alarms.raised(alarm())
             wait_until(lambda: transport.check_ins, timeout=5, what="a check-in")
     finally:
-        sentry_sdk.init()
+        sentry_sdk.init(default_integrations=False)
     assert caplog.text.count("monitor_beat_tasks=True beside neli_sentry_crons") == 1
 
 
 def test_a_process_that_did_not_set_sentry_up_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    sentry_sdk.init()
+    sentry_sdk.init(default_integrations=False)
     with running(app_with(neli_sentry_crons=True)) as alarms:
         for _ in range(5):
             alarms.raised(alarm())

@@ -177,11 +177,12 @@ def test_a_huge_argument_makes_no_huge_line(handler: Handler) -> None:
 def test_every_logger_of_the_package_escapes() -> None:
     """A logger that is made without it would print what others wrote raw."""
     sources = [each for each in Path(celery_neli.__file__).parent.rglob("*.py") if each.name != "logs.py"]
+    silent = (".addFilter(", ".isEnabledFor(")  # they print nothing
     made = re.compile(r"(?<!def )\b(?:getLogger|get_logger)\(")
     raw = [
         f"{source.name}: {line.strip()}"
         for source in sources
         for line in source.read_text().splitlines()
-        if made.search(line) and "escaping(" not in line and "ScheduleTopic(" not in line
+        if made.search(line) and not any(each in line for each in ("escaping(", "ScheduleTopic(", *silent))
     ]
     assert raw == []  # ScheduleTopic has a background log of that name, which escapes
