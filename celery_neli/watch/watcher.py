@@ -38,7 +38,7 @@ SLICE: Final = 0.5  # that the thread waits for the history
 
 def quiet_logger() -> logging.Logger:
     """Return a logger that writes nothing: what goes wrong is shown, and lines would tear up the screen."""
-    log = logging.Logger("celery_neli.watch")  # one apart, which no handler of the application has
+    log = logging.Logger("celery_neli.watch")  # noqa: LOG001 - one apart: no handler of the application has it
     log.addHandler(logging.NullHandler())
     return log
 
