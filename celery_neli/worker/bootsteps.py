@@ -101,6 +101,7 @@ class LeaseStep(bootsteps.StartStopStep):
             self.stop(worker)
         else:
             self._in_flight.leadership.stop()
+            self._observability.stop()
 
     def stop(self, worker: Any = None, **_: Any) -> None:
         """Release the lease if it is still held: the pool has drained, and nothing runs any more."""
