@@ -131,8 +131,8 @@ def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:
 def due_slot(entry: Any) -> datetime:
     """Return the slot (UTC) for which ``entry`` is sent: its first due time after its last run.
 
-    Exact for intervals, crontabs and `cron`; for other schedules now plus ``remaining_estimate`` (to the millisecond); now for
-    an entry that never ran or whose schedule cannot tell. Never blocks.
+    Exact for intervals, crontabs and `cron`; for other schedules now plus ``remaining_estimate`` (to the millisecond);
+    now for an entry that never ran or whose schedule cannot tell. Never blocks.
     """
     now = datetime.now(timezone.utc)
     last, when = entry.last_run_at, entry.schedule

@@ -70,8 +70,8 @@ def parse(value: Any, *, app: Any) -> str:
     """Return the text of a schedule, which `read` makes a schedule.
 
     ``value`` is text as above; or a number of seconds, a `timedelta`, a `datetime` (naive: in the app's time zone), a
-    `once`, a `cron`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however it was
-    written. Raises `ConfigurationError` if text cannot express it (a class of one's own, a `nowfun`).
+    `once`, a `cron`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however
+    it was written. Raises `ConfigurationError` if text cannot express it (a class of one's own, a `nowfun`).
     """
     return text_of(schedule_of(value, app=app) if isinstance(value, str) else _from_object(value, app))
 

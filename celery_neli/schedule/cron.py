@@ -15,16 +15,17 @@ import re
 from copy import copy
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final, NoReturn
 from zoneinfo import ZoneInfo, available_timezones
 
 from celery.schedules import BaseSchedule, schedstate
 from celery.utils.time import maybe_make_aware
 from cronsim import CronSim, CronSimError
-from cronsim.cronsim import Field
+from cronsim.cronsim import SYMBOLIC_DAYS, Field
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.printable import closest, printable, shown
+from celery_neli.printable import closest, shown
 from celery_neli.schedule.crontabs import next_in_zone
 
 #: What cron means by a word in place of the fields.
@@ -43,14 +44,13 @@ _FIELDS: Final = {
     "second": "0-59, a range (0-29), a step (*/10), or a list of these (0,30)",
     "minute": "0-59, a range (0-29), a step (*/15), or a list of these (0,30)",
     "hour": "0-23, a range (8-18), a step (*/2), or a list of these (8,12,18)",
-    "day of the month": "1-31, a range (1-7), a step (*/2), L (the last day), LW (the last weekday), or a list of these",
+    "day of the month": "1-31, a range (1-7), a step (*/2), L (the last day), LW (the last weekday), or a list of them",
     "month": "1-12, a name (jan), a range (mar-oct), a step (*/3), or a list of these",
     "day of the week": "0-7 (0 and 7 are Sunday), a name (mon), a range (mon-fri), the second Friday (fri#2), the last "
     "one (friL), or a list of these",
 }
 _LAYOUT = "five fields: minute, hour, day of the month, month, day of the week; seconds may come before them"
-_NAMED_LAST = re.compile("(SUN|MON|TUE|WED|THU|FRI|SAT)L")
-_DAYS = "SUN MON TUE WED THU FRI SAT".split()
+_NAMED_LAST = re.compile(f"({'|'.join(SYMBOLIC_DAYS)})L")
 _START = datetime(2000, 1, 1, tzinfo=timezone.utc)  # the calendar repeats within the fifty years that cronsim searches
 _SECOND: Final = timedelta(seconds=1)
 
@@ -108,9 +108,11 @@ class cron(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
 
     @property
     def least_interval(self) -> float:
-        """The shortest time between two of its slots within a minute, in seconds; 60 if a minute has only one."""
-        seconds = sorted(self._times.seconds)
-        gaps = (after - before for before, after in zip(seconds, seconds[1:], strict=False))
+        """The shortest time between two of its slots, in seconds, if that is less than a minute; else 60."""
+        seconds, minutes = sorted(self._times.seconds), self._times.minutes
+        gaps = [after - before for before, after in pairwise(seconds)]
+        if any((each + 1) % 60 in minutes for each in minutes):
+            gaps.append(60 + seconds[0] - seconds[-1])
         return float(min(gaps, default=60))
 
     def names(self, local: datetime) -> bool:
@@ -151,7 +153,9 @@ class cron(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
 
     def _key(self) -> tuple[Any, ...]:
         times = self._times
-        weekdays = frozenset(0 if each == 7 else (0, each[1]) if _is_sunday(each) else each for each in times.weekdays)
+        weekdays = frozenset(
+            (each[0] % 7, each[1]) if isinstance(each, tuple) else (each % 7, 0) for each in times.weekdays
+        )
         numbers = (times.seconds, times.minutes, times.hours, times.days, times.months)
         return self.zone, self.follows_real_time, times.day_and, weekdays, *map(frozenset, numbers)
 
@@ -244,7 +248,7 @@ def _tidy(fields: str) -> str:
     text = " ".join(fields.lower().split())
     if text.startswith("@"):
         if text not in NICKNAMES:
-            raise _MistakeError(f"{printable(text)!r} is not known: write one of {', '.join(NICKNAMES)}")
+            raise _MistakeError(f"{shown(text)} is not known: write one of {', '.join(NICKNAMES)}")
         return NICKNAMES[text]
     parts = text.split()
     if len(parts) not in (5, 6):
@@ -258,7 +262,7 @@ def _tidy(fields: str) -> str:
 def _times(fields: str) -> CronSim:
     """Return cronsim's calendar of tidy fields, which nothing may change."""
     parts = fields.upper().split()
-    weekdays = _NAMED_LAST.sub(lambda found: f"{_DAYS.index(found[1])}L", parts[-1])
+    weekdays = _NAMED_LAST.sub(lambda found: f"{SYMBOLIC_DAYS.index(found[1])}L", parts[-1])
     parts[-1] = weekdays.replace("-SUN", "-7")  # a range ends on the seventh day
     kinds = list(Field)[-len(parts) :]
     for kind, part, field in zip(kinds, parts, fields.split(), strict=True):
@@ -281,9 +285,9 @@ def _check(kind: Field, term: str, written: str, field: str) -> None:
     except (CronSimError, ValueError, AssertionError):
         pass
     name = list(_FIELDS)[kind]
-    value = f"{name} = {printable(field)!r}"
+    value = f"{name} = {shown(field)}"
     if written != field:
-        value += f": {printable(written)!r} is wrong"
+        value += f": {shown(written)} is wrong"
     bounds = re.fullmatch(r"(\w+)-(\w+)(?:/\d+)?", written)
     if bounds is not None:
         try:
@@ -305,10 +309,6 @@ def _two(bounds: re.Match[str], kind: Field) -> str:
 
 def _refuse(value: str, why: str) -> NoReturn:
     raise _MistakeError(f"{value}: {why}")
-
-
-def _is_sunday(weekday: Any) -> bool:
-    return isinstance(weekday, tuple) and weekday[0] == 7
 
 
 def _after(times: CronSim, local: datetime) -> datetime | None:

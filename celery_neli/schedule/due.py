@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import cache
 from operator import attrgetter
@@ -191,7 +191,7 @@ class Forecast:
                 slot = self._of_crontab(when, last)
             elif type(when) is cron:
                 zone = self._clock(when.app)[1] if when.zone is None else None
-                slot = self._in_stretch(when, last, (str(when), zone), last.replace(microsecond=0))
+                slot = self._in_stretch(when, last, (str(when), zone), lambda: last.replace(microsecond=0))
         if slot is not None:
             now, _ = self._clock(when.app)
             return Next((slot - now).total_seconds(), now.timestamp())
@@ -201,11 +201,15 @@ class Forecast:
     def _of_crontab(self, when: Any, last: datetime) -> datetime | None:
         zone = vars(when).get("tz") or self._clock(when.app)[1]  # reading `tz` would store it in the crontab
         # Crontabs ignore seconds.
-        begin = last.astimezone(zone).replace(second=0, microsecond=0)
-        return self._in_stretch(when, last, (_CRONTAB_TEXT(when), zone), begin)
+        return self._in_stretch(
+            when,
+            last,
+            (_CRONTAB_TEXT(when), zone),
+            lambda: last.astimezone(zone).replace(second=0, microsecond=0),
+        )
 
-    def _in_stretch(self, when: Any, last: datetime, key: Any, begins: datetime) -> datetime | None:
-        """Return the slot after ``last``, which is the one after ``begins`` and any time between."""
+    def _in_stretch(self, when: Any, last: datetime, key: Any, begins: Callable[[], datetime]) -> datetime | None:
+        """Return the slot after ``last``, which is also the one after ``begins()`` and any time between."""
         try:
             begin, slot = self._stretches.get(key, (_NEVER, _NEVER))
         except TypeError:
@@ -214,7 +218,7 @@ class Forecast:
             return slot
         following = next_slot(when, last)
         if following is not None:
-            self._stretches[key] = begins.astimezone(_UTC), following
+            self._stretches[key] = begins().astimezone(_UTC), following
         return following
 
 

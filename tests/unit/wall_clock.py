@@ -49,9 +49,11 @@ ZONES = [
     "UTC",
 ]
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
+WEEKDAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
+MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
 NAMES = {
-    **{name: str(number) for number, name in enumerate("sun mon tue wed thu fri sat".split())},
-    **{name: str(number) for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)},
+    **{name: str(number) for number, name in enumerate(WEEKDAYS)},
+    **{name: str(number) for number, name in enumerate(MONTHS, 1)},
 }
 
 
@@ -98,7 +100,7 @@ def numbers(field: str, least: int, most: int) -> set[int]:
 
 
 class Line(NamedTuple):
-    """A line of cron as `celery_neli.cron` has it: with seconds, `L`, `LW` and `#`, and days that either field names."""
+    """A line of cron as `celery_neli.cron` has it: with seconds, `L`, `LW`, `#`, and days that either field names."""
 
     second: str
     minute: str
