@@ -128,8 +128,9 @@ def show(app: Any, name: str, as_json: bool) -> None:
 def add(app: Any, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
     """Add an entry, or replace the one with this NAME.
 
-    SCHEDULE is a crontab ('*/5 * * * *'), an interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event
-    (solar:sunset,-37.81,144.96) or a time (at:2026-12-01T10:00:00Z).
+    SCHEDULE is a crontab ('*/5 * * * *'), a line of cron in a time zone ('CRON_TZ=Europe/Berlin 30 7 * * mon-fri'), an
+    interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event (solar:sunset,-37.81,144.96) or a time
+    (at:2026-12-01T10:00:00Z).
     """
     options = _parsed("options", given["options"], dict)
     chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}

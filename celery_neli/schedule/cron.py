@@ -90,6 +90,8 @@ class cron(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
             #: The fields as they were written, but for case and white space; `zone`: the name of its own time zone.
             self.fields = _tidy(fields)
             self.zone = given or zone
+            # The same object for as long as it is in use: what `crontabs` knows of a zone is kept for each object.
+            self._tz = None if self.zone is None else ZoneInfo(self.zone)
             self._times = _times(self.fields)
         except _MistakeError as exc:
             raise CronError(line, str(exc)) from None
@@ -98,7 +100,7 @@ class cron(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
     @property
     def tz(self) -> tzinfo:
         """The time zone that its times are in."""
-        zone: tzinfo = self.app.timezone if self.zone is None else ZoneInfo(self.zone)
+        zone: tzinfo = self.app.timezone if self._tz is None else self._tz
         return zone
 
     @property

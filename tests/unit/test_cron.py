@@ -30,6 +30,7 @@ from celery_neli.periodic.text import human, parse, read, text_of
 from celery_neli.schedule.due import look
 from celery_neli.schedule.policies import Misfire
 from celery_neli.schedule.slots import has_slots, missed, next_slot
+from tests.unit.beats import World
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -374,3 +375,17 @@ def test_a_zone_that_is_not_there_any_more_costs_the_entry_alone(monkeypatch: py
     monkeypatch.setattr("celery_neli.schedule.cron.ZoneInfo", lambda name: missing(f"{name}x"))
     with pytest.raises(ConfigurationError, match="there is no such time zone here"):
         read(text, app=APP)
+
+
+def test_a_leader_that_dies_leaves_no_second_out_and_none_twice() -> None:
+    """Slots of seconds are claimed and settled as all others, and the successor goes on with the next one."""
+    world = World({"e": cron("*/10 * * * * *", tz="UTC"), "f": cron("5 * * * * *", tz="Europe/Berlin")})
+    leader = world.leader()
+    world.ticks(until=32)
+    leader.crash()
+    world.ticks(until=36)
+    world.leader()
+    world.ticks(until=72)
+    assert world.slots("e") == [10, 20, 30, 40, 50, 60, 70]
+    assert world.slots("f") == [5, 65]
+    assert world.doubled() == {}
