@@ -276,7 +276,11 @@ def _times(fields: str) -> CronSim:
             return found
     except CronSimError:
         pass
-    days, months = fields.split()[-3:-1]
+    days, months, weekdays = fields.split()[-3:]
+    if weekdays != "*":
+        _refuse(
+            f"day of the week = {weekdays!r}", f"none is a day {days!r} of the months {months!r}; give one that comes"
+        )
     raise _MistakeError(f"day of the month = {days!r}: none of the months {months!r} has it; give a day that comes")
 
 

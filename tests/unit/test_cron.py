@@ -16,6 +16,8 @@ import celery.beat
 import pytest
 import pytz
 from celery.schedules import crontab
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from redbeat.decoder import RedBeatJSONEncoder
 
 import celery_neli
@@ -313,6 +315,7 @@ def test_text_that_celerys_crontab_knows_stays_one(given_: str, text: str) -> No
         ("0 22-6 * * *", "hour = '22-6': it ends before it begins: give two ranges, such as 22-23,0-6"),
         ("0 0 30 2 *", "day of the month = '30': none of the months '2' has it"),
         ("0 0 31 apr,jun *", "day of the month = '31': none of the months 'apr,jun' has it"),
+        ("0 0 */3 2 mon#5", "day of the week = 'mon#5': none is a day '*/3' of the months '2'"),
         ("* * *", "it has 3 fields: give five fields: minute, hour"),
         ("0 0 1 1 * 2027 x", "it has 7 fields: give five fields"),
         ("", "it has 0 fields: give"),
@@ -389,3 +392,28 @@ def test_a_leader_that_dies_leaves_no_second_out_and_none_twice() -> None:
     assert world.slots("e") == [10, 20, 30, 40, 50, 60, 70]
     assert world.slots("f") == [5, 65]
     assert world.doubled() == {}
+
+
+#: Of fields, good and bad ones.
+PARTS = ["*", "*/0", "5", "L", "LW", "1-3", "3-1", "fri#2", "friL", "99", "jan", "/", ",", "-", "#"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.one_of(
+        st.text(max_size=30),
+        st.text("0123456789*,/-#LWlwmonfrijan@=:TZ ", max_size=30),
+        st.lists(st.sampled_from(PARTS), min_size=4, max_size=7).map(" ".join),
+    )
+)
+def test_no_text_raises_anything_else(text: str) -> None:
+    """A definition that a stranger wrote costs its own entry alone; what can be read comes back as it is."""
+    for make in (cron, lambda given_: read(f"cron:{given_}", app=APP), lambda given_: read(given_, app=APP)):
+        try:
+            when = make(text)
+        except ConfigurationError as exc:
+            line = str(exc)
+        else:
+            line = text_of(when)
+            assert read(line, app=APP) == when
+        assert line.isprintable()

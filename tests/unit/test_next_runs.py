@@ -72,6 +72,7 @@ def test_slots_are_shown_in_the_zone_that_is_asked_for() -> None:
 def test_what_the_caller_holds_stays_as_it_is() -> None:
     """A schedule without an app is asked as one of this app, and keeps none."""
     when, other = crontab(30, 7), make_app(timezone="Asia/Tokyo")
+    assert when.tz is not None  # Celery keeps the zone of the current app, once it is asked for
     assert [str(each.slot) for each in periodic.next_runs(other, when, 1, after=AT_NOON)] == [
         "2026-06-02 07:30:00+09:00"
     ]
