@@ -62,7 +62,7 @@ def entry_has_slots(entry: Any) -> bool:
 
 def look(entry: Any, now: datetime, policy: Misfire) -> Look | None:
     """Look at an entry that has slots at ``now`` (aware); None if there is no slot after its last run."""
-    owed = missed(entry.schedule, entry.last_run_at, now, policy.limit)
+    owed = missed(entry.schedule, entry.last_run_at, now, policy.limit + 1)  # … and one that is left out
     if owed is None:
         return None
     delay = math.inf if owed.upcoming is None else (owed.upcoming - now).total_seconds()

@@ -6,10 +6,14 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.beat import ScheduleEntry
+from celery.schedules import schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.schedule.due import look
 from celery_neli.schedule.policies import Misfire, decide
 from celery_neli.schedule.slots import Owed
 from celery_neli.settings import MISFIRE_POLICIES
@@ -127,3 +131,23 @@ def test_an_entry_changes_what_it_names_and_keeps_the_rest() -> None:
     assert default == Misfire(policy="skip", grace=7)
     assert default.changed_by({"queue": "q", "neli_misfire": "fire_all"}) == Misfire(policy="fire_all", grace=7)
     assert default.changed_by({"queue": "q"}) == default
+
+
+@pytest.mark.parametrize(
+    ("rule", "slot", "last"),
+    [(Misfire(), 0, 1), (Misfire(policy="fire_all", most=2), 1, 2), (Misfire(grace=0.5), None, 0)],
+)
+def test_the_last_slot_that_is_left_out_is_known(rule: Misfire, slot: int | None, last: int) -> None:
+    """The history names it: the slots from the first one to it did not run. Given in hours before noon."""
+    app = Celery(set_as_current=False)
+    entry = ScheduleEntry(
+        name="e",
+        task="t",
+        app=app,
+        schedule=schedule(timedelta(hours=1), app=app),
+        last_run_at=NOON - timedelta(hours=6),
+    )
+    found = look(entry, NOON + timedelta(seconds=1), rule)
+    assert found is not None
+    assert found.slot == (None if slot is None else NOON - timedelta(hours=slot))
+    assert found.last_left_out == NOON - timedelta(hours=last)
