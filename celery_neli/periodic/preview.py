@@ -20,7 +20,7 @@ from celery_neli.periodic.call import check_app
 from celery_neli.periodic.definition import entry_of, moment
 from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.periodic.text import human, schedule_of, text_of
-from celery_neli.schedule.cron import cron, zone_of
+from celery_neli.schedule.cron import cron, looks_like, zone_of
 from celery_neli.schedule.crontabs import follows_real_time, offset_at
 from celery_neli.schedule.due import entry_has_slots, starting_deadline
 from celery_neli.schedule.policies import Misfire, Overlap, decide
@@ -129,8 +129,9 @@ def _found(
         try:
             when = _in_app(schedule_of(given, app=app), app)
         except ConfigurationError as exc:
-            if not isinstance(given, str):
-                raise
+            known = isinstance(given, str) and given in (app.conf.beat_schedule or ())
+            if not known and (not isinstance(given, str) or looks_like(given)):
+                raise  # it can be nothing else
             mistake = exc
     if when is not None and not (isinstance(name, str) and name in (app.conf.beat_schedule or ())):
         return when, None, None, maybe_make_aware(app.now()).astimezone(timezone.utc)

@@ -199,6 +199,7 @@ class Deciding(schedule):
         ({"name_or_schedule": Deciding(60)}, "only the schedule itself knows"),
         ({"name_or_schedule": "statik"}, "there is no entry 'statik'; did you mean 'static'?, and it is no schedule"),
         ({"name_or_schedule": "TZ=UTC 61 * * * *"}, "minute = '61': give"),
+        ({"name_or_schedule": "61 * * * *"}, "there is no entry '61 * * * *', and it is no schedule: "),
         ({"name_or_schedule": None}, "None: NoneType is not a schedule"),
         ({"name_or_schedule": "bad"}, "beat entry 'bad': cannot be shown"),
     ],
@@ -241,7 +242,12 @@ def test_the_command_shows_a_schedule() -> None:
 
 def test_the_command_refuses_in_one_line() -> None:
     """With exit status 1."""
-    for arguments in (("TZ=Mars 0 * * * *", "--json"), ("5m", "--tz", "Mars")):
+    for arguments, says in {
+        ("TZ=Mars 0 * * * *", "--json"): "tz = 'Mars'",
+        ("*/20 61 * * * *",): "minute = '61'",
+        ("5m", "--tz", "Mars"): "tz = 'Mars'",
+    }.items():
         result = run(*arguments)
         assert result.exit_code == 1
+        assert says in result.output
         assert len(result.output.splitlines()) == 1
