@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from celery_neli.exceptions import NotLeader as NotLeader
     from celery_neli.exceptions import TopicError as TopicError
     from celery_neli.kafka import Neli as Neli
+    from celery_neli.schedule.cron import cron as cron
     from celery_neli.singletons import singleton as singleton
     from celery_neli.worker.bootsteps import install as install
     from celery_neli.worker.leader_only import current_term as current_term
@@ -46,6 +47,7 @@ _PUBLIC = {
     "election.role_state": ("LeaderAcquired", "LeaderFenced", "LeaderRevoked"),
     "exceptions": ("ClosedError", "ConfigurationError", "LeadershipLost", "NeliError", "NotLeader", "TopicError"),
     "kafka": ("Neli",),
+    "schedule.cron": ("cron",),
     "singletons": ("singleton",),
     "worker.bootsteps": ("install",),
     "worker.leader_only": ("current_term", "leader_only", "roles", "still_leader"),

@@ -27,6 +27,7 @@ from kombu.exceptions import EncodeError, LimitExceeded, OperationalError, Seria
 from celery_neli import hooks
 from celery_neli.beat.tenure import Tenure
 from celery_neli.logs import escaping
+from celery_neli.schedule.cron import cron
 
 logger = escaping(get_logger(__name__))
 
@@ -128,8 +129,8 @@ def leased_producer(base: type[Any], tenure: Tenure) -> type[Any]:
 def due_slot(entry: Any) -> datetime:
     """Return the slot (UTC) for which ``entry`` is sent: its first due time after its last run.
 
-    Exact for intervals and crontabs; for other schedules now plus ``remaining_estimate`` (to the millisecond); now for
-    an entry that never ran or whose schedule cannot tell. Never blocks.
+    Exact for intervals, crontabs and `cron`; for other schedules now plus ``remaining_estimate`` (to the millisecond);
+    now for an entry that never ran or whose schedule cannot tell. Never blocks.
     """
     now = datetime.now(timezone.utc)
     last, when = entry.last_run_at, entry.schedule
@@ -143,6 +144,8 @@ def due_slot(entry: Any) -> datetime:
             then.__dict__.update(vars(when), nowfun=lambda: start)
             start, ahead, _ = then.remaining_delta(start)
             due = start + remaining(start, ahead, start)
+        elif isinstance(when, cron):
+            due = when.next_time(maybe_make_aware(last, when.tz)) or now
         elif type(when) is schedule:
             start = maybe_make_aware(last, when.tz)
             due = start + remaining(start, when.run_every, start, when.relative)

@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celery_neli.history.runs import Run
     from celery_neli.periodic.api import Change, Periodic, get, list, pause, put, remove, resume, run_now, runs  # noqa: A004
+    from celery_neli.periodic.preview import NextRun, next_runs
 
-__all__ = ["Change", "Periodic", "Run", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs"]
+__all__ = [
+    "Change", "NextRun", "Periodic", "Run",
+    "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """Load the API when it is first used (PEP 562): every `celery` command imports this package for its options."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from celery_neli.periodic import api
+    if name in ("NextRun", "next_runs"):
+        from celery_neli.periodic import preview as module
+    else:
+        from celery_neli.periodic import api as module  # type: ignore[no-redef]
 
-    return getattr(api, name)
+    return getattr(module, name)

@@ -128,8 +128,9 @@ def show(app: Any, name: str, as_json: bool) -> None:
 def add(app: Any, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
     """Add an entry, or replace the one with this NAME.
 
-    SCHEDULE is a crontab ('*/5 * * * *'), an interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event
-    (solar:sunset,-37.81,144.96) or a time (at:2026-12-01T10:00:00Z).
+    SCHEDULE is a crontab ('*/5 * * * *'), a line of cron in a time zone ('CRON_TZ=Europe/Berlin 30 7 * * mon-fri'), an
+    interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event (solar:sunset,-37.81,144.96) or a time
+    (at:2026-12-01T10:00:00Z).
     """
     options = _parsed("options", given["options"], dict)
     chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
@@ -226,6 +227,40 @@ def _span(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return f"{seconds:.2f}s" if abs(seconds) < 60 else str(timedelta(seconds=round(seconds)))
+
+
+@_command(
+    click.argument("what", metavar="NAME|TEXT"),
+    click.option("-n", "count", type=click.IntRange(1, 10_000), default=10, show_default=True, help="How many slots."),
+    click.option("--tz", help="The time zone to show them in; by default that of the schedule."),
+    click.option("--entry", is_flag=True, help="NAME is an entry, even if it reads as a schedule."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON array."),
+    name="next",
+)
+def next_(app: Any, what: str, count: int, tz: str | None, entry: bool, as_json: bool) -> None:
+    """Show the next slots of an entry, or of a schedule such as 'CRON_TZ=Europe/Berlin 30 7 * * mon-fri', and what
+    becomes of each: by the misfire policy, a pause, a change of the clock.
+    """
+    from celery_neli.periodic.preview import preview
+
+    found = preview(app, what, count, tz=tz, named=entry)
+    if as_json:
+        say_json(_json([each.as_dict() for each in found.runs]))
+        return
+    say(f"{printable(found.what, WIDEST)}, shown in {found.zone}")
+    if not found.runs:
+        say("no slot will come")
+        return
+    rows = [
+        (
+            f"{each.slot:%a} {each.slot.isoformat(' ', 'seconds')}",
+            _when(each.slot.timestamp()),
+            "yes" if each.runs else "no",
+            "; ".join(each.notes),
+        )
+        for each in found.runs
+    ]
+    _table(("SLOT", "UTC", "RUNS", "NOTE"), rows)
 
 
 @_command(

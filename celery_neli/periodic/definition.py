@@ -19,6 +19,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.call import Call, call_of, mistakes_here, option_mistakes, plain, shape_mistakes
 from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
+from celery_neli.schedule.cron import cron
 from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
 from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
@@ -104,6 +105,11 @@ def schedule_of_text(text: str, app: Any) -> Any:
             f"schedule = {text!r}: every {when.run_every.total_seconds():g} s is more often than an entry put at "
             f"runtime may run: neli_least_interval = {least:g} s; give a longer interval, or lower that setting for "
             "all beats"
+        )
+    if type(when) is cron and when.least_interval < least:
+        raise ConfigurationError(
+            f"schedule = {text!r}: every {when.least_interval:g} s is more often than an entry put at runtime may run: "
+            f"neli_least_interval = {least:g} s; name fewer seconds, or lower that setting for all beats"
         )
     return when
 

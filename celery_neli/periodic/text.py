@@ -4,6 +4,8 @@
 |---|---|
 | `*/5 8-18 * * mon-fri` | a crontab: minute, hour, day of the month, month, day of the week; in the app's zone |
 | `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly` | the crontabs that cron means by these |
+| `CRON_TZ=Europe/Berlin 30 7 * * fri#2`, `TZ=…` | a line of cron in a zone of its own: `celery_neli.cron` |
+| `cron:0 0 13 * fri`, `*/10 * * * * *`, `0 9 L * *` | the same in the app's zone; `cron:` where it could be a crontab |
 | `PT30S`, `P1DT2H` | an interval: an ISO 8601 duration of weeks, days, hours, minutes, seconds |
 | `30s`, `5m`, `1h30m`, `every 5 minutes`, `every 1 d 2 h`, `every hour` | the same, in words |
 | `relative:PT1H` | an interval that is rounded to its resolution: Celery's `relative` |
@@ -26,6 +28,8 @@ from celery.schedules import ParseException, crontab, schedule, solar
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import printable
+from celery_neli.schedule import cron as cron_lines
+from celery_neli.schedule.cron import NICKNAMES, CronError, cron
 from celery_neli.schedule.crontabs import FIELDS, to_utc
 from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.values import is_moment, shown
@@ -34,13 +38,6 @@ FORMS = (
     "write a crontab ('*/5 * * * *'), an interval ('30s', '5m', 'every 2 hours', 'P1DT2H'), a solar event "
     "('solar:sunset,-37.81,144.96') or a time ('at:2026-12-01T10:00:00Z')"
 )
-NICKNAMES = {
-    **dict.fromkeys(("@yearly", "@annually"), "0 0 1 1 *"),
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    **dict.fromkeys(("@daily", "@midnight"), "0 0 * * *"),
-    "@hourly": "0 * * * *",
-}
 OUT_OF_RANGE = "not every time zone has it: give a time of the years 2 to 9998"
 LEAST = timedelta(milliseconds=1)
 MOST = timedelta(days=36525)  # a hundred years: a datetime may not hold the slots of a longer interval
@@ -73,8 +70,8 @@ def parse(value: Any, *, app: Any) -> str:
     """Return the text of a schedule, which `read` makes a schedule.
 
     ``value`` is text as above; or a number of seconds, a `timedelta`, a `datetime` (naive: in the app's time zone), a
-    `once`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however it was
-    written. Raises `ConfigurationError` if text cannot express it (a class of one's own, a `nowfun`).
+    `once`, a `cron`, or Celery's `schedule`, `crontab` or `solar`. The text is the same for the same schedule, however
+    it was written. Raises `ConfigurationError` if text cannot express it (a class of one's own, a `nowfun`).
     """
     return text_of(schedule_of(value, app=app) if isinstance(value, str) else _from_object(value, app))
 
@@ -89,10 +86,12 @@ def read(text: str, *, app: Any) -> Any:
 def text_of(when: Any) -> str:
     """Return the text of a schedule object; raise `ConfigurationError` if text cannot express it."""
     kind = type(when)
-    if kind not in (schedule, crontab, solar, once):
+    if kind not in (schedule, crontab, cron, solar, once):
         _refuse(when, f"{_kind(when)} cannot be written as text; {FORMS}, or put it into beat_schedule")
     if when.nowfun is not None:
         _refuse(when, "a nowfun cannot be written as text; put it into beat_schedule, or leave the nowfun out")
+    if kind is cron:
+        return str(when)
     if kind is crontab:
         return " ".join(_field(getattr(when, f"_orig_{name}")) for name in FIELDS)
     if kind is solar:
@@ -126,8 +125,10 @@ def _kind(value: Any) -> str:
 
 def human(text: str) -> str:
     """Return the text of a schedule in words: `every 1 d 2 h`, `at 2026-12-01 10:00:00 UTC`, `sunset at -37.81,
-    144.96`. A crontab and other text stay as they are.
+    144.96`, `30 7 * * fri#2 (Europe/Berlin)`. A crontab and other text stay as they are.
     """
+    if (line := cron_lines.human(text)) is not None:
+        return line
     body = text.removeprefix(_RELATIVE)
     if (found := _DURATION.fullmatch(body)) is not None:
         parts = zip(found.groups(), ("w", "d", "h", "min", "s"), strict=True)
@@ -161,6 +162,8 @@ def _from_object(value: Any, app: Any) -> Any:
 
 def _from_text(text: str, given: str, app: Any) -> Any:
     lower = text.lower()
+    if cron_lines.looks_like(text):
+        return _cron(text, given)
     if text.startswith("@"):
         if lower not in NICKNAMES:
             _refuse(given, f"write one of {', '.join(NICKNAMES)}")
@@ -184,6 +187,13 @@ def _from_text(text: str, given: str, app: Any) -> Any:
     except OverflowError:
         _refuse(given, "longer than a timedelta can be")
     return schedule(_checked(every, given, relative=relative), relative)
+
+
+def _cron(text: str, given: str) -> cron:
+    try:
+        return cron(text)
+    except CronError as exc:
+        return _refuse(given, exc.reason)
 
 
 def _crontab(text: str, given: str) -> crontab:

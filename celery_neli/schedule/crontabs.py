@@ -1,4 +1,4 @@
-"""The slots of Celery's crontabs, through changes of the clock, and the time zones that they are in.
+"""The slots of crontabs through changes of the clock, and the time zones that they are in.
 
 The rule is that of Debian's cron. A crontab whose minute or hour begins with `*` (`*`, `*/n`) follows real time: it
 runs whenever the local clock shows one of its times, so it runs in both passes of an hour that is repeated, and not at
@@ -6,7 +6,8 @@ times that the clock skips. A crontab with fixed times runs once for each of the
 time or, if the clock skips it, at the end of the gap.
 
 cronsim finds the local times that a crontab names. It is asked about a clock that never changes, which is how the local
-clock behaves between two changes. This module decides what happens at a change, in the same way for all time zones.
+clock behaves between two changes. This module decides what happens at a change, in the same way for all time zones,
+and for both kinds of crontabs: Celery's `crontab`, and `celery_neli.cron` (`cron.py`), which may name seconds, too.
 
 All versions of Celery have the same slots, because only the numbers of a crontab and its text are used. Pure; nothing
 blocks.
@@ -14,10 +15,11 @@ blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from cronsim import CronSim, CronSimError
@@ -45,21 +47,34 @@ def next_time(when: Any, after: datetime) -> datetime | None:
     """Return the first slot (UTC) of crontab ``when`` after ``after`` (aware); None if it has none within fifty years,
     or none that a datetime can hold.
     """
+    return next_in_zone(when.tz, partial(_next_local, when), after, real_time=follows_real_time(when))
+
+
+def next_in_zone(
+    zone: tzinfo, next_local: Callable[[datetime], datetime | None], after: datetime, *, real_time: bool
+) -> datetime | None:
+    """Return the first slot (UTC) after ``after`` (aware) of times that are named as local times in ``zone``.
+
+    ``next_local`` returns the first time that is named after a local time, both in whole seconds and marked as UTC, on
+    a clock that never changes; None if there is none. ``real_time``: they follow real time. None if there is no slot,
+    or none that a datetime can hold.
+    """
     try:
-        return _next_time(when, after.astimezone(timezone.utc).replace(microsecond=0))
+        return _next_in_zone(zone, next_local, after.astimezone(timezone.utc).replace(microsecond=0), real_time)
     except OverflowError:
         return None
 
 
-def _next_time(when: Any, begin: datetime) -> datetime | None:
-    zone, real_time = when.tz, follows_real_time(when)
+def _next_in_zone(
+    zone: tzinfo, next_local: Callable[[datetime], datetime | None], begin: datetime, real_time: bool
+) -> datetime | None:
     offset = offset_at(zone, begin)
     # Local times carry UTC as their zone, whose clock never changes.
     reached = begin + offset
     if not real_time and (change := next_change(zone, begin - _DAY, begin)) is not None:
         # In the second pass of an hour, the clock has shown the times up to the end of the first one.
         reached = max(reached, change + offset_at(zone, change - _SECOND) - _SECOND)
-    due = _next_local(when, reached)
+    due = next_local(reached)
     while due is not None:
         slot = max(due - offset, begin)  # a time that the clock skipped is due at the change
         change = next_change(zone, begin, slot)
@@ -69,7 +84,7 @@ def _next_time(when: Any, begin: datetime) -> datetime | None:
         if real_time and not reached < begin + offset <= due:
             # The clock repeats times, or has skipped the one that was due.
             reached = begin + offset - _SECOND
-            due = _next_local(when, reached)
+            due = next_local(reached)
     return None
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import cache
 from operator import attrgetter
@@ -16,6 +16,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import crontab, schedule, solar
 from celery.utils.time import maybe_make_aware
 
+from celery_neli.schedule.cron import cron
 from celery_neli.schedule.crontabs import FIELDS, to_utc
 from celery_neli.schedule.policies import Misfire, decide
 from celery_neli.schedule.slots import LOOK_AGAIN, Owed, has_slots, is_over, last_run, missed, next_slot
@@ -67,11 +68,16 @@ def look(entry: Any, now: datetime, policy: Misfire) -> Look | None:
     delay = math.inf if owed.upcoming is None else (owed.upcoming - now).total_seconds()
     if not owed.total:
         return Look(due=False, delay=delay, exact=True)
-    deadline = entry.schedule.app.conf.beat_cron_starting_deadline if isinstance(entry.schedule, crontab) else None
-    run, left_out = decide(policy, owed, now, deadline=deadline)
+    run, left_out = decide(policy, owed, now, deadline=starting_deadline(entry.schedule))
     if not run:
         return Look(due=False, delay=delay, exact=True, owed=owed, left_out=left_out, passed=owed.newest[-1])
     return Look(due=True, delay=0 if len(run) > 1 else delay, exact=True, slot=run[0], owed=owed, left_out=left_out)
+
+
+def starting_deadline(when: Any) -> float | None:
+    """Return `beat_cron_starting_deadline` (seconds) for a crontab or a `cron`, None for any other schedule."""
+    found: float | None = when.app.conf.beat_cron_starting_deadline if isinstance(when, (crontab, cron)) else None
+    return found
 
 
 def seconds_to_next(entry: Any) -> float | None:
@@ -183,6 +189,9 @@ class Forecast:
                 slot = last.astimezone(_UTC) + when.run_every
             elif type(when) is crontab:
                 slot = self._of_crontab(when, last)
+            elif type(when) is cron:
+                zone = self._clock(when.app)[1] if when.zone is None else None
+                slot = self._in_stretch(when, last, (str(when), zone), lambda: last.replace(microsecond=0))
         if slot is not None:
             now, _ = self._clock(when.app)
             return Next((slot - now).total_seconds(), now.timestamp())
@@ -191,7 +200,16 @@ class Forecast:
 
     def _of_crontab(self, when: Any, last: datetime) -> datetime | None:
         zone = vars(when).get("tz") or self._clock(when.app)[1]  # reading `tz` would store it in the crontab
-        key = _CRONTAB_TEXT(when), zone
+        # Crontabs ignore seconds.
+        return self._in_stretch(
+            when,
+            last,
+            (_CRONTAB_TEXT(when), zone),
+            lambda: last.astimezone(zone).replace(second=0, microsecond=0),
+        )
+
+    def _in_stretch(self, when: Any, last: datetime, key: Any, begins: Callable[[], datetime]) -> datetime | None:
+        """Return the slot after ``last``, which is also the one after ``begins()`` and any time between."""
         try:
             begin, slot = self._stretches.get(key, (_NEVER, _NEVER))
         except TypeError:
@@ -200,9 +218,7 @@ class Forecast:
             return slot
         following = next_slot(when, last)
         if following is not None:
-            # Crontabs ignore seconds.
-            begin = last.astimezone(zone).replace(second=0, microsecond=0).astimezone(_UTC)
-            self._stretches[key] = begin, following
+            self._stretches[key] = begins().astimezone(_UTC), following
         return following
 
 

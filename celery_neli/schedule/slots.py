@@ -1,4 +1,4 @@
-"""The slots of schedules: their due times after any moment; of Celery's schedules, and of `once`, which is ours.
+"""The slots of schedules: their due times after any moment; of Celery's schedules, and of `once` and `cron`: ours.
 
 Celery's schedules answer `is_due(last_run_at)` for the present only. This module answers for any moment: the first due
 time after it, and those that were due until now. The slots of a relative interval are Celery's own
@@ -19,6 +19,7 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.schedule.cron import cron
 from celery_neli.schedule.crontabs import next_time
 
 COUNTED = 100  # the number of slots that are counted one by one; above it, a count is a lower bound
@@ -90,8 +91,8 @@ _NONE = Owed(newest=(), first=None, total=0, exact=True, upcoming=None)  # of a 
 
 
 def has_slots(when: Any) -> bool:
-    """Return True if the slots of this schedule can be computed: it is a `once`, or one of Celery's intervals, crontabs
-    and solar schedules that overrides nothing.
+    """Return True if the slots of this schedule can be computed: it is a `once`, a `cron`, or one of Celery's
+    intervals, crontabs and solar schedules that overrides nothing.
     """
     kind: Any = type(when)
     if not _is_celerys(kind) or not _DECIDES.isdisjoint(vars(when)):
@@ -102,7 +103,7 @@ def has_slots(when: Any) -> bool:
 
 @lru_cache(maxsize=256)
 def _is_celerys(kind: Any) -> bool:
-    base = next((each for each in (schedule, crontab, solar, once) if issubclass(kind, each)), None)
+    base = next((each for each in (schedule, crontab, cron, solar, once) if issubclass(kind, each)), None)
     return base is not None and all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
 
 
@@ -193,6 +194,8 @@ def _next(when: Any, start: datetime) -> datetime | None:
         return when.at if when.at > start else None
     if isinstance(when, crontab):
         return next_time(when, start)
+    if isinstance(when, cron):
+        return when.next_time(start)
     if isinstance(when, solar):
         return _next_event(when, start)
     if not when.relative:

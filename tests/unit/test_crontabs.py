@@ -21,46 +21,11 @@ from hypothesis import strategies as st
 from celery_neli.schedule.crontabs import follows_real_time
 from celery_neli.schedule.slots import has_slots, missed, next_slot
 from tests.unit.schedulers import make_app
-from tests.unit.wall_clock import MINUTE, Crontab, WallClock, changes
+from tests.unit.wall_clock import MINUTE, ZONES, Crontab, WallClock, changes
 
 UTC = timezone.utc
 CASES = int(os.environ.get("NELI_DST_CASES", "12"))
 YEARS = (2007, 2026)
-ZONES = [
-    "America/Los_Angeles",
-    "America/New_York",
-    "America/St_Johns",
-    "America/Havana",
-    "America/Caracas",
-    "America/Sao_Paulo",
-    "America/Asuncion",
-    "America/Santiago",
-    "America/Nuuk",
-    "America/Scoresbysund",
-    "America/Argentina/San_Luis",
-    "Europe/London",
-    "Europe/Berlin",
-    "Europe/Istanbul",
-    "Europe/Moscow",
-    "Europe/Volgograd",
-    "Africa/Casablanca",
-    "Africa/Cairo",
-    "Africa/Juba",
-    "Asia/Gaza",
-    "Asia/Beirut",
-    "Asia/Tehran",
-    "Asia/Amman",
-    "Asia/Pyongyang",
-    "Australia/Lord_Howe",
-    "Australia/Sydney",
-    "Pacific/Apia",
-    "Pacific/Chatham",
-    "Pacific/Norfolk",
-    "Pacific/Fiji",
-    "Antarctica/Troll",
-    "Antarctica/Casey",
-    "UTC",
-]
 DAY = timedelta(days=1)
 #: Some that everybody has, and some whose times lie where clocks are changed.
 USUAL = [

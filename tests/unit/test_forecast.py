@@ -12,6 +12,7 @@ from celery.schedules import crontab, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_neli.schedule.cron import cron
 from celery_neli.schedule.due import Forecast, entry_has_slots, seconds_to_next
 from tests.unit.schedulers import make_app
 from tests.unit.test_slots import FIELDS, INTERVALS, MOMENTS, ZONES
@@ -19,7 +20,11 @@ from tests.unit.test_slots import FIELDS, INTERVALS, MOMENTS, ZONES
 UTC = timezone.utc
 NOW = datetime(2026, 6, 1, 12, 0, 0, 123456, tzinfo=UTC)
 #: Few, so that entries share them.
-CRONTABS = st.one_of(st.builds(crontab, **FIELDS), st.sampled_from(["*", "*/15", "0", "30"]).map(crontab))
+CRONTABS = st.one_of(
+    st.builds(crontab, **FIELDS),
+    st.sampled_from(["*", "*/15", "0", "30"]).map(crontab),
+    st.sampled_from(["*/15 * * * *", "TZ=Asia/Tokyo 30 2 * * *", "7 */30 * * * *", "30 1 L * mon"]).map(cron),
+)
 #: From some moment, that of a change of the clock often, up to some days on: between slots, on them and past them.
 LASTS = st.tuples(
     MOMENTS,
@@ -66,7 +71,7 @@ def test_the_forecast_is_what_each_entry_says_alone(
     forecast = Forecast()
     for moment in lasts:
         last = {"utc": moment, "local": moment.astimezone(ZoneInfo(zone)), "naive": moment.replace(tzinfo=None)}[form]
-        for when in (*(crontab(*fields_of(each)) for each in crontabs), schedule(every, relative)):
+        for when in (*(type(each)(*fields_of(each)) for each in crontabs), schedule(every, relative)):
             each = entry(app, when, last)
             found = forecast.next(each)
             assert (None if found is None else found.delay) == alone(each)

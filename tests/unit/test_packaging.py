@@ -81,6 +81,7 @@ PUBLIC = [
     "Scheduler",
     "State",
     "TopicError",
+    "cron",
     "current_term",
     "install",
     "leader_only",

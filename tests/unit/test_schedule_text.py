@@ -109,7 +109,7 @@ def test_every_time_comes_back(at: datetime) -> None:
         ("", "write a crontab"),
         ("often", "write a crontab"),
         ("* * * *", "write a crontab"),
-        ("* * * * * *", "write a crontab"),
+        ("* * * * * * *", "write a crontab"),
         ("61 * * * *", "no crontab .*61"),
         ("a b c d e", "no crontab"),
         ("@often", "@hourly"),

@@ -34,6 +34,7 @@ from celery.utils.time import LocalTimezone
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.importers import Found, Source, found_or_left_out, seconds
 from celery_neli.printable import printable
+from celery_neli.schedule.cron import cron
 from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.values import MAX_INT, shown
 
@@ -169,7 +170,7 @@ def _local(*args: Any) -> tzinfo:
 
 #: What Celery's scheduler writes to its file, and plain values that arguments may hold. None of it runs other code.
 _PLAIN: tuple[Any, ...] = (
-    *(schedule, crontab, solar, once, date, datetime, time, timedelta, timezone, zoneinfo.ZoneInfo),
+    *(schedule, crontab, cron, solar, once, date, datetime, time, timedelta, timezone, zoneinfo.ZoneInfo),
     *(complex, frozenset, set, OrderedDict, Decimal, UUID),
 )
 _ADMITTED: Mapping[str, Callable[..., Any]] = {
