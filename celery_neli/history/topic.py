@@ -200,7 +200,8 @@ class HistoryFollower:
             if self._reader.missing or self._reader.denied:
                 self._lose()
                 break
-            self._reader.heal()
+            if not found:  # while records come, a partition may wait long for its turn
+                self._reader.heal()
             if time.monotonic() >= deadline:
                 break
         return found
