@@ -22,8 +22,7 @@ from celery_neli import hooks
 from celery_neli.history.records import Record, RunRecord, SlotRecord
 from celery_neli.history.runs import STARTED
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.slot_ids import id_at
-from celery_neli.schedule.slots import missed, next_slot
+from celery_neli.schedule.slots import id_at, missed, next_slot
 
 SLOT: Final = "slot_overdue"
 RUN: Final = "run_overdue"

@@ -11,7 +11,7 @@ from uuid import UUID
 from celery_neli import hooks
 from celery_neli.alarms.overdue import Alarm
 from celery_neli.history.runs import FAILED, IGNORED, REJECTED, REVOKED, STARTED, SUCCEEDED
-from celery_neli.schedule.slot_ids import id_at
+from celery_neli.schedule.slots import id_at
 
 SENT: Final = "sent"
 BEGUN: Final = "started"

@@ -19,8 +19,8 @@ from celery_neli.periodic.api import BEAT_SCHEDULE, Periodic, entry_names, view_
 from celery_neli.periodic.call import check_app
 from celery_neli.periodic.definition import entry_of, moment
 from celery_neli.periodic.editor import ScheduleEditor
-from celery_neli.periodic.text import human, schedule_of, text_of
-from celery_neli.schedule.cron import cron, looks_like, zone_of
+from celery_neli.periodic.text import human, looks_like_cron, schedule_of, text_of
+from celery_neli.schedule.cron import cron, zone_of
 from celery_neli.schedule.crontabs import follows_real_time, offset_at
 from celery_neli.schedule.due import entry_has_slots, starting_deadline
 from celery_neli.schedule.policies import Misfire, Overlap, decide
@@ -130,7 +130,7 @@ def _found(
             when = _in_app(schedule_of(given, app=app), app)
         except ConfigurationError as exc:
             known = isinstance(given, str) and given in (app.conf.beat_schedule or ())
-            if not known and (not isinstance(given, str) or looks_like(given)):
+            if not known and (not isinstance(given, str) or looks_like_cron(given)):
                 raise  # it can be nothing else
             mistake = exc
     if when is not None and not (isinstance(name, str) and name in (app.conf.beat_schedule or ())):

@@ -160,9 +160,21 @@ def _from_object(value: Any, app: Any) -> Any:
     return value  # `text_of` refuses what text cannot express
 
 
+def looks_like_cron(text: str) -> bool:
+    """Return whether text can only be a line of `cron`: it names a zone, begins with `cron:`, has six fields, or days
+    that Celery's crontab does not know.
+    """
+    if text.lower().startswith(cron_lines.MARK) or cron_lines.ZONE.match(text):
+        return True
+    fields = text.upper().split()
+    if len(fields) == 6:
+        return all(re.fullmatch(r"[A-Z0-9*,/#?-]+", each) and not each.isalpha() for each in fields[:3])
+    return len(fields) == 5 and ("L" in fields[2] or "#" in fields[4] or bool(re.search(r"\dL|[A-Z]{3}L", fields[4])))
+
+
 def _from_text(text: str, given: str, app: Any) -> Any:
     lower = text.lower()
-    if cron_lines.looks_like(text):
+    if looks_like_cron(text):
         return _cron(text, given)
     if text.startswith("@"):
         if lower not in NICKNAMES:

@@ -37,8 +37,8 @@ NICKNAMES: Final = {
     "@hourly": "0 * * * *",
 }
 LONGEST: Final = 1000  # characters
-_MARK: Final = "cron:"
-_ZONE = re.compile(r"(?:CRON_)?TZ=(\S*)\s*", re.IGNORECASE)
+MARK: Final = "cron:"
+ZONE = re.compile(r"(?:CRON_)?TZ=(\S*)\s*", re.IGNORECASE)
 #: The fields, and what each may be.
 _FIELDS: Final = {
     "second": "0-59, a range (0-29), a step (*/10), or a list of these (0,30)",
@@ -166,7 +166,7 @@ class cron(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
         return made if self.nowfun is None else (*made, {"nowfun": self.nowfun})
 
     def __str__(self) -> str:
-        return f"{_MARK}{self.fields}" if self.zone is None else f"CRON_TZ={self.zone} {self.fields}"
+        return f"{MARK}{self.fields}" if self.zone is None else f"CRON_TZ={self.zone} {self.fields}"
 
     def __repr__(self) -> str:
         return f"<cron: {self.fields}{'' if self.zone is None else f' ({self.zone})'}>"
@@ -183,18 +183,6 @@ class CronError(ConfigurationError):
         return ConfigurationError, (str(self),)
 
 
-def looks_like(text: str) -> bool:
-    """Return whether text can only be a line of `cron`: it names a zone, begins with `cron:`, has six fields, or days
-    that Celery's crontab does not know.
-    """
-    if text.lower().startswith(_MARK) or _ZONE.match(text):
-        return True
-    fields = text.upper().split()
-    if len(fields) == 6:
-        return all(re.fullmatch(r"[A-Z0-9*,/#?-]+", each) and not each.isalpha() for each in fields[:3])
-    return len(fields) == 5 and ("L" in fields[2] or "#" in fields[4] or bool(re.search(r"\dL|[A-Z]{3}L", fields[4])))
-
-
 def zone_of(name: Any) -> tzinfo:
     """Return the time zone of this name, or the one that is given. Raises `ConfigurationError`."""
     if isinstance(name, tzinfo):
@@ -207,9 +195,9 @@ def zone_of(name: Any) -> tzinfo:
 
 def human(text: str) -> str | None:
     """Return the text of a `cron` in words: `30 7 * * mon-fri (Europe/Berlin)`; None if it is no such text."""
-    if text.lower().startswith(_MARK):
-        return text[len(_MARK) :]
-    found = _ZONE.match(text)
+    if text.lower().startswith(MARK):
+        return text[len(MARK) :]
+    found = ZONE.match(text)
     return None if found is None else f"{text[found.end() :]} ({found[1]})"
 
 
@@ -223,9 +211,9 @@ def _split(line: Any) -> tuple[str, str | None]:
     text = str.__str__(line).strip()
     if len(text) > LONGEST:
         raise _MistakeError(f"it has {len(text)} characters: give at most {LONGEST}")
-    if text.lower().startswith(_MARK):
-        text = text[len(_MARK) :].lstrip()
-    found = _ZONE.match(text)
+    if text.lower().startswith(MARK):
+        text = text[len(MARK) :].lstrip()
+    found = ZONE.match(text)
     return (text, None) if found is None else (text[found.end() :], found[1])
 
 

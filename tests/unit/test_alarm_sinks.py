@@ -25,7 +25,7 @@ from celery_neli.alarms.sentry import monitor_config
 from celery_neli.alarms.sink import MOST_QUEUED, Sink
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.hooks import RunEvent
-from celery_neli.schedule.slot_ids import id_at
+from celery_neli.schedule.slots import id_at
 from celery_neli.settings import SETTINGS
 from tests.processes import wait_until
 from tests.unit.beats import START, Crash, World

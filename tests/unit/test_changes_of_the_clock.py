@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery.schedules import crontab, solar
 
-from celery_neli.schedule.slot_ids import slot_id
+from celery_neli.schedule.slots import slot_id
 from tests.unit.test_replicated import NOON, Rig
 
 if TYPE_CHECKING:

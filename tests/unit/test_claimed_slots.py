@@ -14,7 +14,7 @@ from celery.schedules import crontab, schedule
 from kombu.exceptions import OperationalError
 
 from celery_neli.beat.replicated.claims import Watermarks
-from celery_neli.schedule.slot_ids import slot_id
+from celery_neli.schedule.slots import slot_id
 from tests.unit.beats import NOON, START, World
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from celery_neli.alarms.overdue import Alarm, Entry, Overdue
 from celery_neli.history.records import RunRecord, SlotRecord, WorkerRecord
 from celery_neli.periodic.call import option_mistakes
 from celery_neli.schedule.policies import OWN_OPTIONS
-from celery_neli.schedule.slot_ids import id_at
+from celery_neli.schedule.slots import id_at
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, encode_definition, encode_state
 
 if TYPE_CHECKING:

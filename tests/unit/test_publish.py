@@ -14,7 +14,7 @@ from kombu.transport.memory import Channel, Transport
 
 from celery_neli.beat.publish import due_slot, leased_producer
 from celery_neli.beat.tenure import LeaseEnded, Tenure, Wakeup
-from celery_neli.schedule.slot_ids import NAMESPACE, slot_id
+from celery_neli.schedule.slots import NAMESPACE, slot_id
 from tests.unit.fakes import FakeLeadership
 from tests.unit.schedulers import make_app
 

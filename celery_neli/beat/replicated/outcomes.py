@@ -21,8 +21,7 @@ from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.policies import Overlap
-from celery_neli.schedule.slot_ids import slot_id
-from celery_neli.schedule.slots import next_slot, once
+from celery_neli.schedule.slots import next_slot, once, slot_id
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
 if TYPE_CHECKING:
