@@ -174,6 +174,7 @@ def watch(ctx: click.Context, plain: bool) -> None:
     _note_switched_off(app)
     live = _live_view() if not plain and sys.stdout.isatty() else None
     watcher = Watcher(app, log=quiet_logger())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     try:
         if live is None:
             watch_plainly(watcher, say, app.timezone)

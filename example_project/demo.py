@@ -182,6 +182,7 @@ def play(*, seconds: float, keep: bool, screen: Screen) -> Summary:
     directory = Path(tempfile.mkdtemp(prefix="celery-neli-demo-"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "EXAMPLE_"))}
     environment |= {"EXAMPLE_RECEIPTS": str(directory / "receipts.jsonl"), "PYTHONUNBUFFERED": "1"}
+    environment["TMPDIR"] = str(directory)  # processes note there that they are well
     with Fleet(directory=directory, keep=keep, environment=environment, cwd=Path(__file__).parents[1]) as fleet:
         try:
             return Demo(fleet=fleet, screen=screen, seconds=seconds).run()

@@ -59,10 +59,12 @@ def once_more(self: Any) -> None:
         raise self.retry(exc=ValueError("not yet"))
 
 
-@app.task(name="smoke.lead")
-@leader_only
-def lead() -> None:
-    """Run on the worker that leads."""
+if not app.conf.get("neli_roles"):
+
+    @app.task(name="smoke.lead")
+    @leader_only
+    def lead() -> None:
+        """Run on the worker that leads."""
 
 
 def record(election: str) -> None:

@@ -121,5 +121,6 @@ def test_embedded_kafka_has_a_partition_for_each_role(election: Members) -> None
     topics = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}"}).list_topics(timeout=10).topics
     assert {name.removeprefix(election.group): len(topic.partitions) for name, topic in topics.items()} == {
         ".worker.neli": 6,
+        ".beat.neli.history": 4,
         ".beat.neli.schedule": 2,
     }

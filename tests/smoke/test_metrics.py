@@ -30,7 +30,9 @@ class Scraped:
     port: int
 
     def value(self, name: str, **labels: str) -> float | None:
-        """The sum of what has these labels, at this moment; None if nothing has, or there is no answer."""
+        """The sum of what has these labels, at this moment; None if nothing has, or there is no answer. Without an
+        election, of all but that of the watch.
+        """
         try:
             with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
@@ -40,7 +42,9 @@ class Scraped:
             sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if sample.name == f"celery_neli_{name}" and labels.items() <= sample.labels.items()
+            if sample.name == f"celery_neli_{name}"
+            and labels.items() <= sample.labels.items()
+            and ("election" in labels or sample.labels.get("election") != "watch")
         ]
         return sum(found) if found else None
 

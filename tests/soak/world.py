@@ -118,6 +118,9 @@ class Topic:
     def fit(self) -> bool:
         return True
 
+    def unready(self) -> str:
+        return ""
+
     def read_to_end(self, timeout: float) -> bool:
         return True
 

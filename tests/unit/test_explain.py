@@ -161,8 +161,9 @@ def test_a_slot_is_told_from_all_three_topics(house: House) -> None:
 
 def test_the_last_slot_is_meant_by_default(house: House) -> None:
     house.leads("beat1", -HOUR, HOUR)
+    before = time.time()
     _, found = house.story(ENTRY_NAME)
-    assert found["slot"] == SLOT + HOUR
+    assert found["slot"] in {at // HOUR * HOUR for at in (before, time.time())}
 
 
 def test_a_time_between_slots_that_were_left_out_together_is_no_slot(house: House) -> None:
