@@ -27,6 +27,17 @@ class NotAllowed(NeliError):
     """Kafka refused a request because rights are missing; the message has the command that grants them."""
 
 
+class Conflict(NeliError):
+    """Entries were changed by somebody else since they were read; none of the changes that it names was made.
+
+    `names`: the entries.
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.names = names
+
+
 class ClosedError(NeliError):
     """The `Neli` was closed and cannot be pulsed any more."""
 

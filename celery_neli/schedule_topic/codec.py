@@ -21,6 +21,7 @@ MAX_SMALL = 1 << 12  # bytes of a state or a note; ours have some hundred
 MAX_NAME = 512
 MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps what it reads
 MAX_CHANGES = 20  # how many of its changes a definition remembers
+MAX_VERSION = 64  # characters of the name of a version
 EPOCH_MOST = 1 << 53  # the highest epoch of a state; epochs come from Kafka's offsets, which stay far below it
 RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
 FAR_AHEAD = 86_400.0  # seconds; no last run further ahead of the clock is believed, unless the entry begins then
@@ -32,6 +33,8 @@ STATE: Final = "s"
 ENTRY: Final = "e"
 MEMBER: Final = "m"
 NO_EPOCH: Final = -1  # of a state that no leader wrote, such as one that was imported: any leader's is higher
+#: Fields of a definition that are written only if they say something: readers of older releases pass over them.
+_OPTIONAL: Final = ("until", "owner", "version", "base", "removed")
 _PREFIXES: Mapping[bytes, Kind] = {b"s/": STATE, b"e/": ENTRY, b"m/": MEMBER}
 
 
@@ -54,16 +57,22 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Who (`by`) did what to a definition, and when (`at`, Unix seconds)."""
+    """Who (`by`) did what to a definition, when (`at`, Unix seconds), and why (`note`, "" if they did not say)."""
 
     at: float
     by: str
     what: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
-    """An entry made at runtime; or, `static`, the pause of one of `beat_schedule`, without task and schedule."""
+    """An entry made at runtime; or, `static`, the pause of one of `beat_schedule`, without task and schedule.
+
+    `version` names this definition, and `base` the one that it replaces: if another one is there by then, it is void,
+    and its writer tries again or raises `Conflict`. A definition without `base` replaces whatever is there. One that is
+    `removed` stands for an entry that is gone, until its record is deleted.
+    """
 
     task: str | None
     schedule: str | None  # its text
@@ -74,6 +83,11 @@ class Definition:
     since: float = 0.0  # when it was defined so (Unix seconds); its state refers to it
     static: bool = False
     changes: tuple[Change, ...] = ()  # oldest first, the last 20
+    until: float | None = None  # when a pause ends by itself (Unix seconds)
+    owner: str = ""  # of the file that it was applied from
+    version: str = ""
+    base: str | None = None
+    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +156,7 @@ def encode_definition(definition: Definition) -> bytes:
             raise ConfigurationError(f"{name}: {shown(value)} is not a dict whose keys are strings")
     check_definition(definition)
     fields = {name: getattr(definition, name) for name in ("task", "schedule", "args", "kwargs", "options")}
-    fields["changes"] = [asdict(each) for each in definition.changes[-MAX_CHANGES:]]
+    fields["changes"] = [_change_fields(each) for each in definition.changes[-MAX_CHANGES:]]
     parts: dict[str, str] = {}
     for name, value in fields.items():
         try:
@@ -156,9 +170,16 @@ def encode_definition(definition: Definition) -> bytes:
             f"{longest}: the definition has {length} bytes as JSON, {len(parts[longest])} of them here; "
             f"{MAX_BYTES >> 10} KiB are allowed: keep the data elsewhere, and pass where it is"
         )
-    flags = values.to_json({"paused": definition.paused, "since": definition.since, "static": definition.static})
+    flags = values.to_json({
+        "paused": definition.paused, "since": definition.since, "static": definition.static,
+        **{name: value for name in _OPTIONAL if (value := getattr(definition, name)) not in ("", None, False)},
+    })  # fmt: skip
     body = ",".join(f'"{name}":{text}' for name, text in parts.items())
     return f'{{"v":{values.VERSION},{body},{flags[1:]}'.encode()
+
+
+def _change_fields(change: Change) -> dict[str, Any]:
+    return {name: value for name, value in asdict(change).items() if name != "note" or value}
 
 
 def check_definition(definition: Definition) -> None:
@@ -170,10 +191,16 @@ def check_definition(definition: Definition) -> None:
         if value := getattr(definition, name):
             values.check_plain(name, value)
     values.check_time("since", definition.since)
+    if definition.until is not None:
+        values.check_time("until", definition.until)
+    values.check_text("owner", definition.owner, values.MAX_AUTHOR, least=0)
+    for name in ("version", "base"):
+        values.check_text(name, getattr(definition, name) or "", MAX_VERSION, least=0)
     for change in definition.changes:
         values.check_time("changes", change.at)
         values.check_text("changes", change.by, values.MAX_AUTHOR, least=0)
         values.check_text("changes", change.what, values.MAX_CHANGE, least=0)
+        values.check_text("note", change.note, values.MAX_NOTE, least=0)
 
 
 def _strictly(decoder: Callable[[bytes], _Value]) -> Callable[[bytes], _Value]:
@@ -231,6 +258,11 @@ def decode_definition(value: bytes) -> Definition:
         since=values.instant("since", fields.get("since")),
         static=static,
         changes=tuple(map(_change, values.typed(fields, "changes", list)[-MAX_CHANGES:])),
+        until=None if fields.get("until") is None else values.instant("until", fields["until"]),
+        owner=_text(fields, "owner"),
+        version=_text(fields, "version"),
+        base=None if fields.get("base") is None else _text(fields, "base"),
+        removed=fields.get("removed") is True,
     )
     check_definition(definition)
     return definition
@@ -267,7 +299,13 @@ def _change(value: Any) -> Change:
         at=values.instant("changes", value.get("at")),
         by=values.typed(value, "by", str),
         what=values.typed(value, "what", str),
+        note=_text(value, "note"),
     )
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    text: str = values.typed({name: "", **fields}, name, str)
+    return text
 
 
 # What members' notes say together: `celery neli status` shows it, and the beat that leads looks at it.

@@ -24,6 +24,7 @@ MAX_DEPTH: Final = 64  # of lists and dicts; parsers and serializers follow some
 MAX_TASK: Final = 512
 MAX_SCHEDULE: Final = 2048
 MAX_AUTHOR: Final = 512
+MAX_NOTE: Final = 1024
 MAX_CHANGE: Final = 2 * MAX_SCHEDULE + 512
 # Unix seconds: times of the years 1 to 9999, two days apart from their ends, so that every time zone has them.
 EARLIEST: Final = -62135596800.0 + 172800.0

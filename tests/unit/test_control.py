@@ -175,7 +175,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    packages = ("health", "periodic", "ui", "worker")
+    packages = ("health", "periodic", "periodic.cli", "ui", "worker")
     modules = (
         "cli",
         "config",
@@ -184,7 +184,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "printable",
         "settings",
         "health.cli",
-        "periodic.cli",
+        *(f"periodic.cli.{each}" for each in ("base", "entries", "slots", "transfer")),
         "ui.command",
         "worker.control",
     )

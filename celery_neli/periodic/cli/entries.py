@@ -1,0 +1,134 @@
+"""`celery neli schedule`: list, show, add, pause, resume, remove and run entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from celery_neli import periodic
+from celery_neli.periodic.cli.base import BY, NAME, UNLED, as_text, command, note, parsed, table, utc, words
+from celery_neli.printable import printable, say, say_json
+from celery_neli.settings import MISFIRE_POLICIES
+
+
+@command(click.option("--json", "as_json", is_flag=True, help="Print one JSON array."), name="list")
+def list_(app: Any, as_json: bool) -> None:
+    """List all entries: those of beat_schedule and those of the runtime schedule."""
+    from celery_neli.periodic.editor import ScheduleEditor
+
+    found, not_run = periodic.list(app), ScheduleEditor(app).not_run
+    if as_json:
+        say_json(as_text([each.as_dict() for each in found]))
+        return
+    rows = [
+        (each.name, words(each.schedule or "?"), utc(each.next), utc(each.last), str(each.runs), state_of(each))
+        for each in found
+    ]
+    table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
+    note(not_run)
+
+
+@command(NAME, click.option("--json", "as_json", is_flag=True, help="Print one JSON object."))
+def show(app: Any, name: str, as_json: bool) -> None:
+    """Show one entry, and who changed what and when."""
+    from celery_neli.periodic.editor import ScheduleEditor
+
+    found = periodic.get(app, name)
+    if found is None:
+        raise ScheduleEditor(app).unknown(name)
+    if as_json:
+        say_json(as_text(found.as_dict()))
+        return
+    text = found.schedule or "?"
+    rows = {
+        "name": found.name,
+        "task": found.task or "?",
+        "schedule": text if words(text) == text else f"{text} ({words(text)})",
+        **{field: as_text(getattr(found, field)) for field in ("args", "kwargs", "options")},
+        "state": state_of(found),
+        "next": utc(found.next),
+        "last": utc(found.last),
+        "runs": str(found.runs),
+    }
+    for field, value in rows.items():
+        say(f"{field:9} {value}")
+    for change in reversed(found.changes):
+        say(f"{utc(change.at)}  {printable(change.by)}  {printable(change.what)}")
+
+
+@command(
+    NAME,
+    click.argument("task"),
+    click.argument("when", metavar="SCHEDULE"),
+    click.option("--args", default="[]", help="Arguments, as a JSON array."),
+    click.option("--kwargs", default="{}", help="Keyword arguments, as a JSON object."),
+    click.option("--options", default="{}", help="Options of apply_async, as a JSON object."),
+    click.option("--queue", help="The queue, the same as in --options."),
+    click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots."),
+    click.option(
+        "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
+    ),
+    BY,
+)
+def add(app: Any, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
+    """Add an entry, or replace the one with this NAME.
+
+    SCHEDULE is a crontab ('*/5 * * * *'), a line of cron in a time zone ('CRON_TZ=Europe/Berlin 30 7 * * mon-fri'), an
+    interval (30s, 5m, 'every 2 hours', PT30S, P1DT2H), a solar event (solar:sunset,-37.81,144.96) or a time
+    (at:2026-12-01T10:00:00Z).
+    """
+    options = parsed("options", given["options"], dict)
+    chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
+    options.update((key, value) for key, value in chosen.items() if value is not None)
+    args, kwargs = parsed("args", given["args"], list), parsed("kwargs", given["kwargs"], dict)
+    _say(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by))
+
+
+@command(NAME, BY)
+def pause(app: Any, name: str, by: str | None) -> None:
+    """Let the slots of an entry pass until you resume it. This works for entries of beat_schedule, too."""
+    _say(app, periodic.pause(app, name, by=by))
+
+
+@command(NAME, BY)
+def resume(app: Any, name: str, by: str | None) -> None:
+    """End the pause of an entry. Slots that passed during the pause do not run."""
+    _say(app, periodic.resume(app, name, by=by))
+
+
+@command(NAME, BY)
+def remove(app: Any, name: str, by: str | None) -> None:
+    """Delete a runtime entry and its state."""
+    periodic.remove(app, name, by=by)
+    say(f"{printable(name)}: removed")
+
+
+@command(NAME, BY)
+def run(app: Any, name: str, by: str | None) -> None:
+    """Send the task of an entry at once, from this process. Its schedule stays as it is."""
+    result = periodic.run_now(app, name, by=by)
+    say(f"{printable(name)}: sent as {getattr(result, 'id', '?')}")
+
+
+def _say(app: Any, found: periodic.Periodic) -> None:
+    """Say what became of an entry, and what its next run still lacks: a task that this app knows, a beat that leads."""
+    say(f"{printable(found.name)}: {state_of(found)}, next {utc(found.next)}")
+    if found.paused:
+        return
+    if found.task not in app.tasks:
+        note(f"this app does not know the task {found.task!r}; the workers must know it")
+    unled: Callable[[Any, str], str | None] | None = click.get_current_context().meta.get(UNLED)
+    if unled is not None:
+        note(unled(app, found.name))
+
+
+def state_of(found: periodic.Periodic) -> str:
+    """Return the state of an entry in a few words."""
+    unrun = found.source == "runtime" and found.next is None
+    if found.problem and (found.task is None or (unrun and not found.paused)):
+        return f"{found.source}, {found.problem}"
+    over = unrun and found.problem is None
+    words = f"{'paused' if found.paused else 'finished' if over else 'active'}, {found.source}"
+    return words + (f" ({found.problem})" if found.problem else "")
