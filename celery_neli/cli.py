@@ -19,6 +19,7 @@ from celery.bin.base import handle_preload_options
 from celery.bin.beat import beat
 from celery.bin.worker import worker
 
+import celery_neli.backfill.cli  # `celery neli schedule backfill`
 import celery_neli.worker.control  # noqa: F401 - `celery inspect neli` refuses a command that its process does not know
 from celery_neli.config import ELECTIONS, enabled, from_app, owner, setting
 from celery_neli.exceptions import NeliError

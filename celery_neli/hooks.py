@@ -63,6 +63,7 @@ FAILED: Final = "failed"  # its message could not be sent: it is retried
 REFUSED: Final = "refused"  # the application refused to send it: its slot is over
 IN_DOUBT: Final = "in_doubt"  # an earlier leader may or may not have sent it: `policy` (send, skip) decides
 SKIPPED: Final = "skipped"  # a policy left it out: misfire or overlap
+SENDING: Final = "sending"  # a backfill is about to send it: in doubt until another record tells what came of that
 
 
 @dataclass(slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any, Final
 from celery.schedules import crontab
 
 from celery_neli import hooks
-from celery_neli.history.records import Record, RunRecord, SlotRecord
+from celery_neli.history.records import BACKFILL, BY_HAND, Record, RunRecord, SlotRecord
 from celery_neli.history.runs import STARTED
 from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule.slots import id_at, missed, next_slot
@@ -162,6 +162,10 @@ class Overdue:
     def _note_slot(self, record: SlotRecord) -> None:
         token = _token(record)
         at = record.at if record.slot is None else record.slot
+        if record.policy in (BACKFILL, BY_HAND):  # no beat is late with it, and workers take what is many one by one
+            if record.outcome == hooks.SENT:
+                self._forget(token)
+            return
         if record.outcome == hooks.FAILED:
             _remember(self._errors, record.entry, record.error)
             if not self._has_slots(record.entry) and token not in self._pending:

@@ -96,6 +96,8 @@ def _of_run(run: Run) -> Iterator[tuple[float | None, str]]:
         late = "" if run.late is None or run.late < 0.001 else f", {run.late:.3f} s after its slot"
         sure = f", as {named(run.id)}" if run.id else ""
         yield run.at, f"{by} had sent its message{sure}{late} (confirmed as far as the task broker can)"
+    elif run.outcome == hooks.SENDING:
+        yield run.at, f"a backfill by {named(run.member)} began to send its message"
     elif run.outcome == hooks.FAILED:
         yield run.at, f"{by} could not send it: {named(run.error)}"
     elif run.outcome == hooks.REFUSED:

@@ -19,6 +19,7 @@ from celery_neli.explain.report import Story
 from celery_neli.explain.story import explain
 from celery_neli.explain.when import Slots, Window, window
 from celery_neli.explain.words import Words
+from celery_neli.history.records import BACKFILL
 from celery_neli.history.runs import Run
 from celery_neli.history.topic import NoHistory, read_runs
 from celery_neli.kafka.reader import RawRecord
@@ -245,6 +246,8 @@ def spans(run: Run, slot: float, runs: Sequence[Run]) -> bool:
         return False
     if run.slot > run.first + EQUAL:
         return slot <= run.slot + EQUAL
-    others = [each.slot for each in runs if each.slot is not None and each.slot > run.first + EQUAL]
+    # A backfill may send slots in between later.
+    sent = [each.slot for each in runs if each.policy != BACKFILL]
+    others = [each for each in sent if each is not None and each > run.first + EQUAL]
     end = min(others, default=run.slot if run.at is None else run.at)
     return slot < end - EQUAL

@@ -8,6 +8,7 @@ from celery_neli import hooks
 from celery_neli.explain.facts import Facts, Gap, gap_within
 from celery_neli.explain.verdict import Verdict, is_before_log, without_leader
 from celery_neli.explain.words import Words, named, span
+from celery_neli.history.records import BACKFILL
 from celery_neli.history.runs import FAILED, REJECTED, RETRIED, REVOKED, STARTED, SUCCEEDED, Run
 
 LATE: Final = 1.0  # seconds after which a slot was sent late
@@ -30,6 +31,12 @@ def verdict_of_history(facts: Facts, words: Words) -> Verdict | None:
         return None
     if run.outcome in (hooks.SENT, None) or run.state is not None:
         return _sent(facts, run, words)
+    if run.outcome == hooks.SENDING:
+        began = f"A backfill by {named(run.member)} began to send it at {words.time(run.at, exact=True)}"
+        return Verdict("in doubt", None, _sentences(began, "What came of that is not known: it may have been sent"))
+    if run.outcome == hooks.FAILED and run.policy == BACKFILL:
+        unsent = f"A backfill by {named(run.member)} could not send it"
+        return Verdict("not sent", False, _sentences(unsent, _error(run)))
     if run.outcome == hooks.FAILED:
         tries = f"{run.attempts} time{'s' if run.attempts != 1 else ''}"
         last = words.time(run.at, exact=True)
@@ -57,7 +64,9 @@ def _sent(facts: Facts, run: Run, words: Words) -> Verdict:
         runtime = "" if run.runtime is None else f" in {span(run.runtime)}"
         task += f"{retries}{worker}{runtime}"
     sent, late = "It was sent on time", run.late
-    if run.outcome != hooks.SENT:
+    if run.outcome == hooks.SENT and run.policy == BACKFILL:
+        sent = f"A backfill by {named(run.member)} sent it at {words.time(run.at, exact=True)}"
+    elif run.outcome != hooks.SENT:
         sent = "It was sent, though no record of a beat says so"
     elif late is None:
         sent = "It was sent"

@@ -30,7 +30,11 @@ MAX_WHOLE: Final = 1 << 62
 EARLIEST: Final = -62135596800.0 + 172800.0
 LATEST: Final = 253402300799.0 - 172800.0
 
-OUTCOMES: Final = (hooks.SENT, hooks.FAILED, hooks.REFUSED, hooks.IN_DOUBT, hooks.SKIPPED)
+OUTCOMES: Final = (hooks.SENT, hooks.FAILED, hooks.REFUSED, hooks.IN_DOUBT, hooks.SKIPPED, hooks.SENDING)
+
+#: What `policy` says of slots that were not sent by a beat.
+BACKFILL: Final = "backfill"
+BY_HAND: Final = "by hand"
 
 STARTED: Final = "started"
 SUCCEEDED: Final = "succeeded"
@@ -44,7 +48,11 @@ STATES: Final = (STARTED, SUCCEEDED, FAILED, RETRIED, REVOKED, REJECTED, IGNORED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotRecord:
-    """What became of a slot, as the beat `member` tells. The fields are those of `hooks.SlotEvent`."""
+    """What became of a slot, as the beat `member` tells. The fields are those of `hooks.SlotEvent`.
+
+    Of a backfill, `member` is who began it, and `attempt` names one attempt to send the slot, from `SENDING` to what
+    came of it; `over` is the attempt in doubt that this one is to replace (`fates`).
+    """
 
     entry: str
     task: str
@@ -59,6 +67,8 @@ class SlotRecord:
     count: int = 1
     first: float | None = None
     error: str = ""
+    attempt: str = ""
+    over: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +264,7 @@ def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 
 _FIELDS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    **dict.fromkeys(("entry", "task", "member", "role", "policy", "worker"), _text),
+    **dict.fromkeys(("entry", "task", "member", "role", "policy", "worker", "attempt", "over"), _text),
     **dict.fromkeys(("slot", "first"), _or_none(_time)),
     "id": _or_none(_text),
     "at": _time,

@@ -94,7 +94,9 @@ class Run:
 
 
 #: Which outcome of a slot says more: what was sent stays sent, and what failed is tried again.
-_RANKS: Final = {hooks.FAILED: 0, hooks.IN_DOUBT: 1, hooks.SKIPPED: 1, hooks.REFUSED: 2, hooks.SENT: 3}
+_RANKS: Final = {
+    hooks.SENDING: 0, hooks.FAILED: 0, hooks.IN_DOUBT: 1, hooks.SKIPPED: 1, hooks.REFUSED: 2, hooks.SENT: 3,
+}  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +110,8 @@ class _Story:
     told: SlotRecord | None = None  # what became of the slot
     doubt: SlotRecord | None = None  # the last leader that found it in doubt
     attempts: set[tuple[str, float]] = field(default_factory=set)
+    sending: dict[str, SlotRecord] | None = None  # the attempts of backfills that began
+    ended_attempts: set[str] | None = None  # … and those of which is known what came
     began: RunRecord | None = None  # the last start of its task
     ended: RunRecord | None = None  # what it did last apart from that
     when: float = 0.0  # as in `Run`, when it was last folded
@@ -115,11 +119,33 @@ class _Story:
     def fold_slot(self, record: SlotRecord) -> None:
         if record.outcome in (hooks.SENT, hooks.FAILED) and len(self.attempts) < MOST_ATTEMPTS:
             self.attempts.add((record.member, record.at))
+        if record.attempt and self._fold_attempt(record):
+            return
         if record.outcome == hooks.IN_DOUBT:
             self.doubt = max(self.doubt or record, record, key=_doubts)
             if record.policy == "send":  # what becomes of it follows
                 return
         self.told = max(self.told or record, record, key=_says_more)
+
+    def _fold_attempt(self, record: SlotRecord) -> bool:
+        """Note an attempt of a backfill, or its end; return True if that is all that the record says."""
+        if record.outcome == hooks.SENDING:
+            self.sending = self.sending or {}
+            if len(self.sending) < MOST_ATTEMPTS:
+                self.sending[record.attempt] = record
+            return True
+        self.ended_attempts = self.ended_attempts or set()
+        if len(self.ended_attempts) < MOST_ATTEMPTS:
+            self.ended_attempts.add(record.attempt)
+        return record.outcome == hooks.SKIPPED  # another attempt was before it
+
+    def outcome(self) -> SlotRecord | None:
+        """Return what became of the slot: an attempt without an end says more than all but that it was sent."""
+        told = self.told
+        if self.sending is None or (told is not None and told.outcome == hooks.SENT):
+            return told
+        ended = self.ended_attempts or ()
+        return max((each for token, each in self.sending.items() if token not in ended), key=_doubts, default=told)
 
     def fold_task(self, record: RunRecord) -> None:
         if record.state == STARTED:
@@ -129,7 +155,7 @@ class _Story:
 
     def run(self) -> Run:
         found: dict[str, Any] = {"entry": self.entry, "id": self.id, "slot": self.slot, "task": self.task}
-        if (told := self.told) is not None:
+        if (told := self.outcome()) is not None:
             found |= {"outcome": told.outcome, "policy": told.policy, "count": told.count, "first": told.first}
             found |= {"at": told.at, "member": told.member, "role": told.role, "term": told.term, "error": told.error}
         if self.doubt is not None:
@@ -222,7 +248,7 @@ class _Entry:
         else:
             story.fold_task(record)
         # A beat knows the slot and the task better than the message that a worker has.
-        found = [each for each in (story.told, story.doubt, story.ended, story.began) if each is not None]
+        found = [each for each in (story.outcome(), story.doubt, story.ended, story.began) if each is not None]
         story.slot = next((each.slot for each in found if each.slot is not None), None)
         story.task = next((each.task for each in found if each.task), "")
         run = story.run()

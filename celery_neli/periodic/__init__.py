@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,8 +11,8 @@ if TYPE_CHECKING:
     from celery_neli.periodic.preview import NextRun, next_runs
 
 __all__ = [
-    "Change", "NextRun", "Periodic", "Run",
-    "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
+    "Backfilled", "Change", "NextRun", "Periodic", "Run",
+    "backfill", "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
 ]  # fmt: skip
 
 
@@ -19,6 +20,9 @@ def __getattr__(name: str) -> Any:
     """Load the API when it is first used (PEP 562): every `celery` command imports this package for its options."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("Backfilled", "backfill"):  # they read the leader topic, and stand above this package
+        api = import_module("celery_neli.backfill.api")
+        return getattr(api, name)
     if name in ("NextRun", "next_runs"):
         from celery_neli.periodic import preview as module
     else:

@@ -60,9 +60,9 @@ def _unix(since: Any) -> float | None:
     raise ConfigurationError(f"since = {shown(since)}: give a datetime, a timedelta or Unix seconds")
 
 
-def since_of(text: str) -> datetime | timedelta:
+def since_of(text: str, option: str = "--since") -> datetime | timedelta:
     """Return the time that a text means: so long ago (`90s`, `30m`, `2h`, `7d`), or an ISO 8601 time, which is UTC if
-    it names no zone. Raises `ConfigurationError`.
+    it names no zone. Errors name the `option`. Raises `ConfigurationError`.
     """
     try:
         if (ago := _AGO.fullmatch(text.strip())) is not None:
@@ -71,5 +71,5 @@ def since_of(text: str) -> datetime | timedelta:
         return at if at.utcoffset() is not None else at.replace(tzinfo=timezone.utc)
     except (ValueError, OverflowError):
         raise ConfigurationError(
-            f"--since {printable(repr(text))}: say how long ago (90s, 30m, 2h, 7d), or since when (2026-12-01T07:00Z)"
+            f"{option} {printable(repr(text))}: say how long ago (90s, 30m, 2h, 7d), or since when (2026-12-01T07:00Z)"
         ) from None

@@ -31,6 +31,7 @@ _OF_STATE: Final = {
 }  # fmt: skip
 _OF_OUTCOME: Final = {
     hooks.SENT: SENT, hooks.FAILED: BAD, hooks.REFUSED: BAD, hooks.IN_DOUBT: DOUBT, hooks.SKIPPED: SKIPPED,
+    hooks.SENDING: DOUBT,
 }  # fmt: skip
 _OUTCOMES: Final = ("", *OUTCOMES)
 _STATES: Final = ("", *STATES)

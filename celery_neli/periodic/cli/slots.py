@@ -11,6 +11,8 @@ import click
 from celery_neli.periodic.cli.base import WIDEST, as_text, command, table, utc
 from celery_neli.printable import printable, say, say_json
 
+BY_HAND = "by hand"
+
 if TYPE_CHECKING:
     from celery_neli.history.runs import Run
 
@@ -46,7 +48,7 @@ def runs(app: Any, name: str | None, failed: bool, limit: int, since: str | None
 def _cells(run: Run, *, with_entry: bool) -> dict[str, str]:
     """Return one line of the table of runs, by the heads of its columns."""
     return {
-        "SLOT": "by hand" if run.slot is None and run.outcome is None else utc(run.slot),
+        "SLOT": "by hand" if run.slot is None and (run.outcome is None or run.policy == BY_HAND) else utc(run.slot),
         **({"ENTRY": run.entry} if with_entry else {}),
         "OUTCOME": run.outcome or "-",
         "LATE": _span(run.late),
@@ -59,7 +61,9 @@ def _cells(run: Run, *, with_entry: bool) -> dict[str, str]:
 
 
 def _notes(run: Run) -> Iterator[str]:
-    if run.policy and run.policy != run.in_doubt:
+    if run.policy in ("backfill", BY_HAND):
+        yield f"{run.policy}, {run.member}" + (": may have been sent" if run.outcome == "sending" else "")
+    elif run.policy and run.policy != run.in_doubt:
         yield f"policy {run.policy}"
     if run.in_doubt:
         yield f"in doubt: {run.in_doubt}"
