@@ -53,7 +53,7 @@ class Site:
         self.app.conf.update(
             neli_group=group, neli_kafka=kafka.bootstrap_servers, result_expires=None, task_default_queue=group,
             beat_schedule={
-                "hourly": {"task": "t", "schedule": "0 * * * *", "args": [1], "options": {"expires": 60, "priority": 3}},
+                "hourly": {"task": "t", "schedule": "0 * * * *", "options": {"expires": 60, "priority": 3}},
                 "new": {"task": "t", "schedule": "0 * * * *"},
                 "own-id": {"task": "t", "schedule": "0 * * * *", "options": {"task_id": "x"}},
                 "interval": {"task": "t", "schedule": 3600.0},
@@ -186,11 +186,10 @@ def test_the_last_slots_of_a_leader_that_was_killed_are_in_doubt(kafka: Embedded
     site = Site(kafka, "killed")
     site.app.conf.beat_schedule["often"] = {"task": "t", "schedule": "* * * * * *"}
     write(site.config, [(STATE, "often", encode_state(State(time.time(), 5, 1)))], log=LOG)
-    release = ElectionRecord(
-        kind="beat", member="beat/1", seq=2, lease=0.5, seen=1, term=0, data={"claimed": 1, "done": 1}
-    )
+    marks = {"claimed": 1, "done": 1}
+    last = ElectionRecord(kind="beat", member="beat/1", seq=2, lease=0.5, seen=1, term=0, data=marks)
     killed = time.time()
-    site.append(site.config.topic, [(0, b"leader", encode_election(release))])
+    site.append(site.config.topic, [(0, b"leader", encode_election(last))])
     time.sleep(1.0)
     end = datetime.fromtimestamp(killed, timezone.utc).replace(microsecond=0)
     found = site.backfill("often", end - timedelta(seconds=9), end, dry_run=True)
