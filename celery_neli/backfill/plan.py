@@ -124,7 +124,8 @@ class _Search:
         found = self._slots(entry, state, definition)
         self._check_settled(entry, found, timeline, state, definition)
         self._read_history(found, definition)
-        planned = [self._judge(slot, timeline) for slot in found]
+        shift = shift_of(entry.schedule)
+        planned = [self._judge(slot, (slot + shift).timestamp(), timeline) for slot in found]
         self._ask_backend(entry, planned)
         self._note_options(entry, planned)
         return Plan(
@@ -170,13 +171,13 @@ class _Search:
         terms = [] if timeline is None else timeline.terms(self._editor.now)
         last = terms[-1] if terms else None
         since = definition.since if definition is not None else 0.0
-        settled = since
+        passed, done = since, float("-inf")
         if state is not None:
-            settled = max(since, state.last)
+            passed = max(since, state.last)
             if not state.open and last is not None and last.settled is not None:
-                settled = max(settled, min(last.settled, self._editor.now))
+                done = min(last.settled, self._editor.now)
         shift = shift_of(entry.schedule)
-        owed = [each for each in found if (each + shift).timestamp() > settled and each.timestamp() > settled]
+        owed = [each for each in found if each.timestamp() > passed and (each + shift).timestamp() > done]
         if not owed:
             return
         if state is None and not since:
@@ -216,13 +217,13 @@ class _Search:
                 raise NeliError(f"{shown(self._name)}: {why}{force}")
             self._notes.append(why)
 
-    def _judge(self, slot: datetime, timeline: RoleTimeline | None) -> Backfilled:
+    def _judge(self, slot: datetime, due: float, timeline: RoleTimeline | None) -> Backfilled:
         at = slot.timestamp()
         fate = self.fates.of(at)
         made = Backfilled(slot=slot, id=id_at(self._config.group, self._name, at), action=SKIPPED)
         if fate.sent is not None or fate.ran is not None:
             return replace(made, note=_what_ran(fate))
-        doubt = self._doubt(fate, at, timeline)
+        doubt = self._doubt(fate, at, due, timeline)
         if doubt is not None:
             sends = self._wanted.in_doubt == "send"
             return replace(made, action=SEND if sends else SKIPPED, note=f"in doubt: {doubt}", over=fate.open)
@@ -232,7 +233,7 @@ class _Search:
             note = f"{fate.told.outcome}{policy} at {_utc_of(fate.told.at)}"
         return replace(made, action=SEND, note=note)
 
-    def _doubt(self, fate: Fate, at: float, timeline: RoleTimeline | None) -> str | None:
+    def _doubt(self, fate: Fate, at: float, due: float, timeline: RoleTimeline | None) -> str | None:
         if (attempt := fate.attempt) is not None:
             return f"a backfill by {printable(attempt.member)} began to send it at {_utc_of(attempt.at)}"
         if (told := self.fates.doubt(at)) is not None:
@@ -240,7 +241,7 @@ class _Search:
         if fate.told is None and timeline is not None:
             for term in timeline.terms(self._editor.now):
                 heard = term.heard or 0.0
-                if _ended_without_word(term) and heard - UNTOLD <= at <= max(heard, term.ended or 0.0):
+                if _ended_without_word(term) and heard - UNTOLD <= due <= max(heard, term.ended or 0.0):
                     leader = printable(term.leader)
                     return f"{leader}, which led then, ended without a word, and its last records may be missing"
         return None

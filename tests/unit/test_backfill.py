@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 import celery_neli.cli  # noqa: F401 - it adds the command
 from celery_neli import periodic
-from celery_neli.backfill import api, sending
+from celery_neli.backfill import api, sending, span
 from celery_neli.backfill.api import Job
 from celery_neli.backfill.sending import Broker, Doubtful, Unsent
 from celery_neli.config import from_app
@@ -48,7 +48,7 @@ SLOTS = [START + number * HOUR for number in range(12)]
 class Site:
     """An app with its topics: a beat leads, and has settled all."""
 
-    def __init__(self, kafka: EmbeddedKafka, group: str) -> None:
+    def __init__(self, kafka: EmbeddedKafka, group: str, *, history: bool = True) -> None:
         self.app = Celery("test", broker=f"memory://{group}", set_as_current=False)
         self.app.conf.update(
             neli_group=group, neli_kafka=kafka.bootstrap_servers, result_expires=None, task_default_queue=group,
@@ -61,12 +61,11 @@ class Site:
         )  # fmt: skip
         self.config = from_app(self.app, "beat")
         kafka.create_topic(self.config.topic, partitions=1)
-        kafka.create_topic(self.config.history_topic, partitions=4)
+        if history:
+            kafka.create_topic(self.config.history_topic, partitions=4)
         self.lead()
         state = encode_state(State(END.timestamp(), 5, 1))
         write(self.config, [(STATE, name, state) for name in ("hourly", "own-id", "interval")], log=LOG)
-        # The history reaches back: its first record is old enough.
-        self.history(SlotRecord(entry="hourly", task="t", slot=None, outcome="sent", at=1.0, member="b"))
 
     def lead(self, *, lease: float = 300.0, settled: float | None = None, term: bool = True) -> None:
         now = time.time()
@@ -379,6 +378,50 @@ def test_a_history_that_cannot_be_written_is_refused(site: Site, monkeypatch: py
         site.backfill("late", force=False)
     assert site.messages() == []
     assert actions(site.backfill("late")) == ["sent"] * 12
+
+
+def test_a_history_topic_that_is_missing_is_made(kafka: EmbeddedKafka) -> None:
+    """Nothing is known then, so it must be forced; a dry run makes nothing, and what is sent is recorded."""
+    site = Site(kafka, "no-history", history=False)
+    with pytest.raises(NeliError, match="there is no history topic: of 12 slots"):
+        site.backfill(force=False)
+    assert actions(site.backfill(dry_run=True)) == ["send"] * 12
+    with pytest.raises(NeliError, match="there is no history topic"):
+        periodic.runs(site.app)
+    assert actions(site.backfill()) == ["sent"] * 12
+    assert actions(site.backfill()) == ["skipped"] * 12
+    assert len(site.messages()) == 12
+
+
+def test_the_commands_of_the_history_show_a_backfill(site: Site) -> None:
+    """Who began it, and that a slot may have been sent."""
+    site.told(SLOTS[0], "sending", attempt="abc", member="ada@host", policy="backfill")
+    site.backfill(end=SLOTS[1], by="bob")
+    invoked = CliRunner().invoke(schedule, ("runs", "hourly"), obj=SimpleNamespace(app=site.app))
+    assert invoked.exit_code == 0
+    assert "sending  -" in invoked.output
+    assert "backfill, ada@host: may have been sent" in invoked.output
+    assert "backfill, bob" in invoked.output
+
+
+class Late:
+    """A schedule of each hour whose slots are due ten minutes after the time that names them."""
+
+    shift = timedelta(minutes=10)
+    tz = timezone.utc
+
+
+def test_slots_are_named_without_the_shift_of_a_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due in the span by its name is in it, and nothing else."""
+
+    def following(_: Any, after: datetime) -> datetime:
+        hours = (after - START - Late.shift) // HOUR + 1
+        return START + Late.shift + hours * HOUR
+
+    monkeypatch.setattr(span, "next_slot", following)
+    monkeypatch.setattr(span, "last_run", lambda _, slot: slot)
+    assert [*span.slots(Late(), START, START + 2 * HOUR, None)] == SLOTS[:3]
+    assert [*span.slots(Late(), START + timedelta(minutes=1), START + 2 * HOUR, None)] == SLOTS[1:3]
 
 
 def test_defaults_are_those_that_the_command_shows() -> None:

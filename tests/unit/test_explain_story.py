@@ -122,6 +122,31 @@ def test_what_the_task_did(state: str, ran: bool, words: str) -> None:
     assert words in story.summary
 
 
+def test_a_slot_that_a_backfill_sent() -> None:
+    """Its lateness is no leader's."""
+    story = judged(run=run(policy="backfill", member="ada@host", term=None, at=SLOT + 3000, **DONE))
+    assert (story.verdict, story.ran) == ("succeeded", True)
+    assert story.summary.startswith("A backfill by ada@host sent it at ")
+    assert "late" not in story.summary
+
+
+def test_a_slot_of_which_a_backfill_told_no_end() -> None:
+    """It may have been sent, unless its worker told of it."""
+    began = {"outcome": "sending", "policy": "backfill", "member": "ada@host", "term": None}
+    story = judged(run=run(**began))
+    assert (story.verdict, story.ran) == ("in doubt", None)
+    assert "it may have been sent" in story.summary
+    assert "a backfill by ada@host began to send its message" in [what for _, what in story.events]
+    assert judged(run=run(**began, **DONE)).verdict == "succeeded"
+
+
+def test_a_slot_that_a_backfill_could_not_send() -> None:
+    """Nothing tries it again by itself."""
+    story = judged(run=run(outcome="failed", policy="backfill", member="ada@host", term=None, error="OSError: gone"))
+    assert (story.verdict, story.ran) == ("not sent", False)
+    assert story.summary == "A backfill by ada@host could not send it. Error: OSError: gone."
+
+
 def test_a_slot_that_was_resent_in_doubt() -> None:
     doubt = Claim(term=90, leader="beat2", doubt=True, offset=95, at=SLOT + 4.1, settled=SLOT + 5, settled_offset=97)
     first = Claim(term=7, leader="beat1", offset=8, at=SLOT - 0.5)

@@ -213,6 +213,26 @@ def test_a_task_that_no_worker_starts_is_overdue_if_workers_report(app: Celery) 
     assert (alarm.kind, alarm.reason, alarm.slot) == ("slot_overdue", "not_started", START + 600)
 
 
+@pytest.mark.parametrize("policy", ["backfill", "by hand"])
+def test_what_no_beat_sent_is_not_overdue(app: Celery, policy: str) -> None:
+    """Workers take a thousand slots of a backfill one by one; and one that fails is told to who began it."""
+    watch = overdue(reports=True)
+    watch.put("tidy", every(600, app))
+    watch.settled("tidy", START + 600)
+    for outcome in ("sending", "failed", "refused", "sent"):
+        watch.record(sent("tidy", START + 600, outcome=outcome, policy=policy, attempt="a"))
+    assert watch.judge(START + 1259, MOST) == []
+
+
+def test_a_slot_that_was_refused_and_backfilled_is_not_overdue(app: Celery) -> None:
+    watch = overdue(reports=True)
+    watch.put("tidy", every(600, app))
+    watch.settled("tidy", START + 600)
+    watch.record(sent("tidy", START + 600, outcome="refused"))
+    watch.record(sent("tidy", START + 600, policy="backfill", attempt="a"))
+    assert watch.judge(START + 1259, MOST) == []
+
+
 def test_where_no_worker_reports_a_sent_slot_is_done(app: Celery) -> None:
     watch = overdue()
     watch.put("tidy", every(600, app))
