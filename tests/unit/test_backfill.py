@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from click.testing import CliRunner
+from kombu import Producer
 
 import celery_neli.cli  # noqa: F401 - it adds the command
 from celery_neli import periodic
@@ -303,6 +304,49 @@ def test_what_failed_is_sent_by_the_next_and_what_may_have_left_is_not(
     assert actions(found) == second
     ids = [each.headers["id"] for each in site.messages()]
     assert len(ids) == len(set(ids)) == (4 if "sent" in second[2] else 3)
+
+
+def test_a_transport_that_fails_while_it_sends_leaves_the_slot_in_doubt(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message may have left; what fails before it was given to the transport has not."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Producer, "_publish", fail)
+        found = site.backfill(end=SLOTS[1])
+    assert actions(found) == ["in doubt", "left"]
+    assert "the task broker failed while it was sent: ConnectionError: cut" in found[0].note
+    with monkeypatch.context() as patch:
+        patch.setattr(Producer, "_prepare", lambda *_, **__: 1 / 0)
+        assert actions(site.backfill(end=SLOTS[2])) == ["skipped", "failed", "failed"]
+    assert actions(site.backfill(end=SLOTS[2])) == ["skipped", "sent", "sent"]
+
+
+def test_a_broker_that_is_away_leaves_all_to_the_same_command(site: Site) -> None:
+    """Nothing is in doubt then."""
+    there, site.app.conf.broker_url = site.app.conf.broker_url, "redis://localhost:1//"
+    span = ("hourly", "--from", START.isoformat(), "--to", SLOTS[1].isoformat(), "--force", "--yes")
+    shown = site.run(*span, code=1).output
+    assert "hourly: 2 left" in shown
+    assert len([line for line in shown.splitlines() if line.startswith("note: the task broker cannot be reached")]) == 1
+    assert "the same command continues" in shown
+    site.app.conf.broker_url = there
+    assert "hourly: 2 sent" in site.run(*span, code=0).output
+
+
+def test_an_attempt_that_came_second_leaves_no_doubt(site: Site) -> None:
+    """What became of the slot is what the first one tells."""
+    more: Any = {"in_doubt": "skip", "limit": 99, "rate": 1000.0, "sequential": False, "force": True, "by": None}
+    with closing(Job(site.app, "hourly", START, START, **more)) as job:
+        site.told(START, "sending", attempt="abc", member="ada@host", policy="backfill")
+        (done,) = job.run()
+    assert (done.action, done.note) == ("skipped", "another process was faster: ada@host")
+    assert site.messages() == []
+    site.told(START, "failed", attempt="abc", member="ada@host", policy="backfill")
+    assert [run.outcome for run in periodic.runs(site.app, "hourly")] == ["failed"]
 
 
 def test_of_two_backfills_at_once_one_sends_a_slot(site: Site) -> None:
