@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from types import SimpleNamespace
@@ -28,7 +29,10 @@ from celery_neli.election.records import Record as ElectionRecord
 from celery_neli.election.records import encode as encode_election
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.explain.gather import spans
+from celery_neli.history.entry_log import EntryLog
 from celery_neli.history.records import Record, RunRecord, SlotRecord, encode, key_of, partition_of
+from celery_neli.history.runs import Run
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import history_producer_properties
 from celery_neli.kafka.writer import Writer
@@ -306,6 +310,27 @@ def test_what_failed_is_sent_by_the_next_and_what_may_have_left_is_not(
     assert len(ids) == len(set(ids)) == (4 if "sent" in second[2] else 3)
 
 
+def test_a_process_that_is_killed_after_it_sent_leaves_a_slot_in_doubt(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message left, and nothing says so: no other backfill sends it by itself."""
+    append = EntryLog.append
+
+    def die(log: EntryLog, record: SlotRecord) -> None:
+        if record.outcome == "sent":
+            raise KeyboardInterrupt
+        append(log, record)
+
+    monkeypatch.setattr(EntryLog, "append", die)
+    with pytest.raises(KeyboardInterrupt):
+        site.backfill(end=SLOTS[1])
+    monkeypatch.undo()
+    found = site.backfill(end=SLOTS[1])
+    assert actions(found) == ["skipped", "sent"]
+    assert found[0].note.startswith("in doubt: a backfill by")
+    assert [each.headers["id"] for each in site.messages()] == [site.id(each) for each in SLOTS[:2]]
+
+
 def test_a_transport_that_fails_while_it_sends_leaves_the_slot_in_doubt(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,6 +491,14 @@ def test_slots_are_named_without_the_shift_of_a_jitter(monkeypatch: pytest.Monke
     monkeypatch.setattr(span, "last_run", lambda _, slot: slot)
     assert [*span.slots(Late(), START, START + 2 * HOUR, None)] == SLOTS[:3]
     assert [*span.slots(Late(), START + timedelta(minutes=1), START + 2 * HOUR, None)] == SLOTS[1:3]
+
+
+def test_slots_that_were_left_out_together_stay_so_when_a_backfill_sends_one() -> None:
+    """`explain` takes the first later run for the end of what was left out: not one of a backfill."""
+    together = Run(entry="e", slot=60.0, first=60.0, count=3, outcome="skipped", at=300.0)
+    sent = Run(entry="e", slot=120.0, outcome="sent", at=900.0, policy="backfill")
+    assert spans(together, 180.0, [together, sent])
+    assert not spans(together, 180.0, [together, replace(sent, policy="")])
 
 
 def test_defaults_are_those_that_the_command_shows() -> None:
