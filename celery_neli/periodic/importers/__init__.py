@@ -56,8 +56,8 @@ class Row:
     last: float | None = None
     runs: int = 0
     notes: tuple[str, ...] = ()
-    state: Write | None = field(default=None, repr=False)
-    edit: Edit | None = field(default=None, repr=False)
+    state: Write | None = field(default=None, repr=False, compare=False)
+    edit: Edit | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
