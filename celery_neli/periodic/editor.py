@@ -30,7 +30,7 @@ from celery_neli.printable import closest
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition
 from celery_neli.schedule_topic.values import MAX_NOTE, shown
-from celery_neli.schedule_topic.versions import Write
+from celery_neli.schedule_topic.write import Write
 
 logger = escaping(get_logger(__name__))
 

@@ -14,7 +14,7 @@ from celery_neli.config import enabled, from_app
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
 from celery_neli.schedule_topic.codec import Definition, Kind, State
-from celery_neli.schedule_topic.versions import Write
+from celery_neli.schedule_topic.write import Write
 
 Records: TypeAlias = "Mapping[tuple[Kind, str], bytes]"
 

@@ -19,7 +19,7 @@ from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.cli import schedule
 from celery_neli.periodic.store import Topic
 from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode_definition, decode_state, encode_state
-from celery_neli.schedule_topic.versions import Write
+from celery_neli.schedule_topic.write import Write
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def test_an_entry_makes_a_round_trip(app: Celery) -> None:
     assert found is not None
     assert [(each.by, each.what) for each in found.changes[:2]] == [("alice", "added"), ("bob", "paused")]
     assert [each.what for each in found.changes[2:]] == ["resumed", "run now"]
-    Topic(app).write([Write(STATE, "e", encode_state(State(last=found.since or 0, runs=4, epoch=3, since=found.since or 0)))])
+    since = found.since or 0
+    Topic(app).write([Write(STATE, "e", encode_state(State(last=since, runs=4, epoch=3, since=since)))])
     again = periodic.get(app, "e")
     assert again is not None
     assert (again.runs, again.last) == (4, found.since)
@@ -224,8 +225,7 @@ def test_a_file_is_imported(app: Celery, run: Any, tmp_path: Path) -> None:
 
 def test_django_celery_beat_is_imported(app: Celery, run: Any, tmp_path: Path) -> None:
     """Of its database, through its models."""
-    from celery_neli.schedule_topic.versions import Write
-from tests.unit.schedulers import configure_django
+    from tests.unit.schedulers import configure_django
 
     configure_django(tmp_path)
     from django.db import connections

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from celery_neli.schedule_topic.codec import Kind
-    from celery_neli.schedule_topic.versions import Write
+    from celery_neli.schedule_topic.write import Write
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 START = NOON.timestamp()

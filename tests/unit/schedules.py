@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from celery_neli.schedule_topic.codec import Kind
-    from celery_neli.schedule_topic.versions import Write
+    from celery_neli.schedule_topic.write import Write
 
 #: 2026-06-01 12:00:00 UTC
 NOON = 1_780_315_200.0
