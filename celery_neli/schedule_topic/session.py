@@ -161,7 +161,7 @@ class Session:
 
     def _exists(self, end: float) -> bool:
         if not self._found:
-            self._found = self._reader.partitions(_left(end)) >= SCHEDULE_PARTITIONS
+            self._found = self._reader.partitions(min(TIMEOUT, _left(end))) >= SCHEDULE_PARTITIONS
         return self._found
 
     def _catch_up(self, numbers: Collection[int], end: float) -> None:
@@ -177,6 +177,8 @@ class Session:
         self._begin(behind)
         known_to = self._partitions
         self._read(self._take, lambda: all(known_to[each].next >= high for each, high in behind.items()), end)
+        for number in behind:
+            known_to[number].settle()
 
     def _begin(self, numbers: Iterable[int]) -> None:
         """Let the reader read these partitions on: from the last record that was read, which tells whether it is still
