@@ -76,6 +76,7 @@ class ScheduleEditor:
         self.owner: str = _said("owner", owner, 200, "say whose entries they are")
         self.now = clock()
         self._known: Known | None = None
+        self.slots: dict[tuple[int, int], tuple[Any, float | None]] = {}  # next ones, for a list of many entries
 
     # -- what there is --
 
