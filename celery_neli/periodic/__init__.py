@@ -7,25 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_neli.history.runs import Run
-    from celery_neli.periodic.api import Change, Periodic, get, list, pause, put, remove, resume, run_now, runs  # noqa: A004
+    from celery_neli.periodic.api import (
+        Batch,
+        Change,
+        Periodic,
+        batch,
+        get,
+        list,  # noqa: A004
+        pause,
+        put,
+        remove,
+        resume,
+        run_now,
+        runs,
+    )
     from celery_neli.periodic.preview import NextRun, next_runs
 
 __all__ = [
-    "Backfilled", "Change", "NextRun", "Periodic", "Run",
-    "backfill", "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
+    "Backfilled", "Batch", "Change", "NextRun", "Periodic", "Run",
+    "backfill", "batch", "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
 ]  # fmt: skip
+
+#: Where names are that are not in `api`. Backfills read the leader topic, and stand above this package.
+_ELSEWHERE = {
+    **dict.fromkeys(("Backfilled", "backfill"), "celery_neli.backfill.api"),
+    **dict.fromkeys(("NextRun", "next_runs"), "celery_neli.periodic.preview"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load the API when it is first used (PEP 562): every `celery` command imports this package for its options."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("Backfilled", "backfill"):  # they read the leader topic, and stand above this package
-        api = import_module("celery_neli.backfill.api")
-        return getattr(api, name)
-    if name in ("NextRun", "next_runs"):
-        from celery_neli.periodic import preview as module
-    else:
-        from celery_neli.periodic import api as module  # type: ignore[no-redef]
-
-    return getattr(module, name)
+    return getattr(import_module(_ELSEWHERE.get(name, "celery_neli.periodic.api")), name)
