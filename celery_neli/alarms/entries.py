@@ -126,7 +126,7 @@ class WatchedEntries:
         since = 0.0 if definition is None else definition.since
         if state is None or state.last > max(since, now + FAR_AHEAD):
             return 0.0
-        return state.last
+        return max(state.last, now) if state.waits else state.last  # what waits is late on purpose
 
 
 def _seconds(value: Any) -> float:

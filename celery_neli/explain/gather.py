@@ -26,7 +26,7 @@ from celery_neli.periodic.api import RUNTIME, entry_names, view_of
 from celery_neli.periodic.definition import entry_of, schedule_of_text
 from celery_neli.periodic.editor import ScheduleEditor, Topic
 from celery_neli.printable import printable_error
-from celery_neli.schedule.policies import Misfire
+from celery_neli.schedule.policies import OVERLAP, SKIP, Misfire
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode_definition, decode_state, key_of
 from celery_neli.schedule_topic.topic import read_all
 from celery_neli.timeline import SlotWatch, read_timelines
@@ -154,6 +154,7 @@ class _Search:
             state=editor.known.states.get(name),
             states=tuple(records.states),
             misfire=self._misfire(entry),
+            overlap=str((getattr(entry, "options", None) or {}).get(OVERLAP) or SKIP),
             in_doubt=setting(app, "neli_in_doubt"),
         )
         return facts, when

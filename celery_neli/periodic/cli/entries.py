@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from celery_neli import periodic
+from celery_neli.periodic.call import MOST_FAILURES
 from celery_neli.periodic.cli.base import BY, NAME, UNLED, as_text, command, note, parsed, table, utc, words
 from celery_neli.printable import printable, say, say_json
+from celery_neli.schedule.policies import OVERLAP_POLICIES, PAUSE_ON_FAILURE
 from celery_neli.settings import MISFIRE_POLICIES
 
 
@@ -68,7 +70,12 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.option("--queue", help="The queue, the same as in --options."),
     click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots."),
     click.option(
-        "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
+        "--overlap",
+        type=click.Choice(OVERLAP_POLICIES),
+        help="What becomes of a slot that is due while the last task is unfinished.",
+    ),
+    click.option(
+        "--pause-on-failure", type=click.IntRange(1, MOST_FAILURES), help="Pause after so many failed runs in a row."
     ),
     BY,
 )
@@ -80,7 +87,12 @@ def add(app: Any, /, name: str, task: str, when: str, by: str | None, **given: A
     (at:2026-12-01T10:00:00Z).
     """
     options = parsed("options", given["options"], dict)
-    chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
+    chosen = {
+        "queue": given["queue"],
+        "neli_misfire": given["misfire"],
+        "neli_overlap": given["overlap"],
+        PAUSE_ON_FAILURE: given["pause_on_failure"],
+    }
     options.update((key, value) for key, value in chosen.items() if value is not None)
     args, kwargs = parsed("args", given["args"], list), parsed("kwargs", given["kwargs"], dict)
     _say(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by))
