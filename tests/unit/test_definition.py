@@ -73,7 +73,7 @@ def test_failures_cannot_be_counted_without_the_run_history() -> None:
     """The one line names option and setting."""
     app = make_app()
     app.conf.neli_history = False
-    with pytest.raises(ConfigurationError, match="neli_pause_on_failure = 3: .* neli_history = False: set it to True"):
+    with pytest.raises(ConfigurationError, match=r"neli_pause_on_failure = 3: .* neli_history = False: set it to True"):
         define(app, "e", "shop.t", "PT1M", options={"neli_pause_on_failure": 3})
     define(app, "e", "shop.t", "PT1M", options={"neli_pause_on_failure": None})
 
