@@ -22,7 +22,7 @@ from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
-from celery_neli.schedule.policies import OVERLAP, Overlap
+from celery_neli.schedule.policies import OVERLAP, PAUSE_ON_FAILURE, Overlap
 from celery_neli.schedule.slots import next_slot, once, slot_id
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
@@ -98,6 +98,8 @@ class ClaimingLedger(SlotLedger):
         """Raise `ConfigurationError` if the entry asks whether its last task has finished, and cannot."""
         if entry.options:
             Overlap.of(entry).check(self._app, entry)
+            if hooks.pausing and entry.options.get(PAUSE_ON_FAILURE) is not None:
+                hooks.pausing(entry.name)
 
     def added(self, name: str) -> None:
         """Apply what the schedule topic says of the entry."""
