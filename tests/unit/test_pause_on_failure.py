@@ -34,9 +34,8 @@ NOON = 1_800_000_000.0
 def run(number: float, state: str = "failed", *, name: str = "e", by_hand: bool = False, **more: Any) -> RunRecord:
     """The run of the slot that many seconds after noon, which ends a second later."""
     given = {"slot": None if by_hand else NOON + number, "id": f"id {number:g}", "at": NOON + number + 1, **more}
-    return RunRecord(
-        entry=name, task="t", state=state, worker="w", error="broken" if state == "failed" else "", **given
-    )
+    given.setdefault("error", "broken" if state == "failed" else "")
+    return RunRecord(entry=name, task="t", state=state, worker="w", **given)
 
 
 class Watch:
