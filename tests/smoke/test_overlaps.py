@@ -65,6 +65,7 @@ def test_a_slot_that_waits_runs_once_although_its_leader_was_killed(fleet: Membe
     beats = [fleet.beat(name=f"beat{number}") for number in (1, 2)]
     (first,) = wait_began(fleet, 1)
     leader = wait_logged(beats, "slot waits entry=import")
+    time.sleep(1)  # Kafka has its state by now
     leader.signal(signal.SIGKILL)
     other = next(each for each in beats if each is not leader)
     wait_logged([other], "slot waits entry=import")
@@ -87,15 +88,15 @@ def test_a_slot_that_waits_runs_once_although_its_leader_was_killed(fleet: Membe
 def test_a_task_that_is_unfinished_when_the_next_slot_is_due_is_terminated(fleet: Members) -> None:
     """In a prefork pool; the new one runs, and is terminated by the next one in turn."""
     options = {"neli_overlap": "cancel_other"}
-    fleet.settings["beat_schedule"] = {"import": {"task": "overlaps.held", "schedule": 4.0, "options": options}}
-    worker = fleet.worker("-P", "prefork", "-c", "1", name="worker1")
+    fleet.settings["beat_schedule"] = {"import": {"task": "overlaps.held", "schedule": 5.0, "options": options}}
+    worker = fleet.worker("-P", "prefork", "-c", "2", name="worker1")
     beat = fleet.beat(name="beat1")
     began = wait_began(fleet, 3)
     assert tasks(fleet, "ended") == []
     assert [each["id"] for each in began] == list(dict.fromkeys(each["id"] for each in began))
     for each in began[:2]:
         wait_logged([beat], f"beat: revoking entry=import id={each['id']}")
-        wait_logged([worker], f"Terminating {each['id']} (Signals.SIGTERM)", timeout=10)
+        wait_logged([worker], f"Terminating {each['id']} (", timeout=10)
     late = [later["at"] - float(_seconds(later["slot"])) for later in began[1:]]
     assert all(each < 2.0 for each in late), late
     assert "not revoked" not in beat.log
@@ -117,17 +118,15 @@ def test_an_entry_is_paused_after_three_failures_and_again_after_three_more(flee
         neli_alarms=False,
         beat_schedule={"import": {"task": "overlaps.fails", "schedule": 4.0, "options": options}},
     )
-    fleet.worker("-P", "solo", name="worker1")
-    fleet.beat(name="beat1")
-    watchers = [fleet.worker("-P", "solo", "-Q", f"nobody{number}", name=f"watcher{number}") for number in (1, 2)]
-    everybody = list(fleet.all)
+    workers = [fleet.worker("-P", "solo", name=f"worker{number}") for number in (1, 2)]
+    everybody = [*workers, fleet.beat(name="beat1")]
     wait_began(fleet, 3)
     failed = tasks(fleet, "began")[2]["at"]
     watcher = wait_logged(everybody, "entry paused entry=import failures=3", timeout=30)
     print(f"paused {time.time() - failed:.1f} s after the third failure")
     time.sleep(6)
     count = len(tasks(fleet, "began"))
-    assert count == 3, "one more slot was due until the pause was known, at most"
+    assert count == 3
     found = entry_of(fleet)
     assert found["paused"]
     assert found["changes"][-1]["by"] == "neli_pause_on_failure"
@@ -135,6 +134,7 @@ def test_an_entry_is_paused_after_three_failures_and_again_after_three_more(flee
     wait_began(fleet, count + 2)
     time.sleep(1)
     assert not entry_of(fleet)["paused"], "the three before do not count"
+    assert watcher in workers, "the beat that leads watches only if nobody else does"
     watcher.signal(signal.SIGKILL)
     killed = time.time()
     left = [each for each in everybody if each is not watcher]
@@ -142,7 +142,6 @@ def test_an_entry_is_paused_after_three_failures_and_again_after_three_more(flee
     print(f"paused {time.time() - killed:.1f} s after the watcher was killed")
     assert entry_of(fleet)["paused"]
     assert sum(each.log.count("entry paused entry=") for each in everybody) == 2
-    assert watchers
 
 
 def entry_of(fleet: Members) -> dict[str, Any]:
