@@ -93,6 +93,12 @@ def test_what_waits_no_more_is_not_asked_for(bench: Bench) -> None:
     bench.store.states["id of b"] = "SUCCESS"
     assert bench.ended() == ["b"]
     assert bench.store.asked.count("id of a") == 1
+    bench.add("c")
+    wait_until(lambda: "id of c" in bench.store.asked, timeout=5, what="a question")
+    bench.waiting.drop("c")
+    asked = bench.store.asked.count("id of c")
+    time.sleep(3 * overlap_wait.EVERY)
+    assert bench.store.asked.count("id of c") == asked
 
 
 def test_a_task_that_is_too_old_has_ended(bench: Bench) -> None:
@@ -230,3 +236,28 @@ def test_a_revoke_reaches_the_workers_unless_the_lease_is_lost_by_then(redis_url
         consumer.cancel()
     assert len(asked) >= 2
     assert got == ([{"task_id": "x", "terminate": True, "signal": "SIGTERM"}] if allowed else [])
+
+
+def test_a_broker_that_goes_away_costs_one_revoke_and_one_warning(
+    own_redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kombu would try for ever to send what it has begun to send, and it would arrive long after it is of use."""
+    made = Revoker(Celery("revokes", broker=own_redis.url, set_as_current=False))
+    asked: list[str] = []
+
+    def revoke(task_id: str) -> None:
+        made.revoke("e", task_id, allowed=lambda: asked.append(task_id) is None)
+
+    revoke("1")
+    wait_until(lambda: asked.count("1") == 2, timeout=10, what="a revoke on its way")
+    own_redis.stop()
+    revoke("2")
+    wait_until(lambda: caplog.records, timeout=20, what="a warning")
+    own_redis.start()
+    revoke("3")
+    wait_until(lambda: asked.count("3") == 2, timeout=10, what="a further revoke")
+    made.close()
+    wait_until(lambda: "neli-revoke" not in [each.name for each in threading.enumerate()], timeout=10, what="end")
+    assert [each.getMessage().split(": the task")[0] for each in caplog.records if "revoked" in each.getMessage()] == [
+        "beat: not revoked entry=e id=2"
+    ]

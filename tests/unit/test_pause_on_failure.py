@@ -375,9 +375,11 @@ def test_without_alarms_and_without_such_entries_nobody_watches(watchers: list[F
 
 
 def test_a_beat_without_alarms_watches_from_the_first_runtime_entry_on_that_wants_it(
-    watchers: list[FakeWatcher],
+    watchers: list[FakeWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins on another thread, once."""
+    begun: list[Callable[[], None]] = []
+    monkeypatch.setattr(alarms, "spawn", lambda target, *, name: begun.append(target))
     part = started("beat")
     assert watchers == []
     world = World({"other": 50.0})
@@ -388,7 +390,9 @@ def test_a_beat_without_alarms_watches_from_the_first_runtime_entry_on_that_want
     for name in ("e", "f"):
         world.put(name, "PT10S", options={"neli_pause_on_failure": 3})
     world.ticks(until=2)
-    wait_until(lambda: watchers, timeout=5, what="a watcher")
+    (begin,) = begun
+    assert watchers == []
+    begin()
     assert [each.alarms for each in watchers] == [False]
     part.stop()
     assert not hooks.pausing

@@ -145,9 +145,7 @@ class _Helper:
 
     def _ask(self) -> None:
         """Ask for the task that was not asked for the longest time."""
-        name, (at, last) = next(iter(self._asked.items()))
-        if self._ticks() < at + EVERY:
-            return
+        name, (_, last) = next(iter(self._asked.items()))
         del self._asked[name]
         try:
             waits = unfinished(
