@@ -21,7 +21,7 @@ from celery_neli.schedule.policies import unfinished
 logger = escaping(get_logger(__name__))
 
 #: Seconds between two questions about one task, and how many questions there are in a second at most.
-EVERY, MOST = 0.5, 200
+EVERY, MOST = 0.5, 400
 #: Seconds without any answer after which all tasks count as finished, as those do of which the backend is silent.
 GIVE_UP = 10.0
 #: Seconds between two warnings.
