@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ from celery.schedules import crontab
 from celery_neli import hooks
 from celery_neli.beat.replicated import overlaps
 from celery_neli.schedule.policies import unfinished
-from tests.unit.beats import START, Crash, World
+from tests.unit.beats import START, Crash, World, seconds
 from tests.unit.fakes import FakeTopic
 
 if TYPE_CHECKING:
@@ -403,3 +404,44 @@ def test_a_task_is_never_revoked_by_its_own_slot(scene: Scene, request: pytest.F
     world.ticks(until=16)
     assert (world.slots(), second.in_doubt) == ([10, 10], 1)
     assert revoked() == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_each_slot_is_sent_once_or_told_as_left_out(scene: Scene, seed: int) -> None:
+    """Tasks end at random, leaders are killed, hand over or lose their lease at any time, Kafka is away for a while.
+
+    With `skip`, no slot runs twice. A slot in doubt is left out, and told.
+    """
+    rng = random.Random(seed)
+    world = scene.of("queue_one", 4.0, conf={"neli_in_doubt": "skip"}, others={"other": 3.0})
+    leader = world.leader()
+    for _ in range(60):
+        world.ticks(until=world.now + rng.choice((0.05, 0.3, 1.0, 4.0, 9.0)))
+        what = rng.random()
+        if what < 0.5 and world.slots():
+            scene.end(status=rng.choice(("SUCCESS", "FAILURE")))
+        elif what < 0.65:
+            leader.topic.up = not leader.topic.up
+            if leader.topic.up:
+                leader.topic.resend()
+        elif what < 0.85:
+            if leader.topic.up and rng.random() < 0.5:
+                leader.hand_over()
+            else:
+                rng.choice((leader.crash, leader.fence))()
+            world.ticks(until=world.now + rng.choice((0.1, 5.0)))
+            leader = world.leader()
+    if not leader.topic.up:
+        leader.topic.up = True
+        leader.topic.resend()
+    if world.slots():
+        scene.end()
+    world.ticks(until=world.now + 5)
+    assert not world.doubled()
+    ends = [each.slot - START for each in scene.told if each.entry == "e" and each.slot is not None]
+    sent = world.slots()
+    first = min(ends)
+    told = sum(each.count for each in scene.told if each.entry == "e" and each.outcome != hooks.SENT) + len(sent)
+    expected = len(seconds(max(*ends, *sent), every=4.0, first=first))
+    assert told >= expected, "each slot was sent, or told as left out"
+    assert world.slots("other")[-1] > world.now - 4
