@@ -115,7 +115,7 @@ class Overlaps:
         self.forget(name)
         if sent and Overlap.of(entry).asks:
             self._ledger.states.sent[name] = slot.timestamp()
-            self._check.sent(name, self._ledger.slot_id(name, slot), self._ledger.table.moment())
+            self._check.sent(name, self._ledger.task_id(entry, slot) or "", self._ledger.table.moment())
 
     def turn(self) -> None:
         """Have entries looked at whose last task has ended."""
@@ -224,8 +224,7 @@ class Overlaps:
             ledger.states.waiting.discard(name)
             self.held[name] = slot.timestamp()
             self._waiting.drop(name)
-            ledger.keep_owed(name, slot.timestamp())
-            ledger.write(entry)
+            ledger.write(entry)  # it stays open, and `last` alone counts
         if name in self.held and not self._saved(STATE, name):
             ledger.table.heap().put(name, ledger.table.moment() + CONFIRM)
             return 0.0
