@@ -69,6 +69,11 @@ class WatchedEntries:
             self._watch(name, now)
         else:
             self._overdue.settled(name, self._last(name, now))
+        if state.waits:
+            try:
+                self._overdue.waits(name, now)
+            except Exception as exc:  # noqa: BLE001 - a user's schedule may raise anything: the others are watched
+                self.drop(name, exc)
 
     def _take_definition(self, name: str, definition: Definition | None, now: float) -> None:
         if definition is None:
@@ -142,7 +147,7 @@ class WatchedEntries:
         since = 0.0 if definition is None else definition.since
         if state is None or state.last > max(since, now + FAR_AHEAD):
             return 0.0
-        return max(state.last, now) if state.waits else state.last  # what waits is late on purpose
+        return state.last
 
 
 def _seconds(value: Any) -> float:
