@@ -143,6 +143,9 @@ class WorkerEvent:
 worker: Final = Hook("workers")
 """Called with a `WorkerEvent`, in a worker's main process."""
 
+pausing: Final = Hook("entries that are paused after failures")
+"""Called with the name of an entry that has `neli_pause_on_failure` as it is read, on the thread that ticks."""
+
 turn: Final = Hook("turns")
 """Called with the seconds that one turn of a beat took, without what it waited, on the thread that ticks."""
 published: Final = Hook("publishing")

@@ -285,7 +285,8 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
             "`options`"
         ),
         Setting("neli_alarms", _FLAG, default=True): (
-            "whether this process takes part in watching for slots and runs that are overdue"
+            "whether this process takes part in watching for slots and runs that are overdue. Entries that are to be "
+            "paused after failures (`neli_pause_on_failure`) are watched in any case"
         ),
         Setting("neli_sentry_crons", _FLAG, default=False): (
             "whether each slot is a check-in of Sentry Crons (extra `sentry`; the application calls `sentry_sdk.init`)"
@@ -331,7 +332,8 @@ An entry may have options of its own, in its `options`: `neli_misfire`, `neli_mi
 ([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and `neli_overlap` \
 and `neli_overlap_age` \
 ([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy)), and \
-`neli_overdue` and `neli_max_runtime` ([alarms](alarms.md))."""
+`neli_overdue` and `neli_max_runtime` ([alarms](alarms.md)), and `neli_pause_on_failure` \
+([entries that keep failing](schedule.md#entries-that-keep-failing-neli_pause_on_failure))."""
 
 
 def page() -> str:

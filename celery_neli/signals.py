@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from celery.utils.dispatch import Signal
 
-__all__ = ["leadership_acquired", "leadership_fenced", "leadership_revoked", "run_overdue", "slot_overdue"]
+__all__ = [
+    "entry_paused", "leadership_acquired", "leadership_fenced", "leadership_revoked", "run_overdue", "slot_overdue",
+]  # fmt: skip
 
 _ARGUMENTS = {"election", "role", "term"}
 
@@ -62,4 +64,20 @@ Args:
     started: When it was started, in Unix seconds.
     deadline: When `neli_max_runtime` was over, in Unix seconds.
     allowance: `neli_max_runtime`, in seconds.
+"""
+
+entry_paused = Signal(name="entry_paused", providing_args={"entry", "task", "failures", "error", "slot", "id"})
+"""An entry was paused because its runs failed `neli_pause_on_failure` times in a row.
+
+Sent as `slot_overdue` is, after the pause is stored, on a thread of its own. If the watcher dies in between, nobody
+sends it.
+
+Args:
+    entry: The name of the entry.
+    task: The name of its task.
+    failures: How many runs have failed since the last one that succeeded, as far as they count: the entry was made, or
+        resumed, before their slots.
+    error: Why the last one failed. Text of others, of limited length.
+    slot: The slot of the last one, in Unix seconds; None if it was run by hand.
+    id: Its task id.
 """

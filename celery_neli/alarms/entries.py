@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
+from celery_neli.alarms.failures import Rule
 from celery_neli.alarms.overdue import Entry, Overdue
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of
 from celery_neli.printable import printable_error
+from celery_neli.schedule.policies import PAUSE_ON_FAILURE
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
@@ -30,7 +33,7 @@ logger = escaping(logging.getLogger(__name__))
 class WatchedEntries:
     """Folds the records of the schedule topic into `overdue`. For one thread."""
 
-    def __init__(self, app: Any, overdue: Overdue, static: dict[str, Any], *, now: float) -> None:
+    def __init__(self, app: Any, overdue: Overdue, static: Mapping[str, Any], *, now: float) -> None:
         """`static`: Celery's entries of `beat_schedule` by name. `now`: Unix seconds."""
         self._app, self._overdue, self._static, self._began = app, overdue, static, now
         self._states: dict[str, State] = {}
@@ -66,6 +69,11 @@ class WatchedEntries:
             self._watch(name, now)
         else:
             self._overdue.settled(name, self._last(name, now))
+        if state.waits:
+            try:
+                self._overdue.waits(name, now)
+            except Exception as exc:  # noqa: BLE001 - a user's schedule may raise anything: the others are watched
+                self.drop(name, exc)
 
     def _take_definition(self, name: str, definition: Definition | None, now: float) -> None:
         if definition is None:
@@ -84,6 +92,19 @@ class WatchedEntries:
                 self._overdue.put(name, entry)
         except Exception as exc:  # noqa: BLE001 - a user's schedule may raise anything: the others are watched
             self.drop(name, exc)
+
+    def rule(self, name: str) -> Rule | None:
+        """Return when the entry is to be paused; None if it never is, is paused, or is gone."""
+        definition, static = self._definitions.get(name), self._static.get(name)
+        of: Any = definition if static is None else static
+        if of is None or (definition is not None and (definition.paused or definition.removed)):
+            return None
+        most = (of.options or {}).get(PAUSE_ON_FAILURE)
+        if type(most) is not int:
+            return None
+        if definition is None:
+            return Rule(most=most)
+        return Rule(most=most, since=definition.since, version=definition.version)
 
     def drop(self, name: str, error: Exception) -> None:
         """Watch an entry no more whose schedule fails."""

@@ -150,6 +150,16 @@ class Overdue:
         if entry is not None:
             entry.last = last
 
+    def waits(self, name: str, now: float) -> None:
+        """Note that slots of an entry up to `now` are late on purpose: they wait for the end of its last task. Raises
+        what its schedule raises.
+        """
+        entry = self._entries.get(name)
+        if entry is not None:
+            owed = missed(entry.schedule, _moment(max(entry.base, entry.last)), _moment(now), 1)
+            if owed is not None and owed.newest:
+                entry.seen = max(entry.seen, owed.newest[-1].timestamp())
+
     def record(self, record: Record) -> None:
         """Note what the history says."""
         if isinstance(record, SlotRecord):

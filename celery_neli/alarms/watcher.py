@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery_neli import signals
 from celery_neli.alarms.entries import WatchedEntries
+from celery_neli.alarms.failures import Failures
 from celery_neli.alarms.feed import ScheduleFeed
 from celery_neli.alarms.overdue import RUN, Alarm, Overdue
+from celery_neli.alarms.pauser import Pauser
 from celery_neli.config import WATCH, Config, from_app, is_replicated, scheduler_class, setting
 from celery_neli.election.neli import Neli
 from celery_neli.election.renewal import State
+from celery_neli.history.records import RunRecord
 from celery_neli.history.topic import HistoryFollower
 from celery_neli.kafka import connect_alone
 from celery_neli.logs import EntryLines, escaping
@@ -48,6 +51,7 @@ MOST: Final = 500  # alarms of one turn
 FULL: Final = 1_000  # records of one turn after which there are more, probably
 
 ELECTION_LOG: Final = "celery_neli.alarms.election"
+QUIET: Final = "quiet"  # the key that says in the role's records that the process that watches raises no alarms
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -63,9 +67,11 @@ def _soften(record: logging.LogRecord) -> bool:
 class Watcher:
     """Takes part in the election of the watcher, and watches while it leads. `on_alarm` is called with each alarm."""
 
-    def __init__(self, app: Celery, leadership: Leadership, on_alarm: Callable[[Alarm], None]) -> None:
-        """Raises `ConfigurationError`."""
-        self._app, self._leadership, self._on_alarm = app, leadership, on_alarm
+    def __init__(
+        self, app: Celery, leadership: Leadership, on_alarm: Callable[[Alarm], None], *, alarms: bool = True
+    ) -> None:
+        """Without `alarms`, it raises none, and only pauses entries that fail. Raises `ConfigurationError`."""
+        self._app, self._leadership, self._on_alarm, self._alarms = app, leadership, on_alarm, alarms
         self._config = from_app(app, WATCH)
         logging.getLogger(ELECTION_LOG).addFilter(_soften)
         self._neli = Neli(self._config, connect=connect_alone, fit=self._fit, log=ELECTION_LOG)
@@ -101,9 +107,14 @@ class Watcher:
 
     def _fit(self) -> bool:
         """Return True if this process may watch. On the thread that renews the lease."""
-        if not self._leads_beats() or self._role.may_finish():
+        rank = self._rank()
+        if not rank or self._role.may_finish():
             return True
-        return self._vacant_since is not None and time.monotonic() - self._vacant_since > VACANT
+        return self._vacant_since is not None and time.monotonic() - self._vacant_since > rank * VACANT
+
+    def _rank(self) -> int:
+        """Return how willingly others should take the watch from this process: 0 not at all."""
+        return 2 if not self._alarms else 1 if self._leads_beats() else 0
 
     def _leads_beats(self) -> bool:
         leadership = self._leadership
@@ -138,14 +149,20 @@ class Watcher:
             return TURN
         if self._watch is None:
             found = self._role.last_payload.data or {}
-            self._watch = _Watch(self._app, from_app(self._app, "beat"), found, progress=self._progress)
+            term = self._role.standing().term or 0
+            self._watch = _Watch(
+                self._app, from_app(self._app, "beat"), found, progress=self._progress, alarms=self._alarms,
+                may=lambda: self._role.may_start(term),
+            )  # fmt: skip
             self._payload = {}
         alarms = self._watch.turn()
         for alarm in alarms:
             if not self._role.may_start():
                 return 0.0  # the next watcher says it
             self._raise(alarm)
-        payload = {**self._watch.payload(), "beat": self._leads_beats()}
+        payload = {**self._watch.payload(), "beat": self._rank() > 0}
+        if not self._alarms:
+            payload[QUIET] = True
         if payload != self._payload:
             self._payload = payload
             self._role.set_payload(self._role.standing().term or 0, payload, now=bool(alarms))
@@ -163,7 +180,8 @@ class Watcher:
         elif self._vacant_since is None:
             self._vacant_since = now
         data = self._role.last_payload.data or {}
-        if data.get("beat") is True and self._vacant_since is None and not self._leads_beats() and now >= self._ask_at:
+        rank = 2 if data.get(QUIET) is True else 1 if data.get("beat") is True else 0
+        if self._rank() < rank and self._vacant_since is None and now >= self._ask_at:
             self._ask_at = now + ASK_EVERY * random.uniform(0.5, 1.0)
             self._role.ask()
 
@@ -193,9 +211,18 @@ class Watcher:
 class _Watch:
     """One term of the watcher: what it reads, and what is overdue by it. For one thread."""
 
-    def __init__(self, app: Celery, config: Config, found: Any, *, progress: Callable[[], None]) -> None:
-        """`found`: what the watcher before left in the role's records."""
-        self._app, self._config, self._progress = app, config, progress
+    def __init__(
+        self,
+        app: Celery,
+        config: Config,
+        found: Any,
+        *,
+        progress: Callable[[], None],
+        alarms: bool,
+        may: Callable[[], bool],
+    ) -> None:
+        """`found`: what the watcher before left in the role's records. `may` returns True in this term."""
+        self._app, self._config, self._progress, self._alarms = app, config, progress, alarms
         told = found.get("told")
         self.told = float(told) if isinstance(told, (int, float)) and told <= time.time() else float("-inf")
         self._reports = found.get("reports") is True
@@ -206,6 +233,8 @@ class _Watch:
         self._static = dict(ScheduleEditor(app).static) if self._feed is not None else {}
         since = time.time() - min(BACK_MOST, max(BACK_LEAST, 2 * self._longest))
         self._history = HistoryFollower(config, logger, since=since) if setting(app, "neli_history") else None
+        self._failures = Failures(since=since)
+        self._pauser = Pauser(app, config, self._failures, may=may)
         self._begin()
 
     def _has_slots(self) -> bool:
@@ -235,6 +264,7 @@ class _Watch:
 
     def close(self) -> None:
         """End what reads."""
+        self._pauser.close()
         for each in (self._feed, self._history):
             if each is not None:
                 each.close()
@@ -247,6 +277,9 @@ class _Watch:
         until = now - SETTLE
         if not self.whole:
             return []
+        self._pauser.turn(self._entries.rule, self._read_until(now) if self._failures else now)
+        if not self._alarms:
+            return []
         if self._overdue.wake > until:
             self.told = max(self.told, until)
             return []
@@ -255,6 +288,10 @@ class _Watch:
         alarms = self._overdue.judge(until, MOST)
         self.told = max(self.told, self._overdue.told)
         return alarms
+
+    def _read_until(self, now: float) -> float:
+        """Return the time up to which it is known what entries are; without a feed there are none to pause."""
+        return now if self._feed is None else self._feed.read_until()
 
     def _read(self) -> bool:
         """Return True if all was read that there was at hand."""
@@ -275,6 +312,8 @@ class _Watch:
         while records := self._history.poll(LOOK if self._history.problem else WAIT):
             for record in records:
                 self._overdue.record(record)
+                if isinstance(record, RunRecord):
+                    self._failures.record(record)
             self._progress()
             if time.monotonic() > end:
                 return False

@@ -39,6 +39,7 @@ class Facts:
     state: State | None = None
     states: Sequence[tuple[float, State]] = ()  # those that Kafka still has, with the times of their records
     misfire: str = ""
+    overlap: str = "skip"  # its policy, if it has one
     in_doubt: str = ""
 
     # The role, by the leader topic

@@ -28,7 +28,7 @@ from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.periodic.store import Topic
 from celery_neli.periodic.view import RUNTIME, entry_names, view_of
 from celery_neli.printable import printable_error
-from celery_neli.schedule.policies import Misfire
+from celery_neli.schedule.policies import OVERLAP, SKIP, Misfire
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode_definition, decode_state, key_of
 from celery_neli.schedule_topic.topic import read_all
 from celery_neli.timeline import SlotWatch, read_timelines
@@ -156,6 +156,7 @@ class _Search:
             state=editor.known.states.get(name),
             states=tuple(records.states),
             misfire=self._misfire(entry),
+            overlap=str((getattr(entry, "options", None) or {}).get(OVERLAP) or SKIP),
             in_doubt=setting(app, "neli_in_doubt"),
         )
         return facts, when

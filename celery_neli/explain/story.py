@@ -194,6 +194,9 @@ class _Judge:
         assert slot is not None
         if facts.log_problem or is_before_log(facts):
             return None
+        if facts.state is not None and facts.state.waits and facts.state.last < slot:
+            why = "the task of an earlier slot has not finished: neli_overlap = 'queue_one'"
+            return Verdict("waits", False, f"It waits, because {why}. The newest slot that waits runs when it has.")
         gap = gap_at(facts.terms, slot)
         claimed = [each for each in facts.claims if each.offset is not None]
         settled = next((each for each in facts.claims if each.settled is not None), None)

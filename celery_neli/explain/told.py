@@ -89,7 +89,7 @@ def _why_late(facts: Facts, run: Run, words: Words) -> str:
 
 def _skipped(facts: Facts, run: Run, words: Words) -> Verdict:
     if run.policy == "overlap":
-        why = "the task of an earlier slot had not finished: neli_overlap = 'skip'"
+        why = f"the task of an earlier slot had not finished: neli_overlap = {facts.overlap!r}"
         return Verdict("overlap", False, f"It was left out, because {why}.")
     many = f" together with {run.count - 1} other{'s' if run.count > 2 else ''}" if run.count > 1 else ""
     policy = f": neli_misfire = {facts.misfire!r}" if facts.misfire else ""

@@ -18,9 +18,10 @@ from kombu.compression import get_encoder
 from kombu.entity import Exchange, Queue
 from kombu.serialization import dumps
 
+from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import closest, did_you_mean, printable
-from celery_neli.schedule.policies import ALARM_OPTIONS, OWN_OPTIONS, Misfire, Overlap
+from celery_neli.schedule.policies import ALARM_OPTIONS, OWN_OPTIONS, PAUSE_ON_FAILURE, Misfire, Overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
 
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
@@ -34,6 +35,7 @@ _NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr"
 LIKE = 0.75  # how similar, from 0 to 1, an unknown option must be to a known one to count as a misspelling of it
 MOST_SECONDS = 2**31 - 1  # seconds; Celery adds them to the present time, and a datetime must hold the sum
 SHORT = 255  # the most bytes of AMQP's short strings
+MOST_FAILURES = 100  # that `neli_pause_on_failure` may wait for
 
 
 class Call(NamedTuple):
@@ -189,6 +191,11 @@ def mistakes_here(app: Any, call: Call) -> Iterator[str]:
             given = f"kwargs = {shown(kwargs)}" if "keyword" in str(exc) else f"args = {shown(args)}"
             yield f"{given}: {call.task} does not take these arguments: {exc}"
     options = call.options or {}
+    if options.get(PAUSE_ON_FAILURE) is not None and not setting(app, "neli_history"):
+        yield (
+            f"options: {PAUSE_ON_FAILURE} = {shown(options[PAUSE_ON_FAILURE])}: failures are counted by the run "
+            "history, and neli_history = False: set it to True, or leave the option out"
+        )
     encode: Any = dumps  # they come without types
     compress: Any = get_encoder
     for name, attempt in (("serializer", lambda name: encode([], name)), ("compression", compress)):
@@ -287,6 +294,10 @@ _TAKES: Mapping[str, _Takes] = {
     **dict.fromkeys(_FLAGS, (lambda value: isinstance(value, int) and value in (True, False), "True or False")),
     **dict.fromkeys(_TIMES, (_is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}")),
     **dict.fromkeys(ALARM_OPTIONS, (_is_allowance, f"a number of seconds above 0, at most {MOST_SECONDS}")),
+    PAUSE_ON_FAILURE: (
+        lambda value: type(value) is int and 1 <= value <= MOST_FAILURES,
+        f"a whole number from 1 to {MOST_FAILURES}: after how many failed runs in a row the entry is paused",
+    ),
     "expires": (_is_expiry, f"a number of seconds from 0 to {MOST_SECONDS}, or a datetime of the years 2 to 9998"),
     "headers": (is_mapping, "a dict with names for keys"),
     **dict.fromkeys(("serializer", "compression"), (lambda value: isinstance(value, str) and value != "", "a string")),

@@ -23,13 +23,19 @@ from celery_neli.periodic.view import BEAT_SCHEDULE, Periodic, entry_names, view
 from celery_neli.schedule.cron import cron, zone_of
 from celery_neli.schedule.crontabs import follows_real_time, offset_at
 from celery_neli.schedule.due import entry_has_slots, starting_deadline
-from celery_neli.schedule.policies import Misfire, Overlap, decide
+from celery_neli.schedule.policies import CANCEL_OTHER, QUEUE_ONE, SKIP, Misfire, Overlap, decide
 from celery_neli.schedule.slots import has_slots, last_run, missed, next_slot
 from celery_neli.schedule_topic.codec import FAR_AHEAD
 from celery_neli.schedule_topic.values import is_moment, shown
 
 MOST: Final = 10_000  # slots in one answer
 _SECOND = timedelta(seconds=1)
+#: What an overlap policy does to every slot.
+_OVERLAPS: Final = {
+    SKIP: "left out if the run before is unfinished",
+    QUEUE_ONE: "waits if the run before is unfinished",
+    CANCEL_OTHER: "revokes the run before if it is unfinished",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +212,8 @@ def _of_entry(entry: Any, view: Periodic | None) -> tuple[list[str], bool]:
     if view.problem is not None:
         notes.append(view.problem)
         runs = runs and view.source == BEAT_SCHEDULE
-    if Overlap.from_options(entry.options).skips:
-        notes.append("left out if the run before is unfinished")
+    if (note := _OVERLAPS.get(Overlap.from_options(entry.options).policy)) is not None:
+        notes.append(note)
     expires = (entry.options or {}).get("neli_expires")
     if expires is not None:
         notes.append(f"expires after {expires:g} s")

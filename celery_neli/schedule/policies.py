@@ -32,10 +32,14 @@ from celery_neli.settings import SETTINGS
 _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "neli_misfire_grace"}
 #: The fields of both policies, and the options of an entry that set them. They are never part of its message.
 _MISFIRE = {**_SETTINGS, "expires": "neli_expires"}
-_OVERLAP = {"policy": "neli_overlap", "age": "neli_overlap_age"}
+OVERLAP = "neli_overlap"
+_OVERLAP = {"policy": OVERLAP, "age": "neli_overlap_age"}
 # When an alarm is raised: after how many seconds without a start, and after how many of running.
 ALARM_OPTIONS = ("neli_overdue", "neli_max_runtime")
-OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS))
+#: After how many failed runs in a row an entry is paused.
+PAUSE_ON_FAILURE = "neli_pause_on_failure"
+OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS, PAUSE_ON_FAILURE))
+ALLOW, SKIP, QUEUE_ONE, CANCEL_OTHER = OVERLAP_POLICIES = "allow", "skip", "queue_one", "cancel_other"
 SKIP_GRACE = 60.0  # seconds that a slot may be late under `skip` if no grace is set
 LONGEST = 100 * 365.25 * 86_400  # the most seconds that `neli_expires` may have: a hundred years
 
@@ -70,8 +74,16 @@ class Misfire:
         return cls(**{field: setting(app, name) for field, name in _SETTINGS.items()})
 
     def changed_by(self, options: Mapping[str, Any]) -> Misfire:
-        """Return this policy, changed by the options of an entry. None leaves one out. Cheap if there are none."""
-        if not options or not (fields := _given(options, _MISFIRE)):
+        """Return this policy, changed by the options of an entry. None leaves one out. Cheap if there are none.
+
+        With `queue_one`, one slot waits at most, so `fire_all` is `fire_once`.
+        """
+        if not options:
+            return self
+        fields = _given(options, _MISFIRE)
+        if options.get(OVERLAP) == QUEUE_ONE and fields.get("policy", self.policy) == "fire_all":
+            fields["policy"] = "fire_once"
+        if not fields:
             return self
         if options.get("neli_expires") is not None and options.get("expires") is not None:
             raise ConfigurationError(
@@ -101,16 +113,19 @@ def decide(policy: Misfire, owed: Owed, now: datetime, *, deadline: float | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """The overlap policy of an entry: `allow`, or `skip`, under which an unfinished task counts for ``age`` seconds.
+    """The overlap policy of an entry: what becomes of a slot that is due while the entry's last task is unfinished.
     Checks its values.
+
+    `allow`: it runs. `skip`: it never does. `queue_one`: it waits until that task has ended; of several that wait, the
+    newest runs. `cancel_other`: it runs, and that task is revoked. An unfinished task counts for ``age`` seconds.
     """
 
-    policy: str = "allow"
+    policy: str = ALLOW
     age: float = 3600.0
 
     def __post_init__(self) -> None:
-        if self.policy not in ("allow", "skip"):
-            raise ConfigurationError(f"neli_overlap = {shown(self.policy)}: give one of allow, skip")
+        if self.policy not in OVERLAP_POLICIES:
+            raise ConfigurationError(f"neli_overlap = {shown(self.policy)}: give one of {', '.join(OVERLAP_POLICIES)}")
         age: Any = self.age
         if isinstance(age, bool) or not isinstance(age, (int, float)) or not 0 < age < math.inf:
             raise ConfigurationError(f"neli_overlap_age = {shown(self.age)}: give a number of seconds above 0")
@@ -126,23 +141,23 @@ class Overlap:
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> Overlap:
         """Return the policy that the options of an entry name. Cheap if they name none."""
-        return cls(**fields) if options and (fields := _given(options, _OVERLAP)) else _ALLOW
+        return cls(**fields) if options and (fields := _given(options, _OVERLAP)) else _DEFAULT
 
     @property
-    def skips(self) -> bool:
+    def asks(self) -> bool:
         """True if the result backend is asked before a slot runs."""
-        return self.policy == "skip"
+        return self.policy != ALLOW
 
     def check(self, app: Any, entry: Any) -> None:
         """Raise `ConfigurationError` if the result backend cannot tell whether the entry's tasks have finished.
 
         Opens no connection. A task that this process has not imported may ignore its results all the same.
         """
-        if self.skips and (reason := _why_not(app, entry, self.age)) is not None:
-            raise ConfigurationError(f"beat entry {entry.name!r}: neli_overlap = 'skip', but {reason}")
+        if self.asks and (reason := _why_not(app, entry, self.age)) is not None:
+            raise ConfigurationError(f"beat entry {entry.name!r}: neli_overlap = {self.policy!r}, but {reason}")
 
 
-_ALLOW = Overlap()
+_DEFAULT = Overlap()
 
 
 def unfinished(app: Any, task_id: str, started: float, now: float, age: float, *, task: str | None = None) -> bool:

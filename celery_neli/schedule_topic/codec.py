@@ -53,6 +53,7 @@ class State:
     since: float = 0.0  # the definition's `since` that it ran under, 0 for an entry of `beat_schedule`
     open: bool = False  # the leader's settled watermark does not cover this entry: `last` alone counts
     sent: float | None = None  # the last slot whose task was sent, if it must not overlap; later ones may be left out
+    waits: bool = False  # a slot after `last` waits for that task, and none of them was given to the transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,8 @@ def encode_state(state: State) -> bytes:
         text += f',"since":{state.since!r}'
     if state.sent is not None:
         text += f',"sent":{state.sent!r}'
+    if state.waits:
+        text += ',"waits":true'
     return (text + (',"open":true}' if state.open else "}")).encode()
 
 
@@ -240,6 +243,7 @@ def decode_state(value: bytes) -> State:
         0.0 if since is None or since == 0 else values.instant("since", since),
         open_,
         None if sent is None else values.instant("sent", sent),
+        waits=fields.get("waits") is True,
     )
 
 

@@ -79,4 +79,4 @@ class OverdueIndex:
         if alarm.reason in (NOT_STARTED, NOT_FINISHED, REFUSED) or alarm.slot is None:
             return False
         state = self._states.get(alarm.entry)
-        return state is not None and state.last >= alarm.slot
+        return state is not None and (state.waits or state.last >= alarm.slot)

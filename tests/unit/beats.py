@@ -149,6 +149,7 @@ class World:
         """For one change of the runtime schedule by another process."""
         least = self.conf.get("neli_least_interval", 1.0)
         conf = {"timezone": "UTC", "neli_least_interval": least, "neli_scheduler": None}
+        conf["result_backend"] = self.conf.get("result_backend")
         app = make_app(beat_schedule=self.schedule, **conf)
         return Editor(app, _Store(self.log), by="test", clock=self.clock)
 

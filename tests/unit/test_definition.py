@@ -54,6 +54,12 @@ def defined(**given: Any) -> Definition:
         ({"options": {"neli_misfire_max": 0}}, "neli_misfire_max = 0"),
         ({"options": {"neli_overlap": "never"}}, "neli_overlap = 'never'"),
         ({"options": {"neli_overlap": "skip"}}, "no result backend"),
+        ({"options": {"neli_overlap": "queue_one"}}, "neli_overlap = 'queue_one', but there is no result backend"),
+        ({"options": {"neli_overlap": "cancel_other"}}, "'cancel_other', but there is no result backend"),
+        *(
+            ({"options": {"neli_pause_on_failure": value}}, "neli_pause_on_failure = .*: give a whole number from 1 to")
+            for value in (0, -1, 101, 1.5, True, "3")
+        ),
         ({"args": ["x" * 300_000]}, "args: .*KiB"),
     ],
 )
@@ -61,6 +67,15 @@ def test_what_cannot_be_is_refused_by_its_field(given: dict[str, Any], says: str
     """The error names the field, before anything was stored."""
     with pytest.raises(ConfigurationError, match=says):
         defined(**given)
+
+
+def test_failures_cannot_be_counted_without_the_run_history() -> None:
+    """The one line names option and setting."""
+    app = make_app()
+    app.conf.neli_history = False
+    with pytest.raises(ConfigurationError, match=r"neli_pause_on_failure = 3: .* neli_history = False: set it to True"):
+        define(app, "e", "shop.t", "PT1M", options={"neli_pause_on_failure": 3})
+    define(app, "e", "shop.t", "PT1M", options={"neli_pause_on_failure": None})
 
 
 def test_a_definition_makes_celerys_entry() -> None:

@@ -403,6 +403,15 @@ def test_a_slot_of_an_entry_that_is_open_is_still_owed() -> None:
     assert (story.verdict, story.ran) == ("not sent", False)
 
 
+def test_a_slot_that_waits_for_the_task_of_an_earlier_one() -> None:
+    """Whatever the watermarks say of it."""
+    waits = State(SLOT - 3600, 4, 7, open=True, waits=True)
+    for claims in ((CLAIM,), (replace(CLAIM, settled=None, settled_offset=None),)):
+        story = judged(claims=claims, state=waits)
+        assert (story.verdict, story.ran) == ("waits", False)
+        assert "neli_overlap = 'queue_one'" in story.summary
+
+
 def test_a_slot_that_was_due_a_moment_ago() -> None:
     claim = replace(CLAIM, settled=None, settled_offset=None)
     story = judged(claims=(claim,), now=SLOT + 1)

@@ -160,6 +160,12 @@ def test_other_options_are_told(desk: Desk) -> None:
     desk.put("e", "0 * * * *", options={"neli_overlap": "skip", "neli_expires": 90, "neli_overlap_age": 60})
     (found,) = of(desk, "e", 1)
     assert (found.runs, found.notes) == (True, ("left out if the run before is unfinished", "expires after 90 s"))
+    notes = {"queue_one": "waits if", "cancel_other": "revokes the run before if", "allow": ""}
+    for policy, note in notes.items():
+        desk.put("e", "0 * * * *", options={"neli_overlap": policy})
+        (found,) = of(desk, "e", 1)
+        assert all(each.startswith(note) for each in found.notes)
+        assert len(found.notes) == bool(note)
 
 
 def test_nothing_runs_under_a_scheduler_that_does_not_know_the_entry(desk: Desk) -> None:

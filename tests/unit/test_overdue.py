@@ -389,8 +389,8 @@ class Topic:
         entries = {name: ScheduleEntry(name, "shop.tidy", schedule=when, options=options, app=app) for name in static}
         self.entries = WatchedEntries(app, self.overdue, entries, now=START)
 
-    def state(self, name: str, last: float, *, term: int = 5, at: float = START) -> None:
-        self.apply(STATE, name, encode_state(State(last=last, runs=1, epoch=term)), at)
+    def state(self, name: str, last: float, *, term: int = 5, at: float = START, **more: Any) -> None:
+        self.apply(STATE, name, encode_state(State(last=last, runs=1, epoch=term, **more)), at)
 
     def define(self, name: str, since: float, *, paused: bool = False, static: bool = False, at: float = START) -> None:
         definition = Definition(
@@ -421,6 +421,14 @@ def test_an_entry_that_the_leader_does_not_know_is_not_watched_until_it_does(app
     topic.state("tidy", START + 120)
     assert topic.judge(245) == []
     assert sorted(topic.judge(246)) == [("new", "not_sent", 180), ("tidy", "not_sent", 180)]
+
+
+def test_a_slot_that_waits_for_the_last_task_is_not_overdue(app: Celery) -> None:
+    """It is late on purpose. If the leader dies over it, the next slot is."""
+    topic = Topic(app, "tidy")
+    topic.state("tidy", START + 60, open=True, waits=True, at=START + 120.5)
+    assert topic.judge(245) == []
+    assert topic.judge(246) == [("tidy", "not_sent", 180)]
 
 
 def test_a_paused_entry_is_not_overdue_and_after_it_is_resumed_its_next_slot_may_be(app: Celery) -> None:

@@ -41,8 +41,8 @@ def app() -> Celery:
 
 def test_tasks_may_overlap_unless_an_entry_says_otherwise(app: Celery) -> None:
     """The default is Celery's own behaviour."""
-    assert not Overlap.of(entry(app)).skips
-    assert not Overlap.of(entry(app, queue="q", neli_overlap_age=5)).skips
+    assert not Overlap.of(entry(app)).asks
+    assert not Overlap.of(entry(app, queue="q", neli_overlap_age=5)).asks
     assert Overlap.of(entry(app, neli_overlap="skip")) == Overlap(policy="skip", age=HOUR)
     assert Overlap.of(entry(app, neli_overlap="skip", neli_overlap_age=5)) == Overlap(policy="skip", age=5)
 
@@ -50,8 +50,8 @@ def test_tasks_may_overlap_unless_an_entry_says_otherwise(app: Celery) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"neli_overlap": "never"}, "neli_overlap = 'never': give one of allow, skip"),
-        ({"neli_overlap": True}, "neli_overlap = True: give one of allow, skip"),
+        ({"neli_overlap": "never"}, "neli_overlap = 'never': give one of allow, skip, queue_one, cancel_other"),
+        ({"neli_overlap": True}, "neli_overlap = True: give one of allow, skip, queue_one, cancel_other"),
         *(
             ({"neli_overlap": "skip", "neli_overlap_age": age}, f"neli_overlap_age = {age!r}: give a number of seconds")
             for age in (0, -1, "60", True, float("inf"))
@@ -80,13 +80,14 @@ def test_options_that_do_not_exist_are_refused(app: Celery, options: dict[str, A
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*result_failure_expires:UserWarning")  # backends without it say so
-def test_skip_is_refused_where_nothing_tells_when_a_task_has_finished(
-    backend: str | None, conf: dict[str, Any], options: dict[str, Any], reason: str
+@pytest.mark.parametrize("policy", ["skip", "queue_one", "cancel_other"])
+def test_a_policy_is_refused_where_nothing_tells_when_a_task_has_finished(
+    backend: str | None, conf: dict[str, Any], options: dict[str, Any], reason: str, policy: str
 ) -> None:
     """When the schedule is built, not when the first slot is due. No such entry is refused that allows overlaps."""
     app = app_with(backend, **conf)
-    given = entry(app, neli_overlap="skip", **options)
-    with pytest.raises(ConfigurationError, match=f"^beat entry 'hourly': neli_overlap = 'skip', but .*{reason}"):
+    given = entry(app, neli_overlap=policy, **options)
+    with pytest.raises(ConfigurationError, match=f"^beat entry 'hourly': neli_overlap = '{policy}', but .*{reason}"):
         Overlap.of(given).check(app, given)
     harmless = entry(app, **options)
     Overlap.of(harmless).check(app, harmless)

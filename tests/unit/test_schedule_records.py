@@ -45,7 +45,7 @@ OBJECTS = st.dictionaries(st.text(), JSON, max_size=3)
 DEFINITION = Definition(task="shop.tidy", schedule="*/5 * * * *")
 
 
-@given(st.builds(State, TIMES, COUNTS, COUNTS, TIMES, st.booleans()))
+@given(st.builds(State, TIMES, COUNTS, COUNTS, TIMES, st.booleans(), st.none() | TIMES, st.booleans()))
 def test_a_state_is_read_as_it_was_written(state: State) -> None:
     """To the last bit of its times."""
     assert decode_state(encode_state(state)) == state

@@ -6,6 +6,7 @@ The rules are in docs/protocol.md ("Slots"). Nothing here waits for Kafka, but f
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
@@ -13,14 +14,15 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli import hooks
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
+from celery_neli.beat.replicated.finished import FinishedEntries
 from celery_neli.beat.replicated.ledger import SlotLedger
-from celery_neli.beat.replicated.overlap_check import OverlapCheck
+from celery_neli.beat.replicated.overlaps import Overlaps
 from celery_neli.beat.replicated.states import PORTION, States
 from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
-from celery_neli.schedule.policies import Overlap
+from celery_neli.schedule.policies import OVERLAP, PAUSE_ON_FAILURE, Overlap
 from celery_neli.schedule.slots import next_slot, once, slot_id
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
@@ -70,22 +72,20 @@ class ClaimingLedger(SlotLedger):
     ) -> None:
         self._last_id: tuple[str, datetime | None, str] = "", None, ""  # the id of which slot was asked for last
         self.shard, self._role, self._config, self._settings, self._topic = shard, role, config, settings, topic
-        self._app, self._table, self._left_out, self._forget = app, table, left_out, forget
+        self._app, self.table, self.left_out, self._forget = app, table, left_out, forget
         #: The present term, or the last.
         self.term: Term | None = None
-        self._overlaps = OverlapCheck(app)
+        self._overlaps = Overlaps(app, self, saved=topic.saved)
         #: True once the present turn has made its claim.
         self._claimed = False
         #: Seconds after which an entry that failed is retried, by name.
         self._retries: dict[str, float] = {}
-        #: Entries of one slot that ran, and their `since`: to be removed, and removed but for their states.
-        self._finished_once: dict[str, float] = {}
-        self._tombstones: set[str] = set()
         #: When the entries of beat_schedule were made (Unix seconds).
-        self._made = self._table.moment()
+        self._made = self.table.moment()
         self.states = States(
             table, app=app, owns=self.owns, write=self.write, forgotten=self.forget, refuse=topic.refuse
         )
+        self._finished = FinishedEntries(topic, self.states)
 
     # -- the schedule: of all entries, those of this shard --
 
@@ -98,6 +98,8 @@ class ClaimingLedger(SlotLedger):
         """Raise `ConfigurationError` if the entry asks whether its last task has finished, and cannot."""
         if entry.options:
             Overlap.of(entry).check(self._app, entry)
+            if hooks.pausing and entry.options.get(PAUSE_ON_FAILURE) is not None:
+                hooks.pausing(entry.name)
 
     def added(self, name: str) -> None:
         """Apply what the schedule topic says of the entry."""
@@ -107,7 +109,7 @@ class ClaimingLedger(SlotLedger):
 
     def begin(self, number: int, beginning: Beginning) -> None:
         """Begin a term; everything in the schedule topic was applied. Pass over what the watermarks say is settled."""
-        states, table, now = self.states, self._table, self._table.moment()
+        states, table, now = self.states, self.table, self.table.moment()
         marks, blind = beginning.marks, self.states.of_a_leader
         led_until = self._role.predecessor_active_until()
         if marks is None and led_until is not None and not blind:
@@ -129,7 +131,7 @@ class ClaimingLedger(SlotLedger):
             marks, made = Watermarks(now, now, saved=now), self._made
         for entry in () if marks is None else pass_settled(table, marks, states.open, made=made):
             self.write(entry)
-        self._finished_once = states.finished_once()
+        self._finished.begin()
         self.term.claims.resolve()
         if len(self._config.roles) > 1:
             self.term.announce(now, self._next_due())  # another shard may wait for it
@@ -143,34 +145,35 @@ class ClaimingLedger(SlotLedger):
         try:
             for run in lost:
                 run.wired = True
-                if run.entry.name in self._table.schedule:
+                if run.entry.name in self.table.schedule:
                     term.doubt(run)
             term.unsettled.clear()
             if cut_off is not None and left and cut_off.advanced is not None:
                 self.settled(cut_off)
             elif cut_off is not None and not left:
-                self._table.schedule[cut_off.entry.name] = cut_off.entry
+                self.table.schedule[cut_off.entry.name] = cut_off.entry
                 term.doubt(cut_off)
             self._overlaps.begin()
             for name in term.maybe_sent:  # a successor must know that a leader had it
-                if (entry := self._table.find(name)) is not None:
+                if (entry := self.table.find(name)) is not None:
                     self.write(entry)
             if write and self._topic.flush(FLUSH):
-                term.close(self._table.moment(), self._next_due())
+                term.close(self.table.moment(), self._next_due())
         finally:
             self.states.imported.clear()  # a later term finds this one's claims, which are later
 
     def forget(self, name: str) -> None:
         """Forget an entry that is gone."""
         self._retries.pop(name, None)
+        self._overlaps.forget(name)
         self._forget(name)
 
     def stop(self) -> None:
         """End with the process."""
-        self._overlaps.close()
+        self._overlaps.stop()
 
     def _next_due(self) -> float | None:
-        first = self._table.heap().peek()
+        first = self.table.heap().peek()
         return None if first is None else first.time
 
     # -- a turn: what is claimed, and what may run --
@@ -178,6 +181,7 @@ class ClaimingLedger(SlotLedger):
     def begin_turn(self) -> bool:
         """Write some of what the topic has lost, which only a leader may; return True if more is left."""
         self._claimed = False
+        self._overlaps.turn()
         states, inventory = self.states, self.states.inventory
         for name, value in inventory.take_lost(PORTION).items():
             self._topic.write(ENTRY, name, value)
@@ -191,13 +195,13 @@ class ClaimingLedger(SlotLedger):
     def end_turn(self) -> None:
         """Claim ahead, unless the turn has made its claim: all its slots may have been claimed before."""
         if not self._claimed:
-            self._claim(self._table.moment(), self._next_due())
+            self._claim(self.table.moment(), self._next_due())
 
     def rest(self, due: float | None, wait: float) -> float:
         """Claim ahead what is due soon."""
-        moment = self._table.moment()
+        moment = self.table.moment()
         self._claim(moment, due)
-        return max(0.0, min(wait, self._present.claims.wake(due) - moment))
+        return max(0.0, min(self._overlaps.rest(wait), self._present.claims.wake(due) - moment))
 
     def _is_claimed(self, slot: float, moment: float) -> bool:
         covers = self._present.claims.covers
@@ -207,12 +211,12 @@ class ClaimingLedger(SlotLedger):
 
     def _claim(self, moment: float, due: float | None) -> None:
         self._claimed, term = True, self._present
-        for name in [name for name in term.unsettled if name in self._retries]:
-            # A slot that failed does not hold up the watermark once everybody can know that its entry is open.
+        for name in [name for name in term.unsettled if name in self._retries or name in self._overlaps.held]:
+            # A slot that failed or waits does not hold up the watermark once everybody can know that its entry is open.
             if self._topic.saved(STATE, name):
                 del term.unsettled[name]
         if self.states.unwritten:
-            self.states.write_due(self._table.heap(), moment, self._config.heartbeat_interval)
+            self.states.write_due(self.table.heap(), moment, self._config.heartbeat_interval)
         term.claim(moment, due)
 
     def admit(self, entry: Any, found: Look, now: datetime) -> float | None:
@@ -221,19 +225,26 @@ class ClaimingLedger(SlotLedger):
             return None
         defined, moment = self.states.imported.get(entry.name, 0.0), maybe_make_aware(now).timestamp()
         if defined > moment:  # another process put it, whose clock is ahead
-            self._table.heap().put(entry.name, defined)
+            self.table.heap().put(entry.name, defined)
             return 0.0
         # A successor assumes that slots of an import that no claim reached have not been sent.
         if not self._is_claimed(max(found.slot.timestamp(), defined), moment):
             return CONFIRM
-        return 0.0 if self._is_doubtful(entry, found, now, defined) or self._overlaps_last(entry, found, now) else None
+        if self._is_doubtful(entry, found, now, defined):
+            return 0.0
+        return self._overlaps.admit(entry, found, now) if self._may_overlap(entry) else None
+
+    def _may_overlap(self, entry: Any) -> bool:
+        """Return True if the entry has an overlap policy, or had one and a slot of it waits."""
+        name, options = entry.name, entry.options
+        return bool(options and OVERLAP in options) or name in self._overlaps.held or name in self.states.waiting
 
     def _is_doubtful(self, entry: Any, found: Look, now: datetime, defined: float) -> bool:
         """Log the slots of the entry that are in doubt; return True if they are left out, as `neli_in_doubt` says."""
         term = self._present
         doubtful = term.in_doubt(entry, None if found.owed is None else found.owed.first, defined=defined)
         sends = self._settings.sends_in_doubt
-        if doubtful is None or (sends and entry.name in term.logged):
+        if doubtful is None or (sends and entry.name in term.logged) or entry.name in self.states.waiting:
             return False
         term.logged.add(entry.name)
         self.in_doubt += doubtful.total
@@ -243,37 +254,34 @@ class ClaimingLedger(SlotLedger):
             "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
             entry.name, doubtful.total, more, _iso(first), _iso(last), policy,
         )  # fmt: skip
-        self._tell(hooks.IN_DOUBT, entry, last, policy=policy, count=doubtful.total, first=first)
+        self.tell(hooks.IN_DOUBT, entry, last, policy=policy, count=doubtful.total, first=first)
         if not sends:
-            self.write(self._left_out.pass_over(entry, last, now))
+            self.write(self.left_out.pass_over(entry, last, now))
         return not sends
 
-    def _overlaps_last(self, entry: Any, found: Look, now: datetime) -> bool:
-        """Return True if the slot is left out because the entry's last task has not finished."""
-        name = entry.name
-        if not entry.options or not Overlap.of(entry).skips or found.slot is None:
-            return False
-        last = self.states.sent.get(name)
-        last_id = None if last is None else self._slot_id(name, datetime.fromtimestamp(last, timezone.utc))
-        if not self._overlaps.holds(entry, last_id, last or 0.0, self._table.moment()):
-            return False
-        self.missed(entry, found, self._left_out.log(entry, found))
-        self._left_out.total += 1
-        self._tell(hooks.SKIPPED, entry, found.slot, policy="overlap")
-        self._left_out.lines.warning(
-            "slot left out", name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
-            name, _iso(found.slot), last_id,
-        )  # fmt: skip
-        self.write(self._left_out.pass_over(entry, found.slot, now))
-        return True
+    # -- what a slot that waits for its entry's last task needs --
+
+    def keep_owed(self, name: str, slot: float) -> None:
+        """Keep the watermark below a slot (Unix seconds) that is not sent now, until its entry's state is saved."""
+        self._present.unsettled[name] = slot
+
+    def perhaps_sent(self, name: str) -> bool:
+        """Return True if a slot of the entry that is owed may have been sent."""
+        term = self._present
+        return name in term.maybe_sent or (self._settings.sends_in_doubt and name in term.logged)
+
+    def may_revoke(self) -> Callable[[], bool]:
+        """Return what says, on any thread, if the present term may finish what it has begun."""
+        return partial(self._role.may_finish, self._present.number)
 
     def task_id(self, entry: Any, slot: datetime | None) -> str | None:
         """Return the task id of the slot, the same for every leader."""
         if slot is None:  # its schedule knows no slots: the run after so many, and after that moment, is this one
             return slot_id(self._config.group, entry.name, f"{entry.total_run_count} {at_of(entry)}")
-        return self._slot_id(entry.name, slot)
+        return self.slot_id(entry.name, slot)
 
-    def _slot_id(self, name: str, slot: datetime) -> str:
+    def slot_id(self, name: str, slot: datetime) -> str:
+        """Return the task id of a slot of the entry of that name."""
         known_name, known_slot, found = self._last_id  # a slot is told of right after it was sent
         if known_name != name or known_slot != slot:
             found = slot_id(self._config.group, name, _iso(slot))
@@ -282,7 +290,8 @@ class ClaimingLedger(SlotLedger):
 
     # -- what becomes of slots --
 
-    def _tell(self, outcome: str, entry: Any, slot: datetime | None, **more: Any) -> None:
+    def tell(self, outcome: str, entry: Any, slot: datetime | None, **more: Any) -> None:
+        """Tell those who look on what became of a slot."""
         if hooks.slot:
             term = self._role.name, self._present.number
             hooks.slot(hooks.SlotEvent.of(outcome, entry, slot, *term, id=self.task_id(entry, slot), **more))
@@ -290,7 +299,7 @@ class ClaimingLedger(SlotLedger):
     def missed(self, entry: Any, found: Look, count: int) -> None:
         """Note that the misfire policy leaves out `count` slots of which nothing was said before."""
         if count > 0 and found.owed is not None:
-            self._tell(hooks.SKIPPED, entry, found.last_left_out, policy="misfire", count=count, first=found.owed.first)
+            self.tell(hooks.SKIPPED, entry, found.last_left_out, policy="misfire", count=count, first=found.owed.first)
 
     def submitted(self, run: Run) -> None:
         """Keep the watermark below a slot that a publisher sends."""
@@ -313,30 +322,29 @@ class ClaimingLedger(SlotLedger):
         """Settle a slot that was published, or that the application refused: it is neither owed nor in doubt."""
         advanced, slot, term, states = run.advanced, run.slot, self._present, self.states
         name = advanced.name
-        if run.refused is None and slot is not None and advanced.options and Overlap.of(advanced).skips:
-            states.sent[name] = slot.timestamp()
-            self._overlaps.sent(name, self._slot_id(name, slot), self._table.moment())
+        if slot is not None and self._may_overlap(advanced):
+            self._overlaps.settled(advanced, slot, sent=run.refused is None)
         self._retries.pop(name, None)
         term.unsettled.pop(name, None)
         term.maybe_sent.pop(name, None)
-        self._left_out.over(name)
-        self._tell(hooks.REFUSED if run.refused else hooks.SENT, run.entry, slot, error=hooks.error_text(run.refused))
+        self.left_out.over(name)
+        self.tell(hooks.REFUSED if run.refused else hooks.SENT, run.entry, slot, error=hooks.error_text(run.refused))
         if isinstance(advanced.schedule, once) and name in states.defined:
-            self._finished_once[name] = states.since[name]
+            self._finished.note(name)
         self.write(advanced)
 
     def failed(self, run: Run) -> None:
         """Keep a slot owed that could not be published (or perhaps was, if it was given to the transport)."""
         entry, term = run.entry, self._present
         name = entry.name
-        self._table.schedule[name] = entry
-        self._table.settle(name)
+        self.table.schedule[name] = entry
+        self.table.settle(name)
         self._retries[name] = min(2 * self._retries.get(name, FIRST_RETRY / 2), LAST_RETRY)
         self.states.open.add(name)
         if run.slot is not None:
-            term.unsettled[name] = self._table.first_look(entry)
+            term.unsettled[name] = self.table.first_look(entry)
             term.doubt(run)
-        self._tell(hooks.FAILED, entry, run.slot, error=hooks.error_text(run.error))
+        self.tell(hooks.FAILED, entry, run.slot, error=hooks.error_text(run.error))
         self.write(entry)
 
     def retry_at(self, name: str) -> float | None:
@@ -344,24 +352,25 @@ class ClaimingLedger(SlotLedger):
         if (retry := self._retries.get(name)) is None:
             return None
         text = "beat: entry=%s could not be sent; trying again in %.0f s"
-        self._left_out.lines.warning("could not be sent", name, text, name, retry)
-        return self._table.moment() + retry
+        self.left_out.lines.warning("could not be sent", name, text, name, retry)
+        return self.table.moment() + retry
 
     def set_back(self) -> None:
         """Open the entries whose slots the watermark *settled* has passed: it was for slots of another time."""
-        for each in list(self._table.schedule.values()):
-            if self._table.first_look(each) <= self._present.claims.settled:
+        for each in list(self.table.schedule.values()):
+            if self.table.first_look(each) <= self._present.claims.settled:
                 self.states.open.add(each.name)
                 self.write(each)
 
     def write(self, entry: Any) -> None:
         """Write the state of an entry, in a term. Returns at once."""
         term, states = self._present, self.states
-        if entry.name in states.open and entry.name not in self._retries and self._table.has_slots(entry):
+        if entry.name in states.open and entry.name not in self._retries and self.table.has_slots(entry):
             # From now on the watermark *settled* covers it, if it has not passed its next slot already.
-            following = next_slot(entry.schedule, entry.last_run_at)
-            if following is None or following.timestamp() > term.claims.settled:
+            following, held = next_slot(entry.schedule, entry.last_run_at), self._overlaps.held.get(entry.name, NEVER)
+            if following is None or following.timestamp() > max(term.claims.settled, held):
                 states.open.discard(entry.name)
+                states.waiting.discard(entry.name)
         states.unwritten.pop(entry.name, None)
         self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, epoch=term.epoch)))
 
@@ -370,24 +379,8 @@ class ClaimingLedger(SlotLedger):
         self._topic.flush(FLUSH)
 
     def remove_finished(self) -> None:
-        """Remove entries that ran for the only time, unless they were defined again: what others wrote was read.
-
-        The state goes last, because without one an entry is owed what it has not run.
-        """
-        topic, states = self._topic, self.states
-        for name in [name for name in self._tombstones if topic.saved(ENTRY, name)]:
-            self._tombstones.discard(name)
-            if name not in states.defined:
-                topic.write(STATE, name, None)
-        finished, self._finished_once = self._finished_once, {}
-        for name, since in finished.items():
-            if name in states.defined and states.since.get(name) == since:
-                entry = self._table.schedule.get(name)
-                how = "ran, for the only time" if entry is None or entry.total_run_count else "was refused its only run"
-                topic.write(ENTRY, name, None)
-                self._tombstones.add(name)
-                states.forget(name)
-                logger.info("schedule: entry=%s %s, and was removed", name, how)
+        """Remove entries that ran for the only time, unless they were defined again: what others wrote was read."""
+        self._finished.remove(self.table)
 
     @property
     def _present(self) -> Term:

@@ -38,7 +38,7 @@ class _Known(NamedTuple):
 
 
 class OverlapCheck:
-    """Decides for entries with `skip` if a slot is left out. Belongs to the thread that ticks.
+    """Says whether the last task of an entry has finished. Belongs to the thread that ticks.
 
     Starts nothing until the first question, which may take ``patience`` seconds. ``clock`` never goes back.
     """
@@ -57,16 +57,16 @@ class OverlapCheck:
         self._asked: tuple[str, futures.Future[_Known]] | None = None
 
     def holds(self, entry: Any, task_id: str | None, started: float, now: float) -> bool:
-        """Return True if the slot of ``entry`` that is due is to be left out. The caller logs and counts it.
+        """Return True if the last task of ``entry`` has not finished, and the overlap policy wants to know.
 
         ``task_id`` and ``started`` (Unix seconds) are of the entry's last task that was *sent*, as far as the caller
         knows, or None; what was noted by `sent` goes before that. Blocks for ``patience`` at most, and not at all while
         the result backend owes an answer.
         """
         rule = Overlap.of(entry)
-        if not rule.skips or self._app.conf.task_always_eager:
+        if not rule.asks or self._app.conf.task_always_eager:
             return False
-        task_id, started = self._sent.get(entry.name, (task_id, started))
+        task_id, started = self.last(entry.name) or (task_id, started)
         if task_id is None or now - started > rule.age:
             return False
         known = self._recall(entry.name)
@@ -77,11 +77,15 @@ class OverlapCheck:
         return known is not None and known.unfinished
 
     def sent(self, name: str, task_id: str, now: float) -> None:
-        """Note that the task of an entry with `skip` left at ``now`` (Unix seconds), however late its slot was."""
+        """Note that the task of an entry that asks left at ``now`` (Unix seconds), however late its slot was."""
         self._sent.pop(name, None)
         self._sent[name] = task_id, now
         if len(self._sent) > REMEMBERED:
             del self._sent[next(iter(self._sent))]
+
+    def last(self, name: str) -> tuple[str, float] | None:
+        """Return the id of the last task that left in this term, and when (Unix seconds); None if none did."""
+        return self._sent.get(name)
 
     def begin(self) -> None:
         """Begin a term: others may have sent since, so what `sent` has noted is forgotten."""

@@ -90,6 +90,8 @@ class States:
         self.newest = -1
         #: The slot of the last task that was sent (Unix seconds), of entries that ask whether it has finished.
         self.sent: dict[str, float] = {}
+        #: Entries of which a slot waits until that task has ended, and none since `last` was given to the transport.
+        self.waiting: set[str] = set()
         #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
         #: and that no leader wrote a state of.
         self.imported: dict[str, float] = {}
@@ -157,6 +159,7 @@ class States:
             since=self.since.get(name, 0.0),
             open=name in self.open,
             sent=self.sent.get(name),
+            waits=name in self.waiting,
         )
 
     # -- initial states --
@@ -231,7 +234,7 @@ class States:
     def forget(self, name: str) -> None:
         """Forget an entry that is gone for good."""
         self._table.remove(name)
-        for names in (self.open, self.defined):
+        for names in (self.open, self.defined, self.waiting):
             names.discard(name)
         known: tuple[dict[str, Any], ...] = (
             self._initial, self.unwritten, self.again, self.since, self.sent, self.imported, self._orphan_states,
@@ -306,6 +309,7 @@ class States:
             self.open.add(name)
         else:
             self.open.discard(name)
+        (self.waiting.add if state.waits else self.waiting.discard)(name)
         entry.total_run_count = state.runs
         if state.sent is not None and not self._ahead.is_far(name, "sent", state.sent):
             self.sent[name] = state.sent

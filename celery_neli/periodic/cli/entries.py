@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from celery_neli import periodic
+from celery_neli.periodic.call import MOST_FAILURES
 from celery_neli.periodic.cli.base import (
     BY,
     EXPECTED,
@@ -23,6 +24,7 @@ from celery_neli.periodic.cli.base import (
     words,
 )
 from celery_neli.printable import printable, say, say_json
+from celery_neli.schedule.policies import OVERLAP_POLICIES, PAUSE_ON_FAILURE
 from celery_neli.settings import MISFIRE_POLICIES
 
 
@@ -92,7 +94,12 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.option("--queue", help="The queue, the same as in --options."),
     click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots."),
     click.option(
-        "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
+        "--overlap",
+        type=click.Choice(OVERLAP_POLICIES),
+        help="What becomes of a slot that is due while the last task is unfinished.",
+    ),
+    click.option(
+        "--pause-on-failure", type=click.IntRange(1, MOST_FAILURES), help="Pause after so many failed runs in a row."
     ),
     click.option("--owner", help="For whom the entry is put."),
     BY,
@@ -107,7 +114,12 @@ def add(app: Any, /, name: str, task: str, when: str, **given: Any) -> None:
     (at:2026-12-01T10:00:00Z).
     """
     options = parsed("options", given["options"], dict)
-    chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
+    chosen = {
+        "queue": given["queue"],
+        "neli_misfire": given["misfire"],
+        "neli_overlap": given["overlap"],
+        PAUSE_ON_FAILURE: given["pause_on_failure"],
+    }
     options.update((key, value) for key, value in chosen.items() if value is not None)
     args, kwargs = parsed("args", given["args"], list), parsed("kwargs", given["kwargs"], dict)
     change = {name: given[name] for name in ("owner", "by", "note", "expected")}
