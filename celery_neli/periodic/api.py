@@ -34,7 +34,8 @@ from celery_neli.periodic.definition import entry_of, moment, reason_of
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
 from celery_neli.periodic.text import text_of
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.due import is_finished, runs_left
+from celery_neli.schedule.slots import next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
 from celery_neli.schedule_topic.values import shown
 
@@ -50,7 +51,9 @@ class Periodic:
 
     `schedule`: its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
     `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often it ran. `next`: the next
-    slot, in the past if it is overdue; None if there is none, the entry is paused, or only the schedule itself knows.
+    slot, in the past if it is overdue, or waits for its jitter; None if there is none, the entry is paused, or only the
+    schedule itself knows. `finished`: it never runs again, because of its `neli_end` or `neli_max_runs`, or because its
+    only time is past.
     `since`: no slot at or before it runs (of an entry of `beat_schedule`, the end of its last pause). `changes`: who
     did what and when, oldest first, the last 20. `problem`: why this process cannot make an entry of it, if so.
     """
@@ -66,6 +69,7 @@ class Periodic:
     last: float | None = None
     runs: int = 0
     next: float | None = None
+    finished: bool = False
     since: float | None = None
     changes: tuple[Change, ...] = ()
     problem: str | None = None
@@ -226,6 +230,9 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
             entry, task, text = found, printable(found.task), printable(found.schedule)
             problem = f"{UNSHOWN}: {reason_of(exc, name)}"
     state = editor.known.states.get(name)
+    runs, upcoming = state.runs if state else 0, None
+    if entry is not found and runs_left(entry, runs):
+        upcoming = _next(editor, state, entry.schedule, found.since)
     return Periodic(
         name=name,
         task=task,
@@ -235,9 +242,10 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
         options=entry.options,
         source=BEAT_SCHEDULE if static else RUNTIME,
         paused=found.paused,
-        next=None if entry is found or found.paused else _next(editor, state, entry.schedule, found.since),
+        next=None if found.paused else upcoming,
+        finished=entry is not found and upcoming is None and is_finished(entry, runs),
         last=state.last if state and state.runs else None,
-        runs=state.runs if state else 0,
+        runs=runs,
         since=found.since or None,
         changes=found.changes,
         problem=problem,
@@ -254,7 +262,7 @@ def _next(editor: ScheduleEditor, state: State | None, when: Any, since: float) 
     last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
     after = max(begins, last) or editor.now
     try:
-        slot = next_slot(when, moment(after))
+        slot = next_slot(when, moment(after + shift_of(when)))
     except Exception:  # noqa: BLE001 - a user's schedule may raise anything; the beat logs it
         return None
-    return None if slot is None else maybe_make_aware(slot).timestamp()
+    return None if slot is None else maybe_make_aware(nominal(when, slot)).timestamp()

@@ -23,10 +23,12 @@ from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import check_app, plain
 from celery_neli.periodic.definition import check_comes, define, entry_of
+from celery_neli.periodic.shape import shape_changed
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.printable import closest
 from celery_neli.schedule.due import expires_of
 from celery_neli.schedule.policies import OWN_OPTIONS
+from celery_neli.schedule.slots import shift_of
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition, Kind, State
 from celery_neli.schedule_topic.values import shown
@@ -160,10 +162,13 @@ class ScheduleEditor:
             different = [each for each in fields if getattr(new, each) != getattr(old, each)]
             if not different:
                 return
-            since = self.now if "schedule" in different else old.since
+            since = old.since
+            if "schedule" in different or shape_changed(old.options, new.options):
+                # A slot that was due counts as passed; what waits for its jitter runs by the new schedule.
+                since = self.now - (0.0 if "schedule" in different else self._shift(name, old))
             new = replace(new, paused=old.paused, changes=old.changes)
             what = f"changed {', '.join(different)}".replace("schedule", f"schedule {old.schedule} -> {new.schedule}")
-        check_comes(new, self.app, after=self.now)
+        check_comes(new, name, self.app, after=self.now)
         self._store(name, replace(new, since=since), what)
 
     def pause(self, name: str) -> None:
@@ -176,7 +181,7 @@ class ScheduleEditor:
         """End the pause: the next slot is the first one after now. Writes nothing if it is not paused."""
         name, found = self._pausable(name)
         if found.paused:
-            check_comes(found, self.app, after=self.now)
+            check_comes(found, name, self.app, after=self.now)
             self._store(name, replace(found, paused=False, since=self.now), "resumed")
 
     def remove(self, name: str) -> None:
@@ -225,6 +230,12 @@ class ScheduleEditor:
         self.known.definitions[name] = definition
         self.known.unreadable.pop(name, None)
         logger.info("schedule entry=%s what=%r by=%s", name, what, self.by)
+
+    def _shift(self, name: str, definition: Definition) -> float:
+        try:
+            return shift_of(entry_of(definition, name, self.app).schedule)
+        except ConfigurationError:  # it cannot be read here: no beat runs it
+            return 0.0
 
     def _check_run(self) -> None:
         if self.not_run is not None:

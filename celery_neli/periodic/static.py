@@ -28,8 +28,10 @@ from celery_neli.periodic.call import (
     plain,
     shape_mistakes,
 )
+from celery_neli.periodic.shape import SHAPED, shape
 from celery_neli.periodic.text import schedule_of
 from celery_neli.printable import did_you_mean, printable, printable_error
+from celery_neli.schedule.slots import Derived
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
 
@@ -49,8 +51,13 @@ class StaticEntries:
     doubts: dict[str, list[str]] = field(default_factory=dict)
 
 
-def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.ScheduleEntry) -> StaticEntries:
-    """Check all entries of a `beat_schedule`; ``kind`` is the class that Celery makes of each. Never raises."""
+def check_static(
+    given: Any, app: Any, *, kind: type[Any] = celery.beat.ScheduleEntry, shaping: bool = True
+) -> StaticEntries:
+    """Check all entries of a `beat_schedule`; ``kind`` is the class that Celery makes of each. Never raises.
+
+    Without ``shaping``, for schedulers that know only Celery's options, their schedules stay as they are.
+    """
     found = StaticEntries()
     if not isinstance(given, Mapping):
         found.mistakes["beat_schedule"] = [f"beat_schedule = {shown(given)}: give a dict of entries by name"]
@@ -62,12 +69,16 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
         fields: dict[str, Any] = {}
         try:
             wrong.extend(_mistakes(name, entry, fields, app, takes))
+            if shaping and not wrong and fields.get("options"):
+                fields["schedule"] = _shaped(name, fields, app)
             if not wrong:
                 doubts.extend(_doubts(fields, app))
                 # To make Celery's own entry of an interval runs no code of an application.
                 quick = kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
                 if takes is not None and not quick:
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
+        except ConfigurationError as exc:
+            wrong.append(str(exc))
         except Exception as exc:  # noqa: BLE001 - a user's class may raise anything
             wrong.append(f"Celery can make no entry of {shown(entry)}: {printable_error(exc)}")
         if wrong:
@@ -99,7 +110,13 @@ def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
     try:
         for mistake in _past_mistakes(fields):
             raise ConfigurationError(mistake)
-        return {**fields, "schedule": _sound_schedule(fields, app)}
+        sound = {**fields, "schedule": _sound_schedule(fields, app)}
+        options: Any = fields.get("options")
+        if is_mapping(options) and not SHAPED.isdisjoint(options):
+            for mistake in option_mistakes(options, runtime=False):
+                raise ConfigurationError(mistake)
+            sound["schedule"] = _shaped(name, sound, app)
+        return sound
     except ConfigurationError as exc:
         raise ConfigurationError(f"beat entry {shown(name)}: {exc}") from None
 
@@ -161,6 +178,18 @@ def _sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
     if fields.get("relative") and type(when) is schedule and when is not value:
         when = schedule_of(schedule(when.run_every, relative=True), app=app)
     return when if isinstance(value, (str, datetime)) else value
+
+
+def _shaped(name: Any, fields: Mapping[str, Any], app: Any) -> Any:
+    """Return the schedule among the fields of an entry as its options shape it."""
+    if SHAPED.isdisjoint(fields["options"]):
+        return fields["schedule"]
+    when = schedule_of(fields["schedule"], app=app)
+    if fields.get("relative") and type(when) is schedule:
+        when = schedule(when.run_every, relative=True)
+    if not isinstance(when, Derived):
+        when.app = app
+    return shape(app, plain(name), when, fields["options"], runtime=False)
 
 
 def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -35,7 +35,11 @@ _MISFIRE = {**_SETTINGS, "expires": "neli_expires"}
 _OVERLAP = {"policy": "neli_overlap", "age": "neli_overlap_age"}
 # When an alarm is raised: after how many seconds without a start, and after how many of running.
 ALARM_OPTIONS = ("neli_overdue", "neli_max_runtime")
-OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS))
+# Which slots an entry has (`shaped.py`); after how many runs it is finished, and by what names it is found.
+SHAPE_OPTIONS = ("neli_timezone", "neli_jitter", "neli_start", "neli_end", "neli_calendar")
+OWN_OPTIONS = frozenset(
+    (*_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS, *SHAPE_OPTIONS, "neli_max_runs", "neli_tags")
+)
 SKIP_GRACE = 60.0  # seconds that a slot may be late under `skip` if no grace is set
 LONGEST = 100 * 365.25 * 86_400  # the most seconds that `neli_expires` may have: a hundred years
 

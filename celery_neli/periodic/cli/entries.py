@@ -129,6 +129,6 @@ def state_of(found: periodic.Periodic) -> str:
     unrun = found.source == "runtime" and found.next is None
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"
-    over = unrun and found.problem is None
+    over = found.finished or (unrun and found.problem is None)
     words = f"{'paused' if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")
