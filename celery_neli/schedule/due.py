@@ -186,6 +186,12 @@ def place_last(entry: Any, at: float) -> None:
     place(entry, at + shift_of(entry.schedule))
 
 
+def begin_shifted(entry: Any) -> None:
+    """Have an entry that was made just now begin with the first slot after that: with none that waits for its jitter."""
+    if shift_of(entry.schedule):
+        place_last(entry, at_of(entry))
+
+
 def slot_text(entry: Any, slot: datetime) -> str:
     """Return a slot of an entry as logs, headers and ids name it: in UTC, without the shift of its schedule."""
     return nominal(entry.schedule, slot).astimezone(_UTC).isoformat()

@@ -20,7 +20,7 @@ from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
-from celery_neli.schedule.due import at_of, last_at, place, place_last
+from celery_neli.schedule.due import at_of, begin_shifted, last_at, place, place_last
 from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule.slots import only_slot
 from celery_neli.schedule_topic.codec import (
@@ -101,6 +101,8 @@ class States:
     def load(self) -> None:
         """Take over the entries of beat_schedule, of which nothing was read yet."""
         self._initial = dict.fromkeys(self._table.schedule)
+        for entry in self._table.schedule.values():
+            begin_shifted(entry)
 
     def apply(self, kind: Kind, name: str, value: bytes | None, *, leading: bool, many: bool) -> None:
         """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
@@ -142,6 +144,7 @@ class States:
     def adopt(self, name: str) -> None:
         """Take over an entry that code has added, perhaps after the topic was read."""
         self._initial[name] = None
+        begin_shifted(self._table.schedule[name])
         self._take_orphan(self._table.schedule[name])
         if (override := self._pending_overrides.get(name)) is not None:
             with self._alone(ENTRY, name):
