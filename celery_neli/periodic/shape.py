@@ -38,6 +38,8 @@ _SINCE: Final = datetime(2024, 1, 1, tzinfo=timezone.utc)  # from when on
 _TIME = "give an aware datetime, or ISO text such as '2026-12-01T10:00:00+01:00'"
 #: The options that shape a schedule.
 SHAPED: Final = frozenset(SHAPE_OPTIONS)
+#: The options that say when an entry runs: other schedulers know none of them.
+UNHEEDED: Final = SHAPED | {"neli_max_runs"}
 
 
 def is_jitter(value: Any) -> bool:

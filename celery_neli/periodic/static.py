@@ -28,7 +28,7 @@ from celery_neli.periodic.call import (
     plain,
     shape_mistakes,
 )
-from celery_neli.periodic.shape import SHAPED, shape
+from celery_neli.periodic.shape import SHAPED, UNHEEDED, shape
 from celery_neli.periodic.text import schedule_of
 from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule.slots import Derived
@@ -73,6 +73,8 @@ def check_static(
                 fields["schedule"] = _shaped(name, fields, app)
             if not wrong:
                 doubts.extend(_doubts(fields, app))
+                if not shaping:
+                    doubts.extend(_unheeded(fields.get("options")))
                 # To make Celery's own entry of an interval runs no code of an application.
                 quick = kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
                 if takes is not None and not quick:
@@ -198,6 +200,15 @@ def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"last_run_at = {shown(last)}: give a datetime of the years 2 to 9998, or leave it out"
     if count is not None and (not isinstance(count, int) or not 0 <= count <= RUNS_MOST):
         yield f"total_run_count = {shown(count)}: give a whole number from 0 to {RUNS_MOST}, or leave it out"
+
+
+def _unheeded(options: Any) -> Iterator[str]:
+    """Yield a line if options say when an entry runs, for schedulers that do not know them."""
+    if found := [each for each in options or () if each in UNHEEDED]:
+        yield (
+            f"options: {', '.join(found)}: this scheduler does not know what to do with that, and runs the entry by its "
+            "schedule alone: leave neli_scheduler out, or the option"
+        )
 
 
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:

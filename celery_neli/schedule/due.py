@@ -187,7 +187,7 @@ def place_last(entry: Any, at: float) -> None:
 
 
 def begin_shifted(entry: Any) -> None:
-    """Have an entry that was made just now begin with the first slot after that: with none that waits for its jitter."""
+    """Have an entry that was made just now begin with the first slot after that: none that waits for its jitter."""
     if shift_of(entry.schedule):
         place_last(entry, at_of(entry))
 

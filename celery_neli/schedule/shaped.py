@@ -90,20 +90,34 @@ class shaped(Derived):  # noqa: N801 - as Celery's schedule, crontab and solar
             slot = self._on_another_day(slot)
         return None
 
-    def left_out(self, after: datetime, until: datetime) -> list[tuple[datetime, str]]:
-        """Return, of each day that the calendar leaves out, the first slot after ``after`` and before ``until`` (both
-        without the shift), and what the day is. For people.
-        """
-        found: list[tuple[datetime, str]] = []
-        slot, calendar = self._after(max(after, self.start - _TICK) if self.start else after), self.calendar
-        while calendar is not None and slot is not None and slot < until and len(found) < MOST_DAYS:
-            day = slot.astimezone(self.tz).date()
-            if calendar.lets(day):
+    def why_not(self, slot: datetime) -> str | None:
+        """Return why a slot of the other schedule is left out, None if it is not."""
+        if self.start is not None and slot < self.start:
+            return f"before neli_start = {self.start.isoformat()}"
+        if self.end is not None and slot > self.end:
+            return f"after neli_end = {self.end.isoformat()}"
+        day = slot.astimezone(self.tz).date()
+        if self.calendar is None or self.calendar.lets(day):
+            return None
+        found = self.calendar.named(day)
+        what = "" if found in (None, self.calendar.name) else f" ({found})"
+        return f"neli_calendar = '{self.calendar.mode} {self.calendar.name}' leaves out {day}{what}"
+
+    def left_out(self, after: datetime, until: datetime) -> list[datetime]:
+        """Return the first slot of each day that the calendar leaves out between two slots (all without the shift)."""
+        found: list[datetime] = []
+        slot = self._after(max(after, self.start - _TICK) if self.start else after)
+        while self.calendar is not None and slot is not None and slot < until and len(found) < MOST_DAYS:
+            if self.calendar.lets(slot.astimezone(self.tz).date()):
                 slot = self._after(slot)
             else:
-                found.append((slot, calendar.named(day) or f"not in {calendar.name}"))
+                found.append(slot)
                 slot = self._on_another_day(slot)
         return found
+
+    def first_of_inner(self, at: datetime) -> datetime | None:
+        """Return the first slot of the other schedule at or after a time."""
+        return self._after(at - _TICK)
 
     def _after(self, after: datetime) -> datetime | None:
         """Return the first slot of the other schedule."""

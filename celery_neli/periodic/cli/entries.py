@@ -67,6 +67,15 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.option("--options", default="{}", help="Options of apply_async, as a JSON object."),
     click.option("--queue", help="The queue, the same as in --options."),
     click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots."),
+    click.option("--tz", help="The time zone of a crontab, such as Europe/Berlin."),
+    click.option("--start", metavar="TIME", help="No slot before it: 2026-12-01T10:00, in the zone of the schedule."),
+    click.option("--end", metavar="TIME", help="No slot after it."),
+    click.option("--max-runs", type=int, metavar="N", help="The entry is finished after so many runs."),
+    click.option("--calendar", help="Days without a slot: 'holidays:DE-BY', or 'only …' for days with one."),
+    click.option(
+        "--jitter", type=float, metavar="SECONDS", help="Send up to so many seconds later, to spread entries."
+    ),
+    click.option("--tag", "tags", multiple=True, help="A tag of the entry; may be given several times."),
     click.option(
         "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
     ),
@@ -80,10 +89,15 @@ def add(app: Any, /, name: str, task: str, when: str, by: str | None, **given: A
     (at:2026-12-01T10:00:00Z).
     """
     options = parsed("options", given["options"], dict)
-    chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
+    chosen = {"queue": given["queue"], "neli_timezone": given["tz"], "neli_tags": [*given["tags"]] or None}
+    chosen |= {f"neli_{each}": given[each] for each in _OWN}
     options.update((key, value) for key, value in chosen.items() if value is not None)
     args, kwargs = parsed("args", given["args"], list), parsed("kwargs", given["kwargs"], dict)
     _say(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by))
+
+
+#: Options of the same name, but for `neli_` before it.
+_OWN = ("misfire", "overlap", "start", "end", "max_runs", "calendar", "jitter")
 
 
 @command(NAME, BY)
