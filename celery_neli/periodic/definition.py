@@ -124,7 +124,7 @@ def check_comes(definition: Definition, name: str, app: Any, *, after: float) ->
     if definition.schedule is None:
         return
     when = schedule_of_text(definition.schedule, app)
-    shaped = {each: value for each, value in (definition.options or {}).items() if each in SHAPED}
+    shaped = {each: _revive(value) for each, value in (definition.options or {}).items() if each in SHAPED}
     try:
         when = shape(app, name, when, shaped, runtime=True) if shaped else when
         slot = next_slot(when, moment(after))

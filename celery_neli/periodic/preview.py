@@ -26,7 +26,7 @@ from celery_neli.schedule.crontabs import follows_real_time, offset_at
 from celery_neli.schedule.due import entry_has_slots, runs_left, starting_deadline
 from celery_neli.schedule.policies import Misfire, Overlap, decide
 from celery_neli.schedule.shaped import shaped
-from celery_neli.schedule.slots import base_of, has_slots, last_run, missed, next_slot, nominal, shift_of
+from celery_neli.schedule.slots import base_of, has_slots, last_run, looks_again, missed, next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import FAR_AHEAD
 from celery_neli.schedule_topic.values import is_moment, shown
 

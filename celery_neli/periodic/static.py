@@ -206,8 +206,8 @@ def _unheeded(options: Any) -> Iterator[str]:
     """Yield a line if options say when an entry runs, for schedulers that do not know them."""
     if found := [each for each in options or () if each in UNHEEDED]:
         yield (
-            f"options: {', '.join(found)}: this scheduler does not know what to do with that, and runs the entry by its "
-            "schedule alone: leave neli_scheduler out, or the option"
+            f"options: {', '.join(found)}: has no effect, because this scheduler runs the entry by its schedule alone: "
+            "leave neli_scheduler out, or the option"
         )
 
 

@@ -72,9 +72,7 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.option("--end", metavar="TIME", help="No slot after it."),
     click.option("--max-runs", type=int, metavar="N", help="The entry is finished after so many runs."),
     click.option("--calendar", help="Days without a slot: 'holidays:DE-BY', or 'only …' for days with one."),
-    click.option(
-        "--jitter", type=float, metavar="SECONDS", help="Send up to so many seconds later, to spread entries."
-    ),
+    click.option("--jitter", type=float, metavar="SECONDS", help="Send it up to so many seconds later."),
     click.option("--tag", "tags", multiple=True, help="A tag of the entry; may be given several times."),
     click.option(
         "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
