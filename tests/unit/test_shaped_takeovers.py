@@ -222,3 +222,30 @@ def test_a_thousand_entries_are_spread() -> None:
     assert max(counts) < 150
     assert all(each.slot % 60 == 0 for each in world.sent)
     assert START % 60 == 0
+
+
+def test_runs_whose_states_were_lost_do_not_count_beyond_the_number() -> None:
+    """The mark *done* goes on when an entry is finished."""
+    world = World({"e": entry(1.0, max_runs=8), "other": 1.0})
+    first = world.leader()
+    world.ticks(until=5.2)
+    first.topic.up = False
+    world.ticks(until=20.2)
+    first.crash()
+    world.now = 30.0
+    world.leader()
+    world.ticks(until=40)
+    assert world.slots() == [float(n) for n in range(1, 9)]
+    assert world.state().runs == 8
+
+
+def test_an_entry_that_the_former_leader_did_not_have_begins_with_the_slot_that_waits_for_its_jitter() -> None:
+    """It is due after the mark *done*, and so it is owed."""
+    world = World({"other": 1.0})
+    first = world.leader()
+    world.ticks(until=125)
+    first.hand_over()
+    second = world.beat({"other": 1.0, "e": entry(jitter=JITTER)})
+    second.member.lead()
+    world.ticks(until=200)
+    assert world.slots() == [120.0, 180.0]
