@@ -23,11 +23,10 @@ from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import check_app, plain
 from celery_neli.periodic.definition import check_comes, define, entry_of
-from celery_neli.periodic.shape import shape_changed
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.printable import closest
 from celery_neli.schedule.due import expires_of
-from celery_neli.schedule.policies import OWN_OPTIONS
+from celery_neli.schedule.policies import OWN_OPTIONS, SHAPE_OPTIONS
 from celery_neli.schedule.slots import shift_of
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition, Kind, State
@@ -163,7 +162,7 @@ class ScheduleEditor:
             if not different:
                 return
             since = old.since
-            if "schedule" in different or shape_changed(old.options, new.options):
+            if "schedule" in different or any(old.options.get(each) != new.options.get(each) for each in SHAPE_OPTIONS):
                 # A slot that was due counts as passed; what waits for its jitter runs by the new schedule.
                 since = self.now - (0.0 if "schedule" in different else self._shift(name, old))
             new = replace(new, paused=old.paused, changes=old.changes)

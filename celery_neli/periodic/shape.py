@@ -122,12 +122,6 @@ def shape(app: Any, name: str, when: Any, options: Mapping[str, Any] | None, *, 
     )
 
 
-def shape_changed(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> bool:
-    """Return True if two sets of options shape schedules differently."""
-    before, after = old or {}, new or {}
-    return any(before.get(each) != after.get(each) for each in SHAPED)
-
-
 def shape_entry(app: Any, entry: Any) -> None:
     """Give an entry that code has made the schedule that its options shape. Raises `ConfigurationError`."""
     if entry.options and not SHAPED.isdisjoint(entry.options):
