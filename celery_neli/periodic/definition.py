@@ -22,7 +22,7 @@ from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
 from celery_neli.schedule.cron import cron
 from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.slots import next_slot, shift_of
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
 from celery_neli.schedule_topic.values import check_made, check_plain, shown
 
@@ -127,7 +127,7 @@ def check_comes(definition: Definition, name: str, app: Any, *, after: float) ->
     shaped = {each: _revive(value) for each, value in (definition.options or {}).items() if each in SHAPED}
     try:
         when = shape(app, name, when, shaped, runtime=True) if shaped else when
-        slot = next_slot(when, moment(after))
+        slot = next_slot(when, moment(after + shift_of(when)))
     except Exception:  # noqa: BLE001 - a schedule's own search may raise anything
         slot = None
     if slot is None:

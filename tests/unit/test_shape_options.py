@@ -233,6 +233,21 @@ def test_a_calendar_that_lets_nothing_through_ends_the_search(made: Any, caplog:
     assert len([each for each in caplog.records if "entry never due entry=e" in each.getMessage()]) == 1
 
 
+def test_an_entry_of_one_time_with_a_jitter_runs_late_and_is_removed_then() -> None:
+    """It is named by the time that was given."""
+    world = World()
+    world.leader()
+    world.put("e", "at:2026-03-01T12:00:30Z", options={"neli_jitter": 40})
+    world.ticks(until=39)
+    assert world.slots() == []
+    world.ticks(until=60)
+    assert world.slots() == [30.0]
+    assert [each.at for each in world.sent] == [30.0 + 9.90625]
+    assert world.edit().known.definitions == {}
+    with pytest.raises(ConfigurationError, match="never comes"):
+        world.put("e", "at:2026-03-01T12:00:55Z", options={"neli_jitter": 40})
+
+
 def test_put_refuses_an_entry_whose_time_never_comes() -> None:
     """It names the options, too."""
     world = World()

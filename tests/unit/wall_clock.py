@@ -195,8 +195,11 @@ class WallClock:
         return [at for at in self.moments if (at - anchor) % interval == timedelta(0)]
 
     def shows_once(self, local: datetime) -> bool:
-        """Return whether the clock shows this local time, and only once."""
-        return self._shown.count(local) == 1
+        """Return whether the clock shows this local time, and only once, also before and after these steps."""
+        near = [local.replace(tzinfo=timezone.utc) + timedelta(hours=n) for n in range(-30, 31)]
+        offsets = {at.astimezone(self._zone).utcoffset() or timedelta(0) for at in near}
+        moments = {local.replace(tzinfo=timezone.utc) - offset for offset in offsets}
+        return sum(at.astimezone(self._zone).replace(tzinfo=None) == local for at in moments) == 1
 
     def shaped(
         self,

@@ -23,7 +23,7 @@ def list_(app: Any, as_json: bool) -> None:
         say_json(as_text([each.as_dict() for each in found]))
         return
     rows = [
-        (each.name, words(each.schedule or "?"), utc(each.next), utc(each.last), str(each.runs), state_of(each))
+        (each.name, _schedule_of(each), utc(each.next), utc(each.last), str(each.runs), state_of(each))
         for each in found
     ]
     table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
@@ -134,6 +134,12 @@ def _say(app: Any, found: periodic.Periodic) -> None:
     unled: Callable[[Any, str], str | None] | None = click.get_current_context().meta.get(UNLED)
     if unled is not None:
         note(unled(app, found.name))
+
+
+def _schedule_of(found: periodic.Periodic) -> str:
+    """Return the schedule of an entry in words, with the time zone that its options give it."""
+    zone = found.options.get("neli_timezone")
+    return words(found.schedule or "?") + (f" ({zone})" if zone is not None else "")
 
 
 def state_of(found: periodic.Periodic) -> str:
