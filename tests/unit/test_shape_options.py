@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import celery_neli.periodic.cli.entries
 from celery_neli import ReplicatedScheduler, cron
+from celery_neli.beat.wrapped import LeasedMixin
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.ordinary_beat import WHEN_OPTIONS, OrdinaryBeat
 from celery_neli.periodic import cli
@@ -24,7 +25,7 @@ from celery_neli.periodic.shape import UNHEEDED, shape
 from celery_neli.periodic.static import check_static
 from celery_neli.schedule.calendars import Calendar, holidays
 from celery_neli.schedule.shaped import shaped
-from celery_neli.schedule.slots import next_slot, once
+from celery_neli.schedule.slots import missed, next_slot, once
 from tests.unit.beats import NOON, World, _Store
 from tests.unit.schedulers import make_app
 
@@ -324,6 +325,36 @@ def test_another_scheduler_says_that_the_options_have_no_effect() -> None:
     [doubt] = found.doubts["e"]
     assert doubt.startswith("options: neli_jitter: has no effect")
     assert type(found.entries["e"]["schedule"]) is schedule
+
+
+def test_a_led_scheduler_of_another_kind_says_so_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Its entries keep the schedules that it knows."""
+    entries = {"e": {"task": "t", "schedule": 60, "options": {"neli_jitter": 5}}}
+    app = make_app(beat_schedule=entries)
+    scheduler = type("Leased", (LeasedMixin, beat.Scheduler), {})(app, lazy=True)
+    scheduler.update_from_dict(app.conf.beat_schedule)
+    assert type(scheduler.schedule["e"].schedule) is schedule
+    [line] = [each.getMessage() for each in caplog.records]
+    assert line.startswith("beat_schedule: entry=e: options: neli_jitter: has no effect")
+
+
+def test_an_entry_that_code_puts_into_a_scheduler_is_shaped() -> None:
+    """As it is, and as one of its fields; a wrong option is refused."""
+    app = make_app(timezone="UTC", neli_enabled=False)
+    scheduler = ReplicatedScheduler(app, lazy=True)
+    scheduler.neli_put(beat.ScheduleEntry("e", "t", schedule=crontab(), options={"neli_jitter": 5}, app=app))
+    scheduler.add(name="f", task="t", schedule=crontab(), options={"neli_jitter": 5})
+    assert {type(each.schedule) for each in scheduler.schedule.values()} == {shaped}
+    with pytest.raises(ConfigurationError, match="beat entry 'g': options: neli_jitter = -5: give a number"):
+        scheduler.add(name="g", task="t", schedule=crontab(), options={"neli_jitter": -5})
+
+
+def test_a_search_that_found_nothing_is_repeated_a_day_later() -> None:
+    """A calendar may name a day that is further away."""
+    made = shape(make_app(timezone="UTC"), "e", crontab(), {"neli_calendar": lambda day: True}, runtime=False)
+    owed = missed(made, NOON, NOON, 1)
+    assert owed is not None
+    assert (owed.total, owed.upcoming) == (0, NOON + timedelta(days=1))
 
 
 def test_an_ordinary_beat_says_that_the_options_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:

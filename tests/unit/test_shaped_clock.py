@@ -242,6 +242,16 @@ def test_days_of_a_calendar_where_the_clock_is_changed_at_midnight(zone: str) ->
                     bench.compare(case, Forecast())
 
 
+def test_a_day_whose_end_comes_twice_is_left_out_to_the_second() -> None:
+    """St. John's, 2 November 2008: a minute after midnight, the clock was set back to 23:01 of the first."""
+    rng = random.Random(2)
+    bench = Bench("America/St_Johns", datetime(2008, 11, 2, 2, tzinfo=UTC), 3600 * 3, SECOND, rng)
+    assert len(bench.days) == 2
+    when, runs = cron("* * * * * *", app=bench.app), bench.clock.runs(Line.of("* * * * * *"))
+    options = {"neli_calendar": {bench.days[0]}, "only": False}
+    assert bench.compare(bench.case("every second", when, runs, options, zoned=True), Forecast()) > 1000
+
+
 def test_shifts_are_the_same_in_every_process_and_lie_within_the_jitter() -> None:
     """Whatever Python's hash is made of; less than the jitter, and a multiple of a 64th of a second."""
     names = ["e", "tidy-up-42", "Ü", "\ud800"]

@@ -249,3 +249,31 @@ def test_an_entry_that_the_former_leader_did_not_have_begins_with_the_slot_that_
     second.member.lead()
     world.ticks(until=200)
     assert world.slots() == [120.0, 180.0]
+
+
+@pytest.mark.parametrize(("before", "after"), [(5.0, 40.0), (40.0, 5.0)])
+def test_a_jitter_that_is_changed_just_before_the_leader_ends_loses_nothing(before: float, after: float) -> None:
+    """Whatever the mark *done* says: it was for other times."""
+    world = World({"other": 1.0})
+    first = world.leader()
+    world.put("e", "* * * * *", options={"neli_jitter": before})
+    world.ticks(until=125)
+    first.topic.up = False  # it does not learn of the change
+    world.put("e", "* * * * *", options={"neli_jitter": after})
+    first.crash()
+    world.beat().member.lead()
+    world.ticks(until=250)
+    assert world.slots() == minutes(1, 4)
+
+
+def test_a_time_zone_that_is_changed_owes_nothing_of_the_past() -> None:
+    """As with a changed schedule, slots up to the change have passed."""
+    world = World()
+    world.interval = 30.0
+    world.leader()
+    world.put("e", "0 9 * * *", options={"neli_timezone": "America/New_York"})
+    world.ticks(until=24 * 3600)
+    assert world.slots() == [2 * 3600.0]
+    world.put("e", "0 9 * * *", options={"neli_timezone": "Europe/London"})
+    world.ticks(until=46 * 3600)
+    assert world.slots() == [2 * 3600.0, 45 * 3600.0]

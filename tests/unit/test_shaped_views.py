@@ -256,16 +256,17 @@ def test_explain_finds_slots_by_their_names() -> None:
 def test_what_options_make_of_a_schedule_does_not_change_its_fingerprint_but_they_do() -> None:
     """In every process the same, although each has objects of its own."""
 
-    def of(**options: Any) -> str:
+    def of(when: Any = None, **options: Any) -> str:
         from celery.beat import Scheduler
 
         app = app_of({})
         lazy = Scheduler(app, schedule={}, lazy=True)
-        lazy.merge_inplace(check_static({"e": entry(crontab(hour={3, 4}), **options)}, app).entries)
+        lazy.merge_inplace(check_static({"e": entry(when or crontab(hour={3, 4}), **options)}, app).entries)
         return fingerprint(lazy.schedule.values())
 
     assert of(jitter=40, calendar="holidays:DE-BY") == of(jitter=40, calendar="holidays:DE-BY")
     assert of(jitter=40) != of(jitter=41)
+    assert of(3600, jitter=40) != of(3601, jitter=40), "both have the same repr"
 
 
 def test_a_nominal_slot_is_the_slot_of_any_other_schedule() -> None:
