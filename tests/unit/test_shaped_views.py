@@ -266,7 +266,7 @@ def test_what_options_make_of_a_schedule_does_not_change_its_fingerprint_but_the
 
     assert of(jitter=40, calendar="holidays:DE-BY") == of(jitter=40, calendar="holidays:DE-BY")
     assert of(jitter=40) != of(jitter=41)
-    assert of(3600, jitter=40) != of(3601, jitter=40), "both have the same repr"
+    assert of(7200, jitter=40) != of(7201, jitter=40), "both have the same repr"
 
 
 def test_a_nominal_slot_is_the_slot_of_any_other_schedule() -> None:
