@@ -51,9 +51,9 @@ class Periodic:
 
     `schedule`: its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
     `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often it ran. `next`: the next
-    slot, in the past if it is overdue, or waits for its jitter; None if there is none, the entry is paused, or only the
-    schedule itself knows. `finished`: it never runs again, because of its `neli_end` or `neli_max_runs`, or because its
-    only time is past.
+    slot; None if there is none, the entry is paused, or only the schedule itself knows. `due`: when that slot is due:
+    then, or later by the entry's jitter; in the past if it is overdue. `finished`: it never runs again, because of its
+    `neli_end` or `neli_max_runs`, or because its only time is past.
     `since`: no slot at or before it runs (of an entry of `beat_schedule`, the end of its last pause). `changes`: who
     did what and when, oldest first, the last 20. `problem`: why this process cannot make an entry of it, if so.
     """
@@ -69,6 +69,7 @@ class Periodic:
     last: float | None = None
     runs: int = 0
     next: float | None = None
+    due: float | None = None
     finished: bool = False
     since: float | None = None
     changes: tuple[Change, ...] = ()
@@ -106,7 +107,9 @@ def put(
             schedule of Celery's.
         args: the positional arguments, which must be JSON (datetimes pass).
         kwargs: the keyword arguments, which must be JSON, too.
-        options: the options of `Task.apply_async`, and the misfire and overlap policies.
+        options: the options of `Task.apply_async`, the misfire and overlap policies, what else decides when it runs
+            (`neli_timezone`, `neli_start`, `neli_end`, `neli_max_runs`, `neli_calendar`, `neli_jitter`), and
+            `neli_tags`.
         by: who makes the change, for `changes`; by default user@host.
 
     Returns:
@@ -198,7 +201,7 @@ def view_of(editor: ScheduleEditor, name: str) -> Periodic:
     except Exception as exc:  # noqa: BLE001 - a user's class may raise anything: the other entries are shown
         found = _unshown(name, printable_error(exc))
     if found.source == RUNTIME and editor.not_run is not None:
-        return replace(found, next=None, problem=f"not run: {editor.not_run}")
+        return replace(found, next=None, due=None, problem=f"not run: {editor.not_run}")
     return found
 
 
@@ -243,6 +246,7 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
         source=BEAT_SCHEDULE if static else RUNTIME,
         paused=found.paused,
         next=None if found.paused else upcoming,
+        due=None if found.paused or upcoming is None else upcoming + shift_of(entry.schedule),
         finished=entry is not found and upcoming is None and is_finished(entry, runs),
         last=state.last if state and state.runs else None,
         runs=runs,

@@ -20,6 +20,7 @@ from celery_neli.logs import LogLimit, escaping
 from celery_neli.printable import closest, printable_error, shown
 
 HOLIDAYS: Final = "holidays:"
+LANGUAGE: Final = "en_US"  # of their names, where there are any in it; without, each host would have its own
 SKIP, ONLY = "skip", "only"
 DAYS: Final = 4096  # that a calendar remembers
 SLOW: Final = 1.0  # seconds after which an answer is logged as slow
@@ -125,7 +126,7 @@ def _place(library: Any, code: str) -> Any:
     country, _, part = code.upper().partition("-")
     countries, exchanges = library.list_supported_countries(), library.list_supported_financial()
     if country in exchanges and not part:
-        return library.financial_holidays(country)
+        return library.financial_holidays(country, language=LANGUAGE)
     if country not in countries:
         near = closest(country, [*countries, *exchanges], least=0.6) if country else None
         hint = f"did you mean {near}?" if near else "give the code of a country, such as DE, or DE-BY for a part of it"
@@ -134,4 +135,4 @@ def _place(library: Any, code: str) -> Any:
         parts = ", ".join(sorted(countries[country])) or "none"
         raise ConfigurationError(f"{country} has no part {shown(part)}; it has {parts}")
     known = next((each for each in countries[country] if each.upper() == part), None)
-    return library.country_holidays(country, subdiv=known)
+    return library.country_holidays(country, subdiv=known, language=LANGUAGE)

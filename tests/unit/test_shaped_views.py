@@ -166,7 +166,7 @@ def test_the_next_slot_is_shown_by_its_name() -> None:
         index.add(kind, name, value)
     view = index.view("e")
     assert view is not None
-    assert (view.next, view.last) == (START + 60, None)  # it waits for its jitter
+    assert (view.next, view.due, view.last) == (START + 60, START + 60 + SHIFT, None)
     world.ticks(until=100)
     for kind, name, value, _ in world.log:
         index.add(kind, name, value)
