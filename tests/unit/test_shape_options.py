@@ -153,7 +153,7 @@ def test_the_command_line_has_an_option_for_each(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(celery_neli.periodic.cli.entries, "_say", lambda *_: None)
     words = [
-        *("--tz", "Europe/Berlin", "--start", "2026-12-01T10:00", "--end", "2027-01-01", "--max-runs", "3"),
+        *("--tz", "Europe/Berlin", "--start", "2026-12-01T10:00", "--end", "2027-01-01T00:00", "--max-runs", "3"),
         *("--calendar", "only holidays:DE-BY", "--jitter", "60", "--tag", "a", "--tag", "b"),
     ]
     found = CliRunner().invoke(
@@ -162,7 +162,7 @@ def test_the_command_line_has_an_option_for_each(monkeypatch: pytest.MonkeyPatch
     assert found.exit_code == 0, found.output
     [options] = stored
     assert options == {
-        "neli_timezone": "Europe/Berlin", "neli_start": "2026-12-01T10:00", "neli_end": "2027-01-01",
+        "neli_timezone": "Europe/Berlin", "neli_start": "2026-12-01T10:00", "neli_end": "2027-01-01T00:00",
         "neli_max_runs": 3, "neli_calendar": "only holidays:DE-BY", "neli_jitter": 60.0, "neli_tags": ["a", "b"],
     }  # fmt: skip
 
