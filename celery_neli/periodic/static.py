@@ -102,9 +102,10 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
             log.warning("beat_schedule: entry=%s: %s", name, doubt)
 
 
-def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
+def with_sound_schedule(name: Any, fields: Any, app: Any, *, shaping: bool = True) -> Any:
     """Return the fields of an entry that an application adds, its schedule as Celery takes it.
 
+    Without ``shaping``, for schedulers that know only Celery's options, options that say when an entry runs are refused.
     Raises `ConfigurationError`, which names the entry, if its schedule, last run or count is wrong.
     """
     if not isinstance(fields, Mapping) or fields.get("schedule") is None:
@@ -115,7 +116,7 @@ def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
         sound = {**fields, "schedule": _sound_schedule(fields, app)}
         options: Any = fields.get("options")
         if is_mapping(options) and not SHAPED.isdisjoint(options):
-            for mistake in option_mistakes(options, runtime=False):
+            for mistake in (*option_mistakes(options, runtime=False), *(() if shaping else _unheeded(options))):
                 raise ConfigurationError(mistake)
             sound["schedule"] = _shaped(name, sound, app)
         return sound

@@ -16,7 +16,7 @@ from celery.schedules import crontab, schedule, solar
 from click.testing import CliRunner
 
 import celery_neli.periodic.cli.entries
-from celery_neli import ReplicatedScheduler, cron
+from celery_neli import ReplicatedScheduler, Scheduler, cron
 from celery_neli.beat.wrapped import LeasedMixin
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.ordinary_beat import WHEN_OPTIONS, OrdinaryBeat
@@ -336,6 +336,14 @@ def test_a_led_scheduler_of_another_kind_says_so_in_the_log(caplog: pytest.LogCa
     assert type(scheduler.schedule["e"].schedule) is schedule
     [line] = [each.getMessage() for each in caplog.records]
     assert line.startswith("beat_schedule: entry=e: options: neli_jitter: has no effect")
+
+
+def test_an_entry_that_code_adds_to_a_scheduler_of_another_kind_is_refused() -> None:
+    """Before anything was added."""
+    scheduler = Scheduler(make_app(neli_group="g", neli_kafka="127.0.0.1:1"), lazy=True)
+    with pytest.raises(ConfigurationError, match="beat entry 'e': options: neli_jitter: has no effect"):
+        scheduler.add(name="e", task="t", schedule=60, options={"neli_jitter": 5})
+    assert "e" not in scheduler.schedule
 
 
 def test_an_entry_that_code_puts_into_a_scheduler_is_shaped() -> None:
