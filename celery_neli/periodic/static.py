@@ -105,7 +105,7 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
 def with_sound_schedule(name: Any, fields: Any, app: Any, *, shaping: bool = True) -> Any:
     """Return the fields of an entry that an application adds, its schedule as Celery takes it.
 
-    Without ``shaping``, for schedulers that know only Celery's options, options that say when an entry runs are refused.
+    Without ``shaping``, for schedulers that know only Celery's options, those that say when an entry runs are refused.
     Raises `ConfigurationError`, which names the entry, if its schedule, last run or count is wrong.
     """
     if not isinstance(fields, Mapping) or fields.get("schedule") is None:

@@ -43,7 +43,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @cache
 def app_in(zone: str) -> Celery:
-    return make_app(timezone=zone)
+    app = make_app(timezone=zone)
+    app.now = lambda: datetime(2026, 1, 1, tzinfo=UTC)
+    return app
 
 
 @dataclass
