@@ -73,8 +73,9 @@ def check_static(
                 fields["schedule"] = _shaped(name, fields, app)
             if not wrong:
                 doubts.extend(_doubts(fields, app))
-                if not shaping:
-                    doubts.extend(_unheeded(fields.get("options")))
+                if not shaping and (unheeded := [*_unheeded(fields.get("options"))]):
+                    doubts.extend(unheeded)
+                    fields["options"] = {key: each for key, each in fields["options"].items() if key not in UNHEEDED}
                 # To make Celery's own entry of an interval runs no code of an application.
                 quick = kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
                 if takes is not None and not quick:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import sys
 from datetime import date, datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,16 @@ def test_the_command_line_has_an_option_for_each(monkeypatch: pytest.MonkeyPatch
     }  # fmt: skip
 
 
+def test_without_the_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for which option."""
+    monkeypatch.setitem(sys.modules, "holidays", None)
+    with pytest.raises(ConfigurationError) as raised:
+        World().put("e", "5m", options={"neli_calendar": "holidays:FR"})
+    assert str(raised.value) == (
+        "options: neli_calendar = 'holidays:FR': needs the library holidays: pip install \"celery-neli[calendars]\""
+    )
+
+
 @pytest.mark.parametrize("source", ["os.path", OF_HERE, "os:system", "celery_neli.cron"])
 def test_a_record_runs_no_code_of_its_choice(source: str) -> None:
     """A path is refused at runtime, also one that can be imported; by its name in `neli_calendars` it is taken."""
@@ -324,6 +335,7 @@ def test_another_scheduler_says_that_the_options_have_no_effect() -> None:
     found = check_static(entries, make_app(), kind=beat.ScheduleEntry, shaping=False)
     [doubt] = found.doubts["e"]
     assert doubt.startswith("options: neli_jitter: has no effect")
+    assert found.entries["e"]["options"] == {"neli_tags": ["a"]}, "what it does not know is kept from its messages"
     assert type(found.entries["e"]["schedule"]) is schedule
 
 
