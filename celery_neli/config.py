@@ -271,7 +271,8 @@ class BeatSettings:
 
 def beat_settings(app: Celery) -> BeatSettings:
     """Return what a beat needs from the app's settings, which it loads. Raises `ConfigurationError`."""
-    setting(app, "neli_least_interval")
+    for name in ("neli_least_interval", "neli_calendars"):
+        setting(app, name)
     return BeatSettings(
         sends_in_doubt=setting(app, "neli_in_doubt") == "send",
         parallel=setting(app, "neli_publish_parallel"),

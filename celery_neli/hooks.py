@@ -84,6 +84,7 @@ class SlotEvent:
     first: float | None = None
     error: str = ""
     at: float = field(default_factory=time.time)
+    due: float | None = None  # when the slot was due, which `neli_jitter` makes later than the slot; None: at the slot
     schedule: Any = None  # the entry's, an object of this process: no part of any record
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from celery.signals import beat_init, celeryd_init
 
-from celery_neli.config import Config, from_app, is_elected, not_read, scheduler_named
+from celery_neli.config import Config, from_app, is_elected, is_replicated, not_read, scheduler_named
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.printable import closest, failure, printable
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from celery_neli.status import ElectionStatus
 
 PATIENCE: Final = 2.0  # seconds that Kafka has to answer
+#: Options of an entry that say when it runs, which only our own scheduler knows.
+WHEN_OPTIONS: Final = frozenset(
+    ("neli_timezone", "neli_jitter", "neli_start", "neli_end", "neli_calendar", "neli_max_runs")
+)
 NAMES: Final = ("celery_neli.Scheduler", "celery_neli.ReplicatedScheduler")  # as users give them to `--scheduler`
 LIKE: Final = 0.7  # how similar, from 0 to 1, a name that cannot be imported must be to count as a misspelling
 
@@ -85,6 +89,7 @@ class OrdinaryBeat:
             return
         app, cls = sender.scheduler.app, type(sender.scheduler)
         _warn_of_group_not_read(app)
+        _warn_of_options(app, cls)
         if reason := self._reason_against(app, cls):
             logger_of(__name__).critical("%s", reason)
             raise SystemExit(1)  # celery.signals swallows every Exception
@@ -176,6 +181,25 @@ def _warn_of_group_not_read(app: Any) -> None:
         return  # beside a namespace, another prefix may be that of another app
     if hint := not_read(app, "neli_group"):
         logger_of(__name__).warning("neli_group is not set, so this process takes part in no election: %s", hint)
+
+
+def _warn_of_options(app: Any, cls: type[Any]) -> None:
+    """Log one line if entries have options that say when they run, and this scheduler knows none of them."""
+    entries = app.conf.beat_schedule
+    if is_elected(cls) or is_replicated(cls) or not isinstance(entries, Mapping):
+        return
+    with_options = [(name, each["options"]) for name, each in entries.items()
+                    if isinstance(each, Mapping) and isinstance(each.get("options"), Mapping)]  # fmt: skip
+    found = [(name, option) for name, options in with_options for option in options if option in WHEN_OPTIONS]
+    if found:
+        names = sorted({str(name) for name, _ in found})
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        logger_of(__name__).warning(
+            "beat: options=%s of entries=%s%s have no effect here: the scheduler %s.%s runs them by their schedules "
+            "alone. Start this beat with --scheduler celery_neli.Scheduler, or take the options out",
+            ",".join(sorted({option for _, option in found})), ",".join(map(printable, names[:3])), more,
+            cls.__module__, cls.__qualname__,
+        )  # fmt: skip
 
 
 def _write_to_logfile(app: Any, line: str, options: Mapping[str, Any]) -> None:

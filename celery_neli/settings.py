@@ -26,6 +26,7 @@ VERSION_MOST: Final = 1 << 53
 MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")
 
 _KAFKA_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]+")
+_CALENDAR = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _ROLE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka takes any other for an unreachable server
 #: Second names of librdkafka's properties (its CONFIGURATION.md), and the main ones.
@@ -157,6 +158,15 @@ _ADDRESS = Check(
     ),
     "give host:port, such as '127.0.0.1:9808', or a dict with such an address for 'beat' and for 'worker'",
 )
+_CALENDARS = Check(
+    lambda value: (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and _CALENDAR.fullmatch(name) for name in value)
+        and all((isinstance(each, str) and each) or callable(each) for each in value.values())
+    ),
+    "give a dict of functions, or of their paths, by names of 1 to 100 of the characters A-Z a-z 0-9 . _ -",
+)
 _FLAG = Check(lambda value: isinstance(value, bool), "give True or False")
 _GRACE = Check(
     lambda value: _is_number(value) and 0 < value <= SECONDS_MOST, "give a number of seconds above 0, or None"
@@ -237,6 +247,11 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
         ),
         Setting("neli_least_interval", _seconds(0.001), default=1.0): (
             "the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be shorter"
+        ),
+        Setting("neli_calendars", _CALENDARS, documented="none"): (
+            "the calendars of the application, by name, each a function (or the path of one) that takes a date and says"
+            " whether it is in the calendar: entries name one of them as their [`neli_calendar`]"
+            "(schedule.md#calendars-neli_calendar)"
         ),
         Setting("neli_publish_parallel", _whole(1, 64), default=1): (
             "how many connections to the task broker a beat uses while many entries are due (1 to 64). More help "
@@ -331,7 +346,9 @@ An entry may have options of its own, in its `options`: `neli_misfire`, `neli_mi
 ([missed slots](schedule.md#missed-slots-the-misfire-policy)), `neli_expires` \
 ([tasks not worth running late](schedule.md#tasks-that-are-not-worth-running-late-neli_expires)), and `neli_overlap` \
 and `neli_overlap_age` \
-([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy)), and \
+([tasks that outlast their interval](schedule.md#tasks-that-outlast-their-interval-the-overlap-policy)), \
+`neli_timezone`, `neli_start`, `neli_end`, `neli_max_runs`, `neli_calendar`, `neli_jitter` and `neli_tags` \
+([when an entry runs](schedule.md#when-an-entry-runs-time-zone-start-end-calendar-jitter)), \
 `neli_overdue` and `neli_max_runtime` ([alarms](alarms.md)), and `neli_pause_on_failure` \
 ([entries that keep failing](schedule.md#entries-that-keep-failing-neli_pause_on_failure))."""
 

@@ -12,6 +12,7 @@ from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of
 from celery_neli.printable import printable_error
+from celery_neli.schedule.due import runs_left
 from celery_neli.schedule.policies import PAUSE_ON_FAILURE
 from celery_neli.schedule_topic.codec import (
     ENTRY,
@@ -38,6 +39,7 @@ class WatchedEntries:
         self._app, self._overdue, self._static, self._began = app, overdue, static, now
         self._states: dict[str, State] = {}
         self._definitions: dict[str, Definition] = {}
+        self._counted: set[str] = set()  # entries that end after so many runs
         self._shown = LogLimit(SAID_EVERY)
         for name in static:
             self._watch(name, now)
@@ -65,7 +67,7 @@ class WatchedEntries:
             for each in self._static:
                 if each != name:
                     self._watch(each, now)
-        if before is None and name in self._static:
+        if (before is None and name in self._static) or name in self._counted:
             self._watch(name, now)
         else:
             self._overdue.settled(name, self._last(name, now))
@@ -125,7 +127,11 @@ class WatchedEntries:
             return None
         else:
             made = entry_of(definition, name, self._app)
-        options = made.options or {}
+        options, state = made.options or {}, self._states.get(name)
+        if options.get("neli_max_runs") is not None:
+            self._counted.add(name)
+            if not runs_left(made, 0 if state is None else state.runs):
+                return None
         since = 0.0 if definition is None else definition.since
         base = 0.0 if since > now + START_AHEAD else since
         last = self._last(name, now)

@@ -21,8 +21,9 @@ from celery.schedules import crontab
 from celery_neli import hooks
 from celery_neli.history.records import BACKFILL, BY_HAND, Record, RunRecord, SlotRecord
 from celery_neli.history.runs import STARTED
+from celery_neli.schedule.cron import cron
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.slots import id_at, missed, next_slot
+from celery_neli.schedule.slots import base_of, id_at, missed, next_slot, nominal, shift_of
 
 SLOT: Final = "slot_overdue"
 RUN: Final = "run_overdue"
@@ -69,8 +70,8 @@ class Alarm:
 @dataclass(slots=True, kw_only=True)
 class Entry:
     """An entry whose slots are watched. `base`: no slot at or before it counts; `last`: its last slot that is settled;
-    `seen`: its last slot of which all was told; `overdue` and `max_runtime`: its own allowances, None without;
-    `countdown`: how many seconds its tasks wait in workers before they start.
+    `seen`: its last slot of which all was told, all three without the shift of a jitter. `overdue` and `max_runtime`:
+    its own allowances, None without; `countdown`: how many seconds its tasks wait in workers before they start.
     """
 
     task: str
@@ -83,6 +84,11 @@ class Entry:
     countdown: float = 0.0
     allowance: float = ALLOWANCE  # as of its next slot
     has_slots: bool = False
+
+    @property
+    def shift(self) -> float:
+        """How many seconds after its slots it is due."""
+        return shift_of(self.schedule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +193,7 @@ class Overdue:
             begins = max(at, record.at) + self._countdown(record.entry)
             self._wait(token, _Pending(record, NOT_STARTED, self._allowance(record.entry)), begins)
         elif record.outcome == hooks.REFUSED:
-            self._wait(token, _Pending(record, REFUSED, self._allowance(record.entry)), at)
+            self._wait(token, _Pending(record, REFUSED, self._allowance(record.entry)), at + self._shift(record.entry))
 
     def _note_run(self, record: RunRecord) -> None:
         token = _token(record)
@@ -238,21 +244,22 @@ class Overdue:
         error = self._errors.get(name, "")
         yield Alarm(
             kind=SLOT, entry=name, task=entry.task, slot=slot, id=id_at(self._group, name, slot),
-            reason=FAILED if error else NOT_SENT, deadline=slot + allowance, allowance=allowance,
+            reason=FAILED if error else NOT_SENT, deadline=slot + entry.shift + allowance, allowance=allowance,
             count=count, error=error, schedule=entry.schedule,
         )  # fmt: skip
 
     def _owed(self, entry: Entry, until: float) -> tuple[float, int] | None:
         """Return the last slot that is overdue at `until`, and how many are; they count as told from now on."""
-        since = max(entry.base, entry.last, entry.seen)
+        since = max(entry.base, entry.last, entry.seen) + entry.shift
         if since < self._inherited - entry.allowance:  # its slots up to there were told by another process
             earlier = missed(entry.schedule, _moment(since), _moment(self._inherited - entry.allowance), 1)
             if earlier is not None and earlier.newest:
-                since = entry.seen = earlier.newest[-1].timestamp()
+                since = earlier.newest[-1].timestamp()
+                entry.seen = since - entry.shift
         found = missed(entry.schedule, _moment(since), _moment(until - entry.allowance), 1)
         if found is None or not found.newest:
             return None
-        entry.seen = found.newest[-1].timestamp()
+        entry.seen = nominal(entry.schedule, found.newest[-1]).timestamp()
         return entry.seen, found.total
 
     def _judge_pending(self, token: str, deadline: float) -> Iterator[Alarm]:
@@ -279,7 +286,7 @@ class Overdue:
 
     def _place(self, name: str, entry: Entry) -> None:
         """Put the entry where its next slot would be overdue."""
-        after = max(entry.base, entry.last, entry.seen)
+        after = max(entry.base, entry.last, entry.seen) + entry.shift
         slot, following = self._next(entry.schedule, after)
         entry.has_slots = slot is not None
         if slot is None:
@@ -304,7 +311,7 @@ class Overdue:
         if slot is not None:
             following = next_slot(when, slot)
             slot, following = slot.timestamp(), None if following is None else following.timestamp()
-            if isinstance(when, crontab):
+            if isinstance(base_of(when), (crontab, cron)):
                 if len(self._searches) >= SEARCHES:
                     self._searches.clear()
                 self._searches[id(when)] = after, slot, following, when  # which keeps its id
@@ -319,6 +326,10 @@ class Overdue:
     def _has_slots(self, name: str) -> bool:
         entry = self._entries.get(name)
         return entry is not None and entry.has_slots
+
+    def _shift(self, name: str) -> float:
+        entry = self._entries.get(name)
+        return 0.0 if entry is None else entry.shift
 
     def _countdown(self, name: str) -> float:
         entry = self._entries.get(name)

@@ -5,7 +5,6 @@ Only the process that watches does so. The lease is asked just before an entry i
 
 from __future__ import annotations
 
-import inspect
 import logging
 import queue
 import time
@@ -133,9 +132,7 @@ class Pauser:
 
 def pause_entry(app: Any, name: str, *, note: str, version: str) -> None:
     """Pause an entry, unless its definition is another one by now. Raises `NeliError`."""
-    takes = inspect.signature(periodic.pause).parameters
-    more = {"note": note, "expected": version or None}
-    periodic.pause(app, name, by=BY, **{key: each for key, each in more.items() if key in takes})
+    periodic.pause(app, name, by=BY, note=note, expected=version or None)
 
 
 def _end_of(run: Run) -> End:

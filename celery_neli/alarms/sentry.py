@@ -17,6 +17,8 @@ from celery_neli.alarms.reports import BAD, GOOD, OVERDUE, SENT, Report
 from celery_neli.alarms.sink import Sink, SinkError
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
+from celery_neli.schedule.cron import cron
+from celery_neli.schedule.slots import Derived, shift_of
 
 _STATUSES = {SENT: "in_progress", GOOD: "ok", BAD: "error", OVERDUE: "error"}
 #: The units of intervals, in seconds, the longest first. Sentry knows no seconds.
@@ -51,7 +53,10 @@ class _CheckIns:
             config = monitor_config(report.schedule, self._app)
             if config is None:
                 if self._said.allows(report.entry):
-                    why = "Sentry Crons knows crontabs, and intervals of whole minutes"
+                    why = (
+                        "Sentry Crons knows crontabs without seconds, and intervals of whole minutes, without "
+                        "neli_calendar and neli_end"
+                    )
                     logger.warning("alarms: entry=%s has no monitor in Sentry: %s", report.entry, why)
                 return
         self._crons.capture_checkin(
@@ -75,7 +80,17 @@ def monitor_config(when: Any, app: Any) -> dict[str, Any] | None:
     """Return the configuration of an entry's monitor, as sentry-sdk's integration makes it; None if Sentry knows no
     such schedule.
     """
-    if isinstance(when, crontab):
+    shift = shift_of(when)
+    if isinstance(when, Derived):
+        if when.end is not None or when.searched_again:
+            return None  # Sentry would miss check-ins on the days that are left out, and after the end
+        when = when.inner
+    made: dict[str, Any]
+    if isinstance(when, cron):
+        if when.five_fields is None:
+            return None
+        made = {"type": "crontab", "value": when.five_fields}
+    elif isinstance(when, crontab):
         fields = (getattr(when, f"_orig_{name}") for name in
                   ("minute", "hour", "day_of_month", "month_of_year", "day_of_week"))  # fmt: skip
         made = {"type": "crontab", "value": " ".join(map(str, fields))}
@@ -88,4 +103,7 @@ def monitor_config(when: Any, app: Any) -> dict[str, Any] | None:
     else:
         return None
     zone = getattr(when, "tz", None) or app.timezone or "UTC"
-    return {"schedule": made, "timezone": str(zone)}
+    found: dict[str, Any] = {"schedule": made, "timezone": str(zone)}
+    if shift:
+        found["checkin_margin"] = 1 + math.ceil(shift / 60)  # minutes; without it, one
+    return found

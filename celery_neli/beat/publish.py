@@ -28,6 +28,7 @@ from celery_neli import hooks
 from celery_neli.beat.tenure import Tenure
 from celery_neli.logs import escaping
 from celery_neli.schedule.cron import cron
+from celery_neli.schedule.slots import nominal
 
 logger = escaping(get_logger(__name__))
 
@@ -165,7 +166,7 @@ def beat_headers(entry: Any, *, term: int, slot: datetime | None = None) -> dict
     """
     return {
         "neli_beat_term": term,
-        "neli_beat_slot": (slot or due_slot(entry)).isoformat(),
+        "neli_beat_slot": (due_slot(entry) if slot is None else nominal(entry.schedule, slot)).isoformat(),
         "neli_beat_entry": str(entry.name),
     }
 

@@ -238,7 +238,8 @@ class Scheduler(celery.beat.Scheduler):
         Raises:
             ConfigurationError: The schedule is wrong; nothing was added.
         """
-        kwargs = with_sound_schedule(kwargs.get("name"), kwargs, self.app)
+        shaping = is_replicated(self._kind())
+        kwargs = with_sound_schedule(kwargs.get("name"), kwargs, self.app, shaping=shaping)
         added = [scheduler.add(**kwargs) for scheduler in self._schedulers]
         if not added:
             added = [self.Entry(app=self.app, **kwargs)]

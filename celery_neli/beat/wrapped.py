@@ -136,7 +136,7 @@ class LeasedMixin(celery.beat.Scheduler):
     def _neli_sound(self, given: Any) -> Any:
         if given is not self.app.conf.beat_schedule:
             return given  # the scheduler's own entries
-        found = check_static(given, self.app, kind=self.Entry)
+        found = check_static(given, self.app, kind=self.Entry, shaping=False)
         log_mistakes(found, logger)
         return found.entries
 

@@ -20,11 +20,12 @@ def events_of(facts: Facts, words: Words) -> list[tuple[float, str]]:
 
 
 def _events(facts: Facts, slot: float, words: Words) -> Iterator[tuple[float | None, str]]:
-    if facts.exact and slot <= facts.now:
-        yield slot, "the slot was due"
+    due = slot + facts.shift
+    if facts.exact and due <= facts.now:
+        yield due, "the slot was due" + (f", {facts.shift:.3f} s after its time (neli_jitter)" if facts.shift else "")
     yield from _of_definition(facts, slot)
-    if facts.exact and slot <= facts.now:
-        yield from _of_terms(facts, slot)
+    if facts.exact and due <= facts.now:
+        yield from _of_terms(facts, due)
         for claim in facts.claims:
             yield from _of_claim(claim)
     if facts.run is not None:

@@ -26,6 +26,8 @@ class Facts:
     exact: bool = True  # False: the schedule has no slot then; `before` and `after` are its nearest ones
     before: float | None = None
     after: float | None = None
+    shift: float = 0.0  # how many seconds after its slot it is due (neli_jitter)
+    left_out: str = ""  # why the entry's options leave out the slot
     schedule: str = ""  # its text, as it was at the time of the slot
 
     # The entry, by the schedule topic and this process's beat_schedule
@@ -55,6 +57,11 @@ class Facts:
     run: Run | None = None  # what it says of the slot, maybe with others that were left out together
     later: Run | None = None  # the first run of a later slot that was sent
     no_history: str = ""  # why it says nothing
+
+    @property
+    def due(self) -> float | None:
+        """When the slot was due."""
+        return None if self.slot is None else self.slot + self.shift
 
 
 class Gap(NamedTuple):

@@ -24,11 +24,14 @@ from celery_neli.history.runs import Run
 from celery_neli.history.topic import NoHistory, read_runs
 from celery_neli.kafka.reader import RawRecord
 from celery_neli.periodic.definition import entry_of, schedule_of_text
+from celery_neli.periodic.definition import moment as _moment
 from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.periodic.store import Topic
 from celery_neli.periodic.view import RUNTIME, entry_names, view_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.policies import OVERLAP, SKIP, Misfire
+from celery_neli.schedule.shaped import shaped
+from celery_neli.schedule.slots import shift_of
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode_definition, decode_state, key_of
 from celery_neli.schedule_topic.topic import read_all
 from celery_neli.timeline import SlotWatch, read_timelines
@@ -108,12 +111,12 @@ class _Search:
             slot = self._window.begin
             before, after = slots.before(slot), slots.after(slot)
             # Where the schedule does not tell its slots, nothing is known to be none.
-            facts = replace(facts, exact=not slots.known, before=before, after=after)
+            facts = replace(facts, exact=not slots.known, before=before, after=after, left_out=self._left_out(when))
         if slot is None:
             return replace(facts, after=slots.after(self._now))
         later = [each for each in self._runs if each.slot is not None and each.slot > slot and each.outcome == "sent"]
         facts = replace(facts, slot=slot, run=run, later=min(later, key=lambda each: each.when, default=None))
-        return self._of_leaders(facts, slot)
+        return self._of_leaders(facts, slot + facts.shift)
 
     # The schedule topic
 
@@ -144,6 +147,7 @@ class _Search:
             entry=name,
             now=self._now,
             slot=None,
+            shift=shift_of(when),
             schedule=schedule,
             exists=exists,
             runtime=view is not None and view.source == RUNTIME,
@@ -168,6 +172,15 @@ class _Search:
             return ""
 
     # The slot
+
+    def _left_out(self, when: Any) -> str:
+        """Return why the options of the entry leave out a slot in the window, "" if they leave out none."""
+        if not isinstance(when, shaped) or when.floats or self._window is None:
+            return ""
+        slot = when.first_of_inner(_moment(self._window.begin))
+        if slot is None or slot.timestamp() >= self._window.end:
+            return ""
+        return when.why_not(slot) or ""
 
     def _anchor(self, moment: float | None, since: float | None) -> float | None:
         """Return a slot of the entry, as near to the moment as is known: its last run, as a state has it."""

@@ -18,6 +18,7 @@ from celery_neli.explain.report import Story
 from celery_neli.explain.told import verdict_of_history
 from celery_neli.explain.verdict import Verdict, is_before_log, without_leader
 from celery_neli.explain.words import Words, named, span
+from celery_neli.printable import printable
 from celery_neli.timeline import Claim
 
 SOON: Final = 15.0  # seconds after a slot within which it may be on its way
@@ -101,9 +102,12 @@ class _Judge:
             verb = "slots are" if len(nearest) > 1 else "slot is"
             near = f" The nearest {verb} {' and '.join(nearest)}." if nearest else ""
             schedule = f" ({named(facts.schedule)})" if facts.schedule else ""
-            return Verdict("not a slot", False, f"{words.time(facts.slot)} is not a slot of the entry{schedule}.{near}")
-        if facts.slot > facts.now:
-            return Verdict("not due", False, f"It is not due yet, but in {span(facts.slot - facts.now)}.")
+            why = f": {printable(facts.left_out)}" if facts.left_out else ""
+            text = f"{words.time(facts.slot)} is not a slot of the entry{schedule}{why}.{near}"
+            return Verdict("not a slot", False, text)
+        if facts.slot + facts.shift > facts.now:
+            wait = f"It is not due yet, but in {span(facts.slot + facts.shift - facts.now)}."
+            return Verdict("not due", False, wait)
         return None
 
     def _of_definition(self) -> Verdict | None:
@@ -197,7 +201,7 @@ class _Judge:
         if facts.state is not None and facts.state.waits and facts.state.last < slot:
             why = "the task of an earlier slot has not finished: neli_overlap = 'queue_one'"
             return Verdict("waits", False, f"It waits, because {why}. The newest slot that waits runs when it has.")
-        gap = gap_at(facts.terms, slot)
+        gap = gap_at(facts.terms, slot + facts.shift)
         claimed = [each for each in facts.claims if each.offset is not None]
         settled = next((each for each in facts.claims if each.settled is not None), None)
         if gap is not None and gap.end is None:

@@ -63,13 +63,15 @@ def _sent(facts: Facts, run: Run, words: Words) -> Verdict:
         worker = f" on {named(run.worker)}" if run.worker else ""
         runtime = "" if run.runtime is None else f" in {span(run.runtime)}"
         task += f"{retries}{worker}{runtime}"
-    sent, late = "It was sent on time", run.late
+    sent, late = "It was sent on time", None if run.late is None else run.late - facts.shift
     if run.outcome == hooks.SENT and run.policy == BACKFILL:
         sent = f"A backfill by {named(run.member)} sent it at {words.time(run.at, exact=True)}"
     elif run.outcome != hooks.SENT:
         sent = "It was sent, though no record of a beat says so"
     elif late is None:
         sent = "It was sent"
+    elif facts.shift and late < LATE:
+        sent = f"It was sent on time, {span(facts.shift)} after its slot by its neli_jitter"
     elif late >= LATE:
         sent = f"It was sent {span(late)} late{_why_late(facts, run, words)}"
     doubt = ""
@@ -106,7 +108,8 @@ def _gap_before(facts: Facts, run: Run) -> Gap | None:
     """Return the time without a leader that kept the slot from being served before something was told of it."""
     if facts.slot is None or is_before_log(facts):
         return None
-    return gap_within(facts.terms, facts.slot, facts.slot if run.at is None else run.at)
+    due = facts.slot + facts.shift
+    return gap_within(facts.terms, due, due if run.at is None else max(due, run.at))
 
 
 def _error(run: Run) -> str:

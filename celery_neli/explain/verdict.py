@@ -21,7 +21,7 @@ class Verdict:
 
 def is_before_log(facts: Facts) -> bool:
     """Return True if the leader topic does not hold the time of the slot any more."""
-    return facts.slot is not None and facts.log_begins is not None and facts.slot < facts.log_begins
+    return facts.due is not None and facts.log_begins is not None and facts.due < facts.log_begins
 
 
 def without_leader(facts: Facts, gap: Gap, words: Words) -> str:
@@ -32,7 +32,7 @@ def without_leader(facts: Facts, gap: Gap, words: Words) -> str:
     long = "" if gap.seconds is None else f" ({span(gap.seconds)})"
     text = f"no member led {role}{begin}{end}{long}"
     before = gap.before
-    if before is not None and before.end == EXPIRED and facts.slot is not None and facts.slot < (gap.begin or 0.0):
+    if before is not None and before.end == EXPIRED and facts.due is not None and facts.due < (gap.begin or 0.0):
         heard = "" if before.heard is None else f" after {words.time(before.heard, exact=True)}"
         text = f"the leader {named(before.leader)} was not heard of{heard}, and {text}"
     return text

@@ -11,7 +11,7 @@ from celery.schedules import schedule
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.definition import moment
 from celery_neli.printable import shown
-from celery_neli.schedule.slots import has_slots, missed, next_slot
+from celery_neli.schedule.slots import Derived, base_of, has_slots, missed, next_slot, nominal, shift_of
 from celery_neli.schedule_topic.values import is_moment
 
 LAST: Final = "last"
@@ -85,8 +85,10 @@ class Slots:
 
     def __init__(self, when: Any, anchor: float | None) -> None:
         self._when, self._anchor = when, anchor
-        self._every = round(when.run_every / _TICK) if isinstance(when, schedule) else None
+        base, fixed = base_of(when), isinstance(when, Derived) and not when.floats
+        self._every = round(base.run_every / _TICK) if isinstance(base, schedule) and not fixed else None
         self.known = has_slots(when) and (self._every is None or anchor is not None)
+        self._shift = timedelta(seconds=shift_of(when))
 
     def at_or_after(self, seconds: float) -> float | None:
         """Return the first slot that is not before this moment, None if there is none or it is not known."""
@@ -101,23 +103,27 @@ class Slots:
         end = moment(seconds) - _TICK
         if not self.known:
             return None
-        if self._every is not None:
+        if self._every is not None and not isinstance(self._when, Derived):
             return self._of_interval(end, -1)
-        span = timedelta(hours=1)
+        end, span = end + self._shift, timedelta(hours=1)
         while span <= _FURTHEST:
-            owed = missed(self._when, end - span, end, 1)
+            owed = missed(self._when, self._on_rhythm(end - span), end, 1)
             if owed is not None and owed.newest:
-                return owed.newest[-1].timestamp()
+                return nominal(self._when, owed.newest[-1]).timestamp()
             span *= 8
         return None
 
     def _from(self, begin: datetime) -> float | None:
         if not self.known:
             return None
-        if self._every is not None:
+        if self._every is not None and not isinstance(self._when, Derived):
             return self._of_interval(begin, 1)
-        found = next_slot(self._when, begin - _TICK)
-        return None if found is None else found.timestamp()
+        found = next_slot(self._when, self._on_rhythm(begin - _TICK) + self._shift)
+        return None if found is None else nominal(self._when, found).timestamp()
+
+    def _on_rhythm(self, at: datetime) -> datetime:
+        """Return the latest slot until then if slots count from one of them, else the time itself."""
+        return at if self._every is None else moment(self._of_interval(at, -1))
 
     def _of_interval(self, at: datetime, side: int) -> float:
         assert self._anchor is not None

@@ -201,7 +201,7 @@ class Collection:
         for event in _some(self._slots):
             numbers.add(catalogue.SLOTS, (group, event.role, event.outcome, event.policy), event.count)
             if event.outcome == hooks.SENT and event.slot is not None:
-                lateness[event.role].append(max(0.0, event.at - event.slot))
+                lateness[event.role].append(max(0.0, event.at - (event.slot if event.due is None else event.due)))
                 last[event.entry] = max(event.slot, last.get(event.entry, event.slot))
         for role, values in lateness.items():
             numbers.observe(catalogue.LATENESS, (group, role), *values)

@@ -75,7 +75,9 @@ def put(
             schedule of Celery's.
         args: the positional arguments, which must be JSON (datetimes pass).
         kwargs: the keyword arguments, which must be JSON, too.
-        options: the options of `Task.apply_async`, and the misfire and overlap policies.
+        options: the options of `Task.apply_async`, the misfire and overlap policies, what else decides when it runs
+            (`neli_timezone`, `neli_start`, `neli_end`, `neli_max_runs`, `neli_calendar`, `neli_jitter`), and
+            `neli_tags`.
         by: who makes the change, for `changes`; by default user@host.
         note: why, for `changes`.
         owner: for whom the entry is put, such as a file of entries; None: as it is.

@@ -20,6 +20,7 @@ from kombu.serialization import dumps
 
 from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
+from celery_neli.periodic import shape
 from celery_neli.printable import closest, did_you_mean, printable
 from celery_neli.schedule.policies import ALARM_OPTIONS, OWN_OPTIONS, PAUSE_ON_FAILURE, Misfire, Overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
@@ -293,6 +294,7 @@ _TAKES: Mapping[str, _Takes] = {
     ),
     **dict.fromkeys(_FLAGS, (lambda value: isinstance(value, int) and value in (True, False), "True or False")),
     **dict.fromkeys(_TIMES, (_is_seconds, f"a number of seconds from 0 to {MOST_SECONDS}")),
+    **shape.TAKES,
     **dict.fromkeys(ALARM_OPTIONS, (_is_allowance, f"a number of seconds above 0, at most {MOST_SECONDS}")),
     PAUSE_ON_FAILURE: (
         lambda value: type(value) is int and 1 <= value <= MOST_FAILURES,

@@ -18,11 +18,12 @@ from kombu.utils.json import dumps, object_hook
 from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.call import Call, call_of, mistakes_here, option_mistakes, plain, shape_mistakes
+from celery_neli.periodic.shape import SHAPED, shape
 from celery_neli.periodic.text import parse, read
 from celery_neli.printable import printable_error
 from celery_neli.schedule.cron import cron
 from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.slots import next_slot, shift_of
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
 from celery_neli.schedule_topic.values import LATEST, check_made, check_plain, shown
 
@@ -59,6 +60,8 @@ def define(
         options=_as_json("options", options),
     )
     check_definition(definition)
+    if not SHAPED.isdisjoint(options):
+        shape(app, name, schedule_of_text(text, app), options, runtime=True)  # nor does an error of it
     entry = entry_of(definition, name, app)
     if not OWN_OPTIONS.isdisjoint(entry.options):
         Overlap.of(entry).check(app, entry)
@@ -89,6 +92,8 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
             _refuse_first(option_mistakes(options, runtime=True))
             if len(_sound) < KEPT_OPTIONS and len(key) < LONGEST_OPTIONS:
                 _sound.add(key)
+            if not SHAPED.isdisjoint(options):
+                when = shape(app, name, when, options, runtime=True)
         last = moment(definition.since).astimezone(when.tz)
         return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
     except ConfigurationError as exc:
@@ -121,17 +126,22 @@ def schedule_of_text(text: str, app: Any) -> Any:
     return when
 
 
-def check_comes(definition: Definition, app: Any, *, after: float) -> None:
+def check_comes(definition: Definition, name: str, app: Any, *, after: float) -> None:
     """Raise `ConfigurationError` if a runtime entry has no slot after ``after`` (Unix seconds)."""
     if definition.schedule is None:
         return
     when = schedule_of_text(definition.schedule, app)
+    shaped = {each: _revive(value) for each, value in (definition.options or {}).items() if each in SHAPED}
     try:
-        slot = next_slot(when, moment(after))
+        when = shape(app, name, when, shaped, runtime=True) if shaped else when
+        slot = next_slot(when, moment(after + shift_of(when)))
     except Exception:  # noqa: BLE001 - a schedule's own search may raise anything
         slot = None
     if slot is None:
-        raise ConfigurationError(f"schedule = {definition.schedule!r}: its time never comes; give one that is ahead")
+        beside = f" with {', '.join(f'{each} = {shown(value)}' for each, value in shaped.items())}" if shaped else ""
+        raise ConfigurationError(
+            f"schedule = {definition.schedule!r}{beside}: its time never comes; give one that is ahead"
+        )
 
 
 def until_of(value: Any, now: float) -> float | None:

@@ -27,6 +27,8 @@ from celery_neli.periodic.definition import awake, check_comes, define, entry_of
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.periodic.store import Known, Records, Topic
 from celery_neli.printable import closest
+from celery_neli.schedule.policies import SHAPE_OPTIONS
+from celery_neli.schedule.slots import shift_of
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition
 from celery_neli.schedule_topic.values import MAX_NOTE, shown
@@ -177,7 +179,7 @@ class ScheduleEditor:
 
         def plan(old: Definition | None) -> tuple[Definition, str] | None:
             if old is None or old.static:
-                check_comes(new, self.app, after=self.now)
+                check_comes(new, name, self.app, after=self.now)
                 return replace(new, since=self.now, owner=self.owner), "added"
             owner = self.owner or old.owner
             fields = ("task", "schedule", "args", "kwargs", "options")
@@ -185,9 +187,11 @@ class ScheduleEditor:
             different += ["owner"] if owner != old.owner else []
             if not different:
                 return None
-            if "schedule" in different:
-                check_comes(new, self.app, after=self.now)
-            since = self.now if "schedule" in different else old.since
+            since = old.since
+            if "schedule" in different or any(old.options.get(each) != new.options.get(each) for each in SHAPE_OPTIONS):
+                check_comes(new, name, self.app, after=self.now)
+                # A slot that was due counts as passed; what waits for its jitter runs by the new schedule.
+                since = self.now - (0.0 if "schedule" in different else self._shift(name, old))
             kept = replace(new, paused=old.paused, until=old.until, owner=owner, since=since, changes=old.changes)
             what = ", ".join(different).replace("schedule", f"schedule {old.schedule} -> {new.schedule}")
             return kept, f"changed {what}"
@@ -297,6 +301,12 @@ class ScheduleEditor:
                 _put(known, name, definition)
                 logger.info("schedule entry=%s what=%r by=%s", name, definition.changes[-1].what, self.by)
         return [name for name, definition in written.items() if definition.version in void]
+
+    def _shift(self, name: str, definition: Definition) -> float:
+        try:
+            return shift_of(entry_of(definition, name, self.app).schedule)
+        except ConfigurationError:  # it cannot be read here: no beat runs it
+            return 0.0
 
     # -- checks --
 

@@ -40,7 +40,7 @@ def resuming(editor: ScheduleEditor, name: Any, *, expected: Any = None) -> Edit
         found = _pausable(editor, name, old)
         if not found.paused:
             return None
-        check_comes(found, editor.app, after=editor.now)
+        check_comes(found, name, editor.app, after=editor.now)
         return replace(found, paused=False, until=None, since=editor.now), "resumed"
 
     return Edit(name, plan, expected_version(expected))

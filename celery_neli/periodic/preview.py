@@ -5,13 +5,14 @@ Pure for a schedule, and for an entry as soon as the schedule topic was read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import islice
 from typing import Any, Final
 
-from celery.schedules import crontab, solar
+from celery.schedules import crontab
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError
@@ -22,9 +23,10 @@ from celery_neli.periodic.text import human, looks_like_cron, schedule_of, text_
 from celery_neli.periodic.view import BEAT_SCHEDULE, Periodic, entry_names, view_of
 from celery_neli.schedule.cron import cron, zone_of
 from celery_neli.schedule.crontabs import follows_real_time, offset_at
-from celery_neli.schedule.due import entry_has_slots, starting_deadline
+from celery_neli.schedule.due import entry_has_slots, runs_left, starting_deadline
 from celery_neli.schedule.policies import CANCEL_OTHER, QUEUE_ONE, SKIP, Misfire, Overlap, decide
-from celery_neli.schedule.slots import has_slots, last_run, missed, next_slot
+from celery_neli.schedule.shaped import shaped
+from celery_neli.schedule.slots import base_of, has_slots, last_run, looks_again, missed, next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import FAR_AHEAD
 from celery_neli.schedule_topic.values import is_moment, shown
 
@@ -109,7 +111,7 @@ def preview(
     when, entry, view, now = _found(app, name_or_schedule, named, editor)
     if not (has_slots(when) if entry is None else entry_has_slots(entry)):
         raise ConfigurationError(f"schedule = {shown(when)}: only the schedule itself knows when it is due")
-    own = when.tz if isinstance(when, (crontab, cron)) else app.timezone
+    own = when.tz if isinstance(base_of(when), (crontab, cron)) else app.timezone
     zone = zone or own
     try:
         text = human(text_of(when))
@@ -170,25 +172,38 @@ def _in_app(when: Any, app: Any) -> Any:
 def _slots(
     app: Any, when: Any, entry: Any, view: Periodic | None, now: datetime, after: datetime | None, zone: tzinfo
 ) -> Iterator[tuple[datetime, bool, list[str]]]:
-    start = now if after is None else maybe_make_aware(after).astimezone(timezone.utc)
+    shift = timedelta(seconds=shift_of(when))
+    start = now if after is None else maybe_make_aware(after).astimezone(timezone.utc) + shift
     always, runs = _of_entry(entry, view)
+    left = math.inf if entry is None or view is None else runs_left(entry, view.runs)
     begins = None if view is None else _last(view, now)
+    begins = None if begins is None else begins + shift
     owed, policy = None, Misfire()
     if begins is not None:
         policy = Misfire.of_app(app).changed_by(entry.options)
         owed = missed(when, begins.astimezone(zone), start, policy.limit)
-    computed = owed is not None and not isinstance(when, solar)  # an interval counts from its last run
+    computed = owed is not None and not looks_again(when)  # an interval counts from its last run
     following = owed.upcoming if owed is not None and computed else next_slot(when, start.astimezone(zone))
-    if owed is not None and owed.total and runs and after is None:
+    if owed is not None and owed.total and runs and after is None and left:
         chosen, left_out = decide(policy, owed, now, deadline=starting_deadline(when))
         for slot in owed.newest:
             notes = [f"overdue, {'runs at once' if slot in chosen else 'left out'}: {policy.policy}"]
             if left_out and owed.total > 1 and slot == owed.newest[-1]:
                 notes.append(f"{'' if owed.exact else 'at least '}{left_out} left out since {_utc(owed.first)}")
-            yield slot, slot in chosen, notes + always
-    while following is not None:
-        yield following, runs, [*_clock_notes(when, following), *always]
-        following = next_slot(when, last_run(when, following).astimezone(zone))
+            left -= slot in chosen
+            yield nominal(when, slot), slot in chosen, notes + always
+    before = start
+    while following is not None and left > 0:
+        left -= runs
+        if isinstance(when, shaped):
+            for omitted in when.left_out(before - shift, following - shift):
+                yield omitted, False, [when.why_not(omitted) or ""]
+        before, upcoming = following, next_slot(when, last_run(when, following).astimezone(zone))
+        notes = [*_clock_notes(when, following), *_shape_notes(when, following, upcoming)]
+        if not left:
+            notes.append(f"the last of {entry.options['neli_max_runs']} runs: neli_max_runs")
+        yield nominal(when, following), runs, [*notes, *always]
+        following = upcoming
 
 
 def _utc(slot: datetime | None) -> str:
@@ -220,8 +235,21 @@ def _of_entry(entry: Any, view: Periodic | None) -> tuple[list[str], bool]:
     return notes, runs
 
 
+def _shape_notes(when: Any, slot: datetime, following: datetime | None) -> Iterator[str]:
+    """Yield what the options of its entry do to a slot."""
+    if not isinstance(when, shaped):
+        return
+    if when.shift:
+        yield f"sent {when.shift.total_seconds():g} s later: neli_jitter"
+    if when.start is not None and next_slot(when, when.start + when.shift - timedelta.resolution) == slot:
+        yield "the first one: neli_start"
+    if when.end is not None and following is None:
+        yield "the last one: neli_end"
+
+
 def _clock_notes(when: Any, slot: datetime) -> Iterator[str]:
     """Yield what a change of the clock does to a slot."""
+    when, slot = base_of(when), nominal(when, slot)
     if not isinstance(when, (crontab, cron)):
         return
     before, at = offset_at(when.tz, slot - _SECOND), offset_at(when.tz, slot)

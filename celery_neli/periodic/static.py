@@ -28,8 +28,10 @@ from celery_neli.periodic.call import (
     plain,
     shape_mistakes,
 )
+from celery_neli.periodic.shape import SHAPED, UNHEEDED, shape
 from celery_neli.periodic.text import schedule_of
 from celery_neli.printable import did_you_mean, printable, printable_error
+from celery_neli.schedule.slots import Derived
 from celery_neli.schedule_topic.codec import MAX_KEY, RUNS_MOST
 from celery_neli.schedule_topic.values import is_moment, shown
 
@@ -49,8 +51,13 @@ class StaticEntries:
     doubts: dict[str, list[str]] = field(default_factory=dict)
 
 
-def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.ScheduleEntry) -> StaticEntries:
-    """Check all entries of a `beat_schedule`; ``kind`` is the class that Celery makes of each. Never raises."""
+def check_static(
+    given: Any, app: Any, *, kind: type[Any] = celery.beat.ScheduleEntry, shaping: bool = True
+) -> StaticEntries:
+    """Check all entries of a `beat_schedule`; ``kind`` is the class that Celery makes of each. Never raises.
+
+    Without ``shaping``, for schedulers that know only Celery's options, their schedules stay as they are.
+    """
     found = StaticEntries()
     if not isinstance(given, Mapping):
         found.mistakes["beat_schedule"] = [f"beat_schedule = {shown(given)}: give a dict of entries by name"]
@@ -62,12 +69,19 @@ def check_static(given: Any, app: Any, *, kind: type[Any] = celery.beat.Schedule
         fields: dict[str, Any] = {}
         try:
             wrong.extend(_mistakes(name, entry, fields, app, takes))
+            if shaping and not wrong and fields.get("options"):
+                fields["schedule"] = _shaped(name, fields, app)
             if not wrong:
                 doubts.extend(_doubts(fields, app))
+                if not shaping and (unheeded := [*_unheeded(fields.get("options"))]):
+                    doubts.extend(unheeded)
+                    fields["options"] = {key: each for key, each in fields["options"].items() if key not in UNHEEDED}
                 # To make Celery's own entry of an interval runs no code of an application.
                 quick = kind is celery.beat.ScheduleEntry and isinstance(fields["schedule"], (int, float, timedelta))
                 if takes is not None and not quick:
                     kind(**{**fields, "name": name, "app": app})  # asks the schedule for the time
+        except ConfigurationError as exc:
+            wrong.append(str(exc))
         except Exception as exc:  # noqa: BLE001 - a user's class may raise anything
             wrong.append(f"Celery can make no entry of {shown(entry)}: {printable_error(exc)}")
         if wrong:
@@ -89,9 +103,10 @@ def log_mistakes(found: StaticEntries, log: logging.Logger) -> None:
             log.warning("beat_schedule: entry=%s: %s", name, doubt)
 
 
-def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
+def with_sound_schedule(name: Any, fields: Any, app: Any, *, shaping: bool = True) -> Any:
     """Return the fields of an entry that an application adds, its schedule as Celery takes it.
 
+    Without ``shaping``, for schedulers that know only Celery's options, those that say when an entry runs are refused.
     Raises `ConfigurationError`, which names the entry, if its schedule, last run or count is wrong.
     """
     if not isinstance(fields, Mapping) or fields.get("schedule") is None:
@@ -99,7 +114,13 @@ def with_sound_schedule(name: Any, fields: Any, app: Any) -> Any:
     try:
         for mistake in _past_mistakes(fields):
             raise ConfigurationError(mistake)
-        return {**fields, "schedule": _sound_schedule(fields, app)}
+        sound = {**fields, "schedule": _sound_schedule(fields, app)}
+        options: Any = fields.get("options")
+        if is_mapping(options) and not SHAPED.isdisjoint(options):
+            for mistake in (*option_mistakes(options, runtime=False), *(() if shaping else _unheeded(options))):
+                raise ConfigurationError(mistake)
+            sound["schedule"] = _shaped(name, sound, app)
+        return sound
     except ConfigurationError as exc:
         raise ConfigurationError(f"beat entry {shown(name)}: {exc}") from None
 
@@ -163,12 +184,33 @@ def _sound_schedule(fields: Mapping[str, Any], app: Any) -> Any:
     return when if isinstance(value, (str, datetime)) else value
 
 
+def _shaped(name: Any, fields: Mapping[str, Any], app: Any) -> Any:
+    """Return the schedule among the fields of an entry as its options shape it."""
+    if SHAPED.isdisjoint(fields["options"]):
+        return fields["schedule"]
+    when = schedule_of(fields["schedule"], app=app)
+    if fields.get("relative") and type(when) is schedule:
+        when = schedule(when.run_every, relative=True)
+    if not isinstance(when, Derived):
+        when.app = app
+    return shape(app, plain(name), when, fields["options"], runtime=False)
+
+
 def _past_mistakes(fields: Mapping[str, Any]) -> Iterator[str]:
     last, count = fields.get("last_run_at"), fields.get("total_run_count")
     if last is not None and not (isinstance(last, datetime) and is_moment(last)):
         yield f"last_run_at = {shown(last)}: give a datetime of the years 2 to 9998, or leave it out"
     if count is not None and (not isinstance(count, int) or not 0 <= count <= RUNS_MOST):
         yield f"total_run_count = {shown(count)}: give a whole number from 0 to {RUNS_MOST}, or leave it out"
+
+
+def _unheeded(options: Any) -> Iterator[str]:
+    """Yield a line if options say when an entry runs, for schedulers that do not know them."""
+    if found := [each for each in options or () if each in UNHEEDED]:
+        yield (
+            f"options: {', '.join(found)}: has no effect, because this scheduler runs the entry by its schedule alone: "
+            "leave neli_scheduler out, or the option"
+        )
 
 
 def _doubts(fields: Mapping[str, Any], app: Any) -> Iterator[str]:

@@ -31,7 +31,7 @@ from celery_neli.printable import printable
 from celery_neli.schedule import cron as cron_lines
 from celery_neli.schedule.cron import NICKNAMES, CronError, cron
 from celery_neli.schedule.crontabs import FIELDS, to_utc
-from celery_neli.schedule.slots import once
+from celery_neli.schedule.slots import base_of, once
 from celery_neli.schedule_topic.values import is_moment, shown
 
 FORMS = (
@@ -85,6 +85,7 @@ def read(text: str, *, app: Any) -> Any:
 
 def text_of(when: Any) -> str:
     """Return the text of a schedule object; raise `ConfigurationError` if text cannot express it."""
+    when = base_of(when)  # what options make of it is in the options
     kind = type(when)
     if kind not in (schedule, crontab, cron, solar, once):
         _refuse(when, f"{_kind(when)} cannot be written as text; {FORMS}, or put it into beat_schedule")
@@ -230,15 +231,22 @@ def _solar(text: str, given: str) -> solar:
         _refuse(given, f"no solar event ({printable(str(exc))}); {example}")
 
 
-def _moment(text: str, given: str) -> datetime:
+def moment_of(text: str) -> datetime:
+    """Return the time of ISO text, naive if it has no offset. Raises `ValueError`."""
     found = _MOMENT.fullmatch(text.strip())
     if found is None:
-        _refuse(given, "no time; write 'at:2026-12-01T10:00:00Z', or without the Z in the app's time zone")
+        raise ValueError("no ISO time")
     day, minute, second, fraction, zone = found.groups()
     if zone is not None:  # Python 3.10 reads one form only
         zone = "+00:00" if zone in "Zz" else f"{zone[:3]}:{zone[3:].lstrip(':') or '00'}"
+    return datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone or ''}")
+
+
+def _moment(text: str, given: str) -> datetime:
+    if _MOMENT.fullmatch(text.strip()) is None:
+        _refuse(given, "no time; write 'at:2026-12-01T10:00:00Z', or without the Z in the app's time zone")
     try:
-        return datetime.fromisoformat(f"{day}T{minute}:{second or '00'}.{(fraction or '0').ljust(6, '0')}{zone or ''}")
+        return moment_of(text)
     except ValueError as exc:
         _refuse(given, f"no time ({exc}); write 'at:2026-12-01T10:00:00Z'")
 

@@ -14,7 +14,8 @@ from celery_neli.periodic.definition import awake, entry_of, moment, reason_of
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
 from celery_neli.periodic.text import text_of
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.slots import next_slot
+from celery_neli.schedule.due import is_finished, runs_left
+from celery_neli.schedule.slots import next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
 from celery_neli.schedule_topic.values import shown
 
@@ -30,7 +31,9 @@ class Periodic:
 
     `schedule`: its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
     `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often it ran. `next`: the next
-    slot, in the past if it is overdue; None if there is none, the entry is paused, or only the schedule itself knows.
+    slot; None if there is none, the entry is paused, or only the schedule itself knows. `due`: when that slot is due:
+    then, or later by the entry's jitter; in the past if it is overdue. `finished`: it never runs again, because of its
+    `neli_end` or `neli_max_runs`, or because its only time is past.
     `since`: no slot at or before it runs (of an entry of `beat_schedule`, the end of its last pause). `changes`: who
     did what and when, oldest first, the last 20; `note`: why the last one was made. `problem`: why this process cannot
     make an entry of it, if so.
@@ -51,6 +54,8 @@ class Periodic:
     last: float | None = None
     runs: int = 0
     next: float | None = None
+    due: float | None = None
+    finished: bool = False
     since: float | None = None
     changes: tuple[Change, ...] = ()
     problem: str | None = None
@@ -84,7 +89,7 @@ def view_of(editor: ScheduleEditor, name: str) -> Periodic:
     except Exception as exc:  # noqa: BLE001 - a user's class may raise anything: the other entries are shown
         found = _unshown(name, printable_error(exc))
     if found.source == RUNTIME and editor.not_run is not None:
-        return replace(found, next=None, problem=f"not run: {editor.not_run}")
+        return replace(found, next=None, due=None, problem=f"not run: {editor.not_run}")
     return found
 
 
@@ -120,6 +125,9 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
     state = editor.known.states.get(name)
     if state is not None and not static and _is_of_former(state, found):
         state = None
+    runs, upcoming = state.runs if state else 0, None
+    if shows_next and runs_left(entry, runs):
+        upcoming = _next(editor, state, entry.schedule, found.since)
     return Periodic(
         name=name,
         task=task,
@@ -129,9 +137,11 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
         options=entry.options,
         source=BEAT_SCHEDULE if static else RUNTIME,
         paused=found.paused,
-        next=_next(editor, state, entry.schedule, found.since) if shows_next and not found.paused else None,
+        next=None if found.paused else upcoming,
+        due=None if found.paused or upcoming is None else upcoming + shift_of(entry.schedule),
+        finished=shows_next and upcoming is None and is_finished(entry, runs),
         last=state.last if state and state.runs else None,
-        runs=state.runs if state else 0,
+        runs=runs,
         since=found.since or None,
         changes=found.changes,
         problem=problem,
@@ -178,7 +188,7 @@ def _next(editor: ScheduleEditor, state: State | None, when: Any, since: float) 
 
 def _slot_after(when: Any, after: float) -> float | None:
     try:
-        slot = next_slot(when, moment(after))
+        slot = next_slot(when, moment(after + shift_of(when)))
     except Exception:  # noqa: BLE001 - a user's schedule may raise anything; the beat logs it
         return None
-    return None if slot is None else maybe_make_aware(slot).timestamp()
+    return None if slot is None else maybe_make_aware(nominal(when, slot)).timestamp()

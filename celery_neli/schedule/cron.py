@@ -109,6 +109,13 @@ class cron(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
         return any(text.startswith("*") for text in self._times.parts[1:3])
 
     @property
+    def five_fields(self) -> str | None:
+        """The line in five fields, with numbers where a day is the last of its kind, for other programs that read cron;
+        None if it names seconds other than 0.
+        """
+        return " ".join(self._times.parts[1:]) if set(self._times.seconds) == {0} else None
+
+    @property
     def least_interval(self) -> float:
         """The shortest time between two of its slots, in seconds, if that is less than a minute; else 60."""
         seconds, minutes = sorted(self._times.seconds), self._times.minutes

@@ -13,13 +13,27 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from celery.beat import ScheduleEntry
-from celery.schedules import crontab, schedule, solar
+from celery.schedules import crontab, schedule
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.schedule.cron import cron
 from celery_neli.schedule.crontabs import FIELDS, to_utc
 from celery_neli.schedule.policies import Misfire, decide
-from celery_neli.schedule.slots import LOOK_AGAIN, Owed, has_slots, is_over, last_run, missed, next_slot
+from celery_neli.schedule.slots import (
+    LOOK_AGAIN,
+    Derived,
+    Owed,
+    base_of,
+    has_slots,
+    is_over,
+    last_run,
+    looks_again,
+    missed,
+    next_slot,
+    nominal,
+    only_slot,
+    shift_of,
+)
 
 #: An entry whose class overrides any of these decides itself when it is due, or advances itself.
 _DECIDES = ("is_due", "default_now", "_default_now")
@@ -76,8 +90,24 @@ def look(entry: Any, now: datetime, policy: Misfire) -> Look | None:
 
 def starting_deadline(when: Any) -> float | None:
     """Return `beat_cron_starting_deadline` (seconds) for a crontab or a `cron`, None for any other schedule."""
-    found: float | None = when.app.conf.beat_cron_starting_deadline if isinstance(when, (crontab, cron)) else None
+    known = isinstance(base_of(when), (crontab, cron))
+    found: float | None = when.app.conf.beat_cron_starting_deadline if known else None
     return found
+
+
+def runs_left(entry: Any, runs: int | None = None) -> float:
+    """Return how often an entry may run yet, by its `neli_max_runs`, if it ran so often; infinite without."""
+    most = entry.options.get("neli_max_runs") if entry.options else None
+    return math.inf if most is None else max(0, most - (entry.total_run_count if runs is None else runs))
+
+
+def is_finished(entry: Any, runs: int) -> bool:
+    """Return True if an entry that ran so often and has no slot to come was to end: by the number of its runs, by its
+    end, or because it has one slot only.
+    """
+    when = entry.schedule
+    ends = isinstance(when, Derived) and when.end is not None
+    return not runs_left(entry, runs) or only_slot(when) is not None or ends
 
 
 def seconds_to_next(entry: Any) -> float | None:
@@ -86,7 +116,7 @@ def seconds_to_next(entry: Any) -> float | None:
     """
     slot = next_slot(entry.schedule, entry.last_run_at)
     if slot is None:
-        if isinstance(entry.schedule, solar):
+        if looks_again(entry.schedule):
             return LOOK_AGAIN.total_seconds()
         return math.inf if is_over(entry.schedule) else None
     now: datetime = maybe_make_aware(entry.default_now())
@@ -123,7 +153,9 @@ def restart(entry: Any, *, before: float) -> None:
     """Let an interval start over now if it last ran in the future but not after ``before``, the last time (Unix
     seconds) that the clock showed before it was set back.
     """
-    if not isinstance(entry.schedule, schedule) or not entry_has_slots(entry) or entry.schedule.nowfun is not None:
+    when = entry.schedule
+    floats = when.floats if isinstance(when, Derived) else isinstance(when, schedule)
+    if not floats or not entry_has_slots(entry) or when.nowfun is not None:
         return
     now: datetime = entry.default_now()
     if maybe_make_aware(now).timestamp() < at_of(entry) <= before:
@@ -138,6 +170,31 @@ def at_of(entry: Any) -> float:
 def place(entry: Any, at: float) -> None:
     """Set the entry's `last_run_at` to ``at`` (Unix seconds), in the zone that it had."""
     entry.last_run_at = _in_zone_of(entry.last_run_at, datetime.fromtimestamp(at, _UTC))
+
+
+# An entry's state, and what is shown of it, has its last slot without the shift of its schedule (`slots.nominal`), so
+# that a slot which ran does not run again when `neli_jitter` is changed.
+
+
+def last_at(entry: Any) -> float:
+    """Return the time that names the last slot of an entry, or after which its first one is, as Unix seconds."""
+    return at_of(entry) - shift_of(entry.schedule)
+
+
+def place_last(entry: Any, at: float) -> None:
+    """Set the last slot of an entry to the one that is named by ``at`` (Unix seconds)."""
+    place(entry, at + shift_of(entry.schedule))
+
+
+def begin_shifted(entry: Any) -> None:
+    """Have an entry that was made just now begin with the first slot after that: none that waits for its jitter."""
+    if shift_of(entry.schedule):
+        place_last(entry, at_of(entry))
+
+
+def slot_text(entry: Any, slot: datetime) -> str:
+    """Return a slot of an entry as logs, headers and ids name it: in UTC, without the shift of its schedule."""
+    return nominal(entry.schedule, slot).astimezone(_UTC).isoformat()
 
 
 def expires_of(options: Mapping[str, Any], slot: datetime | None, zone: tzinfo) -> Any:
@@ -192,6 +249,8 @@ class Forecast:
             elif type(when) is cron:
                 zone = self._clock(when.app)[1] if when.zone is None else None
                 slot = self._in_stretch(when, last, (str(when), zone), lambda: last.replace(microsecond=0))
+            elif isinstance(when, Derived) and not when.floats:
+                slot = self._of_derived(when, last)
         if slot is not None:
             now, _ = self._clock(when.app)
             return Next((slot - now).total_seconds(), now.timestamp())
@@ -207,6 +266,22 @@ class Forecast:
             (_CRONTAB_TEXT(when), zone),
             lambda: last.astimezone(zone).replace(second=0, microsecond=0),
         )
+
+    def _of_derived(self, when: Any, last: datetime) -> datetime | None:
+        """Entries that differ in their shift share the search."""
+        zone, at = when.zone or self._clock(when.app)[1], last.astimezone(_UTC) - when.shift
+        try:
+            begin, slot = self._stretches.get((when.key, zone), (_NEVER, _NEVER))
+        except TypeError:
+            return None
+        if not begin <= at < slot:
+            following = next_slot(when, last)
+            if following is None:
+                return None
+            slot = nominal(when, following)
+            self._stretches[when.key, zone] = at, slot
+        found: datetime = slot + when.shift
+        return found
 
     def _in_stretch(self, when: Any, last: datetime, key: Any, begins: Callable[[], datetime]) -> datetime | None:
         """Return the slot after ``last``, which is also the one after ``begins()`` and any time between."""

@@ -38,7 +38,12 @@ _OVERLAP = {"policy": OVERLAP, "age": "neli_overlap_age"}
 ALARM_OPTIONS = ("neli_overdue", "neli_max_runtime")
 #: After how many failed runs in a row an entry is paused.
 PAUSE_ON_FAILURE = "neli_pause_on_failure"
-OWN_OPTIONS = frozenset((*_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS, PAUSE_ON_FAILURE))
+# Which slots an entry has (`shaped.py`); after how many runs it is finished, and by what names it is found.
+SHAPE_OPTIONS = ("neli_timezone", "neli_jitter", "neli_start", "neli_end", "neli_calendar")
+OWN_OPTIONS = frozenset((
+    *_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS, *SHAPE_OPTIONS, PAUSE_ON_FAILURE, "neli_max_runs",
+    "neli_tags",
+))  # fmt: skip
 ALLOW, SKIP, QUEUE_ONE, CANCEL_OTHER = OVERLAP_POLICIES = "allow", "skip", "queue_one", "cancel_other"
 SKIP_GRACE = 60.0  # seconds that a slot may be late under `skip` if no grace is set
 LONGEST = 100 * 365.25 * 86_400  # the most seconds that `neli_expires` may have: a hundred years

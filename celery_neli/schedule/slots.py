@@ -75,6 +75,86 @@ class once(BaseSchedule):  # noqa: N801 - as Celery's schedule, crontab and sola
         return f"<once: {self.at.isoformat()}>"
 
 
+class Derived(BaseSchedule):
+    """A schedule whose slots are some of those of another one, ``inner``, each shifted by ``shift``.
+
+    Everything that decides when a slot runs counts with the shifted time; what shows or names a slot leaves out the
+    shift (`nominal`). A subclass says in `next_time` which slots there are. Shown as the other schedule is.
+    """
+
+    #: It may have a slot again although a search found none (`looks_again`).
+    searched_again = False
+    #: The slots of an interval count from the last run, and not from a fixed time.
+    floats = False
+    #: No slot is after it, without the shift.
+    end: datetime | None = None
+
+    def __init__(self, inner: Any, shift: timedelta = timedelta(0)) -> None:
+        self.inner, self.shift, self.nowfun = inner, shift, inner.nowfun
+
+    @property
+    def app(self) -> Any:
+        """The app of the other schedule, which has the clock and perhaps the time zone."""
+        return self.inner.app
+
+    @app.setter
+    def app(self, app: Any) -> None:
+        self.inner.app = app
+
+    @property
+    def tz(self) -> tzinfo:
+        """The time zone of the other schedule."""
+        zone: tzinfo = self.inner.tz
+        return zone
+
+    def next_time(self, after: datetime) -> datetime | None:
+        """Return the first slot (UTC, shifted) after ``after`` (aware), None if there is none."""
+        raise NotImplementedError
+
+    def next_nominal(self, after: datetime) -> datetime | None:
+        """Return the same without the shift, for a time without it."""
+        raise NotImplementedError
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        """Return the time until the first slot after a last run, negative if it is past."""
+        slot = self.next_time(maybe_make_aware(last_run_at, self.tz))
+        return timedelta.max if slot is None else slot - maybe_make_aware(self.now())
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        """Return whether it is due now, and the seconds until its next slot, infinite if there is none."""
+        now, slot = maybe_make_aware(self.now()), self.next_time(maybe_make_aware(last_run_at, self.tz))
+        due = slot is not None and slot <= now
+        upcoming = self.next_time(now) if due else slot
+        return schedstate(due, math.inf if upcoming is None else (upcoming - now).total_seconds())
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    def __str__(self) -> str:
+        return str(self.inner)
+
+
+def nominal(when: Any, slot: datetime) -> datetime:
+    """Return a slot of schedule ``when`` as it is shown and named everywhere: without its shift (`neli_jitter`)."""
+    return slot - when.shift if isinstance(when, Derived) else slot
+
+
+def shift_of(when: Any) -> float:
+    """Return how many seconds after the time that names it a slot of ``when`` is due."""
+    return when.shift.total_seconds() if isinstance(when, Derived) else 0.0
+
+
+def base_of(when: Any) -> Any:
+    """Return the schedule that ``when`` is made of, which may be itself."""
+    return when.inner if isinstance(when, Derived) else when
+
+
+def only_slot(when: Any) -> datetime | None:
+    """Return the slot of a schedule that has one only, None for any other."""
+    base = base_of(when)
+    return base.at + (base.at - nominal(when, base.at)) if isinstance(base, once) else None
+
+
 class Owed(NamedTuple):
     """The slots after the last run and not after now.
 
@@ -105,7 +185,7 @@ def has_slots(when: Any) -> bool:
 
 @lru_cache(maxsize=256)
 def _is_celerys(kind: Any) -> bool:
-    base = next((each for each in (schedule, crontab, cron, solar, once) if issubclass(kind, each)), None)
+    base = next((each for each in (schedule, crontab, cron, solar, once, Derived) if issubclass(kind, each)), None)
     return base is not None and all(getattr(kind, name, None) is getattr(base, name, None) for name in _DECIDES)
 
 
@@ -119,9 +199,14 @@ def next_slot(when: Any, after: datetime) -> datetime | None:
 def is_over(when: Any) -> bool:
     """Return True if a schedule that `has_slots`, but none now, will never have one.
 
-    Relative intervals may, because they are asked; so may solar schedules, which are searched again after a day.
+    Relative intervals may, because they are asked; so may those that are searched again after a day (`looks_again`).
     """
-    return not isinstance(when, solar) and not (isinstance(when, schedule) and when.relative)
+    return not looks_again(when) and not (isinstance(when, schedule) and when.relative)
+
+
+def looks_again(when: Any) -> bool:
+    """Return True for solar schedules, and for those with a calendar: a search of theirs ends after some time."""
+    return isinstance(base_of(when), solar) or (isinstance(when, Derived) and when.searched_again)
 
 
 def last_run(when: Any, slot: datetime) -> datetime:
@@ -129,7 +214,7 @@ def last_run(when: Any, slot: datetime) -> datetime:
 
     It is the slot itself, and a second later for a solar event, which a search from its own moment could find again.
     """
-    return slot + _SECOND if isinstance(when, solar) else slot
+    return slot + _SECOND if isinstance(base_of(when), solar) else slot
 
 
 def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
@@ -145,7 +230,7 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
     first = _next(when, start)
     now = maybe_make_aware(now).astimezone(timezone.utc)
     if first is None:
-        if isinstance(when, solar):
+        if looks_again(when):
             return _NONE._replace(upcoming=now + LOOK_AGAIN)
         return _NONE if is_over(when) else None
     if first > now:
@@ -156,20 +241,23 @@ def missed(when: Any, last: datetime, now: datetime, limit: int) -> Owed | None:
         total = (now - start) // when.run_every
         newest = tuple(first + (n - 1) * when.run_every for n in range(max(1, total - limit + 1), total + 1))
         return Owed(newest=newest, first=first, total=total, exact=True, upcoming=newest[-1] + when.run_every)
-    return _missed_one_by_one(when, start.tzinfo, now, first, limit)
+    owed = _missed_one_by_one(when, start.tzinfo, now, first, limit)
+    if isinstance(when, Derived) and is_over(when) and _next(when, owed.newest[-1]) is None:
+        owed = owed._replace(upcoming=None)
+    return owed
 
 
 def _missed_one_by_one(when: Any, zone: tzinfo | None, now: datetime, first: datetime, limit: int) -> Owed:
     found, upcoming = _until(when, zone, first, now, COUNTED)
-    total, exact = len(found), upcoming is not None
+    total, exact, base = len(found), upcoming is not None, base_of(when)
     # If there are too many, search the end only, from further back until there are enough.
     span = max(limit * (found[-1] - first) / COUNTED, timedelta(minutes=1))
     begin = now
     while upcoming is None or (not exact and len(found) < limit and begin > first):
         span *= 2
         begin = now - span
-        if isinstance(when, schedule):  # a relative interval counts from its last run
-            begin = first + (begin - first) // when.run_every * when.run_every
+        if isinstance(base, schedule):  # it counts from its last run
+            begin = first + (begin - first) // base.run_every * base.run_every
         begin = max(begin, first)
         slot = _next(when, begin.astimezone(zone)) or now + LOOK_AGAIN
         found, upcoming = _until(when, zone, slot, now, None)
@@ -196,7 +284,7 @@ def _next(when: Any, start: datetime) -> datetime | None:
         return when.at if when.at > start else None
     if isinstance(when, crontab):
         return next_time(when, start)
-    if isinstance(when, cron):
+    if isinstance(when, (cron, Derived)):
         return when.next_time(start)
     if isinstance(when, solar):
         return _next_event(when, start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from celery_neli.exceptions import NeliError, RecordError
@@ -14,7 +14,7 @@ from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.periodic.store import Topic
 from celery_neli.periodic.view import BEAT_SCHEDULE, RUNTIME, UNSHOWN, Periodic, entry_names, view_of
 from celery_neli.printable import printable
-from celery_neli.schedule.slots import has_slots, next_slot
+from celery_neli.schedule.slots import has_slots, next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Kind, State, decode_definition, decode_state
 
 MOST_ENTRIES: Final = 200_000  # keys of the topic that are kept; further ones are not shown
@@ -114,9 +114,9 @@ class ScheduleIndex:
             begin = datetime.fromtimestamp(found.next, zone)
             if not has_slots(when):
                 return Due(times=(begin,), zone=str(zone), exact=False)
-            times, slot = [begin], moment(found.next)
-            while len(times) < count and (after := next_slot(when, slot)) is not None:
-                slot = after
+            times, slot, shift = [begin], moment(found.next), timedelta(seconds=shift_of(when))
+            while len(times) < count and (after := next_slot(when, slot + shift)) is not None:
+                slot = nominal(when, after)
                 times.append(slot.astimezone(zone))
         except Exception:  # noqa: BLE001 - a user's schedule may raise anything; the beat logs it
             return None

@@ -184,7 +184,7 @@ def state_of(found: Periodic) -> str:
         return "problem"
     if found.paused:
         return "paused"
-    over = found.source != BEAT_SCHEDULE and found.next is None and found.problem is None
+    over = found.finished or (found.source != BEAT_SCHEDULE and found.next is None and found.problem is None)
     return "problem" if found.problem else "finished" if over else "active"
 
 

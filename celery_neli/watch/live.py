@@ -125,7 +125,7 @@ def _last(snapshot: Snapshot, words: Words, room: int) -> Table:
 def _next(snapshot: Snapshot, words: Words, room: int) -> Table:
     table = _table("Next slots", "slot", "in", "entry", wide="entry")
     for each in snapshot.upcoming[:room]:
-        left = each.slot - snapshot.at
+        left = each.due - snapshot.at
         text = Text(span(left) if left >= 0 else "now")
         if left < -JUST:
             text = Text(f"due {span(-left)} ago", style="yellow")

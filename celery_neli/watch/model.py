@@ -50,10 +50,11 @@ class MemberView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upcoming:
-    """The next slot of an entry (Unix seconds); one that is past is overdue."""
+    """The next slot of an entry, and when it is due (Unix seconds); one whose due time is past is overdue."""
 
     entry: str
     slot: float
+    due: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -218,5 +218,9 @@ class _Side:
     def _look_at_schedule(self) -> None:
         editor = ScheduleEditor(self._app)
         views = (view_of(editor, name) for name in entry_names(editor))
-        slots = (Upcoming(entry=each.name, slot=each.next) for each in views if each.next is not None)
-        self.upcoming = heapq.nsmallest(SHOWN, slots, key=lambda each: each.slot)
+        slots = (
+            Upcoming(entry=each.name, slot=each.next, due=each.next if each.due is None else each.due)
+            for each in views
+            if each.next is not None
+        )
+        self.upcoming = heapq.nsmallest(SHOWN, slots, key=lambda each: each.due)

@@ -19,6 +19,7 @@ from celery_neli.election.records import Record, encode
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.history import records
 from celery_neli.history.records import RunRecord, SlotRecord
+from celery_neli.schedule.shaped import shift_for
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     STATE,
@@ -253,3 +254,38 @@ def test_a_pause_is_told_with_its_author(house: House) -> None:
 @pytest.mark.parametrize("arguments", [(), (ENTRY_NAME, "yestermorning"), (ENTRY_NAME, "07:00", "more")])
 def test_usage(house: House, arguments: tuple[str, ...]) -> None:
     assert house.run(*arguments).exit_code == 2
+
+
+def test_a_slot_with_a_jitter_is_told_by_its_name_and_judged_by_when_it_was_due(kafka: EmbeddedKafka) -> None:
+    """Which leader claimed it then, and that it was on time."""
+    options = {"neli_jitter": 1800}
+    house = House(kafka, beat_schedule={ENTRY_NAME: {"task": "t", "schedule": _hourly(), "options": options}})
+    shift = shift_for(ENTRY_NAME, 1800).total_seconds()
+    assert shift > 100
+    house.leads("early", -HOUR, shift - 60, marks=SLOT + shift - 60)
+    house.leads("late", shift - 50, HOUR, marks=SLOT + shift)
+    house.state(-HOUR, 1, -HOUR)
+    house.state(0, 2, shift + 0.1)
+    house.happened(sent(late=shift + 0.01))
+    status, found = house.story(ENTRY_NAME, iso(SLOT))
+    assert (status, found["slot"]) == (0, SLOT)
+    told = [(each["at"], each["what"]) for each in found["events"]]
+    assert any(at == SLOT + shift and what.startswith("the slot was due, ") for at, what in told)
+    assert any("claimed the slot" in what for _, what in told)
+    assert not any("early" in what for _, what in told)
+    text = house.run(ENTRY_NAME, iso(SLOT)).output
+    assert "It was sent on time, " in text
+    assert "after its slot by its neli_jitter" in text
+    house.close()
+
+
+def test_explain_says_why_the_options_of_an_entry_leave_out_a_slot(kafka: EmbeddedKafka) -> None:
+    """Of a calendar, which day it is."""
+    day = datetime.fromtimestamp(SLOT, timezone.utc).date()
+    options = {"neli_calendar": lambda each: "Inventory" if each == day else None}
+    house = House(kafka, beat_schedule={ENTRY_NAME: {"task": "t", "schedule": _hourly(), "options": options}})
+    house.leads("beat1", -HOUR, HOUR)
+    _, found = house.story(ENTRY_NAME, iso(SLOT))
+    assert found["verdict"] == "not a slot"
+    assert f"leaves out {day} (Inventory)" in found["summary"]
+    house.close()

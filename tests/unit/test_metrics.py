@@ -145,6 +145,14 @@ def test_slots_count_by_outcome_and_policy(collection: Collection) -> None:
     assert values(collection)["celery_neli_entry_last_slot_timestamp_seconds"] == last
 
 
+def test_lateness_counts_from_when_a_slot_was_due(collection: Collection) -> None:
+    """Which its entry's jitter makes later than the slot."""
+    hooks.slot(slot(late=100.0, due=1_000_000.0 - 0.25))
+    found = values(collection)
+    assert found["celery_neli_slot_lateness_seconds"]["shop", "leader"].sum == pytest.approx(0.25)
+    assert found["celery_neli_entry_last_slot_timestamp_seconds"]["shop", "e"] == 1_000_000.0 - 100
+
+
 def test_entries_beyond_the_setting_share_one_series(collection: Collection) -> None:
     """The collection of this test has two of their own."""
     for name in ("a", "b", "c", "d", "a"):

@@ -12,9 +12,13 @@ from kombu.exceptions import OperationalError
 
 from tests.unit.beats import Crash, Process, World, seconds
 
-SCHEDULE = {"a": 1.0, "b": 0.7, "c": crontab(), "d": 3.0}
+SCHEDULE = {
+    "a": 1.0, "b": 0.7, "c": crontab(), "d": 3.0,
+    # Shifted by 1.77 s; its slots lie at multiples of the interval all the same.
+    "t": {"task": "t", "schedule": 2.0, "options": {"neli_jitter": 2.0}},
+}  # fmt: skip
 #: Of the entries that are intervals.
-INTERVALS = {"a": 1.0, "b": 0.7, "d": 3.0}
+INTERVALS = {"a": 1.0, "b": 0.7, "d": 3.0, "t": 2.0}
 ENDS = ("crash", "crash in the midst", "hand over", "fence", "lost and back")
 
 
@@ -59,7 +63,7 @@ class Run:
         for _ in range(draw.randint(1, 4)):
             fault = draw.random()
             if fault < 0.25:
-                self._failing[draw.choice("abd")] = world.now + draw.uniform(0, 5)
+                self._failing[draw.choice("abdt")] = world.now + draw.uniform(0, 5)
             beat.topic.up = fault < 0.85
             world.ticks(until=world.now + draw.choice([0.001, 0.1, 0.5, draw.uniform(0, 4)]))
             if draw.random() < 0.7:
@@ -110,7 +114,7 @@ class Run:
         found: dict[str, list[Any]] = {}
         for name, every in INTERVALS.items():
             sent = {round(slot, 6) for slot in self.world.slots(name)}
-            owed = [round(slot, 6) for slot in seconds(self.world.now - 0.1, every, every)]
+            owed = [round(slot, 6) for slot in seconds(self.world.now - (2.1 if name == "t" else 0.1), every, every)]
             found[name] = [slot for slot in owed if slot not in sent]
         return {name: slots for name, slots in found.items() if slots}
 

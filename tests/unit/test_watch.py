@@ -110,7 +110,11 @@ def full() -> Snapshot:
             MemberView(election="beat", name="dead[bold]", answers=False),
         ],
         last=[Run(entry=f"entry-{number}", slot=T + number, outcome="sent", at=T + number) for number in range(10)],
-        upcoming=[Upcoming(entry="next", slot=T + 15), Upcoming(entry="late", slot=T - 60)],
+        upcoming=[
+            Upcoming(entry="next", slot=T + 15, due=T + 15),
+            Upcoming(entry="late", slot=T - 60, due=T - 60),
+            Upcoming(entry="jittered", slot=T - 60, due=T + 16),
+        ],
         problems=[],
     )
 
@@ -125,6 +129,7 @@ def test_the_page_shows_roles_members_handovers_and_slots() -> None:
     assert "2023-11-14 22:13:25.000 beat role leader: term 9 of b began" in rows
     assert "2023-11-14 22:13:35.000 5.0 s next" in rows
     assert "2023-11-14 22:12:20.000 due 1 min 10 s ago late" in rows
+    assert "2023-11-14 22:12:20.000 6.0 s jittered" in rows  # by the slot's name, and when it is due
     assert any(row.startswith("2023-11-14 22:13:20.000 entry-0 sent") for row in rows)
 
 

@@ -168,7 +168,7 @@ class WallClock:
     """The clock in a zone through some steps of real time: ``start`` (UTC, on a whole step) and what follows."""
 
     def __init__(self, zone: tzinfo, start: datetime, steps: int, step: timedelta = MINUTE) -> None:
-        self._step = step
+        self._step, self._zone = step, zone
         self.moments = [start + n * step for n in range(1, steps + 1)]
         self._shown = [at.astimezone(zone).replace(tzinfo=None) for at in [start, *self.moments]]
 
@@ -188,6 +188,38 @@ class WallClock:
                     break
                 passed += self._step
             latest = shown
+        return found
+
+    def every(self, interval: timedelta, anchor: datetime) -> list[datetime]:
+        """Return the steps that lie an interval, or several, from ``anchor``."""
+        return [at for at in self.moments if (at - anchor) % interval == timedelta(0)]
+
+    def shows_once(self, local: datetime) -> bool:
+        """Return whether the clock shows this local time, and only once, also before and after these steps."""
+        near = [local.replace(tzinfo=timezone.utc) + timedelta(hours=n) for n in range(-30, 31)]
+        offsets = {at.astimezone(self._zone).utcoffset() or timedelta(0) for at in near}
+        moments = {local.replace(tzinfo=timezone.utc) - offset for offset in offsets}
+        return sum(at.astimezone(self._zone).replace(tzinfo=None) == local for at in moments) == 1
+
+    def shaped(
+        self,
+        runs: list[datetime],
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        days: set[date] | None = None,
+        only: bool = False,
+    ) -> list[datetime]:
+        """Return those of some steps from ``start`` to ``end``, both included, on days that are not among ``days``, or
+        ``only`` those on one of them. A day is what the clock shows.
+        """
+        found = []
+        for at in runs:
+            if (start is not None and at < start) or (end is not None and at > end):
+                continue
+            if days is not None and (at.astimezone(self._zone).date() in days) != only:
+                continue
+            found.append(at)
         return found
 
 

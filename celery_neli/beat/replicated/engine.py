@@ -25,6 +25,7 @@ from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import EntryLines, escaping
 from celery_neli.schedule.due import Look, advance, restart
 from celery_neli.schedule.heap import DueHeap
+from celery_neli.schedule.slots import nominal
 
 logger = escaping(get_logger(__name__))
 
@@ -61,13 +62,14 @@ class LeftOut:
             return 0
         self.total += news
         self._logged[entry.name] = found.left_out
-        owed = found.owed
+        owed, when = found.owed, entry.schedule
         assert owed is not None, "what is left out was owed"
+        first, last = (None if each is None else nominal(when, each) for each in (owed.first, owed.newest[-1]))
         self.lines.warning(
             "slots missed", entry.name,
             "beat: slots missed entry=%s left_out=%s%s first=%s last=%s policy=%s runs=%s",
-            entry.name, found.left_out, "" if owed.exact else "+", owed.first, owed.newest[-1],
-            self._table.policy(entry).policy, found.slot,
+            entry.name, found.left_out, "" if owed.exact else "+", first, last,
+            self._table.policy(entry).policy, None if found.slot is None else nominal(when, found.slot),
         )  # fmt: skip
         return news
 

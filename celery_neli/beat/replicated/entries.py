@@ -21,10 +21,10 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import LogLimit, escaping
-from celery_neli.schedule.due import Forecast, Look, entry_has_slots, look, pass_over
+from celery_neli.schedule.due import Forecast, Look, Next, entry_has_slots, look, pass_over, runs_left
 from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule.policies import Misfire
-from celery_neli.schedule.slots import once
+from celery_neli.schedule.slots import LOOK_AGAIN, Derived, only_slot
 
 logger = escaping(get_logger(__name__))
 
@@ -295,6 +295,8 @@ class EntryTable:
     def look(self, entry: Any, now: datetime) -> Look:
         """Return what is due of an entry that may be. Never raises."""
         try:
+            if not runs_left(entry):
+                return Look(due=False, delay=math.inf, exact=True)
             if self.has_slots(entry) and (found := look(entry, maybe_make_aware(now), self.policy(entry))) is not None:
                 return found
             is_due, delay = self._scheduler.is_due(entry)
@@ -306,12 +308,15 @@ class EntryTable:
         """Return when to look at an entry that is new or was changed, in Unix seconds."""
         scheduler = self._scheduler
         try:
+            if not runs_left(entry):
+                return math.inf
             found = (self._forecast or Forecast()).next(entry) if self._asks_nobody() else None
             if found is not None:
+                if _never_comes(entry, found) and self._never.allows(entry.name):
+                    logger.warning(NEVER_DUE, entry.name, str(entry.schedule))
                 if found.delay == math.inf:
-                    if not isinstance(entry.schedule, once) and self._never.allows(entry.name):
-                        logger.warning(NEVER_DUE, entry.name, str(entry.schedule))
-                elif self.exact:
+                    return math.inf
+                if self.exact:
                     return float(found.now + found.delay)
                 return float(found.now + (scheduler.adjust(max(found.delay, 0.0)) or 0.0))
             is_due, delay = entry.is_due()
@@ -337,3 +342,13 @@ class EntryTable:
 
     def _asks_nobody(self) -> bool:
         return type(self._scheduler).is_due is CelerysScheduler.is_due
+
+
+def _never_comes(entry: Any, found: Next) -> bool:
+    """Return True if an entry has no slot that comes, and that is no plan: neither its only one nor its end is past."""
+    when, over = entry.schedule, False
+    none = found.delay == math.inf
+    if isinstance(when, Derived):
+        none = none or (when.searched_again and found.delay == LOOK_AGAIN.total_seconds())
+        over = when.end is not None and (entry.total_run_count > 0 or when.end.timestamp() < found.now)
+    return none and not over and only_slot(when) is None

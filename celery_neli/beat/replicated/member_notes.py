@@ -28,6 +28,7 @@ from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import LogLimit, escaping
+from celery_neli.schedule.slots import Derived
 from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, decode_note, living, names_by, sharing
 
 #: Seconds until the same line may be logged again.
@@ -131,6 +132,8 @@ def canonical(value: Any, depth: int = 0) -> str:
         return _named(value, set, f"{{{members}}}" if members else "set()")
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview, range)):
         return f"{type(value).__name__}[{', '.join(map(inside, value))}]"
+    if isinstance(value, Derived):  # what the entry's options make of a schedule
+        value = value.inner
     if isinstance(value, crontab):
         return _of_crontab(value, inside)
     if type(value) is schedule:

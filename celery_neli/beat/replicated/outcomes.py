@@ -21,9 +21,9 @@ from celery_neli.beat.replicated.states import PORTION, States
 from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.config import owner
 from celery_neli.logs import escaping
-from celery_neli.schedule.due import at_of
+from celery_neli.schedule.due import at_of, last_at, slot_text
 from celery_neli.schedule.policies import OVERLAP, PAUSE_ON_FAILURE, Overlap
-from celery_neli.schedule.slots import next_slot, once, slot_id
+from celery_neli.schedule.slots import next_slot, nominal, only_slot, slot_id
 from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class ClaimingLedger(SlotLedger):
         first, more = doubtful.first or last, "" if doubtful.exact else "+"
         logger.warning(  # not one a minute: each term may find others in doubt
             "slots in doubt entry=%s count=%d%s first=%s last=%s policy=%s",
-            entry.name, doubtful.total, more, _iso(first), _iso(last), policy,
+            entry.name, doubtful.total, more, slot_text(entry, first), slot_text(entry, last), policy,
         )  # fmt: skip
         self.tell(hooks.IN_DOUBT, entry, last, policy=policy, count=doubtful.total, first=first)
         if not sends:
@@ -278,13 +278,13 @@ class ClaimingLedger(SlotLedger):
         """Return the task id of the slot, the same for every leader."""
         if slot is None:  # its schedule knows no slots: the run after so many, and after that moment, is this one
             return slot_id(self._config.group, entry.name, f"{entry.total_run_count} {at_of(entry)}")
-        return self.slot_id(entry.name, slot)
+        return self.slot_id(entry.name, nominal(entry.schedule, slot))
 
     def slot_id(self, name: str, slot: datetime) -> str:
         """Return the task id of a slot of the entry of that name."""
         known_name, known_slot, found = self._last_id  # a slot is told of right after it was sent
         if known_name != name or known_slot != slot:
-            found = slot_id(self._config.group, name, _iso(slot))
+            found = slot_id(self._config.group, name, slot.astimezone(timezone.utc).isoformat())
             self._last_id = name, slot, found
         return found
 
@@ -293,8 +293,12 @@ class ClaimingLedger(SlotLedger):
     def tell(self, outcome: str, entry: Any, slot: datetime | None, **more: Any) -> None:
         """Tell those who look on what became of a slot."""
         if hooks.slot:
-            term = self._role.name, self._present.number
-            hooks.slot(hooks.SlotEvent.of(outcome, entry, slot, *term, id=self.task_id(entry, slot), **more))
+            term, when = (self._role.name, self._present.number), entry.schedule
+            more["due"], more["id"] = None if slot is None else slot.timestamp(), self.task_id(entry, slot)
+            if (first := more.get("first")) is not None:
+                more["first"] = nominal(when, first)
+            named = None if slot is None else nominal(when, slot)
+            hooks.slot(hooks.SlotEvent.of(outcome, entry, named, *term, **more))
 
     def missed(self, entry: Any, found: Look, count: int) -> None:
         """Note that the misfire policy leaves out `count` slots of which nothing was said before."""
@@ -314,7 +318,7 @@ class ClaimingLedger(SlotLedger):
         """Note a run of an entry that was defined again, paused or removed after it was submitted."""
         self._present.unsettled.pop(name := run.entry.name, None)
         if ran:
-            self.states.ran(name, at_of(run.advanced))
+            self.states.ran(name, last_at(run.advanced))
         else:
             self._present.doubt(run)
 
@@ -329,7 +333,7 @@ class ClaimingLedger(SlotLedger):
         term.maybe_sent.pop(name, None)
         self.left_out.over(name)
         self.tell(hooks.REFUSED if run.refused else hooks.SENT, run.entry, slot, error=hooks.error_text(run.refused))
-        if isinstance(advanced.schedule, once) and name in states.defined:
+        if only_slot(advanced.schedule) is not None and name in states.defined:
             self._finished.note(name)
         self.write(advanced)
 
@@ -386,7 +390,3 @@ class ClaimingLedger(SlotLedger):
     def _present(self) -> Term:
         assert self.term is not None, "in a term, or after one"
         return self.term
-
-
-def _iso(slot: datetime) -> str:
-    return slot.astimezone(timezone.utc).isoformat()

@@ -16,7 +16,9 @@ from celery_neli.beat.replicated.overlap_check import OverlapCheck
 from celery_neli.beat.replicated.overlap_wait import Last, WaitingSlots
 from celery_neli.beat.replicated.revoker import Revoker
 from celery_neli.logs import escaping
+from celery_neli.schedule.due import slot_text
 from celery_neli.schedule.policies import ALLOW, CANCEL_OTHER, QUEUE_ONE, Overlap
+from celery_neli.schedule.slots import nominal
 from celery_neli.schedule_topic.codec import STATE
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ class Overlaps:
         name = entry.name
         self.forget(name)
         if sent and Overlap.of(entry).asks:
-            self._ledger.states.sent[name] = slot.timestamp()
+            self._ledger.states.sent[name] = nominal(entry.schedule, slot).timestamp()
             self._check.sent(name, self._ledger.task_id(entry, slot) or "", self._ledger.table.moment())
 
     def turn(self) -> None:
@@ -143,7 +145,7 @@ class Overlaps:
                 return self._leave_out(entry, found, now, last_id)
             if self._revoked.get(name) != last_id:  # a slot that fails comes again
                 self._revoked[name] = last_id
-                logger.info("beat: revoking entry=%s id=%s slot=%s", name, last_id, _iso(found.slot))
+                logger.info("beat: revoking entry=%s id=%s slot=%s", name, last_id, slot_text(entry, found.slot))
                 self._revoker.revoke(name, last_id, allowed=self._ledger.may_revoke())
         return self._let_go(entry, found.slot)
 
@@ -181,7 +183,7 @@ class Overlaps:
         )  # fmt: skip
         ledger.left_out.lines.warning(
             "slot left out", entry.name, "slot left out entry=%s slot=%s policy=overlap unfinished=%s",
-            entry.name, _iso(slot), last_id,
+            entry.name, slot_text(entry, slot), last_id,
         )  # fmt: skip
 
     # -- queue_one --
@@ -208,7 +210,9 @@ class Overlaps:
                 states.waiting.add(name)
             ledger.keep_owed(name, waits)
             ledger.write(entry)
-            logger.info("slot waits entry=%s slot=%s policy=queue_one unfinished=%s", name, _iso(slot), last_id)
+            logger.info(
+                "slot waits entry=%s slot=%s policy=queue_one unfinished=%s", name, slot_text(entry, slot), last_id
+            )
         sent = self._check.last(name)
         started = states.sent.get(name, 0.0) if sent is None else sent[1]
         self._waiting.add(name, Last(last_id, entry.task, started, Overlap.of(entry).age))
@@ -229,7 +233,3 @@ class Overlaps:
             ledger.table.heap().put(name, ledger.table.moment() + CONFIRM)
             return 0.0
         return None
-
-
-def _iso(slot: datetime) -> str:
-    return slot.astimezone(timezone.utc).isoformat()

@@ -32,7 +32,7 @@ from celery_neli.beat.replicated.templates import Templates, keep_client, publis
 from celery_neli.beat.tenure import LeaseEnded, Tenure
 from celery_neli.logs import escaping
 from celery_neli.printable import printable
-from celery_neli.schedule.due import Look, advance, expires_of
+from celery_neli.schedule.due import Look, advance, expires_of, slot_text
 from celery_neli.schedule.policies import OWN_OPTIONS
 
 logger = escaping(get_logger(__name__))
@@ -187,7 +187,7 @@ class Sender:
         if run is not None and lease.left:
             logger.error(
                 "beat: sent anyway entry=%s slot=%s: what sends it raised %s after the message had left",
-                run.entry.name, _iso(run.slot), repr(without_wrapper(exc)),
+                run.entry.name, _named(run), repr(without_wrapper(exc)),
             )  # fmt: skip
             self._settle(run)
         elif run is not None and (self.now is not None or not isinstance(lease, NoLease)):
@@ -305,7 +305,7 @@ class Sender:
         if error is not None:
             celery.beat.error(  # in Celery's logger, where users look for such lines
                 "beat: slot refused entry=%s slot=%s: %s; it is not sent, and later slots run at their times",
-                printable(name), _iso(run.slot), hooks.error_text(error),
+                printable(name), _named(run), hooks.error_text(error),
             )  # fmt: skip
             logger.debug("beat: what refused entry=%s", name, exc_info=error)
             run.advanced.total_run_count = run.entry.total_run_count
@@ -336,5 +336,5 @@ def _with_options(entry: Any, options: dict[str, Any]) -> Any:
     return changed
 
 
-def _iso(slot: datetime | None) -> str:
-    return "-" if slot is None else slot.isoformat()
+def _named(run: Run) -> str:
+    return "-" if run.slot is None else slot_text(run.entry, run.slot)

@@ -26,6 +26,7 @@ from celery_neli.beat.replicated.sender import NoLease
 from celery_neli.config import enabled
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
+from celery_neli.periodic.shape import shape_entry
 from celery_neli.periodic.static import check_static, log_mistakes, with_sound_schedule
 from celery_neli.printable import closest
 from celery_neli.schedule.policies import OWN_OPTIONS
@@ -91,6 +92,7 @@ class ReplicatedScheduler(celery.beat.Scheduler):
     def neli_put(self, entry: Any) -> None:
         """Put an entry that code has made into the schedule, if it is of this shard. Raises `ConfigurationError`."""
         if self.neli_engine.ledger.owns(entry.name):
+            shape_entry(self.app, entry)
             self.check(entry)
             self.schedule[entry.name] = entry
             self.neli_engine.ledger.added(entry.name)

@@ -20,9 +20,9 @@ from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
-from celery_neli.schedule.due import at_of, place
+from celery_neli.schedule.due import at_of, begin_shifted, last_at, place, place_last
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.slots import once
+from celery_neli.schedule.slots import only_slot
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
@@ -103,6 +103,8 @@ class States:
     def load(self) -> None:
         """Take over the entries of beat_schedule, of which nothing was read yet."""
         self._initial = dict.fromkeys(self._table.schedule)
+        for entry in self._table.schedule.values():
+            begin_shifted(entry)
 
     def apply(self, kind: Kind, name: str, value: bytes | None, *, leading: bool, many: bool) -> None:
         """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
@@ -144,6 +146,7 @@ class States:
     def adopt(self, name: str) -> None:
         """Take over an entry that code has added, perhaps after the topic was read."""
         self._initial[name] = None
+        begin_shifted(self._table.schedule[name])
         self._take_orphan(self._table.schedule[name])
         if (override := self._pending_overrides.get(name)) is not None:
             with self._alone(ENTRY, name):
@@ -153,7 +156,7 @@ class States:
         """Return what is to be written of ``entry``."""
         name = entry.name
         return State(
-            last=at_of(entry),
+            last=last_at(entry),
             runs=min(entry.total_run_count, RUNS_MOST),
             epoch=epoch,
             since=self.since.get(name, 0.0),
@@ -209,7 +212,7 @@ class States:
         return {
             name: self.since[name]
             for name, entry in defined
-            if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
+            if entry is not None and (at := only_slot(entry.schedule)) is not None and at_of(entry) >= at.timestamp()
         }
 
     def static(self) -> list[Any]:
@@ -226,8 +229,8 @@ class States:
         """Note that the entry ran for a slot after it was defined again or paused."""
         if (entry := self._table.find(name)) is not None:
             entry.total_run_count += 1
-            if at_of(entry) < last:
-                place(entry, last)
+            if last_at(entry) < last:
+                place_last(entry, last)
                 self._table.note(name)
             self._write(entry)
 
@@ -273,9 +276,9 @@ class States:
         entry = self._table.find(name)
         if entry is None:
             self._orphan_states[name] = state
-        elif not leading or (state.epoch == NO_EPOCH and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
+        elif not leading or (state.epoch == NO_EPOCH and last_at(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
-        elif state.epoch != NO_EPOCH or state.last > at_of(entry):
+        elif state.epoch != NO_EPOCH or state.last > last_at(entry):
             # A leader that was frozen wrote it. Compaction keeps what was written last, so ours is written again.
             self._write(entry)
 
@@ -286,7 +289,7 @@ class States:
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
-        if state.epoch == NO_EPOCH and name not in self._initial and state.last <= at_of(entry):
+        if state.epoch == NO_EPOCH and name not in self._initial and state.last <= last_at(entry):
             return
         since = self._ahead.begins(name, self.since.get(name, 0.0))
         if state.last > since and self._ahead.is_far(name, "last", state.last):
@@ -294,12 +297,12 @@ class States:
             return
         if NO_EPOCH < state.epoch < self.newest and name not in self._initial:
             # Of a deposed leader, late: that it ran may be news, nothing else is.
-            if state.last > at_of(entry):
-                place(entry, state.last)
+            if state.last > last_at(entry):
+                place_last(entry, state.last)
                 entry.total_run_count = max(entry.total_run_count, state.runs)
                 self._table.note(name)
             return
-        place(entry, max(state.last, since))  # may raise: first of all
+        place_last(entry, max(state.last, since))  # may raise: first of all
         self.newest = max(self.newest, state.epoch)
         if state.epoch > NO_EPOCH:
             self.imported.pop(name, None)
@@ -347,10 +350,10 @@ class States:
             if name not in self.since and (at := _defined_at(definition)) > definition.since:
                 self.imported[name] = at
             self._initial[name] = None
-            place(entry, self._ahead.begins(name, definition.since) or self._moment())
+            place_last(entry, self._ahead.begins(name, definition.since) or self._moment())
         else:
             entry.total_run_count = before.total_run_count
-            place(entry, self._not_before(before, definition.since))
+            place_last(entry, self._not_before(before, definition.since))
         if not again:
             self.open.add(name)
         self.since[name] = definition.since
@@ -365,7 +368,7 @@ class States:
             self.since[entry.name] = definition.since
             self.open.add(entry.name)
             if not paused:
-                place(entry, self._not_before(entry, definition.since))
+                place_last(entry, self._not_before(entry, definition.since))
         self._pause_or_go_on(entry, paused=paused)
 
     def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
@@ -376,7 +379,7 @@ class States:
             self._table.note(entry.name)
 
     def _not_before(self, entry: Any, since: float) -> float:
-        return max(at_of(entry), self._ahead.begins(entry.name, since))
+        return max(last_at(entry), self._ahead.begins(entry.name, since))
 
     def _log(self, name: str, what: str) -> None:
         if not logger.isEnabledFor(self._level):

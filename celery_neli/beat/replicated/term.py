@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery_neli.beat.replicated.claims import MICROSECOND, NEVER, Claims, Watermarks
 from celery_neli.config import parent
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.schedule.due import at_of
+from celery_neli.schedule.due import at_of, runs_left
 from celery_neli.schedule.slots import missed
 from celery_neli.schedule_topic.codec import EPOCH_MOST
 from celery_neli.settings import SHARDS_MOST, VERSION_MOST
@@ -154,7 +154,7 @@ def pass_settled(table: EntryTable, marks: Watermarks, open_: Container[str], *,
         if owed is not None and owed.total:
             ran = owed.total - _never_ran(entry, marks)
             entry = table.pass_over(entry, owed.newest[-1], entry.default_now())
-            entry.total_run_count += ran
+            entry.total_run_count += int(min(ran, runs_left(entry)))
             table.settle(entry.name)
             passed.append(entry)
         left.append(entry)

@@ -46,7 +46,7 @@ def list_(app: Any, as_json: bool, **given: Any) -> None:
         say_json(as_text([each.as_dict() for each in found]))
         return
     rows = [
-        (each.name, words(each.schedule or "?"), utc(each.next), utc(each.last), str(each.runs), state_of(each))
+        (each.name, _schedule_of(each), utc(each.next), utc(each.last), str(each.runs), state_of(each))
         for each in found
     ]
     table(("NAME", "SCHEDULE", "NEXT", "LAST", "RUNS", "STATE"), rows)
@@ -93,6 +93,13 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.option("--options", default="{}", help="Options of apply_async, as a JSON object."),
     click.option("--queue", help="The queue, the same as in --options."),
     click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots."),
+    click.option("--tz", help="The time zone of a crontab, such as Europe/Berlin."),
+    click.option("--start", metavar="TIME", help="No slot before it: 2026-12-01T10:00, in the zone of the schedule."),
+    click.option("--end", metavar="TIME", help="No slot after it."),
+    click.option("--max-runs", type=int, metavar="N", help="The entry is finished after so many runs."),
+    click.option("--calendar", help="Days without a slot: 'holidays:DE-BY', or 'only …' for days with one."),
+    click.option("--jitter", type=float, metavar="SECONDS", help="Send it up to so many seconds later."),
+    click.option("--tag", "tags", multiple=True, help="A tag of the entry; may be given several times."),
     click.option(
         "--overlap",
         type=click.Choice(OVERLAP_POLICIES),
@@ -116,14 +123,19 @@ def add(app: Any, /, name: str, task: str, when: str, **given: Any) -> None:
     options = parsed("options", given["options"], dict)
     chosen = {
         "queue": given["queue"],
-        "neli_misfire": given["misfire"],
-        "neli_overlap": given["overlap"],
         PAUSE_ON_FAILURE: given["pause_on_failure"],
+        "neli_timezone": given["tz"],
+        "neli_tags": [*given["tags"]] or None,
+        **{f"neli_{each}": given[each] for each in _OWN},
     }
     options.update((key, value) for key, value in chosen.items() if value is not None)
     args, kwargs = parsed("args", given["args"], list), parsed("kwargs", given["kwargs"], dict)
     change = {name: given[name] for name in ("owner", "by", "note", "expected")}
     _say(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, **change))
+
+
+#: Options of the same name, but for `neli_` before it.
+_OWN = ("misfire", "overlap", "start", "end", "max_runs", "calendar", "jitter")
 
 
 @command(NAME, BY, NOTE, EXPECTED)
@@ -164,12 +176,18 @@ def _say(app: Any, found: periodic.Periodic) -> None:
         note(unled(app, found.name))
 
 
+def _schedule_of(found: periodic.Periodic) -> str:
+    """Return the schedule of an entry in words, with the time zone that its options give it."""
+    zone = found.options.get("neli_timezone")
+    return words(found.schedule or "?") + (f" ({zone})" if zone is not None else "")
+
+
 def state_of(found: periodic.Periodic) -> str:
     """Return the state of an entry in a few words."""
     unrun = found.source == "runtime" and found.next is None
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"
-    over = unrun and found.problem is None
+    over = found.finished or (unrun and found.problem is None)
     paused = "paused" if found.until is None else f"paused until {utc(found.until)}"
     words = f"{paused if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")

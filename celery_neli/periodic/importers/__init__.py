@@ -136,7 +136,7 @@ def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing:
     new = define(
         editor.app, found.name, found.task, found.schedule, args=found.args, kwargs=found.kwargs, options=found.options
     )
-    check_comes(new, editor.app, after=since)
+    check_comes(new, found.name, editor.app, after=since)
     new = replace(new, since=since, paused=found.paused)
     what = f"imported from {source.what}"
     codec.encode_definition(editor.changed(new, what))  # what is too large is left out alone
