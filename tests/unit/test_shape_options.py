@@ -24,6 +24,8 @@ from celery_neli.ordinary_beat import WHEN_OPTIONS, OrdinaryBeat
 from celery_neli.periodic import cli
 from celery_neli.periodic.shape import UNHEEDED, shape
 from celery_neli.periodic.static import check_static
+from celery_neli.schedule import calendars
+from celery_neli.schedule import shaped as shapes
 from celery_neli.schedule.calendars import Calendar, holidays
 from celery_neli.schedule.shaped import shaped
 from celery_neli.schedule.slots import missed, next_slot, once
@@ -258,6 +260,30 @@ def test_an_entry_of_one_time_with_a_jitter_runs_late_and_is_removed_then() -> N
     assert world.edit().known.definitions == {}
     with pytest.raises(ConfigurationError, match="never comes"):
         world.put("e", "at:2026-03-01T12:00:55Z", options={"neli_jitter": 40})
+
+
+def test_a_calendar_that_is_slow_is_one_line_and_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread that sends tasks waits for it: some seconds for one search at most."""
+    now = [0.0]
+
+    def think(day: date) -> bool:
+        asked.append(day)
+        now[0] += 1.5
+        return True
+
+    asked: list[date] = []
+    monkeypatch.setattr(calendars, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(shapes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    now[0] = 1.0
+    made = shape(make_app(timezone="UTC"), "e", crontab(), {"neli_calendar": think}, runtime=False)
+    assert next_slot(made, NOON) is None
+    assert len(asked) == 5
+    assert next_slot(made, NOON) is None
+    assert len(asked) == 9, "it remembers what it was told"
+    [line] = [each.getMessage() for each in caplog.records]
+    assert "took 1.5 s for day=2026-03-01: while it thinks, no task is sent" in line
 
 
 def test_put_refuses_an_entry_whose_time_never_comes() -> None:
