@@ -308,7 +308,9 @@ def _change(value: Any) -> Change:
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
-    text: str = values.typed({name: "", **fields}, name, str)
+    text = fields.get(name, "")
+    if type(text) is not str:
+        raise RecordError(f"bad {name!r}")
     return text
 
 
