@@ -62,7 +62,7 @@ $(BENCH_STAMP): $(STAMP)
 bench: $(BENCH_STAMP) ## measure speed and memory; ARGS="--only tick"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-screenshots: $(STAMP) ## take the pictures of docs/page.md with Chromium
+screenshots: $(STAMP) ## take the pictures of docs/page.md and docs/django.md with Chromium
 	$(BIN)/python -m tests.ui.screenshots
 
 dist: ## build a wheel in dist/; needs no .venv

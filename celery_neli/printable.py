@@ -79,6 +79,16 @@ def is_secret(name: str) -> bool:
     return _SECRET.search(name) is not None
 
 
+def without_secrets(value: Any) -> Any:
+    """Return the value, a list or a dict without what its names say are secrets."""
+    if isinstance(value, Mapping):
+        return {
+            key: HIDDEN if isinstance(key, str) and is_secret(key) else without_secrets(each)
+            for key, each in value.items()
+        }
+    return [without_secrets(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 def secrets_of(properties: Mapping[str, Any]) -> list[str]:
     """Return the values that must never be shown, the longest first; up to three characters occur in any text."""
     found: set[str] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery_neli.exceptions import ConfigurationError
@@ -21,9 +21,12 @@ def listed(
     limit: Any = None,
     after: Any = None,
     owner: Any = None,
+    before: Any = None,
+    named: Callable[[str], bool] | None = None,
 ) -> Iterator[Periodic]:
     """Yield entries by name: see `periodic.list`. The topic is read before this returns; entries are decoded one by
-    one, and what was decoded is dropped.
+    one, and what was decoded is dropped. `named` says which names count, at no cost for the others; `before`: only
+    entries whose names are less than this, the last one first.
     """
     prefix, tag, after, owner = map(plain, ("" if prefix is None else prefix, tag, after, owner))
     for field, value in {"prefix": prefix, "tag": tag, "after": after, "owner": owner}.items():
@@ -33,12 +36,13 @@ def listed(
         raise ConfigurationError(f"limit = {shown(limit)}: give a whole number above 0, or None for all")
 
     def keep(name: str) -> bool:
-        return name.startswith(prefix) and (after is None or name > after)
+        beyond = (after is not None and name <= after) or (before is not None and name >= before)
+        return name.startswith(prefix) and not beyond and (named is None or named(name))
 
     records = dict(editor.read(keep))
-    names = [name for kind, name in records if kind == ENTRY]
     static = {name for name in (*editor.static, *editor.refused) if keep(name)}
-    return _listed(editor, records, sorted(static.union(names)), tag, limit, owner)
+    names = sorted(static.union(name for kind, name in records if kind == ENTRY), reverse=before is not None)
+    return _listed(editor, records, names, tag, limit, owner)
 
 
 def _listed(

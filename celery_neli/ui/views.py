@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from celery_neli.alarms.overdue import FAILED, NOT_FINISHED, NOT_SENT, NOT_STARTED, REFUSED
 from celery_neli.periodic.text import human
 from celery_neli.periodic.view import BEAT_SCHEDULE, Periodic
-from celery_neli.printable import HIDDEN, is_secret
+from celery_neli.printable import without_secrets
 from celery_neli.status import ElectionStatus, RoleStatus
 from celery_neli.timeline import Term
 from celery_neli.ui import drawing
@@ -301,16 +301,7 @@ def _reading(state: State, source: str) -> str:
 def _json(value: Any) -> str:
     """Return arguments as text. What a name says is a secret is hidden."""
     try:
-        text = json.dumps(_without_secrets(value), default=repr, ensure_ascii=False)
+        text = json.dumps(without_secrets(value), default=repr, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
     return text if len(text) <= MOST_JSON else f"{text[:MOST_JSON]}…"
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {
-            key: HIDDEN if isinstance(key, str) and is_secret(key) else _without_secrets(each)
-            for key, each in value.items()
-        }
-    return [_without_secrets(each) for each in value] if isinstance(value, (list, tuple)) else value

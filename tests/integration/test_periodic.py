@@ -225,9 +225,9 @@ def test_a_file_is_imported(app: Celery, run: Any, tmp_path: Path) -> None:
 
 def test_django_celery_beat_is_imported(app: Celery, run: Any, tmp_path: Path) -> None:
     """Of its database, through its models."""
-    from tests.unit.schedulers import configure_django
+    from tests.unit import django_site
 
-    configure_django(tmp_path)
+    django_site.configure(tmp_path)
     from django.db import connections
     from django_celery_beat.models import IntervalSchedule, PeriodicTask
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit import schedulers
+from tests.unit import django_site, schedulers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def django_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """django-celery-beat on SQLite."""
-    schedulers.configure_django(tmp_path_factory.mktemp("django"))
+    """The tables of Django's admin and of django-celery-beat on SQLite."""
+    django_site.configure(tmp_path_factory.mktemp("django"))
     yield
     from django.db import connections
 

@@ -208,34 +208,6 @@ class RedBeat(Kind):
         return int(json.loads(meta).get("total_run_count") or 0) if meta else 0
 
 
-def configure_django(directory: Path) -> None:
-    """Settings and tables of django-celery-beat and django-celery-results, once per process."""
-    import django
-    from django.conf import settings
-    from django.core.management import call_command
-
-    if not settings.configured:
-        settings.configure(
-            INSTALLED_APPS=["django_celery_beat", "django_celery_results"],
-            DATABASES={
-                "default": {
-                    "ENGINE": "django.db.backends.sqlite3",
-                    "NAME": str(directory / "db.sqlite3"),
-                    "OPTIONS": {"init_command": "PRAGMA synchronous=OFF"},  # nobody cuts the power
-                }
-            },
-            MIGRATION_MODULES={
-                "django_celery_beat": None,
-                "django_celery_results": None,
-            },  # tables straight from the models
-            DEFAULT_AUTO_FIELD="django.db.models.AutoField",
-            USE_TZ=True,
-            TIME_ZONE="UTC",
-        )
-        django.setup()
-        call_command("migrate", run_syncdb=True, verbosity=0)
-
-
 @contextlib.contextmanager
 def in_mid_dispatch(app: Celery, then: Callable[[], Any]) -> Iterator[list[str]]:
     """Run `then` on the ticking thread between the advance of an entry and its message; yields the tasks seen."""
