@@ -14,7 +14,7 @@ from kombu.utils.json import loads
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.as_code.reading import Mistake, Path, place_of
-from celery_neli.periodic.call import is_mapping, option_mistakes
+from celery_neli.periodic.call import call_of, is_mapping, option_mistakes
 from celery_neli.periodic.definition import define
 from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import Definition, check_name, encode_definition
@@ -127,9 +127,12 @@ class Draft:
             yield self._mistake(refusal, name)
 
     def _refusal(self, **fields: Any) -> str | None:
-        """Return what `define` says of one field of a sound entry."""
+        """Return what is wrong with one field of an entry that is sound otherwise."""
         try:
-            define(self._app, "entry", **{**_SOUND, **fields})
+            if "task" in fields:
+                call_of(self._app, fields["task"], (), None, None)
+            else:
+                define(self._app, "entry", **{**_SOUND, **fields})
         except ConfigurationError as exc:
             return str(exc)
         return None
@@ -144,7 +147,7 @@ class Draft:
 def unknown_fields(given: Mapping[str, Any], known: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the names of fields that do not exist, and what to write."""
     for name in given:
-        if name not in known and name != "<<":  # `reading` has said so
+        if name not in known:
             yield name, f"there is no field {printable(name)}; {did_you_mean(name, known)}"
 
 

@@ -130,12 +130,12 @@ def _differences(owner: str, wanted: Wanted, found: Definition) -> Iterator[Diff
     """Yield the fields that differ; of a pause only if the file speaks of it: an operator's own survives."""
     new = wanted.definition
     for name in _FIELDS:
-        if getattr(new, name) != getattr(found, name):
+        if not _same(getattr(new, name), getattr(found, name)):
             yield Difference(field=name, old=getattr(found, name), new=getattr(new, name))
     for name in ("kwargs", "options"):
         old_values, new_values = getattr(found, name), getattr(new, name)
         for key in sorted(old_values.keys() | new_values.keys()):
-            if key not in old_values or key not in new_values or old_values[key] != new_values[key]:
+            if key not in old_values or key not in new_values or not _same(old_values[key], new_values[key]):
                 yield Difference(field=f"{name}.{printable(key, 80)}", old=old_values.get(key), new=new_values.get(key))
     if found.owner != owner:
         yield Difference(field="owner", old=found.owner or None, new=owner or None)
@@ -143,6 +143,11 @@ def _differences(owner: str, wanted: Wanted, found: Definition) -> Iterator[Diff
         old = found.paused if found.until is None else "for a time"
         if old != wanted.paused:
             yield Difference(field="paused", old=old, new=wanted.paused)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return True if two values are the same JSON: 1, 1.0 and true are equal to Python only."""
+    return one == other and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _comes(app: Any, step: Step, plan: Plan, now: float) -> bool:

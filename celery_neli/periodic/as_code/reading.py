@@ -19,6 +19,7 @@ from celery_neli.schedule_topic.values import MAX_DEPTH
 MOST_BYTES: Final = 32 << 20
 LINED: Final = 4  # levels of keys whose lines are noted: entries, an entry, its options, one of them
 DEEPEST: Final = MAX_DEPTH + LINED
+MERGE: Final = "<< merges nothing here: write the fields themselves; text must be in quotes"
 NEEDS_YAML: Final = 'a file that is not JSON needs PyYAML: pip install "celery-neli[yaml]"'
 _JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]|[^\s{}\[\]",:]+|(\n)')
 
@@ -172,7 +173,8 @@ def _yaml_tokens(text: str) -> Iterator[_Token]:
                 if isinstance(event, yaml.ScalarEvent):
                     plain = event.implicit[0] and not event.style
                     value = meaning_of(event.value) if plain else event.value
-                    doubt = value.why if isinstance(value, Doubt) else None
+                    merge = plain and event.value == "<<"
+                    doubt = MERGE if merge else value.why if isinstance(value, Doubt) else None
                     yield _Token("scalar", line, value, event.value, doubt)
                 else:
                     yield _Token("mapping" if isinstance(event, yaml.MappingStartEvent) else "list", line)
@@ -255,17 +257,17 @@ class _Builder:
         while (key := next(self._tokens)).kind != "end":
             if key.text is None:
                 raise _Broken(key.line, "a key is not text: write a name, in quotes if need be")
-            if key.text == "<<":
-                self._mistake(key.line, path, "<< merges nothing here: write the fields themselves")
             below = (*path, key.text)[:LINED]
             value = self._value(next(self._tokens), below, depth + 1)
-            if key.text in made:
+            if key.doubt == MERGE:
+                self._mistake(key.line, path, MERGE)
+            elif key.text in made:
                 first = lines[key.text]
                 self._mistake(key.line, path, f"{shown(key.text)} is there twice, first in line {first}: leave one out")
-                continue
-            made[key.text], lines[key.text] = value, key.line
-            if depth < LINED:
-                self._found.lines[below] = key.line
+            else:
+                made[key.text], lines[key.text] = value, key.line
+                if depth < LINED:
+                    self._found.lines.setdefault(below, key.line)
         return made
 
     def _mistake(self, line: int, path: Path, text: str) -> None:
