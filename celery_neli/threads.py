@@ -13,8 +13,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+_Result = TypeVar("_Result")
 GREEN_WAIT = 0.02  # seconds until a waiting greenlet looks at a real thread again; gevent has no cheaper wait
 
 
@@ -67,6 +68,15 @@ def _poll(done: Callable[[], bool], timeout: float) -> None:
 def spawn(target: Callable[[], None], *, name: str) -> Thread:
     """Start `target` on a daemon thread of the operating system."""
     return Thread(target, name)
+
+
+def off_loop(function: Callable[[], _Result]) -> _Result:
+    """Call what may block, and return what it returns: under gevent on a thread of its pool, while greenlets run."""
+    if not patched():
+        return function()
+    pool: Any = sys.modules["gevent"].get_hub().threadpool
+    result: _Result = pool.apply(function)
+    return result
 
 
 def stack_of(thread_id: int) -> str:

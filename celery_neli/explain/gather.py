@@ -22,9 +22,10 @@ from celery_neli.explain.words import Words
 from celery_neli.history.runs import Run
 from celery_neli.history.topic import NoHistory, read_runs
 from celery_neli.kafka.reader import RawRecord
-from celery_neli.periodic.api import RUNTIME, entry_names, view_of
 from celery_neli.periodic.definition import entry_of, schedule_of_text
-from celery_neli.periodic.editor import ScheduleEditor, Topic
+from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.periodic.store import Topic
+from celery_neli.periodic.view import RUNTIME, entry_names, view_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.policies import Misfire
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, decode_definition, decode_state, key_of

@@ -6,12 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from celery_neli.history.runs import Run
-    from celery_neli.periodic.api import Change, Periodic, get, list, pause, put, remove, resume, run_now, runs  # noqa: A004
+    from celery_neli.periodic.api import (
+        Batch,
+        Change,
+        Periodic,
+        batch,
+        get,
+        list,  # noqa: A004
+        pause,
+        put,
+        remove,
+        resume,
+        run_now,
+        runs,
+    )
     from celery_neli.periodic.preview import NextRun, next_runs
 
 __all__ = [
-    "Change", "NextRun", "Periodic", "Run",
-    "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
+    "Batch", "Change", "NextRun", "Periodic", "Run",
+    "batch", "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
 ]  # fmt: skip
 
 

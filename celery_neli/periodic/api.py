@@ -3,77 +3,46 @@
     from celery_neli import periodic
 
     periodic.put(app, "tidy-up-42", "shop.tasks.tidy_up", "PT30S", args=[42])
-    periodic.pause(app, "tidy-up-42")
+    periodic.pause(app, "tidy-up-42", note="the disk is full")
 
 They are kept in the schedule topic, beside the state of all entries: the leading beat has them within a second, and
 every beat has them after any restart. Entries of `beat_schedule` can be read, paused and run from here, not changed.
 
-Every function reads the schedule topic (`runs` the history topic), and those that change an entry write to it. They
-block for some tenths of a second, or ten seconds at most while Kafka does not answer. Call them from any thread, but
-not while an event loop waits. If two processes change an entry at the same time, the later change counts. All functions
-raise `ConfigurationError` for a wrong value (it names the field; nothing was stored) and `NeliError` if Kafka does not
-answer. If beats run another ``neli_scheduler``, which does not know these entries, `put`, `pause` and `resume` are
-refused, and entries that are read have a `problem`.
+Every function reads the schedule topic (`runs` the history topic), and those that change an entry write to it. The
+first call of a process connects, which takes some tenths of a second; each later one takes some milliseconds, however
+many entries there are. They block for ten seconds at most while Kafka does not answer. Call them from any thread, and
+from an event loop through `celery_neli.periodic.aio`. The connection is closed when it was not used for a minute, and
+when the process ends; a forked child makes its own.
+
+If two processes change an entry at the same time, both changes are made, one after the other, each from what the other
+left: none undoes the other but where both say something of the same field. Who must not change what somebody else has
+changed since they read it gives `expected`, the `version` of the entry as it was read: then `Conflict` is raised, and
+nothing is changed. All functions raise `ConfigurationError` for a wrong value (it names the field; nothing was stored)
+and `NeliError` if Kafka does not answer. If beats run another ``neli_scheduler``, which does not know these entries,
+`put`, `pause` and `resume` are refused, and entries that are read have a `problem`.
 """
 
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from celery.result import AsyncResult
-from celery.utils.time import maybe_make_aware
 
-from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.history.runs import Run
-from celery_neli.periodic import run_history
-from celery_neli.periodic.definition import entry_of, moment, reason_of
+from celery_neli.periodic import run_history, running
+from celery_neli.periodic.batches import Batch
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
-from celery_neli.periodic.text import text_of
-from celery_neli.printable import printable, printable_error
-from celery_neli.schedule.slots import next_slot
-from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
-from celery_neli.schedule_topic.values import shown
+from celery_neli.periodic.listing import listed
+from celery_neli.periodic.view import Periodic, view_of
+from celery_neli.schedule_topic.codec import Change
 
-__all__ = ["Change", "Periodic", "Run", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs"]
-
-UNSHOWN = "cannot be shown"
-BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Periodic:
-    """One entry of the schedule and its state. Times are Unix seconds.
-
-    `schedule`: its text, or the `repr` of what text cannot express. `source`: where it is defined, `beat_schedule` or
-    `runtime`. `last`: the last slot that it ran for, None if it never ran; `runs`: how often it ran. `next`: the next
-    slot, in the past if it is overdue; None if there is none, the entry is paused, or only the schedule itself knows.
-    `since`: no slot at or before it runs (of an entry of `beat_schedule`, the end of its last pause). `changes`: who
-    did what and when, oldest first, the last 20. `problem`: why this process cannot make an entry of it, if so.
-    """
-
-    name: str
-    task: str | None
-    schedule: str | None
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    source: str = RUNTIME
-    paused: bool = False
-    last: float | None = None
-    runs: int = 0
-    next: float | None = None
-    since: float | None = None
-    changes: tuple[Change, ...] = ()
-    problem: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values; what `args`, `kwargs` and `options` hold stays as it is."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**values, "changes": [asdict(each) for each in self.changes]}
+__all__ = [
+    "Batch", "Change", "Periodic", "Run",
+    "batch", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs",
+]  # fmt: skip
 
 
 def put(
@@ -86,6 +55,9 @@ def put(
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     by: str | None = None,
+    note: str | None = None,
+    owner: str | None = None,
+    expected: str | None = None,
 ) -> Periodic:
     """Add an entry, or replace the one of this name.
 
@@ -104,47 +76,110 @@ def put(
         kwargs: the keyword arguments, which must be JSON, too.
         options: the options of `Task.apply_async`, and the misfire and overlap policies.
         by: who makes the change, for `changes`; by default user@host.
+        note: why, for `changes`.
+        owner: for whom the entry is put, such as a file of entries; None: as it is.
+        expected: the `version` of the entry as you read it, "" if there must be none of this name; None: any.
 
     Returns:
         The entry as it is now.
+
+    Raises:
+        Conflict: the entry has another version than `expected`; nothing was changed.
     """
-    editor = ScheduleEditor(app, by=by)
-    editor.put(name, task, schedule, args, kwargs, options)
+    editor = ScheduleEditor(app, by=by, note=note, owner=owner)
+    editor.change(editor.to_put(name, task, schedule, args, kwargs, options, expected=expected))
     return view_of(editor, name)
 
 
-def pause(app: Any, name: str, *, by: str | None = None) -> Periodic:
-    """Let the slots of an entry pass until it is resumed, also of one in `beat_schedule`. Return it as it is now."""
-    editor = ScheduleEditor(app, by=by)
-    editor.pause(name)
+def pause(
+    app: Any,
+    name: str,
+    *,
+    until: datetime | timedelta | float | None = None,
+    note: str | None = None,
+    by: str | None = None,
+    expected: str | None = None,
+) -> Periodic:
+    """Let the slots of an entry pass until it is resumed, also of one in `beat_schedule`. Return it as it is now.
+
+    Args:
+        app: the Celery app.
+        name: the name of the entry.
+        until: when the pause ends by itself: a datetime (a naive one is local time), how long from now, or Unix
+            seconds; None: only when it is resumed.
+        note: why, for `changes`.
+        by: who makes the change, for `changes`; by default user@host.
+        expected: see `put`.
+    """
+    editor = ScheduleEditor(app, by=by, note=note)
+    editor.change(editor.to_pause(name, until=until, expected=expected))
     return view_of(editor, name)
 
 
-def resume(app: Any, name: str, *, by: str | None = None) -> Periodic:
-    """End the pause of an entry, whose slots during the pause never run. Return it as it is now."""
-    editor = ScheduleEditor(app, by=by)
-    editor.resume(name)
+def resume(
+    app: Any, name: str, *, note: str | None = None, by: str | None = None, expected: str | None = None
+) -> Periodic:
+    """End the pause of an entry, whose slots during the pause never run. Return it as it is now. See `put`."""
+    editor = ScheduleEditor(app, by=by, note=note)
+    editor.change(editor.to_resume(name, expected=expected))
     return view_of(editor, name)
 
 
-def remove(app: Any, name: str, *, by: str | None = None) -> None:
-    """Delete a runtime entry and its state. A task that was sent already runs."""
-    ScheduleEditor(app, by=by).remove(name)
+def remove(app: Any, name: str, *, note: str | None = None, by: str | None = None, expected: str | None = None) -> None:
+    """Delete a runtime entry and its state. A task that was sent already runs. See `put` for the arguments."""
+    editor = ScheduleEditor(app, by=by, note=note)
+    editor.change(editor.to_remove(name, expected=expected))
+
+
+def batch(app: Any, *, by: str | None = None, note: str | None = None, owner: str | None = None) -> Batch:
+    """Collect changes in a `with` block, and write them together at its end: ten thousand in a few seconds.
+
+        with periodic.batch(app, note="import") as batch:
+            for user in users:
+                batch.put(f"digest-{user.id}", "shop.tasks.digest", "0 7 * * *", args=[user.id])
+
+    Each call raises at once what is wrong with it. If the block raises, nothing is written. At its end, all changes are
+    checked with what is there, and nothing is written if one of them cannot be made. Then each entry is written as a
+    whole; if the process dies in between, some are written, and the same batch again writes the others only.
+
+    Raises:
+        Conflict: at the end of the block: entries have other versions than were `expected`, and nothing was changed;
+            or somebody else changed entries at that moment, and all others were changed. It says which.
+    """
+    return Batch(app, by=by, note=note, owner=owner)
 
 
 def get(app: Any, name: str) -> Periodic | None:
-    """Return one entry, None if there is none of this name."""
+    """Return one entry, None if there is none of this name: with every change that was made before, anywhere."""
     editor = ScheduleEditor(app)
-    return view_of(editor, name) if entry_name(name) in entry_names(editor) else None
+    return view_of(editor, name) if editor.has(entry_name(name)) else None
 
 
-def list(app: Any) -> builtins.list[Periodic]:  # noqa: A001 - is read as periodic.list
-    """Return all entries, of this process's `beat_schedule` and of the runtime schedule, by name."""
-    editor = ScheduleEditor(app)
-    return [view_of(editor, name) for name in sorted(entry_names(editor))]
+def list(  # noqa: A001 - is read as periodic.list
+    app: Any,
+    *,
+    prefix: str = "",
+    tag: str | None = None,
+    limit: int | None = None,
+    after: str | None = None,
+    owner: str | None = None,
+) -> Iterator[Periodic]:
+    """Return the entries of this process's `beat_schedule` and of the runtime schedule, one by one, by name.
+
+    The topic is read before this returns, and entries are made when they are asked for.
+
+    Args:
+        app: the Celery app.
+        prefix: only entries whose names begin with this.
+        tag: only entries with this tag among their option `neli_tags`.
+        limit: how many at most.
+        after: only entries whose names are greater than this, such as the last name of the page before.
+        owner: only entries that were put for this owner.
+    """
+    return listed(ScheduleEditor(app), prefix=prefix, tag=tag, limit=limit, after=after, owner=owner)
 
 
-def run_now(app: Any, name: str, *, by: str | None = None) -> AsyncResult:
+def run_now(app: Any, name: str, *, by: str | None = None, note: str | None = None) -> AsyncResult:
     """Send the task of an entry at once, from this process. It runs for no slot, and its next slot stays as it is.
 
     The message has the header `neli_beat_entry`. For a runtime entry, `changes` notes it before the message is sent.
@@ -152,7 +187,7 @@ def run_now(app: Any, name: str, *, by: str | None = None) -> AsyncResult:
     Raises:
         celery.beat.SchedulingError: the task could not be sent.
     """
-    return ScheduleEditor(app, by=by).run_now(name)
+    return running.run_now(ScheduleEditor(app, by=by, note=note), name)
 
 
 def runs(
@@ -175,86 +210,3 @@ def runs(
         NeliError: Nothing was recorded yet, a right is missing, or Kafka does not answer.
     """
     return run_history.runs(app, name, limit=limit, since=since)
-
-
-def entry_names(editor: ScheduleEditor) -> set[str]:
-    """Return the names of all entries, of `beat_schedule` and of the runtime schedule. The first call blocks."""
-    known = editor.known
-    runtime = (name for name in known.definitions if editor.runtime(name))
-    return {*editor.static, *editor.refused, *known.unreadable, *runtime}
-
-
-def view_of(editor: ScheduleEditor, name: str) -> Periodic:
-    """Return one of the `entry_names`, with what is wrong with it as its `problem`. The first call blocks."""
-    name = entry_name(name)
-    try:
-        found = _view_of(editor, name)
-    except NeliError:
-        raise  # of Kafka
-    except Exception as exc:  # noqa: BLE001 - a user's class may raise anything: the other entries are shown
-        found = _unshown(name, printable_error(exc))
-    if found.source == RUNTIME and editor.not_run is not None:
-        return replace(found, next=None, problem=f"not run: {editor.not_run}")
-    return found
-
-
-def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
-    found = editor.known.definitions.get(name)
-    static, problem = name in editor.static, None
-    entry: Any
-    if name in editor.refused:
-        return _unshown(name, editor.refused[name], source=BEAT_SCHEDULE)
-    if static:
-        entry = editor.static[name]
-        problem = "; ".join(editor.checked.doubts.get(name, ())) or None
-        if found is not None and not found.static:
-            problem = "hides a runtime entry of this name: remove that one"
-        if found is None or not found.static:
-            found = Definition(task=None, schedule=None)
-        try:
-            text = text_of(entry.schedule)
-        except ConfigurationError:
-            text = shown(entry.schedule)
-        task = entry.task
-    elif found is None:
-        return _unshown(name, editor.known.unreadable[name])
-    else:
-        task, text = str(found.task), str(found.schedule)
-        try:
-            entry = entry_of(found, name, editor.app)
-        except ConfigurationError as exc:
-            entry, task, text = found, printable(found.task), printable(found.schedule)
-            problem = f"{UNSHOWN}: {reason_of(exc, name)}"
-    state = editor.known.states.get(name)
-    return Periodic(
-        name=name,
-        task=task,
-        schedule=text,
-        args=tuple(entry.args or ()),
-        kwargs=entry.kwargs,
-        options=entry.options,
-        source=BEAT_SCHEDULE if static else RUNTIME,
-        paused=found.paused,
-        next=None if entry is found or found.paused else _next(editor, state, entry.schedule, found.since),
-        last=state.last if state and state.runs else None,
-        runs=state.runs if state else 0,
-        since=found.since or None,
-        changes=found.changes,
-        problem=problem,
-    )
-
-
-def _unshown(name: str, why: str, *, source: str = RUNTIME) -> Periodic:
-    return Periodic(name=name, task=None, schedule=None, source=source, problem=f"{UNSHOWN}: {why}")
-
-
-def _next(editor: ScheduleEditor, state: State | None, when: Any, since: float) -> float | None:
-    # A beat does not believe what is further ahead, either.
-    begins = since if since <= editor.now + START_AHEAD else 0.0
-    last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
-    after = max(begins, last) or editor.now
-    try:
-        slot = next_slot(when, moment(after))
-    except Exception:  # noqa: BLE001 - a user's schedule may raise anything; the beat logs it
-        return None
-    return None if slot is None else maybe_make_aware(slot).timestamp()

@@ -6,7 +6,8 @@ Pure; imports no Kafka client.
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +24,7 @@ from celery_neli.schedule.cron import cron
 from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
 from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
-from celery_neli.schedule_topic.values import check_made, check_plain, shown
+from celery_neli.schedule_topic.values import LATEST, check_made, check_plain, shown
 
 
 def define(
@@ -125,6 +126,37 @@ def check_comes(definition: Definition, app: Any, *, after: float) -> None:
         slot = None
     if slot is None:
         raise ConfigurationError(f"schedule = {definition.schedule!r}: its time never comes; give one that is ahead")
+
+
+def until_of(value: Any, now: float) -> float | None:
+    """Return the end of a pause in Unix seconds: of a datetime (a naive one is local time), of how long from ``now``,
+    or of Unix seconds; None stays None. Raises `ConfigurationError` if it is not ahead.
+    """
+    until: Any = None
+    try:
+        if value is None:
+            return None
+        if isinstance(value, timedelta):
+            until = now + value.total_seconds()
+        elif isinstance(value, datetime):
+            until = value.timestamp()
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            until = float(value)
+    except (ValueError, OverflowError, OSError):
+        pass
+    if until is None or not now < until <= LATEST:
+        remedy = "give a datetime, a timedelta or Unix seconds, which lie ahead"
+        raise ConfigurationError(f"until = {shown(value)}: {remedy}")
+    return float(until)
+
+
+def awake(definition: Definition, now: float) -> Definition:
+    """Return a definition as it is ``now`` (Unix seconds): if the end of its pause has come, it is not paused, and
+    slots up to that end never run.
+    """
+    if not definition.paused or definition.until is None or definition.until > now:
+        return definition
+    return replace(definition, paused=False, until=None, since=max(definition.since, definition.until))
 
 
 def moment(seconds: float) -> datetime:

@@ -1,4 +1,4 @@
-"""The runtime schedule, read and changed: what each change means.
+"""The runtime schedule, read and changed: what each change means, and the one way in which changes are written.
 
 An entry is of `beat_schedule` or was put at runtime, never both. Of the former only a pause is kept here.
 """
@@ -6,96 +6,108 @@ An entry is of `beat_schedule` or was put at runtime, never both. Of the former 
 from __future__ import annotations
 
 import getpass
-import logging
 import os
+import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final
 
 import celery.beat
 from celery.utils.log import get_logger
 
-from celery_neli.config import DEFAULT_SCHEDULER, enabled, from_app, is_replicated, scheduler_class
-from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
+from celery_neli.config import DEFAULT_SCHEDULER, is_replicated, scheduler_class
+from celery_neli.exceptions import ConfigurationError, Conflict, NeliError
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import check_app, plain
-from celery_neli.periodic.definition import check_comes, define, entry_of
+from celery_neli.periodic.conflicts import conflict, together, utc, write_again
+from celery_neli.periodic.definition import awake, check_comes, define, entry_of, until_of
 from celery_neli.periodic.static import StaticEntries, check_static
+from celery_neli.periodic.store import Known, Records, Topic
 from celery_neli.printable import closest
-from celery_neli.schedule.due import expires_of
-from celery_neli.schedule.policies import OWN_OPTIONS
 from celery_neli.schedule_topic import codec
-from celery_neli.schedule_topic.codec import Change, Definition, Kind, State
-from celery_neli.schedule_topic.values import shown
+from celery_neli.schedule_topic.codec import Change, Definition
+from celery_neli.schedule_topic.values import MAX_NOTE, shown
+from celery_neli.schedule_topic.versions import Write
 
 logger = escaping(get_logger(__name__))
 
-Record: TypeAlias = "tuple[Kind, str, bytes | None]"
+PATIENCE: Final = 10.0  # seconds for which a change is tried while others change the same entry
+FEW: Final = 200  # records of one partition up to which all names are read for a "did you mean"
 
 
-class Topic:
-    """The schedule topic of an app: `read` returns all states and definitions, `write` takes records; None deletes.
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of one entry that was checked as far as it can be before the topic is read.
 
-    To make it loads Kafka's client. Both functions block, and raise `NeliError`.
+    `plan` takes the living definition, None if there is none, and returns what becomes of it and what to call that;
+    None: nothing changes. It raises `NeliError`. `expected`: the version that must be there, "" for no entry.
     """
 
-    def __init__(self, app: Any) -> None:
-        if not enabled(app):
-            raise ConfigurationError("neli_enabled = False: there is no runtime schedule without Kafka; switch it on")
-        from celery_neli.schedule_topic import topic
-
-        config, log = from_app(app, "beat"), escaping(logging.getLogger("celery_neli.periodic.api"))
-        self.read: Callable[[], Mapping[tuple[Kind, str], bytes]] = partial(topic.read_all, config, log=log)
-        self.write: Callable[[list[Record]], None] = partial(topic.write, config, log=log)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What the topic holds. `unreadable`: why a definition could not be read (a newer release wrote it)."""
-
-    states: dict[str, State] = field(default_factory=dict)
-    definitions: dict[str, Definition] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    name: str
+    plan: Callable[[Definition | None], tuple[Definition, str] | None]
+    expected: str | None = None
 
 
 class ScheduleEditor:
-    """Reads and changes the schedule of an app, for one change by ``by`` (user@host by default): it reads the topic
-    once. ``clock`` tells the time in Unix seconds.
+    """Reads and changes the schedule of an app, for changes by ``by`` (user@host by default), for the reason ``note``,
+    for the ``owner`` of entries. ``clock`` tells the time in Unix seconds.
 
     It raises `ConfigurationError` if a value is wrong. So do its methods, and `NeliError` if Kafka does not answer or
     there is no such entry; nothing was changed then.
     """
 
     def __init__(
-        self, app: Any, topic: Topic | None = None, *, by: object = None, clock: Callable[[], float] = time.time
+        self,
+        app: Any,
+        topic: Topic | None = None,
+        *,
+        by: object = None,
+        note: object = None,
+        owner: object = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.app = check_app(app)
         self._topic = topic or Topic(app)
-        by = plain(by)
-        if by is not None and (not isinstance(by, str) or not by.strip() or not by.isprintable() or len(by) > 200):
-            raise ConfigurationError(f"by = {shown(by)}: say who makes the change, in 1 to 200 printable characters")
-        self.by: str = default_author() if by is None else by
+        self.by: str = _said("by", by, 200, "say who makes the change") or default_author()
+        self.note: str = _said("note", note, MAX_NOTE, "say why")
+        self.owner: str = _said("owner", owner, 200, "say whose entries they are")
         self.now = clock()
+        self._known: Known | None = None
 
     # -- what there is --
 
-    @cached_property
+    @property
     def known(self) -> Known:
-        """What the topic holds. The first read blocks."""
-        known = Known()
-        for (kind, name), value in self._topic.read().items():
-            try:
-                if kind == codec.STATE:
-                    known.states[name] = codec.decode_state(value)
-                elif kind == codec.ENTRY:
-                    known.definitions[name] = codec.decode_definition(value)
-            except RecordError as exc:  # decoders raise nothing else
-                if kind == codec.ENTRY:
-                    known.unreadable[name] = str(exc)
-        return known
+        """What the topic holds of the names that were looked at; of all, if `look` was not called. Then it blocks."""
+        if self._known is None:
+            self._known = Known()
+            self._known.take(self._topic.read())
+        return self._known
+
+    def look(self, names: Collection[str]) -> Known:
+        """Read what the topic holds of these names now, and return `known`. Blocks."""
+        records = self._topic.look(names)
+        self._known = self._known or Known()
+        self._known.forget(names)
+        self._known.take(records)
+        return self._known
+
+    def read(self, keep: Callable[[str], bool]) -> Records:
+        """Return what the topic holds of the names to ``keep``, as it is. Blocks."""
+        return self._topic.read(keep=keep)
+
+    def know(self, name: str, records: Records) -> bool:
+        """Let `known` be what ``records`` say of one name, and return True if there is an entry of this name."""
+        self._known = Known()
+        self._known.take(records)
+        return name in self.static or name in self.refused or name in self._known.unreadable or bool(self.runtime(name))
+
+    def has(self, name: str) -> bool:
+        """Return True if there is an entry of this name, of `beat_schedule` or of the runtime schedule. Blocks."""
+        return self.know(name, self._topic.look((name,)))
 
     @cached_property
     def static(self) -> Mapping[str, Any]:
@@ -140,91 +152,190 @@ class ScheduleEditor:
         return entry_of(definition, name, self.app)
 
     def unknown(self, name: object) -> NeliError:
-        """Return the error to raise for a name that no entry has."""
+        """Return the error to raise for a name that no entry has. Among many entries it looks for no similar name."""
+        if isinstance(name, str) and self._topic.size(name) <= FEW:
+            self._known = None
         near = closest(str(name), [*self.static, *filter(self.runtime, self.known.definitions)], least=0.6)
         return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
-    # -- changes --
+    # -- what each change means --
 
-    def put(self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any) -> None:
-        """Add an entry, or replace what it is. It stays paused if it was. Writes nothing if nothing would change."""
+    def to_put(
+        self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any, *, expected: Any = None
+    ) -> Edit:
+        """Add an entry, or replace what it is. It stays paused if it was. Nothing changes if it is the same."""
         self._check_run()
         name = codec.check_name(name)
         if name in self.static or name in self.refused:
             raise ConfigurationError(f"name = {name!r}: beat_schedule has an entry of that name; change it there")
         new = define(self.app, name, task, schedule, args=args, kwargs=kwargs, options=options)
-        old, what = self.runtime(name), "added"
-        since = self.now
-        if old is not None:
+
+        def plan(old: Definition | None) -> tuple[Definition, str] | None:
+            if old is None or old.static:
+                check_comes(new, self.app, after=self.now)
+                return replace(new, since=self.now, owner=self.owner), "added"
+            owner = self.owner or old.owner
             fields = ("task", "schedule", "args", "kwargs", "options")
             different = [each for each in fields if getattr(new, each) != getattr(old, each)]
+            different += ["owner"] if owner != old.owner else []
             if not different:
-                return
+                return None
+            if "schedule" in different:
+                check_comes(new, self.app, after=self.now)
             since = self.now if "schedule" in different else old.since
-            new = replace(new, paused=old.paused, changes=old.changes)
-            what = f"changed {', '.join(different)}".replace("schedule", f"schedule {old.schedule} -> {new.schedule}")
-        check_comes(new, self.app, after=self.now)
-        self._store(name, replace(new, since=since), what)
+            kept = replace(new, paused=old.paused, until=old.until, owner=owner, since=since, changes=old.changes)
+            what = ", ".join(different).replace("schedule", f"schedule {old.schedule} -> {new.schedule}")
+            return kept, f"changed {what}"
+
+        return Edit(name, plan, _expected(expected))
+
+    def to_pause(self, name: Any, *, until: Any = None, expected: Any = None) -> Edit:
+        """Let its slots pass, for good or until a time."""
+        end = until_of(until, self.now)
+
+        def plan(old: Definition | None) -> tuple[Definition, str] | None:
+            found = self._pausable(name, old)
+            if found.paused and found.until == end:
+                return None
+            return replace(found, paused=True, until=end), "paused" if end is None else f"paused until {utc(end)}"
+
+        name = self._changeable(name)
+        return Edit(name, plan, _expected(expected))
+
+    def to_resume(self, name: Any, *, expected: Any = None) -> Edit:
+        """End the pause: the next slot is the first one after now."""
+
+        def plan(old: Definition | None) -> tuple[Definition, str] | None:
+            found = self._pausable(name, old)
+            if not found.paused:
+                return None
+            check_comes(found, self.app, after=self.now)
+            return replace(found, paused=False, until=None, since=self.now), "resumed"
+
+        name = self._changeable(name)
+        return Edit(name, plan, _expected(expected))
+
+    def to_remove(self, name: Any, *, expected: Any = None) -> Edit:
+        """Delete a runtime entry and its state."""
+
+        def plan(old: Definition | None) -> tuple[Definition, str] | None:
+            static = name in self.static or name in self.refused
+            if name in self.known.unreadable:
+                old = Definition(task=None, schedule=None, static=True)
+            if old is None or (static and old.static):
+                if static:
+                    raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
+                raise self.unknown(name)
+            return replace(old, args=[], kwargs={}, options={}, paused=False, until=None, removed=True), "removed"
+
+        name = entry_name(name)
+        return Edit(name, plan, _expected(expected))
+
+    def put(self, name: str, *call: Any) -> None:
+        """Do what `to_put` says."""
+        self.change(self.to_put(name, *call))
 
     def pause(self, name: str) -> None:
-        """Let its slots pass. Writes nothing if it is paused."""
-        name, found = self._pausable(name)
-        if not found.paused:
-            self._store(name, replace(found, paused=True), "paused")
+        """Do what `to_pause` says."""
+        self.change(self.to_pause(name))
 
     def resume(self, name: str) -> None:
-        """End the pause: the next slot is the first one after now. Writes nothing if it is not paused."""
-        name, found = self._pausable(name)
-        if found.paused:
-            check_comes(found, self.app, after=self.now)
-            self._store(name, replace(found, paused=False, since=self.now), "resumed")
+        """Do what `to_resume` says."""
+        self.change(self.to_resume(name))
 
     def remove(self, name: str) -> None:
-        """Delete a runtime entry and its state."""
-        name = entry_name(name)
-        static = name in self.static or name in self.refused
-        found = self.runtime(name) if static else self.known.definitions.get(name)
-        if found is None and name not in self.known.unreadable:
-            if static:
-                raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
-            raise self.unknown(name)
-        kinds: tuple[Kind, ...] = (codec.ENTRY,) if static else (codec.ENTRY, codec.STATE)
-        self.write([(kind, name, None) for kind in kinds])
-        logger.info("schedule entry=%s what=removed by=%s", name, self.by)
+        """Do what `to_remove` says."""
+        self.change(self.to_remove(name))
 
-    def run_now(self, name: str) -> Any:
-        """Send the task of an entry, as a beat does, with the headers `neli_beat_entry` and
-        `periodic_task_name`; return its result.
+    # -- how a change is written --
+
+    def change(self, *edits: Edit) -> None:
+        """Write changes: the one function that all of them pass. Those of one entry become one record.
+
+        Each is made from what is there now, and written with the version that it was made from. If somebody else was
+        faster, it is void, and is made again from what is there then. Nothing was written if this raises in the first
+        round; later, a `Conflict` names the entries that were not changed, and all others were.
         """
-        name = entry_name(name)
-        entry = self.entry(name)
-        found = self.runtime(name)
-        if found is not None:
-            self._store(name, found, "run now")
-        expires = expires_of(entry.options, None, self.app.timezone)
-        entry.options = {key: value for key, value in entry.options.items() if key not in OWN_OPTIONS}
-        if expires is not None:
-            entry.options["expires"] = expires
-        own = entry.options.get("headers") or {}
-        entry.options["headers"] = {"periodic_task_name": name, **own, "neli_beat_entry": name}
-        return celery.beat.Scheduler(self.app, schedule={}, lazy=True).apply_async(entry, advance=False)
+        waiting: dict[str, list[Edit]] = {}
+        for edit in edits:
+            waiting.setdefault(edit.name, []).append(edit)
+        late: dict[str, NeliError] = {}
+        void: set[str] = set()  # entries of which the last record in the log is a void one of ours
+        end, alone, written = time.monotonic() + PATIENCE, len(waiting) == 1, False
+        while waiting and (not late or written):
+            self.look(waiting)
+            made: dict[str, Definition] = {}
+            for name, of_name in waiting.items():
+                try:
+                    if (new := self._made(name, of_name)) is not None:
+                        made[name] = new
+                except NeliError as exc:
+                    if not written and not isinstance(exc, Conflict):
+                        raise
+                    late[name] = exc
+            if late and not written:
+                break
+            overtaken = self._write(made)
+            written, void = True, (void - made.keys()).union(overtaken)
+            waiting = {name: waiting[name] for name in overtaken}
+            if time.monotonic() > end:
+                late.update((name, conflict(self.known, name, None)) for name in waiting)
+                break
+        if void:
+            try:
+                write_again(self.look, self._topic.write, void)
+            except NeliError as exc:
+                logger.debug("schedule not written again: %s", exc)
+        if late:
+            raise late.popitem()[1] if alone else together(late, nothing=not written)
 
-    def write(self, records: list[Record]) -> None:
-        """Write records as they are. `known` stays what was read."""
-        if records:
-            self._topic.write(records)
+    def write(self, states: list[Write]) -> None:
+        """Write states of entries, which count at once. Blocks."""
+        self._topic.write(states)
+
+    def check(self, edit: Edit, before: Sequence[Edit] = ()) -> None:
+        """Raise what `change` would raise for an edit if it came now, after those `before` it. Blocks."""
+        self.look((edit.name,))
+        self._made(edit.name, (*before, edit))
 
     def changed(self, definition: Definition, what: str) -> Definition:
         """Return the definition with one more change, by the author of this one."""
-        changes = (*definition.changes, Change(at=self.now, by=self.by, what=what))
+        changes = (*definition.changes, Change(at=self.now, by=self.by, what=what, note=self.note))
         return replace(definition, changes=changes[-codec.MAX_CHANGES :])
 
-    def _store(self, name: str, definition: Definition, what: str) -> None:
-        definition = self.changed(definition, what)
-        self.write([(codec.ENTRY, name, codec.encode_definition(definition))])
-        self.known.definitions[name] = definition
-        self.known.unreadable.pop(name, None)
-        logger.info("schedule entry=%s what=%r by=%s", name, what, self.by)
+    def _made(self, name: str, edits: Sequence[Edit]) -> Definition | None:
+        """Return what becomes of an entry, None if it stays as it is."""
+        before = now = self.known.definitions.get(name)
+        for edit in edits:
+            if edit.expected not in (None, "" if before is None else before.version):
+                raise conflict(self.known, name, edit.expected)
+            planned = edit.plan(None if now is None or now.removed else awake(now, self.now))
+            if planned is not None:
+                now = self.changed(*planned)
+        return None if now is before else now
+
+    def _write(self, made: Mapping[str, Definition]) -> list[str]:
+        """Write definitions, each based on the one that is known; return the names of those that are void."""
+        known = self.known
+        written: dict[str, Definition] = {}
+        for name, new in made.items():
+            version, base = secrets.token_hex(8), None
+            if (before := known.definitions.get(name) or known.removed.get(name)) is not None:
+                base = before.version or None  # without a base it always counts
+            elif name not in known.unreadable:
+                base = version  # that of no other: there must be none
+            written[name] = replace(new, version=version, base=base)
+        writes = [
+            Write(codec.ENTRY, name, codec.encode_definition(each), each.version) for name, each in written.items()
+        ]
+        void = self._topic.write(writes)
+        for name, definition in written.items():
+            if definition.version not in void:
+                known.put(name, definition)
+                logger.info("schedule entry=%s what=%r by=%s", name, definition.changes[-1].what, self.by)
+        return [name for name, definition in written.items() if definition.version in void]
+
+    # -- checks --
 
     def _check_run(self) -> None:
         if self.not_run is not None:
@@ -237,21 +348,24 @@ class ScheduleEditor:
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")
 
-    def _pausable(self, name: str) -> tuple[str, Definition]:
-        """Return the plain name of an entry, and the definition that holds its pause."""
+    def _changeable(self, name: Any) -> str:
         self._check_run()
         name = entry_name(name)
         self._check_not_refused(name)
+        return str(name)
+
+    def _pausable(self, name: str, found: Definition | None) -> Definition:
+        """Return the definition that holds the pause of an entry."""
         if name in self.known.unreadable:
             raise NeliError(f"the definition of {name!r} cannot be read here: {self.known.unreadable[name]}")
-        static, found = name in self.static, self.runtime(name)
-        if static and found is not None:
+        static = name in self.static
+        if static and found is not None and not found.static:
             raise NeliError(f"{name!r} is in beat_schedule and was put at runtime, too: remove the latter first")
         if static:
-            found = self.known.definitions.get(name) or Definition(task=None, schedule=None, static=True)
-        if found is None:
+            return found or Definition(task=None, schedule=None, static=True)
+        if found is None or found.static:
             raise self.unknown(name)
-        return name, found
+        return found
 
 
 def entry_name(name: Any) -> str:
@@ -268,3 +382,19 @@ def default_author() -> str:
     except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def _said(field: str, given: object, most: int, remedy: str) -> str:
+    given = plain(given)
+    if given is None:
+        return ""
+    if not isinstance(given, str) or not given.strip() or not given.isprintable() or len(given) > most:
+        raise ConfigurationError(f"{field} = {shown(given)}: {remedy}, in 1 to {most} printable characters")
+    return given
+
+
+def _expected(version: Any) -> str | None:
+    version = plain(version)
+    if version is None or isinstance(version, str):
+        return version
+    raise ConfigurationError(f'expected = {shown(version)}: give the version of an entry, or "" if there must be none')

@@ -15,11 +15,11 @@ from celery.schedules import crontab, solar
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError
-from celery_neli.periodic.api import BEAT_SCHEDULE, Periodic, entry_names, view_of
 from celery_neli.periodic.call import check_app
 from celery_neli.periodic.definition import entry_of, moment
 from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.periodic.text import human, looks_like_cron, schedule_of, text_of
+from celery_neli.periodic.view import BEAT_SCHEDULE, Periodic, entry_names, view_of
 from celery_neli.schedule.cron import cron, zone_of
 from celery_neli.schedule.crontabs import follows_real_time, offset_at
 from celery_neli.schedule.due import entry_has_slots, starting_deadline
@@ -135,8 +135,12 @@ def _found(
             mistake = exc
     if when is not None and not (isinstance(name, str) and name in (app.conf.beat_schedule or ())):
         return when, None, None, maybe_make_aware(app.now()).astimezone(timezone.utc)
-    editor = editor or ScheduleEditor(app)
-    if name not in entry_names(editor):
+    if editor is not None:
+        exists = name in entry_names(editor)
+    else:
+        editor = ScheduleEditor(app)
+        exists = editor.has(name)
+    if not exists:
         why = f", and it is no schedule: {mistake}" if mistake is not None else ""
         raise ConfigurationError(f"{editor.unknown(name)}{why}")
     view = view_of(editor, name)

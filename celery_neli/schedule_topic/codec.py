@@ -116,7 +116,7 @@ def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
         return None
 
 
-def partition_of(kind: Kind) -> int:
+def partition_of(kind: Kind, name: str = "") -> int:
     """Return the partition of its records: members have their own, so that they can be read without the entries."""
     return 1 if kind == MEMBER else 0
 

@@ -269,14 +269,14 @@ def write(
         "queue.buffering.max.messages": len(records) + 1,
     }
     with closing(Writer(config, client_log, config.schedule_topic, properties)) as writer:
-        _find_topic(config, client_log, writer, deadline)
+        find_topic(config, client_log, writer, deadline)
         encoded = [(partition_of(kind), key_of(kind, name), value) for kind, name, value in records]
         reason = writer.send_all(encoded, deadline - time.monotonic())
     if reason:
         raise NeliError(f"the schedule topic {config.schedule_topic} was not written: {reason}")
 
 
-def _find_topic(config: Config, log: ClientLog, writer: Writer, deadline: float) -> None:
+def find_topic(config: Config, log: ClientLog, writer: Writer, deadline: float) -> None:
     """Wait for the topic, or create it. Raises `TopicError` if it is unfit, `NeliError` if time is over."""
     began = time.monotonic()
     topic = TopicAdmin(config, log, writer, schedule_topic(config))

@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import Any, Final
 
 from celery_neli.exceptions import NeliError, RecordError
-from celery_neli.periodic.api import BEAT_SCHEDULE, RUNTIME, UNSHOWN, Periodic, entry_names, view_of
 from celery_neli.periodic.definition import moment
-from celery_neli.periodic.editor import ScheduleEditor, Topic
+from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.periodic.store import Topic
+from celery_neli.periodic.view import BEAT_SCHEDULE, RUNTIME, UNSHOWN, Periodic, entry_names, view_of
 from celery_neli.printable import printable
 from celery_neli.schedule.slots import has_slots, next_slot
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Kind, State, decode_definition, decode_state
@@ -29,6 +30,9 @@ class _Nothing(Topic):
 
     def read(self) -> Mapping[tuple[Kind, str], bytes]:
         return {}
+
+    def size(self, name: str) -> int:
+        return 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +176,9 @@ class ScheduleIndex:
         except RecordError as exc:
             if len(known.unreadable) < MOST_ENTRIES:
                 known.unreadable[name] = str(exc)
+            self._names = None
+            return
+        if found.removed:
             self._names = None
             return
         if before is None and len(known.definitions) >= MOST_ENTRIES:

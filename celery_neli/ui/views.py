@@ -11,8 +11,8 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from celery_neli.alarms.overdue import FAILED, NOT_FINISHED, NOT_SENT, NOT_STARTED, REFUSED
-from celery_neli.periodic.api import BEAT_SCHEDULE, Periodic
 from celery_neli.periodic.text import human
+from celery_neli.periodic.view import BEAT_SCHEDULE, Periodic
 from celery_neli.printable import HIDDEN, is_secret
 from celery_neli.status import ElectionStatus, RoleStatus
 from celery_neli.timeline import Term

@@ -16,8 +16,8 @@ from celery_neli.exceptions import NeliError
 from celery_neli.history.records import WorkerRecord
 from celery_neli.history.runs import Run, Runs
 from celery_neli.history.topic import HistoryFollower
-from celery_neli.periodic.api import entry_names, view_of
 from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.periodic.view import entry_names, view_of
 from celery_neli.printable import printable, printable_error
 from celery_neli.status import look
 from celery_neli.threads import Thread, spawn

@@ -26,9 +26,10 @@ from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from celery_neli.schedule_topic.codec import Kind
+    from celery_neli.schedule_topic.versions import Write
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 START = NOON.timestamp()
@@ -161,11 +162,19 @@ class _Store:
     def __init__(self, log: list[Any]) -> None:
         self._log = log
 
-    def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        return FakeTopic(self._log).values()
+    def read(self, *, keep: Callable[[str], bool] | None = None) -> Mapping[tuple[Kind, str], bytes]:
+        values = FakeTopic(self._log).values()
+        return {entry: value for entry, value in values.items() if keep is None or keep(entry[1])}
 
-    def write(self, records: list[Any]) -> None:
-        self._log.extend((*record, None) for record in records)
+    def look(self, names: Collection[str]) -> Mapping[tuple[Kind, str], bytes]:
+        return self.read(keep=names.__contains__)
+
+    def write(self, writes: list[Write]) -> set[str]:
+        self._log.extend((each.kind, each.name, each.value, None) for each in writes)
+        return set()
+
+    def size(self, name: str) -> int:
+        return 0
 
 
 class Process:

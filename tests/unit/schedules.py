@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery_neli.periodic.api import Periodic, view_of
 from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     STATE,
@@ -16,41 +16,49 @@ from celery_neli.schedule_topic.codec import (
     encode_definition,
     encode_state,
 )
+from celery_neli.schedule_topic.versions import is_void, versions_in
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from celery import Celery
 
-    from celery_neli.periodic.editor import Record
     from celery_neli.schedule_topic.codec import Kind
+    from celery_neli.schedule_topic.versions import Write
 
 #: 2026-06-01 12:00:00 UTC
 NOON = 1_780_315_200.0
 
 
 class FakeStore:
-    """The schedule topic: a dict. `writes` counts what was written."""
+    """The schedule topic: a dict. `writes` counts what was written, `meddle` is called before a definition is."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[Kind, str], bytes] = {}
-        self.writes: list[list[Record]] = []
+        self.writes: list[list[Write]] = []
+        self.meddle: Callable[[], object] = lambda: None
 
-    def read(self) -> Mapping[tuple[Kind, str], bytes]:
-        return dict(self.values)
+    def read(self, *, keep: Callable[[str], bool] | None = None) -> Mapping[tuple[Kind, str], bytes]:
+        return {entry: value for entry, value in self.values.items() if keep is None or keep(entry[1])}
 
-    def write(self, records: list[Record]) -> None:
-        self.writes.append(records)
-        for kind, name, value in records:
-            if value is None:
-                self.values.pop((kind, name), None)
-            else:
-                self.values[kind, name] = value
+    def look(self, names: Collection[str]) -> Mapping[tuple[Kind, str], bytes]:
+        return self.read(keep=names.__contains__)
+
+    def write(self, writes: list[Write]) -> set[str]:
+        """As readers of the log judge."""
+        if writes:
+            self.meddle()
+            self.writes.append(writes)
+        return {each.version for each in writes if not put(self.values, each)}
+
+    def size(self, name: str) -> int:
+        return len(self.values)
 
     def definition(self, name: str) -> Any:
         value = self.values.get((ENTRY, name))
-        return None if value is None else decode_definition(value)
+        found = None if value is None else decode_definition(value)
+        return None if found is None or found.removed else found
 
     def state(self, name: str) -> Any:
         value = self.values.get((STATE, name))
@@ -62,6 +70,21 @@ class FakeStore:
             self.values[STATE, name] = encode_state(value)
         else:
             self.values[ENTRY, name] = encode_definition(value)
+
+
+def put(values: dict[tuple[Kind, str], bytes], write: Write) -> bool:
+    """Put a record into what a topic holds; return False if it is void."""
+    entry = write.kind, write.name
+    if write.value is None:
+        values.pop(entry, None)
+        return True
+    before = values.get(entry)
+    if write.kind == ENTRY and before is not None:
+        version, base = versions_in(write.value)
+        if is_void(version, base, versions_in(before)[0]):
+            return False
+    values[entry] = write.value
+    return True
 
 
 class Desk:

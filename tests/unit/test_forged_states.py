@@ -11,7 +11,7 @@ import pytest
 
 from celery_neli.beat.replicated.term import begin, version_of
 from celery_neli.exceptions import RecordError
-from celery_neli.periodic.api import view_of
+from celery_neli.periodic.view import view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     EPOCH_MOST,

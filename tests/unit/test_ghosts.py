@@ -8,7 +8,7 @@ import pytest
 
 from celery_neli.beat.replicated import inventory
 from celery_neli.exceptions import NeliError
-from celery_neli.periodic.api import entry_names
+from celery_neli.periodic.view import entry_names
 from celery_neli.schedule_topic.codec import ENTRY, STATE
 from tests.unit.beats import World
 

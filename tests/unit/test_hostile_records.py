@@ -21,8 +21,8 @@ from celery_neli.beat.replicated.term import begin
 from celery_neli.election.records import decode as decode_leader_record
 from celery_neli.election.role_state import Payload
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.periodic.api import entry_names, view_of
 from celery_neli.periodic.definition import define, entry_of
+from celery_neli.periodic.view import entry_names, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     MEMBER,

@@ -9,8 +9,9 @@ import pytest
 from celery.schedules import crontab
 
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.api import entry_names
 from celery_neli.periodic.editor import default_author
+from celery_neli.periodic.running import run_now
+from celery_neli.periodic.view import entry_names
 from celery_neli.schedule_topic.codec import ENTRY, Definition, State
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
@@ -325,6 +326,6 @@ def test_run_now_sends_the_task_as_beat_does(desk: Desk) -> None:
 
 def test_run_now_of_beat_schedule_stores_nothing(desk: Desk) -> None:
     """It has no definition to note it in."""
-    desk.editor().run_now("static")
+    run_now(desk.editor(), "static")
     assert desk.store.writes == []
     assert desk.app.conf.beat_schedule["static"] == {"task": "t", "schedule": 60.0}

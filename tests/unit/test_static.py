@@ -17,8 +17,8 @@ from celery.schedules import BaseSchedule, crontab, schedule
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.config import shard_roles
 from celery_neli.exceptions import ConfigurationError, NeliError
-from celery_neli.periodic.api import entry_names, view_of
 from celery_neli.periodic.static import check_static
+from celery_neli.periodic.view import entry_names, view_of
 from celery_neli.schedule.slots import once
 from tests.unit.beats import NOON, World
 from tests.unit.fakes import FakeLeadership

@@ -17,11 +17,12 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.periodic.definition import check_comes, define
-from celery_neli.periodic.editor import Record, ScheduleEditor
+from celery_neli.periodic.editor import Edit, ScheduleEditor
 from celery_neli.printable import printable_error
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Definition, State
 from celery_neli.schedule_topic.values import check_time, shown
+from celery_neli.schedule_topic.versions import Write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,8 @@ class Row:
     last: float | None = None
     runs: int = 0
     notes: tuple[str, ...] = ()
-    records: Sequence[Record] = field(default=(), repr=False)
+    state: Write | None = field(default=None, repr=False)
+    edit: Edit | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,9 @@ def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = Fals
     editor.known  # noqa: B018 - read it now: an error of Kafka concerns no single entry
     rows = [_row_of(source, editor, found, replacing) for found in source.entries]
     if not dry_run:
-        editor.write([record for row in rows for record in row.records])
+        # The states come first: a leading beat would make one of its own for a definition without a state.
+        editor.write([row.state for row in rows if row.state is not None])
+        editor.change(*(row.edit for row in rows if row.edit is not None))
     return rows
 
 
@@ -133,15 +137,22 @@ def _of_runtime(source: Source, editor: ScheduleEditor, found: Found, replacing:
         editor.app, found.name, found.task, found.schedule, args=found.args, kwargs=found.kwargs, options=found.options
     )
     check_comes(new, editor.app, after=since)
-    new = replace(new, since=since, paused=found.paused, changes=old.changes if old else ())
-    definition = codec.encode_definition(editor.changed(new, f"imported from {source.what}"))
+    new = replace(new, since=since, paused=found.paused)
+    what = f"imported from {source.what}"
+    codec.encode_definition(editor.changed(new, what))  # what is too large is left out alone
+
+    def plan(here: Definition | None) -> tuple[Definition, str] | None:
+        if here is not None and not replacing:
+            return None  # somebody put it since
+        return replace(new, changes=here.changes if here else (), owner=here.owner if here else ""), what
+
     return Row(
         name=found.name,
         action="added" if old is None else "replaced",
         schedule=new.schedule,
         notes=(*(("paused",) if found.paused else ()), *found.notes),
-        # The state comes first: a leading beat would make one of its own for a definition without a state.
-        records=(*_state(editor, found, since=since), (codec.ENTRY, found.name, definition)),
+        state=_state(editor, found, since=since),
+        edit=Edit(found.name, plan),
     )
 
 
@@ -149,32 +160,35 @@ def _of_static(source: Source, editor: ScheduleEditor, found: Found) -> Row:
     """Return the state of an entry of `beat_schedule`; and its pause, and the time after which its slots count if it
     has a state here already, as a definition.
     """
-    records = _state(editor, found, since=0.0)
+    state = _state(editor, found, since=0.0)
     here, old = editor.known.states.get(found.name), editor.known.definitions.get(found.name)
     if old is not None and not old.static:
         raise NeliError("is in beat_schedule, and was put at runtime, too: remove the latter first")
-    pause = old or Definition(task=None, schedule=None, static=True)
     behind = here is not None and found.last is not None and here.last < found.last
-    since = max(pause.since, found.last or 0.0) if behind else pause.since
-    new = replace(pause, paused=pause.paused or found.paused, since=since)
-    if new != pause:
-        new = editor.changed(new, f"imported from {source.what}")
-        records.append((codec.ENTRY, found.name, codec.encode_definition(new)))
+
+    def plan(pause: Definition | None) -> tuple[Definition, str] | None:
+        pause = pause or Definition(task=None, schedule=None, static=True)
+        since = max(pause.since, found.last or 0.0) if behind else pause.since
+        new = replace(pause, paused=pause.paused or found.paused, since=since)
+        return None if new == pause else (new, f"imported from {source.what}")
+
+    edit = None if plan(old) is None else Edit(found.name, plan)
     return Row(
         name=found.name,
-        action="state" if records else "kept",
+        action="state" if state or edit else "kept",
         notes=("is in beat_schedule", *(("paused",) if found.paused else ())),
-        records=records,
+        state=state,
+        edit=edit,
     )
 
 
-def _state(editor: ScheduleEditor, found: Found, *, since: float) -> list[Record]:
+def _state(editor: ScheduleEditor, found: Found, *, since: float) -> Write | None:
     """Return the state to write: none if the entry never ran, or has a state here, which is newer or says the same."""
     if found.last is None or found.name in editor.known.states:
-        return []
+        return None
     state = codec.encode_state(State(last=found.last, runs=found.runs, epoch=codec.NO_EPOCH, since=since, open=True))
     try:
         codec.decode_state(state)  # what cannot be read is not written
     except RecordError:
         raise ConfigurationError(f"its count is none: {shown(found.runs)}") from None
-    return [(codec.STATE, found.name, state)]
+    return Write(codec.STATE, found.name, state)

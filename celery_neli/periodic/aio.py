@@ -1,0 +1,139 @@
+"""`celery_neli.periodic` for event loops: the same functions as coroutines, which run on threads of their own.
+
+    from celery_neli.periodic import aio
+
+    await aio.put(app, "tidy-up-42", "shop.tasks.tidy_up", "PT30S", args=[42])
+    async for entry in aio.list(app, prefix="tidy-up-"):
+        ...
+    async with aio.batch(app) as batch:
+        await batch.put("tidy-up-43", "shop.tasks.tidy_up", "PT30S", args=[43])
+
+A coroutine that is cancelled does not end what its thread has begun: the change may be made nevertheless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextvars
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from itertools import islice
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from celery_neli.periodic import api
+from celery_neli.periodic.api import Batch, Periodic, Run
+
+__all__ = ["batch", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs"]
+
+THREADS: Final = 4  # of a process; the schedule topic serves one question at a time
+PORTION: Final = 200  # entries that `list` makes in one go
+
+_Result = TypeVar("_Result")
+
+
+async def put(app: Any, name: str, task: Any, schedule: Any, **given: Any) -> Periodic:
+    """As `periodic.put`."""
+    return await _call(api.put, app, name, task, schedule, **given)
+
+
+async def pause(app: Any, name: str, **given: Any) -> Periodic:
+    """As `periodic.pause`."""
+    return await _call(api.pause, app, name, **given)
+
+
+async def resume(app: Any, name: str, **given: Any) -> Periodic:
+    """As `periodic.resume`."""
+    return await _call(api.resume, app, name, **given)
+
+
+async def remove(app: Any, name: str, **given: Any) -> None:
+    """As `periodic.remove`."""
+    await _call(api.remove, app, name, **given)
+
+
+async def get(app: Any, name: str) -> Periodic | None:
+    """As `periodic.get`."""
+    return await _call(api.get, app, name)
+
+
+async def run_now(app: Any, name: str, **given: Any) -> Any:
+    """As `periodic.run_now`."""
+    return await _call(api.run_now, app, name, **given)
+
+
+async def runs(app: Any, name: str | None = None, **given: Any) -> builtins.list[Run]:
+    """As `periodic.runs`."""
+    return await _call(api.runs, app, name, **given)
+
+
+async def list(app: Any, **given: Any) -> AsyncIterator[Periodic]:  # noqa: A001 - is read as aio.list
+    """As `periodic.list`, for `async for`."""
+    entries: Iterator[Periodic] = await _call(api.list, app, **given)
+    while portion := await _call(_portion, entries):
+        for entry in portion:
+            yield entry
+
+
+def batch(app: Any, **given: Any) -> AsyncBatch:
+    """As `periodic.batch`, for `async with`; each call on the batch is a coroutine."""
+    return AsyncBatch(partial(api.batch, app, **given))
+
+
+class AsyncBatch:
+    """As `Batch`, with coroutines."""
+
+    def __init__(self, make: Callable[[], Batch]) -> None:
+        self._make = make
+        self._batch: Batch | None = None
+
+    async def put(self, *args: Any, **given: Any) -> None:
+        """As `Batch.put`."""
+        await _call(self._entered.put, *args, **given)
+
+    async def pause(self, *args: Any, **given: Any) -> None:
+        """As `Batch.pause`."""
+        await _call(self._entered.pause, *args, **given)
+
+    async def resume(self, *args: Any, **given: Any) -> None:
+        """As `Batch.resume`."""
+        await _call(self._entered.resume, *args, **given)
+
+    async def remove(self, *args: Any, **given: Any) -> None:
+        """As `Batch.remove`."""
+        await _call(self._entered.remove, *args, **given)
+
+    def __len__(self) -> int:
+        return len(self._entered)
+
+    async def __aenter__(self) -> AsyncBatch:
+        self._batch = await _call(self._make)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await _call(self._entered.__exit__, kind, error, at)
+
+    @property
+    def _entered(self) -> Batch:
+        if self._batch is None:
+            raise RuntimeError("use it in `async with periodic.aio.batch(app) as batch:`")
+        return self._batch
+
+
+def _portion(entries: Iterator[Periodic]) -> builtins.list[Periodic]:
+    return [*islice(entries, PORTION)]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="neli-periodic")
+
+
+async def _call(function: Callable[..., _Result], /, *args: Any, **given: Any) -> _Result:
+    context = contextvars.copy_context()
+    call: Callable[[], _Result] = partial(context.run, function, *args, **given)
+    return await asyncio.get_running_loop().run_in_executor(_pool(), call)
