@@ -127,7 +127,7 @@ def test_the_head_of_a_file(app: Any) -> None:
     assert said(app, "version: 2\nowner: [x]\nentrys: {}\n") == [
         "s.yaml:1: entries is missing: write entries by name, or {} for none",
         "s.yaml:1: version = 2: this release reads version 1",
-        "s.yaml:2: owner = ['x']: give a string of 1 to 512 characters",
+        "s.yaml:2: owner = ['x']: give 1 to 200 printable characters",
         "s.yaml:3: there is no field entrys; did you mean entries?",
     ]
     assert said(app, "entries: []") == [
@@ -190,7 +190,7 @@ def test_all_mistakes_of_all_entries_are_found_with_their_lines(app: Any) -> Non
         "11: alone: options: priority = 1000: give a whole number from 0 to 255",
         "12: alone: options: there is no option quue; did you mean queue?",
         "13: alone: paused = 1: write true or false",
-        "14: alone: note = ['x']: give a string of 1 to 1024 characters",
+        "14: alone: note = ['x']: give 1 to 1024 printable characters",
         "15: alone: there is no field colour; there are args, kwargs, note, options, paused, schedule, task",
         (
             "19: together: kwargs = {'c': 1}: shop.tidy does not take these arguments: "

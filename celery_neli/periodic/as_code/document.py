@@ -22,9 +22,10 @@ from typing import Any, Final
 from celery_neli.periodic.as_code.entry import Draft, Wanted, text_mistake, unknown_fields
 from celery_neli.periodic.as_code.reading import Mistake, Parsed, Path, parse
 from celery_neli.printable import printable
-from celery_neli.schedule_topic.values import MAX_AUTHOR, shown
+from celery_neli.schedule_topic.values import shown
 
 VERSION: Final = 1
+MOST_OWNER: Final = 200  # characters
 FIELDS: Final = ("version", "owner", "entries")
 #: What stands there is text: no quotes are needed to say so.
 _TEXTS: Final = frozenset(("task", "schedule", "note"))
@@ -94,7 +95,7 @@ def _head_mistakes(parsed: Parsed) -> Iterator[Mistake]:
         yield Mistake(lines.get(("version",), 1), f"version is missing: write 'version: {VERSION}'")
     elif type(version) is not int or version != VERSION:
         yield Mistake(lines["version",], f"version = {shown(version)}: this release reads version {VERSION}")
-    if (owner := value.get("owner")) is not None and (text := text_mistake("owner", owner, MAX_AUTHOR)):
+    if (owner := value.get("owner")) is not None and (text := text_mistake("owner", owner, MOST_OWNER)):
         yield Mistake(lines["owner",], text)
     if ("entries",) in parsed.doubtful and not isinstance(entries, dict):
         pass

@@ -18,7 +18,7 @@ from celery_neli.periodic.call import call_of, is_mapping, option_mistakes
 from celery_neli.periodic.definition import define
 from celery_neli.printable import did_you_mean, printable, printable_error
 from celery_neli.schedule_topic.codec import Definition, check_name, encode_definition
-from celery_neli.schedule_topic.values import MAX_NOTE, check_text, shown
+from celery_neli.schedule_topic.values import MAX_NOTE, shown
 
 FIELDS: Final = ("task", "schedule", "args", "kwargs", "options", "paused", "note")
 _VALUES: Final = ("args", "kwargs", "options")
@@ -153,11 +153,9 @@ def unknown_fields(given: Mapping[str, Any], known: Sequence[str]) -> Iterator[t
 
 def text_mistake(field: str, value: Any, most: int) -> str | None:
     """Return what is wrong with the text of a field, None if nothing is."""
-    try:
-        check_text(field, value, most)
-    except ConfigurationError as exc:
-        return str(exc)
-    return None
+    if isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= most:
+        return None
+    return f"{field} = {shown(value)}: give 1 to {most} printable characters"
 
 
 def _revived(value: Any) -> Any:

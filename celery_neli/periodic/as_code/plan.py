@@ -11,7 +11,7 @@ from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.as_code.document import Document
 from celery_neli.periodic.as_code.entry import Wanted
 from celery_neli.periodic.as_code.reading import Mistake
-from celery_neli.periodic.definition import check_comes
+from celery_neli.periodic.definition import check_comes, same
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.codec import Definition
 from celery_neli.schedule_topic.values import shown
@@ -80,7 +80,8 @@ class Plan:
 def compare(app: Any, document: Document, present: Present, *, adopt: bool, now: float) -> Plan:
     """Return what would make the schedule what the file says.
 
-    An entry that exists and has another owner than the file is foreign, unless ``adopt`` takes it over. Entries of the
+    An entry that exists and has another owner than the file is foreign, unless ``adopt`` takes it over (for the file's
+    owner, which it must have). Entries of the
     file's owner that the file does not name are to be pruned. ``now`` is in Unix seconds.
     """
     plan, unchanged = Plan(), 0
@@ -93,7 +94,7 @@ def compare(app: Any, document: Document, present: Present, *, adopt: bool, now:
             text = f"its definition cannot be read here: {present.unreadable[name]}: remove it first"
             plan.mistakes.append(Mistake(wanted.line, f"{printable(name)}: {text}"))
             continue
-        step = _step(document.owner, name, wanted, present.entries.get(name), adopt=adopt)
+        step = _step(document.owner, name, wanted, present.entries.get(name), adopt=adopt and bool(document.owner))
         if step is None:
             unchanged += 1
         elif step.action == FOREIGN or not step.puts or _comes(app, step, plan, now):
@@ -130,12 +131,12 @@ def _differences(owner: str, wanted: Wanted, found: Definition) -> Iterator[Diff
     """Yield the fields that differ; of a pause only if the file speaks of it: an operator's own survives."""
     new = wanted.definition
     for name in _FIELDS:
-        if not _same(getattr(new, name), getattr(found, name)):
+        if not same(getattr(new, name), getattr(found, name)):
             yield Difference(field=name, old=getattr(found, name), new=getattr(new, name))
     for name in ("kwargs", "options"):
         old_values, new_values = getattr(found, name), getattr(new, name)
         for key in sorted(old_values.keys() | new_values.keys()):
-            if key not in old_values or key not in new_values or not _same(old_values[key], new_values[key]):
+            if key not in old_values or key not in new_values or not same(old_values[key], new_values[key]):
                 yield Difference(field=f"{name}.{printable(key, 80)}", old=old_values.get(key), new=new_values.get(key))
     if found.owner != owner:
         yield Difference(field="owner", old=found.owner or None, new=owner or None)
@@ -143,11 +144,6 @@ def _differences(owner: str, wanted: Wanted, found: Definition) -> Iterator[Diff
         old = found.paused if found.until is None else "for a time"
         if old != wanted.paused:
             yield Difference(field="paused", old=old, new=wanted.paused)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Return True if two values are the same JSON: 1, 1.0 and true are equal to Python only."""
-    return one == other and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _comes(app: Any, step: Step, plan: Plan, now: float) -> bool:

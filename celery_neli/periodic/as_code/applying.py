@@ -1,0 +1,112 @@
+"""Make the schedule what a file says, as `plan` found it: every entry is changed from the version that was compared.
+
+Guaranteed: nothing is written while any step is known to be impossible. Each entry is written as one record: what is
+wanted, or nothing. An entry that somebody else changed in between stays as they left it, is named, and holds up no
+other. If the process dies, some entries are written and the others are not; the same file once more writes the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from kombu.utils.json import loads
+
+from celery_neli.exceptions import Conflict, NeliError
+from celery_neli.periodic.as_code.plan import ADD, PRUNE, Present, Step
+from celery_neli.periodic.as_code.reading import Mistake
+from celery_neli.periodic.conflicts import conflict
+from celery_neli.periodic.definition import awake
+from celery_neli.periodic.editor import Edit, ScheduleEditor
+from celery_neli.printable import printable
+from celery_neli.schedule_topic.codec import Definition
+
+
+def present_of(editor: ScheduleEditor) -> Present:
+    """Return what there is now. Blocks while the whole topic is read."""
+    known = editor.known
+    return Present(
+        entries={name: awake(each, editor.now) for name, each in known.definitions.items() if not each.static},
+        unreadable=known.unreadable,
+        static={*editor.static, *editor.refused},
+    )
+
+
+def edits_of(editor: ScheduleEditor, steps: Iterable[Step]) -> tuple[dict[str, list[Edit]], list[Mistake]]:
+    """Return the changes of each entry, and what the editor refuses, by the lines of the file."""
+    edits: dict[str, list[Edit]] = {}
+    mistakes: list[Mistake] = []
+    for step in steps:
+        try:
+            edits[step.name] = _edits_of(editor, step)
+        except NeliError as exc:
+            line = step.wanted.line if step.wanted is not None else 1
+            mistakes.append(Mistake(line, f"{printable(step.name)}: {exc}"))
+    return edits, mistakes
+
+
+def apply(editor: ScheduleEditor, steps: Iterable[Step], edits: Mapping[str, list[Edit]]) -> dict[str, str]:
+    """Make the changes. Return those that were not made, because somebody else was faster: why, by name. Blocks.
+
+    Raises:
+        NeliError: Kafka does not answer, or a change is impossible. Then some entries may have been written.
+    """
+    waiting = {step.name: step for step in steps}
+    late: dict[str, str] = {}
+    while waiting:
+        try:
+            editor.change(*chain.from_iterable(edits[name] for name in waiting))
+        except Conflict as exc:
+            known = editor.look(waiting)
+            for name, step in [*waiting.items()]:
+                there = known.definitions.get(name) or known.removed.get(name)
+                living = "" if there is None or there.removed else there.version
+                last = there.changes[-1] if there is not None and there.changes else None
+                if name in exc.names:
+                    late[name] = str(conflict(known, name, step.version))
+                elif living == step.version:
+                    continue  # nothing was written in this round: once more, without those that cannot be
+                elif last is None or (last.at, last.by) != (editor.now, editor.by):
+                    late[name] = str(conflict(known, name, step.version))
+                del waiting[name]
+        else:
+            break
+    return late
+
+
+def _edits_of(editor: ScheduleEditor, step: Step) -> list[Edit]:
+    if step.action == PRUNE or step.wanted is None:
+        return [editor.to_remove(step.name, expected=step.version)]
+    wanted, expected = step.wanted, step.version
+    edits = []
+    if step.puts:
+        new = wanted.definition
+        args, kwargs, options = (_revived(each) for each in (new.args, new.kwargs, new.options))
+        edits.append(editor.to_put(step.name, new.task, new.schedule, args, kwargs, options, expected=expected))
+    if wanted.paused and (step.action == ADD or _changes_pause(step)):
+        edits.append(editor.to_pause(step.name, expected=expected))
+    elif wanted.paused is False and _changes_pause(step):
+        edits.append(editor.to_resume(step.name, expected=expected))
+    return [_noted(each, wanted.note) for each in edits] if wanted.note else edits
+
+
+def _noted(edit: Edit, note: str) -> Edit:
+    """Return the change with the note of the file."""
+
+    def plan(old: Definition | None) -> tuple[Definition, str] | tuple[Definition, str, str] | None:
+        planned = edit.plan(old)
+        return None if planned is None else (planned[0], planned[1], note)
+
+    return replace(edit, plan=plan)
+
+
+def _changes_pause(step: Step) -> bool:
+    return any(each.field == "paused" for each in step.differences)
+
+
+def _revived(value: Any) -> Any:
+    decode: Any = loads  # it comes without types
+    return decode(json.dumps(value))
