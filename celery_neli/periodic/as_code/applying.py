@@ -8,21 +8,31 @@ other. If the process dies, some entries are written and the others are not; the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 from kombu.utils.json import loads
 
 from celery_neli.exceptions import Conflict, NeliError
-from celery_neli.periodic.as_code.plan import ADD, PRUNE, Present, Step
+from celery_neli.periodic.as_code.document import Document
+from celery_neli.periodic.as_code.plan import ADD, FOREIGN, PRUNE, Plan, Present, Step, compare, lines_of
 from celery_neli.periodic.as_code.reading import Mistake
 from celery_neli.periodic.conflicts import conflict
 from celery_neli.periodic.definition import awake
 from celery_neli.periodic.editor import Edit, ScheduleEditor
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.codec import Definition
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Steps to be done and the changes that do them, by name. Nothing may be done if there are `mistakes`."""
+
+    plan: Plan
+    steps: dict[str, Step] = field(default_factory=dict)
+    edits: dict[str, list[Edit]] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
 
 
 def present_of(editor: ScheduleEditor) -> Present:
@@ -35,30 +45,39 @@ def present_of(editor: ScheduleEditor) -> Present:
     )
 
 
-def edits_of(editor: ScheduleEditor, steps: Iterable[Step]) -> tuple[dict[str, list[Edit]], list[Mistake]]:
-    """Return the changes of each entry, and what the editor refuses, by the lines of the file."""
-    edits: dict[str, list[Edit]] = {}
-    mistakes: list[Mistake] = []
-    for step in steps:
-        try:
-            edits[step.name] = _edits_of(editor, step)
-        except NeliError as exc:
-            line = step.wanted.line if step.wanted is not None else 1
-            mistakes.append(Mistake(line, f"{printable(step.name)}: {exc}"))
-    return edits, mistakes
+def prepare(editor: ScheduleEditor, document: Document, *, adopt: bool = False, prune: bool = False) -> Prepared:
+    """Return what applying a file means, with all that stands in its way. Blocks while the whole topic is read."""
+    plan = compare(editor.app, document, present_of(editor), adopt=adopt, now=editor.now)
+    ready = Prepared(plan, mistakes=[*plan.mistakes])
+    for flag, given in {"--prune": prune, "--adopt": adopt}.items():
+        if given and not document.owner:
+            line = document.lines.get(("owner",), 1)
+            text = f"owner is missing, and {flag} needs one: write 'owner: team-billing'"
+            ready.mistakes.append(Mistake(line, text))
+    for step in plan.steps:
+        line = step.wanted.line if step.wanted is not None else 1
+        if step.action == FOREIGN:
+            ready.mistakes.append(Mistake(line, next(lines_of(step)).removeprefix("! ")))
+        elif prune or step.action != PRUNE:
+            try:
+                ready.edits[step.name] = _edits_of(editor, step)
+            except NeliError as exc:
+                ready.mistakes.append(Mistake(line, f"{printable(step.name)}: {exc}"))
+            ready.steps[step.name] = step
+    return ready
 
 
-def apply(editor: ScheduleEditor, steps: Iterable[Step], edits: Mapping[str, list[Edit]]) -> dict[str, str]:
+def apply(editor: ScheduleEditor, ready: Prepared) -> dict[str, str]:
     """Make the changes. Return those that were not made, because somebody else was faster: why, by name. Blocks.
 
     Raises:
         NeliError: Kafka does not answer, or a change is impossible. Then some entries may have been written.
     """
-    waiting = {step.name: step for step in steps}
+    waiting = dict(ready.steps)
     late: dict[str, str] = {}
     while waiting:
         try:
-            editor.change(*chain.from_iterable(edits[name] for name in waiting))
+            editor.change(*chain.from_iterable(ready.edits[name] for name in waiting))
         except Conflict as exc:
             known = editor.look(waiting)
             for name, step in [*waiting.items()]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,11 +14,15 @@ from celery_neli.printable import failure, printable, say, say_json
 
 if TYPE_CHECKING:
     from celery_neli.periodic.as_code.document import Document
-    from celery_neli.periodic.as_code.plan import Plan, Step
+    from celery_neli.periodic.as_code.plan import Action, Plan, Step
     from celery_neli.periodic.as_code.reading import Mistake
     from celery_neli.periodic.editor import ScheduleEditor
 
 FILE = click.argument("file", metavar="FILE")
+TO_DO: Mapping[Action, str] = {
+    "add": "to add", "change": "to change", "prune": "to prune", "foreign": "of another owner",
+}  # fmt: skip
+DONE: Mapping[Action, str] = {"add": "added", "change": "changed", "prune": "removed"}
 DIFFERENT = 2  # the exit status of `diff`, as that of git and terraform
 
 
@@ -81,16 +85,17 @@ def diff(app: Any, file: str, as_json: bool) -> None:
     A line begins with + for an entry to add, ~ to change, - that `apply --prune` would remove, and ! for an entry of
     another owner. The exit status is 0 if nothing is different, 2 if something is, and 1 if that cannot be known.
     """
+    from celery_neli.periodic.as_code import applying
     from celery_neli.periodic.as_code import plan as plans
 
     document, editor = _read(app, file)
-    plan = _compare(document, editor, adopt=False)
+    plan = plans.compare(app, document, applying.present_of(editor), adopt=False, now=editor.now)
     _stop_at(document, plan.mistakes)
     if as_json:
         say_json(as_text([plans.as_dict(each) for each in plan.steps]))
     else:
         _say_steps(plan.steps)
-        say(f"{_name_of(file)}: {_counts(plan, 'to ')}")
+        say(f"{_name_of(file)}: {_counts(plan, TO_DO)}")
     _notes(document, editor, plan)
     if plan.steps:
         raise click.exceptions.Exit(DIFFERENT)
@@ -111,36 +116,26 @@ def apply(app: Any, file: str, prune: bool, adopt: bool, dry_run: bool, why: str
     file says nothing stays. The exit status is 0 if the schedule is as the file says, and 1 if not.
     """
     from celery_neli.periodic.as_code import applying
-    from celery_neli.periodic.as_code.plan import FOREIGN, PRUNE, lines_of
-    from celery_neli.periodic.as_code.reading import Mistake
+    from celery_neli.periodic.as_code.plan import PRUNE, Plan
 
     document, editor = _read(app, file, by=by, note=why)
     if editor.not_run is not None:
         raise click.ClickException(f"{editor.not_run}: nothing was changed")
-    for flag, given in {"--prune": prune, "--adopt": adopt}.items():
-        if given and not document.owner:
-            line = document.lines.get(("owner",), 1)
-            document.mistakes.append(
-                Mistake(line, f"owner is missing, and {flag} needs one: write 'owner: team-billing'")
-            )
-    _stop_at(document, document.mistakes)
-    plan = _compare(document, editor, adopt=adopt)
-    foreign = [Mistake(each.wanted.line, next(lines_of(each))[2:]) for each in plan.of(FOREIGN) if each.wanted]
-    steps = [each for each in plan.steps if each.action != FOREIGN and (prune or each.action != PRUNE)]
-    edits, refused = applying.edits_of(editor, steps)
-    _stop_at(document, [*plan.mistakes, *foreign, *refused])
-    late = {} if dry_run else applying.apply(editor, steps, edits)
-    done = [each for each in steps if each.name not in late]
-    _say_steps(done)
+    ready = applying.prepare(editor, document, adopt=adopt, prune=prune)
+    _stop_at(document, ready.mistakes)
+    late = {} if dry_run else applying.apply(editor, ready)
+    done = Plan([each for each in ready.steps.values() if each.name not in late], unchanged=ready.plan.unchanged)
+    _say_steps(done.steps)
     for why_not in late.values():
         say(f"conflict: {why_not}", err=True)
-    left = len(plan.of(PRUNE))
+    left = len(ready.plan.of(PRUNE))
     if left and not prune:
-        note(f"{_entries(left)} of {printable(document.owner)} not in the file: --prune removes what is not there")
-    _notes(document, editor, plan)
-    conflicts = f", {len(late)} not changed: somebody else did in between" if late else ""
+        entries, them = ("1 entry", "it") if left == 1 else (f"{left} entries", "them")
+        note(f"the file does not name {entries} of {printable(document.owner)}: apply --prune would remove {them}")
+    _notes(document, editor, ready.plan)
+    conflicts = f", {len(late)} left as somebody else changed them" if late else ""
     dry = " (dry run: nothing was written)" if dry_run else ""
-    say(f"{_name_of(file)}: {_counts(type(plan)(done, unchanged=plan.unchanged), '')}{conflicts}{dry}")
+    say(f"{_name_of(file)}: {_counts(done, DONE)}{conflicts}{dry}")
     if late:
         raise click.exceptions.Exit(1)
 
@@ -165,13 +160,7 @@ def _read(app: Any, file: str, **given: Any) -> tuple[Document, ScheduleEditor]:
         raise click.ClickException(f"{printable(file)} cannot be read: {reason}") from None
     document = read(app, data, file=_name_of(file))
     _stop_at(document, document.mistakes)
-    return document, ScheduleEditor(app, **given)
-
-
-def _compare(document: Document, editor: ScheduleEditor, *, adopt: bool) -> Plan:
-    from celery_neli.periodic.as_code import applying, plan
-
-    return plan.compare(editor.app, document, applying.present_of(editor), adopt=adopt, now=editor.now)
+    return document, ScheduleEditor(app, owner=document.owner or None, **given)
 
 
 def _stop_at(document: Document, mistakes: Iterable[Mistake]) -> None:
@@ -206,18 +195,12 @@ def _say_steps(steps: Iterable[Step]) -> None:
             say(line)
 
 
-def _counts(plan: Plan, to: str) -> str:
+def _counts(plan: Plan, words: Mapping[Action, str]) -> str:
     """Return how many entries there are of each kind, in words."""
-    done = {"add": "added", "change": "changed", "prune": "removed", "foreign": "foreign"}
-    words = {"add": "to add", "change": "to change", "prune": "to prune", "foreign": "of another owner"} if to else done
-    counts = [(len(plan.of(action)), word) for action, word in words.items()]  # type: ignore[arg-type]
+    counts = [(len(plan.of(action)), word) for action, word in words.items()]
     return (
         ", ".join(f"{count} {word}" for count, word in (*counts, (plan.unchanged, "unchanged")) if count) or "nothing"
     )
-
-
-def _entries(count: int) -> str:
-    return "1 entry" if count == 1 else f"{count} entries"
 
 
 def _name_of(file: str) -> str:
