@@ -32,9 +32,10 @@ from typing import Any
 from celery.result import AsyncResult
 
 from celery_neli.history.runs import Run
-from celery_neli.periodic import run_history, running
+from celery_neli.periodic import edits, run_history
 from celery_neli.periodic.batches import Batch
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
+from celery_neli.periodic.edits import pausing, removing, resuming
 from celery_neli.periodic.listing import listed
 from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import Change
@@ -112,7 +113,7 @@ def pause(
         expected: see `put`.
     """
     editor = ScheduleEditor(app, by=by, note=note)
-    editor.change(editor.to_pause(name, until=until, expected=expected))
+    editor.change(pausing(editor, name, until=until, expected=expected))
     return view_of(editor, name)
 
 
@@ -121,14 +122,14 @@ def resume(
 ) -> Periodic:
     """End the pause of an entry, whose slots during the pause never run. Return it as it is now. See `put`."""
     editor = ScheduleEditor(app, by=by, note=note)
-    editor.change(editor.to_resume(name, expected=expected))
+    editor.change(resuming(editor, name, expected=expected))
     return view_of(editor, name)
 
 
 def remove(app: Any, name: str, *, note: str | None = None, by: str | None = None, expected: str | None = None) -> None:
     """Delete a runtime entry and its state. A task that was sent already runs. See `put` for the arguments."""
     editor = ScheduleEditor(app, by=by, note=note)
-    editor.change(editor.to_remove(name, expected=expected))
+    editor.change(removing(editor, name, expected=expected))
 
 
 def batch(app: Any, *, by: str | None = None, note: str | None = None, owner: str | None = None) -> Batch:
@@ -187,7 +188,7 @@ def run_now(app: Any, name: str, *, by: str | None = None, note: str | None = No
     Raises:
         celery.beat.SchedulingError: the task could not be sent.
     """
-    return running.run_now(ScheduleEditor(app, by=by, note=note), name)
+    return edits.run_now(ScheduleEditor(app, by=by, note=note), name)
 
 
 def runs(

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery_neli.exceptions import NeliError
 from celery_neli.periodic.editor import Edit, ScheduleEditor
+from celery_neli.periodic.edits import pausing, removing, resuming
 
 
 class Batch:
@@ -38,15 +39,15 @@ class Batch:
 
     def pause(self, name: str, *, until: Any = None, expected: str | None = None) -> None:
         """Let the slots of an entry pass: as `periodic.pause`. Blocks while it looks if there is such an entry."""
-        self._add(self._editor.to_pause(name, until=until, expected=expected), check=True)
+        self._add(pausing(self._editor, name, until=until, expected=expected), check=True)
 
     def resume(self, name: str, *, expected: str | None = None) -> None:
         """End the pause of an entry: as `periodic.resume`. Blocks as `pause`."""
-        self._add(self._editor.to_resume(name, expected=expected), check=True)
+        self._add(resuming(self._editor, name, expected=expected), check=True)
 
     def remove(self, name: str, *, expected: str | None = None) -> None:
         """Delete a runtime entry and its state: as `periodic.remove`. Blocks as `pause`."""
-        self._add(self._editor.to_remove(name, expected=expected), check=True)
+        self._add(removing(self._editor, name, expected=expected), check=True)
 
     def __len__(self) -> int:
         return sum(map(len, self._edits.values()))

@@ -1,4 +1,4 @@
-"""The runtime schedule, read and changed: what each change means, and the one way in which changes are written.
+"""The runtime schedule, read and changed: what is there, and the one way in which changes are written.
 
 An entry is of `beat_schedule` or was put at runtime, never both. Of the former only a pause is kept here.
 """
@@ -19,18 +19,18 @@ import celery.beat
 from celery.utils.log import get_logger
 
 from celery_neli.config import DEFAULT_SCHEDULER, is_replicated, scheduler_class
-from celery_neli.exceptions import ConfigurationError, Conflict, NeliError
+from celery_neli.exceptions import ConfigurationError, Conflict, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import check_app, plain
-from celery_neli.periodic.conflicts import conflict, together, utc, write_again
-from celery_neli.periodic.definition import awake, check_comes, define, entry_of, same, until_of
+from celery_neli.periodic.conflicts import conflict, together, write_again
+from celery_neli.periodic.definition import awake, check_comes, define, entry_of, same
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.periodic.store import Known, Records, Topic
 from celery_neli.printable import closest
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition
 from celery_neli.schedule_topic.values import MAX_NOTE, shown
-from celery_neli.schedule_topic.versions import Write
+from celery_neli.schedule_topic.write import Write
 
 logger = escaping(get_logger(__name__))
 
@@ -84,15 +84,17 @@ class ScheduleEditor:
         """What the topic holds of the names that were looked at; of all, if `look` was not called. Then it blocks."""
         if self._known is None:
             self._known = Known()
-            self._known.take(self._topic.read())
+            _take(self._known, self._topic.read())
         return self._known
 
     def look(self, names: Collection[str]) -> Known:
         """Read what the topic holds of these names now, and return `known`. Blocks."""
         records = self._topic.look(names)
         self._known = self._known or Known()
-        self._known.forget(names)
-        self._known.take(records)
+        for name in names:
+            _forget(self._known, name)
+            self._known.states.pop(name, None)
+        _take(self._known, records)
         return self._known
 
     def read(self, keep: Callable[[str], bool]) -> Records:
@@ -102,7 +104,7 @@ class ScheduleEditor:
     def know(self, name: str, records: Records) -> bool:
         """Let `known` be what ``records`` say of one name, and return True if there is an entry of this name."""
         self._known = Known()
-        self._known.take(records)
+        _take(self._known, records)
         return name in self.static or name in self.refused or name in self._known.unreadable or bool(self.runtime(name))
 
     def has(self, name: str) -> bool:
@@ -144,7 +146,7 @@ class ScheduleEditor:
 
     def entry(self, name: str) -> Any:
         """Return Celery's entry of this name; raise `NeliError` if there is none, or it cannot be read."""
-        self._check_not_refused(name)
+        self.check_not_refused(name)
         if name in self.static:
             return self.static[name]
         if (definition := self.runtime(name)) is None:
@@ -158,13 +160,13 @@ class ScheduleEditor:
         near = closest(str(name), [*self.static, *filter(self.runtime, self.known.definitions)], least=0.6)
         return NeliError(f"there is no entry {name!r}" + (f"; did you mean {near!r}?" if near else ""))
 
-    # -- what each change means --
+    # -- what to put an entry means; edits.py has the other changes --
 
     def to_put(
         self, name: str, task: Any, schedule: Any, args: Any, kwargs: Any, options: Any, *, expected: Any = None
     ) -> Edit:
         """Add an entry, or replace what it is. It stays paused if it was. Nothing changes if it is the same."""
-        self._check_run()
+        self.check_run()
         name = codec.check_name(name)
         if name in self.static or name in self.refused:
             raise ConfigurationError(f"name = {name!r}: beat_schedule has an entry of that name; change it there")
@@ -187,65 +189,7 @@ class ScheduleEditor:
             what = ", ".join(different).replace("schedule", f"schedule {old.schedule} -> {new.schedule}")
             return kept, f"changed {what}"
 
-        return Edit(name, plan, _expected(expected))
-
-    def to_pause(self, name: Any, *, until: Any = None, expected: Any = None) -> Edit:
-        """Let its slots pass, for good or until a time."""
-        end = until_of(until, self.now)
-
-        def plan(old: Definition | None) -> tuple[Definition, str] | None:
-            found = self._pausable(name, old)
-            if found.paused and found.until == end:
-                return None
-            return replace(found, paused=True, until=end), "paused" if end is None else f"paused until {utc(end)}"
-
-        name = self._changeable(name)
-        return Edit(name, plan, _expected(expected))
-
-    def to_resume(self, name: Any, *, expected: Any = None) -> Edit:
-        """End the pause: the next slot is the first one after now."""
-
-        def plan(old: Definition | None) -> tuple[Definition, str] | None:
-            found = self._pausable(name, old)
-            if not found.paused:
-                return None
-            check_comes(found, self.app, after=self.now)
-            return replace(found, paused=False, until=None, since=self.now), "resumed"
-
-        name = self._changeable(name)
-        return Edit(name, plan, _expected(expected))
-
-    def to_remove(self, name: Any, *, expected: Any = None) -> Edit:
-        """Delete a runtime entry and its state."""
-
-        def plan(old: Definition | None) -> tuple[Definition, str] | None:
-            static = name in self.static or name in self.refused
-            if name in self.known.unreadable:
-                old = Definition(task=None, schedule=None, static=True)
-            if old is None or (static and old.static):
-                if static:
-                    raise ConfigurationError(f"name = {name!r}: is in beat_schedule; take it out there, or pause it")
-                raise self.unknown(name)
-            return replace(old, args=[], kwargs={}, options={}, paused=False, until=None, removed=True), "removed"
-
-        name = entry_name(name)
-        return Edit(name, plan, _expected(expected))
-
-    def put(self, name: str, *call: Any) -> None:
-        """Do what `to_put` says."""
-        self.change(self.to_put(name, *call))
-
-    def pause(self, name: str) -> None:
-        """Do what `to_pause` says."""
-        self.change(self.to_pause(name))
-
-    def resume(self, name: str) -> None:
-        """Do what `to_resume` says."""
-        self.change(self.to_resume(name))
-
-    def remove(self, name: str) -> None:
-        """Do what `to_remove` says."""
-        self.change(self.to_remove(name))
+        return Edit(name, plan, expected_version(expected))
 
     # -- how a change is written --
 
@@ -331,41 +275,47 @@ class ScheduleEditor:
         void = self._topic.write(writes)
         for name, definition in written.items():
             if definition.version not in void:
-                known.put(name, definition)
+                _put(known, name, definition)
                 logger.info("schedule entry=%s what=%r by=%s", name, definition.changes[-1].what, self.by)
         return [name for name, definition in written.items() if definition.version in void]
 
     # -- checks --
 
-    def _check_run(self) -> None:
+    def check_run(self) -> None:
+        """Raise `ConfigurationError` if no beat runs the runtime schedule."""
         if self.not_run is not None:
             raise ConfigurationError(
                 f"{self.not_run}: nothing was changed. Leave neli_scheduler out, or keep the entry where that scheduler"
                 " keeps its own"
             )
 
-    def _check_not_refused(self, name: str) -> None:
+    def check_not_refused(self, name: str) -> None:
+        """Raise `NeliError` if every beat leaves out this entry of `beat_schedule`."""
         if name in self.refused:
             raise NeliError(f"beat entry {name!r} of beat_schedule is left out: {self.refused[name]}")
 
-    def _changeable(self, name: Any) -> str:
-        self._check_run()
-        name = entry_name(name)
-        self._check_not_refused(name)
-        return str(name)
 
-    def _pausable(self, name: str, found: Definition | None) -> Definition:
-        """Return the definition that holds the pause of an entry."""
-        if name in self.known.unreadable:
-            raise NeliError(f"the definition of {name!r} cannot be read here: {self.known.unreadable[name]}")
-        static = name in self.static
-        if static and found is not None and not found.static:
-            raise NeliError(f"{name!r} is in beat_schedule and was put at runtime, too: remove the latter first")
-        if static:
-            return found or Definition(task=None, schedule=None, static=True)
-        if found is None or found.static:
-            raise self.unknown(name)
-        return found
+def _take(known: Known, records: Records) -> None:
+    """Add what was read to what is known."""
+    for (kind, name), value in records.items():
+        try:
+            if kind == codec.STATE:
+                known.states[name] = codec.decode_state(value)
+            elif kind == codec.ENTRY:
+                _put(known, name, codec.decode_definition(value))
+        except RecordError as exc:  # decoders raise nothing else
+            if kind == codec.ENTRY:
+                known.unreadable[name] = str(exc)
+
+
+def _put(known: Known, name: str, definition: Definition) -> None:
+    _forget(known, name)
+    (known.removed if definition.removed else known.definitions)[name] = definition
+
+
+def _forget(known: Known, name: str) -> None:
+    for each in (known.definitions, known.removed, known.unreadable):
+        each.pop(name, None)
 
 
 def entry_name(name: Any) -> str:
@@ -393,7 +343,8 @@ def _said(field: str, given: object, most: int, remedy: str) -> str:
     return given
 
 
-def _expected(version: Any) -> str | None:
+def expected_version(version: Any) -> str | None:
+    """Return the version that a caller expects; raise `ConfigurationError` if it is none."""
     version = plain(version)
     if version is None or isinstance(version, str):
         return version

@@ -6,16 +6,15 @@ Importing this loads no Kafka client; to make a `Topic` does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from celery_neli.config import enabled, from_app
-from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.exceptions import ConfigurationError
 from celery_neli.logs import escaping
-from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Definition, Kind, State
-from celery_neli.schedule_topic.versions import Write
+from celery_neli.schedule_topic.write import Write
 
 Records: TypeAlias = "Mapping[tuple[Kind, str], bytes]"
 
@@ -50,28 +49,3 @@ class Known:
     definitions: dict[str, Definition] = field(default_factory=dict)
     removed: dict[str, Definition] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
-
-    def take(self, records: Records) -> None:
-        """Add what was read."""
-        for (kind, name), value in records.items():
-            try:
-                if kind == codec.STATE:
-                    self.states[name] = codec.decode_state(value)
-                elif kind == codec.ENTRY:
-                    self.put(name, codec.decode_definition(value))
-            except RecordError as exc:  # decoders raise nothing else
-                if kind == codec.ENTRY:
-                    self.unreadable[name] = str(exc)
-
-    def put(self, name: str, definition: Definition) -> None:
-        """Set the definition of an entry."""
-        self.forget((name,), states=False)
-        (self.removed if definition.removed else self.definitions)[name] = definition
-
-    def forget(self, names: Iterable[str], *, states: bool = True) -> None:
-        """Know nothing of these names."""
-        for name in names:
-            for each in (self.definitions, self.removed, self.unreadable):
-                each.pop(name, None)
-            if states:
-                self.states.pop(name, None)

@@ -23,7 +23,7 @@ from celery_neli.exceptions import NeliError
 from celery_neli.kafka.causes import GONE, servers_of
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Kind
 from celery_neli.schedule_topic.session import TIMEOUT, Session, SessionLostError
-from celery_neli.schedule_topic.versions import Write
+from celery_neli.schedule_topic.write import Write
 from celery_neli.threads import off_loop, original, spawn
 
 # Seconds:

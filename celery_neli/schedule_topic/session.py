@@ -25,7 +25,8 @@ from celery_neli.kafka.writer import Writer
 from celery_neli.schedule_topic.codec import ENTRY, Kind, key_of, kind_of, partition_of
 from celery_neli.schedule_topic.partition import Partition
 from celery_neli.schedule_topic.topic import find_topic
-from celery_neli.schedule_topic.versions import Write, fold_raw, versions_in
+from celery_neli.schedule_topic.versions import fold_raw, versions_in
+from celery_neli.schedule_topic.write import Write
 
 # Seconds:
 TIMEOUT: Final = 10.0  # for one question or one change

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery_neli.exceptions import RecordError
 from celery_neli.schedule_topic import values
-from celery_neli.schedule_topic.codec import MAX_BYTES, Kind, outdated
+from celery_neli.schedule_topic.codec import MAX_BYTES, outdated
 
 _VERSION, _BASE = b'"version":', b'"base":'
-
-
-class Write(NamedTuple):
-    """A record to be written; None deletes. `version` is that of a definition: it tells whether the record counts."""
-
-    kind: Kind
-    name: str
-    value: bytes | None
-    version: str = ""
 
 
 def versions_in(value: bytes) -> tuple[str, str | None]:

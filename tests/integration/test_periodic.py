@@ -17,8 +17,9 @@ from celery_neli import periodic
 from celery_neli.config import from_app
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.cli import schedule
-from celery_neli.periodic.editor import Topic
+from celery_neli.periodic.store import Topic
 from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode_definition, decode_state, encode_state
+from celery_neli.schedule_topic.write import Write
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -80,13 +81,15 @@ def test_an_entry_makes_a_round_trip(app: Celery) -> None:
     assert found is not None
     assert [(each.by, each.what) for each in found.changes[:2]] == [("alice", "added"), ("bob", "paused")]
     assert [each.what for each in found.changes[2:]] == ["resumed", "run now"]
-    Topic(app).write([(STATE, "e", encode_state(State(last=found.since or 0, runs=4, epoch=3)))])
+    since = found.since or 0
+    Topic(app).write([Write(STATE, "e", encode_state(State(last=since, runs=4, epoch=3, since=since)))])
     again = periodic.get(app, "e")
     assert again is not None
     assert (again.runs, again.last) == (4, found.since)
     periodic.remove(app, "e")
     assert [each.name for each in periodic.list(app)] == ["static"]
-    assert stored(app) == {}
+    assert periodic.get(app, "e") is None
+    assert stored(app)[ENTRY, "e"].removed
 
 
 def test_nothing_is_stored_of_what_is_refused(app: Celery) -> None:

@@ -19,17 +19,17 @@ from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, Wakeup
 from celery_neli.beat.wrapped import add_to
 from celery_neli.config import Config, beat_settings, shard_roles
-from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.schedule_topic.codec import STATE, State, encode_state
 from tests.unit.elections import FakeElection, FakeMember
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import make_app
+from tests.unit.schedules import Editor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from celery_neli.schedule_topic.codec import Kind
-    from celery_neli.schedule_topic.versions import Write
+    from celery_neli.schedule_topic.write import Write
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 START = NOON.timestamp()
@@ -145,12 +145,12 @@ class World:
         assert data is not None
         return round(data["claimed"] - START, 6), round(data["done"] - START, 6)
 
-    def edit(self) -> ScheduleEditor:
+    def edit(self) -> Editor:
         """For one change of the runtime schedule by another process."""
         least = self.conf.get("neli_least_interval", 1.0)
         conf = {"timezone": "UTC", "neli_least_interval": least, "neli_scheduler": None}
         app = make_app(beat_schedule=self.schedule, **conf)
-        return ScheduleEditor(app, _Store(self.log), by="test", clock=self.clock)
+        return Editor(app, _Store(self.log), by="test", clock=self.clock)
 
     def put(self, name: str, schedule: Any, **fields: Any) -> None:
         """Define an entry at runtime, or change it."""

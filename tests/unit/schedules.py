@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.periodic.edits import pausing, removing, resuming, run_now
 from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from celery_neli.schedule_topic.codec import Kind
-    from celery_neli.schedule_topic.versions import Write
+    from celery_neli.schedule_topic.write import Write
 
 #: 2026-06-01 12:00:00 UTC
 NOON = 1_780_315_200.0
@@ -87,6 +88,25 @@ def put(values: dict[tuple[Kind, str], bytes], write: Write) -> bool:
     return True
 
 
+class Editor(ScheduleEditor):
+    """Makes one change at a time, as the API does."""
+
+    def put(self, *call: Any) -> None:
+        self.change(self.to_put(*call))
+
+    def pause(self, name: Any, **given: Any) -> None:
+        self.change(pausing(self, name, **given))
+
+    def resume(self, name: Any, **given: Any) -> None:
+        self.change(resuming(self, name, **given))
+
+    def remove(self, name: Any, **given: Any) -> None:
+        self.change(removing(self, name, **given))
+
+    def run_now(self, name: Any) -> Any:
+        return run_now(self, name)
+
+
 class Desk:
     """Edits the schedule of an app at times of the test's own."""
 
@@ -96,8 +116,8 @@ class Desk:
         self.store = FakeStore()
         self.now = NOON
 
-    def editor(self, by: str | None = "alice") -> ScheduleEditor:
-        return ScheduleEditor(self.app, self.store, by=by, clock=lambda: self.now)
+    def editor(self, by: str | None = "alice", **given: Any) -> Editor:
+        return Editor(self.app, self.store, by=by, clock=lambda: self.now, **given)
 
     def put(self, name: str, schedule: Any = "PT1M", task: Any = "t", **given: Any) -> None:
         fields = {"args": (), "kwargs": None, "options": None, **given}

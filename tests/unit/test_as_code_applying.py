@@ -106,7 +106,7 @@ def test_what_does_not_change_the_schedule_keeps_the_rhythm_and_the_state(desk: 
 def test_a_pause_of_an_operator_survives_a_file_that_does_not_speak_of_it(desk: Desk) -> None:
     """Even when the file changes the entry; one that says `paused: false` resumes it."""
     applied(desk, f"{HEAD}  a: {{task: t, schedule: 5m}}\n")
-    desk.editor().change(desk.editor().to_pause("a", until=desk.now + 3600))
+    desk.editor().pause("a", until=desk.now + 3600)
     applied(desk, f"{HEAD}  a: {{task: t, schedule: 5m, args: [1]}}\n")
     found = desk.store.definition("a")
     assert (found.paused, found.until, found.args) == (True, desk.now + 3600, [1])

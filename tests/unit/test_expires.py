@@ -11,7 +11,6 @@ from celery.utils.time import maybe_iso8601
 from celery_neli.beat.replicated.standalone import ReplicatedScheduler
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.definition import define
-from celery_neli.periodic.running import run_now
 from celery_neli.schedule.policies import Misfire
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Desk
@@ -118,7 +117,7 @@ def test_it_may_be_set_at_runtime() -> None:
     desk.put("e", options={"neli_expires": 300})
     assert desk.look("e").options == {"neli_expires": 300}
     before = datetime.now(timezone.utc)
-    run_now(desk.editor(), "e")
+    desk.editor().run_now("e")
     [at] = expiries(desk.app)
     assert at is not None
     assert before + timedelta(seconds=300) <= at <= datetime.now(timezone.utc) + timedelta(seconds=300)

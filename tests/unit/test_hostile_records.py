@@ -261,7 +261,7 @@ def test_a_bad_definition_is_a_row(hostile: tuple[bytes, str]) -> None:
     assert found, rows["bad"].problem
     assert len((rows["bad"].problem or "").splitlines()) == 1
     desk.editor().remove("bad")
-    assert (ENTRY, "bad") not in desk.store.values
+    assert "bad" not in entry_names(desk.editor())
 
 
 def test_names_that_nobody_could_put_are_rows() -> None:
@@ -273,7 +273,7 @@ def test_names_that_nobody_could_put_are_rows() -> None:
     for name in entry_names(editor) - {"static"}:
         assert "cannot be shown: " in str(view_of(editor, name).problem)
         editor.remove(name)
-    assert not desk.store.values
+    assert entry_names(desk.editor()) == {"static"}
 
 
 # -- the check that `put` and the readers share --

@@ -10,9 +10,8 @@ from celery.schedules import crontab
 
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.editor import default_author
-from celery_neli.periodic.running import run_now
 from celery_neli.periodic.view import entry_names
-from celery_neli.schedule_topic.codec import ENTRY, Definition, State
+from celery_neli.schedule_topic.codec import ENTRY, Definition, State, decode_definition
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
 
@@ -135,9 +134,8 @@ def test_slots_of_a_pause_are_not_missed(desk: Desk) -> None:
 def test_an_entry_of_beat_schedule_can_be_paused(desk: Desk) -> None:
     """What is stored is the pause alone; after it, no slot of the pause is owed."""
     desk.editor().pause("static")
-    assert desk.store.definition("static") == Definition(
-        task=None, schedule=None, static=True, paused=True, changes=desk.store.definition("static").changes
-    )
+    found = desk.store.definition("static")
+    assert (found.task, found.schedule, found.static, found.paused) == (None, None, True, True)
     assert desk.look("static").paused
     desk.now += 3600
     desk.editor().resume("static")
@@ -173,12 +171,20 @@ def test_an_entry_whose_schedule_cannot_be_read_is_not_resumed(desk: Desk) -> No
     assert desk.store.definition("e").paused
 
 
-def test_what_is_removed_leaves_nothing(desk: Desk) -> None:
-    """Nor its state: a new entry of that name starts over."""
-    desk.put("e")
+def test_what_is_removed_is_gone(desk: Desk) -> None:
+    """What says so is a definition, which the beat that leads deletes later; a new entry of that name starts over."""
+    desk.put("e", args=[1])
     desk.store.set("e", State(last=NOON, runs=5, epoch=1))
+    desk.now += 5
     desk.editor().remove("e")
-    assert desk.store.values == {}
+    assert "e" not in entry_names(desk.editor())
+    marker = decode_definition(desk.store.values[ENTRY, "e"])
+    assert (marker.removed, marker.args, marker.changes[-1].what) == (True, [], "removed")
+    desk.now += 5
+    desk.put("e")
+    found = desk.look("e")
+    assert [each.what for each in found.changes] == ["added"]
+    assert (found.runs, found.last) == (0, None)
 
 
 def test_an_entry_of_beat_schedule_cannot_be_removed(desk: Desk) -> None:
@@ -326,6 +332,6 @@ def test_run_now_sends_the_task_as_beat_does(desk: Desk) -> None:
 
 def test_run_now_of_beat_schedule_stores_nothing(desk: Desk) -> None:
     """It has no definition to note it in."""
-    run_now(desk.editor(), "static")
+    desk.editor().run_now("static")
     assert desk.store.writes == []
     assert desk.app.conf.beat_schedule["static"] == {"task": "t", "schedule": 60.0}

@@ -21,6 +21,7 @@ from celery_neli.periodic.as_code.reading import Mistake
 from celery_neli.periodic.conflicts import conflict
 from celery_neli.periodic.definition import awake
 from celery_neli.periodic.editor import Edit, ScheduleEditor
+from celery_neli.periodic.edits import pausing, removing, resuming
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.codec import Definition
 
@@ -98,7 +99,7 @@ def apply(editor: ScheduleEditor, ready: Prepared) -> dict[str, str]:
 
 def _edits_of(editor: ScheduleEditor, step: Step) -> list[Edit]:
     if step.action == PRUNE or step.wanted is None:
-        return [editor.to_remove(step.name, expected=step.version)]
+        return [removing(editor, step.name, expected=step.version)]
     wanted, expected = step.wanted, step.version
     edits = []
     if step.puts:
@@ -106,9 +107,9 @@ def _edits_of(editor: ScheduleEditor, step: Step) -> list[Edit]:
         args, kwargs, options = (_revived(each) for each in (new.args, new.kwargs, new.options))
         edits.append(editor.to_put(step.name, new.task, new.schedule, args, kwargs, options, expected=expected))
     if wanted.paused and (step.action == ADD or _changes_pause(step)):
-        edits.append(editor.to_pause(step.name, expected=expected))
+        edits.append(pausing(editor, step.name, expected=expected))
     elif wanted.paused is False and _changes_pause(step):
-        edits.append(editor.to_resume(step.name, expected=expected))
+        edits.append(resuming(editor, step.name, expected=expected))
     return [_noted(each, wanted.note) for each in edits] if wanted.note else edits
 
 

@@ -19,6 +19,12 @@ WIDEST = 400  # the most characters of a cell
 #: `celery neli` sets it, because only the command line knows how to ask who leads.
 UNLED = "celery_neli.unled"
 BY = click.option("--by", help="Who makes the change, for `show`; user@host by default.")
+NOTE = click.option("--note", help="Why, for `show`.")
+EXPECTED = click.option(
+    "--expected",
+    metavar="VERSION",
+    help="Change nothing if the entry has another version than this, which `show` tells; '' if there must be none.",
+)
 NAME = click.argument("name")
 
 

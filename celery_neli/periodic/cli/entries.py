@@ -8,17 +8,38 @@ from typing import Any
 import click
 
 from celery_neli import periodic
-from celery_neli.periodic.cli.base import BY, NAME, UNLED, as_text, command, note, parsed, table, utc, words
+from celery_neli.periodic.cli.base import (
+    BY,
+    EXPECTED,
+    NAME,
+    NOTE,
+    UNLED,
+    as_text,
+    command,
+    note,
+    parsed,
+    table,
+    utc,
+    words,
+)
 from celery_neli.printable import printable, say, say_json
 from celery_neli.settings import MISFIRE_POLICIES
 
 
-@command(click.option("--json", "as_json", is_flag=True, help="Print one JSON array."), name="list")
-def list_(app: Any, as_json: bool) -> None:
-    """List all entries: those of beat_schedule and those of the runtime schedule."""
+@command(
+    click.option("--prefix", default="", help="Only entries whose names begin with this."),
+    click.option("--tag", help="Only entries with this tag."),
+    click.option("--owner", help="Only entries of this owner."),
+    click.option("--limit", type=click.IntRange(min=1), help="How many entries at most."),
+    click.option("--after", metavar="NAME", help="Only entries whose names come after this one."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON array."),
+    name="list",
+)
+def list_(app: Any, as_json: bool, **given: Any) -> None:
+    """List entries by name: those of beat_schedule and those of the runtime schedule."""
     from celery_neli.periodic.editor import ScheduleEditor
 
-    found, not_run = periodic.list(app), ScheduleEditor(app).not_run
+    found, not_run = periodic.list(app, **given), ScheduleEditor(app).not_run
     if as_json:
         say_json(as_text([each.as_dict() for each in found]))
         return
@@ -32,7 +53,7 @@ def list_(app: Any, as_json: bool) -> None:
 
 @command(NAME, click.option("--json", "as_json", is_flag=True, help="Print one JSON object."))
 def show(app: Any, name: str, as_json: bool) -> None:
-    """Show one entry, and who changed what and when."""
+    """Show one entry, and who changed what, when and why."""
     from celery_neli.periodic.editor import ScheduleEditor
 
     found = periodic.get(app, name)
@@ -51,11 +72,14 @@ def show(app: Any, name: str, as_json: bool) -> None:
         "next": utc(found.next),
         "last": utc(found.last),
         "runs": str(found.runs),
+        **({"owner": printable(found.owner)} if found.owner else {}),
+        **({"version": printable(found.version)} if found.version else {}),
     }
     for field, value in rows.items():
         say(f"{field:9} {value}")
     for change in reversed(found.changes):
-        say(f"{utc(change.at)}  {printable(change.by)}  {printable(change.what)}")
+        why = f": {printable(change.note)}" if change.note else ""
+        say(f"{utc(change.at)}  {printable(change.by)}  {printable(change.what)}{why}")
 
 
 @command(
@@ -70,9 +94,12 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.option(
         "--overlap", type=click.Choice(("allow", "skip")), help="Whether a slot runs while the last task is unfinished."
     ),
+    click.option("--owner", help="For whom the entry is put."),
     BY,
+    NOTE,
+    EXPECTED,
 )
-def add(app: Any, /, name: str, task: str, when: str, by: str | None, **given: Any) -> None:
+def add(app: Any, /, name: str, task: str, when: str, **given: Any) -> None:
     """Add an entry, or replace the one with this NAME.
 
     SCHEDULE is a crontab ('*/5 * * * *'), a line of cron in a time zone ('CRON_TZ=Europe/Berlin 30 7 * * mon-fri'), an
@@ -83,32 +110,33 @@ def add(app: Any, /, name: str, task: str, when: str, by: str | None, **given: A
     chosen = {"queue": given["queue"], "neli_misfire": given["misfire"], "neli_overlap": given["overlap"]}
     options.update((key, value) for key, value in chosen.items() if value is not None)
     args, kwargs = parsed("args", given["args"], list), parsed("kwargs", given["kwargs"], dict)
-    _say(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, by=by))
+    change = {name: given[name] for name in ("owner", "by", "note", "expected")}
+    _say(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, **change))
 
 
-@command(NAME, BY)
-def pause(app: Any, name: str, by: str | None) -> None:
+@command(NAME, BY, NOTE, EXPECTED)
+def pause(app: Any, name: str, **given: Any) -> None:
     """Let the slots of an entry pass until you resume it. This works for entries of beat_schedule, too."""
-    _say(app, periodic.pause(app, name, by=by))
+    _say(app, periodic.pause(app, name, **given))
 
 
-@command(NAME, BY)
-def resume(app: Any, name: str, by: str | None) -> None:
+@command(NAME, BY, NOTE, EXPECTED)
+def resume(app: Any, name: str, **given: Any) -> None:
     """End the pause of an entry. Slots that passed during the pause do not run."""
-    _say(app, periodic.resume(app, name, by=by))
+    _say(app, periodic.resume(app, name, **given))
 
 
-@command(NAME, BY)
-def remove(app: Any, name: str, by: str | None) -> None:
+@command(NAME, BY, NOTE, EXPECTED)
+def remove(app: Any, name: str, **given: Any) -> None:
     """Delete a runtime entry and its state."""
-    periodic.remove(app, name, by=by)
+    periodic.remove(app, name, **given)
     say(f"{printable(name)}: removed")
 
 
-@command(NAME, BY)
-def run(app: Any, name: str, by: str | None) -> None:
+@command(NAME, BY, NOTE)
+def run(app: Any, name: str, **given: Any) -> None:
     """Send the task of an entry at once, from this process. Its schedule stays as it is."""
-    result = periodic.run_now(app, name, by=by)
+    result = periodic.run_now(app, name, **given)
     say(f"{printable(name)}: sent as {getattr(result, 'id', '?')}")
 
 
@@ -130,5 +158,6 @@ def state_of(found: periodic.Periodic) -> str:
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"
     over = unrun and found.problem is None
-    words = f"{'paused' if found.paused else 'finished' if over else 'active'}, {found.source}"
+    paused = "paused" if found.until is None else f"paused until {utc(found.until)}"
+    words = f"{paused if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")

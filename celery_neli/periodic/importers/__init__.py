@@ -22,7 +22,7 @@ from celery_neli.printable import printable_error
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Definition, State
 from celery_neli.schedule_topic.values import check_time, shown
-from celery_neli.schedule_topic.versions import Write
+from celery_neli.schedule_topic.write import Write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ class Row:
     last: float | None = None
     runs: int = 0
     notes: tuple[str, ...] = ()
-    state: Write | None = field(default=None, repr=False)
-    edit: Edit | None = field(default=None, repr=False)
+    state: Write | None = field(default=None, repr=False, compare=False)
+    edit: Edit | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
