@@ -19,6 +19,9 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from celery_neli import periodic
 from celery_neli.config import from_app
 from celery_neli.periodic.cli import schedule
+from celery_neli.periodic.store import Topic
+from celery_neli.schedule_topic.codec import ENTRY
+from celery_neli.schedule_topic.write import Write
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -142,6 +145,18 @@ def test_a_file_is_compared_and_applied_step_by_step(app: Celery, run: Any, tmp_
             1, 3, f"Error: 2 mistakes in {path}: nothing was changed",
         )  # fmt: skip
     assert run("diff", str(tmp_path / "none"))[0] == run("diff")[0] == run("diff", "--colour", "x")[0] == 1
+
+
+def test_what_cannot_be_read_is_left_out_of_a_file_and_said(app: Celery, run: Any) -> None:
+    """An export that lacks an entry does not look whole; nor does a file replace what a newer release wrote."""
+    periodic.put(app, "good", "t", "5m")
+    Topic(app).write([Write(ENTRY, "newer", b'{"v":2}')])
+    status, output = run("export")
+    assert (status, output.splitlines()[-1]) == (1, "left out: newer: its version is 2, this member knows 1")
+    assert "  good:" in output
+    status, output = run("apply", "-", given="version: 1\nentries:\n  newer: {task: t, schedule: 5m}\n")
+    assert status == 1
+    assert output.startswith("standard input:3: newer: its definition cannot be read here: its version is 2")
 
 
 def test_killed_while_it_applies_the_next_time_ends_in_the_state_of_the_file(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celery_neli.periodic.as_code.document import Document, read
+from celery_neli.periodic.as_code.entry import FIELDS
 from celery_neli.periodic.as_code.reading import MOST_BYTES, parse
 from tests.unit.schedulers import make_app
 
@@ -279,6 +282,17 @@ def test_without_pyyaml_one_line_says_what_to_install(app: Any, monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "celery_neli.periodic.as_code.scalars", raising=False)
     assert said(app, HEAD) == ['s.yaml:1: a file that is not JSON needs PyYAML: pip install "celery-neli[yaml]"']
     assert said(app, '{"version": 1, "entries": {}}') == []
+
+
+def test_the_file_of_the_documents_is_one(app: Any) -> None:
+    """As pasted; and no field is left out of it."""
+    page = (Path(__file__).parents[2] / "docs" / "schedule.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"^```yaml\n(version: .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    found = document(app, text)
+    assert found.mistakes == []
+    assert found.owner == "team-billing"
+    fields = {line.strip().partition(":")[0] for line in text.splitlines() if line.startswith("    ")}
+    assert set(FIELDS) <= fields
 
 
 json_values = st.recursive(
