@@ -10,7 +10,7 @@ from pathlib import Path
 #: In the order in which they run.
 PARTS = (
     *("tick", "dispatch", "lateness", "startup", "takeover", "memory"),
-    *("ask", "gate", "throughput", "idle", "history", "metrics"),
+    *("ask", "gate", "throughput", "idle", "history", "metrics", "runtime"),
 )
 TRANSPORTS = ("memory", "redis", "rabbitmq", "rabbitmq-confirm")
 RESULTS = Path(__file__).with_name("results")

@@ -74,9 +74,19 @@ def off_loop(function: Callable[[], _Result]) -> _Result:
     """Call what may block, and return what it returns: under gevent on a thread of its pool, while greenlets run."""
     if not patched():
         return function()
-    pool: Any = sys.modules["gevent"].get_hub().threadpool
-    result: _Result = pool.apply(function)
-    return result
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(function())
+        except BaseException as exc:  # noqa: BLE001 - the pool would print it, too
+            errors.append(exc)
+
+    sys.modules["gevent"].get_hub().threadpool.apply(call)
+    for error in errors:
+        raise error
+    return results[0]
 
 
 def stack_of(thread_id: int) -> str:

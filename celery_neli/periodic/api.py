@@ -89,7 +89,7 @@ def put(
     """
     editor = ScheduleEditor(app, by=by, note=note, owner=owner)
     editor.change(editor.to_put(name, task, schedule, args, kwargs, options, expected=expected))
-    return view_of(editor, name)
+    return _changed(editor, name)
 
 
 def pause(
@@ -114,7 +114,7 @@ def pause(
     """
     editor = ScheduleEditor(app, by=by, note=note)
     editor.change(pausing(editor, name, until=until, expected=expected))
-    return view_of(editor, name)
+    return _changed(editor, name)
 
 
 def resume(
@@ -123,13 +123,18 @@ def resume(
     """End the pause of an entry, whose slots during the pause never run. Return it as it is now. See `put`."""
     editor = ScheduleEditor(app, by=by, note=note)
     editor.change(resuming(editor, name, expected=expected))
-    return view_of(editor, name)
+    return _changed(editor, name)
 
 
 def remove(app: Any, name: str, *, note: str | None = None, by: str | None = None, expected: str | None = None) -> None:
     """Delete a runtime entry and its state. A task that was sent already runs. See `put` for the arguments."""
     editor = ScheduleEditor(app, by=by, note=note)
     editor.change(removing(editor, name, expected=expected))
+
+
+def _changed(editor: ScheduleEditor, name: str) -> Periodic:
+    editor.look((entry_name(name),), fresh=False)  # the state, which was read behind the change
+    return view_of(editor, name)
 
 
 def batch(app: Any, *, by: str | None = None, note: str | None = None, owner: str | None = None) -> Batch:

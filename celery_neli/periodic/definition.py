@@ -26,6 +26,10 @@ from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
 from celery_neli.schedule_topic.values import LATEST, check_made, check_plain, shown
 
+KEPT_OPTIONS, LONGEST_OPTIONS = 1024, 1024
+#: Options, as text, that have no mistakes: most of a hundred thousand entries have the same few.
+_sound: set[str] = set()
+
 
 def define(
     app: Any, name: Any, task: Any, schedule: Any, *, args: Any = (), kwargs: Any = None, options: Any = None
@@ -81,8 +85,10 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
         kwargs, options = (_revive(each) if each else each for each in (definition.kwargs, definition.options))
         if type(kwargs) is not dict or type(options) is not dict:  # kombu's decoders may make objects of any type
             _refuse_first(shape_mistakes({"kwargs": kwargs, "options": options}))
-        if options:
+        if options and (key := repr(definition.options)) not in _sound:
             _refuse_first(option_mistakes(options, runtime=True))
+            if len(_sound) < KEPT_OPTIONS and len(key) < LONGEST_OPTIONS:
+                _sound.add(key)
         last = moment(definition.since).astimezone(when.tz)
         return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
     except ConfigurationError as exc:

@@ -76,6 +76,7 @@ class ScheduleEditor:
         self.owner: str = _said("owner", owner, 200, "say whose entries they are")
         self.now = clock()
         self._known: Known | None = None
+        self.slots: dict[tuple[int, int], tuple[Any, float | None]] = {}  # next ones, for a list of many entries
 
     # -- what there is --
 
@@ -87,13 +88,15 @@ class ScheduleEditor:
             _take(self._known, self._topic.read())
         return self._known
 
-    def look(self, names: Collection[str]) -> Known:
-        """Read what the topic holds of these names now, and return `known`. Blocks."""
-        records = self._topic.look(names)
+    def look(self, names: Collection[str], *, fresh: bool = True) -> Known:
+        """Read the definitions of these names that are in the topic now, and return `known`; if not ``fresh``, those of
+        which this process knows, and the states. Blocks.
+        """
+        kinds = (codec.ENTRY,) if fresh else (codec.ENTRY, codec.STATE)
+        records = self._topic.look(names, kinds=kinds, fresh=fresh)
         self._known = self._known or Known()
         for name in names:
             _forget(self._known, name)
-            self._known.states.pop(name, None)
         _take(self._known, records)
         return self._known
 
@@ -206,21 +209,22 @@ class ScheduleEditor:
         late: dict[str, NeliError] = {}
         void: set[str] = set()  # entries of which the last record in the log is a void one of ours
         end, alone, written = time.monotonic() + PATIENCE, len(waiting) == 1, False
+        made = self._guessed(waiting) if alone else {}
         while waiting and (not late or written):
-            self.look(waiting)
-            made: dict[str, Definition] = {}
-            for name, of_name in waiting.items():
-                try:
-                    if (new := self._made(name, of_name)) is not None:
-                        made[name] = new
-                except NeliError as exc:
-                    if not written and not isinstance(exc, Conflict):
-                        raise
-                    late[name] = exc
-            if late and not written:
-                break
+            if not made:
+                self.look(waiting)
+                for name, of_name in waiting.items():
+                    try:
+                        if (new := self._made(name, of_name)) is not None:
+                            made[name] = new
+                    except NeliError as exc:
+                        if not written and not isinstance(exc, Conflict):
+                            raise
+                        late[name] = exc
+                if late and not written:
+                    break
             overtaken = self._write(made)
-            written, void = True, (void - made.keys()).union(overtaken)
+            written, void, made = True, (void - made.keys()).union(overtaken), {}
             waiting = {name: waiting[name] for name in overtaken}
             if time.monotonic() > end:
                 late.update((name, conflict(self.known, name, None)) for name in waiting)
@@ -246,6 +250,21 @@ class ScheduleEditor:
         """Return the definition with one more change, by the author of this one."""
         changes = (*definition.changes, Change(at=self.now, by=self.by, what=what, note=note or self.note))
         return replace(definition, changes=changes[-codec.MAX_CHANGES :])
+
+    def _guessed(self, waiting: Mapping[str, Sequence[Edit]]) -> dict[str, Definition]:
+        """Return what becomes of entries by what this process knows, without a question: if it knows too little, what
+        it writes is void. Empty if nothing becomes of them, or what is there has no version.
+        """
+        known = self.look(waiting, fresh=False)
+        for name in waiting:
+            here = known.definitions.get(name) or known.removed.get(name)
+            if name in known.unreadable or (here is not None and not here.version):
+                return {}
+        try:
+            made = {name: self._made(name, edits) for name, edits in waiting.items()}
+        except NeliError:
+            return {}
+        return {name: new for name, new in made.items() if new is not None}
 
     def _made(self, name: str, edits: Sequence[Edit]) -> Definition | None:
         """Return what becomes of an entry, None if it stays as it is."""

@@ -6,7 +6,7 @@ Importing this loads no Kafka client; to make a `Topic` does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -23,7 +23,8 @@ class Topic:
     """The schedule topic of an app. Everything blocks, and raises `NeliError`.
 
     `read` returns all states and definitions that count, those of some names if it is told which ones to `keep`;
-    `look` those of a few names. `write` takes records and returns the versions that are void, because another
+    `look` those of a few names, of some `kinds` if it is told so, and if they need not be `fresh`, as they were when it
+    was last asked. `write` takes records and returns the versions that are void, because another
     definition than their base is there. `size` returns about how many records lie beside those of a name.
     """
 
@@ -34,7 +35,7 @@ class Topic:
 
         held = held_topic(from_app(app, "beat"), log=escaping(logging.getLogger("celery_neli.periodic.api")))
         self.read: Callable[..., Records] = held.read_all
-        self.look: Callable[[Collection[str]], Records] = held.look
+        self.look: Callable[..., Records] = held.look
         self.write: Callable[[Sequence[Write]], set[str]] = held.write
         self.size: Callable[[str], int] = held.size
 

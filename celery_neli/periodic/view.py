@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from celery.schedules import crontab
 from celery.utils.time import maybe_make_aware
 
 from celery_neli.exceptions import ConfigurationError, NeliError
@@ -19,6 +20,8 @@ from celery_neli.schedule_topic.values import shown
 
 UNSHOWN = "cannot be shown"
 BEAT_SCHEDULE, RUNTIME = "beat_schedule", "runtime"
+KEPT_SLOTS = 4096
+_WHOLE_MINUTES = 86_400.0 * 3650  # Unix seconds, after which each time zone is whole minutes away from UTC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,19 @@ def _next(editor: ScheduleEditor, state: State | None, when: Any, since: float) 
     begins = since if since <= editor.now + START_AHEAD else 0.0
     last = state.last if state is not None and state.last <= max(begins, editor.now + FAR_AHEAD) else 0.0
     after = max(begins, last) or editor.now
+    if type(when) is not crontab or after < _WHOLE_MINUTES:
+        return _slot_after(when, after)
+    # Of a hundred thousand entries most have one of a few schedules, whose slots are whole minutes.
+    key = id(when), int(after // 60)
+    found = editor.slots.get(key)
+    if found is None or found[0] is not when:
+        if len(editor.slots) >= KEPT_SLOTS:
+            editor.slots.clear()
+        editor.slots[key] = found = when, _slot_after(when, after)
+    return found[1]
+
+
+def _slot_after(when: Any, after: float) -> float | None:
     try:
         slot = next_slot(when, moment(after))
     except Exception:  # noqa: BLE001 - a user's schedule may raise anything; the beat logs it

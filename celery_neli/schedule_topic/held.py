@@ -46,10 +46,19 @@ class HeldTopic:
         self._used = 0.0  # when it was last used (monotonic seconds)
         _alive.add(self)
 
-    def look(self, names: Collection[str], *, timeout: float = TIMEOUT) -> dict[tuple[Kind, str], bytes]:
-        """Return the definitions and states of these names that count now, with all that was acknowledged before."""
-        wanted: list[tuple[Kind, str]] = [(kind, name) for name in names for kind in (ENTRY, STATE)]
-        return self._do(lambda session, end: session.look(wanted, end), timeout)
+    def look(
+        self,
+        names: Collection[str],
+        *,
+        kinds: Sequence[Kind] = (ENTRY, STATE),
+        fresh: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> dict[tuple[Kind, str], bytes]:
+        """Return the records of these names that count now, with all that was acknowledged before; if not `fresh`, as
+        they were when this process last asked.
+        """
+        wanted: list[tuple[Kind, str]] = [(kind, name) for name in names for kind in kinds]
+        return self._do(lambda session, end: session.look(wanted, end, fresh=fresh), timeout)
 
     def write(self, writes: Sequence[Write], *, timeout: float = TIMEOUT) -> set[str]:
         """Write the records and wait until all are acknowledged; return the versions that are void: another definition

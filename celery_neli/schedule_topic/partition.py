@@ -15,7 +15,8 @@ from celery_neli.schedule_topic.codec import ENTRY, Kind, decode_state
 from celery_neli.schedule_topic.versions import is_void, versions_in
 
 GONE: Final = -1  # the offset of a key that was deleted
-MERGE: Final = 512  # changes that are kept apart, at least; then they are merged
+MERGE: Final = 4096  # changes that are kept apart while it is read; then they are merged
+FEW: Final = 128  # ... and afterwards
 _UNREADABLE: Final = -2  # the mark of a state that has no epoch
 
 
@@ -64,9 +65,14 @@ class Partition:
                 if before is not None and before[0] != GONE and _UNREADABLE < mark < before[1]:
                     return False
         self._recent[hashed] = (GONE if value is None else offset), mark
-        if len(self._recent) > max(MERGE, len(self._hashes) >> 3):
+        if len(self._recent) > max(MERGE, len(self._hashes)):
             self._merge()
         return True
+
+    def settle(self) -> None:
+        """Make it small: no more is read now."""
+        if len(self._recent) > max(FEW, len(self._hashes) >> 4):
+            self._merge()
 
     def skip(self, offset: int) -> None:
         """Note that everything before `offset` was read."""

@@ -31,6 +31,9 @@ from celery_neli.schedule_topic.write import Write
 # Seconds:
 TIMEOUT: Final = 10.0  # for one question or one change
 DEAF: Final = 3.0  # without a record or an answer, after which another session is tried
+#: While this young, what is known of a partition may be guessed to be all. A definition that stands for an entry which
+#: was removed stays for twice as long: who did not see it writes what is void.
+RECENT: Final = 30.0
 SLICE: Final = 0.05  # of waiting at a time, after which reports are taken
 
 SCAN_FROM: Final = 64  # values of one partition for which it is read as a whole: one by one would take longer
@@ -66,6 +69,7 @@ class Session:
             raise
         self._found = self._fit = False  # the topic exists; it was checked, and may be written
         self._partitions: dict[int, Partition] = {}
+        self._asked: dict[int, float] = {}  # when each was read to its end (monotonic seconds)
         self._values: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()  # with their offsets; the latest last
         self._bytes = 0
         self._awaited: set[str] = set()  # the versions that were written, and not read yet
@@ -81,11 +85,17 @@ class Session:
         known = self._partitions.get(partition_of(ENTRY, name))
         return 0 if known is None else len(known)
 
-    def look(self, wanted: Collection[tuple[Kind, str]], end: float) -> dict[tuple[Kind, str], bytes]:
-        """Return the values that count now, with all that was acknowledged anywhere before."""
+    def look(
+        self, wanted: Collection[tuple[Kind, str]], end: float, *, fresh: bool = True
+    ) -> dict[tuple[Kind, str], bytes]:
+        """Return the values that count now, with all that was acknowledged anywhere before; if not `fresh`, those that
+        counted when this session last read their partitions, half a minute ago at most.
+        """
         if not self._exists(end):
             return {}
-        self._catch_up({partition_of(kind, name) for kind, name in wanted}, end)
+        numbers = {partition_of(kind, name) for kind, name in wanted}
+        now = time.monotonic()
+        self._catch_up({each for each in numbers if fresh or now - self._asked.get(each, -RECENT) >= RECENT}, end)
         found: dict[tuple[Kind, str], bytes] = {}
         missing: dict[int, dict[int, tuple[Kind, str]]] = {}
         for kind, name in wanted:
@@ -161,12 +171,13 @@ class Session:
 
     def _exists(self, end: float) -> bool:
         if not self._found:
-            self._found = self._reader.partitions(_left(end)) >= SCHEDULE_PARTITIONS
+            self._found = self._reader.partitions(min(TIMEOUT, _left(end))) >= SCHEDULE_PARTITIONS
         return self._found
 
     def _catch_up(self, numbers: Collection[int], end: float) -> None:
         """Read what was added to these partitions."""
         behind = {}
+        self._asked.update(dict.fromkeys(numbers, time.monotonic()))
         for number in numbers:
             known = self._partitions.setdefault(number, Partition())
             low, high = self._reader.bounds(number, min(DEAF, _left(end)))
@@ -177,6 +188,8 @@ class Session:
         self._begin(behind)
         known_to = self._partitions
         self._read(self._take, lambda: all(known_to[each].next >= high for each, high in behind.items()), end)
+        for number in behind:
+            known_to[number].settle()
 
     def _begin(self, numbers: Iterable[int]) -> None:
         """Let the reader read these partitions on: from the last record that was read, which tells whether it is still

@@ -19,14 +19,14 @@ from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, Wakeup
 from celery_neli.beat.wrapped import add_to
 from celery_neli.config import Config, beat_settings, shard_roles
-from celery_neli.schedule_topic.codec import STATE, State, encode_state
+from celery_neli.schedule_topic.codec import ENTRY, STATE, State, encode_state
 from tests.unit.elections import FakeElection, FakeMember
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import Editor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from celery_neli.schedule_topic.codec import Kind
     from celery_neli.schedule_topic.write import Write
@@ -166,8 +166,10 @@ class _Store:
         values = FakeTopic(self._log).values()
         return {entry: value for entry, value in values.items() if keep is None or keep(entry[1])}
 
-    def look(self, names: Collection[str]) -> Mapping[tuple[Kind, str], bytes]:
-        return self.read(keep=names.__contains__)
+    def look(
+        self, names: Collection[str], *, kinds: Sequence[Kind] = (ENTRY, STATE), fresh: bool = True
+    ) -> Mapping[tuple[Kind, str], bytes]:
+        return {entry: value for entry, value in self.read(keep=names.__contains__).items() if entry[0] in kinds}
 
     def write(self, writes: list[Write]) -> set[str]:
         self._log.extend((each.kind, each.name, each.value, None) for each in writes)

@@ -21,7 +21,7 @@ from celery_neli.schedule_topic.versions import is_void, versions_in
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from celery import Celery
 
@@ -43,8 +43,10 @@ class FakeStore:
     def read(self, *, keep: Callable[[str], bool] | None = None) -> Mapping[tuple[Kind, str], bytes]:
         return {entry: value for entry, value in self.values.items() if keep is None or keep(entry[1])}
 
-    def look(self, names: Collection[str]) -> Mapping[tuple[Kind, str], bytes]:
-        return self.read(keep=names.__contains__)
+    def look(
+        self, names: Collection[str], *, kinds: Sequence[Kind] = (ENTRY, STATE), fresh: bool = True
+    ) -> Mapping[tuple[Kind, str], bytes]:
+        return {entry: value for entry, value in self.read(keep=names.__contains__).items() if entry[0] in kinds}
 
     def write(self, writes: list[Write]) -> set[str]:
         """As readers of the log judge."""
