@@ -180,6 +180,21 @@ def test_a_change_while_it_is_applied_is_a_conflict_and_holds_up_no_other(desk: 
     assert (desk.store.definition("d").schedule, desk.store.definition("e").schedule) == ("PT1H", "PT5M")
 
 
+def test_the_same_change_by_somebody_else_is_no_conflict(desk: Desk) -> None:
+    """Two pipelines apply the same file at once: both end in its state."""
+    applied(desk, THREE.replace("[1]", "[0]"))
+    text = THREE.replace("  c:", "  d:")
+    editor, made = ready(desk, text, prune=True)
+
+    def other() -> None:
+        second, again = ready(desk, text, prune=True)
+        assert apply(second, again) == {}
+
+    meddling(desk, other)
+    assert apply(editor, made) == {}
+    assert [name for name in "abcd" if desk.store.definition(name) is not None] == ["a", "b", "d"]
+
+
 def test_changes_that_come_one_after_another_are_all_conflicts(desk: Desk) -> None:
     """One is seen when the versions are looked at, the other while the rest is written."""
     applied(desk, THREE.replace("[1]", "[0]"))

@@ -16,7 +16,7 @@ from kombu.utils.json import loads
 
 from celery_neli.exceptions import Conflict, NeliError
 from celery_neli.periodic.as_code.document import Document
-from celery_neli.periodic.as_code.plan import ADD, FOREIGN, PRUNE, Plan, Present, Step, compare, lines_of
+from celery_neli.periodic.as_code.plan import ADD, FOREIGN, PRUNE, Plan, Present, Step, compare, lines_of, settled
 from celery_neli.periodic.as_code.reading import Mistake
 from celery_neli.periodic.conflicts import conflict
 from celery_neli.periodic.definition import awake
@@ -85,13 +85,13 @@ def apply(editor: ScheduleEditor, ready: Prepared) -> dict[str, str]:
                 there = known.definitions.get(name) or known.removed.get(name)
                 living = "" if there is None or there.removed else there.version
                 last = there.changes[-1] if there is not None and there.changes else None
-                if name in exc.names:
-                    late[name] = str(conflict(known, name, step.version))
-                elif living == step.version:
+                if name not in exc.names and living == step.version:
                     continue  # nothing was written in this round: once more, without those that cannot be
-                elif last is None or (last.at, last.by) != (editor.now, editor.by):
-                    late[name] = str(conflict(known, name, step.version))
                 del waiting[name]
+                found = None if there is None or there.removed else awake(there, editor.now)
+                ours = name not in exc.names and last is not None and (last.at, last.by) == (editor.now, editor.by)
+                if not ours and not settled(step, editor.owner, found):
+                    late[name] = str(conflict(known, name, step.version))
         else:
             break
     return late

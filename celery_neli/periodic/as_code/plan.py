@@ -127,6 +127,13 @@ def _step(owner: str, name: str, wanted: Wanted, found: Definition | None, *, ad
     )
 
 
+def settled(step: Step, owner: str, found: Definition | None) -> bool:
+    """Return True if an entry is by now what a step wants, because somebody else did the same."""
+    if step.wanted is None:
+        return found is None
+    return found is not None and not any(_differences(owner, step.wanted, found))
+
+
 def _differences(owner: str, wanted: Wanted, found: Definition) -> Iterator[Difference]:
     """Yield the fields that differ; of a pause only if the file speaks of it: an operator's own survives."""
     new = wanted.definition
