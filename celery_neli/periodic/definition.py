@@ -144,6 +144,11 @@ def check_comes(definition: Definition, name: str, app: Any, *, after: float) ->
         )
 
 
+def same(one: Any, other: Any) -> bool:
+    """Return True if two values are the same JSON: 1, 1.0 and true, which only Python takes for equal, are not."""
+    return bool(one == other) and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
 def until_of(value: Any, now: float) -> float | None:
     """Return the end of a pause in Unix seconds: of a datetime (a naive one is local time), of how long from ``now``,
     or of Unix seconds; None stays None. Raises `ConfigurationError` if it is not ahead.

@@ -23,7 +23,7 @@ from celery_neli.exceptions import ConfigurationError, Conflict, NeliError, Reco
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import check_app, plain
 from celery_neli.periodic.conflicts import conflict, together, write_again
-from celery_neli.periodic.definition import awake, check_comes, define, entry_of
+from celery_neli.periodic.definition import awake, check_comes, define, entry_of, same
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.periodic.store import Known, Records, Topic
 from celery_neli.printable import closest
@@ -44,12 +44,12 @@ FEW: Final = 200  # records of one partition up to which all names are read for 
 class Edit:
     """A change of one entry that was checked as far as it can be before the topic is read.
 
-    `plan` takes the living definition, None if there is none, and returns what becomes of it and what to call that;
-    None: nothing changes. It raises `NeliError`. `expected`: the version that must be there, "" for no entry.
+    `plan` takes the living definition, None if there is none, and returns what becomes of it, what to call that, and a
+    note if it has one; None: nothing changes. It raises `NeliError`. `expected`: the version to be there, "" for none.
     """
 
     name: str
-    plan: Callable[[Definition | None], tuple[Definition, str] | None]
+    plan: Callable[[Definition | None], tuple[Definition, str] | tuple[Definition, str, str] | None]
     expected: str | None = None
 
 
@@ -183,7 +183,7 @@ class ScheduleEditor:
                 return replace(new, since=self.now, owner=self.owner), "added"
             owner = self.owner or old.owner
             fields = ("task", "schedule", "args", "kwargs", "options")
-            different = [each for each in fields if getattr(new, each) != getattr(old, each)]
+            different = [each for each in fields if not same(getattr(new, each), getattr(old, each))]
             different += ["owner"] if owner != old.owner else []
             if not different:
                 return None
@@ -250,9 +250,9 @@ class ScheduleEditor:
         self.look((edit.name,))
         self._made(edit.name, (*before, edit))
 
-    def changed(self, definition: Definition, what: str) -> Definition:
+    def changed(self, definition: Definition, what: str, note: str = "") -> Definition:
         """Return the definition with one more change, by the author of this one."""
-        changes = (*definition.changes, Change(at=self.now, by=self.by, what=what, note=self.note))
+        changes = (*definition.changes, Change(at=self.now, by=self.by, what=what, note=note or self.note))
         return replace(definition, changes=changes[-codec.MAX_CHANGES :])
 
     def _guessed(self, waiting: Mapping[str, Sequence[Edit]]) -> dict[str, Definition]:

@@ -43,10 +43,12 @@ class Command(CeleryCommand):
 
 @click.group(name="schedule")
 def schedule() -> None:
-    """Manage periodic tasks at runtime: list, add, pause, remove, run, import."""
+    """Manage periodic tasks at runtime: list, add, pause, remove, run, import; export, diff, apply a file."""
 
 
-def command(*parameters: Callable[[Any], Any], name: str | None = None) -> Callable[[Callable[..., None]], Any]:
+def command(
+    *parameters: Callable[[Any], Any], name: str | None = None, cls: type[Command] = Command
+) -> Callable[[Callable[..., None]], Any]:
     """Make a command of a function, whose first argument is the app with its tasks loaded."""
 
     def decorate(function: Callable[..., None]) -> Any:
@@ -57,7 +59,7 @@ def command(*parameters: Callable[[Any], Any], name: str | None = None) -> Calla
         command = click.pass_obj(update_wrapper(run, function))
         for parameter in reversed(parameters):
             command = parameter(command)
-        return schedule.command(name=name, cls=Command)(command)
+        return schedule.command(name=name, cls=cls)(command)
 
     return decorate
 
