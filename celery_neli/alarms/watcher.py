@@ -114,7 +114,7 @@ class Watcher:
 
     def _rank(self) -> int:
         """Return how willingly others should take the watch from this process: 0 not at all."""
-        return 2 if not self._alarms else 1 if self._leads_beats() else 0
+        return rank_of(quiet=not self._alarms, beat=self._leads_beats())
 
     def _leads_beats(self) -> bool:
         leadership = self._leadership
@@ -160,7 +160,7 @@ class Watcher:
             if not self._role.may_start():
                 return 0.0  # the next watcher says it
             self._raise(alarm)
-        payload = {**self._watch.payload(), "beat": self._rank() > 0}
+        payload = {**self._watch.payload(), "beat": self._leads_beats()}
         if not self._alarms:
             payload[QUIET] = True
         if payload != self._payload:
@@ -180,7 +180,7 @@ class Watcher:
         elif self._vacant_since is None:
             self._vacant_since = now
         data = self._role.last_payload.data or {}
-        rank = 2 if data.get(QUIET) is True else 1 if data.get("beat") is True else 0
+        rank = rank_of(quiet=data.get(QUIET) is True, beat=data.get("beat") is True)
         if self._rank() < rank and self._vacant_since is None and now >= self._ask_at:
             self._ask_at = now + ASK_EVERY * random.uniform(0.5, 1.0)
             self._role.ask()
@@ -206,6 +206,14 @@ class Watcher:
         except SystemExit as exc:  # Celery lets it pass, and it would only end this thread
             logger.error("a receiver of %s raised %r: ignored; nothing ends by that here", signal.name, exc)
         self._on_alarm(alarm)
+
+
+def rank_of(*, quiet: bool, beat: bool) -> int:
+    """Return how willingly others should take the watch from a process: 0 for one that need not be relieved.
+
+    One that raises alarms comes before one that is `quiet`, and of these, one that does not lead the beats.
+    """
+    return 2 * quiet + beat
 
 
 class _Watch:

@@ -396,3 +396,10 @@ def test_a_beat_without_alarms_watches_from_the_first_runtime_entry_on_that_want
     assert [each.alarms for each in watchers] == [False]
     part.stop()
     assert not hooks.pausing
+
+
+def test_who_raises_alarms_relieves_who_does_not_and_any_other_process_the_beat_that_leads() -> None:
+    from celery_neli.alarms.watcher import rank_of
+
+    ranks = [rank_of(quiet=quiet, beat=beat) for quiet in (False, True) for beat in (False, True)]
+    assert ranks == [0, 1, 2, 3]
