@@ -158,7 +158,7 @@ def _comes(app: Any, step: Step, plan: Plan, now: float) -> bool:
     assert step.wanted is not None, "only an entry of the file is put"
     definition, place = step.wanted.definition, printable(step.name)
     try:
-        check_comes(definition, app, after=now)
+        check_comes(definition, step.name, app, after=now)
     except ConfigurationError as exc:
         over = step.action == ADD and (definition.schedule or "").startswith("at:")
         text = f"schedule = {shown(definition.schedule)}: its time is over: nothing is put" if over else str(exc)
