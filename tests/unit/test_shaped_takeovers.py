@@ -97,7 +97,7 @@ def test_a_slot_with_jitter_whose_sender_is_killed_is_sent_again_with_the_same_i
 
 @pytest.mark.parametrize("end", [crash, hand_over])
 def test_max_runs_counts_on_in_the_next_leader(end: Callable[[Process], None]) -> None:
-    """Three runs, whoever makes them; the entry is finished then, and stays so."""
+    """Three runs, of one leader or two; the entry is finished then, and stays so."""
     world = World({"e": entry(1.0, max_runs=3), "other": 1.0})
     beats = [world.leader(), world.beat(), world.beat()]
     world.ticks(until=2.2)
