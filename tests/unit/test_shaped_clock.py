@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 UTC = timezone.utc
-CASES = int(os.environ.get("NELI_DST_CASES", "3"))
+CASES = int(os.environ.get("NELI_DST_CASES", "2"))
 YEARS = (2020, 2040)
 DAY = timedelta(days=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

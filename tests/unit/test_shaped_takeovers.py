@@ -62,7 +62,7 @@ def test_a_slot_with_jitter_is_named_by_its_time_and_sent_after_its_shift() -> N
 
 @pytest.mark.parametrize("end", [crash, hand_over])
 @pytest.mark.parametrize("at", [120.0, 120.2, 129.0, 130.0, 131.0, 145.0])
-def test_a_slot_that_waits_for_its_jitter_is_sent_once_whoever_leads(end: Callable[[Process], None], at: float) -> None:
+def test_a_slot_that_waits_for_its_jitter_is_sent_once(end: Callable[[Process], None], at: float) -> None:
     """The leader ends when the slot's time has come and its shift has not passed, or just after."""
     world = World({"e": entry(jitter=JITTER), "other": 1.0})
     beats = [world.leader(), world.beat()]
@@ -97,7 +97,7 @@ def test_a_slot_with_jitter_whose_sender_is_killed_is_sent_again_with_the_same_i
 
 @pytest.mark.parametrize("end", [crash, hand_over])
 def test_max_runs_counts_on_in_the_next_leader(end: Callable[[Process], None]) -> None:
-    """Three runs, whoever makes them; the entry is finished then, and stays so."""
+    """Three runs, of one leader or two; the entry is finished then, and stays so."""
     world = World({"e": entry(1.0, max_runs=3), "other": 1.0})
     beats = [world.leader(), world.beat(), world.beat()]
     world.ticks(until=2.2)
