@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.alarms.feed import ScheduleFeed
 from celery_neli.config import Config
 from celery_neli.schedule_topic.codec import STATE, State, encode_state
+from celery_neli.schedule_topic.feed import ScheduleFeed
 from celery_neli.schedule_topic.topic import write
 from tests.processes import wait_until
 
