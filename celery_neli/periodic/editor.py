@@ -89,16 +89,19 @@ class ScheduleEditor:
         return self._known
 
     def look(self, names: Collection[str], *, fresh: bool = True) -> Known:
-        """Read the definitions of these names that are in the topic now, and return `known`; if not ``fresh``, those of
-        which this process knows, and the states. Blocks.
+        """Read the definitions of these names that are in the topic now, and return `known`; if not ``fresh``, those
+        that this process knows. Blocks.
         """
-        kinds = (codec.ENTRY,) if fresh else (codec.ENTRY, codec.STATE)
-        records = self._topic.look(names, kinds=kinds, fresh=fresh)
+        records = self._topic.look(names, kinds=(codec.ENTRY,), fresh=fresh)
         self._known = self._known or Known()
         for name in names:
             _forget(self._known, name)
         _take(self._known, records)
         return self._known
+
+    def look_at_state(self, name: str) -> None:
+        """Read the state of an entry, as it was when the topic was last read for it. Blocks."""
+        _take(self.known, self._topic.look((name,), kinds=(codec.STATE,), fresh=False))
 
     def read(self, keep: Callable[[str], bool]) -> Records:
         """Return what the topic holds of the names to ``keep``, as it is. Blocks."""
