@@ -103,7 +103,7 @@ def test_a_topic_that_deletes_by_time_is_refused(
     make: Make, config: Config, kafka_node: KafkaCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One error with the command; once that was done, it goes on by itself, and writes what had to wait."""
-    kafka_node.create_topic(config.schedule_topic, partitions=2)
+    kafka_node.create_topic(config.schedule_topic, partitions=17)
     topic = make(config)
     topic.write(STATE, "a", state(1))
     wait_until(lambda: "cleanup.policy=delete, which deletes the schedule" in caplog.text, timeout=20, what="an error")
@@ -150,7 +150,7 @@ def test_compaction_keeps_the_latest_of_each_key(make: Make, config: Config, kaf
     """Brokers may do it at any time: a reader finds the same as before, and what was deleted stays so."""
     kafka_node.create_topic(
         config.schedule_topic,
-        partitions=2,
+        partitions=17,
         config={
             "cleanup.policy": "compact",
             "segment.ms": "100",
