@@ -82,13 +82,14 @@ def configured(node: KafkaCluster, topic: str) -> dict[str, str]:
 
 
 def test_the_topic_is_made_to_be_compacted(make: Make, config: Config, kafka_node: KafkaCluster) -> None:
-    """Nothing is deleted by time; two partitions."""
+    """Nothing is deleted by time; 16 partitions for entries, and one."""
     assert make(config).read_to_end(30)
     made = kafka_node.admin().list_topics(config.schedule_topic, timeout=10).topics[config.schedule_topic]
-    assert len(made.partitions) == 2
+    assert len(made.partitions) == 17
     values = configured(kafka_node, config.schedule_topic)
     assert values["cleanup.policy"] == "compact"
-    assert values["segment.bytes"] == "8388608"
+    assert values["segment.bytes"] == "1048576"
+    assert values["min.compaction.lag.ms"] == "60000"
     assert values["min.cleanable.dirty.ratio"] == "0.1"
     assert values["unclean.leader.election.enable"] == "false"
 

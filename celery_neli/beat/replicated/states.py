@@ -16,7 +16,7 @@ from typing import Any
 
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.entry_lines import EntryLines
-from celery_neli.beat.replicated.inventory import Ahead, Inventory, trim
+from celery_neli.beat.replicated.inventory import Ahead, Inventory, defined_at, trim
 from celery_neli.beat.replicated.pause_ends import PauseEnds
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.periodic.definition import entry_of, reason_of
@@ -27,7 +27,6 @@ from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
-    MAX_CHANGES,
     NO_EPOCH,
     RUNS_MOST,
     STATE,
@@ -359,7 +358,7 @@ class States:
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
-            if name not in self.since and (at := _defined_at(definition)) > definition.since:
+            if name not in self.since and (at := defined_at(definition)) > definition.since:
                 self.imported[name] = at
             self._initial[name] = None
             place(entry, self._ahead.begins(name, definition.since) or self._moment())
@@ -396,9 +395,3 @@ class States:
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
             self._table.remove(name)
-
-
-def _defined_at(definition: Definition) -> float:
-    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
-    changes = definition.changes
-    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
