@@ -82,13 +82,14 @@ def configured(node: KafkaCluster, topic: str) -> dict[str, str]:
 
 
 def test_the_topic_is_made_to_be_compacted(make: Make, config: Config, kafka_node: KafkaCluster) -> None:
-    """Nothing is deleted by time; two partitions."""
+    """Nothing is deleted by time; 16 partitions for entries, and one."""
     assert make(config).read_to_end(30)
     made = kafka_node.admin().list_topics(config.schedule_topic, timeout=10).topics[config.schedule_topic]
-    assert len(made.partitions) == 2
+    assert len(made.partitions) == 17
     values = configured(kafka_node, config.schedule_topic)
     assert values["cleanup.policy"] == "compact"
-    assert values["segment.bytes"] == "8388608"
+    assert values["segment.bytes"] == "1048576"
+    assert values["min.compaction.lag.ms"] == "60000"
     assert values["min.cleanable.dirty.ratio"] == "0.1"
     assert values["unclean.leader.election.enable"] == "false"
 
@@ -103,7 +104,7 @@ def test_a_topic_that_deletes_by_time_is_refused(
     make: Make, config: Config, kafka_node: KafkaCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One error with the command; once that was done, it goes on by itself, and writes what had to wait."""
-    kafka_node.create_topic(config.schedule_topic, partitions=2)
+    kafka_node.create_topic(config.schedule_topic, partitions=17)
     topic = make(config)
     topic.write(STATE, "a", state(1))
     wait_until(lambda: "cleanup.policy=delete, which deletes the schedule" in caplog.text, timeout=20, what="an error")
@@ -150,7 +151,7 @@ def test_compaction_keeps_the_latest_of_each_key(make: Make, config: Config, kaf
     """Brokers may do it at any time: a reader finds the same as before, and what was deleted stays so."""
     kafka_node.create_topic(
         config.schedule_topic,
-        partitions=2,
+        partitions=17,
         config={
             "cleanup.policy": "compact",
             "segment.ms": "100",

@@ -103,7 +103,7 @@ def test_a_topic_that_is_made_again_is_read_again(
     read(feed, {"a", "b", "c"})
     generation = feed.generation
     embedded_kafka.delete_topic(config.schedule_topic)
-    embedded_kafka.create_topic(config.schedule_topic, partitions=2)
+    embedded_kafka.create_topic(config.schedule_topic, partitions=17)
     write_states(config, "d")
     found: list[Any] = []
 

@@ -194,6 +194,8 @@ class ReplicatedHost:
     leads: bool = field(default=False, init=False)
     _asked: float = field(default=float("-inf"), init=False)
     _warned: bool = field(default=False, init=False)
+    #: Seconds until a pause ends by itself.
+    _wake_in: float = field(default=float("inf"), init=False)
 
     def __post_init__(self) -> None:
         self.role = self.roles[self.shard]
@@ -233,6 +235,7 @@ class ReplicatedHost:
 
     def _follow(self) -> bool:
         caught_up = self.shared.pull()
+        self._wake_in = self.ledger.states.wake()
         self.scheduler.neli_engine.table.heap()
         return caught_up
 
@@ -282,7 +285,7 @@ class ReplicatedHost:
         ledger.repairs.remove()
         wait = engine.turn(self.scheduler.tick)
         ledger.end_turn()
-        return 0.0 if ledger.states.write_some() or more else wait
+        return 0.0 if ledger.states.write_some() or more else min(wait, self._wake_in)
 
     def end(self, *, held: bool) -> None:
         """End the term, and stand by: for a second, and for what publishers are sending, if the lease is ``held``."""

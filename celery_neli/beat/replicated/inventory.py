@@ -20,6 +20,7 @@ from celery_neli.logs import LogLimit, escaping
 from celery_neli.printable import printable
 from celery_neli.schedule_topic.codec import (
     FAR_AHEAD,
+    MAX_CHANGES,
     START_AHEAD,
     Definition,
     decode_definition,
@@ -183,6 +184,12 @@ class Inventory:
         for name in taken:
             del self.lost[name]
         return taken
+
+
+def defined_at(definition: Definition) -> float:
+    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
+    changes = definition.changes
+    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
 
 
 def trim(records: dict[str, Any]) -> list[str]:

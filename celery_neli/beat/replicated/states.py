@@ -16,7 +16,8 @@ from typing import Any
 
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.entry_lines import EntryLines
-from celery_neli.beat.replicated.inventory import Ahead, Inventory, trim
+from celery_neli.beat.replicated.inventory import Ahead, Inventory, defined_at, trim
+from celery_neli.beat.replicated.pause_ends import PauseEnds
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
@@ -26,7 +27,6 @@ from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
-    MAX_CHANGES,
     NO_EPOCH,
     RUNS_MOST,
     STATE,
@@ -87,6 +87,7 @@ class States:
         #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
         #: and that no leader wrote a state of.
         self.imported: dict[str, float] = {}
+        self._ends = PauseEnds(table.moment)
         self._lines = EntryLines()
         self._ahead = Ahead(table.moment, self._lines.limit)
 
@@ -96,9 +97,9 @@ class States:
 
     def apply(self, kind: Kind, name: str, value: bytes | Chain | None, *, leading: bool, many: bool) -> None:
         """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
+        for each in value if isinstance(value, tuple) else ():
+            self.apply(kind, name, each, leading=leading, many=many)
         if isinstance(value, tuple):
-            for each in value:
-                self.apply(kind, name, each, leading=leading, many=many)
             return
         self._lines.level = logging.DEBUG if many else logging.INFO
         with self._alone(kind, name, leading=leading):
@@ -249,6 +250,7 @@ class States:
         for each in known:
             each.pop(name, None)
         self.inventory.forget(name)
+        self._ends.forget(name)
         self._forgotten(name)
 
     @contextmanager
@@ -321,7 +323,16 @@ class States:
 
     # -- definitions --
 
+    def wake(self) -> float:
+        """End the pauses whose time has come; return the seconds until the next one ends, infinity without any."""
+        for name in self._ends.due():
+            with self._alone(ENTRY, name):
+                if (definition := self.inventory.definition(name)) is not None:
+                    self._read_entry(name, definition)
+        return self._ends.wait()
+
     def _read_entry(self, name: str, definition: Definition | None) -> None:
+        definition = self._ends.stand(name, definition)
         self._pending_overrides.pop(name, None)
         before = self._table.find(name)
         static = name not in self.defined and before is not None
@@ -347,7 +358,7 @@ class States:
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
-            if name not in self.since and (at := _defined_at(definition)) > definition.since:
+            if name not in self.since and (at := defined_at(definition)) > definition.since:
                 self.imported[name] = at
             self._initial[name] = None
             place(entry, self._ahead.begins(name, definition.since) or self._moment())
@@ -384,9 +395,3 @@ class States:
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
             self._table.remove(name)
-
-
-def _defined_at(definition: Definition) -> float:
-    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
-    changes = definition.changes
-    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
