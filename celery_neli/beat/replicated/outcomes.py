@@ -14,17 +14,17 @@ from celery.utils.time import maybe_make_aware
 
 from celery_neli import hooks
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
-from celery_neli.beat.replicated.finished import FinishedEntries
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlaps import Overlaps
-from celery_neli.beat.replicated.states import PORTION, States
+from celery_neli.beat.replicated.repairs import Repairs
+from celery_neli.beat.replicated.states import States
 from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of, last_at, slot_text
 from celery_neli.schedule.policies import OVERLAP, PAUSE_ON_FAILURE, Overlap
 from celery_neli.schedule.slots import next_slot, nominal, only_slot, slot_id
-from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
+from celery_neli.schedule_topic.codec import STATE, encode_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ class ClaimingLedger(SlotLedger):
         self.states = States(
             table, app=app, owns=self.owns, write=self.write, forgotten=self.forget, refuse=topic.refuse
         )
-        self._finished = FinishedEntries(topic, self.states)
+        self.repairs = Repairs(table, self.states, topic, config.name)
 
     # -- the schedule: of all entries, those of this shard --
 
@@ -131,7 +131,7 @@ class ClaimingLedger(SlotLedger):
             marks, made = Watermarks(now, now, saved=now), self._made
         for entry in () if marks is None else pass_settled(table, marks, states.open, made=made):
             self.write(entry)
-        self._finished.begin()
+        self.repairs.begin()
         self.term.claims.resolve()
         if len(self._config.roles) > 1:
             self.term.announce(now, self._next_due())  # another shard may wait for it
@@ -182,11 +182,7 @@ class ClaimingLedger(SlotLedger):
         """Write some of what the topic has lost, which only a leader may; return True if more is left."""
         self._claimed = False
         self._overlaps.turn()
-        states, inventory = self.states, self.states.inventory
-        for name, value in inventory.take_lost(PORTION).items():
-            self._topic.write(ENTRY, name, value)
-        states.write_again(PORTION)
-        return bool(inventory.lost or states.again)
+        return self.repairs.write_some()
 
     def ready(self, due: float, moment: float) -> float:
         """Claim what is ``due``, and wait until the claim was read back."""
@@ -334,7 +330,7 @@ class ClaimingLedger(SlotLedger):
         self.left_out.over(name)
         self.tell(hooks.REFUSED if run.refused else hooks.SENT, run.entry, slot, error=hooks.error_text(run.refused))
         if only_slot(advanced.schedule) is not None and name in states.defined:
-            self._finished.note(name)
+            self.repairs.finished(name)
         self.write(advanced)
 
     def failed(self, run: Run) -> None:
@@ -381,10 +377,6 @@ class ClaimingLedger(SlotLedger):
     def flush(self) -> None:
         """Wait until the states of what ran are in Kafka; for a second at most."""
         self._topic.flush(FLUSH)
-
-    def remove_finished(self) -> None:
-        """Remove entries that ran for the only time, unless they were defined again: what others wrote was read."""
-        self._finished.remove(self.table)
 
     @property
     def _present(self) -> Term:
