@@ -32,7 +32,7 @@ def state_of(entry: Periodic) -> str:
         return PROBLEM
     if entry.paused or entry.paused_by is not None:
         return PAUSED
-    return FINISHED if getattr(entry, "finished", unrun) else ACTIVE
+    return FINISHED if entry.finished else ACTIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
 
-from celery_neli.schedule import policies
-from celery_neli.schedule.policies import OWN_OPTIONS
+from celery_neli.schedule.policies import OVERLAP_POLICIES, OWN_OPTIONS
 from celery_neli.settings import MISFIRE_POLICIES
 
 TEXT, NUMBER, WORDS, ANY = "text", "number", "words", "any"
@@ -31,7 +30,6 @@ class Option:
     choices: tuple[str, ...] = ()
 
 
-OVERLAPS: Final[tuple[str, ...]] = getattr(policies, "OVERLAP_POLICIES", ("allow", "skip"))
 _KNOWN: Final[Mapping[str, Option]] = {
     "neli_timezone": Option(TEXT, WHEN, "The time zone of a crontab, such as Europe/Berlin; else that of the app."),
     "neli_calendar": Option(TEXT, WHEN, "Days on which it does not run, or the only ones, such as holidays:DE-BY."),
@@ -42,7 +40,7 @@ _KNOWN: Final[Mapping[str, Option]] = {
     "neli_misfire": Option(TEXT, POLICY, "What becomes of slots that were missed.", tuple(MISFIRE_POLICIES)),
     "neli_misfire_max": Option(NUMBER, POLICY, "Under fire_all: how many missed slots run at most."),
     "neli_misfire_grace": Option(NUMBER, POLICY, "Seconds that a slot may be late."),
-    "neli_overlap": Option(TEXT, POLICY, "What becomes of a slot while the last run is unfinished.", OVERLAPS),
+    "neli_overlap": Option(TEXT, POLICY, "What becomes of a slot while the last run is unfinished.", OVERLAP_POLICIES),
     "neli_overlap_age": Option(NUMBER, POLICY, "Seconds for which an unfinished run counts."),
     "neli_expires": Option(NUMBER, POLICY, "Seconds after its slot from which on a task must not begin."),
     "neli_pause_on_failure": Option(NUMBER, POLICY, "It is paused after so many failed runs in a row."),

@@ -92,8 +92,8 @@ def entry_of(definition: Definition, name: str, app: Any) -> ScheduleEntry:
             _refuse_first(option_mistakes(options, runtime=True))
             if len(_sound) < KEPT_OPTIONS and len(key) < LONGEST_OPTIONS:
                 _sound.add(key)
-            if not SHAPED.isdisjoint(options):
-                when = shape(app, name, when, options, runtime=True)
+        if options and not SHAPED.isdisjoint(options):
+            when = shape(app, name, when, options, runtime=True)
         last = moment(definition.since).astimezone(when.tz)
         return ScheduleEntry(name, task, last, 0, when, tuple(args), kwargs, options, app=app)
     except ConfigurationError as exc:

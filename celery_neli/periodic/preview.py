@@ -26,7 +26,17 @@ from celery_neli.schedule.crontabs import follows_real_time, offset_at
 from celery_neli.schedule.due import entry_has_slots, runs_left, starting_deadline
 from celery_neli.schedule.policies import CANCEL_OTHER, QUEUE_ONE, SKIP, Misfire, Overlap, decide
 from celery_neli.schedule.shaped import shaped
-from celery_neli.schedule.slots import base_of, has_slots, last_run, looks_again, missed, next_slot, nominal, shift_of
+from celery_neli.schedule.slots import (
+    Derived,
+    base_of,
+    has_slots,
+    last_run,
+    looks_again,
+    missed,
+    next_slot,
+    nominal,
+    shift_of,
+)
 from celery_neli.schedule_topic.codec import FAR_AHEAD
 from celery_neli.schedule_topic.values import is_moment, shown
 
@@ -160,7 +170,7 @@ def _found(
 
 def _in_app(when: Any, app: Any) -> Any:
     """Return a schedule that has an app: a copy of what has none, so that what the caller holds stays as it is."""
-    if not has_slots(when) or when._app is not None:  # noqa: SLF001 - `app` would be the current one
+    if not has_slots(when) or isinstance(when, Derived) or when._app is not None:  # noqa: SLF001 - `app` would be the current one
         return when
     made = object.__new__(type(when))
     made.__dict__.update(vars(when))

@@ -12,6 +12,7 @@ from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.periodic.definition import define, entry_of
+from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import Definition, decode_definition, encode_definition
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON
@@ -148,3 +149,11 @@ def test_a_definition_that_cannot_be_read_is_an_error(definition: Definition, sa
 def test_an_interval_is_celerys_own() -> None:
     """Not a class of ours: the scheduler reckons its slots."""
     assert type(entry_of(defined(schedule=30), "e", APP).schedule) is schedule
+
+
+def test_options_shape_an_entry_however_often_it_is_made() -> None:
+    """The check of options that were seen before is left out, not what they mean."""
+    definition = defined(schedule="0 7 * * *", options={"neli_timezone": "Asia/Tokyo"})
+    noon = datetime(2026, 3, 2, 12, tzinfo=timezone.utc)
+    slots = [next_slot(entry_of(definition, name, APP).schedule, noon) for name in ("a", "b", "a")]
+    assert [f"{each.astimezone(timezone.utc):%H:%M}" for each in slots if each is not None] == ["22:00"] * 3

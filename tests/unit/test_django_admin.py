@@ -187,7 +187,6 @@ def test_the_list_shows_filters_and_pages(app: Celery, boss: Any, monkeypatch: p
     assert names(boss.get(LIST + second.context["earlier"])) == ["b/1", "b/2"]
 
 
-@pytest.mark.skipif("neli_tags" not in OWN_OPTIONS, reason="there are no tags")
 def test_the_list_is_filtered_by_tag(app: Celery, boss: Any) -> None:
     """A tag of an entry leads there."""
     periodic.put(app, "a", "shop.tidy", "5m")
@@ -331,6 +330,13 @@ def test_an_entry_is_added(app: Celery, boss: Any) -> None:
         ("neli_misfire", "often", "neli_misfire = 'often'"),
         ("neli_expires", "-3", "neli_expires = -3"),
         ("neli_overlap", "skip", "result backend"),
+        ("neli_timezone", "Nowhere", "there is no such time zone"),
+        ("neli_jitter", "600", "neli_jitter = 600: it is longer than"),
+        ("neli_start", "soon", "neli_start = 'soon'"),
+        ("neli_max_runs", "0", "neli_max_runs = 0"),
+        ("neli_calendar", "nowhere", "neli_calendar = 'nowhere'"),
+        ("neli_tags", "a, a", "neli_tags = ['a', 'a']"),
+        ("neli_pause_on_failure", "often", "neli_pause_on_failure = 'often'"),
         ("neli_overdue", "[1]", "neli_overdue = '[1]'"),
         ("note", "n" * 501, "500"),
     ],
@@ -451,6 +457,13 @@ def test_the_next_slots_are_shown_before_an_entry_is_stored(app: Celery, boss: A
     shown = boss.get(f"{LIST}preview/", {"schedule": "0 12 * * *"}).json()
     assert len(shown["slots"]) == 5
     assert all("12:00:00" in each["slot"] for each in shown["slots"])
+    given = {"schedule": "0 12 * * *", "neli_timezone": "Asia/Tokyo", "neli_start": "2031-01-01T00:00:00Z"}
+    shown = boss.get(f"{LIST}preview/", given).json()
+    assert shown["slots"][0]["slot"] == "Wed 2031-01-01 12:00:00 JST"
+    assert (
+        "neli_timezone = 'Nowhere'"
+        in boss.get(f"{LIST}preview/", {**given, "neli_timezone": "Nowhere"}).json()["error"]
+    )
     assert "schedule = 'often'" in boss.get(f"{LIST}preview/", {"schedule": "often"}).json()["error"]
     page = boss.post(f"{LIST}add/", {**FORM, "schedule": "0 12 * * *", "_preview": "1"})
     assert len(page.context["preview"]["slots"]) == 5
