@@ -180,6 +180,16 @@ def test_a_change_while_it_is_applied_is_a_conflict_and_holds_up_no_other(desk: 
     assert (desk.store.definition("d").schedule, desk.store.definition("e").schedule) == ("PT1H", "PT5M")
 
 
+def test_an_entry_that_somebody_else_changes_is_not_pruned(desk: Desk) -> None:
+    """Neither what changed after the comparison nor what changes while it is removed."""
+    applied(desk, THREE)
+    editor, made = ready(desk, f"{HEAD}  a: {{task: t, schedule: 5m, args: [1]}}\n", prune=True)
+    desk.put("b", "5m", args=[7])
+    meddling(desk, lambda: desk.put("c", "5m", args=[8]))
+    assert sorted(apply(editor, made)) == ["b", "c"]
+    assert [desk.store.definition(name).args for name in "abc"] == [[1], [7], [8]]
+
+
 def test_the_same_change_by_somebody_else_is_no_conflict(desk: Desk) -> None:
     """Two pipelines apply the same file at once: both end in its state."""
     applied(desk, THREE.replace("[1]", "[0]"))

@@ -24,7 +24,7 @@ HEAD = "version: 1\nowner: team\nentries:\n"
 def app() -> Any:
     app = make_app()
 
-    @app.task(name="shop.tidy")
+    @app.task(name="shop.tidy", shared=False)  # not of the apps of other tests
     def tidy(a: int, b: int = 1) -> None: ...
 
     return app
