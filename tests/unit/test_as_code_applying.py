@@ -114,6 +114,17 @@ def test_a_pause_of_an_operator_survives_a_file_that_does_not_speak_of_it(desk: 
     assert not desk.store.definition("a").paused
 
 
+def test_a_pause_that_ended_by_itself_is_none(desk: Desk) -> None:
+    """Although its record still says so, until somebody writes the next one."""
+    text = f"{HEAD}  a: {{task: t, schedule: 5m, paused: false}}\n"
+    applied(desk, text)
+    desk.editor().pause("a", until=desk.now + 60)
+    desk.now += 60
+    before = records(desk)
+    assert applied(desk, text) == {}
+    assert records(desk) == before
+
+
 def test_pruned_is_what_the_owner_has_and_the_file_does_not_name(desk: Desk) -> None:
     """Not without being asked, and nothing of others."""
     applied(desk, f"{HEAD}  a: {{task: t, schedule: 5m}}\n  b: {{task: t, schedule: 5m}}\n")

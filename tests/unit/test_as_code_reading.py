@@ -262,6 +262,15 @@ def test_what_readers_of_yaml_differ_on_must_be_said(app: Any, text: str) -> Non
     assert f"'{text}' in quotes" in line or "give a finite number" in line
 
 
+def test_what_is_in_doubt_is_one_mistake(app: Any) -> None:
+    """It is not missing, too, nor does a task lack it."""
+    text = f"{HEAD}  a: on\n  b: {{task: shop.tidy, schedule: 5m, args: 010}}\n  c: {{task: t, schedule: 5m, <<: 1}}\n"
+    assert [line.partition(": ")[2][:30] for line in said(app, text)] == [
+        "a: on is true to some readers ", "b: args: readers of YAML diffe", "c: << merges nothing here: wri",
+    ]  # fmt: skip
+    assert document(app, text).entries == {}
+
+
 def test_a_file_of_json_is_read_with_its_lines(app: Any) -> None:
     """Surrogate pairs, tabs and keys that are there twice included; it needs no PyYAML."""
     text = (
