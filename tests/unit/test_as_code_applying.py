@@ -114,6 +114,17 @@ def test_a_pause_of_an_operator_survives_a_file_that_does_not_speak_of_it(desk: 
     assert not desk.store.definition("a").paused
 
 
+def test_a_pause_that_ended_by_itself_is_none(desk: Desk) -> None:
+    """Although its record still says so, until somebody writes the next one."""
+    text = f"{HEAD}  a: {{task: t, schedule: 5m, paused: false}}\n"
+    applied(desk, text)
+    desk.editor().pause("a", until=desk.now + 60)
+    desk.now += 60
+    before = records(desk)
+    assert applied(desk, text) == {}
+    assert records(desk) == before
+
+
 def test_pruned_is_what_the_owner_has_and_the_file_does_not_name(desk: Desk) -> None:
     """Not without being asked, and nothing of others."""
     applied(desk, f"{HEAD}  a: {{task: t, schedule: 5m}}\n  b: {{task: t, schedule: 5m}}\n")
@@ -178,6 +189,16 @@ def test_a_change_while_it_is_applied_is_a_conflict_and_holds_up_no_other(desk: 
     assert [desk.store.definition(name).args for name in "ab"] == [[1], [7]]
     assert desk.store.definition("c") is None
     assert (desk.store.definition("d").schedule, desk.store.definition("e").schedule) == ("PT1H", "PT5M")
+
+
+def test_an_entry_that_somebody_else_changes_is_not_pruned(desk: Desk) -> None:
+    """Neither what changed after the comparison nor what changes while it is removed."""
+    applied(desk, THREE)
+    editor, made = ready(desk, f"{HEAD}  a: {{task: t, schedule: 5m, args: [1]}}\n", prune=True)
+    desk.put("b", "5m", args=[7])
+    meddling(desk, lambda: desk.put("c", "5m", args=[8]))
+    assert sorted(apply(editor, made)) == ["b", "c"]
+    assert [desk.store.definition(name).args for name in "abc"] == [[1], [7], [8]]
 
 
 def test_the_same_change_by_somebody_else_is_no_conflict(desk: Desk) -> None:

@@ -120,6 +120,14 @@ def test_what_is_written_is_read_as_what_it_was(given_values: dict[str, Any]) ->
         assert write("a: b", reversed(again)) == text
 
 
+def test_text_that_yaml_takes_for_something_else_is_in_quotes() -> None:
+    """Whichever version of YAML does."""
+    texts = ["<<", "=", "~", "", "on", "010", "1e3", "2026-12-01", "- a", "a: b", "#", "@daily", "*/5"]
+    kept = entry(args=texts, kwargs=dict.fromkeys(texts))
+    found = document(as_yaml("team", [("a", kept)])).entries["a"].definition
+    assert (found.args, found.kwargs) == (texts, kept.kwargs)
+
+
 def test_values_of_python_survive() -> None:
     """Kombu marks them, and a file shows the marks."""
     args = [datetime(2026, 12, 1, 10, tzinfo=timezone.utc), date(2026, 12, 1), Decimal("1.50"), b"\xff"]
@@ -189,6 +197,8 @@ def test_an_entry_of_another_owner_is_foreign_unless_adopted(owner: str, line: s
     assert shown(plan(text, a=entry(owner=owner))) == [line]
     adopted = plan(text, adopt=True, a=entry(owner=owner))
     assert shown(adopted) == ["~ a", f"    owner: {owner or '-'} -> team"]
+    unowned = plan(text.replace("owner: team\n", ""), adopt=True, a=entry(owner="else"))
+    assert shown(unowned) == ["! a: is an entry of 'else': --adopt takes it over"]
 
 
 def test_a_file_without_owner_prunes_nothing() -> None:

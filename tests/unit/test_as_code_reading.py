@@ -24,7 +24,7 @@ HEAD = "version: 1\nowner: team\nentries:\n"
 def app() -> Any:
     app = make_app()
 
-    @app.task(name="shop.tidy")
+    @app.task(name="shop.tidy", shared=False)  # not of the apps of other tests
     def tidy(a: int, b: int = 1) -> None: ...
 
     return app
@@ -260,6 +260,15 @@ def test_what_readers_of_yaml_differ_on_must_be_said(app: Any, text: str) -> Non
     [line] = said(app, f"{HEAD}  a:\n    task: t\n    schedule: 5m\n    args:\n    - x\n    - {text}\n")
     assert line.startswith("s.yaml:9: a: args: ")
     assert f"'{text}' in quotes" in line or "give a finite number" in line
+
+
+def test_what_is_in_doubt_is_one_mistake(app: Any) -> None:
+    """It is not missing, too, nor does a task lack it."""
+    text = f"{HEAD}  a: on\n  b: {{task: shop.tidy, schedule: 5m, args: 010}}\n  c: {{task: t, schedule: 5m, <<: 1}}\n"
+    assert [line.partition(": ")[2][:30] for line in said(app, text)] == [
+        "a: on is true to some readers ", "b: args: readers of YAML diffe", "c: << merges nothing here: wri",
+    ]  # fmt: skip
+    assert document(app, text).entries == {}
 
 
 def test_a_file_of_json_is_read_with_its_lines(app: Any) -> None:
