@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from celery_neli.election.role_state import LeaderRevoked as LeaderRevoked
     from celery_neli.exceptions import ClosedError as ClosedError
     from celery_neli.exceptions import ConfigurationError as ConfigurationError
+    from celery_neli.exceptions import Conflict as Conflict
     from celery_neli.exceptions import LeadershipLost as LeadershipLost
     from celery_neli.exceptions import NeliError as NeliError
     from celery_neli.exceptions import NotLeader as NotLeader
@@ -45,7 +46,15 @@ _PUBLIC = {
     "config": ("Config",),
     "election.renewal": ("State",),
     "election.role_state": ("LeaderAcquired", "LeaderFenced", "LeaderRevoked"),
-    "exceptions": ("ClosedError", "ConfigurationError", "LeadershipLost", "NeliError", "NotLeader", "TopicError"),
+    "exceptions": (
+        "ClosedError",
+        "ConfigurationError",
+        "Conflict",
+        "LeadershipLost",
+        "NeliError",
+        "NotLeader",
+        "TopicError",
+    ),
     "kafka": ("Neli",),
     "schedule.cron": ("cron",),
     "singletons": ("singleton",),

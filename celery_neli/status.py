@@ -24,7 +24,8 @@ from celery_neli.kafka.causes import DENIED
 from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.reader import Event, RawRecord, Reader
-from celery_neli.schedule_topic.codec import MemberSchedule, Note, disagreement, living, names_by, sharing
+from celery_neli.schedule_topic.codec import Note
+from celery_neli.schedule_topic.notes import MemberSchedule, disagreement, living, names_by, sharing
 from celery_neli.schedule_topic.topic import read_notes
 
 TAIL = 400  # records of each role that are read, from the end

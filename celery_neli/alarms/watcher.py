@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery_neli import signals
 from celery_neli.alarms.entries import WatchedEntries
-from celery_neli.alarms.feed import ScheduleFeed
 from celery_neli.alarms.overdue import RUN, Alarm, Overdue
 from celery_neli.config import WATCH, Config, from_app, is_replicated, scheduler_class, setting
 from celery_neli.election.neli import Neli
@@ -25,6 +24,7 @@ from celery_neli.history.topic import HistoryFollower
 from celery_neli.kafka import connect_alone
 from celery_neli.logs import EntryLines, escaping
 from celery_neli.periodic.editor import ScheduleEditor
+from celery_neli.schedule_topic.feed import ScheduleFeed
 from celery_neli.threads import Thread, original, spawn
 
 if TYPE_CHECKING:

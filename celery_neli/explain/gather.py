@@ -62,7 +62,7 @@ class _Log:
         with suppress(RecordError):
             if record.key == key_of(ENTRY, self.name):
                 value = None if record.value is None else decode_definition(record.value)
-                self.definitions.append((record.time, value))
+                self.definitions.append((record.time, None if value is None or value.removed else value))
             elif record.key == key_of(STATE, self.name) and record.value is not None:
                 self.states.append((record.time, decode_state(record.value)))
 

@@ -7,11 +7,11 @@ A position that is not in the log any more is reported, never mended in silence:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import ClusterMetadata  # type: ignore[attr-defined]  # documented there
 
 from celery_neli.config import Config
@@ -120,6 +120,24 @@ class Reader:
         """Return the offsets of the oldest record and of the next one. Blocks. Raises `KafkaException`."""
         low, high = self._client.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=timeout)
         return low, high
+
+    def begins(self, partitions: Iterable[int], timeout: float) -> list[int]:
+        """Return the offset of the oldest record of each, in one question. Blocks. Raises `KafkaException`."""
+        return self._offsets(partitions, OFFSET_BEGINNING, timeout)
+
+    def ends(self, partitions: Iterable[int], timeout: float) -> list[int]:
+        """Return the offset after the last record of each, in one question. Blocks. Raises `KafkaException`."""
+        return self._offsets(partitions, OFFSET_END, timeout)
+
+    def _offsets(self, partitions: Iterable[int], place: int, timeout: float) -> list[int]:
+        # Brokers take these two in the place of a time (ListOffsets in Kafka's protocol), and librdkafka passes them
+        # on: a request for each broker, where watermarks take two for each partition.
+        asked = [TopicPartition(self._topic, partition, place) for partition in partitions]
+        found = self._client.offsets_for_times(asked, timeout=timeout)
+        for each in found:
+            if each.error is not None:
+                raise KafkaException(each.error)
+        return [each.offset for each in found]
 
     def offset_at(self, partition: int, moment: float, timeout: float) -> int | None:
         """Return the offset of the first record that is not older than `moment` (Unix seconds), None if there is none,

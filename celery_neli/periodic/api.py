@@ -133,7 +133,7 @@ def remove(app: Any, name: str, *, note: str | None = None, by: str | None = Non
 
 
 def _changed(editor: ScheduleEditor, name: str) -> Periodic:
-    editor.look((entry_name(name),), fresh=False)  # the state, which was read behind the change
+    editor.look_at_state(entry_name(name))
     return view_of(editor, name)
 
 

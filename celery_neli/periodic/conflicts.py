@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Final
 
 from celery_neli.exceptions import Conflict, NeliError
 from celery_neli.periodic.store import Known
 from celery_neli.schedule_topic.codec import ENTRY, encode_definition
+from celery_neli.schedule_topic.versions import repaired
 from celery_neli.schedule_topic.write import Write
 
 SHOWN: Final = 3  # conflicts that an error describes
@@ -48,8 +48,7 @@ def write_again(
         for name in names:
             found = here.definitions.get(name) or here.removed.get(name)
             if found is not None and found.version:
-                value = encode_definition(replace(found, base=found.version))
-                writes.append(Write(ENTRY, name, value, found.version))
+                writes.append(Write(ENTRY, name, encode_definition(repaired(found)), found.version))
         void = write(writes)
         names = [each.name for each in writes if each.version in void]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,6 +29,7 @@ from celery_neli.printable import closest
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition
 from celery_neli.schedule_topic.values import MAX_NOTE, shown
+from celery_neli.schedule_topic.versions import succeeding
 from celery_neli.schedule_topic.write import Write
 
 logger = escaping(get_logger(__name__))
@@ -89,16 +89,19 @@ class ScheduleEditor:
         return self._known
 
     def look(self, names: Collection[str], *, fresh: bool = True) -> Known:
-        """Read the definitions of these names that are in the topic now, and return `known`; if not ``fresh``, those of
-        which this process knows, and the states. Blocks.
+        """Read the definitions of these names that are in the topic now, and return `known`; if not ``fresh``, those
+        that this process knows. Blocks.
         """
-        kinds = (codec.ENTRY,) if fresh else (codec.ENTRY, codec.STATE)
-        records = self._topic.look(names, kinds=kinds, fresh=fresh)
+        records = self._topic.look(names, kinds=(codec.ENTRY,), fresh=fresh)
         self._known = self._known or Known()
         for name in names:
             _forget(self._known, name)
         _take(self._known, records)
         return self._known
+
+    def look_at_state(self, name: str) -> None:
+        """Read the state of an entry, as it was when the topic was last read for it. Blocks."""
+        _take(self.known, self._topic.look((name,), kinds=(codec.STATE,), fresh=False))
 
     def read(self, keep: Callable[[str], bool]) -> Records:
         """Return what the topic holds of the names to ``keep``, as it is. Blocks."""
@@ -253,13 +256,10 @@ class ScheduleEditor:
 
     def _guessed(self, waiting: Mapping[str, Sequence[Edit]]) -> dict[str, Definition]:
         """Return what becomes of entries by what this process knows, without a question: if it knows too little, what
-        it writes is void. Empty if nothing becomes of them, or what is there has no version.
+        it writes is void. Empty if nothing becomes of them.
         """
-        known = self.look(waiting, fresh=False)
-        for name in waiting:
-            here = known.definitions.get(name) or known.removed.get(name)
-            if name in known.unreadable or (here is not None and not here.version):
-                return {}
+        if not self.look(waiting, fresh=False).unreadable.keys().isdisjoint(waiting):
+            return {}
         try:
             made = {name: self._made(name, edits) for name, edits in waiting.items()}
         except NeliError:
@@ -282,12 +282,9 @@ class ScheduleEditor:
         known = self.known
         written: dict[str, Definition] = {}
         for name, new in made.items():
-            version, base = secrets.token_hex(8), None
-            if (before := known.definitions.get(name) or known.removed.get(name)) is not None:
-                base = before.version or None  # without a base it always counts
-            elif name not in known.unreadable:
-                base = version  # that of no other: there must be none
-            written[name] = replace(new, version=version, base=base)
+            written[name] = succeeding(new, known.definitions.get(name) or known.removed.get(name))
+            if name in known.unreadable:
+                written[name] = replace(written[name], base=None)  # it counts, whatever is there
         writes = [
             Write(codec.ENTRY, name, codec.encode_definition(each), each.version) for name, each in written.items()
         ]

@@ -1,19 +1,21 @@
 """The records of the schedule topic: the state of an entry, its definition, a member's note; as values and as bytes.
 
 A value is a UTF-8 JSON object with a version, as in the leader topic (records.py). The key says what it is and whose:
-`s/<entry>`, `e/<entry>`, `m/<member>`; without a value (a tombstone) it is deleted. Reading is strict: what is not
-exactly as written here raises `RecordError`, and nothing else, whatever the bytes are; it is skipped alone.
+`s/<entry>`, `e/<entry>`, `m/<member>`, `p/<pause>`; without a value (a tombstone) it is deleted. Reading is strict:
+what is not exactly as written here raises `RecordError`, and nothing else, whatever the bytes are; it is skipped alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar
+from zlib import crc32
 
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.printable import printable, printable_error, shown
+from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS
+from celery_neli.printable import printable_error, shown
 from celery_neli.schedule_topic import values
 
 MAX_BYTES = 1 << 18  # of a definition; a message of Kafka's default limit, 1 MB, has room for it
@@ -22,20 +24,23 @@ MAX_NAME = 512
 MAX_KEY = 1 << 13  # bytes; names in `beat_schedule` may be longer than `MAX_NAME`, and every beat keeps what it reads
 MAX_CHANGES = 20  # how many of its changes a definition remembers
 MAX_VERSION = 64  # characters of the name of a version
+REVISION_MOST = 1 << 53  # the highest revision of a definition
 EPOCH_MOST = 1 << 53  # the highest epoch of a state; epochs come from Kafka's offsets, which stay far below it
 RUNS_MOST = 1 << 53  # the highest count of runs that is written; readers accept higher ones
 FAR_AHEAD = 86_400.0  # seconds; no last run further ahead of the clock is believed, unless the entry begins then
 START_AHEAD = 3650 * 86_400.0  # the same for the time at which an entry begins, which may be ahead on purpose
 
-Kind: TypeAlias = Literal["s", "e", "m"]
+Kind: TypeAlias = Literal["s", "e", "m", "p"]
 _Value = TypeVar("_Value")
 STATE: Final = "s"
 ENTRY: Final = "e"
 MEMBER: Final = "m"
+PAUSE: Final = "p"  # a rule that pauses entries
+ENTRY_PARTITIONS: Final = SCHEDULE_PARTITIONS - 1  # of definitions and states; the last one is for all others
 NO_EPOCH: Final = -1  # of a state that no leader wrote, such as one that was imported: any leader's is higher
-#: Fields of a definition that are written only if they say something: readers of older releases pass over them.
-_OPTIONAL: Final = ("until", "owner", "version", "base", "removed")
-_PREFIXES: Mapping[bytes, Kind] = {b"s/": STATE, b"e/": ENTRY, b"m/": MEMBER}
+#: Fields of a definition that are written only if they say something, and what says nothing.
+_OPTIONAL: Final = {"until": None, "owner": "", "version": "", "base": None, "revision": 0, "removed": False}
+_PREFIXES: Mapping[bytes, Kind] = {b"s/": STATE, b"e/": ENTRY, b"m/": MEMBER, b"p/": PAUSE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,10 @@ class Change:
 class Definition:
     """An entry made at runtime; or, `static`, the pause of one of `beat_schedule`, without task and schedule.
 
-    `version` names this definition, and `base` the one that it replaces: if another one is there by then, it is void,
-    and its writer tries again or raises `Conflict`. A definition without `base` replaces whatever is there. One that is
-    `removed` stands for an entry that is gone, until its record is deleted.
+    `version` names this definition, and `base` the one that it replaces, whose `revision` is lower by one: if another
+    one is there by then, it is void (versions.py), and its writer tries again or raises `Conflict`. A definition
+    without `base` replaces whatever is there. One that is `removed` stands for an entry that is gone, until a beat
+    deletes it.
     """
 
     task: str | None
@@ -86,7 +92,8 @@ class Definition:
     until: float | None = None  # when a pause ends by itself (Unix seconds)
     owner: str = ""  # of the file that it was applied from
     version: str = ""
-    base: str | None = None
+    base: str | None = None  # "" if there was none
+    revision: int = 0
     removed: bool = False
 
 
@@ -116,9 +123,13 @@ def kind_of(key: bytes | None) -> tuple[Kind, str] | None:
         return None
 
 
-def partition_of(kind: Kind, name: str = "") -> int:
-    """Return the partition of its records: members have their own, so that they can be read without the entries."""
-    return 1 if kind == MEMBER else 0
+def partition_of(kind: Kind, name: str) -> int:
+    """Return the partition of a record. A definition and its state stand in the same one, so that a process which
+    changes an entry reads one of many; members' notes and pauses have one of their own.
+    """
+    if kind not in (ENTRY, STATE):
+        return ENTRY_PARTITIONS
+    return crc32(name.encode("utf-8", "surrogatepass")) % ENTRY_PARTITIONS
 
 
 def check_name(name: object) -> str:
@@ -172,7 +183,7 @@ def encode_definition(definition: Definition) -> bytes:
         )
     flags = values.to_json({
         "paused": definition.paused, "since": definition.since, "static": definition.static,
-        **{name: value for name in _OPTIONAL if (value := getattr(definition, name)) not in ("", None, False)},
+        **{name: value for name, default in _OPTIONAL.items() if (value := getattr(definition, name)) != default},
     })  # fmt: skip
     body = ",".join(f'"{name}":{text}' for name, text in parts.items())
     return f'{{"v":{values.VERSION},{body},{flags[1:]}'.encode()
@@ -262,6 +273,7 @@ def decode_definition(value: bytes) -> Definition:
         owner=_text(fields, "owner"),
         version=_text(fields, "version"),
         base=None if fields.get("base") is None else _text(fields, "base"),
+        revision=_revision(fields.get("revision", 0)),
         removed=fields.get("removed") is True,
     )
     check_definition(definition)
@@ -292,6 +304,12 @@ def outdated(value: bytes | None, by: bytes | None) -> bool:
         return False
 
 
+def _revision(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= REVISION_MOST:
+        raise RecordError("bad 'revision'")
+    return value
+
+
 def _change(value: Any) -> Change:
     if not isinstance(value, dict):
         raise RecordError("bad 'changes'")
@@ -304,79 +322,7 @@ def _change(value: Any) -> Change:
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
-    text: str = values.typed({name: "", **fields}, name, str)
+    text = fields.get(name, "")
+    if type(text) is not str:
+        raise RecordError(f"bad {name!r}")
     return text
-
-
-# What members' notes say together: `celery neli status` shows it, and the beat that leads looks at it.
-
-LIVING = 180.0  # seconds; members of older releases write a note once a minute
-SILENT = 50.0  # seconds without a note after which a member is shown as not heard
-NAMED = 4  # members and apps that a line names
-SHOWN = 8  # hexadecimal digits of a hash
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemberSchedule:
-    """The schedule of a living member, and the name of its app."""
-
-    name: str
-    schedule: str  # the beginning of its hash
-    version: int | None  # its `neli_schedule_version`
-    age: float  # seconds, by two clocks, since the member said so
-    app: str | None = None
-
-    @property
-    def silent(self) -> bool:
-        """Return True if it was not heard for longer than a working member waits between two notes."""
-        return self.age > SILENT
-
-    @property
-    def shown(self) -> str:
-        """Return the schedule in a word or two."""
-        return self.schedule if self.version is None else f"{self.schedule} (version {self.version})"
-
-
-def living(notes: Mapping[str, Note], members: Collection[str] | None, now: float) -> list[MemberSchedule]:
-    """Return the schedules, by name, of those whose note is young and who are among `members` (None: not known)."""
-    return [
-        MemberSchedule(
-            name=name, schedule=note.schedule[:SHOWN], version=note.version, age=max(0.0, now - note.at), app=note.app
-        )
-        for name, note in sorted(notes.items())
-        if abs(now - note.at) < LIVING and (members is None or name in members)
-    ]
-
-
-def names_by(schedules: Sequence[MemberSchedule], field: str) -> dict[str, list[str]]:
-    """Return the names of the members that have the same `field` ("app", "shown"), by its value if it has one."""
-    names: dict[str, list[str]] = {}
-    for each in schedules:
-        if (value := getattr(each, field)) is not None:
-            names.setdefault(value, []).append(each.name)
-    return names
-
-
-def sharing(apps: Mapping[str, Sequence[str]], group: str) -> str | None:
-    """Return a line that says which apps share a group, where there is more than one; else None."""
-    if len(apps) < 2:
-        return None
-    named = [f"app {printable(app, 60)}: {_some([printable(each, 60) for each in apps[app]])}" for app in apps]
-    return (
-        f"different apps share one neli_group ({_some(named, '; ')}): only the schedule of the app that leads {group} "
-        "runs; give each app a neli_group of its own"
-    )
-
-
-def _some(words: Sequence[str], separator: str = ", ") -> str:
-    more = len(words) - NAMED
-    return separator.join([*words[:NAMED], *([f"{more} more"] if more > 0 else [])])
-
-
-def disagreement(schedules: Sequence[MemberSchedule]) -> str | None:
-    """Return a line that says who has which schedule; None if all have the same."""
-    having = names_by(schedules, "shown")
-    if len(having) < 2:
-        return None
-    parts = (f"{printable(each)}: {', '.join(map(printable, names))}" for each, names in having.items())
-    return f"members disagree on the schedule: {'; '.join(parts)}"

@@ -21,6 +21,7 @@ from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
 from celery_neli.kafka.writer import Writer
 from celery_neli.schedule_topic.pending import PendingReads, PendingWrites
 
+_ALL: Final = range(SCHEDULE_PARTITIONS)
 BATCH: Final = 500  # messages that are taken at a time
 
 # Seconds:
@@ -55,7 +56,8 @@ class Follower:
         self.torn = False  # the present generation began because records were lost; False: they may have been missed
         self.away = False  # ... because this process was away: what others removed then, it may not know
         self.fit = False  # the topic was found, and as far as is known it can be read and written
-        self._first = -1  # the first offset of the entries that was read of this generation
+        self._first: dict[int, int] = {}  # the first offset that was read of each partition in this generation
+        self._open: set[int] = set()  # the partitions of which no end was reached in it yet
         self._heard = self._turned = boottime()  # when something was read, and when this was last tried
         self._watch_at = self._identify_at = 0.0
         self._identity: str | None = None  # Kafka's id of the topic that is read; "": to be asked for; None: not known
@@ -130,8 +132,8 @@ class Follower:
         self._on_read(False)
 
     def _begin(self) -> None:
-        self.next, self._first = [-1] * SCHEDULE_PARTITIONS, -1
-        for partition in range(SCHEDULE_PARTITIONS):
+        self.next, self._first, self._open = [-1] * SCHEDULE_PARTITIONS, {}, set(_ALL)
+        for partition in _ALL:
             self._reader.place(partition, BEGINNING)
 
     def _begin_again(self, reason: str, *, torn: bool = True, away: bool = False) -> None:
@@ -158,7 +160,7 @@ class Follower:
         if gap > STOOD_STILL and max(self.next) > 0:
             self._come_back(f"this process stood still for {gap:.0f} s")
             return
-        following, event, new, ended = self.next[:], None, False, False
+        following, event, new = self.next[:], None, False
         for event in self._reader.read(SLICE, BATCH):
             if isinstance(event, OutOfRange):
                 self._heard = boottime()
@@ -167,11 +169,11 @@ class Follower:
             if isinstance(event, RawRecord):
                 new |= self._reads.add(event.key, event.value)
                 following[event.partition] = event.offset + 1
-                if event.partition == 0 and self._first < 0:
-                    self._first = event.offset
+                if event.partition not in self._first:
+                    self._first[event.partition] = event.offset
             else:
                 following[event.partition] = max(following[event.partition], event.offset)
-                ended |= event.partition == 0
+                self._open.discard(event.partition)
         if event is None:
             return
         silence, self._heard = boottime() - self._heard, boottime()
@@ -180,14 +182,14 @@ class Follower:
             self._come_back(f"this process heard nothing for {silence:.0f} s")
             return
         self.next = following
-        if ended and self.whole != self._reads.generation:
+        if not self._open and self.whole != self._reads.generation:
             new |= self.whole >= 0  # that some records are gone is news, too
             self.whole = self._reads.generation
         self._on_read(new)
 
     def _watch_log(self) -> None:
         """Read from the beginning again if the log lost what was read, as Kafka does not say. Takes half a second."""
-        if time.monotonic() < self._watch_at or self._first < 0:
+        if time.monotonic() < self._watch_at or not self._first:
             return
         self._watch_at = time.monotonic() + WATCH_EVERY
         if lost := self._what_is_lost() or self._is_another():
@@ -195,12 +197,15 @@ class Follower:
 
     def _what_is_lost(self) -> str:
         try:
-            low, high = self._reader.bounds(0, ASK)
+            begins, ends = self._reader.begins(_ALL, ASK), self._reader.ends(_ALL, ASK)
         except KafkaException:
             return ""  # the topic is gone, or brokers are: others find out
-        if low > self._first >= 0:
-            return f"records before offset {low} were deleted; is cleanup.policy compact?"
-        return f"the log ends at offset {high}, and was read to {self.next[0]}" if high < self.next[0] else ""
+        for partition, (low, high, read) in enumerate(zip(begins, ends, self.next, strict=True)):
+            if low > self._first.get(partition, low):
+                return f"records before offset {low} of partition {partition} were deleted; is cleanup.policy compact?"
+            if high < read:
+                return f"the log of partition {partition} ends at offset {high}, and was read to {read}"
+        return ""
 
     def _is_another(self) -> str:
         """Return that this is another topic than the one that was read: one that was deleted and created again at once

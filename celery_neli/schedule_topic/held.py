@@ -31,6 +31,8 @@ IDLE: Final = 60.0  # without use, after which the session is closed
 AT_EXIT: Final = 0.2  # that the end of the process waits for a use that is under way
 ALL: Final = 30.0  # to read all entries
 
+#: Errors of a partition that has no leader now.
+_PASSING: Final = frozenset({"_TIMED_OUT", "_TRANSPORT", "LEADER_NOT_AVAILABLE", "NOT_LEADER_FOR_PARTITION"})
 _Result = TypeVar("_Result")
 
 
@@ -106,8 +108,8 @@ class HeldTopic:
                         ) from None
                 except KafkaException as exception:
                     error = exception.args[0]
-                    # A held session may be of brokers that are gone, or of a topic that is.
-                    if not (held or error.name() in GONE) or time.monotonic() >= end:
+                    # A held session may be of brokers that are gone, or of a topic that is; another may lead soon.
+                    if not (held or error.name() in GONE | _PASSING) or time.monotonic() >= end:
                         raise session.log.failure(error, topic) from None
                 self._drop()
         except BaseException:

@@ -12,7 +12,7 @@ from typing import Final
 
 from celery_neli.exceptions import RecordError
 from celery_neli.schedule_topic.codec import ENTRY, Kind, decode_state
-from celery_neli.schedule_topic.versions import is_void, versions_in
+from celery_neli.schedule_topic.versions import head_of, is_void
 
 GONE: Final = -1  # the offset of a key that was deleted
 MERGE: Final = 4096  # changes that are kept apart while it is read; then they are merged
@@ -33,7 +33,7 @@ class Partition:
         """Know nothing."""
         self.next = 0
         self.last: tuple[int, float] | None = None
-        # Sorted by the hash of the key: its offset, and the version of a definition (hashed), or the epoch of a state.
+        # Sorted by the hash of the key: its offset; the mark of a definition (versions.py), the epoch of a state.
         self._hashes, self._offsets, self._marks = array("q"), array("q"), array("q")
         self._recent: dict[int, tuple[int, int]] = {}
 
@@ -47,23 +47,22 @@ class Partition:
         return None if found is None or found[0] == GONE else found[0]
 
     def add(self, offset: int, at: float, key: bytes, kind: Kind, value: bytes | None) -> bool:
-        """Take the next record; return False if it is void: a definition that was made from another version than the
-        one that is there, or a state of a leader that another one has followed.
+        """Take the next record; return False if it is void (versions.py), or a state of a leader that another one has
+        followed.
         """
         self.next, self.last = offset + 1, (offset, at)
         hashed, mark = hash(key), 0
-        if value is not None:
-            before = self._find(hashed)
-            if kind == ENTRY:
-                version, base = versions_in(value)
-                mark = hash(version)
-                based_on = None if base is None else hash(base)
-                if before is not None and before[0] != GONE and is_void(mark, based_on, before[1]):
-                    return False
-            else:
-                mark = _epoch(value)
-                if before is not None and before[0] != GONE and _UNREADABLE < mark < before[1]:
-                    return False
+        before = self._find(hashed)
+        current = None if before is None or before[0] == GONE else before[1]
+        if kind == ENTRY:
+            head = None if value is None else head_of(value)
+            if is_void(head, current):
+                return False
+            mark = 0 if head is None else head.mark
+        elif value is not None:
+            mark = _epoch(value)
+            if current is not None and _UNREADABLE < mark < current:
+                return False
         self._recent[hashed] = (GONE if value is None else offset), mark
         if len(self._recent) > max(MERGE, len(self._hashes)):
             self._merge()

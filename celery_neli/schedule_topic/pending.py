@@ -17,7 +17,8 @@ from celery_neli.kafka.client_log import ClientLog
 from celery_neli.kafka.writer import Writer
 from celery_neli.logs import LogLimit
 from celery_neli.printable import printable, printable_error
-from celery_neli.schedule_topic.codec import STATE, Kind, kind_of, outdated
+from celery_neli.schedule_topic.codec import ENTRY, STATE, Kind, kind_of, outdated
+from celery_neli.schedule_topic.versions import Chain, chain
 from celery_neli.threads import original
 
 REFUSED_EVERY: Final = 60.0  # seconds between two lines about one record
@@ -26,13 +27,17 @@ IN_FLIGHT: Final = 10_000  # records that librdkafka has at a time
 SLICE: Final = 0.05  # seconds that `flush` spends in librdkafka at a time
 _NONE: Any = object()
 
-Entries = dict[tuple[Kind, str], bytes | None]
+#: By what they are and whose: the latest value; of definitions several, where others decide which of them count.
+Entries = dict[tuple[Kind, str], bytes | Chain | None]
 
 
 def fold(entries: Entries, entry: tuple[Kind, str], value: bytes | None) -> bool:
     """Put what was read into `entries`, at their end. Return False if a state of a higher epoch stays instead."""
-    before = entries.pop(entry, None)
-    if entry[0] == STATE and before is not None and outdated(value, by=before):
+    before = entries.pop(entry, _NONE)
+    if before is not _NONE and entry[0] == ENTRY:
+        entries[entry] = chain(before, value)
+        return True
+    if before is not _NONE and entry[0] == STATE and outdated(value, by=before):
         entries[entry] = before
         return False
     entries[entry] = value
@@ -54,10 +59,9 @@ class PendingReads:
         """Add a record; return True if there is something new to take. A bad record costs itself alone."""
         try:
             own = key is not None and self._is_own(key, value)
-            if own and not self._entries:
-                return False
             entry = kind_of(key)
             if entry is not None:
+                own &= entry[0] != ENTRY  # of a definition others decide whether it counts
                 with self._lock:
                     new = fold(self._entries, entry, value)
                     if new and own:
@@ -70,7 +74,7 @@ class PendingReads:
         return False
 
     def take(self) -> Entries:
-        """Return what was added since the last call, but not own records and what they replaced."""
+        """Return what was added since the last call, but not own states and notes, nor what they replaced."""
         with self._lock:
             entries, self._entries = self._entries, {}
             self.taken = self.generation

@@ -22,10 +22,10 @@ from celery_neli.kafka.properties import schedule_producer_properties, schedule_
 from celery_neli.kafka.reader import BEGINNING, EndOfLog, Event, OutOfRange, RawRecord, Reader
 from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS
 from celery_neli.kafka.writer import Writer
-from celery_neli.schedule_topic.codec import ENTRY, Kind, key_of, kind_of, partition_of
+from celery_neli.schedule_topic.codec import ENTRY, ENTRY_PARTITIONS, Kind, key_of, kind_of, outdated, partition_of
 from celery_neli.schedule_topic.partition import Partition
 from celery_neli.schedule_topic.topic import find_topic
-from celery_neli.schedule_topic.versions import fold_raw, versions_in
+from celery_neli.schedule_topic.versions import head_of, is_void
 from celery_neli.schedule_topic.write import Write
 
 # Seconds:
@@ -46,7 +46,7 @@ _READER: Mapping[str, Any] = {
     "queued.max.messages.kbytes": 1024,
 }
 _WRITER: Mapping[str, Any] = {"linger.ms": 0, "delivery.timeout.ms": round(TIMEOUT * 1000)}
-_ENTRIES: Final = range(SCHEDULE_PARTITIONS - 1)  # the last partition is the members'
+_ENTRIES: Final = range(ENTRY_PARTITIONS)
 
 
 class SessionLostError(Exception):
@@ -122,7 +122,7 @@ class Session:
 
         def take(event: Event) -> None:
             if isinstance(event, RawRecord):
-                fold_raw(values, event.key, event.value)
+                _fold(values, event.key or b"", event.value)
             elif isinstance(event, EndOfLog):
                 ended.add(event.partition)
 
@@ -232,7 +232,7 @@ class Session:
             return
         counts = known.add(event.offset, event.time, event.key, entry[0], event.value)
         if self._awaited and entry[0] == ENTRY and event.value is not None:
-            version, _ = versions_in(event.value)
+            version = head_of(event.value).version
             if version in self._awaited:
                 self._awaited.discard(version)
                 if counts:
@@ -283,6 +283,20 @@ class Session:
         for offset, value in values.items():
             self._keep(key_of(*offsets[offset]), offset, value)
         return values
+
+
+def _fold(values: dict[bytes, bytes], key: bytes, value: bytes | None) -> None:
+    """Put a record that was read into `values`, if it counts. One of a new key needs no look into it."""
+    before = values.get(key)
+    if before is not None:
+        if key[:2] == b"e/" and is_void(None if value is None else head_of(value), head_of(before).mark):
+            return
+        if key[:2] == b"s/" and outdated(value, by=before):
+            return
+    if value is None:
+        values.pop(key, None)
+    else:
+        values[key] = value
 
 
 def _left(end: float) -> float:

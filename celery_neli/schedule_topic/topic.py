@@ -28,9 +28,19 @@ from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS, schedule_topic
 from celery_neli.kafka.writer import Writer
 from celery_neli.logs import BackgroundLog
 from celery_neli.printable import printable
-from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Kind, Note, decode_note, key_of, kind_of, partition_of
+from celery_neli.schedule_topic.codec import (
+    ENTRY_PARTITIONS,
+    MEMBER,
+    Kind,
+    Note,
+    decode_note,
+    key_of,
+    kind_of,
+    partition_of,
+)
 from celery_neli.schedule_topic.follower import Follower
-from celery_neli.schedule_topic.pending import Entries, PendingReads, PendingWrites, fold
+from celery_neli.schedule_topic.latest import Latest
+from celery_neli.schedule_topic.pending import Entries, PendingReads, PendingWrites
 from celery_neli.threads import Bell, Thread, spawn
 
 # Seconds:
@@ -120,7 +130,8 @@ class ScheduleTopic:
 
     def drain(self) -> Entries:
         """Return what was read since the last call: the latest value of each key, None where it was deleted, in the
-        order of reading. Of two states of one entry that of the higher epoch counts. Own writes are left out.
+        order of reading. Of two states of one entry that of the higher epoch counts; of definitions all are given, in
+        a tuple, that may count (versions.py). Own states and notes are left out.
         """
         return {} if self.inherited else self._reads.take()
 
@@ -149,7 +160,7 @@ class ScheduleTopic:
     def write(self, kind: Kind, name: str, value: bytes | None) -> None:
         """Write it soon, None to delete. While Kafka is away the latest value of each key is kept, and sent later."""
         if not self.stopping:
-            self._writes.put(key_of(kind, name), partition_of(kind), value)
+            self._writes.put(key_of(kind, name), partition_of(kind, name), value)
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until everything written is acknowledged, and return True if it is."""
@@ -207,7 +218,7 @@ class ScheduleTopic:
                         config, log, config.schedule_topic, schedule_reader_properties(config)
                     )
                     self._end_reader, timeout = reader, min(left, ASK_END)
-                    ends[:] = [reader.bounds(each, timeout)[1] for each in range(SCHEDULE_PARTITIONS)]
+                    ends[:] = reader.ends(range(SCHEDULE_PARTITIONS), timeout)
                 except (KafkaException, NeliError) as exception:
                     log.say(logging.DEBUG, f"the end of the schedule topic is not known: {exception}")
                     self._end_reader = None  # one that has lost its brokers may never find them again (liveness.py)
@@ -237,16 +248,19 @@ if hasattr(os, "register_at_fork"):
 def read_all(
     config: Config, *, log: logging.Logger, timeout: float = 10.0, each: Callable[[RawRecord], None] | None = None
 ) -> dict[tuple[Kind, str], bytes]:
-    """Return every state and definition, in the order in which they were last written. `each` is called with every
-    record, also those that later ones replace, as far as Kafka has not compacted them. Raises `NeliError`.
+    """Return every state and definition that counts; those of one partition in the order in which they were last
+    written. `each` is called with every record that counts, also those that later ones replace, as far as Kafka has not
+    compacted them. Raises `NeliError`.
     """
-    return _read(config, partition_of(ENTRY), log, timeout, each)
+    return _read(config, range(ENTRY_PARTITIONS), log, timeout, each)
 
 
 def read_notes(config: Config, *, log: logging.Logger, timeout: float = 1.5) -> dict[str, Note]:
     """Return the members' notes, by name of the member; without those that cannot be read. Raises as `read_all`."""
     notes = {}
-    for (_, name), value in _read(config, partition_of(MEMBER), log, timeout).items():
+    for (kind, name), value in _read(config, [ENTRY_PARTITIONS], log, timeout).items():
+        if kind != MEMBER:
+            continue
         try:
             notes[name] = decode_note(value)
         except RecordError:
@@ -270,7 +284,7 @@ def write(
     }
     with closing(Writer(config, client_log, config.schedule_topic, properties)) as writer:
         find_topic(config, client_log, writer, deadline)
-        encoded = [(partition_of(kind), key_of(kind, name), value) for kind, name, value in records]
+        encoded = [(partition_of(kind, name), key_of(kind, name), value) for kind, name, value in records]
         reason = writer.send_all(encoded, deadline - time.monotonic())
     if reason:
         raise NeliError(f"the schedule topic {config.schedule_topic} was not written: {reason}")
@@ -293,7 +307,7 @@ def find_topic(config: Config, log: ClientLog, writer: Writer, deadline: float) 
 
 def _read(
     config: Config,
-    partition: int,
+    partitions: Sequence[int],
     log: logging.Logger,
     timeout: float,
     each: Callable[[RawRecord], None] | None = None,
@@ -304,18 +318,21 @@ def _read(
     properties = {**schedule_reader_properties(config), "fetch.wait.max.ms": 10}
     with closing(Reader(config, client_log, topic, properties)) as reader:
         try:
-            if partition >= reader.partitions(timeout):
-                return {}
-            reader.place(partition, BEGINNING)
-            values: Entries = {}
-            while (left := deadline - time.monotonic()) > 0:
-                for event in reader.read(left):
+            there = reader.partitions(timeout)
+            left = {partition for partition in partitions if partition < there}
+            for partition in left:
+                reader.place(partition, BEGINNING)
+            latest = Latest()
+            while left and (remaining := deadline - time.monotonic()) > 0:
+                for event in reader.read(remaining):
                     if isinstance(event, EndOfLog):
-                        return {entry: value for entry, value in values.items() if value is not None}
-                    if isinstance(event, RawRecord) and (entry := kind_of(event.key)) is not None:
-                        fold(values, entry, event.value)
-                        if each is not None:
+                        left.discard(event.partition)
+                    elif isinstance(event, RawRecord):
+                        entry = kind_of(event.key)
+                        if entry is not None and latest.add(entry, event.value) and each is not None:
                             each(event)
+            if not left:
+                return latest.values()
         except KafkaException as exception:
             raise client_log.failure(exception.args[0], topic) from None
     raise NeliError(f"the schedule topic {topic} was not read to its end within {timeout:g} s")

@@ -11,11 +11,9 @@ from celery_neli.config import ELECTIONS, Config, from_app
 from celery_neli.exceptions import NeliError
 from celery_neli.history.records import Record, WorkerRecord
 from celery_neli.history.topic import HistoryFollower
-from celery_neli.kafka.client_log import ClientLog
-from celery_neli.kafka.properties import schedule_reader_properties
-from celery_neli.kafka.reader import BEGINNING, EndOfLog, OutOfRange, RawRecord, Reader
 from celery_neli.logs import escaping
-from celery_neli.schedule_topic.codec import ENTRY, Kind, kind_of, partition_of
+from celery_neli.schedule_topic.codec import ENTRY, Kind
+from celery_neli.schedule_topic.feed import Change, ScheduleFeed
 from celery_neli.status import look
 from celery_neli.timeline import TimelineFollower
 from celery_neli.ui import state as kept
@@ -24,7 +22,6 @@ from celery_neli.ui.state import Follower, State
 
 LOOK_EVERY: Final = 2.0  # seconds between two looks at who leads while visitors are there
 LOOK_RARELY: Final = 20.0  # ... and without them
-ASK: Final = 1.5  # seconds for one question for a topic
 TAKEN: Final = 200  # records that are folded while the lock is held
 YIELD: Final = 0.002  # seconds between two such parts
 MANY: Final = 2_000  # records at once, which say that there are more
@@ -112,41 +109,26 @@ class _Schedule:
     def __init__(self, state: State) -> None:
         self._state, self.problem = state, kept.NOT_YET
         config = state.configs["beat"]
-        self._topic, self._group = config.schedule_topic, config.group
-        self._client_log = ClientLog(_log, config.properties, one_shot=True)
-        self._reader = Reader(config, self._client_log, self._topic, schedule_reader_properties(config))
-        self._placed = False
-        self._first: dict[tuple[Kind, str], bytes | None] | None = {}  # what was read before the end was reached
+        self._group = config.group
+        self._feed = ScheduleFeed(config, _log, raises=True)
+        self._generation = self._feed.generation
+        #: What was read before the ends were reached.
+        self._first: dict[tuple[Kind, str], bytes | None] | None = {}
         self._judge_at = 0.0
 
     def poll(self, timeout: float) -> str:
-        if not self._placed:
-            if partition_of(ENTRY) >= self._reader.partitions(ASK):
-                self.problem = ""  # a topic that does not exist is an empty one
-                time.sleep(max(timeout, 1.0))
-                return ""
-            self._begin()
-        self._reader.heal()
-        batch: list[tuple[Kind, str, bytes | None]] = []
-        ended = False
-        for event in self._reader.read(timeout):
-            if isinstance(event, OutOfRange):
-                self._begin()
-                return ""
-            if isinstance(event, RawRecord) and (key := kind_of(event.key)) is not None:
-                batch.append((*key, event.value))
-            ended |= isinstance(event, EndOfLog)
-        kind = self._take(batch, ended=ended)
-        return kind or (kept.RUNS if self._judge() else "")
+        feed = self._feed
+        batch = feed.poll(timeout)
+        if feed.absent:
+            self.problem = ""  # a topic that does not exist is an empty one
+        if feed.generation != self._generation:
+            self._generation, self._first = feed.generation, {}
+        return self._take(batch) or (kept.RUNS if self._judge() else "")
 
     def close(self) -> None:
-        self._reader.close()
+        self._feed.close()
 
-    def _begin(self) -> None:
-        self._reader.place(partition_of(ENTRY), BEGINNING)
-        self._placed, self._first = True, {}
-
-    def _take(self, batch: list[tuple[Kind, str, bytes | None]], *, ended: bool) -> str:
+    def _take(self, batch: list[Change]) -> str:
         state = self._state
         if self._first is None:
             _in_parts(state, batch, lambda each: state.schedule.add(*each))
@@ -155,7 +137,7 @@ class _Schedule:
         for kind, name, value in batch:
             self._first.pop((kind, name), None)
             self._first[kind, name] = value
-        if not ended:
+        if self._feed.whole != self._generation or not self._generation:
             return ""
         with state.lock:  # all at once: what is missing now was removed
             state.schedule.clear()
@@ -166,7 +148,7 @@ class _Schedule:
         self._first, self.problem = None, ""
         return kept.ENTRIES
 
-    def _watch(self, batch: list[tuple[Kind, str, bytes | None]], *, anew: bool = False) -> None:
+    def _watch(self, batch: list[Change], *, anew: bool = False) -> None:
         """Let what judges what is overdue know, too."""
         state, now = self._state, self._state.clock()
         if anew:

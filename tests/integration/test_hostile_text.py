@@ -41,7 +41,7 @@ def app(embedded_kafka: EmbeddedKafka) -> Celery:
     )
     config = from_app(app, "beat")
     embedded_kafka.create_topic(config.topic)
-    embedded_kafka.create_topic(config.schedule_topic, partitions=2)
+    embedded_kafka.create_topic(config.schedule_topic, partitions=17)
     now = time.time()
     producer = Producer({"bootstrap.servers": embedded_kafka.bootstrap_servers})
     fields = {"task": "t", "schedule": "PT1M", "args": [], "kwargs": {}}
@@ -56,7 +56,7 @@ def app(embedded_kafka: EmbeddedKafka) -> Celery:
             ),
         ]:
             producer.produce(config.schedule_topic, value, key_of("e", name), partition=0)
-        producer.produce(config.schedule_topic, hostile.note(text, at=now), key_of("m", text), partition=1)
+        producer.produce(config.schedule_topic, hostile.note(text, at=now), key_of("m", text), partition=16)
         record = {
             "v": 1,
             "kind": "claim",

@@ -15,6 +15,7 @@ from celery import Celery
 
 from celery_neli import periodic
 from celery_neli.config import from_app
+from celery_neli.exceptions import NeliError
 from celery_neli.kafka.reader import RawRecord
 from celery_neli.periodic.store import Topic
 from celery_neli.schedule_topic import topic as schedule_client
@@ -125,13 +126,13 @@ def test_threads_share_what_is_held(app: Celery) -> None:
         put.extend(periodic.put(app, name, TASK, "PT1M", args=[turn]).args == (turn,) for turn in range(20))
 
     put: list[bool] = []
-    threads = [threading.Thread(target=work, args=(f"e{number % 4}",)) for number in range(8)]
+    threads = [threading.Thread(target=work, args=(f"e{number}",)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
     assert put == [True] * 160
-    assert sum(1 for _ in periodic.list(app, prefix="e")) == 4
+    assert sum(1 for _ in periodic.list(app, prefix="e")) == 8
 
 
 def test_greenlets_run_while_kafka_is_asked(kafka: str, group: str) -> None:
@@ -157,7 +158,9 @@ print(len(list(periodic.list(app))), len(ticks) > 20)
 
 @pytest.mark.slow
 def test_changes_go_on_when_a_broker_dies(kafka_cluster: KafkaCluster, group: str) -> None:
-    """The one that leads the entry's partition is killed, and comes back."""
+    """The one that leads the entry's partition is killed, and comes back. Until another one leads, which Kafka decides
+    after nine seconds, a change may end with one line; then it is made, by the same process.
+    """
     app = app_of(kafka_cluster.bootstrap_servers, group)
     periodic.put(app, NAME, TASK, "PT1M", args=[0])
     number = schedule_client.partition_of(ENTRY, NAME)
@@ -165,8 +168,17 @@ def test_changes_go_on_when_a_broker_dies(kafka_cluster: KafkaCluster, group: st
         leader = kafka_cluster.leader_of(from_app(app, "beat").schedule_topic, number)
         assert leader is not None
         leader.kill()
-        began = time.monotonic()
-        assert periodic.put(app, NAME, TASK, "PT1M", args=[turn]).args == (turn,)
-        assert time.monotonic() - began < 11
+        put, began = False, time.monotonic()
+        while not put and time.monotonic() - began < 60:
+            asked = time.monotonic()
+            try:
+                put = periodic.put(app, NAME, TASK, "PT1M", args=[turn]).args == (turn,)
+            except NeliError as error:
+                assert len(str(error).splitlines()) == 1  # noqa: PT017
+            assert time.monotonic() - asked < 15
+        assert put
         kafka_cluster.start()
     assert [each.args for each in periodic.list(app)] == [(2,)]
+    found = periodic.get(app, NAME)
+    assert found is not None
+    assert [each.what for each in found.changes] == ["added", "changed args", "changed args"]

@@ -51,7 +51,7 @@ class Secured:
         topic = f"{self.members.group}.{election}.neli"
         self.kafka.create_topic(topic, config=LEADER)
         if election == "beat":
-            self.kafka.create_topic(f"{topic}.schedule", partitions=2, config=SCHEDULE)
+            self.kafka.create_topic(f"{topic}.schedule", partitions=17, config=SCHEDULE)
         self.kafka.create_topic(f"{self.members.group}.beat.neli.history", partitions=4, config=HISTORY)
 
     def right(self, election: str, column: str, operation: str) -> Right:

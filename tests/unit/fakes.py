@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from celery_neli import signals
 from celery_neli.config import Config
 from celery_neli.election.role_state import Payload
-from celery_neli.schedule_topic.codec import STATE, State, decode_state
+from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode_state
+from celery_neli.schedule_topic.latest import Latest
+from celery_neli.schedule_topic.pending import fold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from celery_neli.exceptions import RecordError
     from celery_neli.schedule_topic.codec import Kind
+    from celery_neli.schedule_topic.pending import Entries
 
 
 @dataclass(frozen=True)
@@ -226,10 +229,16 @@ class FakeTopic:
     def stop(self) -> None:
         self.running = False
 
-    def drain(self) -> dict[tuple[Kind, str], bytes | None]:
+    def drain(self) -> Entries:
         new, self._next = self.log[self._next :], len(self.log)
         self.drained = self.whole = self.generation
-        return {(kind, name): value for kind, name, value, writer in new if writer is not self}
+        found: Entries = {}
+        for kind, name, value, writer in new:
+            if kind == ENTRY:
+                fold(found, (kind, name), value)
+            elif writer is not self:
+                found[kind, name] = value
+        return found
 
     def fit(self) -> bool:
         return True
@@ -277,8 +286,12 @@ class FakeTopic:
 
     def values(self) -> dict[tuple[Kind, str], bytes]:
         """What is in it, the latest of each key."""
-        found = {(kind, name): value for kind, name, value, _ in self.log}
-        return {key: value for key, value in found.items() if value is not None}
+        latest = Latest()
+        found = {(kind, name): value for kind, name, value, _ in self.log if kind != ENTRY}
+        for kind, name, value, _ in self.log:
+            if kind == ENTRY:
+                latest.add((kind, name), value)
+        return {**latest.values(), **{key: value for key, value in found.items() if value is not None}}
 
     def states(self) -> dict[str, State]:
         """The entries' states."""

@@ -17,7 +17,7 @@ from celery_neli.schedule_topic.codec import (
     encode_definition,
     encode_state,
 )
-from celery_neli.schedule_topic.versions import is_void, versions_in
+from celery_neli.schedule_topic.versions import head_of, is_void
 from tests.unit.schedulers import make_app
 
 if TYPE_CHECKING:
@@ -78,15 +78,15 @@ class FakeStore:
 def put(values: dict[tuple[Kind, str], bytes], write: Write) -> bool:
     """Put a record into what a topic holds; return False if it is void."""
     entry = write.kind, write.name
-    if write.value is None:
-        values.pop(entry, None)
-        return True
     before = values.get(entry)
     if write.kind == ENTRY and before is not None:
-        version, base = versions_in(write.value)
-        if is_void(version, base, versions_in(before)[0]):
+        head = None if write.value is None else head_of(write.value)
+        if is_void(head, head_of(before).mark):
             return False
-    values[entry] = write.value
+    if write.value is None:
+        values.pop(entry, None)
+    else:
+        values[entry] = write.value
     return True
 
 

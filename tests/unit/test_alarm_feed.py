@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.alarms.feed import ScheduleFeed
 from celery_neli.config import Config
 from celery_neli.schedule_topic.codec import STATE, State, encode_state
+from celery_neli.schedule_topic.feed import ScheduleFeed
 from celery_neli.schedule_topic.topic import write
 from tests.processes import wait_until
 
@@ -103,7 +103,7 @@ def test_a_topic_that_is_made_again_is_read_again(
     read(feed, {"a", "b", "c"})
     generation = feed.generation
     embedded_kafka.delete_topic(config.schedule_topic)
-    embedded_kafka.create_topic(config.schedule_topic, partitions=2)
+    embedded_kafka.create_topic(config.schedule_topic, partitions=17)
     write_states(config, "d")
     found: list[Any] = []
 

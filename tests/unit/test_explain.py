@@ -56,7 +56,7 @@ class House:
         self.app = make_app(**{**given, **conf})
         self.config = from_app(self.app, "beat")
         kafka.create_topic(self.config.topic, partitions=len(self.config.roles))
-        kafka.create_topic(self.config.schedule_topic, partitions=2)
+        kafka.create_topic(self.config.schedule_topic, partitions=17)
         kafka.create_topic(self.config.history_topic, partitions=4)
         self._producer = Producer({"bootstrap.servers": kafka.bootstrap_servers})
         self._ends: dict[int, int] = {}
@@ -81,7 +81,7 @@ class House:
         return offset
 
     def defined(self, kind: Kind, name: str, value: bytes | None, at: float) -> None:
-        self._write(self.config.schedule_topic, partition_of(kind), key_of(kind, name), value, at)
+        self._write(self.config.schedule_topic, partition_of(kind, name), key_of(kind, name), value, at)
 
     def state(self, last: float, runs: int, at: float, name: str = ENTRY_NAME) -> None:
         self.defined(STATE, name, encode_state(State(SLOT + last, runs, 1)), at)

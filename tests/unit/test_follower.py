@@ -105,7 +105,12 @@ class Client:
         return None
 
     def consume(self, count: int, timeout: float) -> list[Any]:
-        return []
+        """Of the other partitions the end is reported at once."""
+        if self.deaf or self.kafka.stuck:
+            return []
+        others = [each for each in self.places if each and self.ends.get(each) != self.places[each]]
+        self.ends.update((each, self.places[each]) for each in others)
+        return [message(each, self.places[each], AT_END) for each in others]
 
     def list_topics(self, topic: str, timeout: float) -> Any:
         if self.deaf or not self.kafka.answers:
@@ -117,6 +122,13 @@ class Client:
         if self.deaf:
             raise KafkaException(NO_BROKER)
         return self.kafka.first, 0 if part.partition else len(self.kafka.records)
+
+    def offsets_for_times(self, parts: list[Any], timeout: float) -> list[Any]:
+        if self.deaf:
+            raise KafkaException(NO_BROKER)
+        begin, end = self.kafka.first, len(self.kafka.records)
+        offsets = [(begin if part.offset == OFFSET_BEGINNING else end) if part.partition == 0 else 0 for part in parts]
+        return [SimpleNamespace(offset=offset, error=None) for offset in offsets]
 
     def produce(self, *record: Any, on_delivery: Any, **how: Any) -> None:
         self.produced.append(record)

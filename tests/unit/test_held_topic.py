@@ -17,6 +17,7 @@ import pytest
 from celery_neli.config import Config
 from celery_neli.embedded import EmbeddedKafka
 from celery_neli.exceptions import NeliError
+from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS
 from celery_neli.periodic.store import Topic
 from celery_neli.schedule_topic import held, session
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, encode_definition, encode_state, key_of
@@ -170,6 +171,7 @@ def test_a_forked_child_uses_a_session_of_its_own(topic: HeldTopic) -> None:
 @pytest.mark.parametrize("end", ["", "import os; pid = os.fork() or sys.exit(); os.waitpid(pid, 0)"])
 def test_the_end_of_a_process_is_not_delayed(embedded_kafka: EmbeddedKafka, end: str) -> None:
     """Nor that of a forked child that never used it, whose finalisers run."""
+    embedded_kafka.create_topic("g.beat.neli.schedule", partitions=SCHEDULE_PARTITIONS)
     code = f"""
 import sys, time
 from celery import Celery

@@ -11,7 +11,8 @@ import pytest
 
 from celery_neli.beat.replicated import host as keeper
 from celery_neli.beat.replicated.member_notes import MOST, SETTLE, MemberNotes
-from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Note, decode_note, encode_note, living, names_by, sharing
+from celery_neli.schedule_topic.codec import ENTRY, MEMBER, Note, decode_note, encode_note
+from celery_neli.schedule_topic.notes import living, names_by, sharing
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import Beat, eventually, make_app
 

@@ -70,6 +70,7 @@ PUBLIC = [
     "ClosedError",
     "Config",
     "ConfigurationError",
+    "Conflict",
     "LeaderAcquired",
     "LeaderFenced",
     "LeaderRevoked",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from celery_neli.schedule_topic.codec import Note, disagreement, living
+from celery_neli.schedule_topic.codec import Note
+from celery_neli.schedule_topic.notes import disagreement, living
 
 NOW = 1_732_365_000.0
 

@@ -15,6 +15,7 @@ from celery_neli.schedule_topic.codec import (
     ENTRY,
     MAX_BYTES,
     MEMBER,
+    PAUSE,
     STATE,
     Change,
     Definition,
@@ -198,7 +199,11 @@ def test_other_keys_are_strangers(key: bytes | None) -> None:
 
 def test_notes_lie_apart() -> None:
     """So that `celery neli status` need not read a hundred thousand entries."""
-    assert partition_of(STATE) == partition_of(ENTRY) != partition_of(MEMBER)
+    names = [f"entry-{number}" for number in range(200)] + ["\ud800"]
+    assert {partition_of(ENTRY, name) for name in names} == set(range(16))
+    assert [partition_of(STATE, name) for name in names] == [partition_of(ENTRY, name) for name in names]
+    assert partition_of(ENTRY, "nightly") == 10
+    assert {partition_of(kind, name) for kind in (MEMBER, PAUSE) for name in names} == {16}
 
 
 def test_the_state_of_a_lower_epoch_is_outdated_wherever_it_stands() -> None:

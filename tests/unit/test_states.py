@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, encode_definition
+from celery_neli.schedule_topic.versions import head_of
 from tests.unit.beats import NOON, START, World
 from tests.unit.fakes import FakeTopic
 
@@ -149,7 +150,7 @@ def test_an_entry_that_is_removed_runs_no_more() -> None:
 
 
 def test_an_entry_that_runs_once_is_removed_afterwards() -> None:
-    """With its state, from the topic and from everybody's schedule."""
+    """From everybody's schedule at once, and a minute later with its state from the topic."""
     world = leading()
     standby = world.beat()
     world.put("r", at(20))
@@ -157,16 +158,19 @@ def test_an_entry_that_runs_once_is_removed_afterwards() -> None:
     assert world.slots("r") == [20]
     values = FakeTopic(world.log).values()
     assert (ENTRY, "r") not in values
-    assert (STATE, "r") not in values
+    assert (STATE, "r") in values
     assert "r" not in standby.scheduler.schedule
+    world.ticks(until=90)
+    assert (STATE, "r") not in FakeTopic(world.log).values()
+    assert [value for kind, name, value, _ in world.log if (kind, name) == (ENTRY, "r")][-1] is None
     world.beats[0].crash()
     standby.member.lead()
-    world.ticks(until=40)
+    world.ticks(until=100)
     assert world.slots("r") == [20]
 
 
 def test_an_entry_that_runs_once_is_removed_in_an_order_that_never_owes_it_again() -> None:
-    """First its definition, and its state only when that is in Kafka."""
+    """First its definition says so; a minute later its state is deleted, and its definition only after that."""
     world = leading()
     world.put("r", at(20))
     world.ticks(until=19)
@@ -176,8 +180,12 @@ def test_an_entry_that_runs_once_is_removed_in_an_order_that_never_owes_it_again
     world.beats[0].topic.resend()
     world.beats[0].topic.up = True
     world.ticks(until=25)
+    last = [value for kind, name, value, _ in world.log if (kind, name) == (ENTRY, "r")][-1]
+    assert last is not None
+    assert head_of(last).removed
+    world.ticks(until=150)
     gone = [kind for kind, name, value, _ in world.log if name == "r" and value is None]
-    assert gone == [ENTRY, STATE]
+    assert gone == [STATE, ENTRY]
 
 
 def test_a_time_that_passed_while_nobody_led_runs_late() -> None:

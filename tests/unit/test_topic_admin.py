@@ -164,10 +164,10 @@ def test_all_rights_are_enough() -> None:
 
 
 def test_a_missing_schedule_topic_is_made_to_be_compacted(caplog: pytest.LogCaptureFixture) -> None:
-    """Two partitions, whatever the number of roles; what a member makes it does not complain of."""
+    """17 partitions, whatever the number of roles; what a member makes it does not complain of."""
     cluster = Cluster(0)
     assert check(cluster, "a", schedule=True)
-    assert (cluster.partitions, cluster.configured["cleanup.policy"]) == (2, "compact")
+    assert (cluster.partitions, cluster.configured["cleanup.policy"]) == (17, "compact")
     assert "at risk" not in caplog.text
 
 
@@ -176,7 +176,7 @@ def test_a_schedule_topic_of_one_partition_is_enlarged() -> None:
     cluster = Cluster(1)
     cluster.configured = {"cleanup.policy": "compact"}
     assert check(cluster, "a", schedule=True)
-    assert (cluster.asked, cluster.partitions) == (["grow"], 2)
+    assert (cluster.asked, cluster.partitions) == (["grow"], 17)
 
 
 @pytest.mark.parametrize("policy", ["delete", "compact,delete"])
@@ -209,7 +209,7 @@ def test_a_leader_topic_that_is_compacted_is_refused(policy: str) -> None:
 
 def test_who_may_not_create_the_schedule_topic_says_who_can() -> None:
     """With its own command."""
-    with pytest.raises(TopicError, match=r"--create --topic t\.schedule --partitions 2 .*cleanup\.policy=compact"):
+    with pytest.raises(TopicError, match=r"--create --topic t\.schedule --partitions 17 .*cleanup\.policy=compact"):
         check(Cluster(0, refuses=KafkaError.TOPIC_AUTHORIZATION_FAILED), "a", schedule=True)
 
 

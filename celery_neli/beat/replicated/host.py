@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from celery_neli.election.neli import Role
     from celery_neli.schedule_topic.codec import Kind
     from celery_neli.schedule_topic.topic import ScheduleTopic
+    from celery_neli.schedule_topic.versions import Chain
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -58,7 +59,7 @@ class SharedSchedule:
         self.config, self.settings, self.topic = config, settings, topic
         self.hosts: list[ReplicatedHost] = []
         #: What was read and not applied yet, its generation of the topic, and the generation that it ends, or -1.
-        self._backlog: deque[tuple[tuple[Kind, str], bytes | None]] = deque()
+        self._backlog: deque[tuple[tuple[Kind, str], bytes | Chain | None]] = deque()
         self._generation, self._whole, self._counting = topic.generation, -1, False
         self._many, self._resume_at = 0, 0.0
         self._noted = float("-inf")
@@ -193,6 +194,8 @@ class ReplicatedHost:
     leads: bool = field(default=False, init=False)
     _asked: float = field(default=float("-inf"), init=False)
     _warned: bool = field(default=False, init=False)
+    #: Seconds until a pause ends by itself.
+    _wake_in: float = field(default=float("inf"), init=False)
 
     def __post_init__(self) -> None:
         self.role = self.roles[self.shard]
@@ -232,6 +235,7 @@ class ReplicatedHost:
 
     def _follow(self) -> bool:
         caught_up = self.shared.pull()
+        self._wake_in = self.ledger.states.wake()
         self.scheduler.neli_engine.table.heap()
         return caught_up
 
@@ -278,10 +282,10 @@ class ReplicatedHost:
         caught_up = self._follow()
         more = ledger.begin_turn() or not caught_up
         engine.collect()
-        ledger.remove_finished()
+        ledger.repairs.remove()
         wait = engine.turn(self.scheduler.tick)
         ledger.end_turn()
-        return 0.0 if ledger.states.write_some() or more else wait
+        return 0.0 if ledger.states.write_some() or more else min(wait, self._wake_in)
 
     def end(self, *, held: bool) -> None:
         """End the term, and stand by: for a second, and for what publishers are sending, if the lease is ``held``."""

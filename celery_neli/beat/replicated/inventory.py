@@ -18,7 +18,15 @@ from typing import Any
 from celery_neli.beat.replicated.claims import ASTRAY
 from celery_neli.logs import LogLimit, escaping
 from celery_neli.printable import printable
-from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD
+from celery_neli.schedule_topic.codec import (
+    FAR_AHEAD,
+    MAX_CHANGES,
+    START_AHEAD,
+    Definition,
+    decode_definition,
+    encode_definition,
+)
+from celery_neli.schedule_topic.versions import head_of, is_void, repaired, repairs
 
 #: How many records of entries that are not here are kept after the topic was read to its end.
 ORPHANS = 1000
@@ -26,6 +34,8 @@ ORPHANS = 1000
 SHOWN = 10
 #: Seconds in which a leader writes back some of what was lost, if it knows it.
 PATIENCE = 15.0
+#: Seconds for which an entry that was removed is kept as such.
+REMOVED_FOR = 60.0
 
 logger = escaping(logging.getLogger(__name__))
 
@@ -41,6 +51,12 @@ class Inventory:
         self._lost_at = 0.0
         #: The names that were read since the topic is read from its beginning again; None: it is not.
         self._seen: set[str] | None = None
+        #: Definitions that stand for an entry which was removed, and since when they are known (Unix seconds).
+        self._removed: dict[str, tuple[bytes, float]] = {}
+        #: The marks of definitions that cannot be read here.
+        self._unread: dict[str, int] = {}
+        #: Entries of which the last record in the log is a void one.
+        self._void: dict[str, None] = {}
 
     def overdue(self, now: float) -> bool:
         """Return True if a leader that knows what is lost would have written of it by `now` (monotonic seconds)."""
@@ -51,8 +67,75 @@ class Inventory:
         if self._seen is not None:
             self._seen.add(name)
 
+    def is_void(self, name: str, value: bytes | None) -> bool:
+        """Return True if the record that was read next changes nothing (versions.py), and note that it must be
+        repaired.
+        """
+        known = self._seen is None or name in self._seen  # if not, it is not known to be before this record
+        current = self._current(name) if known else None
+        mark = self._unread.get(name) if known else None
+        if mark is None:
+            mark = None if current is None else head_of(current).mark
+        if mark is None or not is_void(None if value is None else head_of(value), mark):
+            self._void.pop(name, None)
+            return False
+        if current is not None and repairs(value, current):
+            self._void[name] = None
+        else:
+            self._void.pop(name, None)
+        return True
+
+    def take_void(self, most: int) -> dict[str, bytes]:
+        """Return up to so many definitions that count and that a void record stands behind, as they are to be written
+        again.
+        """
+        taken = list(islice(self._void, most))
+        for name in taken:
+            del self._void[name]
+        found = ((name, self._current(name)) for name in taken)
+        return {name: encode_definition(repaired(decode_definition(value))) for name, value in found if value}
+
+    def take_removed(self, most: int, now: float) -> list[str]:
+        """Return up to so many entries that were removed a minute before `now` (Unix seconds): no change that began
+        before that is still on its way. They are returned again a minute later, if they are still there.
+        """
+        taken = []
+        for name, (value, since) in islice(self._removed.items(), most):
+            if now - since < REMOVED_FOR:
+                break
+            taken.append((name, value))
+        for name, value in taken:
+            del self._removed[name]
+            self._removed[name] = value, now
+        return [name for name, _ in taken]
+
+    def is_removed(self, name: str) -> bool:
+        """Return True if its definition stands for an entry that was removed."""
+        return name in self._removed
+
+    def definition(self, name: str) -> Definition | None:
+        """Return the definition of an entry as it was read, None if there is none."""
+        value = self._records.get(name)
+        return None if value is None else decode_definition(value)
+
+    def _current(self, name: str) -> bytes | None:
+        found = self._records.get(name)
+        return self._removed[name][0] if found is None and name in self._removed else found
+
+    def unreadable(self, name: str, value: bytes) -> None:
+        """Note that the definition which counts cannot be read here."""
+        self.forget(name)
+        self._unread[name] = head_of(value).mark
+
+    def keep_removed(self, name: str, value: bytes, now: float) -> None:
+        """Keep the definition that stands for an entry which was removed, as it was read at ``now`` (Unix seconds)."""
+        self.forget(name)
+        self._removed[name] = value, now
+
     def keep(self, name: str, value: bytes) -> None:
         """Keep the definition that was read."""
+        self._removed.pop(name, None)
+        self._unread.pop(name, None)
         self._records[name] = value
         if name in self.lost:
             del self.lost[name]
@@ -60,8 +143,9 @@ class Inventory:
 
     def forget(self, name: str) -> None:
         """Forget a definition that was removed on purpose."""
-        self._records.pop(name, None)
-        self.lost.pop(name, None)
+        known: tuple[dict[str, Any], ...] = (self._records, self._removed, self._unread, self._void, self.lost)
+        for each in known:
+            each.pop(name, None)
 
     def recount(self) -> None:
         """Note what is read from now on: the topic is read from its beginning again."""
@@ -75,6 +159,10 @@ class Inventory:
         """
         seen, self._seen = self._seen, None
         missing = [] if seen is None else [name for name in self._records if name not in seen]
+        if seen is not None:
+            for each in (self._removed, self._unread, self._void):
+                for name in each.keys() - seen:
+                    each.pop(name)
         if not missing:
             return []
         shown = ", ".join(printable(name, 60) for name in missing[:SHOWN]) + (", …" if len(missing) > SHOWN else "")
@@ -96,6 +184,12 @@ class Inventory:
         for name in taken:
             del self.lost[name]
         return taken
+
+
+def defined_at(definition: Definition) -> float:
+    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
+    changes = definition.changes
+    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
 
 
 def trim(records: dict[str, Any]) -> list[str]:

@@ -28,7 +28,9 @@ from celery.schedules import crontab, schedule
 
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import LogLimit, escaping
-from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, decode_note, living, names_by, sharing
+from celery_neli.schedule_topic.codec import MEMBER, Kind, Note, decode_note
+from celery_neli.schedule_topic.notes import living, names_by, sharing
+from celery_neli.schedule_topic.versions import Chain
 
 #: Seconds until the same line may be logged again.
 REPEAT_AFTER: Final = 60.0
@@ -62,14 +64,14 @@ class MemberNotes:
         self._since: float | None = None  # when this member found another app, while it stands by
         self._limit = LogLimit(REPEAT_AFTER)
 
-    def read(self, changes: Mapping[tuple[Kind, str], bytes | None]) -> None:
+    def read(self, changes: Mapping[tuple[Kind, str], bytes | Chain | None]) -> None:
         """Take over the notes among records that were read; None deletes one. A note that cannot be read is ignored."""
         for (kind, name), value in changes.items():
             if kind != MEMBER or name == self._name:
                 continue
             self._notes.pop(name, None)
             with contextlib.suppress(RecordError):  # of a newer release or of a stranger
-                if value is not None:
+                if isinstance(value, bytes):
                     self._notes[name] = decode_note(value)
             if len(self._notes) > MOST:
                 del self._notes[next(iter(self._notes))]

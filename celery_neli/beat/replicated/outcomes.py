@@ -15,14 +15,15 @@ from celery_neli import hooks
 from celery_neli.beat.replicated.claims import NEVER, Watermarks
 from celery_neli.beat.replicated.ledger import SlotLedger
 from celery_neli.beat.replicated.overlap_check import OverlapCheck
-from celery_neli.beat.replicated.states import PORTION, States
+from celery_neli.beat.replicated.repairs import Repairs
+from celery_neli.beat.replicated.states import States
 from celery_neli.beat.replicated.term import Term, pass_settled
 from celery_neli.config import owner
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
 from celery_neli.schedule.policies import Overlap
 from celery_neli.schedule.slots import next_slot, once, slot_id
-from celery_neli.schedule_topic.codec import ENTRY, STATE, encode_state
+from celery_neli.schedule_topic.codec import STATE, encode_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,14 +79,12 @@ class ClaimingLedger(SlotLedger):
         self._claimed = False
         #: Seconds after which an entry that failed is retried, by name.
         self._retries: dict[str, float] = {}
-        #: Entries of one slot that ran, and their `since`: to be removed, and removed but for their states.
-        self._finished_once: dict[str, float] = {}
-        self._tombstones: set[str] = set()
         #: When the entries of beat_schedule were made (Unix seconds).
         self._made = self._table.moment()
         self.states = States(
             table, app=app, owns=self.owns, write=self.write, forgotten=self.forget, refuse=topic.refuse
         )
+        self.repairs = Repairs(table, self.states, topic, config.name)
 
     # -- the schedule: of all entries, those of this shard --
 
@@ -129,7 +128,7 @@ class ClaimingLedger(SlotLedger):
             marks, made = Watermarks(now, now, saved=now), self._made
         for entry in () if marks is None else pass_settled(table, marks, states.open, made=made):
             self.write(entry)
-        self._finished_once = states.finished_once()
+        self.repairs.begin()
         self.term.claims.resolve()
         if len(self._config.roles) > 1:
             self.term.announce(now, self._next_due())  # another shard may wait for it
@@ -178,11 +177,7 @@ class ClaimingLedger(SlotLedger):
     def begin_turn(self) -> bool:
         """Write some of what the topic has lost, which only a leader may; return True if more is left."""
         self._claimed = False
-        states, inventory = self.states, self.states.inventory
-        for name, value in inventory.take_lost(PORTION).items():
-            self._topic.write(ENTRY, name, value)
-        states.write_again(PORTION)
-        return bool(inventory.lost or states.again)
+        return self.repairs.write_some()
 
     def ready(self, due: float, moment: float) -> float:
         """Claim what is ``due``, and wait until the claim was read back."""
@@ -322,7 +317,7 @@ class ClaimingLedger(SlotLedger):
         self._left_out.over(name)
         self._tell(hooks.REFUSED if run.refused else hooks.SENT, run.entry, slot, error=hooks.error_text(run.refused))
         if isinstance(advanced.schedule, once) and name in states.defined:
-            self._finished_once[name] = states.since[name]
+            self.repairs.finished(name)
         self.write(advanced)
 
     def failed(self, run: Run) -> None:
@@ -368,26 +363,6 @@ class ClaimingLedger(SlotLedger):
     def flush(self) -> None:
         """Wait until the states of what ran are in Kafka; for a second at most."""
         self._topic.flush(FLUSH)
-
-    def remove_finished(self) -> None:
-        """Remove entries that ran for the only time, unless they were defined again: what others wrote was read.
-
-        The state goes last, because without one an entry is owed what it has not run.
-        """
-        topic, states = self._topic, self.states
-        for name in [name for name in self._tombstones if topic.saved(ENTRY, name)]:
-            self._tombstones.discard(name)
-            if name not in states.defined:
-                topic.write(STATE, name, None)
-        finished, self._finished_once = self._finished_once, {}
-        for name, since in finished.items():
-            if name in states.defined and states.since.get(name) == since:
-                entry = self._table.schedule.get(name)
-                how = "ran, for the only time" if entry is None or entry.total_run_count else "was refused its only run"
-                topic.write(ENTRY, name, None)
-                self._tombstones.add(name)
-                states.forget(name)
-                logger.info("schedule: entry=%s %s, and was removed", name, how)
 
     @property
     def _present(self) -> Term:

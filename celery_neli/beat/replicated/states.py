@@ -15,9 +15,10 @@ from operator import attrgetter
 from typing import Any
 
 from celery_neli.beat.replicated.entries import EntryTable
-from celery_neli.beat.replicated.inventory import Ahead, Inventory, trim
+from celery_neli.beat.replicated.entry_lines import EntryLines
+from celery_neli.beat.replicated.inventory import Ahead, Inventory, defined_at, trim
+from celery_neli.beat.replicated.pause_ends import PauseEnds
 from celery_neli.exceptions import ConfigurationError, RecordError
-from celery_neli.logs import LogLimit, escaping
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, place
@@ -26,7 +27,6 @@ from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
-    MAX_CHANGES,
     NO_EPOCH,
     RUNS_MOST,
     STATE,
@@ -36,17 +36,11 @@ from celery_neli.schedule_topic.codec import (
     decode_definition,
     decode_state,
 )  # fmt: skip
+from celery_neli.schedule_topic.versions import Chain
 
 #: Initial states that are written at the end of a turn: some 5 ms.
 PORTION = 500
-#: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
-LOGGED_EVERY, LOGGED_APART = 60.0, 1000
-#: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
-REFUSED_EVERY, MANY = 60.0, 20
-
 _FIELDS = attrgetter("task", "schedule", "args", "kwargs", "options")
-
-logger = escaping(logging.getLogger(__name__))
 
 
 class States:
@@ -93,30 +87,31 @@ class States:
         #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
         #: and that no leader wrote a state of.
         self.imported: dict[str, float] = {}
-        self._level = logging.INFO
-        self._limit = LogLimit(LOGGED_EVERY, remembered=LOGGED_APART)
-        self._ahead = Ahead(table.moment, self._limit)
-        self._lines = LogLimit(REFUSED_EVERY)
+        self._ends = PauseEnds(table.moment)
+        self._lines = EntryLines()
+        self._ahead = Ahead(table.moment, self._lines.limit)
 
     def load(self) -> None:
         """Take over the entries of beat_schedule, of which nothing was read yet."""
         self._initial = dict.fromkeys(self._table.schedule)
 
-    def apply(self, kind: Kind, name: str, value: bytes | None, *, leading: bool, many: bool) -> None:
+    def apply(self, kind: Kind, name: str, value: bytes | Chain | None, *, leading: bool, many: bool) -> None:
         """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
-        self._level = logging.DEBUG if many else logging.INFO
+        for each in value if isinstance(value, tuple) else ():
+            self.apply(kind, name, each, leading=leading, many=many)
+        if isinstance(value, tuple):
+            return
+        self._lines.level = logging.DEBUG if many else logging.INFO
         with self._alone(kind, name, leading=leading):
             if not self._owns(name):
                 return
             if kind == STATE:
                 self._read_state(name, value, leading=leading)
-            elif kind == ENTRY and value is None:
-                self._remove(name)
-            elif kind == ENTRY and value is not None:
-                self.inventory.seen(name)
-                definition = decode_definition(value)
-                self.inventory.keep(name, value)
-                self._read_entry(name, definition)
+            elif kind == ENTRY and not self.inventory.is_void(name, value):
+                if value is None:
+                    self._remove(name)
+                else:
+                    self._take_definition(name, value)
 
     def caught_up(self) -> None:
         """Forget all but the newest records of entries that are not here: the topic was read to its end."""
@@ -134,6 +129,21 @@ class States:
         """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
         for name in self.inventory.counted(torn=torn):
             self._remove(name)
+
+    def _take_definition(self, name: str, value: bytes) -> None:
+        inventory = self.inventory
+        inventory.seen(name)
+        try:
+            definition = decode_definition(value)
+        except RecordError:
+            inventory.unreadable(name, value)
+            raise
+        if definition.removed:
+            self._remove(name)
+            inventory.keep_removed(name, value, self._moment())
+        else:
+            inventory.keep(name, value)
+            self._read_entry(name, definition)
 
     def _remove(self, name: str) -> None:
         self.inventory.forget(name)
@@ -240,6 +250,7 @@ class States:
         for each in known:
             each.pop(name, None)
         self.inventory.forget(name)
+        self._ends.forget(name)
         self._forgotten(name)
 
     @contextmanager
@@ -249,8 +260,7 @@ class States:
             yield
         except ConfigurationError as exc:
             self._leave_out(name)
-            if self._limit.allows(name) and any(self._lines.allows(line) for line in range(MANY)):
-                logger.error("schedule: entry=%s cannot be read here, and is left out: %s", name, reason_of(exc, name))
+            self._lines.left_out(name, reason_of(exc, name))
         except Exception as exc:  # noqa: BLE001 - that was not foreseen: its neighbours are read all the same
             if not isinstance(exc, RecordError):
                 exc = RecordError(f"cannot be read: {printable_error(exc)}")
@@ -313,7 +323,16 @@ class States:
 
     # -- definitions --
 
+    def wake(self) -> float:
+        """End the pauses whose time has come; return the seconds until the next one ends, infinity without any."""
+        for name in self._ends.due():
+            with self._alone(ENTRY, name):
+                if (definition := self.inventory.definition(name)) is not None:
+                    self._read_entry(name, definition)
+        return self._ends.wait()
+
     def _read_entry(self, name: str, definition: Definition | None) -> None:
+        definition = self._ends.stand(name, definition)
         self._pending_overrides.pop(name, None)
         before = self._table.find(name)
         static = name not in self.defined and before is not None
@@ -322,13 +341,12 @@ class States:
         elif definition is None:
             if name in self.defined:
                 self.forget(name)
-                self._log(name, "removed")
+                self._lines.changed(name, "removed")
         elif definition.static:
             # This version of the schedule does not have it.
             self._pending_overrides[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
         elif static:
-            if self._limit.allows(("hidden", name)):
-                logger.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)
+            self._lines.hidden(name)
         else:
             self._define(name, definition, before)
 
@@ -340,7 +358,7 @@ class States:
             self._pause_or_go_on(before, paused=definition.paused)
             return
         if before is None:
-            if name not in self.since and (at := _defined_at(definition)) > definition.since:
+            if name not in self.since and (at := defined_at(definition)) > definition.since:
                 self.imported[name] = at
             self._initial[name] = None
             place(entry, self._ahead.begins(name, definition.since) or self._moment())
@@ -353,7 +371,7 @@ class States:
         self.defined.add(name)
         self._table.show(entry, paused=definition.paused)
         self._take_orphan(entry)
-        self._log(name, "defined" if before is None else "changed")
+        self._lines.changed(name, "defined" if before is None else "changed")
 
     def _pause(self, entry: Any, definition: Definition | None) -> None:
         paused = definition is not None and definition.paused
@@ -366,7 +384,7 @@ class States:
 
     def _pause_or_go_on(self, entry: Any, *, paused: bool) -> None:
         if paused != (entry.name in self._table.paused):
-            self._log(entry.name, "paused" if paused else "resumed")
+            self._lines.changed(entry.name, "paused" if paused else "resumed")
             self._table.show(entry, paused=paused)
         elif not paused:
             self._table.note(entry.name)
@@ -374,19 +392,6 @@ class States:
     def _not_before(self, entry: Any, since: float) -> float:
         return max(at_of(entry), self._ahead.begins(entry.name, since))
 
-    def _log(self, name: str, what: str) -> None:
-        if not logger.isEnabledFor(self._level):
-            return  # nor does it use up the limit of the lines that are shown
-        if (suppressed := self._limit.ask((what, name))) is not None:
-            more = f" suppressed={suppressed}" if suppressed else ""
-            logger.log(self._level, "schedule: entry=%s was %s%s", name, what, more)
-
     def _leave_out(self, name: str) -> None:
         if name in self.defined:
             self._table.remove(name)
-
-
-def _defined_at(definition: Definition) -> float:
-    """Return when it was first put (Unix seconds), or minus infinity if its oldest changes may have been dropped."""
-    changes = definition.changes
-    return changes[0].at if 0 < len(changes) < MAX_CHANGES else float("-inf")
