@@ -252,6 +252,8 @@ def test_a_time_that_is_over_is_a_note_for_a_new_entry_and_a_mistake_for_a_chang
     found = plan(text, moved=entry(schedule="at:2026-07-01T00:00:00Z", owner="team"), still=late)
     assert found.steps == []
     assert found.notes == [(4, "once: schedule = 'at:2026-05-01T00:00:00Z': its time is over: nothing is put")]
+    late_too = plan(f"{HEAD}  still: {{task: t, schedule: at:2026-05-01T00:00:00Z, args: [1]}}\n", still=late)
+    assert (shown(late_too), late_too.mistakes) == (["~ still", "    args: [] -> [1]"], [])
     assert found.mistakes == [
         (5, "moved: schedule = 'at:2026-05-01T00:00:00Z': its time never comes; give one that is ahead"),
     ]

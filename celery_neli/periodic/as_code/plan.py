@@ -62,6 +62,11 @@ class Step:
         """Return True if the definition itself changes, not its pause alone."""
         return self.action == ADD or any(each.field != "paused" for each in self.differences)
 
+    @property
+    def begins(self) -> bool:
+        """Return True if the entry gets a schedule that it does not have yet."""
+        return self.action == ADD or any(each.field == "schedule" for each in self.differences)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -97,7 +102,7 @@ def compare(app: Any, document: Document, present: Present, *, adopt: bool, now:
         step = _step(document.owner, name, wanted, present.entries.get(name), adopt=adopt and bool(document.owner))
         if step is None:
             unchanged += 1
-        elif step.action == FOREIGN or not step.puts or _comes(app, step, plan, now):
+        elif step.action == FOREIGN or not step.begins or _comes(app, step, plan, now):
             plan.steps.append(step)
     if document.owner:
         for name, found in present.entries.items():
