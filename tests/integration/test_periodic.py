@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from click.testing import CliRunner
 
 from celery_neli import periodic
 from celery_neli.config import from_app
-from celery_neli.exceptions import ConfigurationError, NeliError
+from celery_neli.exceptions import ConfigurationError, Conflict, NeliError
+from celery_neli.periodic import aio
 from celery_neli.periodic.cli import schedule
 from celery_neli.periodic.store import Topic
 from celery_neli.schedule_topic.codec import ENTRY, STATE, State, decode_definition, decode_state, encode_state
@@ -245,3 +247,44 @@ def test_django_celery_beat_is_imported(app: Celery, run: Any, tmp_path: Path) -
 def test_the_topic_is_that_of_the_beats(app: Celery) -> None:
     """Not that of the workers' election."""
     assert from_app(app, "beat").schedule_topic == "g.beat.neli.schedule"
+
+
+# -- what web applications use --
+
+
+def test_an_event_loop_has_the_same_functions(app: Celery) -> None:
+    """As coroutines, with `async for` and `async with`."""
+
+    async def use() -> list[str]:
+        put = await aio.put(app, "a", "shop.tidy", "PT1M", note="first")
+        with pytest.raises(Conflict):
+            await aio.pause(app, "a", expected="another")
+        assert (await aio.pause(app, "a", expected=put.version)).paused
+        assert not (await aio.resume(app, "a")).paused
+        async with aio.batch(app, owner="me") as batch:
+            await batch.put("b", "shop.tidy", "PT1M")
+            await batch.put("c", "shop.tidy", "PT1M")
+            await batch.remove("a")
+            assert len(batch) == 3
+        assert await aio.get(app, "a") is None
+        return [each.name async for each in aio.list(app, owner="me")]
+
+    assert asyncio.run(use()) == ["b", "c"]
+
+
+def test_the_command_line_tells_versions_and_notes(app: Celery, run: Any) -> None:
+    """And changes nothing that has another version than was expected."""
+    assert run("add", "e", "shop.tidy", "PT30S", "--owner", "me", "--note", "for tests", "--expected", "")[0] == 0
+    found = periodic.get(app, "e")
+    assert found is not None
+    shown = run("show", "e")[1]
+    assert f"version   {found.version}" in shown
+    assert "owner     me" in shown
+    assert "added: for tests" in shown
+    status, said = run("pause", "e", "--expected", "another")
+    assert status == 1
+    assert "version 'another' was expected" in said
+    assert len(said.splitlines()) == 1
+    assert run("pause", "e", "--expected", found.version, "--note", "why not")[0] == 0
+    assert run("list", "--prefix", "e", "--owner", "me", "--limit", "1")[1].count("\n") == 2
+    assert run("list", "--prefix", "e", "--after", "e")[1].count("\n") == 1
