@@ -10,8 +10,8 @@ ARGS ?=
 
 # The floor of coverage is checked where everything runs: in CI, and not for a part of the tests.
 COVERAGE := $(if $(filter true 1,$(CI)),$(if $(ARGS),,--cov))
-# Tests with services wait most of their time: the others run beside them.
-LANES := $(if $(ARGS),,-n 2 --dist loadgroup)
+# Tests with services wait most of their time: the others run beside them (tests/lanes.py).
+LANES := $(if $(ARGS),,-n 3)
 
 export SECONDS JSON
 

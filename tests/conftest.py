@@ -18,8 +18,8 @@ from tests.kafka.secured import SecuredKafka
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-# The fixture `embedded_kafka`, as users get it.
-pytest_plugins = ["celery_neli.testing"]
+# The fixture `embedded_kafka`, as users get it; and which test runs beside which.
+pytest_plugins = ["celery_neli.testing", "tests.lanes"]
 
 
 def pytest_report_header() -> list[str]:
@@ -41,14 +41,6 @@ def pytest_report_header() -> list[str]:
     found = f"services: kafka {kafka}; embedded kafka {embedded}; redis {redis}; rabbitmq {rabbitmq}"
     found += f"; promtool {promtool}; browser {browser}"
     return [found, f"what lacks its service {policy}"]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those with services stay together, one after another: they share the services."""
-    for item in items:
-        if item.get_closest_marker("integration") or item.get_closest_marker("smoke"):
-            item.add_marker(pytest.mark.xdist_group("services"))
 
 
 @pytest.fixture(scope="session")
