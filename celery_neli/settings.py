@@ -24,6 +24,8 @@ SECONDS_MOST: Final = 1_000_000_000  # a wait of Python's threads must not be mu
 SHARDS_MOST: Final = 256
 VERSION_MOST: Final = 1 << 53
 MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")
+OVERLAP_POLICIES: Final = ("allow", "skip", "queue_one", "cancel_other")
+MOST_FAILURES: Final = 100  # that `neli_pause_on_failure` may wait for
 
 _KAFKA_NAME = re.compile(r"(?!\.\.?$)[A-Za-z0-9._-]+")
 _CALENDAR = re.compile(r"[A-Za-z0-9._-]{1,100}")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
 
-from celery_neli.schedule.policies import OVERLAP_POLICIES, OWN_OPTIONS
-from celery_neli.settings import MISFIRE_POLICIES
+from celery_neli.schedule.policies import OWN_OPTIONS
+from celery_neli.settings import MISFIRE_POLICIES, OVERLAP_POLICIES
 
 TEXT, NUMBER, WORDS, ANY = "text", "number", "words", "any"
 WHEN, POLICY, MESSAGE, LABELS = "When", "Policies", "Message", "Labels"

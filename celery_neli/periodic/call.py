@@ -24,6 +24,7 @@ from celery_neli.periodic import shape
 from celery_neli.printable import closest, did_you_mean, printable
 from celery_neli.schedule.policies import ALARM_OPTIONS, OWN_OPTIONS, PAUSE_ON_FAILURE, Misfire, Overlap
 from celery_neli.schedule_topic.values import MAX_TASK, is_moment, shown
+from celery_neli.settings import MOST_FAILURES
 
 EXAMPLE = "give the name of a task, such as 'shop.tasks.tidy_up', the task itself, or its signature"
 #: Options of a runtime entry that cannot be set, and why.
@@ -36,7 +37,6 @@ _NOT_HEADERS = ("id", "task", "root_id", "parent_id", "group", "eta", "argsrepr"
 LIKE = 0.75  # how similar, from 0 to 1, an unknown option must be to a known one to count as a misspelling of it
 MOST_SECONDS = 2**31 - 1  # seconds; Celery adds them to the present time, and a datetime must hold the sum
 SHORT = 255  # the most bytes of AMQP's short strings
-MOST_FAILURES = 100  # that `neli_pause_on_failure` may wait for
 
 
 class Call(NamedTuple):

@@ -8,8 +8,7 @@ from typing import Final
 
 from celery_neli.exceptions import Conflict, NeliError
 from celery_neli.periodic.store import Known
-from celery_neli.schedule_topic.codec import ENTRY, encode_definition
-from celery_neli.schedule_topic.versions import repaired
+from celery_neli.schedule_topic.codec import ENTRY, encode_definition, repaired
 from celery_neli.schedule_topic.write import Write
 
 SHOWN: Final = 3  # conflicts that an error describes

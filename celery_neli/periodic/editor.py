@@ -29,9 +29,8 @@ from celery_neli.printable import closest
 from celery_neli.schedule.policies import SHAPE_OPTIONS
 from celery_neli.schedule.slots import shift_of
 from celery_neli.schedule_topic import codec
-from celery_neli.schedule_topic.codec import Change, Definition
+from celery_neli.schedule_topic.codec import Change, Definition, succeeding
 from celery_neli.schedule_topic.values import MAX_NOTE, shown
-from celery_neli.schedule_topic.versions import succeeding
 from celery_neli.schedule_topic.write import Write
 
 logger = escaping(get_logger(__name__))

@@ -26,7 +26,7 @@ from celery_neli.config import setting
 from celery_neli.exceptions import ConfigurationError
 from celery_neli.printable import shown
 from celery_neli.schedule.slots import Owed
-from celery_neli.settings import SETTINGS
+from celery_neli.settings import OVERLAP_POLICIES, SETTINGS
 
 #: The fields of the misfire policy, and the settings that an entry's options of the same names override.
 _SETTINGS = {"policy": "neli_misfire", "most": "neli_misfire_max", "grace": "neli_misfire_grace"}
@@ -44,7 +44,7 @@ OWN_OPTIONS = frozenset((
     *_MISFIRE.values(), *_OVERLAP.values(), *ALARM_OPTIONS, *SHAPE_OPTIONS, PAUSE_ON_FAILURE, "neli_max_runs",
     "neli_tags",
 ))  # fmt: skip
-ALLOW, SKIP, QUEUE_ONE, CANCEL_OTHER = OVERLAP_POLICIES = "allow", "skip", "queue_one", "cancel_other"
+ALLOW, SKIP, QUEUE_ONE, CANCEL_OTHER = OVERLAP_POLICIES
 SKIP_GRACE = 60.0  # seconds that a slot may be late under `skip` if no grace is set
 LONGEST = 100 * 365.25 * 86_400  # the most seconds that `neli_expires` may have: a hundred years
 

@@ -7,8 +7,9 @@ what is not exactly as written here raises `RecordError`, and nothing else, what
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 from zlib import crc32
@@ -106,6 +107,17 @@ class Note:
     version: int | None  # its `neli_schedule_version`
     at: float  # when the member said so (Unix seconds)
     app: str | None = None
+
+
+def succeeding(new: Definition, current: Definition | None) -> Definition:
+    """Return `new` as what replaces `current` (None: there is no definition), under a version of its own."""
+    base, revision = ("", 0) if current is None else (current.version, current.revision)
+    return replace(new, version=secrets.token_hex(8), base=base, revision=min(revision + 1, REVISION_MOST))
+
+
+def repaired(current: Definition) -> Definition:
+    """Return the definition that counts, to be written again behind a void record: same version, next revision."""
+    return replace(current, base=current.version, revision=min(current.revision + 1, REVISION_MOST))
 
 
 def key_of(kind: Kind, name: str) -> bytes:

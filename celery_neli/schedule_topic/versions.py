@@ -14,13 +14,11 @@ revision (`repaired`). docs/protocol.md ("Definitions") has the proof. Pure.
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import replace
 from typing import Final, NamedTuple
 
 from celery_neli.exceptions import RecordError
 from celery_neli.schedule_topic import values
-from celery_neli.schedule_topic.codec import MAX_BYTES, REVISION_MOST, Definition
+from celery_neli.schedule_topic.codec import MAX_BYTES, REVISION_MOST
 
 _FIELDS: Final = (b'"version":', b'"base":', b'"revision":')
 
@@ -117,17 +115,6 @@ def chain(before: bytes | Chain | None, value: bytes | None) -> bytes | Chain | 
 def _conditional(value: bytes | None) -> Head | None:
     head = None if value is None else head_of(value)
     return None if head is None or head.base is None else head
-
-
-def succeeding(new: Definition, current: Definition | None) -> Definition:
-    """Return `new` as what replaces `current` (None: there is no definition), under a version of its own."""
-    base, revision = ("", 0) if current is None else (current.version, current.revision)
-    return replace(new, version=secrets.token_hex(8), base=base, revision=min(revision + 1, REVISION_MOST))
-
-
-def repaired(current: Definition) -> Definition:
-    """Return the definition that counts, to be written again behind a void record: same version, next revision."""
-    return replace(current, base=current.version, revision=min(current.revision + 1, REVISION_MOST))
 
 
 def repairs(void: bytes | None, current: bytes) -> bool:

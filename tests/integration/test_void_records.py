@@ -14,8 +14,7 @@ import pytest
 
 from celery_neli.config import Config
 from celery_neli.schedule_topic import topic as schedule_client
-from celery_neli.schedule_topic.codec import ENTRY, Definition, decode_definition, encode_definition
-from celery_neli.schedule_topic.versions import succeeding
+from celery_neli.schedule_topic.codec import ENTRY, Definition, decode_definition, encode_definition, succeeding
 from tests.integration.test_ghosts import Beats
 from tests.unit.beats import START
 

@@ -172,7 +172,7 @@ def test_a_name_may_be_of_an_enum() -> None:
     assert [name for _, name in desk.store.values] == ["tidy-up"]
     assert desk.look("tidy-up").paused
     desk.editor().remove(Entries.TIDY)
-    assert not desk.store.values
+    assert desk.look("tidy-up") is None
 
 
 def test_an_interval_of_a_subclass_is_the_interval_that_it_is() -> None:

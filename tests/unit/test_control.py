@@ -184,7 +184,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "printable",
         "settings",
         "health.cli",
-        *(f"periodic.cli.{each}" for each in ("base", "entries", "slots", "transfer")),
+        *(f"periodic.cli.{each}" for each in ("as_code", "base", "entries", "slots", "transfer")),
         "ui.command",
         "worker.control",
     )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from celery_neli.schedule_topic.codec import ENTRY, Definition, decode_definition, encode_definition
+from celery_neli.schedule_topic.codec import ENTRY, Definition, decode_definition, encode_definition, succeeding
 from celery_neli.schedule_topic.pauses import Standing, effective
-from celery_neli.schedule_topic.versions import head_of, succeeding
+from celery_neli.schedule_topic.versions import head_of
 from tests.unit.beats import START, World
 
 if TYPE_CHECKING:

@@ -146,7 +146,7 @@ for text in sys.argv[1:]:
         Overlap.of(entry).check(shop["app"], entry)
 """
     shown = [text for text in blocks(SCHEDULE, "python") if "beat_schedule" in text]
-    assert len(shown) == 6
+    assert len(shown) == 7
     python(judge, *shown)
     told = between(SCHEDULE, "## Missed slots", "\n## ")
     assert set(re.findall(r"^\| `(\w+)`", told, re.MULTILINE)) == set(MISFIRE_POLICIES)

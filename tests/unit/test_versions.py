@@ -7,10 +7,17 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_neli.schedule_topic.codec import ENTRY, Definition, decode_definition, encode_definition
+from celery_neli.schedule_topic.codec import (
+    ENTRY,
+    Definition,
+    decode_definition,
+    encode_definition,
+    repaired,
+    succeeding,
+)
 from celery_neli.schedule_topic.latest import Latest
 from celery_neli.schedule_topic.pending import fold
-from celery_neli.schedule_topic.versions import Head, Marks, head_of, is_void, repaired, repairs, succeeding
+from celery_neli.schedule_topic.versions import Head, Marks, head_of, is_void, repairs
 
 Log = list[bytes | None]
 ONE = Definition(task="t", schedule="PT1M")

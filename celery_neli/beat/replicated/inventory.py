@@ -1,4 +1,5 @@
-"""What is believed of the schedule topic: which definitions it has lost, and which times are too far ahead.
+"""What is believed of the schedule topic: which definitions count, which it has lost, and which times are too far
+ahead; and the few log lines about entries that are defined at runtime.
 
 The topic may be deleted, cut, or lose records to a wrong retention while beats run. What they know of it then is all
 that is left: the beat that leads writes it back, so that what runs, what `celery neli schedule list` shows and what
@@ -25,8 +26,9 @@ from celery_neli.schedule_topic.codec import (
     Definition,
     decode_definition,
     encode_definition,
+    repaired,
 )
-from celery_neli.schedule_topic.versions import head_of, is_void, repaired, repairs
+from celery_neli.schedule_topic.versions import head_of, is_void, repairs
 
 #: How many records of entries that are not here are kept after the topic was read to its end.
 ORPHANS = 1000
@@ -36,8 +38,14 @@ SHOWN = 10
 PATIENCE = 15.0
 #: Seconds for which an entry that was removed is kept as such.
 REMOVED_FOR = 60.0
+#: Seconds between two log lines of one kind about one entry, and how many entries are remembered.
+LOGGED_EVERY, LOGGED_APART = 60.0, 1000
+#: Seconds between two lines about one entry that cannot be read; in them at most `MANY` such lines are logged.
+REFUSED_EVERY, MANY = 60.0, 20
 
 logger = escaping(logging.getLogger(__name__))
+#: What becomes of entries is told by the logger that has always told it.
+lines = escaping(logging.getLogger("celery_neli.beat.replicated.states"))
 
 
 class Inventory:
@@ -227,3 +235,30 @@ class Ahead:
                 else "the entry does not run before; if a clock was wrong, put the entry again, or pause and resume it",
             )  # fmt: skip
         return ahead > most
+
+
+class EntryLines:
+    """Logs what becomes of entries; ``level`` is that of changes."""
+
+    def __init__(self) -> None:
+        self.level = logging.INFO
+        self.limit = LogLimit(LOGGED_EVERY, remembered=LOGGED_APART)
+        self._refused = LogLimit(REFUSED_EVERY)
+
+    def changed(self, name: str, what: str) -> None:
+        """Log what was done to an entry."""
+        if not lines.isEnabledFor(self.level):
+            return  # nor does it use up the limit of the lines that are shown
+        if (suppressed := self.limit.ask((what, name))) is not None:
+            more = f" suppressed={suppressed}" if suppressed else ""
+            lines.log(self.level, "schedule: entry=%s was %s%s", name, what, more)
+
+    def left_out(self, name: str, why: str) -> None:
+        """Log that an entry cannot be run here."""
+        if self.limit.allows(name) and any(self._refused.allows(line) for line in range(MANY)):
+            lines.error("schedule: entry=%s cannot be read here, and is left out: %s", name, why)
+
+    def hidden(self, name: str) -> None:
+        """Log that a definition is not used, because beat_schedule has an entry of that name."""
+        if self.limit.allows(("hidden", name)):
+            lines.warning("schedule: entry=%s is in beat_schedule: what was put under its name is not used", name)

@@ -13,8 +13,17 @@ from celery.utils.log import get_logger
 from celery_neli.beat.replicated.states import PORTION
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import escaping
-from celery_neli.schedule_topic.codec import ENTRY, MAX_CHANGES, STATE, Change, Definition, encode_definition
-from celery_neli.schedule_topic.versions import succeeding
+from celery_neli.schedule.due import at_of
+from celery_neli.schedule.slots import only_slot
+from celery_neli.schedule_topic.codec import (
+    ENTRY,
+    MAX_CHANGES,
+    STATE,
+    Change,
+    Definition,
+    encode_definition,
+    succeeding,
+)
 
 if TYPE_CHECKING:
     from celery_neli.beat.replicated.entries import EntryTable
@@ -36,7 +45,14 @@ class Repairs:
 
     def begin(self) -> None:
         """Begin a term."""
-        self._finished, self._deleting = self._states.finished_once(), {}
+        states, schedule = self._states, self._table.schedule
+        defined = ((name, schedule.get(name)) for name in states.defined)
+        self._deleting = {}
+        self._finished = {
+            name: states.since[name]
+            for name, entry in defined
+            if entry is not None and (at := only_slot(entry.schedule)) is not None and at_of(entry) >= at.timestamp()
+        }
 
     def finished(self, name: str) -> None:
         """Note that an entry of one slot has run."""

@@ -15,15 +15,13 @@ from operator import attrgetter
 from typing import Any
 
 from celery_neli.beat.replicated.entries import EntryTable
-from celery_neli.beat.replicated.entry_lines import EntryLines
-from celery_neli.beat.replicated.inventory import Ahead, Inventory, defined_at, trim
+from celery_neli.beat.replicated.inventory import Ahead, EntryLines, Inventory, defined_at, trim
 from celery_neli.beat.replicated.pause_ends import PauseEnds
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, begin_shifted, last_at, place, place_last
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.slots import only_slot
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
@@ -215,15 +213,6 @@ class States:
             del waiting[name]
             if (entry := self._table.find(name)) is not None:
                 self._write(entry)
-
-    def finished_once(self) -> dict[str, float]:
-        """Return the entries of one slot that ran and are still defined: by name, since when."""
-        defined = ((name, self._table.schedule.get(name)) for name in self.defined)
-        return {
-            name: self.since[name]
-            for name, entry in defined
-            if entry is not None and (at := only_slot(entry.schedule)) is not None and at_of(entry) >= at.timestamp()
-        }
 
     def static(self) -> list[Any]:
         """Return the entries of beat_schedule, paused ones too."""

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from celery_neli import periodic
-from celery_neli.periodic.call import MOST_FAILURES
 from celery_neli.periodic.cli.base import (
     BY,
     EXPECTED,
@@ -24,8 +23,7 @@ from celery_neli.periodic.cli.base import (
     words,
 )
 from celery_neli.printable import printable, say, say_json
-from celery_neli.schedule.policies import OVERLAP_POLICIES, PAUSE_ON_FAILURE
-from celery_neli.settings import MISFIRE_POLICIES
+from celery_neli.settings import MISFIRE_POLICIES, MOST_FAILURES, OVERLAP_POLICIES
 
 
 @command(
@@ -123,7 +121,7 @@ def add(app: Any, /, name: str, task: str, when: str, **given: Any) -> None:
     options = parsed("options", given["options"], dict)
     chosen = {
         "queue": given["queue"],
-        PAUSE_ON_FAILURE: given["pause_on_failure"],
+        "neli_pause_on_failure": given["pause_on_failure"],
         "neli_timezone": given["tz"],
         "neli_tags": [*given["tags"]] or None,
         **{f"neli_{each}": given[each] for each in _OWN},
