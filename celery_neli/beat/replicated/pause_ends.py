@@ -15,29 +15,29 @@ class PauseEnds:
     """The entries whose pauses have an end, by the clock ``moment`` (Unix seconds)."""
 
     def __init__(self, moment: Callable[[], float]) -> None:
-        self._moment, self._heap = moment, DueHeap()
+        self._moment, self.heap = moment, DueHeap()
 
     def stand(self, name: str, definition: Definition | None) -> Definition | None:
         """Return the definition as it is at present, and note when that changes."""
-        self._heap.remove(name)
+        self.heap.remove(name)
         if definition is None or definition.until is None:
             return definition
         standing = effective(definition, (), self._moment())
         if standing.next_change < math.inf:
-            self._heap.put(name, standing.next_change)
+            self.heap.put(name, standing.next_change)
         return replace(definition, paused=standing.paused, since=standing.since)
 
     def forget(self, name: str) -> None:
         """Forget an entry that is gone."""
-        self._heap.remove(name)
+        self.heap.remove(name)
 
     def due(self) -> Iterator[str]:
         """Yield the entries whose pauses have ended since the last call."""
-        while (first := self._heap.peek()) is not None and first.time <= self._moment():
-            self._heap.remove(first.name)
+        while (first := self.heap.peek()) is not None and first.time <= self._moment():
+            self.heap.remove(first.name)
             yield first.name
 
     def wait(self) -> float:
         """Return the seconds until the next pause ends, infinity without any."""
-        first = self._heap.peek()
+        first = self.heap.peek()
         return math.inf if first is None else max(0.0, first.time - self._moment())

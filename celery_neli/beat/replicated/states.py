@@ -327,6 +327,8 @@ class States:
 
     def wake(self) -> float:
         """End the pauses whose time has come; return the seconds until the next one ends, infinity without any."""
+        if not self._ends.heap:
+            return float("inf")
         for name in self._ends.due():
             with self._alone(ENTRY, name):
                 if (definition := self.inventory.definition(name)) is not None:
@@ -334,7 +336,8 @@ class States:
         return self._ends.wait()
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
-        definition = self._ends.stand(name, definition)
+        if self._ends.heap or (definition is not None and definition.until is not None):
+            definition = self._ends.stand(name, definition)
         self._pending_overrides.pop(name, None)
         before = self._table.find(name)
         static = name not in self.defined and before is not None
