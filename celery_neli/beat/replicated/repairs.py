@@ -13,6 +13,8 @@ from celery.utils.log import get_logger
 from celery_neli.beat.replicated.states import PORTION
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import escaping
+from celery_neli.schedule.due import at_of
+from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import ENTRY, MAX_CHANGES, STATE, Change, Definition, encode_definition
 from celery_neli.schedule_topic.versions import succeeding
 
@@ -35,7 +37,7 @@ class Repairs:
     def begin(self) -> None:
         """Begin a term."""
         states = self._states
-        states.over, states.ending, self._deleting = states.finished_once(), {}, {}
+        states.over, states.ending, self._deleting = self._finished(), {}, {}
 
     def finished(self, name: str) -> None:
         """Note that an entry of one slot has run."""
@@ -72,6 +74,17 @@ class Repairs:
             states.ending[name] = since
             topic.write(ENTRY, name, encode_definition(self._ended(definition, how)))
             logger.info("schedule: entry=%s %s, and was removed", name, how)
+
+    def _finished(self) -> dict[str, float]:
+        """Return the entries of one slot that ran and are still defined: by name, since when."""
+        states, schedule = self._states, self._table.schedule
+        return {
+            name: states.since[name]
+            for name in states.defined
+            if (entry := schedule.get(name)) is not None
+            and isinstance(entry.schedule, once)
+            and at_of(entry) >= entry.schedule.at.timestamp()
+        }
 
     def _ended(self, definition: Definition, how: str) -> Definition:
         change = Change(at=self._table.moment(), by=f"beat {self._member}", what=f"removed: it {how}")
