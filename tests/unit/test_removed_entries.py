@@ -136,3 +136,33 @@ def test_what_is_put_while_the_state_of_a_removed_entry_is_deleted_stays_and_run
     world.beat().member.lead()
     world.ticks(until=200)
     assert world.slots("r") == [20, *range(90, 201, 10)]
+
+
+def test_the_definition_of_a_removed_entry_is_there_until_its_state_is_gone() -> None:
+    """However long Kafka takes to acknowledge that: without a state, an entry is owed what it has not run."""
+    world = leading()
+    topic = world.beats[0].topic
+    topic.saved = lambda kind, name: kind != STATE  # type: ignore[method-assign]
+    world.ticks(until=130)
+    left = last(world)
+    assert left is not None
+    assert head_of(left).removed
+    del topic.saved
+    world.ticks(until=300)
+    assert last(world) is None
+
+
+def test_a_state_that_a_deposed_leader_deletes_late_is_written_again() -> None:
+    """It deletes that of an entry that was removed, which somebody has put again by now."""
+    world = leading()
+    change(world, schedule="PT10S", since=world.clock())
+    world.ticks(until=33)
+    assert world.slots("r") == [12, 22, 32]
+    world.log.append((STATE, "r", None, None))
+    world.ticks(until=35)
+    world.beats[0].crash()
+    world.beats[1].crash()
+    world.beat().member.lead()
+    world.ticks(until=60)
+    assert world.slots("r") == [12, 22, 32, 42, 52]
+    assert world.state("r").runs == 5

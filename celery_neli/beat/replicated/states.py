@@ -267,10 +267,11 @@ class States:
     def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
         state = None if value is None else decode_state(value)
         self._orphan_states.pop(name, None)
-        if state is None:
-            return
         entry = self._table.find(name)
-        if entry is None:
+        if state is None:
+            if leading and entry is not None:  # a leader that was frozen deletes what was removed, and put again since
+                self._write(entry)
+        elif entry is None:
             self._orphan_states[name] = state
         elif not leading or (state.epoch == NO_EPOCH and at_of(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
