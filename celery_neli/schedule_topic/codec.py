@@ -111,13 +111,20 @@ class Note:
 
 def succeeding(new: Definition, current: Definition | None) -> Definition:
     """Return `new` as what replaces `current` (None: there is no definition), under a version of its own."""
-    base, revision = ("", 0) if current is None else (current.version, current.revision)
-    return replace(new, version=secrets.token_hex(8), base=base, revision=min(revision + 1, REVISION_MOST))
+    return _after(replace(new, version=secrets.token_hex(8)), current)
 
 
 def repaired(current: Definition) -> Definition:
     """Return the definition that counts, to be written again behind a void record: same version, next revision."""
-    return replace(current, base=current.version, revision=min(current.revision + 1, REVISION_MOST))
+    return _after(current, current)
+
+
+def _after(new: Definition, current: Definition | None) -> Definition:
+    if current is None:
+        return replace(new, base="", revision=1)
+    if current.revision >= REVISION_MOST:  # forged: no next one would be higher, so one that always counts ends that
+        return replace(new, base=None, revision=1)
+    return replace(new, base=current.version, revision=current.revision + 1)
 
 
 def key_of(kind: Kind, name: str) -> bytes:

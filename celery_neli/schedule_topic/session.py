@@ -42,7 +42,7 @@ KEPT_BYTES: Final = 1 << 20  # of the values that were read or written last
 _READER: Mapping[str, Any] = {
     "fetch.wait.max.ms": 1,  # a partition that is added waits for the fetch that is under way
     "fetch.queue.backoff.ms": 1,
-    "fetch.message.max.bytes": 1 << 17,
+    "fetch.message.max.bytes": 1 << 15,
     "queued.max.messages.kbytes": 1024,
 }
 _WRITER: Mapping[str, Any] = {"linger.ms": 0, "delivery.timeout.ms": round(TIMEOUT * 1000)}

@@ -175,7 +175,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     types, loaded = told.splitlines()
     assert types == "inspect control"
-    packages = ("health", "periodic", "periodic.cli", "ui", "worker")
+    packages = ("backfill", "health", "periodic", "periodic.cli", "ui", "worker")
     modules = (
         "cli",
         "config",
@@ -183,6 +183,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "ordinary_beat",
         "printable",
         "settings",
+        "backfill.cli",
         "health.cli",
         *(f"periodic.cli.{each}" for each in ("as_code", "base", "entries", "slots", "transfer")),
         "ui.command",

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from celery_neli.schedule_topic.codec import (
     ENTRY,
+    REVISION_MOST,
     Definition,
     decode_definition,
     encode_definition,
@@ -47,7 +48,7 @@ def logs(draw: st.DrawFn) -> Log:
     for _ in range(draw(st.integers(0, 12))):
         seen, _ = read(log[: draw(st.integers(0, len(log)))])
         now, _ = read(log)
-        step = draw(st.sampled_from(["write", "write", "write", "remove", "repair", "delete", "forced"]))
+        step = draw(st.sampled_from(["write", "write", "write", "remove", "repair", "delete", "forced", "forged"]))
         if step == "write":
             log.append(grown(decoded(seen)))
         elif step == "remove":
@@ -58,6 +59,8 @@ def logs(draw: st.DrawFn) -> Log:
             log.append(None)
         elif step == "forced":
             log.append(encode_definition(replace(ONE, version="forced")))
+        elif step == "forged":
+            log.append(encode_definition(replace(ONE, version="forged", base="", revision=REVISION_MOST)))
     return log
 
 
@@ -108,6 +111,16 @@ def test_a_successor_counts_where_a_void_record_is_all_that_kafka_has_left_of_wh
     b, void = grown(decoded(a), paused=True), grown(decoded(a), task="u")
     after = grown(decoded(b), task="w")
     assert read([a, b, void, after]) == read([void, after]) == (after, False)
+
+
+def test_an_entry_with_the_highest_revision_can_still_be_changed_and_repaired() -> None:
+    """Nobody gets there but by forgery: each change adds one."""
+    forged = encode_definition(replace(ONE, version="x", base="", revision=REVISION_MOST))
+    after = grown(decoded(forged), task="u")
+    again = encode_definition(repaired(decode_definition(forged)))
+    assert read([forged, after]) == (after, False)
+    assert read([forged, again]) == (again, False)
+    assert read([forged, after, grown(decoded(after), task="v")])[1] is False
 
 
 def test_a_tombstone_deletes_what_was_removed_and_nothing_that_was_put_in_the_meantime() -> None:

@@ -38,41 +38,35 @@ class Repairs:
 
     def __init__(self, table: EntryTable, states: States, topic: ScheduleTopic, member: str) -> None:
         self._table, self._states, self._topic, self._member = table, states, topic, member
-        #: Entries of one slot that ran, and their `since`: to be removed.
-        self._finished: dict[str, float] = {}
         #: Entries that were removed, and whose states are being deleted: their definitions follow.
         self._deleting: dict[str, None] = {}
 
     def begin(self) -> None:
         """Begin a term."""
-        states, schedule = self._states, self._table.schedule
-        defined = ((name, schedule.get(name)) for name in states.defined)
-        self._deleting = {}
-        self._finished = {
-            name: states.since[name]
-            for name, entry in defined
-            if entry is not None and (at := only_slot(entry.schedule)) is not None and at_of(entry) >= at.timestamp()
-        }
+        states = self._states
+        states.over, states.ending, self._deleting = self._finished(), {}, {}
 
     def finished(self, name: str) -> None:
         """Note that an entry of one slot has run."""
-        self._finished[name] = self._states.since[name]
+        self._states.over[name] = self._states.since[name]
 
     def write_some(self) -> bool:
         """Write some of what the topic has lost, or what a void record hides; return True if more is left."""
         states, inventory, topic = self._states, self._states.inventory, self._topic
         for name, value in (*inventory.take_lost(PORTION).items(), *inventory.take_void(PORTION).items()):
-            topic.write(ENTRY, name, value)
+            if name not in states.over:  # else what says that it was removed is written instead: one of them, not both
+                topic.write(ENTRY, name, value)
         states.write_again(PORTION)
         return bool(inventory.lost or states.again)
 
     def remove(self) -> None:
         """Remove entries that ran for the only time, unless they were defined again, and what is left of those that
-        were removed a minute ago.
+        were removed a minute ago. An entry is here until its removal was read back: if another change comes first, that
+        counts, and what it changes has run.
         """
         self._delete()
         states, topic = self._states, self._topic
-        finished, self._finished = self._finished, {}
+        finished, states.over = states.over, {}
         for name, since in finished.items():
             if name not in states.defined or states.since.get(name) != since:
                 continue
@@ -82,10 +76,22 @@ class Repairs:
                 definition = states.inventory.definition(name)
             except RecordError:
                 continue
-            if definition is not None:  # whoever defines it again at this moment is not overruled
-                topic.write(ENTRY, name, encode_definition(self._ended(definition, how)))
-            states.forget(name)
+            if definition is None:
+                continue
+            states.ending[name] = since
+            topic.write(ENTRY, name, encode_definition(self._ended(definition, how)))
             logger.info("schedule: entry=%s %s, and was removed", name, how)
+
+    def _finished(self) -> dict[str, float]:
+        """Return the entries of one slot that ran and are still defined: by name, since when."""
+        states, schedule = self._states, self._table.schedule
+        return {
+            name: states.since[name]
+            for name in states.defined
+            if (entry := schedule.get(name)) is not None
+            and (at := only_slot(entry.schedule)) is not None
+            and at_of(entry) >= at.timestamp()
+        }
 
     def _ended(self, definition: Definition, how: str) -> Definition:
         change = Change(at=self._table.moment(), by=f"beat {self._member}", what=f"removed: it {how}")

@@ -87,6 +87,8 @@ class States:
         #: When entries were defined at runtime (Unix seconds), of those whose slots begin earlier, as imported ones do,
         #: and that no leader wrote a state of.
         self.imported: dict[str, float] = {}
+        #: Entries of one slot that ran and are to be removed, and those of which that was written: their `since`.
+        self.over, self.ending = dict[str, float](), dict[str, float]()
         self._ends = PauseEnds(table.moment)
         self._lines = EntryLines()
         self._ahead = Ahead(table.moment, self._lines.limit)
@@ -239,8 +241,8 @@ class States:
         for names in (self.open, self.defined, self.waiting):
             names.discard(name)
         known: tuple[dict[str, Any], ...] = (
-            self._initial, self.unwritten, self.again, self.since, self.sent, self.imported, self._orphan_states,
-            self._pending_overrides,
+            self._initial, self.unwritten, self.again, self.since, self.sent, self.imported, self.over, self.ending,
+            self._orphan_states, self._pending_overrides,
         )  # fmt: skip
         for each in known:
             each.pop(name, None)
@@ -270,10 +272,11 @@ class States:
     def _read_state(self, name: str, value: bytes | None, *, leading: bool) -> None:
         state = None if value is None else decode_state(value)
         self._orphan_states.pop(name, None)
-        if state is None:
-            return
         entry = self._table.find(name)
-        if entry is None:
+        if state is None:
+            if leading and entry is not None:  # a leader that was frozen deletes what was removed, and put again since
+                self._write(entry)
+        elif entry is None:
             self._orphan_states[name] = state
         elif not leading or (state.epoch == NO_EPOCH and last_at(entry) < state.last <= self._moment() + FAR_AHEAD):
             self._apply(entry, state)
@@ -339,8 +342,9 @@ class States:
             self._pause(before, definition)
         elif definition is None:
             if name in self.defined:
+                if name not in self.ending:  # else the line is there that says why
+                    self._lines.changed(name, "removed")
                 self.forget(name)
-                self._lines.changed(name, "removed")
         elif definition.static:
             # This version of the schedule does not have it.
             self._pending_overrides[name] = replace(definition, args=[], kwargs={}, options={}, changes=())
@@ -350,6 +354,8 @@ class States:
             self._define(name, definition, before)
 
     def _define(self, name: str, definition: Definition, before: Any) -> None:
+        if self.ending.pop(name, None) == definition.since:  # a change came first: that it was removed is void
+            self.over[name] = definition.since
         entry = entry_of(definition, name, self._app)
         self._table.check(entry)
         again = before is not None and definition.since == self.since.get(name)
