@@ -122,7 +122,7 @@ def test_a_topic_that_is_emptied_is_written_again(beats: Beats, kafka_node: Kafk
     """kafka-delete-records: Kafka reports nothing to a reader that is past what is deleted."""
     topic = beats.config.schedule_topic
     configure(kafka_node, topic, cleanup_policy="compact,delete")
-    for partition in range(2):
+    for partition in range(17):
         place = TopicPartition(topic, partition, -1)
         kafka_node.admin().delete_records([place])[place].result(10)
     configure(kafka_node, topic, cleanup_policy="compact")
@@ -135,7 +135,7 @@ def test_a_topic_that_is_made_again_at_once_is_noticed(beats: Beats, kafka_node:
     kafka_node.admin().delete_topics([topic])[topic].result(10)
 
     def made() -> bool:
-        new = NewTopic(topic, 2, replication_factor=1, config={"cleanup.policy": "compact"})
+        new = NewTopic(topic, 17, replication_factor=1, config={"cleanup.policy": "compact"})
         try:
             kafka_node.admin().create_topics([new])[topic].result(10)
         except KafkaException as exc:

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from celery_neli.config import Config
 from celery_neli.schedule_topic import topic as schedule_client
-from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, State, encode_state, key_of
+from celery_neli.schedule_topic.codec import ENTRY, MEMBER, STATE, State, encode_state, key_of, partition_of
 from celery_neli.schedule_topic.topic import ScheduleTopic
 from tests.kafka.cluster import KafkaCluster
 from tests.processes import wait_until
@@ -47,7 +47,7 @@ def make() -> Iterator[Make]:
         yield made
 
 
-def log_of(config: Config, partition: int = 0) -> list[tuple[bytes, bytes | None]]:
+def log_of(config: Config) -> list[tuple[bytes, bytes | None]]:
     """Every record that the brokers have, in order."""
     reader = Consumer(
         {
@@ -57,7 +57,8 @@ def log_of(config: Config, partition: int = 0) -> list[tuple[bytes, bytes | None
             "log_level": 0,
         }
     )
-    reader.assign([TopicPartition(config.schedule_topic, partition, OFFSET_BEGINNING)])
+    reader.assign([TopicPartition(config.schedule_topic, each, OFFSET_BEGINNING) for each in range(17)])
+    left = set(range(17))
     found: list[tuple[bytes, bytes | None]] = []
 
     def ended() -> bool:
@@ -68,7 +69,9 @@ def log_of(config: Config, partition: int = 0) -> list[tuple[bytes, bytes | None
             assert not isinstance(value, str)
             found.append((key, value))
         error = None if message is None else message.error()
-        return error is not None and error.name() == "_PARTITION_EOF"
+        if message is not None and error is not None and error.name() == "_PARTITION_EOF":
+            left.discard(message.partition())
+        return not left
 
     wait_until(ended, timeout=60, what="the end of the log", interval=0)
     reader.close()
@@ -161,11 +164,14 @@ def test_compaction_keeps_the_latest_of_each_key(make: Make, config: Config, kaf
         },
     )
     topic = make(config)
-    topic.write(ENTRY, "gone", b"{}")
+    # Of one partition, so that the last of them closes the segment of all.
+    alike = (each for each in map(str, range(1000)) if partition_of(ENTRY, each) == 3)
+    a, b, c, gone, tick = (next(alike) for _ in range(5))
+    topic.write(ENTRY, gone, b"{}")
     assert topic.flush(20)
-    topic.write(ENTRY, "gone", None)
+    topic.write(ENTRY, gone, None)
     for runs in range(50):
-        for name in "abc":
+        for name in (a, b, c):
             topic.write(STATE, name, state(runs))
         assert topic.flush(20)
     before = len(log_of(config))
@@ -173,20 +179,20 @@ def test_compaction_keeps_the_latest_of_each_key(make: Make, config: Config, kaf
 
     def compacted() -> bool:
         # The segment that is written to is never compacted; a new record closes it.
-        topic.write(STATE, "tick", state(int(time.monotonic())))
+        topic.write(STATE, tick, state(int(time.monotonic())))
         return topic.flush(20) and len(log_of(config)) < before / 3
 
     wait_until(compacted, timeout=120, what="compaction", interval=0.5)
     left = log_of(config)
-    assert (key_of(STATE, "a"), state(0)) not in left
+    assert (key_of(STATE, a), state(0)) not in left
     found = schedule_client.read_all(config, log=LOG)
-    assert {found["s", name] for name in "abc"} == {state(49)}
-    assert ("e", "gone") not in found
+    assert {found["s", name] for name in (a, b, c)} == {state(49)}
+    assert ("e", gone) not in found
     reader = make(config)
     assert reader.read_to_end(20)
     read = reader.drain()
-    assert {read["s", name] for name in "abc"} == {state(49)}
-    assert read.get(("e", "gone")) is None
+    assert {read["s", name] for name in (a, b, c)} == {state(49)}
+    assert read.get(("e", gone)) is None
 
 
 def test_a_position_that_is_gone_is_reported_and_the_topic_read_again(
@@ -245,7 +251,7 @@ def test_notes_are_read_without_the_entries(config: Config, kafka: str) -> None:
     schedule_client.write(config, [(MEMBER, "one", b'{"v":1,"schedule":"a","version":null,"at":1}')], log=LOG)
     producer = Producer({"bootstrap.servers": kafka})
     for number in range(20_000):
-        producer.produce(config.schedule_topic, state(number), key_of(STATE, f"{number}"), partition=0)
+        producer.produce(config.schedule_topic, state(number), key_of(STATE, f"{number}"), partition=number % 16)
     assert producer.flush(30) == 0
     producer.close()
     began = time.monotonic()

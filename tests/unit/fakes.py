@@ -287,9 +287,11 @@ class FakeTopic:
     def values(self) -> dict[tuple[Kind, str], bytes]:
         """What is in it, the latest of each key."""
         latest = Latest()
+        found = {(kind, name): value for kind, name, value, _ in self.log if kind != ENTRY}
         for kind, name, value, _ in self.log:
-            latest.add((kind, name), value)
-        return latest.values()
+            if kind == ENTRY:
+                latest.add((kind, name), value)
+        return {**latest.values(), **{key: value for key, value in found.items() if value is not None}}
 
     def states(self) -> dict[str, State]:
         """The entries' states."""

@@ -24,8 +24,8 @@ from celery_neli.schedule_topic.codec import (
     decode_state,
     encode_definition,
     encode_state,
-    living,
 )
+from celery_neli.schedule_topic.notes import living
 from celery_neli.schedule_topic.values import MAX_INT
 from tests.unit.beats import START, World
 from tests.unit.test_shards import tells
