@@ -169,7 +169,8 @@ class _Store:
     def look(
         self, names: Collection[str], *, kinds: Sequence[Kind] = (ENTRY, STATE), fresh: bool = True
     ) -> Mapping[tuple[Kind, str], bytes]:
-        return {entry: value for entry, value in self.read(keep=names.__contains__).items() if entry[0] in kinds}
+        found = {(kind, name): value for kind, name, value, _ in self._log if name in names and kind in kinds}
+        return {entry: value for entry, value in found.items() if value is not None}
 
     def write(self, writes: list[Write]) -> set[str]:
         self._log.extend((each.kind, each.name, each.value, None) for each in writes)
