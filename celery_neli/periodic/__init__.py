@@ -9,22 +9,27 @@ if TYPE_CHECKING:
     from celery_neli.periodic.api import (
         Batch,
         Change,
+        Pause,
         Periodic,
         batch,
         get,
         list,  # noqa: A004
         pause,
+        pause_where,
+        pauses,
         put,
         remove,
         resume,
+        resume_where,
         run_now,
         runs,
     )
     from celery_neli.periodic.preview import NextRun, next_runs
 
 __all__ = [
-    "Batch", "Change", "NextRun", "Periodic", "Run",
-    "batch", "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
+    "Batch", "Change", "NextRun", "Pause", "Periodic", "Run",
+    "batch", "get", "list", "next_runs", "pause", "pause_where", "pauses", "put", "remove",
+    "resume", "resume_where", "run_now", "runs",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from celery_neli.periodic.text import text_of
 from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
+from celery_neli.schedule_topic.pauses import NEVER, effective
 from celery_neli.schedule_topic.values import shown
 
 UNSHOWN = "cannot be shown"
@@ -117,6 +118,10 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
             problem = f"{UNSHOWN}: {reason_of(exc, name)}"
     shows_next = entry is not found
     found = awake(found, editor.now)
+    tags = tags_of(entry.options)
+    rules = [each for each in editor.rules if each.fits(name, tags)]
+    standing = effective(found, rules, editor.now)
+    holding = [each for each in rules if each.holds(editor.now)]
     state = editor.known.states.get(name)
     if state is not None and not static and _is_of_former(state, found):
         state = None
@@ -128,17 +133,18 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
         kwargs=entry.kwargs,
         options=entry.options,
         source=BEAT_SCHEDULE if static else RUNTIME,
-        paused=found.paused,
-        next=_next(editor, state, entry.schedule, found.since) if shows_next and not found.paused else None,
+        paused=standing.paused,
+        next=_next(editor, state, entry.schedule, standing.since) if shows_next and not standing.paused else None,
         last=state.last if state and state.runs else None,
         runs=state.runs if state else 0,
-        since=found.since or None,
+        since=standing.since or None,
         changes=found.changes,
         problem=problem,
         version=found.version,
         owner=found.owner,
-        tags=tags_of(entry.options),
-        until=found.until,
+        tags=tags,
+        until=standing.next_change if standing.paused and standing.next_change < NEVER else None,
+        paused_by="; ".join(each.what for each in holding) or None,
         note=found.changes[-1].note if found.changes else "",
     )
 

@@ -13,7 +13,8 @@ from celery.utils.log import get_logger
 from celery_neli.beat.replicated.states import PORTION
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import escaping
-from celery_neli.schedule_topic.codec import ENTRY, MAX_CHANGES, STATE, Change, Definition, encode_definition
+from celery_neli.schedule_topic.codec import ENTRY, MAX_CHANGES, PAUSE, STATE, Change, Definition, encode_definition
+from celery_neli.schedule_topic.rules import encode_pause
 from celery_neli.schedule_topic.versions import succeeding
 
 if TYPE_CHECKING:
@@ -47,8 +48,20 @@ class Repairs:
         states, inventory, topic = self._states, self._states.inventory, self._topic
         for name, value in (*inventory.take_lost(PORTION).items(), *inventory.take_void(PORTION).items()):
             topic.write(ENTRY, name, value)
+        self._write_pauses()
         states.write_again(PORTION)
         return bool(inventory.lost or states.again)
+
+    def _write_pauses(self) -> None:
+        """Write pauses of many entries that the topic has lost, and delete those that ended long ago."""
+        bulk, topic = self._states.bulk, self._topic
+        while bulk.lost:
+            name, _ = bulk.lost.popitem()
+            if name in bulk.rules:
+                topic.write(PAUSE, name, encode_pause(bulk.rules[name]))
+        if bulk.rules and not self._states.unwritten and not topic.unsaved:
+            for name in bulk.take_expired():
+                topic.write(PAUSE, name, None)
 
     def remove(self) -> None:
         """Remove entries that ran for the only time, unless they were defined again, and what is left of those that
