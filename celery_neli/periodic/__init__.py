@@ -25,11 +25,30 @@ if TYPE_CHECKING:
         runs,
     )
     from celery_neli.periodic.preview import NextRun, next_runs
+    from celery_neli.periodic.scoped import Scope, scope
 
 __all__ = [
-    "Batch", "Change", "NextRun", "Pause", "Periodic", "Run",
-    "batch", "get", "list", "next_runs", "pause", "pause_where", "pauses", "put", "remove",
-    "resume", "resume_where", "run_now", "runs",
+    "Batch",
+    "Change",
+    "NextRun",
+    "Pause",
+    "Periodic",
+    "Run",
+    "Scope",
+    "batch",
+    "get",
+    "list",
+    "next_runs",
+    "pause",
+    "pause_where",
+    "pauses",
+    "put",
+    "remove",
+    "resume",
+    "resume_where",
+    "run_now",
+    "runs",
+    "scope",
 ]  # fmt: skip
 
 
@@ -39,6 +58,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in ("NextRun", "next_runs"):
         from celery_neli.periodic import preview as module
+    elif name in ("Scope", "scope"):
+        from celery_neli.periodic import scoped as module  # type: ignore[no-redef]
     else:
         from celery_neli.periodic import api as module  # type: ignore[no-redef]
 

@@ -17,6 +17,7 @@ from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.slots import next_slot
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
 from celery_neli.schedule_topic.pauses import NEVER, effective
+from celery_neli.schedule_topic.rules import tags_of
 from celery_neli.schedule_topic.values import shown
 
 UNSHOWN = "cannot be shown"
@@ -147,12 +148,6 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
         paused_by="; ".join(each.what for each in holding) or None,
         note=found.changes[-1].note if found.changes else "",
     )
-
-
-def tags_of(options: Any) -> tuple[str, ...]:
-    """Return the tags among the options of an entry."""
-    tags = options.get("neli_tags") if isinstance(options, Mapping) else None
-    return tuple(each for each in tags if isinstance(each, str)) if isinstance(tags, (list, tuple)) else ()
 
 
 def _is_of_former(state: State, found: Definition) -> bool:

@@ -115,3 +115,9 @@ def _check(pause: Pause) -> None:
 def _text(fields: Mapping[str, Any], name: str) -> str:
     text: str = values.typed({name: "", **fields}, name, str)
     return text
+
+
+def tags_of(options: Any) -> tuple[str, ...]:
+    """Return the tags among the options of an entry."""
+    tags = options.get("neli_tags") if isinstance(options, Mapping) else None
+    return tuple(each for each in tags if isinstance(each, str)) if isinstance(tags, (list, tuple)) else ()

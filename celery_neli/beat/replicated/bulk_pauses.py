@@ -17,7 +17,7 @@ from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of, place
 from celery_neli.schedule_topic.codec import State
 from celery_neli.schedule_topic.pauses import effective
-from celery_neli.schedule_topic.rules import Pause, decode_pause
+from celery_neli.schedule_topic.rules import Pause, decode_pause, tags_of
 
 if TYPE_CHECKING:
     from celery_neli.beat.replicated.entries import EntryTable
@@ -89,8 +89,7 @@ class BulkPauses:
         entry = self._table.find(name)
         if entry is None:
             return False
-        tags = entry.options.get("neli_tags") if entry.options else None
-        tags = tags if isinstance(tags, (list, tuple)) else ()
+        tags = tags_of(entry.options)
         standing = effective(
             None, [each for each in self.rules.values() if each.fits(name, tags)], self._table.moment()
         )

@@ -13,6 +13,8 @@ from celery.utils.log import get_logger
 from celery_neli.beat.replicated.states import PORTION
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import escaping
+from celery_neli.schedule.due import at_of
+from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import ENTRY, MAX_CHANGES, PAUSE, STATE, Change, Definition, encode_definition
 from celery_neli.schedule_topic.rules import encode_pause
 from celery_neli.schedule_topic.versions import succeeding
@@ -37,7 +39,17 @@ class Repairs:
 
     def begin(self) -> None:
         """Begin a term."""
-        self._finished, self._deleting = self._states.finished_once(), {}
+        self._finished, self._deleting = self._finished_once(), {}
+
+    def _finished_once(self) -> dict[str, float]:
+        """Return the entries of one slot that ran and are still defined: by name, since when."""
+        states, schedule = self._states, self._table.schedule
+        defined = ((name, schedule.get(name)) for name in states.defined)
+        return {
+            name: states.since[name]
+            for name, entry in defined
+            if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
+        }
 
     def finished(self, name: str) -> None:
         """Note that an entry of one slot has run."""

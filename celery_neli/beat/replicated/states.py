@@ -24,7 +24,6 @@ from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, place
 from celery_neli.schedule.heap import DueHeap
-from celery_neli.schedule.slots import once
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
@@ -218,15 +217,6 @@ class States:
             del waiting[name]
             if (entry := self._table.find(name)) is not None:
                 self._write(entry)
-
-    def finished_once(self) -> dict[str, float]:
-        """Return the entries of one slot that ran and are still defined: by name, since when."""
-        defined = ((name, self._table.schedule.get(name)) for name in self.defined)
-        return {
-            name: self.since[name]
-            for name, entry in defined
-            if entry is not None and isinstance(entry.schedule, once) and at_of(entry) >= entry.schedule.at.timestamp()
-        }
 
     def static(self) -> list[Any]:
         """Return the entries of beat_schedule, paused ones too."""
