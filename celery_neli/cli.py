@@ -287,6 +287,8 @@ def _print(status: ElectionStatus) -> None:
     _print_members(status)
     for line in filter(None, (status.sharing, status.disagreement)):
         say(f"  {line}")
+    for pause in status.pauses:
+        say(f"  paused: {printable(pause.line)}")
     for right in status.missing_rights:
         say(f"  could not be checked: {right}")
 

@@ -26,7 +26,8 @@ from celery_neli.kafka.properties import admin_properties, reader_properties
 from celery_neli.kafka.reader import Event, RawRecord, Reader
 from celery_neli.schedule_topic.codec import Note
 from celery_neli.schedule_topic.notes import MemberSchedule, disagreement, living, names_by, sharing
-from celery_neli.schedule_topic.topic import read_notes
+from celery_neli.schedule_topic.rules import Pause
+from celery_neli.schedule_topic.topic import read_notes_and_pauses
 
 TAIL = 400  # records of each role that are read, from the end
 
@@ -67,6 +68,7 @@ class MemberStatus:
 @dataclass(frozen=True, kw_only=True)
 class ElectionStatus:
     """One election; `members` is None if the group could not be described, `schedules` comes from the members' notes.
+    `pauses`: those of many entries that hold.
     `missing_rights`: sentences about what could not be looked at; without the right to read the topic, `exists` is
     False. `seen` names who wrote to the leader topic recently, `gone` who let a lease run out, and when (Unix seconds),
     and was not heard since.
@@ -80,6 +82,7 @@ class ElectionStatus:
     members: list[MemberStatus] | None = None
     group_state: str | None = None
     schedules: list[MemberSchedule] = field(default_factory=list)
+    pauses: list[Pause] = field(default_factory=list)
     missing_rights: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     gone: dict[str, float] = field(default_factory=dict)
@@ -129,7 +132,7 @@ def look(config: Config, election: str, *, log: logging.Logger, schedules: bool 
         return found if notes is None else _with_notes(found, *notes.result())
 
 
-def _with_notes(found: ElectionStatus, notes: dict[str, Note], why: list[str]) -> ElectionStatus:
+def _with_notes(found: ElectionStatus, notes: dict[str, Note], pauses: list[Pause], why: list[str]) -> ElectionStatus:
     """Add what members' notes say: a member whose note is younger than the end of its lease is there again."""
     now = time.time()
     names = None if found.members is None else {each.name for each in found.members}
@@ -141,17 +144,22 @@ def _with_notes(found: ElectionStatus, notes: dict[str, Note], why: list[str]) -
         replace(each, answers=(each.answers or each.name in back) and each.name not in silent) for each in found.members
     ]
     missing_rights = [*found.missing_rights, *why]
-    return replace(found, schedules=schedules, members=members, gone=gone, missing_rights=missing_rights)
+    holding = sorted((each for each in pauses if each.holds(now)), key=lambda each: each.at)
+    return replace(
+        found, pauses=holding, schedules=schedules, members=members, gone=gone, missing_rights=missing_rights
+    )
 
 
-def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[str]]:
-    """Return the members' notes, and why there are none if a right is missing. No other failure matters."""
+def _notes(config: Config, log: logging.Logger) -> tuple[dict[str, Note], list[Pause], list[str]]:
+    """Return the members' notes, the pauses of many entries, and why there are none if a right is missing. No other
+    failure matters.
+    """
     try:
-        return read_notes(config, log=log, timeout=TIMEOUT), []
+        return *read_notes_and_pauses(config, log=log, timeout=TIMEOUT), []
     except NotAllowed as exc:
-        return {}, [str(exc)]
+        return {}, [], [str(exc)]
     except NeliError:
-        return {}, []
+        return {}, [], []
 
 
 def _look(config: Config, found: ElectionStatus, log: ClientLog) -> ElectionStatus:

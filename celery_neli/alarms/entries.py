@@ -17,6 +17,7 @@ from celery_neli.schedule.policies import PAUSE_ON_FAILURE
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
+    PAUSE,
     START_AHEAD,
     STATE,
     Definition,
@@ -25,6 +26,7 @@ from celery_neli.schedule_topic.codec import (
     decode_definition,
     decode_state,
 )
+from celery_neli.schedule_topic.rules import decode_pause, tags_of
 
 SAID_EVERY: Final = 3600.0  # seconds between two lines about one entry
 
@@ -49,6 +51,10 @@ class WatchedEntries:
         try:
             if kind == STATE:
                 self._take_state(name, None if value is None else decode_state(value), now)
+            elif kind == PAUSE:
+                self._overdue.pauses.pop(name, None)
+                if value is not None:
+                    self._overdue.pauses[name] = decode_pause(name, value)
             elif kind == ENTRY:
                 self._take_definition(name, None if value is None else decode_definition(value), now)
         except RecordError:
@@ -145,6 +151,7 @@ class WatchedEntries:
             overdue=options.get("neli_overdue"),
             max_runtime=options.get("neli_max_runtime"),
             countdown=_seconds(options.get("countdown")),
+            tags=tags_of(options),
         )
 
     def _last(self, name: str, now: float) -> float:

@@ -24,6 +24,8 @@ from celery_neli.history.runs import STARTED
 from celery_neli.schedule.cron import cron
 from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule.slots import base_of, id_at, missed, next_slot, nominal, shift_of
+from celery_neli.schedule_topic.pauses import effective
+from celery_neli.schedule_topic.rules import Pause
 
 SLOT: Final = "slot_overdue"
 RUN: Final = "run_overdue"
@@ -84,6 +86,7 @@ class Entry:
     countdown: float = 0.0
     allowance: float = ALLOWANCE  # as of its next slot
     has_slots: bool = False
+    tags: tuple[str, ...] = ()
 
     @property
     def shift(self) -> float:
@@ -121,6 +124,7 @@ class Overdue:
         self.reports, self._on_error = reports, on_error
         self._group, self._overdue, self._max_runtime = group, overdue, max_runtime
         self._entries: dict[str, Entry] = {}
+        self.pauses: dict[str, Pause] = {}  # of many entries, by their names
         self._due = DueHeap()
         self._pending: dict[str, _Pending] = {}
         self._pending_due = DueHeap()
@@ -229,6 +233,7 @@ class Overdue:
     def _judge_entry(self, name: str, until: float) -> Iterator[Alarm]:
         entry = self._entries[name]
         allowance = entry.allowance
+        paused = bool(self.pauses) and self._pause(name, entry, until)
         try:
             owed = self._owed(entry, until)
             self._place(name, entry)
@@ -236,7 +241,7 @@ class Overdue:
             self.remove(name)
             self._on_error(name, exc)
             return
-        if owed is None:
+        if owed is None or paused:
             return
         slot, count = owed
         if not self._first(f"{name}\0{slot!r}"):
@@ -247,6 +252,12 @@ class Overdue:
             reason=FAILED if error else NOT_SENT, deadline=slot + entry.shift + allowance, allowance=allowance,
             count=count, error=error, schedule=entry.schedule,
         )  # fmt: skip
+
+    def _pause(self, name: str, entry: Entry, until: float) -> bool:
+        """Return True if a pause of many entries holds it; no slot of one that has ended counts."""
+        standing = effective(None, (each for each in self.pauses.values() if each.fits(name, entry.tags)), until)
+        entry.base = max(entry.base, standing.since)
+        return standing.paused
 
     def _owed(self, entry: Entry, until: float) -> tuple[float, int] | None:
         """Return the last slot that is overdue at `until`, and how many are; they count as told from now on."""

@@ -10,28 +10,35 @@ if TYPE_CHECKING:
     from celery_neli.periodic.api import (
         Batch,
         Change,
+        Pause,
         Periodic,
         batch,
         get,
         list,  # noqa: A004
         pause,
+        pause_where,
+        pauses,
         put,
         remove,
         resume,
+        resume_where,
         run_now,
         runs,
     )
     from celery_neli.periodic.preview import NextRun, next_runs
+    from celery_neli.periodic.scoped import Scope, scope
 
 __all__ = [
-    "Backfilled", "Batch", "Change", "NextRun", "Periodic", "Run",
-    "backfill", "batch", "get", "list", "next_runs", "pause", "put", "remove", "resume", "run_now", "runs",
+    "Backfilled", "Batch", "Change", "NextRun", "Pause", "Periodic", "Run", "Scope",
+    "backfill", "batch", "get", "list", "next_runs", "pause", "pause_where", "pauses", "put", "remove", "resume",
+    "resume_where", "run_now", "runs", "scope",
 ]  # fmt: skip
 
 #: Where names are that are not in `api`. Backfills read the leader topic, and stand above this package.
 _ELSEWHERE = {
     **dict.fromkeys(("Backfilled", "backfill"), "celery_neli.backfill.api"),
     **dict.fromkeys(("NextRun", "next_runs"), "celery_neli.periodic.preview"),
+    **dict.fromkeys(("Scope", "scope"), "celery_neli.periodic.scoped"),
 }
 
 

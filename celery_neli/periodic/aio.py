@@ -24,9 +24,22 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from celery_neli.periodic import api
-from celery_neli.periodic.api import Batch, Periodic, Run
+from celery_neli.periodic.api import Batch, Pause, Periodic, Run
 
-__all__ = ["batch", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs"]
+__all__ = [
+    "batch",
+    "get",
+    "list",
+    "pause",
+    "pause_where",
+    "pauses",
+    "put",
+    "remove",
+    "resume",
+    "resume_where",
+    "run_now",
+    "runs",
+]
 
 THREADS: Final = 4  # of a process; the schedule topic serves one question at a time
 PORTION: Final = 200  # entries that `list` makes in one go
@@ -52,6 +65,21 @@ async def resume(app: Any, name: str, **given: Any) -> Periodic:
 async def remove(app: Any, name: str, **given: Any) -> None:
     """As `periodic.remove`."""
     await _call(api.remove, app, name, **given)
+
+
+async def pause_where(app: Any, **given: Any) -> Pause:
+    """As `periodic.pause_where`."""
+    return await _call(api.pause_where, app, **given)
+
+
+async def resume_where(app: Any, **given: Any) -> builtins.list[Pause]:
+    """As `periodic.resume_where`."""
+    return await _call(api.resume_where, app, **given)
+
+
+async def pauses(app: Any) -> builtins.list[Pause]:
+    """As `periodic.pauses`."""
+    return await _call(api.pauses, app)
 
 
 async def get(app: Any, name: str) -> Periodic | None:

@@ -34,15 +34,18 @@ from celery.result import AsyncResult
 from celery_neli.history.runs import Run
 from celery_neli.periodic import edits, run_history
 from celery_neli.periodic.batches import Batch
+from celery_neli.periodic.bulk import pause_where, pauses, resume_where
 from celery_neli.periodic.editor import ScheduleEditor, entry_name
 from celery_neli.periodic.edits import pausing, removing, resuming
 from celery_neli.periodic.listing import listed
 from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import Change
+from celery_neli.schedule_topic.rules import Pause
 
 __all__ = [
-    "Batch", "Change", "Periodic", "Run",
-    "batch", "get", "list", "pause", "put", "remove", "resume", "run_now", "runs",
+    "Batch", "Change", "Pause", "Periodic", "Run",
+    "batch", "get", "list", "pause", "pause_where", "pauses", "put", "remove", "resume", "resume_where",
+    "run_now", "runs",
 ]  # fmt: skip
 
 

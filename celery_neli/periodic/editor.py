@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -30,6 +31,7 @@ from celery_neli.schedule.policies import SHAPE_OPTIONS
 from celery_neli.schedule.slots import shift_of
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Change, Definition, succeeding
+from celery_neli.schedule_topic.rules import Pause, decode_pause
 from celery_neli.schedule_topic.values import MAX_NOTE, shown
 from celery_neli.schedule_topic.write import Write
 
@@ -103,6 +105,19 @@ class ScheduleEditor:
     def look_at_state(self, name: str) -> None:
         """Read the state of an entry, as it was when the topic was last read for it. Blocks."""
         _take(self.known, self._topic.look((name,), kinds=(codec.STATE,), fresh=False))
+
+    def pauses(self) -> list[Pause]:
+        """Return the pauses of many entries, as far as they can be read here; also those that have ended. Blocks."""
+        found = []
+        for name, value in self._topic.pauses().items():
+            with suppress(RecordError):
+                found.append(decode_pause(name, value))
+        return found
+
+    @cached_property
+    def rules(self) -> list[Pause]:
+        """The `pauses`, read once. Blocks."""
+        return self.pauses()
 
     def read(self, keep: Callable[[str], bool]) -> Records:
         """Return what the topic holds of the names to ``keep``, as it is. Blocks."""
@@ -244,7 +259,7 @@ class ScheduleEditor:
             raise late.popitem()[1] if alone else together(late, nothing=not written)
 
     def write(self, states: list[Write]) -> None:
-        """Write states of entries, which count at once. Blocks."""
+        """Write states of entries, or pauses of many, which count at once. Blocks."""
         self._topic.write(states)
 
     def check(self, edit: Edit, before: Sequence[Edit] = ()) -> None:

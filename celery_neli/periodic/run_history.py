@@ -64,12 +64,32 @@ def since_of(text: str, option: str = "--since") -> datetime | timedelta:
     """Return the time that a text means: so long ago (`90s`, `30m`, `2h`, `7d`), or an ISO 8601 time, which is UTC if
     it names no zone. Errors name the `option`. Raises `ConfigurationError`.
     """
+    given = _time_in(text)
+    if given is None:
+        raise ConfigurationError(
+            f"{option} {printable(repr(text))}: say how long ago (90s, 30m, 2h, 7d), or since when (2026-12-01T07:00Z)"
+        )
+    return given
+
+
+def until_of_text(text: str) -> datetime | timedelta:
+    """Return the time that a text means: how long from now (`90s`, `30m`, `2h`, `7d`), or an ISO 8601 time, as
+    `since_of`. Raises `ConfigurationError`.
+    """
+    given = _time_in(text)
+    if given is None:
+        raise ConfigurationError(
+            f"--until {printable(repr(text))}: say how long from now (90s, 30m, 2h, 7d), or until when "
+            "(2026-12-01T07:00Z)"
+        )
+    return given
+
+
+def _time_in(text: str) -> datetime | timedelta | None:
     try:
         if (ago := _AGO.fullmatch(text.strip())) is not None:
             return timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
         at = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text.strip()))
         return at if at.utcoffset() is not None else at.replace(tzinfo=timezone.utc)
     except (ValueError, OverflowError):
-        raise ConfigurationError(
-            f"{option} {printable(repr(text))}: say how long ago (90s, 30m, 2h, 7d), or since when (2026-12-01T07:00Z)"
-        ) from None
+        return None

@@ -25,7 +25,8 @@ class Topic:
     `read` returns all states and definitions that count, those of some names if it is told which ones to `keep`;
     `look` those of a few names, of some `kinds` if it is told so, and if they need not be `fresh`, as they were when it
     was last asked. `write` takes records and returns the versions that are void, because another
-    definition than their base is there. `size` returns about how many records lie beside those of a name.
+    definition than their base is there. `pauses` returns the pauses of many entries, by name. `size` returns about how
+    many records lie beside those of a name.
     """
 
     def __init__(self, app: Any) -> None:
@@ -37,6 +38,7 @@ class Topic:
         self.read: Callable[..., Records] = held.read_all
         self.look: Callable[..., Records] = held.look
         self.write: Callable[[Sequence[Write]], set[str]] = held.write
+        self.pauses: Callable[[], Mapping[str, bytes]] = held.pauses
         self.size: Callable[[str], int] = held.size
 
 

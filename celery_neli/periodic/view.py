@@ -17,6 +17,8 @@ from celery_neli.printable import printable, printable_error
 from celery_neli.schedule.due import is_finished, runs_left
 from celery_neli.schedule.slots import next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import FAR_AHEAD, START_AHEAD, Change, Definition, State
+from celery_neli.schedule_topic.pauses import NEVER, effective
+from celery_neli.schedule_topic.rules import tags_of
 from celery_neli.schedule_topic.values import shown
 
 UNSHOWN = "cannot be shown"
@@ -122,12 +124,16 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
             problem = f"{UNSHOWN}: {reason_of(exc, name)}"
     shows_next = entry is not found
     found = awake(found, editor.now)
+    tags = tags_of(entry.options)
+    rules = [each for each in editor.rules if each.fits(name, tags)]
+    standing = effective(found, rules, editor.now)
+    holding = [each for each in rules if each.holds(editor.now)]
     state = editor.known.states.get(name)
     if state is not None and not static and _is_of_former(state, found):
         state = None
     runs, upcoming = state.runs if state else 0, None
     if shows_next and runs_left(entry, runs):
-        upcoming = _next(editor, state, entry.schedule, found.since)
+        upcoming = _next(editor, state, entry.schedule, standing.since)
     return Periodic(
         name=name,
         task=task,
@@ -136,27 +142,22 @@ def _view_of(editor: ScheduleEditor, name: str) -> Periodic:
         kwargs=entry.kwargs,
         options=entry.options,
         source=BEAT_SCHEDULE if static else RUNTIME,
-        paused=found.paused,
-        next=None if found.paused else upcoming,
-        due=None if found.paused or upcoming is None else upcoming + shift_of(entry.schedule),
+        paused=standing.paused,
+        next=None if standing.paused else upcoming,
+        due=None if standing.paused or upcoming is None else upcoming + shift_of(entry.schedule),
         finished=shows_next and upcoming is None and is_finished(entry, runs),
         last=state.last if state and state.runs else None,
         runs=runs,
-        since=found.since or None,
+        since=standing.since or None,
         changes=found.changes,
         problem=problem,
         version=found.version,
         owner=found.owner,
-        tags=tags_of(entry.options),
-        until=found.until,
+        tags=tags,
+        until=standing.next_change if standing.paused and standing.next_change < NEVER else None,
+        paused_by="; ".join(each.what for each in holding) or None,
         note=found.changes[-1].note if found.changes else "",
     )
-
-
-def tags_of(options: Any) -> tuple[str, ...]:
-    """Return the tags among the options of an entry."""
-    tags = options.get("neli_tags") if isinstance(options, Mapping) else None
-    return tuple(each for each in tags if isinstance(each, str)) if isinstance(tags, (list, tuple)) else ()
 
 
 def _is_of_former(state: State, found: Definition) -> bool:

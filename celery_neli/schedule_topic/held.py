@@ -74,6 +74,10 @@ class HeldTopic:
         """Return the definitions and states that count, in no order; `keep` says of which names."""
         return self._do(lambda session, end: session.read_all(keep, end), timeout)
 
+    def pauses(self, *, timeout: float = TIMEOUT) -> dict[str, bytes]:
+        """Return the pauses of many entries that were acknowledged before, by name."""
+        return self._do(lambda session, end: session.pauses(end), timeout)
+
     def size(self, name: str) -> int:
         """Return about how many keys the partition of a name has, 0 if it is not known. Does not block."""
         session = self._session

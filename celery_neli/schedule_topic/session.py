@@ -22,7 +22,16 @@ from celery_neli.kafka.properties import schedule_producer_properties, schedule_
 from celery_neli.kafka.reader import BEGINNING, EndOfLog, Event, OutOfRange, RawRecord, Reader
 from celery_neli.kafka.topic_spec import SCHEDULE_PARTITIONS
 from celery_neli.kafka.writer import Writer
-from celery_neli.schedule_topic.codec import ENTRY, ENTRY_PARTITIONS, Kind, key_of, kind_of, outdated, partition_of
+from celery_neli.schedule_topic.codec import (
+    ENTRY,
+    ENTRY_PARTITIONS,
+    PAUSE,
+    Kind,
+    key_of,
+    kind_of,
+    outdated,
+    partition_of,
+)
 from celery_neli.schedule_topic.partition import Partition
 from celery_neli.schedule_topic.topic import find_topic
 from celery_neli.schedule_topic.versions import head_of, is_void
@@ -72,6 +81,7 @@ class Session:
         self._asked: dict[int, float] = {}  # when each was read to its end (monotonic seconds)
         self._values: OrderedDict[bytes, tuple[int, bytes]] = OrderedDict()  # with their offsets; the latest last
         self._bytes = 0
+        self._rules: dict[str, bytes] = {}  # pauses of many entries, by name
         self._awaited: set[str] = set()  # the versions that were written, and not read yet
         self._void: set[str] = set()  # ... those that were read, and do not count
 
@@ -129,6 +139,13 @@ class Session:
         self._read(take, lambda: len(ended) == len(_ENTRIES), end)
         found = ((kind_of(key), value) for key, value in values.items())
         return {entry: value for entry, value in found if entry is not None and (keep is None or keep(entry[1]))}
+
+    def pauses(self, end: float) -> dict[str, bytes]:
+        """Return the pauses of many entries, by name, with all that was acknowledged before."""
+        if not self._exists(end):
+            return {}
+        self._catch_up([ENTRY_PARTITIONS], end)
+        return dict(self._rules)
 
     def write(self, writes: Sequence[Write], end: float) -> set[str]:
         """Write the records, and return the versions that are void once all are acknowledged: another definition than
@@ -230,6 +247,10 @@ class Session:
         if entry is None or event.key is None:
             known.skip(event.offset + 1)
             return
+        if entry[0] == PAUSE:
+            self._rules.pop(entry[1], None)
+            if event.value is not None:
+                self._rules[entry[1]] = event.value
         counts = known.add(event.offset, event.time, event.key, entry[0], event.value)
         if self._awaited and entry[0] == ENTRY and event.value is not None:
             version = head_of(event.value).version

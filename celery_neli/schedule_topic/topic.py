@@ -31,6 +31,7 @@ from celery_neli.printable import printable
 from celery_neli.schedule_topic.codec import (
     ENTRY_PARTITIONS,
     MEMBER,
+    PAUSE,
     Kind,
     Note,
     decode_note,
@@ -41,6 +42,7 @@ from celery_neli.schedule_topic.codec import (
 from celery_neli.schedule_topic.follower import Follower
 from celery_neli.schedule_topic.latest import Latest
 from celery_neli.schedule_topic.pending import Entries, PendingReads, PendingWrites
+from celery_neli.schedule_topic.rules import Pause, decode_pause
 from celery_neli.threads import Bell, Thread, spawn
 
 # Seconds:
@@ -257,15 +259,23 @@ def read_all(
 
 def read_notes(config: Config, *, log: logging.Logger, timeout: float = 1.5) -> dict[str, Note]:
     """Return the members' notes, by name of the member; without those that cannot be read. Raises as `read_all`."""
-    notes = {}
+    return read_notes_and_pauses(config, log=log, timeout=timeout)[0]
+
+
+def read_notes_and_pauses(
+    config: Config, *, log: logging.Logger, timeout: float = 1.5
+) -> tuple[dict[str, Note], list[Pause]]:
+    """Return the members' notes, as `read_notes`, and the pauses of many entries, also those that have ended."""
+    notes, pauses = {}, []
     for (kind, name), value in _read(config, [ENTRY_PARTITIONS], log, timeout).items():
-        if kind != MEMBER:
-            continue
         try:
-            notes[name] = decode_note(value)
+            if kind == MEMBER:
+                notes[name] = decode_note(value)
+            elif kind == PAUSE:
+                pauses.append(decode_pause(name, value))
         except RecordError:
-            pass  # a newer version's, or a stranger's: nothing rests on a note
-    return notes
+            pass  # a newer version's, or a stranger's: nothing rests on it here
+    return notes, pauses
 
 
 def write(

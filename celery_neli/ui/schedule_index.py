@@ -15,7 +15,7 @@ from celery_neli.periodic.store import Topic
 from celery_neli.periodic.view import BEAT_SCHEDULE, RUNTIME, UNSHOWN, Periodic, entry_names, view_of
 from celery_neli.printable import printable
 from celery_neli.schedule.slots import has_slots, next_slot, nominal, shift_of
-from celery_neli.schedule_topic.codec import ENTRY, STATE, Kind, State, decode_definition, decode_state
+from celery_neli.schedule_topic.codec import ENTRY, PAUSE, STATE, Kind, State, decode_definition, decode_state
 
 MOST_ENTRIES: Final = 200_000  # keys of the topic that are kept; further ones are not shown
 
@@ -26,7 +26,8 @@ class _Nothing(Topic):
     """The topic of an editor that is given what it knows."""
 
     def __init__(self) -> None:
-        pass
+        self.of_many: dict[str, bytes] = {}
+        self.pauses = lambda: self.of_many
 
     def read(self) -> Mapping[tuple[Kind, str], bytes]:
         return {}
@@ -54,7 +55,8 @@ class ScheduleIndex:
     """The entries of an app, of `beat_schedule` and of the topic, by name."""
 
     def __init__(self, app: Any, *, clock: Callable[[], float] = time.time) -> None:
-        self._editor, self._clock = ScheduleEditor(app, _Nothing(), clock=clock), clock
+        self._editor, self._clock = ScheduleEditor(app, topic := _Nothing(), clock=clock), clock
+        self._pauses = topic.of_many
         self._known = self._editor.known
         self._names: list[tuple[str, str]] | None = None  # each name, and where a search looks
         self.dropped = 0  # records that were left out because there are too many
@@ -73,6 +75,8 @@ class ScheduleIndex:
         """Know nothing of the topic."""
         for each in (self._known.states, self._known.definitions, self._known.unreadable):
             each.clear()
+        self._pauses.clear()
+        vars(self._editor).pop("rules", None)
         self._names = None
 
     def add(self, kind: Kind, name: str, value: bytes | None) -> None:
@@ -81,6 +85,10 @@ class ScheduleIndex:
             self._add_state(name, value)
         elif kind == ENTRY:
             self._add_definition(name, value)
+        elif kind == PAUSE:
+            self._pauses.pop(name, None)
+            self._pauses.update({} if value is None else {name: value})
+            vars(self._editor).pop("rules", None)
 
     def names(self, search: str = "", state: str = ALL) -> list[str]:
         """Return the names of the entries whose name or task contains `search`, whatever its case, sorted."""

@@ -19,7 +19,7 @@ from celery_neli.beat.role_runner import RoleRunner
 from celery_neli.beat.tenure import LeaseEnded, Wakeup
 from celery_neli.beat.wrapped import add_to
 from celery_neli.config import Config, beat_settings, shard_roles
-from celery_neli.schedule_topic.codec import ENTRY, STATE, State, encode_state
+from celery_neli.schedule_topic.codec import ENTRY, PAUSE, STATE, State, encode_state
 from tests.unit.elections import FakeElection, FakeMember
 from tests.unit.fakes import FakeTopic
 from tests.unit.schedulers import make_app
@@ -176,6 +176,10 @@ class _Store:
     def write(self, writes: list[Write]) -> set[str]:
         self._log.extend((each.kind, each.name, each.value, None) for each in writes)
         return set()
+
+    def pauses(self) -> Mapping[str, bytes]:
+        found = {name: value for kind, name, value, _ in self._log if kind == PAUSE}
+        return {name: value for name, value in found.items() if value is not None}
 
     def size(self, name: str) -> int:
         return 0

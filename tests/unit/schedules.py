@@ -9,6 +9,7 @@ from celery_neli.periodic.edits import pausing, removing, resuming, run_now
 from celery_neli.periodic.view import Periodic, view_of
 from celery_neli.schedule_topic.codec import (
     ENTRY,
+    PAUSE,
     STATE,
     Definition,
     State,
@@ -54,6 +55,9 @@ class FakeStore:
             self.meddle()
             self.writes.append(writes)
         return {each.version for each in writes if not put(self.values, each)}
+
+    def pauses(self) -> Mapping[str, bytes]:
+        return {name: value for (kind, name), value in self.values.items() if kind == PAUSE}
 
     def size(self, name: str) -> int:
         return len(self.values)

@@ -237,7 +237,7 @@ class ReplicatedHost:
         caught_up = self.shared.pull()
         self._wake_in = self.ledger.states.wake()
         self.scheduler.neli_engine.table.heap()
-        return caught_up
+        return caught_up and self._wake_in > 0
 
     def begin(self, tenure: Tenure, *, first_seen: datetime) -> bool:
         """Begin a term, after everything was applied that is in the schedule topic: waits for that for a second.

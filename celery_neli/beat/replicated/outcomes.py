@@ -217,6 +217,8 @@ class ClaimingLedger(SlotLedger):
 
     def admit(self, entry: Any, found: Look, now: datetime) -> float | None:
         """Admit a slot that is claimed, unless a policy leaves it out."""
+        if found.due and self.states.bulk.check(entry.name):
+            return 0.0
         if not found.due or found.slot is None:
             return None
         defined, moment = self.states.imported.get(entry.name, 0.0), maybe_make_aware(now).timestamp()

@@ -18,12 +18,14 @@ from celery_neli.schedule.slots import only_slot
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     MAX_CHANGES,
+    PAUSE,
     STATE,
     Change,
     Definition,
     encode_definition,
     succeeding,
 )
+from celery_neli.schedule_topic.rules import encode_pause
 
 if TYPE_CHECKING:
     from celery_neli.beat.replicated.entries import EntryTable
@@ -56,8 +58,20 @@ class Repairs:
         for name, value in (*inventory.take_lost(PORTION).items(), *inventory.take_void(PORTION).items()):
             if name not in states.over:  # else what says that it was removed is written instead: one of them, not both
                 topic.write(ENTRY, name, value)
+        self._write_pauses()
         states.write_again(PORTION)
         return bool(inventory.lost or states.again)
+
+    def _write_pauses(self) -> None:
+        """Write pauses of many entries that the topic has lost, and delete those that ended long ago."""
+        bulk, topic = self._states.bulk, self._topic
+        while bulk.lost:
+            name, _ = bulk.lost.popitem()
+            if name in bulk.rules:
+                topic.write(PAUSE, name, encode_pause(bulk.rules[name]))
+        if bulk.rules and not self._states.unwritten and not topic.unsaved:
+            for name in bulk.take_expired():
+                topic.write(PAUSE, name, None)
 
     def remove(self) -> None:
         """Remove entries that ran for the only time, unless they were defined again, and what is left of those that

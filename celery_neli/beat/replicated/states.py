@@ -14,6 +14,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
+from celery_neli.beat.replicated.bulk_pauses import BulkPauses
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.inventory import Ahead, EntryLines, Inventory, defined_at, trim
 from celery_neli.beat.replicated.pause_ends import PauseEnds
@@ -26,6 +27,7 @@ from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
     NO_EPOCH,
+    PAUSE,
     RUNS_MOST,
     STATE,
     Definition,
@@ -90,6 +92,7 @@ class States:
         #: Entries of one slot that ran and are to be removed, and those of which that was written: their `since`.
         self.over, self.ending = dict[str, float](), dict[str, float]()
         self._ends = PauseEnds(table.moment)
+        self.bulk = BulkPauses(table, since=self.since, open_=self.open)
         self._lines = EntryLines()
         self._ahead = Ahead(table.moment, self._lines.limit)
 
@@ -107,9 +110,11 @@ class States:
             return
         self._lines.level = logging.DEBUG if many else logging.INFO
         with self._alone(kind, name, leading=leading):
-            if not self._owns(name):
+            if kind == PAUSE:
+                self.bulk.read(name, value)
+            elif not self._owns(name):
                 return
-            if kind == STATE:
+            elif kind == STATE:
                 self._read_state(name, value, leading=leading)
             elif kind == ENTRY and not self.inventory.is_void(name, value):
                 if value is None:
@@ -126,11 +131,13 @@ class States:
     def recount(self, *, torn: bool) -> None:
         """Get ready to read the topic from its beginning again; ``torn``: it has lost records."""
         self.inventory.recount()
+        self.bulk.recount()
         if torn:
             self.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
 
     def counted(self, *, torn: bool) -> None:
         """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
+        self.bulk.counted(torn=torn)
         for name in self.inventory.counted(torn=torn):
             self._remove(name)
 
@@ -161,6 +168,7 @@ class States:
         if (override := self._pending_overrides.get(name)) is not None:
             with self._alone(ENTRY, name):
                 self._read_entry(name, override)
+        self.bulk.check(name)
 
     def state_of(self, entry: Any, *, epoch: int) -> State:
         """Return what is to be written of ``entry``."""
@@ -185,7 +193,7 @@ class States:
         what is in the state, so it is written before a slot of the entry is claimed.
         """
         self._written_until = float("-inf")
-        self.unwritten.update(self._initial)
+        self.unwritten.update({**self._initial, **self.bulk.take_moved()})
         self._initial = {}
         if settled is not None:
             for name in self.unwritten:
@@ -202,6 +210,7 @@ class States:
 
     def write_some(self) -> bool:
         """Write a small batch of the other initial states; return True if more are left."""
+        self.unwritten.update(self.bulk.take_moved())
         self._write_taken(self.unwritten, islice(self.unwritten, PORTION))
         return bool(self.unwritten)
 
@@ -248,6 +257,7 @@ class States:
             each.pop(name, None)
         self.inventory.forget(name)
         self._ends.forget(name)
+        self.bulk.forget(name)
         self._forgotten(name)
 
     @contextmanager
@@ -312,6 +322,7 @@ class States:
             names.pop(name, None)
         if state.open or state.since != self.since.get(name, 0.0):
             self.open.add(name)
+            self.bulk.tell(name, state)
         else:
             self.open.discard(name)
         (self.waiting.add if state.waits else self.waiting.discard)(name)
@@ -330,11 +341,12 @@ class States:
             with self._alone(ENTRY, name):
                 if (definition := self.inventory.definition(name)) is not None:
                     self._read_entry(name, definition)
-        return self._ends.wait()
+        return min(self._ends.wait(), self.bulk.step())
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
         if self._ends.heap or (definition is not None and definition.until is not None):
             definition = self._ends.stand(name, definition)
+        self.bulk.note_own(name, paused=definition is not None and definition.paused)
         self._pending_overrides.pop(name, None)
         before = self._table.find(name)
         static = name not in self.defined and before is not None
@@ -352,6 +364,7 @@ class States:
             self._lines.hidden(name)
         else:
             self._define(name, definition, before)
+        self.bulk.check(name)
 
     def _define(self, name: str, definition: Definition, before: Any) -> None:
         if self.ending.pop(name, None) == definition.since:  # a change came first: that it was removed is void

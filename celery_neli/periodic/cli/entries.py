@@ -129,23 +129,11 @@ def add(app: Any, /, name: str, task: str, when: str, **given: Any) -> None:
     options.update((key, value) for key, value in chosen.items() if value is not None)
     args, kwargs = parsed("args", given["args"], list), parsed("kwargs", given["kwargs"], dict)
     change = {name: given[name] for name in ("owner", "by", "note", "expected")}
-    _say(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, **change))
+    say_entry(app, periodic.put(app, name, task, when, args=args, kwargs=kwargs, options=options, **change))
 
 
 #: Options of the same name, but for `neli_` before it.
 _OWN = ("misfire", "overlap", "start", "end", "max_runs", "calendar", "jitter")
-
-
-@command(NAME, BY, NOTE, EXPECTED)
-def pause(app: Any, name: str, **given: Any) -> None:
-    """Let the slots of an entry pass until you resume it. This works for entries of beat_schedule, too."""
-    _say(app, periodic.pause(app, name, **given))
-
-
-@command(NAME, BY, NOTE, EXPECTED)
-def resume(app: Any, name: str, **given: Any) -> None:
-    """End the pause of an entry. Slots that passed during the pause do not run."""
-    _say(app, periodic.resume(app, name, **given))
 
 
 @command(NAME, BY, NOTE, EXPECTED)
@@ -162,7 +150,7 @@ def run(app: Any, name: str, **given: Any) -> None:
     say(f"{printable(name)}: sent as {getattr(result, 'id', '?')}")
 
 
-def _say(app: Any, found: periodic.Periodic) -> None:
+def say_entry(app: Any, found: periodic.Periodic) -> None:
     """Say what became of an entry, and what its next run still lacks: a task that this app knows, a beat that leads."""
     say(f"{printable(found.name)}: {state_of(found)}, next {utc(found.next)}")
     if found.paused:
@@ -186,6 +174,11 @@ def state_of(found: periodic.Periodic) -> str:
     if found.problem and (found.task is None or (unrun and not found.paused)):
         return f"{found.source}, {found.problem}"
     over = found.finished or (unrun and found.problem is None)
-    paused = "paused" if found.until is None else f"paused until {utc(found.until)}"
+    paused = _paused(found)
     words = f"{paused if found.paused else 'finished' if over else 'active'}, {found.source}"
     return words + (f" ({found.problem})" if found.problem else "")
+
+
+def _paused(found: periodic.Periodic) -> str:
+    until = f" until {utc(found.until)}" if found.until is not None else ""
+    return f"paused{until}" + (f" by the pause of {found.paused_by}" if found.paused_by else "")
