@@ -212,7 +212,7 @@ class ClaimingLedger(SlotLedger):
             if self._topic.saved(STATE, name):
                 del term.unsettled[name]
         if self.states.unwritten:
-            self.states.write_due(self.table.heap(), moment, self._config.heartbeat_interval)
+            self.states.unwritten.write_due(self.table.heap(), moment, self._config.heartbeat_interval)
         term.claim(moment, due)
 
     def admit(self, entry: Any, found: Look, now: datetime) -> float | None:
@@ -373,7 +373,7 @@ class ClaimingLedger(SlotLedger):
             if following is None or following.timestamp() > max(term.claims.settled, held):
                 states.open.discard(entry.name)
                 states.waiting.discard(entry.name)
-        states.unwritten.pop(entry.name, None)
+        states.unwritten.names.pop(entry.name, None)
         self._topic.write(STATE, entry.name, encode_state(states.state_of(entry, epoch=term.epoch)))
 
     def flush(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from celery.utils.log import get_logger
 
-from celery_neli.beat.replicated.states import PORTION
+from celery_neli.beat.replicated.unwritten import PORTION
 from celery_neli.exceptions import RecordError
 from celery_neli.logs import escaping
 from celery_neli.schedule.due import at_of
@@ -59,8 +59,8 @@ class Repairs:
             if name not in states.over:  # else what says that it was removed is written instead: one of them, not both
                 topic.write(ENTRY, name, value)
         self._write_pauses()
-        states.write_again(PORTION)
-        return bool(inventory.lost or states.again)
+        states.unwritten.write_again(PORTION)
+        return bool(inventory.lost or states.unwritten.again)
 
     def _write_pauses(self) -> None:
         """Write pauses of many entries that the topic has lost, and delete those that ended long ago."""

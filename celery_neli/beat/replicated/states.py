@@ -7,10 +7,9 @@ What a state means to a successor is in docs/protocol.md ("Slots").
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -18,11 +17,11 @@ from celery_neli.beat.replicated.bulk_pauses import BulkPauses
 from celery_neli.beat.replicated.entries import EntryTable
 from celery_neli.beat.replicated.inventory import Ahead, EntryLines, Inventory, defined_at, trim
 from celery_neli.beat.replicated.pause_ends import PauseEnds
+from celery_neli.beat.replicated.unwritten import UnwrittenStates
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.periodic.definition import entry_of, reason_of
 from celery_neli.printable import printable_error
 from celery_neli.schedule.due import at_of, begin_shifted, last_at, place, place_last
-from celery_neli.schedule.heap import DueHeap
 from celery_neli.schedule_topic.codec import (
     ENTRY,
     FAR_AHEAD,
@@ -38,8 +37,6 @@ from celery_neli.schedule_topic.codec import (
 )  # fmt: skip
 from celery_neli.schedule_topic.versions import Chain
 
-#: Initial states that are written at the end of a turn: some 5 ms.
-PORTION = 500
 _FIELDS = attrgetter("task", "schedule", "args", "kwargs", "options")
 
 
@@ -62,14 +59,7 @@ class States:
     ) -> None:
         self._table, self._app, self._owns, self._write = table, app, owns, write
         self._forgotten, self._refuse, self._moment = forgotten, refuse, table.moment
-        #: Entries of which no state was read.
-        self._initial: dict[str, None] = {}
-        #: Entries that are known in this term, and whose initial states are still to be written.
-        self.unwritten: dict[str, None] = {}
-        #: Until when (Unix seconds) the initial states of entries that are due were written.
-        self._written_until = float("-inf")
-        #: Entries whose states the topic has lost and that are still to be written again.
-        self.again: dict[str, None] = {}
+        self.unwritten = UnwrittenStates(table, write)
         #: Entries that the watermark *settled* does not cover.
         self.open: set[str] = set()
         #: No slot at or before it is owed (Unix seconds); of entries that were defined or paused at runtime.
@@ -98,7 +88,7 @@ class States:
 
     def load(self) -> None:
         """Take over the entries of beat_schedule, of which nothing was read yet."""
-        self._initial = dict.fromkeys(self._table.schedule)
+        self.unwritten.unread = dict.fromkeys(self._table.schedule)
         for entry in self._table.schedule.values():
             begin_shifted(entry)
 
@@ -133,7 +123,7 @@ class States:
         self.inventory.recount()
         self.bulk.recount()
         if torn:
-            self.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
+            self.unwritten.again = dict.fromkeys((*self._table.schedule, *self._table.paused))
 
     def counted(self, *, torn: bool) -> None:
         """Remove entries that the topic, read to its end since `recount`, has no more (`Inventory.counted`)."""
@@ -162,7 +152,7 @@ class States:
 
     def adopt(self, name: str) -> None:
         """Take over an entry that code has added, perhaps after the topic was read."""
-        self._initial[name] = None
+        self.unwritten.unread[name] = None
         begin_shifted(self._table.schedule[name])
         self._take_orphan(self._table.schedule[name])
         if (override := self._pending_overrides.get(name)) is not None:
@@ -183,47 +173,23 @@ class States:
             waits=name in self.waiting,
         )
 
-    # -- initial states --
-
     def begin(self, settled: float | None) -> None:
-        """Know, from now on, the entries of which no state was written; theirs are `unwritten`.
-
-        They begin now, or count as served until ``settled`` (Unix seconds), where another beat has led before. Writing
-        100,000 initial states takes seconds, for which no task waits. But the slots of an interval are counted from
-        what is in the state, so it is written before a slot of the entry is claimed.
+        """Know, from now on, the entries of which no state was written. They begin now, or count as served until
+        ``settled`` (Unix seconds), where another beat has led before.
         """
-        self._written_until = float("-inf")
-        self.unwritten.update({**self._initial, **self.bulk.take_moved()})
-        self._initial = {}
+        self.unwritten.begin()
+        self.unwritten.names.update(self.bulk.take_moved())
         if settled is not None:
-            for name in self.unwritten:
+            for name in self.unwritten.names:
                 entry = self._table.find(name)
                 if entry is not None and name not in self.since and at_of(entry) > settled:
                     place(entry, settled)
                     self._table.note(name)
 
-    def write_due(self, heap: DueHeap, moment: float, interval: float) -> None:
-        """Write the initial states of what a claim at ``moment`` (Unix seconds) reaches, ``interval`` seconds ahead."""
-        if self._written_until < moment + interval:
-            self._written_until = moment + 2 * interval  # looked for once an interval
-            self._write_taken(self.unwritten, heap.until(self._written_until))
-
     def write_some(self) -> bool:
-        """Write a small batch of the other initial states; return True if more are left."""
-        self.unwritten.update(self.bulk.take_moved())
-        self._write_taken(self.unwritten, islice(self.unwritten, PORTION))
-        return bool(self.unwritten)
-
-    def write_again(self, most: int) -> None:
-        """Write up to ``most`` of the states that the topic has lost."""
-        self._write_taken(self.again, islice(self.again, most))
-
-    def _write_taken(self, waiting: dict[str, None], names: Iterable[str]) -> None:
-        found = [name for name in names if name in waiting]
-        for name in found:
-            del waiting[name]
-            if (entry := self._table.find(name)) is not None:
-                self._write(entry)
+        """Write a small batch of the states that are to be written; return True if more are left."""
+        self.unwritten.names.update(self.bulk.take_moved())
+        return self.unwritten.write_some()
 
     def static(self) -> list[Any]:
         """Return the entries of beat_schedule, paused ones too."""
@@ -247,10 +213,11 @@ class States:
     def forget(self, name: str) -> None:
         """Forget an entry that is gone for good."""
         self._table.remove(name)
+        self.unwritten.drop(name)
         for names in (self.open, self.defined, self.waiting):
             names.discard(name)
         known: tuple[dict[str, Any], ...] = (
-            self._initial, self.unwritten, self.again, self.since, self.sent, self.imported, self.over, self.ending,
+            self.since, self.sent, self.imported, self.over, self.ending,
             self._orphan_states, self._pending_overrides,
         )  # fmt: skip
         for each in known:
@@ -301,13 +268,13 @@ class States:
 
     def _apply(self, entry: Any, state: State) -> None:
         name = entry.name
-        if state.epoch == NO_EPOCH and name not in self._initial and state.last <= last_at(entry):
+        if state.epoch == NO_EPOCH and name not in self.unwritten.unread and state.last <= last_at(entry):
             return
         since = self._ahead.begins(name, self.since.get(name, 0.0))
         if state.last > since and self._ahead.is_far(name, "last", state.last):
             self.newest = max(self.newest, state.epoch)  # so that what is written in its place counts
             return
-        if NO_EPOCH < state.epoch < self.newest and name not in self._initial:
+        if NO_EPOCH < state.epoch < self.newest and name not in self.unwritten.unread:
             # Of a deposed leader, late: that it ran may be news, nothing else is.
             if state.last > last_at(entry):
                 place_last(entry, state.last)
@@ -318,8 +285,7 @@ class States:
         self.newest = max(self.newest, state.epoch)
         if state.epoch > NO_EPOCH:
             self.imported.pop(name, None)
-        for names in (self._initial, self.unwritten, self.again):
-            names.pop(name, None)
+        self.unwritten.drop(name)
         if state.open or state.since != self.since.get(name, 0.0):
             self.open.add(name)
             self.bulk.tell(name, state)
@@ -378,7 +344,7 @@ class States:
         if before is None:
             if name not in self.since and (at := defined_at(definition)) > definition.since:
                 self.imported[name] = at
-            self._initial[name] = None
+            self.unwritten.unread[name] = None
             place_last(entry, self._ahead.begins(name, definition.since) or self._moment())
         else:
             entry.total_run_count = before.total_run_count
