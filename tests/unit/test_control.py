@@ -185,7 +185,7 @@ print(*(each for each in sys.modules if each.startswith(("celery_neli.", "conflu
         "settings",
         "backfill.cli",
         "health.cli",
-        *(f"periodic.cli.{each}" for each in ("as_code", "base", "entries", "slots", "transfer")),
+        *(f"periodic.cli.{each}" for each in ("as_code", "base", "entries", "pauses", "slots", "transfer")),
         "ui.command",
         "worker.control",
     )

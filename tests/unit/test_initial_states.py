@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from celery_neli.beat.replicated.states import PORTION
+from celery_neli.beat.replicated.unwritten import PORTION
 from tests.unit.beats import NOON, Crash, World
 from tests.unit.fakes import FakeTopic
 

@@ -10,8 +10,8 @@ import pytest
 
 from celery_neli.periodic.text import text_of
 from celery_neli.schedule.slots import once
-from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, decode_definition, encode_definition
-from celery_neli.schedule_topic.versions import head_of, succeeding
+from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, decode_definition, encode_definition, succeeding
+from celery_neli.schedule_topic.versions import head_of
 from tests.unit.beats import NOON, START, Crash, World
 from tests.unit.fakes import FakeTopic
 

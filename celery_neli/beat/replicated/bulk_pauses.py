@@ -42,7 +42,7 @@ class BulkPauses:
     def __init__(self, table: EntryTable, *, since: dict[str, float], open_: set[str]) -> None:
         self._table, self._since, self._open = table, since, open_
         #: Entries that are paused by themselves.
-        self._own: set[str] = set()
+        self.own: set[str] = set()
         self.rules: dict[str, Pause] = {}
         #: Entries whose begin a pause has moved, and whose states do not say so yet.
         self.moved: dict[str, None] = {}
@@ -51,7 +51,8 @@ class BulkPauses:
         #: Rules that the topic has lost, to be written again.
         self.lost: dict[str, None] = {}
         self._seen: set[str] | None = None
-        self._scan: Iterator[str] | None = None
+        #: The entries that are still to be looked at, since a pause began or ended.
+        self.scan: Iterator[str] | None = None
         self._next_end = math.inf
 
     def read(self, name: str, value: bytes | None) -> None:
@@ -71,13 +72,9 @@ class BulkPauses:
                 logger.info("schedule: %s %s", what, pause.line)
             self._look_at_all()
 
-    def check(self, name: str) -> bool:
-        """As `judge`; costs nothing where there are no pauses."""
-        return bool(self.rules) and self.judge(name)
-
     def note_own(self, name: str, *, paused: bool) -> None:
         """Note whether an entry is paused by itself."""
-        (self._own.add if paused else self._own.discard)(name)
+        (self.own.add if paused else self.own.discard)(name)
 
     def tell(self, name: str, state: State) -> None:
         """Note a state that begins at another time than its entry: a pause that was not read yet may be why."""
@@ -102,7 +99,7 @@ class BulkPauses:
             else:
                 self._open.add(name)
                 self.moved[name] = None
-        paused = standing.paused or name in self._own
+        paused = standing.paused or name in self.own
         if paused != (name in self._table.paused):
             self._table.show(entry, paused=paused)
             return True
@@ -112,8 +109,6 @@ class BulkPauses:
 
     def step(self) -> float:
         """Apply what began or ended to some more entries; return the seconds until there is more to do."""
-        if not self.rules and self._scan is None:
-            return math.inf
         now = self._table.moment()
         if now >= self._next_end:
             for each in self.rules.values():
@@ -121,14 +116,14 @@ class BulkPauses:
                     logger.info("schedule: resumed %s", each.line)
             self._look_at_all()
         began = time.perf_counter()
-        while self._scan is not None:
+        while self.scan is not None:
             for _ in range(STEP):
-                name = next(self._scan, None)
+                name = next(self.scan, None)
                 if name is None:
-                    self._scan = None
+                    self.scan = None
                     break
                 self.judge(name)
-            if self._scan is not None and time.perf_counter() > began + PORTION:
+            if self.scan is not None and time.perf_counter() > began + PORTION:
                 return 0.0
         return max(0.0, self._next_end - self._table.moment())
 
@@ -137,13 +132,13 @@ class BulkPauses:
         self._next_end = min(
             (each.until for each in self.rules.values() if each.until and each.until > now), default=math.inf
         )
-        self._scan = iter([*self._table.paused, *self._table.schedule])
+        self.scan = iter([*self._table.paused, *self._table.schedule])
 
     def forget(self, name: str) -> None:
         """Forget an entry that is gone."""
         self.moved.pop(name, None)
         self.told.pop(name, None)
-        self._own.discard(name)
+        self.own.discard(name)
 
     def take_moved(self) -> dict[str, None]:
         """Return the entries whose states are to be written by the beat that leads."""
@@ -154,7 +149,7 @@ class BulkPauses:
         """Return pauses that ended a day ago, and forget them: states say by now what they did. For a leader that has
         no states to write any more.
         """
-        if self._scan is not None or self.moved:
+        if self.scan is not None or self.moved:
             return []
         before = self._table.moment() - KEPT
         expired = [name for name, each in self.rules.items() if not each.holds(before)]

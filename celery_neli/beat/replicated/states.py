@@ -158,7 +158,8 @@ class States:
         if (override := self._pending_overrides.get(name)) is not None:
             with self._alone(ENTRY, name):
                 self._read_entry(name, override)
-        self.bulk.check(name)
+        if self.bulk.rules:
+            self.bulk.judge(name)
 
     def state_of(self, entry: Any, *, epoch: int) -> State:
         """Return what is to be written of ``entry``."""
@@ -301,18 +302,19 @@ class States:
 
     def wake(self) -> float:
         """End the pauses whose time has come; return the seconds until the next one ends, infinity without any."""
-        if not self._ends.heap:
-            return float("inf")
-        for name in self._ends.due():
-            with self._alone(ENTRY, name):
-                if (definition := self.inventory.definition(name)) is not None:
-                    self._read_entry(name, definition)
-        return min(self._ends.wait(), self.bulk.step())
+        if self._ends.heap:
+            for name in self._ends.due():
+                with self._alone(ENTRY, name):
+                    if (definition := self.inventory.definition(name)) is not None:
+                        self._read_entry(name, definition)
+        wait = self._ends.wait() if self._ends.heap else float("inf")
+        return min(wait, self.bulk.step()) if self.bulk.rules or self.bulk.scan is not None else wait
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
         if self._ends.heap or (definition is not None and definition.until is not None):
             definition = self._ends.stand(name, definition)
-        self.bulk.note_own(name, paused=definition is not None and definition.paused)
+        if name in self.bulk.own or (definition is not None and definition.paused):
+            self.bulk.note_own(name, paused=definition is not None and definition.paused)
         self._pending_overrides.pop(name, None)
         before = self._table.find(name)
         static = name not in self.defined and before is not None
@@ -330,7 +332,8 @@ class States:
             self._lines.hidden(name)
         else:
             self._define(name, definition, before)
-        self.bulk.check(name)
+        if self.bulk.rules:
+            self.bulk.judge(name)
 
     def _define(self, name: str, definition: Definition, before: Any) -> None:
         if self.ending.pop(name, None) == definition.since:  # a change came first: that it was removed is void
