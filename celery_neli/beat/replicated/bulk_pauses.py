@@ -42,7 +42,7 @@ class BulkPauses:
     def __init__(self, table: EntryTable, *, since: dict[str, float], open_: set[str]) -> None:
         self._table, self._since, self._open = table, since, open_
         #: Entries that are paused by themselves.
-        self._own: set[str] = set()
+        self.own: set[str] = set()
         self.rules: dict[str, Pause] = {}
         #: Entries whose begin a pause has moved, and whose states do not say so yet.
         self.moved: dict[str, None] = {}
@@ -75,10 +75,6 @@ class BulkPauses:
         """As `judge`; costs nothing where there are no pauses."""
         return bool(self.rules) and self.judge(name)
 
-    def note_own(self, name: str, *, paused: bool) -> None:
-        """Note whether an entry is paused by itself."""
-        (self._own.add if paused else self._own.discard)(name)
-
     def tell(self, name: str, state: State) -> None:
         """Note a state that begins at another time than its entry: a pause that was not read yet may be why."""
         if not state.open:
@@ -102,7 +98,7 @@ class BulkPauses:
             else:
                 self._open.add(name)
                 self.moved[name] = None
-        paused = standing.paused or name in self._own
+        paused = standing.paused or name in self.own
         if paused != (name in self._table.paused):
             self._table.show(entry, paused=paused)
             return True
@@ -143,7 +139,7 @@ class BulkPauses:
         """Forget an entry that is gone."""
         self.moved.pop(name, None)
         self.told.pop(name, None)
-        self._own.discard(name)
+        self.own.discard(name)
 
     def take_moved(self) -> dict[str, None]:
         """Return the entries whose states are to be written by the beat that leads."""

@@ -212,7 +212,7 @@ class ClaimingLedger(SlotLedger):
 
     def admit(self, entry: Any, found: Look, now: datetime) -> float | None:
         """Admit a slot that is claimed, unless a policy leaves it out."""
-        if found.due and self.states.bulk.check(entry.name):
+        if self.states.bulk.rules and found.due and self.states.bulk.judge(entry.name):
             return 0.0
         if not found.due or found.slot is None:
             return None

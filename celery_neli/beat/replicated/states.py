@@ -249,9 +249,8 @@ class States:
         for each in known:
             each.pop(name, None)
         self.inventory.forget(name)
-        self._ends.forget(name)
-        self.bulk.forget(name)
-        self._forgotten(name)
+        for forgetful in (self._ends.forget, self.bulk.forget, self._forgotten):
+            forgetful(name)
 
     @contextmanager
     def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
@@ -334,7 +333,7 @@ class States:
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
         definition = self._ends.stand(name, definition)
-        self.bulk.note_own(name, paused=definition is not None and definition.paused)
+        (self.bulk.own.add if definition is not None and definition.paused else self.bulk.own.discard)(name)
         self._pending_overrides.pop(name, None)
         before = self._table.find(name)
         static = name not in self.defined and before is not None
@@ -351,7 +350,8 @@ class States:
             self._lines.hidden(name)
         else:
             self._define(name, definition, before)
-        self.bulk.check(name)
+        if self.bulk.rules:
+            self.bulk.judge(name)
 
     def _define(self, name: str, definition: Definition, before: Any) -> None:
         entry = entry_of(definition, name, self._app)
