@@ -51,7 +51,7 @@ class BulkPauses:
         #: Rules that the topic has lost, to be written again.
         self.lost: dict[str, None] = {}
         self._seen: set[str] | None = None
-        self._scan: Iterator[str] | None = None
+        self.scan: Iterator[str] | None = None
         self._next_end = math.inf
 
     def read(self, name: str, value: bytes | None) -> None:
@@ -108,7 +108,7 @@ class BulkPauses:
 
     def step(self) -> float:
         """Apply what began or ended to some more entries; return the seconds until there is more to do."""
-        if not self.rules and self._scan is None:
+        if not self.rules and self.scan is None:
             return math.inf
         now = self._table.moment()
         if now >= self._next_end:
@@ -117,14 +117,14 @@ class BulkPauses:
                     logger.info("schedule: resumed %s", each.line)
             self._look_at_all()
         began = time.perf_counter()
-        while self._scan is not None:
+        while self.scan is not None:
             for _ in range(STEP):
-                name = next(self._scan, None)
+                name = next(self.scan, None)
                 if name is None:
-                    self._scan = None
+                    self.scan = None
                     break
                 self.judge(name)
-            if self._scan is not None and time.perf_counter() > began + PORTION:
+            if self.scan is not None and time.perf_counter() > began + PORTION:
                 return 0.0
         return max(0.0, self._next_end - self._table.moment())
 
@@ -133,7 +133,7 @@ class BulkPauses:
         self._next_end = min(
             (each.until for each in self.rules.values() if each.until and each.until > now), default=math.inf
         )
-        self._scan = iter([*self._table.paused, *self._table.schedule])
+        self.scan = iter([*self._table.paused, *self._table.schedule])
 
     def forget(self, name: str) -> None:
         """Forget an entry that is gone."""
@@ -150,7 +150,7 @@ class BulkPauses:
         """Return pauses that ended a day ago, and forget them: states say by now what they did. For a leader that has
         no states to write any more.
         """
-        if self._scan is not None or self.moved:
+        if self.scan is not None or self.moved:
             return []
         before = self._table.moment() - KEPT
         expired = [name for name, each in self.rules.items() if not each.holds(before)]

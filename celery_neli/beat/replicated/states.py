@@ -99,9 +99,9 @@ class States:
 
     def apply(self, kind: Kind, name: str, value: bytes | Chain | None, *, leading: bool, many: bool) -> None:
         """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
-        for each in value if isinstance(value, tuple) else ():
-            self.apply(kind, name, each, leading=leading, many=many)
         if isinstance(value, tuple):
+            for each in value:
+                self.apply(kind, name, each, leading=leading, many=many)
             return
         self._lines.level = logging.DEBUG if many else logging.INFO
         with self._alone(kind, name, leading=leading):
@@ -327,9 +327,9 @@ class States:
         """End the pauses whose time has come; return the seconds until the next one ends, infinity without any."""
         for name in self._ends.due():
             with self._alone(ENTRY, name):
-                if (definition := self.inventory.definition(name)) is not None:
+                if definition := self.inventory.definition(name):
                     self._read_entry(name, definition)
-        return min(self._ends.wait(), self.bulk.step())
+        return min(self._ends.wait(), self.bulk.step() if self.bulk.rules or self.bulk.scan else self._ends.wait())
 
     def _read_entry(self, name: str, definition: Definition | None) -> None:
         definition = self._ends.stand(name, definition)
