@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from celery_neli.beat.replicated import bulk_pauses
 from celery_neli.exceptions import ConfigurationError, RecordError
 from celery_neli.schedule_topic.codec import PAUSE
 from celery_neli.schedule_topic.rules import Pause, decode_pause, encode_pause
@@ -108,12 +109,25 @@ def test_a_slot_after_the_end_is_owed_though_the_watermark_has_passed_it() -> No
     """The pause was ended a while ago, and the leader that reads of it dies before the slot is sent."""
     world = leading()
     pause = tell(world, RULE)
-    world.ticks(until=25)
+    world.ticks(until=27)
     world.beats[0].crash()
     tell(world, replace(pause, until=noon(15), ended_by="bob"))
     world.leader()
     world.ticks(until=36)
     assert world.slots() == [25, 35]
+
+
+def test_an_entry_that_comes_due_before_the_pause_has_come_to_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred thousand entries take seconds, in small portions; each is asked once more before it is sent."""
+    monkeypatch.setattr(bulk_pauses, "STEP", 1)
+    monkeypatch.setattr(bulk_pauses, "PORTION", -1.0)
+    world = World({f"e{number}": 10.0 for number in range(30)})
+    world.leader()
+    world.ticks(until=9.9)
+    world.now = 10.0
+    tell(world, RULE)
+    world.ticks(until=21)
+    assert world.sent == []
 
 
 def test_a_pause_that_ended_a_day_ago_is_deleted_by_the_leader() -> None:

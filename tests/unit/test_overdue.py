@@ -16,6 +16,7 @@ from celery_neli.periodic.call import option_mistakes
 from celery_neli.schedule.policies import OWN_OPTIONS
 from celery_neli.schedule.slots import id_at
 from celery_neli.schedule_topic.codec import ENTRY, STATE, Definition, State, encode_definition, encode_state
+from celery_neli.schedule_topic.rules import Pause
 
 if TYPE_CHECKING:
     from celery_neli.schedule_topic.codec import Kind
@@ -153,6 +154,16 @@ def test_a_removed_entry_is_not_overdue(app: Celery) -> None:
     watch.remove("tidy")
     assert watch.judge(START + 1000, MOST) == []
     assert watch.wake == float("inf")
+
+
+def test_no_slot_of_a_pause_of_many_is_overdue_and_the_first_after_it_is(app: Celery) -> None:
+    watch = overdue()
+    watch.put("tidy", every(600, app, tags=("night",)))
+    watch.put("other", every(600, app))
+    watch.pauses["1"] = Pause(id="1", of="tag", value="night", at=START, by="ann", until=START + 1000)
+    assert told(watch.judge(START + 730, MOST)) == [("other", "not_sent", 600)]
+    assert told(watch.judge(START + 1710, MOST)) == [("other", "not_sent", 1200)]
+    assert ("tidy", "not_sent", 1600) in told(watch.judge(START + 1721, MOST))
 
 
 def test_why_a_slot_could_not_be_sent_is_told(app: Celery) -> None:

@@ -72,9 +72,6 @@ class BulkPauses:
                 logger.info("schedule: %s %s", what, pause.line)
             self._look_at_all()
 
-    def note_own(self, name: str, *, paused: bool) -> None:
-        """Note whether an entry is paused by itself."""
-        (self.own.add if paused else self.own.discard)(name)
 
     def tell(self, name: str, state: State) -> None:
         """Note a state that begins at another time than its entry: a pause that was not read yet may be why."""

@@ -94,9 +94,9 @@ class States:
 
     def apply(self, kind: Kind, name: str, value: bytes | Chain | None, *, leading: bool, many: bool) -> None:
         """Apply a record, one of ``many`` (logged at DEBUG). With ``leading``, this process knows the states better."""
-        for each in value if isinstance(value, tuple) else ():
-            self.apply(kind, name, each, leading=leading, many=many)
         if isinstance(value, tuple):
+            for each in value:
+                self.apply(kind, name, each, leading=leading, many=many)
             return
         self._lines.level = logging.DEBUG if many else logging.INFO
         with self._alone(kind, name, leading=leading):
@@ -224,9 +224,8 @@ class States:
         for each in known:
             each.pop(name, None)
         self.inventory.forget(name)
-        self._ends.forget(name)
-        self.bulk.forget(name)
-        self._forgotten(name)
+        for forgetful in (self._ends.forget, self.bulk.forget, self._forgotten):
+            forgetful(name)
 
     @contextmanager
     def _alone(self, kind: Kind, name: str, *, leading: bool = False) -> Iterator[None]:
@@ -313,8 +312,7 @@ class States:
     def _read_entry(self, name: str, definition: Definition | None) -> None:
         if self._ends.heap or (definition is not None and definition.until is not None):
             definition = self._ends.stand(name, definition)
-        if name in self.bulk.own or (definition is not None and definition.paused):
-            self.bulk.note_own(name, paused=definition is not None and definition.paused)
+        (self.bulk.own.add if definition is not None and definition.paused else self.bulk.own.discard)(name)
         self._pending_overrides.pop(name, None)
         before = self._table.find(name)
         static = name not in self.defined and before is not None
