@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from celery_neli.config import Config
+from celery_neli.embedded import EmbeddedKafka
+from celery_neli.kafka.topic_spec import schedule_topic
+
 PATIENCE = 120.0
+
+
+def make_topic(kafka: EmbeddedKafka, group: str) -> None:
+    """Make the schedule topic of a `neli_group`, which beats in other processes cannot make on the embedded Kafka."""
+    spec = schedule_topic(Config(group=f"{group}.beat"))
+    kafka.create_topic(spec.name, partitions=spec.partitions)
 
 
 @dataclass(frozen=True, slots=True)

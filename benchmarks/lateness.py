@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.beats import beat, until
+from benchmarks.beats import beat, make_topic, until
 from benchmarks.brokers import redis_url
 from benchmarks.measure import quantile
 from benchmarks.results import Results
@@ -36,7 +36,12 @@ def run(bench: Results) -> None:
 
 def _watch(bench: Results, redis: str, kafkas: dict[str, str], idle: int) -> None:
     cases: dict[str, dict[str, str]] = {"celery": {}, "neli": {}}
-    cases.update({f"neli led, {name}": {"case": "neli led", "kafka": servers} for name, servers in kafkas.items()})
+    cases.update(
+        {
+            f"neli led, {name}": {"case": "neli led", "kafka": servers, "group": f"late-{idle}"}
+            for name, servers in kafkas.items()
+        }
+    )
     if idle <= REDBEATS_MOST:
         cases["redbeat"] = {}
     with contextlib.ExitStack() as stack:
@@ -68,7 +73,10 @@ def _watch(bench: Results, redis: str, kafkas: dict[str, str], idle: int) -> Non
 def _kafkas(bench: Results) -> Iterator[dict[str, str]]:
     """The embedded one; with --full a real one, too, if it is here."""
     with contextlib.ExitStack() as stack:
-        found = {"embedded": stack.enter_context(EmbeddedKafka()).bootstrap_servers}
+        embedded = stack.enter_context(EmbeddedKafka())
+        for idle in bench.options.chosen(IDLE):
+            make_topic(embedded, f"late-{idle}")
+        found = {"embedded": embedded.bootstrap_servers}
         if bench.options.full:
             from tests import services
             from tests.kafka import libs

@@ -11,12 +11,12 @@ import statistics
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from benchmarks.beats import make_topic
 from benchmarks.brokers import Broker, broker
 from benchmarks.contenders import NeliLed
 from benchmarks.dispatch import _round
@@ -115,7 +115,9 @@ def _idle(bench: Results) -> None:
     """Pairs of leading beats, side by side: what disturbs one disturbs the other."""
     used: dict[str, list[float]] = {"off": [], "on": []}
     with EmbeddedKafka() as kafka:
-        for _ in range(PAIRS):
+        for pair in range(PAIRS):
+            for case in used:
+                make_topic(kafka, f"{case}-{pair}")
             beats = {
                 case: subprocess.Popen(
                     [
@@ -123,7 +125,7 @@ def _idle(bench: Results) -> None:
                         "-c",
                         BEAT,
                         kafka.bootstrap_servers,
-                        f"b-{uuid.uuid4().hex[:8]}",
+                        f"{case}-{pair}",
                         str(SECONDS),
                         case,
                     ],

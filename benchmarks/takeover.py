@@ -12,7 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from benchmarks.beats import beat, until
+from benchmarks.beats import beat, make_topic, until
 from benchmarks.brokers import Broker, broker, redis_url, schedule_of
 from benchmarks.leaders import LedScheduler, SteadyLeadership
 from benchmarks.measure import timed
@@ -69,6 +69,7 @@ def _appointed(memory: Broker, size: int) -> float:
 def _killed(redis: str, size: int) -> float:
     """Seconds from the SIGKILL of a leading beat to its successor's first message."""
     with tempfile.TemporaryDirectory() as directory, EmbeddedKafka() as kafka:
+        make_topic(kafka, "bench")
         spec = {
             "case": "neli led", "broker": redis, "kafka": kafka.bootstrap_servers, "group": "bench",
             "fast": FAST, "idle": size,
