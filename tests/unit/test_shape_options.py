@@ -154,7 +154,7 @@ def test_the_command_line_has_an_option_for_each(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         celery_neli.periodic.cli.entries.periodic, "put", lambda *_, **fields: stored.append(fields["options"])
     )
-    monkeypatch.setattr(celery_neli.periodic.cli.entries, "_say", lambda *_: None)
+    monkeypatch.setattr(celery_neli.periodic.cli.entries, "say_entry", lambda *_: None)
     words = [
         *("--tz", "Europe/Berlin", "--start", "2026-12-01T10:00", "--end", "2027-01-01T00:00", "--max-runs", "3"),
         *("--calendar", "only holidays:DE-BY", "--jitter", "60", "--tag", "a", "--tag", "b"),

@@ -72,7 +72,6 @@ class BulkPauses:
                 logger.info("schedule: %s %s", what, pause.line)
             self._look_at_all()
 
-
     def tell(self, name: str, state: State) -> None:
         """Note a state that begins at another time than its entry: a pause that was not read yet may be why."""
         if not state.open:
