@@ -101,7 +101,9 @@ def test_every_page_is_in_the_index() -> None:
 )
 def test_python_runs(page: Path) -> None:
     """Every Python block runs behind those before it, but for those that need a Kafka: smoke tests run these."""
-    ran = [text for text in blocks(page, "python") if not re.search(r"Neli\(|^(tenant = )?periodic\.", text, re.MULTILINE)]
+    ran = [
+        text for text in blocks(page, "python") if not re.search(r"Neli\(|^(tenant = )?periodic\.", text, re.MULTILINE)
+    ]
     assert ran
     python("import sys\nshop = {'__name__': 'shop'}\nfor each in sys.argv[1:]: exec(each, shop)", *ran)
 
