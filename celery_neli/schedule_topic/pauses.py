@@ -19,7 +19,7 @@ class Rule(Protocol):
 
     @property
     def until(self) -> float | None:
-        """When it ends, or has ended (Unix seconds); None: nobody has said so."""
+        """When it ends, or has ended (Unix seconds); None: it lasts until it is resumed."""
 
 
 class Standing(NamedTuple):
