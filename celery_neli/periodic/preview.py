@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import islice
 from typing import Any, Final
@@ -165,6 +165,9 @@ def _found(
     if name in editor.refused or name in editor.known.unreadable:
         raise ConfigurationError(f"beat entry {shown(name)}: {view.problem}")
     entry = editor.static[name] if name in editor.static else entry_of(editor.known.definitions[name], name, app)
+    state = editor.known.states.get(name)
+    if view.source == BEAT_SCHEDULE and view.last is None and state is not None:
+        view = replace(view, last=state.last)  # it never ran; a leader noted from when on it owes slots
     return entry.schedule, entry, view, moment(editor.now)
 
 

@@ -172,6 +172,13 @@ def test_slots_run_again_after_the_end_of_a_pause(desk: Desk) -> None:
         assert [(f"{each.slot:%H:%M}", each.runs) for each in later] == [(expected[-1][0], True)]
 
 
+def test_an_entry_of_beat_schedule_that_never_ran_counts_from_where_a_leader_began_it(desk: Desk) -> None:
+    """So that the next slot of an interval is the one that `list` names."""
+    desk.store.set("static", State(NOON - 20, 0, 5))
+    assert [f"{each.slot:%H:%M:%S}" for each in of(desk, "static", 2)] == ["12:00:40", "12:01:40"]
+    assert desk.look("static").next == NOON + 40
+
+
 def test_a_slot_names_the_pause_of_many_entries_that_holds_it(desk: Desk) -> None:
     """By the words of `list`, so that one knows which pause to end."""
     desk.put("e", "0 * * * *")
