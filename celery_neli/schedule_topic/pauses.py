@@ -15,7 +15,7 @@ NEVER: Final = float("inf")
 
 
 class Rule(Protocol):
-    """A pause that concerns the entry, whoever else it concerns."""
+    """A pause that concerns the entry, and maybe others."""
 
     @property
     def until(self) -> float | None:
