@@ -165,7 +165,8 @@ def held_topic(config: Config, *, log: logging.Logger) -> HeldTopic:
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """Close all sessions of this process; the next use makes another. Takes a second at most."""
     for topic in list(_alive):
         topic.close(wait=AT_EXIT)
 
