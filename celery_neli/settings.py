@@ -113,6 +113,11 @@ def kafka_name(most: int) -> Check:
     )
 
 
+def _is_entry_limit(value: Any) -> bool:
+    limits = value if isinstance(value, Mapping) else {"": value}
+    return all(isinstance(prefix, str) and _is_number(each, int) and each >= 0 for prefix, each in limits.items())
+
+
 def _are_roles(value: Any) -> bool:
     if not isinstance(value, (list, tuple)) or not value:  # other collections have no order, or none that lasts
         return False
@@ -246,6 +251,14 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
         Setting("neli_in_doubt", _one_of("send", "skip"), default="send"): (
             "what happens to slots that a crashed leader may or may not have sent: `send` sends them again with the "
             "same task id, `skip` leaves them out and logs each"
+        ),
+        Setting(
+            "neli_entry_limit",
+            Check(_is_entry_limit, "give a whole number from 0, or a dict of prefixes of names to such numbers"),
+            documented="none",
+        ): (
+            "how many [runtime entries](schedule.md#tenants) there may be: a number for all, or a dict from prefixes "
+            "of names to numbers, of which the longest prefix counts"
         ),
         Setting("neli_least_interval", _seconds(0.001), default=1.0): (
             "the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be shorter"
