@@ -23,6 +23,7 @@ PORT_MOST: Final = 65_535
 SECONDS_MOST: Final = 1_000_000_000  # a wait of Python's threads must not be much longer
 SHARDS_MOST: Final = 256
 VERSION_MOST: Final = 1 << 53
+ENTRIES_MOST: Final = 1_000_000_000
 MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")
 OVERLAP_POLICIES: Final = ("allow", "skip", "queue_one", "cancel_other")
 MOST_FAILURES: Final = 100  # that `neli_pause_on_failure` may wait for
@@ -115,7 +116,10 @@ def kafka_name(most: int) -> Check:
 
 def _is_entry_limit(value: Any) -> bool:
     limits = value if isinstance(value, Mapping) else {"": value}
-    return all(isinstance(prefix, str) and _is_number(each, int) and each >= 0 for prefix, each in limits.items())
+    return bool(limits) and all(
+        isinstance(prefix, str) and _is_number(each, int) and 0 <= each <= ENTRIES_MOST
+        for prefix, each in limits.items()
+    )
 
 
 def _are_roles(value: Any) -> bool:
@@ -254,7 +258,10 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
         ),
         Setting(
             "neli_entry_limit",
-            Check(_is_entry_limit, "give a whole number from 0, or a dict of prefixes of names to such numbers"),
+            Check(
+                _is_entry_limit,
+                f"give a whole number from 0 to {ENTRIES_MOST}, or a dict of prefixes of names to such numbers",
+            ),
             documented="none",
         ): (
             "how many [runtime entries](schedule.md#tenants) there may be: a number for all, or a dict from prefixes "

@@ -59,10 +59,8 @@ def utc(seconds: float) -> str:
 
 def check_room(app: Any, known: Known, made: Mapping[str, Definition], read: Callable[..., Records]) -> None:
     """Raise `NeliError` if the definitions that are `made` add more entries than `neli_entry_limit` lets in. Blocks
-    while it counts, and counts only if the app has the setting and there are new entries by what is known.
+    while it counts, and counts only if there are new entries by what is known.
     """
-    if app.conf.get("neli_entry_limit") is None:
-        return
     there = {name for name, old in known.definitions.items() if not (old.static or old.removed)}
     added = [name for name, new in made.items() if not (new.static or new.removed or name in there)]
     if added:

@@ -245,7 +245,8 @@ class ScheduleEditor:
                 if late and not written:
                     break
             try:
-                check_room(self.app, self.known, made, self._topic.read)
+                if self.app.conf.get("neli_entry_limit") is not None:
+                    check_room(self.app, self.known, made, self._topic.read)
             except NeliError as exc:
                 if not written:
                     raise

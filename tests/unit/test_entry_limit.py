@@ -9,6 +9,7 @@ import pytest
 from celery_neli import periodic
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic import editor as editors
+from celery_neli.periodic import limits
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import FakeStore
 
@@ -40,6 +41,13 @@ def test_entries_that_are_there_can_be_changed_at_the_limit(store: FakeStore) ->
     assert periodic.pause(app, "a").paused
     periodic.remove(app, "a")
     assert store.definition("a") is None
+
+
+def test_a_change_of_an_entry_that_is_there_counts_nothing(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = _app(1)
+    periodic.put(app, "a", "t", 60)
+    monkeypatch.setattr(limits, "check_limit", None)
+    assert periodic.pause(app, "a").paused
 
 
 def test_an_entry_that_was_removed_makes_room(store: FakeStore) -> None:
@@ -89,13 +97,13 @@ def test_the_longest_prefix_of_a_name_counts_alone(store: FakeStore) -> None:
 def test_a_name_without_a_limited_prefix_is_not_counted(store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "read", None)
     monkeypatch.setattr(store, "look", lambda names, **_: {})
-    from celery_neli.periodic.limits import check_limit
-
-    check_limit(_app({"x/": 0}), ["y"], store.read)
+    limits.check_limit(_app({"x/": 0}), ["y"], store.read)
 
 
-@pytest.mark.parametrize("limit", [-1, 1.5, True, "many", {"x/": -1}, {1: 2}, {"x/": None}])
+@pytest.mark.parametrize("limit", [-1, 10**400, {}, 1.5, True, "many", {"x/": -1}, {1: 2}, {"x/": None}])
 def test_a_limit_that_is_none_is_refused_and_nothing_is_stored(store: FakeStore, limit: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"neli_entry_limit = .*: give a whole number from 0, or a dict"):
+    with pytest.raises(
+        ConfigurationError, match=r"neli_entry_limit = .*: give a whole number from 0 to 1000000000, or a dict"
+    ):
         periodic.put(_app(limit), "a", "t", 60)
     assert store.writes == []
