@@ -66,4 +66,4 @@ def check_room(app: Any, known: Known, made: Mapping[str, Definition], read: Cal
     if added:
         from celery_neli.periodic.limits import check_limit  # only who has a limit loads it
 
-        check_limit(app, added, read)
+        check_limit(app, added, read, removed=[name for name, new in made.items() if new.removed])

@@ -13,8 +13,10 @@ from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.values import shown
 
 
-def check_limit(app: Any, added: Collection[str], read: Callable[..., Records]) -> None:
-    """Raise `NeliError` if there would be too many entries with the names to be `added`.
+def check_limit(
+    app: Any, added: Collection[str], read: Callable[..., Records], *, removed: Collection[str] = ()
+) -> None:
+    """Raise `NeliError` if there would be too many entries with the names ``added``, without those ``removed``.
 
     An entry counts for the longest prefix of `neli_entry_limit` that its name begins with. ``read`` returns the records
     of the names to keep; it reads all of the topic, and blocks.
@@ -31,6 +33,7 @@ def check_limit(app: Any, added: Collection[str], read: Callable[..., Records]) 
         return
     records = read(keep=lambda name: limited_by(name) in limiting)
     there = {name for (kind, name), value in records.items() if kind == codec.ENTRY and _is_entry(value)}
+    there.difference_update(removed)
     new, counts = {*added} - there, Counter(map(limited_by, there))
     for prefix in sorted(limiting):
         more = sum(limited_by(name) == prefix for name in new)

@@ -59,6 +59,15 @@ def test_an_entry_that_was_removed_makes_room(store: FakeStore) -> None:
         periodic.put(app, "a", "t", 60)
 
 
+def test_an_entry_that_the_same_batch_removes_makes_room(store: FakeStore) -> None:
+    app = _app(1)
+    periodic.put(app, "a", "t", 60)
+    with periodic.batch(app) as batch:
+        batch.remove("a")
+        batch.put("b", "t", 60)
+    assert store.definition("b") is not None
+
+
 def test_a_change_that_becomes_an_addition_on_the_way_is_counted(store: FakeStore) -> None:
     periodic.put(_app(None), "a", "t", 60)
 
