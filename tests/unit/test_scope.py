@@ -130,9 +130,11 @@ def test_an_entry_says_which_pause_holds_it(app: Any) -> None:
     periodic.pause_where(app, all=True, until=4e9)
     found = periodic.resume(app, "e")
     assert (found.paused, found.until, found.paused_by, found.next) == (True, 4e9, "all entries", None)
-    with pytest.raises(NeliError, match="there is no pause of prefix 'e'; it holds: --all"):
+    with pytest.raises(NeliError, match="there is no pause of prefix 'e'; those that hold: --all"):
         periodic.resume_where(app, prefix="e")
     periodic.resume_where(app, all=True)
+    with pytest.raises(NeliError, match="there is no pause of all entries; no pause of many entries holds"):
+        periodic.resume_where(app, all=True)
     found = periodic.get(app, "e")
     assert found is not None
     assert (found.paused, found.paused_by) == (False, None)
