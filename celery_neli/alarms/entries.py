@@ -105,14 +105,14 @@ class WatchedEntries:
         """Return when the entry is to be paused; None if it never is, is paused, or is gone."""
         definition, static = self._definitions.get(name), self._static.get(name)
         of: Any = definition if static is None else static
-        if of is None or (definition is not None and (definition.paused or definition.removed)):
+        if of is None or (definition is not None and (_is_paused(definition) or definition.removed)):
             return None
         most = (of.options or {}).get(PAUSE_ON_FAILURE)
         if type(most) is not int:
             return None
         if definition is None:
             return Rule(most=most)
-        return Rule(most=most, since=definition.since, version=definition.version)
+        return Rule(most=most, since=_since(definition), version=definition.version)
 
     def drop(self, name: str, error: Exception) -> None:
         """Watch an entry no more whose schedule fails."""
@@ -123,13 +123,13 @@ class WatchedEntries:
 
     def _entry(self, name: str, now: float) -> Entry | None:
         definition, static = self._definitions.get(name), self._static.get(name)
-        if definition is not None and definition.paused:
+        if definition is not None and _is_paused(definition):
             return None
         if static is not None:
             if self._states and name not in self._states:
                 return None  # the leader does not know it, or not yet
             made = static
-        elif definition is None or definition.static:
+        elif definition is None or definition.static or definition.removed:
             return None
         else:
             made = entry_of(definition, name, self._app)
@@ -140,6 +140,8 @@ class WatchedEntries:
                 return None
         since = 0.0 if definition is None else definition.since
         base = 0.0 if since > now + START_AHEAD else since
+        if definition is not None:
+            base = max(base, _ends(definition))
         last = self._last(name, now)
         if not base and not last:
             base = self._began
@@ -161,6 +163,20 @@ class WatchedEntries:
         if state is None or state.last > max(since, now + FAR_AHEAD):
             return 0.0
         return state.last
+
+
+def _is_paused(definition: Definition) -> bool:
+    """Return True if an entry is paused and that does not end by itself. No slot up to such an end counts."""
+    return definition.paused and definition.until is None
+
+
+def _ends(definition: Definition) -> float:
+    """Return when its pause ends by itself, or has ended (Unix seconds), 0 without such an end."""
+    return (definition.until or 0.0) if definition.paused else 0.0
+
+
+def _since(definition: Definition) -> float:
+    return max(definition.since, _ends(definition))
 
 
 def _seconds(value: Any) -> float:

@@ -16,6 +16,7 @@ from celery_neli.periodic.view import BEAT_SCHEDULE, RUNTIME, UNSHOWN, Periodic,
 from celery_neli.printable import printable
 from celery_neli.schedule.slots import has_slots, next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import ENTRY, PAUSE, STATE, Kind, State, decode_definition, decode_state
+from celery_neli.schedule_topic.pauses import effective
 
 MOST_ENTRIES: Final = 200_000  # keys of the topic that are kept; further ones are not shown
 
@@ -153,7 +154,7 @@ class ScheduleIndex:
         if state == BROKEN:
             return broken
         found = known.definitions.get(name)
-        paused = found is not None and found.paused
+        paused = found is not None and effective(found, (), self._clock()).paused
         return not broken and paused == (state == PAUSED)
 
     def _add_state(self, name: str, value: bytes | None) -> None:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from celery.schedules import crontab
 
 from celery_neli.beat.replicated import bulk_pauses
 from celery_neli.exceptions import ConfigurationError, RecordError
+from celery_neli.schedule.shaped import shift_for
 from celery_neli.schedule_topic.codec import PAUSE
 from celery_neli.schedule_topic.rules import Pause, decode_pause, encode_pause
 from tests.unit.beats import NOON, World
@@ -159,3 +161,16 @@ def test_a_pause_is_read_as_it_was_written() -> None:
     assert decode_pause("1", encode_pause(pause)) == pause
     with pytest.raises(RecordError):
         decode_pause("1", b"{}")
+
+
+def test_a_slot_of_a_pause_that_its_jitter_moves_behind_the_end_does_not_run() -> None:
+    """As with a pause of the entry alone, and as a successor has it that reads the state."""
+    options = {"neli_jitter": 9}
+    world = World({"e": {"task": "t", "schedule": crontab(), "options": options}})
+    shift = shift_for("e", 9).total_seconds()
+    assert shift > 1
+    world.leader()
+    world.ticks(until=5)
+    tell(world, replace(RULE, until=noon(60 + shift / 2)))
+    world.ticks(until=130)
+    assert [slot // 60 for slot in world.slots()] == [2]

@@ -403,10 +403,12 @@ class Topic:
     def state(self, name: str, last: float, *, term: int = 5, at: float = START, **more: Any) -> None:
         self.apply(STATE, name, encode_state(State(last=last, runs=1, epoch=term, **more)), at)
 
-    def define(self, name: str, since: float, *, paused: bool = False, static: bool = False, at: float = START) -> None:
+    def define(
+        self, name: str, since: float, *, paused: bool = False, static: bool = False, at: float = START, **more: Any
+    ) -> None:
         definition = Definition(
             task=None if static else "shop.tidy", schedule=None if static else "60s", paused=paused, since=since,
-            static=static,
+            static=static, **more,
         )  # fmt: skip
         self.apply(ENTRY, name, encode_definition(definition), at)
 
@@ -453,6 +455,23 @@ def test_a_paused_entry_is_not_overdue_and_after_it_is_resumed_its_next_slot_may
     topic.define("fixed", START + 1000, static=True)
     assert topic.judge(1125) == []
     assert sorted(topic.judge(1126)) == [("fixed", "not_sent", 1060), ("made", "not_sent", 1060)]
+
+
+def test_an_entry_whose_pause_has_ended_by_itself_may_be_overdue_with_its_next_slot(app: Celery) -> None:
+    topic = Topic(app, "fixed")
+    topic.state("fixed", START)
+    topic.define("made", START, paused=True, until=START + 1000)
+    topic.define("fixed", START, paused=True, static=True, until=START + 1000)
+    assert topic.judge(1085) == []
+    assert sorted(topic.judge(1126)) == [("fixed", "not_sent", 1060), ("made", "not_sent", 1060)]
+
+
+def test_an_entry_that_is_marked_as_removed_is_not_overdue(app: Celery) -> None:
+    """Also while no beat leads that would delete the mark."""
+    topic = Topic(app)
+    topic.define("made", START)
+    topic.define("made", START, removed=True)
+    assert topic.judge(1000) == []
 
 
 def test_a_removed_definition_is_not_overdue(app: Celery) -> None:

@@ -199,6 +199,11 @@ def test_entries_of_beat_schedule_and_of_runtime_have_rules() -> None:
     assert rule_of(Definition(task=None, schedule=None, static=True, paused=True), neli_pause_on_failure=2) is None
 
 
+def test_a_pause_that_ends_by_itself_leaves_the_rule_for_slots_after_its_end() -> None:
+    given = {"task": "t", "schedule": "PT1M", "options": {"neli_pause_on_failure": 3}, "since": 5.0}
+    assert rule_of(Definition(**given, paused=True, until=9.0, version="v")) == Rule(most=3, since=9.0, version="v")
+
+
 # -- what is done --
 
 

@@ -163,3 +163,13 @@ def test_a_record_that_cannot_be_read_costs_itself_alone() -> None:
     assert index.names(state="active") == ["celery.backend_cleanup", "whole"]
     index.clear()
     assert index.names() == ["celery.backend_cleanup"]
+
+
+def test_an_entry_whose_pause_has_ended_by_itself_is_not_among_the_paused() -> None:
+    now = [10.0]
+    index = ScheduleIndex(app_of(), clock=lambda: now[0])
+    index.add("e", "made", encode_definition(Definition(task="t", schedule="PT1M", paused=True, until=20.0)))
+    assert "made" in index.names(state="paused")
+    now[0] = 20.0
+    assert "made" not in index.names(state="paused")
+    assert "made" in index.names(state="active")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from celery_neli.logs import escaping
-from celery_neli.schedule.due import at_of, place
+from celery_neli.schedule.due import last_at, place_last
 from celery_neli.schedule_topic.codec import State
 from celery_neli.schedule_topic.pauses import effective
 from celery_neli.schedule_topic.rules import Pause, decode_pause, tags_of
@@ -89,7 +89,7 @@ class BulkPauses:
         moved = standing.since > self._since.get(name, 0.0)
         if moved:
             self._since[name] = standing.since
-            place(entry, max(at_of(entry), standing.since))
+            place_last(entry, max(last_at(entry), standing.since))  # of slots without their jitter, as in a state
             if self.told.pop(name, None) == standing.since:
                 self._open.discard(name)
             else:
