@@ -185,9 +185,6 @@ def _slots(
     shift = timedelta(seconds=shift_of(when))
     start = now if after is None else maybe_make_aware(after).astimezone(timezone.utc) + shift
     always, runs = _of_entry(entry, view)
-    ends = -math.inf  # when the pause that holds the entry ends by itself
-    if view is not None and view.paused and view.until is not None:
-        ends = view.until
     left = math.inf if entry is None or view is None else runs_left(entry, view.runs)
     begins = None if view is None else _last(view, now)
     begins = None if begins is None else begins + shift
@@ -197,7 +194,7 @@ def _slots(
         owed = missed(when, begins.astimezone(zone), start, policy.limit)
     computed = owed is not None and not looks_again(when)  # an interval counts from its last run
     following = owed.upcoming if owed is not None and computed else next_slot(when, start.astimezone(zone))
-    if owed is not None and owed.total and runs and ends == -math.inf and after is None and left:
+    if owed is not None and owed.total and runs and after is None and left:
         chosen, left_out = decide(policy, owed, now, deadline=starting_deadline(when))
         for slot in owed.newest:
             notes = [f"overdue, {'runs at once' if slot in chosen else 'left out'}: {policy.policy}"]
@@ -207,19 +204,15 @@ def _slots(
             yield nominal(when, slot), slot in chosen, notes + always
     before = start
     while following is not None and left > 0:
-        held = nominal(when, following).timestamp() <= ends
-        sent = runs and not held
-        left -= sent
+        left -= runs
         if isinstance(when, shaped):
             for omitted in when.left_out(before - shift, following - shift):
                 yield omitted, False, [when.why_not(omitted) or ""]
         before, upcoming = following, next_slot(when, last_run(when, following).astimezone(zone))
         notes = [*_clock_notes(when, following), *_shape_notes(when, following, upcoming)]
-        if not left and sent:
+        if not left:
             notes.append(f"the last of {entry.options['neli_max_runs']} runs: neli_max_runs")
-        if held:
-            notes.append(f"paused until {_utc(moment(ends))}")
-        yield nominal(when, following), sent, [*notes, *always]
+        yield nominal(when, following), runs, [*notes, *always]
         following = upcoming
 
 
@@ -239,7 +232,7 @@ def _of_entry(entry: Any, view: Periodic | None) -> tuple[list[str], bool]:
     if entry is None or view is None:
         return [], True
     notes, runs = [], True
-    if view.paused and view.until is None:
+    if view.paused:
         notes, runs = ["paused"], False
     if view.problem is not None:
         notes.append(view.problem)

@@ -154,18 +154,6 @@ def test_a_paused_entry_runs_for_no_slot(desk: Desk) -> None:
         assert [(each.runs, each.notes) for each in found] == [(False, ("paused",))] * 3
 
 
-def test_a_pause_that_ends_by_itself_leaves_out_the_slots_up_to_its_end(desk: Desk) -> None:
-    """Those count neither as owed nor as runs."""
-    desk.put("e", "0 * * * *", options={"neli_max_runs": 2})
-    desk.editor().pause("e", until=NOON + 4 * 3600)
-    desk.now += 2 * 3600
-    held = ("paused until 2026-06-01 16:00:00Z",)
-    found = of(desk, "e", 9)
-    assert times(found) == ["01 15:00", "01 16:00", "01 17:00", "01 18:00"]
-    assert [each.runs for each in found] == [False, False, True, True]
-    assert [each.notes for each in found[:3]] == [held, held, ()]
-
-
 def test_other_options_are_told(desk: Desk) -> None:
     """As far as they may keep a slot's task from running."""
     desk.app.conf.result_backend = "redis://"
