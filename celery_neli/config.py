@@ -271,7 +271,7 @@ class BeatSettings:
 
 def beat_settings(app: Celery) -> BeatSettings:
     """Return what a beat needs from the app's settings, which it loads. Raises `ConfigurationError`."""
-    for name in ("neli_least_interval", "neli_calendars"):
+    for name in ("neli_least_interval", "neli_calendars", "neli_entry_limit"):
         setting(app, name)
     return BeatSettings(
         sends_in_doubt=setting(app, "neli_in_doubt") == "send",

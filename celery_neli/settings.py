@@ -23,6 +23,7 @@ PORT_MOST: Final = 65_535
 SECONDS_MOST: Final = 1_000_000_000  # a wait of Python's threads must not be much longer
 SHARDS_MOST: Final = 256
 VERSION_MOST: Final = 1 << 53
+ENTRIES_MOST: Final = 1_000_000_000
 MISFIRE_POLICIES: Final = ("fire_once", "fire_all", "skip")
 OVERLAP_POLICIES: Final = ("allow", "skip", "queue_one", "cancel_other")
 MOST_FAILURES: Final = 100  # that `neli_pause_on_failure` may wait for
@@ -110,6 +111,14 @@ def kafka_name(most: int) -> Check:
     return Check(
         lambda value: isinstance(value, str) and len(value) <= most and _KAFKA_NAME.fullmatch(value) is not None,
         f"use 1 to {most} of the characters that Kafka allows in names: A-Z a-z 0-9 . _ -",
+    )
+
+
+def _is_entry_limit(value: Any) -> bool:
+    limits = value if isinstance(value, Mapping) else {"": value}
+    return bool(limits) and all(
+        isinstance(prefix, str) and _is_number(each, int) and 0 <= each <= ENTRIES_MOST
+        for prefix, each in limits.items()
     )
 
 
@@ -246,6 +255,17 @@ _BY_SUBJECT: Mapping[str, Mapping[Setting, str]] = {
         Setting("neli_in_doubt", _one_of("send", "skip"), default="send"): (
             "what happens to slots that a crashed leader may or may not have sent: `send` sends them again with the "
             "same task id, `skip` leaves them out and logs each"
+        ),
+        Setting(
+            "neli_entry_limit",
+            Check(
+                _is_entry_limit,
+                f"give a whole number from 0 to {ENTRIES_MOST}, or a dict of prefixes of names to such numbers",
+            ),
+            documented="none",
+        ): (
+            "how many [runtime entries](schedule.md#tenants) there may be: a number for all, or a dict from prefixes "
+            "of names to numbers, of which the longest prefix counts"
         ),
         Setting("neli_least_interval", _seconds(0.001), default=1.0): (
             "the shortest interval that an entry defined at runtime may have; one in `beat_schedule` may be shorter"

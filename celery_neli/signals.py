@@ -69,8 +69,8 @@ Args:
 entry_paused = Signal(name="entry_paused", providing_args={"entry", "task", "failures", "error", "slot", "id"})
 """An entry was paused because its runs failed `neli_pause_on_failure` times in a row.
 
-Sent as `slot_overdue` is, after the pause is stored, on a thread of its own. If the watcher dies in between, nobody
-sends it.
+Sent as `slot_overdue` is, after the pause is stored, on a thread of its own. If the watcher dies in between, it is
+not sent.
 
 Args:
     entry: The name of the entry.

@@ -19,7 +19,9 @@ WORST = 1  # the exit status if anything is left, failed or in doubt
 
 @command(
     NAME,
-    click.option("--from", "start", required=True, metavar="WHEN", help="2h, 7d ago, or 2026-12-01T07:00Z."),
+    click.option(
+        "--from", "start", required=True, metavar="WHEN", help="2h, 7d ago (0s is now), or 2026-12-01T07:00Z."
+    ),
     click.option("--to", "end", required=True, metavar="WHEN", help="Likewise; a slot at this time is included."),
     click.option("--dry-run", is_flag=True, help="Show what would be done; write and send nothing."),
     click.option("--yes", is_flag=True, help="Do not ask."),

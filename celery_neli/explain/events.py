@@ -35,7 +35,7 @@ def _events(facts: Facts, slot: float, words: Words) -> Iterator[tuple[float | N
 def _of_definition(facts: Facts, slot: float) -> Iterator[tuple[float | None, str]]:
     told = []
     if (pause := pause_at(facts.changes, slot, paused=facts.paused)) is not None:
-        told += [each for each in pause if each is not None]
+        told += [each for each in (pause.begin, pause.end) if each is not None]
     if (changed := schedule_change_after(facts.changes, slot)) is not None:
         told.append(changed[0])
     for change in told:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 from celery_neli.history.runs import Run
 from celery_neli.schedule_topic.codec import MAX_CHANGES, Change, State
+from celery_neli.schedule_topic.rules import Pause as BulkPause
 from celery_neli.timeline import Claim, Term
 
+_PAUSED = re.compile(r"paused(?: until (?P<until>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)Z)?")
 _SCHEDULE = re.compile(
     r"changed (?:task, )?schedule (?P<old>.+) -> (?P<new>.+?)(?:, (?:args|kwargs|options))*", re.DOTALL
 )
@@ -34,7 +37,8 @@ class Facts:
     exists: bool = True
     runtime: bool = False  # it was put at runtime; else it is in beat_schedule
     problem: str = ""  # why no beat runs it
-    paused: bool = False
+    paused: bool = False  # by itself
+    held: Sequence[BulkPause] = ()  # the pauses of many entries that it is one of, ended ones too
     since: float | None = None  # no slot at or before it runs
     changes: Sequence[Change] = ()
     removed: float | None = None  # when its definition was deleted
@@ -83,6 +87,7 @@ class Pause(NamedTuple):
 
     begin: Change | None
     end: Change | None
+    until: float | None = None  # when it ends by itself, to the second
 
 
 def gap_at(terms: Sequence[Term], moment: float) -> Gap | None:
@@ -110,17 +115,30 @@ def term_at(terms: Sequence[Term], moment: float) -> Term | None:
 def pause_at(changes: Sequence[Change], moment: float, *, paused: bool) -> Pause | None:
     """Return the pause of an entry at this moment; `paused`: it is paused now."""
     begin: Change | None = None
+    until: float | None = None
     known = len(changes) < MAX_CHANGES  # the first change is the entry's first
     for change in changes:
-        if change.what == "paused":
-            begin, known = change, True
+        if (paused_by := _PAUSED.fullmatch(change.what)) is not None:
+            if begin is None or (until is not None and until < change.at):
+                begin = change
+            known, until = True, _unix(paused_by["until"])
         elif change.what == "resumed":
-            if moment < change.at and (begin.at <= moment if begin is not None else not known):
+            ended = change.at if until is None else min(until, change.at)
+            if moment < ended and (begin.at <= moment if begin is not None else not known):
                 return Pause(begin, change)
-            begin, known = None, True
+            begin, until, known = None, None, True
     if begin is not None:
-        return Pause(begin, None) if begin.at <= moment else None
+        return Pause(begin, None, until) if begin.at <= moment <= (moment if until is None else until) else None
     return Pause(None, None) if paused and not any(each.what == "resumed" for each in changes) else None
+
+
+def _unix(text: str | None) -> float | None:
+    return None if text is None else datetime.fromisoformat(f"{text}+00:00").timestamp()
+
+
+def bulk_pause_at(held: Sequence[BulkPause], moment: float) -> BulkPause | None:
+    """Return the pause of many entries that held the entry at this moment."""
+    return next((each for each in held if each.at <= moment and (each.until is None or moment <= each.until)), None)
 
 
 def schedule_change_after(changes: Sequence[Change], moment: float) -> tuple[Change, str, str] | None:

@@ -23,7 +23,7 @@ from celery_neli.history.records import BACKFILL
 from celery_neli.history.runs import Run
 from celery_neli.history.topic import NoHistory, read_runs
 from celery_neli.kafka.reader import RawRecord
-from celery_neli.periodic.definition import entry_of, schedule_of_text
+from celery_neli.periodic.definition import awake, entry_of, schedule_of_text
 from celery_neli.periodic.definition import moment as _moment
 from celery_neli.periodic.editor import ScheduleEditor
 from celery_neli.periodic.store import Topic
@@ -143,6 +143,9 @@ class _Search:
         if (changed := schedule_change_after(changes, moment)) is not None:
             with suppress(ConfigurationError):
                 when, schedule = schedule_of_text(changed[1], app), changed[1]
+        own = editor.known.definitions.get(name)
+        own = None if own is None else awake(own, self._now)
+        held = [] if view is None else [each for each in editor.rules if each.fits(name, view.tags)]
         facts = Facts(
             entry=name,
             now=self._now,
@@ -153,7 +156,8 @@ class _Search:
             runtime=view is not None and view.source == RUNTIME,
             # A doubt of an entry of beat_schedule does not keep it from running.
             problem=problem if entry is None or editor.not_run else "",
-            paused=view is not None and view.paused,
+            paused=own is not None and own.paused,
+            held=held,
             since=view.since if view is not None else None,
             changes=changes,
             removed=None if exists else records.removed,

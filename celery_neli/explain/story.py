@@ -9,6 +9,7 @@ from celery_neli.explain.facts import (
     Facts,
     Gap,
     added_after,
+    bulk_pause_at,
     gap_at,
     pause_at,
     schedule_change_after,
@@ -117,8 +118,15 @@ class _Judge:
             begin = "since a time that the entry does not remember"
             if pause.begin is not None:
                 begin = f"since {words.time(pause.begin.at)}, by {named(pause.begin.by)}"
-            end = "" if pause.end is None else f", until {words.time(pause.end.at)}, by {named(pause.end.by)}"
+            end = "" if pause.until is None else f", until {words.time(pause.until)}"
+            end = end if pause.end is None else f", until {words.time(pause.end.at)}, by {named(pause.end.by)}"
             return Verdict("paused", False, f"The entry was paused {begin}{end}.")
+        if (bulk := bulk_pause_at(facts.held, slot)) is not None:
+            end = "" if bulk.until is None else f", until {words.time(bulk.until)}"
+            end += f", by {named(bulk.ended_by)}" if bulk.ended_by else ""
+            why = f" ({printable(bulk.note)})" if bulk.note else ""
+            begin = f"since {words.time(bulk.at)}, by {named(bulk.by)}"
+            return Verdict("paused", False, f"The pause of {printable(bulk.what)}{why} held the entry {begin}{end}.")
         if (added := added_after(facts.changes, slot)) is not None:
             return Verdict(
                 "made later",

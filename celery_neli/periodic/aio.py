@@ -25,6 +25,9 @@ from typing import Any, Final, TypeVar
 
 from celery_neli.periodic import api
 from celery_neli.periodic.api import Batch, Pause, Periodic, Run
+from celery_neli.periodic.preview import NextRun
+from celery_neli.periodic.scoped import Scope, ScopedBatch
+from celery_neli.periodic.scoped import scope as make_scope
 
 __all__ = [
     "batch",
@@ -39,6 +42,7 @@ __all__ = [
     "resume_where",
     "run_now",
     "runs",
+    "scope",
 ]
 
 THREADS: Final = 4  # of a process; the schedule topic serves one question at a time
@@ -99,10 +103,8 @@ async def runs(app: Any, name: str | None = None, **given: Any) -> builtins.list
 
 async def list(app: Any, **given: Any) -> AsyncIterator[Periodic]:  # noqa: A001 - is read as aio.list
     """As `periodic.list`, for `async for`."""
-    entries: Iterator[Periodic] = await _call(api.list, app, **given)
-    while portion := await _call(_portion, entries):
-        for entry in portion:
-            yield entry
+    async for entry in _each(partial(api.list, app, **given)):
+        yield entry
 
 
 def batch(app: Any, **given: Any) -> AsyncBatch:
@@ -110,12 +112,89 @@ def batch(app: Any, **given: Any) -> AsyncBatch:
     return AsyncBatch(partial(api.batch, app, **given))
 
 
+def scope(app: Any, prefix: str) -> AsyncScope:
+    """As `periodic.scope`; each call on the scope is a coroutine. Does not block."""
+    return AsyncScope(make_scope(app, prefix))
+
+
+class AsyncScope:
+    """As `Scope`, with coroutines."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __repr__(self) -> str:
+        return f"periodic.aio.scope(app, {self.prefix!r})"
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its entries begin with."""
+        return self._scope.prefix
+
+    def scope(self, prefix: str) -> AsyncScope:
+        """As `Scope.scope`. Does not block."""
+        return AsyncScope(self._scope.scope(prefix))
+
+    async def put(self, name: str, task: Any, schedule: Any, **given: Any) -> Periodic:
+        """As `Scope.put`."""
+        return await _call(self._scope.put, name, task, schedule, **given)
+
+    async def pause(self, name: str, **given: Any) -> Periodic:
+        """As `Scope.pause`."""
+        return await _call(self._scope.pause, name, **given)
+
+    async def resume(self, name: str, **given: Any) -> Periodic:
+        """As `Scope.resume`."""
+        return await _call(self._scope.resume, name, **given)
+
+    async def remove(self, name: str, **given: Any) -> None:
+        """As `Scope.remove`."""
+        await _call(self._scope.remove, name, **given)
+
+    async def pause_where(self, **given: Any) -> Pause:
+        """As `Scope.pause_where`."""
+        return await _call(self._scope.pause_where, **given)
+
+    async def resume_where(self, **given: Any) -> builtins.list[Pause]:
+        """As `Scope.resume_where`."""
+        return await _call(self._scope.resume_where, **given)
+
+    async def pauses(self) -> builtins.list[Pause]:
+        """As `Scope.pauses`."""
+        return await _call(self._scope.pauses)
+
+    async def get(self, name: str) -> Periodic | None:
+        """As `Scope.get`."""
+        return await _call(self._scope.get, name)
+
+    async def run_now(self, name: str, **given: Any) -> Any:
+        """As `Scope.run_now`."""
+        return await _call(self._scope.run_now, name, **given)
+
+    async def runs(self, name: str | None = None, **given: Any) -> builtins.list[Run]:
+        """As `Scope.runs`."""
+        return await _call(self._scope.runs, name, **given)
+
+    async def next_runs(self, name_or_schedule: Any, n: int = 10, **given: Any) -> builtins.list[NextRun]:
+        """As `Scope.next_runs`."""
+        return await _call(self._scope.next_runs, name_or_schedule, n, **given)
+
+    async def list(self, **given: Any) -> AsyncIterator[Periodic]:
+        """As `Scope.list`, for `async for`."""
+        async for entry in _each(partial(self._scope.list, **given)):
+            yield entry
+
+    def batch(self, **given: Any) -> AsyncBatch:
+        """As `Scope.batch`, for `async with`; each call on the batch is a coroutine."""
+        return AsyncBatch(partial(self._scope.batch, **given))
+
+
 class AsyncBatch:
     """As `Batch`, with coroutines."""
 
-    def __init__(self, make: Callable[[], Batch]) -> None:
+    def __init__(self, make: Callable[[], Batch | ScopedBatch]) -> None:
         self._make = make
-        self._batch: Batch | None = None
+        self._batch: Batch | ScopedBatch | None = None
 
     async def put(self, *args: Any, **given: Any) -> None:
         """As `Batch.put`."""
@@ -146,10 +225,17 @@ class AsyncBatch:
         await _call(self._entered.__exit__, kind, error, at)
 
     @property
-    def _entered(self) -> Batch:
+    def _entered(self) -> Batch | ScopedBatch:
         if self._batch is None:
             raise RuntimeError("use it in `async with periodic.aio.batch(app) as batch:`")
         return self._batch
+
+
+async def _each(make: Callable[[], Iterator[Periodic]]) -> AsyncIterator[Periodic]:
+    entries = await _call(make)
+    while portion := await _call(_portion, entries):
+        for entry in portion:
+            yield entry
 
 
 def _portion(entries: Iterator[Periodic]) -> builtins.list[Periodic]:

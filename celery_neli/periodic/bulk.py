@@ -79,10 +79,9 @@ def resume_where(
     holding = [each for each in editor.pauses() if each.holds(editor.now)]
     found = [each for each in holding if (each.of, each.value) == (of, value)]
     if not found:
-        others = "; ".join(each.option for each in holding[:5]) or "none"
-        raise NeliError(
-            f"there is no pause of {Pause(id='', of=of, value=value, at=0, by='').what}; it holds: {others}"
-        )
+        others = ", ".join(each.option for each in holding[:5])
+        which = f"those that hold: {others}" if others else "no pause of many entries holds"
+        raise NeliError(f"there is no pause of {Pause(id='', of=of, value=value, at=0, by='').what}; {which}")
     ended = [replace(each, until=editor.now, ended_by=editor.by, note=editor.note or each.note) for each in found]
     editor.write([Write(PAUSE, each.id, encode_pause(each)) for each in ended])
     return ended

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timezone
-from typing import Final
+from typing import Any, Final
 
 from celery_neli.exceptions import Conflict, NeliError
-from celery_neli.periodic.store import Known
-from celery_neli.schedule_topic.codec import ENTRY, encode_definition, repaired
+from celery_neli.periodic.store import Known, Records
+from celery_neli.schedule_topic.codec import ENTRY, Definition, encode_definition, repaired
 from celery_neli.schedule_topic.write import Write
 
 SHOWN: Final = 3  # conflicts that an error describes
@@ -55,3 +55,15 @@ def write_again(
 def utc(seconds: float) -> str:
     """Return Unix seconds as a time in UTC."""
     return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+
+
+def check_room(app: Any, known: Known, made: Mapping[str, Definition], read: Callable[..., Records]) -> None:
+    """Raise `NeliError` if the definitions that are `made` add more entries than `neli_entry_limit` lets in. Blocks
+    while it counts, and counts only if there are new entries by what is known.
+    """
+    there = {name for name, old in known.definitions.items() if not (old.static or old.removed)}
+    added = [name for name, new in made.items() if not (new.static or new.removed or name in there)]
+    if added:
+        from celery_neli.periodic.limits import check_limit  # only who has a limit loads it
+
+        check_limit(app, added, read, removed=[name for name, new in made.items() if new.removed])

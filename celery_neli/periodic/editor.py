@@ -22,7 +22,7 @@ from celery_neli.config import DEFAULT_SCHEDULER, is_replicated, scheduler_class
 from celery_neli.exceptions import ConfigurationError, Conflict, NeliError, RecordError
 from celery_neli.logs import escaping
 from celery_neli.periodic.call import check_app, plain
-from celery_neli.periodic.conflicts import conflict, together, write_again
+from celery_neli.periodic.conflicts import check_room, conflict, together, write_again
 from celery_neli.periodic.definition import awake, check_comes, define, entry_of, same
 from celery_neli.periodic.static import StaticEntries, check_static
 from celery_neli.periodic.store import Known, Records, Topic
@@ -244,6 +244,14 @@ class ScheduleEditor:
                         late[name] = exc
                 if late and not written:
                     break
+            try:
+                if self.app.conf.get("neli_entry_limit") is not None:
+                    check_room(self.app, self.known, made, self._topic.read)
+            except NeliError as exc:
+                if not written:
+                    raise
+                late.update(dict.fromkeys(made, exc))
+                break
             overtaken = self._write(made)
             written, void, made = True, (void - made.keys()).union(overtaken), {}
             waiting = {name: waiting[name] for name in overtaken}

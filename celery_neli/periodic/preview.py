@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import islice
 from typing import Any, Final
@@ -165,6 +165,9 @@ def _found(
     if name in editor.refused or name in editor.known.unreadable:
         raise ConfigurationError(f"beat entry {shown(name)}: {view.problem}")
     entry = editor.static[name] if name in editor.static else entry_of(editor.known.definitions[name], name, app)
+    state = editor.known.states.get(name)
+    if view.source == BEAT_SCHEDULE and view.last is None and state is not None:
+        view = replace(view, last=state.last)  # it never ran; a leader noted from when on it owes slots
     return entry.schedule, entry, view, moment(editor.now)
 
 
@@ -184,10 +187,14 @@ def _slots(
 ) -> Iterator[tuple[datetime, bool, list[str]]]:
     shift = timedelta(seconds=shift_of(when))
     start = now if after is None else maybe_make_aware(after).astimezone(timezone.utc) + shift
-    always, runs = _of_entry(entry, view)
+    ends = None if view is None or not view.paused or view.until is None else moment(view.until) + shift
+    paused = view is not None and view.paused and not (ends is not None and ends <= start)
+    always, runs = _of_entry(entry, view, paused=paused)
     left = math.inf if entry is None or view is None else runs_left(entry, view.runs)
     begins = None if view is None else _last(view, now)
     begins = None if begins is None else begins + shift
+    if ends is not None and not paused:  # it has resumed itself by the time that `after` names
+        begins, ends = ends, None
     owed, policy = None, Misfire()
     if begins is not None:
         policy = Misfire.of_app(app).changed_by(entry.options)
@@ -204,6 +211,11 @@ def _slots(
             yield nominal(when, slot), slot in chosen, notes + always
     before = start
     while following is not None and left > 0:
+        if ends is not None and maybe_make_aware(following) > ends:
+            # The pause is over: the entry counts as resumed at its end, where an interval starts over.
+            following, ends = next_slot(when, ends.astimezone(zone)), None
+            always, runs = _of_entry(entry, view, paused=False)
+            continue
         left -= runs
         if isinstance(when, shaped):
             for omitted in when.left_out(before - shift, following - shift):
@@ -227,13 +239,15 @@ def _last(view: Periodic, now: datetime) -> datetime | None:
     return None if at is None or (at > now.timestamp() + FAR_AHEAD and at != view.since) else moment(at)
 
 
-def _of_entry(entry: Any, view: Periodic | None) -> tuple[list[str], bool]:
-    """Return what becomes of every slot of an entry, and whether its tasks are sent."""
+def _of_entry(entry: Any, view: Periodic | None, *, paused: bool) -> tuple[list[str], bool]:
+    """Return what becomes of every slot of an entry while it is `paused` or not, and whether its tasks are sent."""
     if entry is None or view is None:
         return [], True
     notes, runs = [], True
-    if view.paused:
-        notes, runs = ["paused"], False
+    if paused:
+        until = "" if view.until is None else f" until {_utc(moment(view.until))}"
+        by = "" if view.paused_by is None else f" by the pause of {view.paused_by}"
+        notes, runs = [f"paused{until}{by}"], False
     if view.problem is not None:
         notes.append(view.problem)
         runs = runs and view.source == BEAT_SCHEDULE

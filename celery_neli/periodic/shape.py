@@ -35,7 +35,7 @@ LONGEST_JITTER: Final = 31 * 86_400.0  # seconds
 #: How many slots of a crontab are looked at to find the shortest time between two of them.
 COMPARED: Final = 50
 _SINCE: Final = datetime(2024, 1, 1, tzinfo=timezone.utc)  # from when on
-_TIME = "give an aware datetime, or ISO text such as '2026-12-01T10:00:00+01:00'"
+_TIME = "give an aware datetime, or ISO text such as '2026-12-01T10:00:00+01:00', a date and a time of day"
 #: The options that shape a schedule.
 SHAPED: Final = frozenset(SHAPE_OPTIONS)
 #: The options that say when an entry runs: other schedulers know none of them.

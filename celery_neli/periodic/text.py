@@ -35,8 +35,9 @@ from celery_neli.schedule.slots import base_of, once
 from celery_neli.schedule_topic.values import is_moment, shown
 
 FORMS = (
-    "write a crontab ('*/5 * * * *'), an interval ('30s', '5m', 'every 2 hours', 'P1DT2H'), a solar event "
-    "('solar:sunset,-37.81,144.96') or a time ('at:2026-12-01T10:00:00Z')"
+    "write a crontab ('*/5 * * * *'), a line of cron ('CRON_TZ=Europe/Berlin 30 7 * * mon-fri'), an interval ('30s', "
+    "'5m', 'every 2 hours', 'P1DT2H'), a solar event ('solar:sunset,-37.81,144.96') or a time "
+    "('at:2026-12-01T10:00:00Z')"
 )
 OUT_OF_RANGE = "not every time zone has it: give a time of the years 2 to 9998"
 LEAST = timedelta(milliseconds=1)

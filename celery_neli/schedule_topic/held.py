@@ -100,7 +100,7 @@ class HeldTopic:
             raise NeliError(f"the schedule topic {topic} was not used within {timeout:g} s: other threads wait for it")
         try:
             while True:
-                held = self._session is not None
+                held, began = self._session is not None, time.monotonic()
                 session = self._open()
                 try:
                     return action(session, end)
@@ -113,7 +113,8 @@ class HeldTopic:
                 except KafkaException as exception:
                     error = exception.args[0]
                     # A held session may be of brokers that are gone, or of a topic that is; another may lead soon.
-                    if not (held or error.name() in GONE | _PASSING) or time.monotonic() >= end:
+                    passes = error.name() in GONE | _PASSING and not session.log.reachability.is_hopeless(began)
+                    if not (held or passes) or time.monotonic() >= end:
                         raise session.log.failure(error, topic) from None
                 self._drop()
         except BaseException:
@@ -164,7 +165,8 @@ def held_topic(config: Config, *, log: logging.Logger) -> HeldTopic:
 
 
 @atexit.register
-def _close_all() -> None:
+def close_all() -> None:
+    """Close all sessions of this process; the next use makes another. Takes a second at most."""
     for topic in list(_alive):
         topic.close(wait=AT_EXIT)
 

@@ -15,11 +15,11 @@ NEVER: Final = float("inf")
 
 
 class Rule(Protocol):
-    """A pause that concerns the entry, whoever else it concerns."""
+    """A pause that concerns the entry, and maybe others."""
 
     @property
     def until(self) -> float | None:
-        """When it ends, or has ended (Unix seconds); None: nobody has said so."""
+        """When it ends, or has ended (Unix seconds); None: it lasts until it is resumed."""
 
 
 class Standing(NamedTuple):

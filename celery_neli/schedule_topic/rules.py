@@ -25,7 +25,7 @@ class Pause:
     """A pause of many entries. Times are Unix seconds.
 
     `of`: "all", "tag" or "prefix", and `value` says which tag or prefix. `at`: when it was made, `by` whom, and why
-    (`note`). `until`: when it ends or has ended, None: not by itself. `ended_by`: who ended it, "" if nobody did.
+    (`note`). `until`: when it ends or has ended, None: not by itself. `ended_by`: who ended it, "" if no one did.
     """
 
     id: str

@@ -299,7 +299,7 @@ class Session:
 
     def _checked(self, values: dict[int, bytes], offsets: Mapping[int, tuple[Kind, str]]) -> dict[int, bytes]:
         if len(values) < len(offsets):
-            # Kafka keeps the last record of a key only, and that was void; nobody has repaired it.
+            # Kafka keeps the last record of a key only, and that was void; no writer has repaired it.
             raise SessionLostError("was compacted")
         for offset, value in values.items():
             self._keep(key_of(*offsets[offset]), offset, value)

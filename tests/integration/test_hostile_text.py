@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 
 from celery_neli.cli import neli
 from celery_neli.config import from_app
-from celery_neli.schedule_topic.codec import MAX_KEY, key_of
+from celery_neli.schedule_topic.codec import MAX_KEY, key_of, partition_of
 from tests.unit import hostile
 from tests.unit.schedulers import make_app
 
@@ -55,7 +55,7 @@ def app(embedded_kafka: EmbeddedKafka) -> Celery:
                 f"t{number}",
             ),
         ]:
-            producer.produce(config.schedule_topic, value, key_of("e", name), partition=0)
+            producer.produce(config.schedule_topic, value, key_of("e", name), partition=partition_of("e", name))
         producer.produce(config.schedule_topic, hostile.note(text, at=now), key_of("m", text), partition=16)
         record = {
             "v": 1,
@@ -66,7 +66,12 @@ def app(embedded_kafka: EmbeddedKafka) -> Celery:
             "seen": number - 1,
         }
         producer.produce(config.topic, json.dumps(record).encode(), text[:400].encode("utf-8", "replace"), partition=0)
-    producer.produce(config.schedule_topic, hostile.definition("good", **fields), key_of("e", "good"), partition=0)
+    producer.produce(
+        config.schedule_topic,
+        hostile.definition("good", **fields),
+        key_of("e", "good"),
+        partition=partition_of("e", "good"),
+    )
     assert producer.flush(20) == 0
     producer.close()
     return app

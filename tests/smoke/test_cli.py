@@ -122,5 +122,5 @@ def test_embedded_kafka_has_a_partition_for_each_role(election: Members) -> None
     assert {name.removeprefix(election.group): len(topic.partitions) for name, topic in topics.items()} == {
         ".worker.neli": 6,
         ".beat.neli.history": 4,
-        ".beat.neli.schedule": 2,
+        ".beat.neli.schedule": 17,
     }

@@ -112,7 +112,7 @@ def test_entries_at_runtime(sit_down: Callable[..., Desk], redis_url: str) -> No
         said[words[5]] = done.stdout
         if words[5] == "add":
             assert times.sub("then", done.stdout) == times.sub("then", shown)
-    assert set(said) == {"add", "list", "show", "pause", "resume", "run", "remove", "next"}
+    assert set(said) == {"add", "list", "show", "pause", "resume", "run", "remove", "next", "pauses"}
     assert {"new-year", "tidy", "tidy-more"} <= {line.split()[0] for line in said["list"].splitlines()}
     assert "every 5 min" in said["show"]
     assert "paused" in said["pause"]

@@ -135,6 +135,8 @@ class Topic:
             self.records.pop((kind, name), None)
         else:
             self.records[kind, name] = value
+        if kind == ENTRY:  # a beat learns by reading which definition counts, its own too
+            self._news[kind, name] = value
 
     def put(self, kind: Kind, name: str, value: bytes | None) -> None:
         """Somebody else writes."""

@@ -13,6 +13,7 @@ from celery_neli.explain.report import Story, lines_of
 from celery_neli.explain.story import explain
 from celery_neli.history.runs import Run
 from celery_neli.schedule_topic.codec import Change, State
+from celery_neli.schedule_topic.rules import Pause
 from celery_neli.timeline import Claim, Term
 
 SLOT = 1_700_031_600.0  # 2023-11-15 07:00:00 UTC
@@ -262,6 +263,27 @@ def test_a_pause_that_is_over() -> None:
     story = judged(changes=(ADDED, PAUSED, RESUMED), since=SLOT + 500, claims=())
     assert story.verdict == "paused"
     assert story.summary.endswith("by ada@ops, until 2023-11-15 07:08:20 UTC, by bob@ops.")
+
+
+def test_a_pause_that_ends_by_itself() -> None:
+    """It holds the slots up to its end, which the change names, and no later one."""
+    paused = Change(at=SLOT - 500, by="ada@ops", what="paused until 2023-11-15 07:00:00Z")
+    assert explain(facts(changes=(ADDED, paused), slot=SLOT + 600, claims=(), run=None)).verdict != "paused"
+    story = judged(changes=(ADDED, paused), claims=())
+    assert story.verdict == "paused"
+    assert story.summary.endswith("by ada@ops, until 2023-11-15 07:00:00 UTC.")
+
+
+def test_a_pause_of_many_entries_is_named() -> None:
+    """With its note and its author; it is no reason for slots before it."""
+    rule = Pause(id="1", of="tag", value="night", at=SLOT - 500, by="ada@ops", note="the move", until=SLOT + 500)
+    story = judged(held=(rule,), claims=())
+    assert (story.verdict, story.ran) == ("paused", False)
+    assert story.summary.startswith(
+        "The pause of tag 'night' (the move) held the entry since 2023-11-15 06:51:40 UTC, by ada@"
+    )
+    for at in (-600.0, 600.0):
+        assert explain(facts(held=(rule,), slot=SLOT + at, claims=(), run=None)).verdict != "paused"
 
 
 @pytest.mark.parametrize("at", [-600.0, 600.0])

@@ -55,6 +55,13 @@ def test_the_state_is_there_before_its_entry(desk: Desk) -> None:
     assert [each.kind for writes in desk.store.writes for each in writes] == [STATE, ENTRY]
 
 
+def test_an_import_over_the_limit_of_entries_writes_no_state_either(desk: Desk) -> None:
+    desk.app.conf.neli_entry_limit = 1
+    with pytest.raises(NeliError, match="neli_entry_limit = 1: there are 0 entries, and 2 more"):
+        carried(desk, entry("a"), entry("b"))
+    assert desk.store.writes == []
+
+
 def test_an_entry_that_never_ran_begins_now_or_when_it_is_said_to(desk: Desk) -> None:
     """It has no state."""
     carried(desk, entry("new", last=None, runs=0), entry("later", last=None, runs=0, since=NOON + 999))

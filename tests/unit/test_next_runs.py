@@ -16,7 +16,8 @@ from celery_neli import cron, periodic
 from celery_neli.exceptions import ConfigurationError, NeliError
 from celery_neli.periodic.cli import schedule as commands
 from celery_neli.periodic.preview import NextRun, preview
-from celery_neli.schedule_topic.codec import State
+from celery_neli.schedule_topic.codec import PAUSE, State
+from celery_neli.schedule_topic.rules import Pause, encode_pause
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import NOON, Desk
 
@@ -152,6 +153,39 @@ def test_a_paused_entry_runs_for_no_slot(desk: Desk) -> None:
         found = of(desk, name)
         assert times(found) == expected
         assert [(each.runs, each.notes) for each in found] == [(False, ("paused",))] * 3
+
+
+def test_slots_run_again_after_the_end_of_a_pause(desk: Desk) -> None:
+    """The note says until when it is paused; the first slot after that runs, and an interval starts over at the end."""
+    desk.put("cron", "0 * * * *")
+    desk.put("interval", "1h")
+    until = desk.now + 2.25 * 3600
+    note = ("paused until 2026-06-01 14:15:00Z",)
+    for name, expected in (
+        ("cron", [("13:00", False, note), ("14:00", False, note), ("15:00", True, ()), ("16:00", True, ())]),
+        ("interval", [("13:00", False, note), ("14:00", False, note), ("15:15", True, ()), ("16:15", True, ())]),
+    ):
+        desk.editor().pause(name, until=until)
+        found = of(desk, name, 4)
+        assert [(f"{each.slot:%H:%M}", each.runs, each.notes) for each in found] == expected
+        later = of(desk, name, 1, after=AT_NOON + timedelta(hours=3.5))
+        assert [(f"{each.slot:%H:%M}", each.runs) for each in later] == [(expected[-1][0], True)]
+
+
+def test_an_entry_of_beat_schedule_that_never_ran_counts_from_where_a_leader_began_it(desk: Desk) -> None:
+    """So that the next slot of an interval is the one that `list` names."""
+    desk.store.set("static", State(NOON - 20, 0, 5))
+    assert [f"{each.slot:%H:%M:%S}" for each in of(desk, "static", 2)] == ["12:00:40", "12:01:40"]
+    assert desk.look("static").next == NOON + 40
+
+
+def test_a_slot_names_the_pause_of_many_entries_that_holds_it(desk: Desk) -> None:
+    """By the words of `list`, so that one knows which pause to end."""
+    desk.put("e", "0 * * * *")
+    rule = Pause(id="1", of="prefix", value="e", at=desk.now, by="ann")
+    desk.store.values[PAUSE, rule.id] = encode_pause(rule)
+    (found,) = of(desk, "e", 1)
+    assert (found.runs, found.notes) == (False, ("paused by the pause of prefix 'e'",))
 
 
 def test_other_options_are_told(desk: Desk) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import Any
 
 import pytest
 
 from celery_neli import periodic
 from celery_neli.exceptions import ConfigurationError, Conflict, NeliError
+from celery_neli.periodic import aio
 from celery_neli.periodic import editor as editors
+from celery_neli.periodic.scoped import Scope
 from celery_neli.schedule_topic.rules import PREFIX
 from tests.unit.schedulers import make_app
 from tests.unit.schedules import FakeStore
-
-if TYPE_CHECKING:
-    from celery_neli.periodic.scoped import Scope
 
 
 @pytest.fixture
@@ -130,9 +130,37 @@ def test_an_entry_says_which_pause_holds_it(app: Any) -> None:
     periodic.pause_where(app, all=True, until=4e9)
     found = periodic.resume(app, "e")
     assert (found.paused, found.until, found.paused_by, found.next) == (True, 4e9, "all entries", None)
-    with pytest.raises(NeliError, match="there is no pause of prefix 'e'; it holds: --all"):
+    with pytest.raises(NeliError, match="there is no pause of prefix 'e'; those that hold: --all"):
         periodic.resume_where(app, prefix="e")
     periodic.resume_where(app, all=True)
+    with pytest.raises(NeliError, match="there is no pause of all entries; no pause of many entries holds"):
+        periodic.resume_where(app, all=True)
     found = periodic.get(app, "e")
     assert found is not None
     assert (found.paused, found.paused_by) == (False, None)
+
+
+def test_the_asynchronous_scope_does_the_same(app: Any, tenant: Scope) -> None:
+    async def use() -> list[str]:
+        scope = aio.scope(app, tenant.prefix)
+        assert (await scope.put("digest", "t", 60)).name == "digest"
+        assert (await scope.pause("digest")).paused
+        assert not (await scope.resume("digest")).paused
+        assert await scope.get("tenant-4") is None
+        async with scope.scope("a/").batch() as batch:
+            await batch.put("one", "t", 60)
+            await batch.put("two", "t", 60)
+        await scope.remove("a/two")
+        with pytest.raises(NeliError, match="there is no entry"):
+            await scope.remove("tenant-43/digest")
+        return [each.name async for each in scope.list()]
+
+    assert asyncio.run(use()) == ["a/one", "digest"]
+    assert {each.name for each in periodic.list(app, prefix="tenant-42/")} == {"tenant-42/a/one", "tenant-42/digest"}
+
+
+def test_the_asynchronous_scope_has_every_function_of_the_other() -> None:
+    def public(of: type) -> set[str]:
+        return {each for each in vars(of) if not each.startswith("_")}
+
+    assert public(Scope) - {"full"} == public(aio.AsyncScope) - {"prefix"}

@@ -43,7 +43,7 @@ class Command(CeleryCommand):
 
 @click.group(name="schedule")
 def schedule() -> None:
-    """Manage periodic tasks at runtime: list, add, pause, remove, run, import; export, diff, apply a file."""
+    """Manage periodic tasks at runtime: what is due, who changed what, pauses, backfills, a schedule in a file."""
 
 
 def command(

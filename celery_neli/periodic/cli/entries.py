@@ -62,11 +62,10 @@ def show(app: Any, name: str, as_json: bool) -> None:
     if as_json:
         say_json(as_text(found.as_dict()))
         return
-    text = found.schedule or "?"
     rows = {
         "name": found.name,
         "task": found.task or "?",
-        "schedule": text if words(text) == text else f"{text} ({words(text)})",
+        "schedule": _text_of(found),
         **{field: as_text(getattr(found, field)) for field in ("args", "kwargs", "options")},
         "state": state_of(found),
         "next": utc(found.next),
@@ -88,12 +87,12 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.argument("when", metavar="SCHEDULE"),
     click.option("--args", default="[]", help="Arguments, as a JSON array."),
     click.option("--kwargs", default="{}", help="Keyword arguments, as a JSON object."),
-    click.option("--options", default="{}", help="Options of apply_async, as a JSON object."),
+    click.option("--options", default="{}", help="Options of apply_async and of celery-neli, as a JSON object."),
     click.option("--queue", help="The queue, the same as in --options."),
     click.option("--misfire", type=click.Choice(MISFIRE_POLICIES), help="What happens to missed slots."),
-    click.option("--tz", help="The time zone of a crontab, such as Europe/Berlin."),
+    click.option("--tz", help="The time zone of a crontab, or of a line of cron, such as Europe/Berlin."),
     click.option("--start", metavar="TIME", help="No slot before it: 2026-12-01T10:00, in the zone of the schedule."),
-    click.option("--end", metavar="TIME", help="No slot after it."),
+    click.option("--end", metavar="TIME", help="No slot after it, in the same form."),
     click.option("--max-runs", type=int, metavar="N", help="The entry is finished after so many runs."),
     click.option("--calendar", help="Days without a slot: 'holidays:DE-BY', or 'only …' for days with one."),
     click.option("--jitter", type=float, metavar="SECONDS", help="Send it up to so many seconds later."),
@@ -106,7 +105,7 @@ def show(app: Any, name: str, as_json: bool) -> None:
     click.option(
         "--pause-on-failure", type=click.IntRange(1, MOST_FAILURES), help="Pause after so many failed runs in a row."
     ),
-    click.option("--owner", help="For whom the entry is put."),
+    click.option("--owner", help="Whose entry it is, for `list --owner` and files."),
     BY,
     NOTE,
     EXPECTED,
@@ -166,6 +165,15 @@ def _schedule_of(found: periodic.Periodic) -> str:
     """Return the schedule of an entry in words, with the time zone that its options give it."""
     zone = found.options.get("neli_timezone")
     return words(found.schedule or "?") + (f" ({zone})" if zone is not None else "")
+
+
+def _text_of(found: periodic.Periodic) -> str:
+    """Return the schedule of an entry as one may write it, and in words if these say more."""
+    text, in_words = found.schedule or "?", _schedule_of(found)
+    plain = text.removeprefix("cron:")
+    if in_words.startswith(plain):
+        return text + in_words.removeprefix(plain)  # its time zone, if an option gives it one
+    return text if text.startswith("CRON_TZ=") else f"{text} ({in_words})"
 
 
 def state_of(found: periodic.Periodic) -> str:

@@ -58,14 +58,14 @@ def pauses(app: Any, as_json: bool) -> None:
         rows = [
             (each.what, utc(each.until), utc(each.at), each.by, each.note, f"resume {each.option}") for each in found
         ]
-        table(("PAUSED", "UNTIL", "SINCE", "BY", "NOTE", "ENDED BY"), rows)
+        table(("PAUSED", "UNTIL", "SINCE", "BY", "NOTE", "END IT WITH"), rows)
 
 
 def _where(name: str | None, expected: str | None, given: dict[str, Any]) -> dict[str, Any]:
     where = {"all": given.pop("all_"), "tag": given.pop("tag"), "prefix": given.pop("prefix")}
     many = any(each not in (None, False) for each in where.values())
     if (name is not None) == many:
-        raise ConfigurationError("which entries? give a NAME, or one of --all, --tag and --prefix")
+        raise ConfigurationError("which entries? give either a NAME, or one of --all, --tag and --prefix")
     if many and expected is not None:
         raise ConfigurationError(f"--expected {printable(repr(expected))}: is for one entry; give its NAME")
     return where

@@ -18,6 +18,7 @@ from celery.utils.time import maybe_make_aware
 from celery_neli.exceptions import ConfigurationError, NeliError, RecordError
 from celery_neli.periodic.definition import check_comes, define
 from celery_neli.periodic.editor import Edit, ScheduleEditor
+from celery_neli.periodic.limits import check_limit
 from celery_neli.printable import printable_error
 from celery_neli.schedule_topic import codec
 from celery_neli.schedule_topic.codec import Definition, State
@@ -100,6 +101,9 @@ def carry_over(source: Source, editor: ScheduleEditor, *, replacing: bool = Fals
     editor.known  # noqa: B018 - read it now: an error of Kafka concerns no single entry
     rows = [_row_of(source, editor, found, replacing) for found in source.entries]
     if not dry_run:
+        if editor.app.conf.get("neli_entry_limit") is not None:
+            names = [row.edit.name for row in rows if row.edit is not None and row.name not in editor.static]
+            check_limit(editor.app, names, editor.read)  # before any state is written
         # The states come first: a leading beat would make one of its own for a definition without a state.
         editor.write([row.state for row in rows if row.state is not None])
         editor.change(*(row.edit for row in rows if row.edit is not None))
