@@ -17,6 +17,7 @@ from celery_neli.printable import printable
 from celery_neli.schedule.slots import has_slots, next_slot, nominal, shift_of
 from celery_neli.schedule_topic.codec import ENTRY, PAUSE, STATE, Kind, State, decode_definition, decode_state
 from celery_neli.schedule_topic.pauses import effective
+from celery_neli.schedule_topic.rules import Pause, tags_of
 
 MOST_ENTRIES: Final = 200_000  # keys of the topic that are kept; further ones are not shown
 
@@ -154,7 +155,12 @@ class ScheduleIndex:
         if state == BROKEN:
             return broken
         found = known.definitions.get(name)
-        paused = found is not None and effective(found, (), self._clock()).paused
+        rules: list[Pause] = []
+        if editor.rules:
+            of = editor.static.get(name, found)
+            tags = tags_of(None if of is None else of.options)
+            rules = [each for each in editor.rules if each.fits(name, tags)]
+        paused = effective(found, rules, self._clock()).paused
         return not broken and paused == (state == PAUSED)
 
     def _add_state(self, name: str, value: bytes | None) -> None:

@@ -11,6 +11,7 @@ import pytest
 from celery_neli.history.records import RunRecord, SlotRecord
 from celery_neli.history.runs import Runs
 from celery_neli.schedule_topic.codec import Definition, State, encode_definition, encode_state
+from celery_neli.schedule_topic.rules import Pause, encode_pause
 from celery_neli.ui.run_index import BAD, DOUBT, OK, RUNNING, SENT, SKIPPED, RunIndex, kind_of
 from celery_neli.ui.schedule_index import ScheduleIndex
 from tests.ui.example import app_of
@@ -173,3 +174,16 @@ def test_an_entry_whose_pause_has_ended_by_itself_is_not_among_the_paused() -> N
     now[0] = 20.0
     assert "made" not in index.names(state="paused")
     assert "made" in index.names(state="active")
+
+
+def test_entries_that_a_pause_of_many_holds_are_among_the_paused() -> None:
+    now = [10.0]
+    night = {"task": "s", "schedule": 5.0, "options": {"neli_tags": ["night"]}}
+    index = ScheduleIndex(app_of(beat_schedule={"static": night}), clock=lambda: now[0])
+    for name, options in (("made", {"neli_tags": ["night"]}), ("other", {})):
+        index.add("e", name, encode_definition(Definition(task="t", schedule="PT1M", options=options)))
+    index.add("p", "1", encode_pause(Pause(id="1", of="tag", value="night", at=0.0, by="ann", until=20.0)))
+    assert index.names(state="paused") == ["made", "static"]
+    assert "other" in index.names(state="active")
+    now[0] = 20.0
+    assert index.names(state="paused") == []
