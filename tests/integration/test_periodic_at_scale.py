@@ -89,7 +89,7 @@ def test_no_change_is_lost_of_two_that_expect_nothing(app: Celery, kafka: str, g
 
 def test_a_batch_that_is_killed_leaves_whole_entries(app: Celery, kafka: str, group: str) -> None:
     """And the same batch again writes the others only."""
-    many = 20_000
+    many = 60_000
     process = user("batch", kafka, group, many)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

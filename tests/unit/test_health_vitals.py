@@ -199,6 +199,7 @@ def test_what_a_member_lacks() -> None:
 
 def test_a_workers_loop_may_wait_for_its_broker_and_a_solo_one_for_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another loop may not, and each turn of it is noted."""
+    monkeypatch.setattr(state, "active_requests", set())  # other tests may have left some
     leadership: Any = Process()
     anything: Any = object()
     solo, other = (InFlight(anything, leadership, anything, inline=inline) for inline in (True, False))

@@ -150,6 +150,10 @@ def test_a_thread_that_waits_too_long_says_so(topic: HeldTopic) -> None:
         topic.look(["a"], timeout=0.1)
 
 
+# gevent's hook of os.fork uses select(), which knows 1,024 files; the process of all unit tests may have more.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*_after_fork_in_parent:pytest.PytestUnraisableExceptionWarning"
+)
 def test_a_forked_child_uses_a_session_of_its_own(topic: HeldTopic) -> None:
     """The parent's is not touched, also when the child ends; both go on."""
     topic.write([entry("a", "1")])

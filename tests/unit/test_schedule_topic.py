@@ -258,6 +258,10 @@ def test_what_was_never_started_stops_at_once(config: Config) -> None:
     assert topic.drain() == {}
 
 
+# gevent's hook of os.fork uses select(), which knows 1,024 files; the process of all unit tests may have more.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in.*_after_fork_in_parent:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # that is the point
 def test_a_fork_touches_no_client(make: Make) -> None:
     """There it reads and writes nothing, returns at once and ends as any process."""
