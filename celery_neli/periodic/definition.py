@@ -25,6 +25,7 @@ from celery_neli.schedule.cron import cron
 from celery_neli.schedule.policies import OWN_OPTIONS, Overlap
 from celery_neli.schedule.slots import next_slot, shift_of
 from celery_neli.schedule_topic.codec import Definition, check_definition, check_name
+from celery_neli.schedule_topic.pauses import effective
 from celery_neli.schedule_topic.values import LATEST, check_made, check_plain, shown
 
 KEPT_OPTIONS, LONGEST_OPTIONS = 1024, 1024
@@ -175,9 +176,10 @@ def awake(definition: Definition, now: float) -> Definition:
     """Return a definition as it is ``now`` (Unix seconds): if the end of its pause has come, it is not paused, and
     slots up to that end never run.
     """
-    if not definition.paused or definition.until is None or definition.until > now:
+    standing = effective(definition, (), now)
+    if standing.paused == definition.paused:
         return definition
-    return replace(definition, paused=False, until=None, since=max(definition.since, definition.until))
+    return replace(definition, paused=False, until=None, since=standing.since)
 
 
 def moment(seconds: float) -> datetime:
